@@ -1,0 +1,189 @@
+"""Every path of a campaign, in one place: nobody else joins strings into paths.
+
+    runs/<campaign>/
+      campaign.yaml  ledger.h5  log.jsonl  hydra/round/r0001.yaml  vault/  code/<digest>/  image/
+      rounds/r0001/  config.yaml  plan.json  submitted.json  slurm/
+                     a0/attempt_00/...   a0.h5   evidence.json   decisions/00.json   closed.json
+
+The folder is the interface between stages. Files are written aside, synced and renamed (`write_file`), so that a name that exists
+is complete; a claim is an exclusive mkdir, a seal an exclusive create.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+
+ROUND = re.compile(r"r\d{4}")
+ARM = re.compile(r"a\d+")
+
+
+def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+    """Write whole or not at all: aside in the same folder, fsync, os.replace, fsync of the folder.
+
+    Raises WorkFailed when the disk is full or the folder cannot be written; the earlier file is then untouched.
+    """
+    payload = data.encode() if isinstance(data, str) else data
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, mode)
+        os.replace(aside, path)
+        aside = None
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise WorkFailed(f"cannot write {path}: {error.strerror}", "Free space or rights there, then run it again") from error
+    finally:
+        if aside is not None:
+            Path(aside).unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Raises NotFound when absent, IntegrityError when it is not whole JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise IntegrityError(f"{path} is not valid JSON ({error})") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """All complete lines; a last line without its newline is still being written and is left out."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    complete = text[: text.rfind("\n") + 1]
+    try:
+        return [json.loads(line) for line in complete.splitlines()]
+    except json.JSONDecodeError as error:
+        raise IntegrityError(f"{path} has a line that is not JSON ({error})") from error
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at an arm: `rounds/r0001/a3/attempt_00/`, made by the worker that claimed it and written by nobody else."""
+
+    folder: Path
+
+    claim = property(lambda self: self.folder / "claim.json")
+    phases = property(lambda self: self.folder / "phases.jsonl")
+    task_dir = property(lambda self: self.folder / "task")
+    trial_log = property(lambda self: self.folder / "trial.log")
+    judge_log = property(lambda self: self.folder / "judge.log")
+    progress = property(lambda self: self.folder / "progress.jsonl")
+    probe = property(lambda self: self.folder / "probe.json")
+    adapter_dir = property(lambda self: self.folder / "adapter")
+    saved_dir = property(lambda self: self.folder / "checkpoints")
+    sealed = property(lambda self: self.folder / "sealed.json")
+    completions_dir = property(lambda self: self.folder / "completions")
+    result = property(lambda self: self.folder / "result.h5")
+    interrupted = property(lambda self: self.folder / "interrupted.json")
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name.removeprefix("attempt_"))
+
+
+@dataclass(frozen=True)
+class Round:
+    """`rounds/r0001/`."""
+
+    folder: Path
+
+    config = property(lambda self: self.folder / "config.yaml")
+    plan = property(lambda self: self.folder / "plan.json")
+    submitted = property(lambda self: self.folder / "submitted.json")
+    slurm_dir = property(lambda self: self.folder / "slurm")
+    logs_dir = property(lambda self: self.folder / "logs")
+    meta_dir = property(lambda self: self.folder / "meta")
+    evidence = property(lambda self: self.folder / "evidence.json")
+    decisions_dir = property(lambda self: self.folder / "decisions")
+    closed = property(lambda self: self.folder / "closed.json")
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def number(self) -> int:
+        return int(self.name[1:])
+
+    def published(self, arm: str) -> Path:
+        return self.folder / f"{arm}.h5"
+
+    def attempts(self, arm: str) -> list[Attempt]:
+        folders = (self.folder / arm).glob("attempt_*")
+        return sorted((Attempt(folder) for folder in folders), key=lambda attempt: attempt.number)
+
+    def claim_attempt(self, arm: str) -> Attempt:
+        """The next free attempt, by exclusive mkdir: of two workers that ask at once each gets its own."""
+        while True:
+            taken = self.attempts(arm)
+            attempt = Attempt(self.folder / arm / f"attempt_{taken[-1].number + 1 if taken else 0:02d}")
+            try:
+                attempt.folder.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise WorkFailed(f"cannot claim {attempt.folder}: {error.strerror}") from error
+            return attempt
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """`runs/<campaign>/`; the only class that knows where things are."""
+
+    folder: Path
+
+    frozen = property(lambda self: self.folder / "campaign.yaml")
+    ledger = property(lambda self: self.folder / "ledger.h5")
+    log = property(lambda self: self.folder / "log.jsonl")
+    hydra_dir = property(lambda self: self.folder / "hydra")
+    vault = property(lambda self: self.folder / "vault")
+    seeds = property(lambda self: self.folder / "vault" / "seeds.json")
+    signing_key = property(lambda self: self.folder / "vault" / "signing_key.pem")
+    dev_dir = property(lambda self: self.folder / "vault" / "dev")
+    code_dir = property(lambda self: self.folder / "code")
+    image = property(lambda self: self.folder / "image" / "substrate.sqsh")
+
+    @classmethod
+    def at(cls, folder: str | Path) -> Campaign:
+        return cls(Path(folder).absolute())
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def overrides(self, round_name: str) -> Path:
+        return self.hydra_dir / "round" / f"{round_name}.yaml"
+
+    def known_rounds(self) -> list[str]:
+        """Rounds that have overrides, in order: those that ran and the one that is next."""
+        return sorted(path.stem for path in (self.hydra_dir / "round").glob("r*.yaml"))
+
+    def round(self, name: str) -> Round:
+        if not ROUND.fullmatch(name):
+            raise ConfigError(f"'{name}' is not a round", "Rounds are named r0001, r0002, ...")
+        return Round(self.folder / "rounds" / name)
+
+    def frozen_rounds(self) -> Iterable[Round]:
+        return (Round(path.parent) for path in sorted((self.folder / "rounds").glob("r*/plan.json")))
