@@ -1,0 +1,44 @@
+"""The expected failures of a substrate process: one sentence on stderr and an exit code, as docs/contract.md asks.
+
+    0 done   64 the task file or the command line is wrong   65 the data are wrong, or the loss is not finite
+    75 stopped on request with the state saved: start me again
+
+Whatever else is raised is a crash: Python prints the traceback and exits with 1.
+"""
+
+import sys
+from collections.abc import Callable
+
+
+class SubstrateError(Exception):
+    """Base of the expected failures. The message is one line: what came; what is valid."""
+
+    exit_code = 1
+
+
+class UsageError(SubstrateError):
+    """A wrong command line, task file or configuration."""
+
+    exit_code = 64
+
+
+class DataError(SubstrateError):
+    """A wrong input file, or a loss that is not finite."""
+
+    exit_code = 65
+
+
+class Stopped(SubstrateError):
+    """The stop file was seen and the state is saved. Not a failure: the caller may start the same task again."""
+
+    exit_code = 75
+
+
+def exit_code_of(main: Callable[[], None]) -> int:
+    """Runs `main`; an expected failure becomes its line on stderr and its exit code, success 0."""
+    try:
+        main()
+    except SubstrateError as error:
+        print(f"error: {error}" if error.exit_code != Stopped.exit_code else str(error), file=sys.stderr)
+        return error.exit_code
+    return 0
