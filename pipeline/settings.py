@@ -1,0 +1,281 @@
+"""Composed configuration -> typed `Settings`: the one door of hydra and omegaconf.
+
+`hydra_conf/` (or the copy frozen into a campaign) is composed by Hydra as plain YAML and merged once into the dataclasses below, so
+that an unknown key, a wrong type or a value out of range is named here, before anything is submitted. Behind this border the
+rest of the pipeline sees dataclasses; a substrate process gets the same values as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError
+from pipeline.records import Axis, Policy, Setting
+
+SOURCE = Path(__file__).resolve().parent.parent / "hydra_conf"
+"""Beside the package: in the checkout, and in the frozen code of a campaign."""
+
+
+@dataclass
+class Model:
+    """Sizes of a Nemotron-H model; `pattern` has one letter a layer: M Mamba-2, E mixture of experts, * attention."""
+
+    name: str
+    pattern: str
+    hidden_size: int
+    vocab_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    attention_head_dim: int
+    mamba_num_heads: int
+    mamba_head_dim: int
+    mamba_state_dim: int
+    mamba_num_groups: int
+    mamba_conv_kernel: int
+    mamba_chunk_size: int
+    num_experts: int
+    moe_top_k: int
+    moe_ffn_size: int
+    moe_shared_expert_ffn_size: int
+    moe_router_scaling: float
+    norm_eps: float
+    max_sequence_length: int  # tokens
+    dtype: str  # float32 or bfloat16
+    weights: str  # path inside the image
+
+
+@dataclass
+class Lora:
+    """`targets` are module names as the published checkpoint has them."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    targets: list[str]
+
+
+@dataclass
+class Recipe:
+    """How a trial trains; every field is explained in hydra_conf/recipe/ and checked again by the recipe in the image."""
+
+    method: str
+    num_steps: int
+    batch_size: int  # sequences a step, over all data-parallel ranks
+    sequence_length: int  # tokens, at most
+    learning_rate: float  # peak
+    weight_decay: float
+    clip_norm: float
+    schedule: str
+    warmup_steps: int
+    min_lr_ratio: float
+    trace_style: str
+    lora: Lora
+    mix: dict[str, float]
+
+
+@dataclass
+class Parallelism:
+    """Ranks along each axis; `judge_tp` is the tensor parallelism of decoding."""
+
+    tp: int
+    pp: int
+    ep: int
+    cp: int
+    dp: int
+    judge_tp: int
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
+
+
+@dataclass
+class Tasks:
+    """Which puzzles at which level, how many, and the decoding limits."""
+
+    level: str
+    families: list[str]
+    num_train_per_family: int
+    num_dev_per_family: int
+    num_fresh_per_family: int
+    max_new_tokens: int
+    decode_batch_size: int
+
+
+@dataclass
+class Cluster:
+    """Where a round runs. Empty strings leave the site's default."""
+
+    kind: str  # local or slurm
+    scratch_dir: str  # node-local; empty: $TMPDIR or /tmp
+    gpus_per_node: int
+    cpus_per_task: int
+    mem_gb: int  # 0: the site's default
+    time_limit_minutes: int
+    signal_lead_seconds: int  # USR2 this long before the limit
+    stall_minutes: int  # no step for this long: the trial is killed
+    arms_at_once: int  # 0: as many as fit
+    partition: str
+    account: str
+    qos: str
+    reservation: str
+    constraint: str
+    setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
+
+
+@dataclass
+class AxisSetting:
+    name: str
+    key: str
+    kind: str
+    low: str = ""
+    high: str = ""
+    choices: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SettingEntry:
+    key: str
+    value: str
+
+
+@dataclass
+class PolicySetting:
+    axes: list[AxisSetting]
+    standing: list[SettingEntry] = field(default_factory=list)
+    dead_ends: list[SettingEntry] = field(default_factory=list)
+
+
+@dataclass
+class Settings:
+    """A whole round's configuration; `round` is empty where only the campaign's defaults were composed."""
+
+    model: Model
+    recipe: Recipe
+    parallelism: Parallelism
+    tasks: Tasks
+    cluster: Cluster
+    policy: PolicySetting
+    seed: int
+    round: str = ""
+    arm: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: Path | None = None) -> Settings:
+    """Compose `campaign.yaml` of `source` under Hydra overrides; rounds written in `campaign_dir` are found as `+round=r0002`.
+
+    Raises ConfigError with Hydra's own sentence: an unknown group, option, key or a value that does not fit.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(source), version_base="1.3"):
+            return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error), "See hydra_conf/ for what there is, or `python -m pipeline round --help`") from error
+
+
+def search_path(campaign_dir: Path | None) -> list[str]:
+    """The override that lets Hydra find the rounds written in a campaign, as a list to put before the others."""
+    return [f"hydra.searchpath=[file://{campaign_dir}/hydra]"] if campaign_dir else []
+
+
+def typed(config: Any) -> Settings:
+    """Merge plain configuration into the dataclasses. Raises ConfigError for an unknown key or a wrong type."""
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error), "Compare with the files in hydra_conf/") from error
+    assert isinstance(settings, Settings)
+    _check(settings)
+    return settings
+
+
+def load(path: Path) -> Settings:
+    """Read a frozen `config.yaml`."""
+    from omegaconf import OmegaConf
+
+    return typed(OmegaConf.load(path))
+
+
+def to_yaml(settings: Settings) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(settings.to_dict()))
+
+
+def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings:
+    """Settings with dotted keys replaced, typed and checked again. Raises ConfigError for a key that does not exist."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = OmegaConf.structured(settings)
+    for key, value in overrides:
+        if OmegaConf.select(config, key, default=None) is None:
+            raise ConfigError(f"{key} is not a configuration key", "Compare with the files in hydra_conf/")
+        try:
+            OmegaConf.update(config, key, value)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key}={value}: {_one_line(error)}") from error
+    changed = OmegaConf.to_object(config)
+    assert isinstance(changed, Settings)
+    _check(changed)
+    return changed
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The policy as a record."""
+    pairs = {name: tuple((s.key, s.value) for s in getattr(settings.policy, name)) for name in ("standing", "dead_ends")}
+    axes = tuple(Axis(a.name, a.key, a.kind, a.low, a.high, tuple(a.choices)) for a in settings.policy.axes)
+    return Policy(axes=axes, **pairs)
+
+
+def keys(value: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted leaf key of a settings object."""
+    for item in fields(value):
+        content = getattr(value, item.name)
+        yield from keys(content, f"{prefix}{item.name}.") if is_dataclass(content) else (f"{prefix}{item.name}",)
+
+
+def _check(settings: Settings) -> None:
+    """Ranges that a type cannot say."""
+    recipe, tasks, cluster = settings.recipe, settings.tasks, settings.cluster
+    rules = [
+        (settings.model.dtype in ("float32", "bfloat16"), "model.dtype", settings.model.dtype, "float32 or bfloat16"),
+        (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
+        (bool(tasks.families), "tasks.families", tasks.families, "at least one family"),
+        (cluster.kind in ("local", "slurm"), "cluster.kind", cluster.kind, "local or slurm"),
+        (set(recipe.mix) <= set(tasks.families), "recipe.mix", sorted(recipe.mix), f"shares of {tasks.families}"),
+        (min(recipe.mix.values()) >= 0 < sum(recipe.mix.values()), "recipe.mix", recipe.mix, "shares >= 0 that sum to more than 0"),
+        (recipe.learning_rate > 0, "recipe.learning_rate", recipe.learning_rate, "a number > 0"),
+        (recipe.num_steps > 0, "recipe.num_steps", recipe.num_steps, "an integer > 0"),
+        (recipe.batch_size > 0, "recipe.batch_size", recipe.batch_size, "an integer > 0"),
+        (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,
+         f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
+        (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
+        (1 <= recipe.lora.rank <= 32, "recipe.lora.rank", recipe.lora.rank, "1 to 32, the competition's limit"),
+        (all(n > 0 for n in (tasks.num_dev_per_family, tasks.num_fresh_per_family, tasks.max_new_tokens)), "tasks",
+         tasks, "numbers of items and tokens > 0"),
+    ]  # fmt: skip
+    for holds, key, found, valid in rules:
+        if not holds:
+            raise ConfigError(f"{key} = {found}", f"Valid: {valid}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
