@@ -1,0 +1,95 @@
+"""Policy -> eight arms. No I/O, no randomness: the same policy, round and campaign seed give the same plan anywhere.
+
+a0 is always the reference recipe under a new seed. Round 1 repeats it on its last arms, as many times as the constitution says.
+Every other arm is the standing recipe with one axis moved. Values come from the van der Corput sequence (radical inverse in a prime
+base per axis, as in Halton 1960), which fills a range evenly however many rounds a campaign lasts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from fractions import Fraction
+
+from pipeline.errors import ConfigError
+from pipeline.records import NUM_ARMS, Arm, Axis, Policy, Setting
+
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+EXACT = Context(prec=28, rounding=ROUND_HALF_EVEN)
+
+
+def radical_inverse(index: int, base: int) -> Fraction:
+    """Digits of `index` in `base`, mirrored at the point: 1, 2, 3, 4 in base 2 -> 1/2, 1/4, 3/4, 1/8."""
+    value, scale = Fraction(0), Fraction(1, base)
+    while index:
+        index, digit = divmod(index, base)
+        value += digit * scale
+        scale /= base
+    return value
+
+
+def axis_value(axis: Axis, index: int, base: int) -> str:
+    """The index-th value (from 1) of an axis, three significant digits, as a plain decimal string."""
+    place = radical_inverse(index, base)
+    if axis.kind == "choice":
+        return axis.choices[(index - 1) % len(axis.choices)]
+    low, high = Decimal(axis.low), Decimal(axis.high)
+    with localcontext(EXACT):
+        share = Decimal(place.numerator) / Decimal(place.denominator)
+        if axis.kind == "log":
+            value = (low.ln() + share * (high.ln() - low.ln())).exp()
+        elif axis.kind in ("linear", "int"):
+            value = low + share * (high - low)
+        else:
+            raise ConfigError(f"axis {axis.name} has kind {axis.kind!r}", "Valid: log, linear, int, choice")
+        if axis.kind == "int":
+            return str(int(value.to_integral_value()))
+        rounded = Context(prec=3, rounding=ROUND_HALF_EVEN).plus(value)
+        return format(min(max(rounded, low), high).normalize(), "f")
+
+
+def arm_seed(campaign_seed: int, round_name: str, arm: str) -> int:
+    """A 31-bit seed from sha256: independent between arms and rounds, the same on every machine."""
+    digest = hashlib.sha256(f"{campaign_seed}/{round_name}/{arm}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def move(policy: Policy, axis: Axis, round_number: int, base: int) -> Setting:
+    """The setting that an axis takes in a round: the next of its values that is neither standing nor a dead end."""
+    taken = {*policy.standing, *policy.dead_ends}
+    tries = 1 + len(taken) + len(axis.choices)
+    for index in range(round_number, round_number + tries):
+        setting = (axis.key, axis_value(axis, index, base))
+        if setting not in taken:
+            return setting
+    raise ConfigError(f"axis {axis.name} has no value left that is not standing or a dead end", "Give it a wider range")
+
+
+def make_arms(policy: Policy, round_number: int, campaign_seed: int, num_replicates: int) -> tuple[Arm, ...]:
+    """The eight arms of a round; `num_replicates` of them repeat the reference recipe besides a0."""
+    num_axes = NUM_ARMS - 1 - num_replicates
+    if len(policy.axes) < num_axes:
+        raise ConfigError(f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_axes}")
+    round_name = f"r{round_number:04d}"
+
+    def seed(index: int) -> int:
+        return arm_seed(campaign_seed, round_name, f"a{index}")
+
+    arms = [Arm(0, "anchor", seed(0), replicate_of="reference")]
+    for index, axis in enumerate(policy.axes[:num_axes], start=1):
+        setting = move(policy, axis, round_number, PRIMES[index - 1])
+        arms.append(Arm(index, "axis", seed(index), without(policy.standing, setting[0]) + (setting,), axis=axis.name))
+    for index in range(len(arms), NUM_ARMS):
+        arms.append(Arm(index, "replicate", seed(index), replicate_of="reference"))
+    return tuple(arms)
+
+
+def reference_arms(campaign_seed: int) -> tuple[Arm, ...]:
+    """r0000: the reference (the a0 recipe, trained once) and the base (the image as it is, zero-shot)."""
+    return (Arm(0, "reference", arm_seed(campaign_seed, "r0000", "a0")), Arm(1, "base", 0))
+
+
+def without(settings: Sequence[Setting], key: str) -> tuple[Setting, ...]:
+    """Settings less those of one key."""
+    return tuple(setting for setting in settings if setting[0] != key)
