@@ -1,8 +1,9 @@
 """Evidence + articles -> Decision, and the policy that follows from it. Exact arithmetic, no I/O.
 
 The rule of article 7: an axis is kept when lift > z * sqrt(item variance + 2 * seed variance) on fresh items, that is when lift > 0
-and lift^2 > z^2 * variance, which needs no square root. Of several the largest lift wins, ties go to the lower arm. An axis that
-is as far below the reference becomes a dead end. Below the quorum nothing is decided at all.
+and lift^2 > z^2 * variance, which needs no square root. The lift is over the recipe that the axis moved from: the reference, or this
+round's run of the standing recipe once there is one. Of several the largest lift wins, ties go to the lower arm. An axis that
+is as far below becomes a dead end. Below the quorum nothing is decided at all.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.constitution import Constitution
-from pipeline.plan import without
-from pipeline.records import Arm, Decision, Evidence, Lift, Policy
+from pipeline.records import Arm, Decision, Evidence, Lift, Policy, with_setting
 
 
 def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitution: Constitution) -> Decision:
@@ -25,8 +25,9 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
         what = ", ".join(f"{arm} {why}" for arm, why in missing.items())
         reason = f"article 3: {len(scored)} of {len(ours)} arms have a score, {constitution.quorum} are needed; missing: {what}"
         return Decision(evidence.round, "undecided", None, policy.standing, policy.dead_ends, (reason,))
-    if not evidence.outcomes[0].scored("fresh"):
-        reason = "article 7: the reference has no score on this round's fresh items"
+    baseline = "standing" if policy.standing else "reference"
+    if not any(lift.baseline == baseline and lift.item_set == "fresh" for lift in evidence.lifts):
+        reason = f"article 7: the {baseline} recipe has no score on this round's fresh items"
         return Decision(evidence.round, "undecided", None, policy.standing, policy.dead_ends, (reason,))
 
     reasons = [f"article 3: {len(scored)} of {len(ours)} arms have a score"]
@@ -34,12 +35,12 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
     kept: Lift | None = None
     dead_ends = list(policy.dead_ends)
     for name in scored:
-        lift = evidence.lift(name, "fresh")
+        lift = evidence.lift(name, baseline, "fresh")
         if arms[name].role != "axis" or lift is None:
             continue
         verdict = compare(lift, evidence.seed_variance, constitution)
         setting = arms[name].overrides[-1]
-        reasons.append(f"article 7: {name} ({setting[0]}={setting[1]}) fresh lift {show(lift.mean)} is {verdict}")
+        reasons.append(f"article 7: {name} ({setting[0]}={setting[1]}) fresh lift {show(lift.mean)} over the {baseline} is {verdict}")
         if verdict == "above noise" and (kept is None or lift.mean > kept.mean):
             kept = lift
         if verdict == "below noise" and setting not in dead_ends:
@@ -49,7 +50,7 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
         reasons.append("article 7: no axis is above noise; the standing recipe stays")
     else:
         moved = arms[kept.arm].overrides[-1]
-        standing = without(standing, moved[0]) + (moved,)
+        standing = with_setting(standing, moved)
         reasons.append(f"article 8: {kept.arm}'s {moved[0]}={moved[1]} joins the standing recipe")
     return Decision(evidence.round, "decided", kept.arm if kept else None, standing, tuple(dead_ends), tuple(reasons))
 

@@ -1,19 +1,19 @@
 """Policy -> eight arms. No I/O, no randomness: the same policy, round and campaign seed give the same plan anywhere.
 
-a0 is always the reference recipe under a new seed. Round 1 repeats it on its last arms, as many times as the constitution says.
-Every other arm is the standing recipe with one axis moved. Values come from the van der Corput sequence (radical inverse in a prime
+a0 is always the reference recipe under a new seed. Round 1 repeats it on its last arms, as many times as the constitution says; once a
+standing recipe differs from the reference, the last arm runs it unchanged, so that a moved axis is compared with what it moved
+from. Every other arm is the standing recipe with one axis moved. Values come from the van der Corput sequence (radical inverse in a prime
 base per axis, as in Halton 1960), which fills a range evenly however many rounds a campaign lasts.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from fractions import Fraction
 
 from pipeline.errors import ConfigError
-from pipeline.records import NUM_ARMS, Arm, Axis, Policy, Setting
+from pipeline.records import NUM_ARMS, Arm, Axis, Policy, Setting, with_setting
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 EXACT = Context(prec=28, rounding=ROUND_HALF_EVEN)
@@ -67,7 +67,9 @@ def move(policy: Policy, axis: Axis, round_number: int, base: int) -> Setting:
 
 
 def make_arms(policy: Policy, round_number: int, campaign_seed: int, num_replicates: int) -> tuple[Arm, ...]:
-    """The eight arms of a round; `num_replicates` of them repeat the reference recipe besides a0."""
+    """The eight arms of a round; `num_replicates` of them repeat a recipe unchanged, besides a0."""
+    last = "standing" if policy.standing else "reference"
+    num_replicates = max(num_replicates, 1) if policy.standing else num_replicates
     num_axes = NUM_ARMS - 1 - num_replicates
     if len(policy.axes) < num_axes:
         raise ConfigError(f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_axes}")
@@ -77,19 +79,17 @@ def make_arms(policy: Policy, round_number: int, campaign_seed: int, num_replica
         return arm_seed(campaign_seed, round_name, f"a{index}")
 
     arms = [Arm(0, "anchor", seed(0), replicate_of="reference")]
-    for index, axis in enumerate(policy.axes[:num_axes], start=1):
-        setting = move(policy, axis, round_number, PRIMES[index - 1])
-        arms.append(Arm(index, "axis", seed(index), without(policy.standing, setting[0]) + (setting,), axis=axis.name))
+    first = (round_number - 1) * num_axes  # axes take turns where there are more of them than arms
+    for index in range(1, num_axes + 1):
+        number = (first + index - 1) % len(policy.axes)
+        axis = policy.axes[number]
+        setting = move(policy, axis, round_number, PRIMES[number])
+        arms.append(Arm(index, "axis", seed(index), with_setting(policy.standing, setting), axis=axis.name))
     for index in range(len(arms), NUM_ARMS):
-        arms.append(Arm(index, "replicate", seed(index), replicate_of="reference"))
+        arms.append(Arm(index, "replicate", seed(index), policy.standing, replicate_of=last))
     return tuple(arms)
 
 
 def reference_arms(campaign_seed: int) -> tuple[Arm, ...]:
     """r0000: the reference (the a0 recipe, trained once) and the base (the image as it is, zero-shot)."""
     return (Arm(0, "reference", arm_seed(campaign_seed, "r0000", "a0")), Arm(1, "base", 0))
-
-
-def without(settings: Sequence[Setting], key: str) -> tuple[Setting, ...]:
-    """Settings less those of one key."""
-    return tuple(setting for setting in settings if setting[0] != key)

@@ -21,12 +21,17 @@ Setting = tuple[str, str]
 """One override: a dotted configuration key and its value as a string, such as ("recipe.learning_rate", "0.0071")."""
 
 
+def with_setting(settings: tuple[Setting, ...], setting: Setting) -> tuple[Setting, ...]:
+    """Settings in which `setting` replaces what stood under its key, moved to the end."""
+    return tuple(other for other in settings if other[0] != setting[0]) + (setting,)
+
+
 @dataclass(frozen=True)
 class Arm:
     """One of the eight: which recipe, under which seed, and why it is in the plan.
 
     `overrides` apply to the reference recipe, in order. `axis` names the axis that an `axis` arm moves; its moved setting is
-    the last override. `replicate_of` names the recipe that this arm repeats ("reference" or an arm such as "r0002/a3").
+    the last override. `replicate_of` names the recipe that this arm repeats: "reference" or "standing".
     """
 
     index: int
@@ -113,12 +118,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lift:
-    """Score of an arm minus the reference's on the same items, with the variance of that difference (both exact).
+    """Score of an arm minus that of its baseline on the same items, with the variance of that difference (both exact).
 
-    `variance` is that of the item mean: sum of squared deviations of the paired differences / (n (n-1)).
+    `baseline` is "reference", or "standing" for a lift over this round's run of the standing recipe. `variance` is that of the item mean: sum of squared deviations of the paired differences / (n (n-1)).
     """
 
     arm: str
+    baseline: str
     item_set: str
     num_items: int
     mean: Fraction
@@ -135,8 +141,9 @@ class Evidence:
     num_replicates: int
     seed_variance: Fraction
 
-    def lift(self, arm: str, item_set: str) -> Lift | None:
-        return next((lift for lift in self.lifts if (lift.arm, lift.item_set) == (arm, item_set)), None)
+    def lift(self, arm: str, baseline: str, item_set: str) -> Lift | None:
+        wanted = (arm, baseline, item_set)
+        return next((lift for lift in self.lifts if (lift.arm, lift.baseline, lift.item_set) == wanted), None)
 
 
 @dataclass(frozen=True)

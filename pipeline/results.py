@@ -1,0 +1,132 @@
+"""HDF5, and its one door: the result file of an attempt and the ledger of a campaign.
+
+An attempt's `result.h5` (schema 1) has its facts as attributes and, where it was scored, one row an item:
+
+    /                      schema_version campaign round arm attempt role status exit_class traceback image_digest runtime_digest
+                           constitution_digest config_digest adapter_digest seed started_at finished_at gpu_seconds coverage host
+                           slurm_job_id
+    /items/<set>/          item_id family correct answer num_tokens truncated        set: dev, fresh
+    /train/                step loss grad_norm learning_rate tokens seconds
+    /completions/<set>     text, in item-id order
+
+`a3.h5` is a copy of the published attempt's file. `ledger.h5` is rebuilt whole from the arm files and replaced: the same arm files
+give the same bytes. Both are written aside and renamed, so that a name that exists is complete; what is not readable is refused.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.errors import IntegrityError
+from pipeline.layout import write_file
+from pipeline.records import Outcome
+
+SCHEMA = 1
+TEXT = h5py.string_dtype()
+
+ATTRIBUTES: dict[str, type] = {
+    "schema_version": int, "campaign": str, "round": str, "arm": str, "attempt": int, "role": str, "status": str, "exit_class": str,
+    "traceback": str, "image_digest": str, "runtime_digest": str, "constitution_digest": str, "config_digest": str,
+    "adapter_digest": str, "seed": int, "started_at": str, "finished_at": str, "gpu_seconds": float, "coverage": str,
+    "host": str, "slurm_job_id": str,
+}  # fmt: skip
+ITEM_COLUMNS = {"item_id": TEXT, "family": TEXT, "correct": "i1", "answer": TEXT, "num_tokens": "i4", "truncated": "i1"}
+TRAIN_COLUMNS = {"step": "i8", "loss": "f8", "grad_norm": "f8", "learning_rate": "f8", "tokens": "i8", "seconds": "f8"}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_result(
+    path: Path, attributes: Mapping[str, Any], items: Mapping[str, Rows], train: Rows, completions: Mapping[str, Sequence[str]]
+) -> None:
+    """Write one attempt. Raises WorkFailed when the disk is full, ValueError when an attribute is missing or surplus."""
+    if set(attributes) != set(ATTRIBUTES):
+        raise ValueError(f"result attributes differ from the schema in {set(attributes) ^ set(ATTRIBUTES)}")
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", track_order=False) as file:
+        for name in ATTRIBUTES:
+            file.attrs[name] = ATTRIBUTES[name](attributes[name])
+        for item_set in sorted(items):
+            _write_table(file.create_group(f"items/{item_set}"), items[item_set], ITEM_COLUMNS)
+        if train:
+            _write_table(file.create_group("train"), train, TRAIN_COLUMNS)
+        for item_set in sorted(completions):
+            data = np.array(completions[item_set], dtype=object)
+            file.create_dataset(f"completions/{item_set}", data=data, dtype=TEXT, track_times=False)
+    write_file(path, buffer.getvalue())
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Raises IntegrityError when the file is truncated, not HDF5, or of another schema."""
+    with _opened(path) as file:
+        return _attributes(path, file)
+
+
+def read_outcome(path: Path, result_digest: str) -> Outcome:
+    """One published result as the decision sees it. Raises IntegrityError as above, or when columns do not fit."""
+    with _opened(path) as file:
+        attributes = _attributes(path, file)
+        outcomes: dict[str, dict[str, str]] = {}
+        for item_set, table in file.get("items", {}).items():
+            try:
+                families = table["family"].asstr()[:]
+                marks = ["T" if cut else "1" if ok else "0" for ok, cut in zip(table["correct"][:], table["truncated"][:], strict=True)]
+            except (KeyError, ValueError, OSError, TypeError) as error:
+                raise IntegrityError(f"{path}: items/{item_set} cannot be read ({error})") from error
+            by_family: dict[str, list[str]] = {}
+            for family, mark in zip(families, marks, strict=True):
+                by_family.setdefault(family, []).append(mark)
+            outcomes[item_set] = {family: "".join(text) for family, text in sorted(by_family.items())}
+    names = ("arm", "role", "status", "exit_class", "adapter_digest")
+    return Outcome(**{name: attributes[name] for name in names}, result_digest=result_digest, outcomes=outcomes)
+
+
+def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:
+    """All item-level outcomes of all rounds: /<round>/<arm>/ with the attributes and items of each arm file, in name order."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", track_order=False) as ledger:
+        ledger.attrs["schema_version"] = SCHEMA
+        for round_name in sorted(rounds):
+            for arm in sorted(rounds[round_name]):
+                with _opened(rounds[round_name][arm]) as file:
+                    group = ledger.create_group(f"{round_name}/{arm}")
+                    for name, value in _attributes(rounds[round_name][arm], file).items():
+                        group.attrs[name] = value
+                    for item_set, table in file.get("items", {}).items():
+                        rows = {name: table[name][:] for name in ITEM_COLUMNS}
+                        _write_columns(group.create_group(f"items/{item_set}"), rows, ITEM_COLUMNS)
+    write_file(path, buffer.getvalue())
+
+
+def _write_table(group: h5py.Group, rows: Rows, columns: Mapping[str, Any]) -> None:
+    _write_columns(group, {name: [row[name] for row in rows] for name in columns}, columns)
+
+
+def _write_columns(group: h5py.Group, columns: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        data = np.array(columns[name], dtype=object if kind is TEXT else kind)
+        group.create_dataset(name, data=data, dtype=kind, track_times=False)
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        cure = "It is truncated or damaged; `python -m pipeline rerun` makes a new attempt" if path.exists() else "It was never published"
+        raise IntegrityError(f"{path} is not a readable HDF5 file ({error})", cure) from error
+
+
+def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
+    try:
+        found = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
+    except (KeyError, OSError) as error:
+        raise IntegrityError(f"{path} lacks what schema {SCHEMA} needs ({error})") from error
+    if found["schema_version"] != SCHEMA:
+        raise IntegrityError(f"{path} has schema {found['schema_version']}", f"This version reads {SCHEMA}")
+    return found
