@@ -1,0 +1,44 @@
+"""Make the tiny model's tokenizer: bytes, and the fixed sentences of chat form and puzzle templates as one token each.
+
+    python -m substrate.base.make_tokenizer substrate/base/tokenizer.json
+
+It is a byte-level BPE without merges: ids 0..2 are the special tokens, the next 256 the bytes, then one id per phrase. So every text can
+be written, a digit or a letter inside a puzzle is always one token (arithmetic and numerals go character by character), and a
+template of 200 characters costs two or three tokens instead of two hundred. Phrases come from the families; a new family's phrases get
+new ids at the end, so that the ids of existing weights stay.
+"""
+
+import argparse
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from substrate.tasks import FAMILIES
+from substrate.tokenizer import ASSISTANT_TURN, BOX, END_OF_THINKING, SUFFIX, USER_TURN
+
+SPECIAL = ("<unk>", "<s>", "</s>")  # the published file's names for ids 0, 1, 2; padding is <unk>
+
+
+def make_tokenizer() -> Tokenizer:
+    """Build the tokenizer; the same families always give the same file."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    chat = [USER_TURN, SUFFIX + ASSISTANT_TURN, END_OF_THINKING, BOX]
+    phrases = dict.fromkeys([*chat, *(phrase for family in FAMILIES.values() for phrase in family.PHRASES)])
+    tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in phrases])
+    return tokenizer
+
+
+def main() -> None:
+    """Write the file named on the command line."""
+    parser = argparse.ArgumentParser(description="Make the tiny model's tokenizer.json.")
+    parser.add_argument("path", type=Path, help="file to write")
+    parser.parse_args().path.write_text(make_tokenizer().to_str(pretty=True) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

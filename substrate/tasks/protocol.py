@@ -1,0 +1,58 @@
+"""What a puzzle family must offer, so that items, training data and tokenizer never know which family they handle.
+
+A family is a module with the names of `Family`: it can read a prompt into a typed puzzle, print the puzzle back byte for byte, draw a
+new one, solve one, and write down how. The solver sees only what the prompt shows, as a contestant does:
+
+    puzzle = roman.parse(prompt)          Puzzle(examples=((11, 'XI'), (15, 'XV')), query=38)
+    roman.render(puzzle) == prompt
+    roman.solve(puzzle)                   Solution(answer='XXXVIII', determined=True)
+    roman.trace(puzzle, 'stepwise')       '30 XXX\\n8 VIII\\nXXXVIII'
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+STYLES = ("short", "stepwise")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An answer in the printed form, and whether the prompt's examples leave no other answer that the scorer would take for different."""
+
+    answer: str
+    determined: bool
+
+
+class Family(Protocol):
+    """One kind of puzzle. Modules satisfy it; `Any` stands for the module's own frozen `Puzzle`."""
+
+    @property
+    def PHRASES(self) -> tuple[str, ...]:
+        """Fixed strings of the template: one token each in the tiny model's tokenizer."""
+
+    @property
+    def LEVELS(self) -> Mapping[str, Any]:
+        """Level name -> the generator's parameters; `full` follows the competition's rows, `small` suits the tiny model."""
+
+    def parse(self, prompt: str) -> Any:
+        """Read a prompt in the competition's form; ValueError for any other text."""
+
+    def render(self, puzzle: Any) -> str:
+        """Print the puzzle; inverse of `parse`, byte for byte."""
+
+    def generate(self, rng: random.Random, level: str) -> Any:
+        """Draw a puzzle whose answer is determined."""
+
+    def solve(self, puzzle: Any) -> Solution:
+        """Answer from the prompt's content alone."""
+
+    def trace(self, puzzle: Any, style: str) -> str:
+        """The reasoning before the answer; `stepwise` needs one small step per token, `short` leaves the steps to the reader."""
+
+
+def check_style(style: str) -> None:
+    """ValueError unless `style` is one of `STYLES`."""
+    if style not in STYLES:
+        raise ValueError(f"trace style {style!r}; valid: {', '.join(STYLES)}")

@@ -1,0 +1,108 @@
+"""Roman numerals: some numbers and their numerals, then a number to write.
+
+    In Alice's Wonderland, numbers are secretly converted into a different numeral system. Some examples are given below:
+    11 -> XI
+    94 -> XCIV
+    19 -> XIX
+    Now, write the number 38 in the Wonderland numeral system.          answer: XXXVIII
+
+In 1,414 real rows of the NVIDIA Nemotron Model Reasoning Challenge the numeral system is always the Roman one, the rows have 3, 4 or 5
+examples with equal frequency, and all numbers are uniform on 1..100, drawn with replacement (the question repeats an example in 4 %).
+"""
+
+import random
+import re
+from dataclasses import dataclass
+
+from substrate.tasks.protocol import Solution, check_style
+
+HEADER = (
+    "In Alice's Wonderland, numbers are secretly converted into a different numeral system. Some examples are given below:\n"
+)
+BECOMES = " -> "
+QUESTION = "\nNow, write the number "
+END = " in the Wonderland numeral system."
+PHRASES = (HEADER, BECOMES, QUESTION, END)
+
+_EXAMPLE = re.compile(r"([1-9]\d{0,3}) -> ([IVXLCDM]+)", re.ASCII)
+_QUERY = re.compile(r"[1-9]\d{0,3}", re.ASCII)
+_SYMBOLS = "IVXLCDM"
+# A digit as positions among (one, five, ten) of its place: 4 is one-five, 9 is one-ten.
+_SHAPES = ("", "0", "00", "000", "01", "1", "10", "100", "1000", "02")
+_LARGEST = 3999
+
+
+@dataclass(frozen=True)
+class Level:
+    """Parameters of `generate`."""
+
+    num_examples: tuple[int, int]  # fewest and most
+    largest: int  # numbers are uniform on 1..largest
+
+
+LEVELS = {"small": Level((2, 3), 39), "full": Level((3, 5), 100)}
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """Pairs of number and numeral, and the number asked for."""
+
+    examples: tuple[tuple[int, str], ...]
+    query: int
+
+
+def parse(prompt: str) -> Puzzle:
+    """Read a prompt in the competition's form; ValueError for any other text."""
+    body, question, query = prompt.removeprefix(HEADER).removesuffix(END).rpartition(QUESTION)
+    examples = [_EXAMPLE.fullmatch(line) for line in body.split("\n")]
+    if not question or not _QUERY.fullmatch(query) or not all(examples):
+        raise ValueError("not a prompt of family roman")
+    puzzle = Puzzle(tuple((int(match[1]), match[2]) for match in examples if match), int(query))
+    if render(puzzle) != prompt or puzzle.query > _LARGEST:
+        raise ValueError("not a prompt of family roman")
+    return puzzle
+
+
+def render(puzzle: Puzzle) -> str:
+    """Print the puzzle; inverse of `parse`, byte for byte."""
+    lines = "\n".join(f"{number}{BECOMES}{numeral}" for number, numeral in puzzle.examples)
+    return f"{HEADER}{lines}{QUESTION}{puzzle.query}{END}"
+
+
+def generate(rng: random.Random, level: str) -> Puzzle:
+    """Draw a puzzle; numbers may repeat, as they do in the real rows."""
+    rules = LEVELS[level]
+    numbers = [rng.randint(1, rules.largest) for _ in range(rng.randint(*rules.num_examples))]
+    return Puzzle(tuple((number, numeral(number)) for number in numbers), rng.randint(1, rules.largest))
+
+
+def solve(puzzle: Puzzle) -> Solution:
+    """Write the number in Roman numerals; determined where every example is written so."""
+    return Solution(numeral(puzzle.query), all(numeral(number) == written for number, written in puzzle.examples))
+
+
+def trace(puzzle: Puzzle, style: str) -> str:
+    """`stepwise` converts place by place and then joins: `30 XXX`, `8 VIII`, `XXXVIII`, a line each."""
+    check_style(style)
+    if style == "short":
+        return f"{puzzle.query}{BECOMES}{numeral(puzzle.query)}"
+    places = [f"{value} {part}" for value, part in _places(puzzle.query)]
+    return "\n".join([*places, numeral(puzzle.query)])
+
+
+def numeral(number: int) -> str:
+    """The Roman numeral of 1..3999."""
+    return "".join(part for _, part in _places(number))
+
+
+def _places(number: int) -> list[tuple[int, str]]:
+    """The non-zero decimal places, highest first, each with its numeral: 38 -> (30, XXX), (8, VIII)."""
+    if not 1 <= number <= _LARGEST:
+        raise ValueError(f"number {number}; valid: 1..{_LARGEST}")
+    digits = str(number)
+    places = []
+    for exponent, digit in zip(range(len(digits) - 1, -1, -1), map(int, digits), strict=True):
+        if digit:
+            part = "".join(_SYMBOLS[2 * exponent + int(position)] for position in _SHAPES[digit])
+            places.append((digit * 10**exponent, part))
+    return places

@@ -1,0 +1,172 @@
+"""Unit conversion: some measurements before and after an unknown factor, then one to convert.
+
+    In Alice's Wonderland, a secret unit conversion is applied to measurements. For example:
+    10.08 m becomes 6.69
+    17.83 m becomes 11.83
+    35.85 m becomes 23.79
+    Now, convert the following measurement: 25.09 m                     answer: 16.65
+
+In 1,437 real rows of the NVIDIA Nemotron Model Reasoning Challenge the unit is always m, the rows have 3, 4 or 5 examples with equal
+frequency, measurements are uniform on 5..50 with two decimals (printed as Python prints a float: 10.9, 13.0), the factor is uniform on
+0.5..2, not rounded, and results have two decimals. At level `small` the factor is a whole number, so that one digit finds it.
+
+The solver does what the trace writes down: long division of the first example, then long multiplication. That is within 0.25 % of
+the exact answer, where the scorer allows 1 %.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+
+from substrate.scoring import REL_TOLERANCE
+from substrate.tasks.protocol import Solution, check_style
+
+HEADER = "In Alice's Wonderland, a secret unit conversion is applied to measurements. For example:\n"
+BECOMES = " m becomes "
+QUESTION = "\nNow, convert the following measurement: "
+END = " m"
+PHRASES = (HEADER, BECOMES, QUESTION)
+
+_NUMBER = r"(?:0|[1-9]\d{0,5})\.\d{1,6}"
+_EXAMPLE = re.compile(rf"({_NUMBER}){BECOMES}({_NUMBER})", re.ASCII)
+_CENT = Decimal("0.01")
+_FACTOR_DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class Level:
+    """Parameters of `generate`: each number is uniform on the multiples of its step between its bounds."""
+
+    num_examples: tuple[int, int]  # fewest and most
+    measurement: tuple[str, str, str]  # lowest, highest, step
+    factor: tuple[str, str, str]  # lowest, highest, step
+
+
+LEVELS = {
+    "small": Level((2, 3), ("1", "9.5", "0.5"), ("2", "9", "1")),
+    "full": Level((3, 5), ("5", "50", "0.01"), ("0.5", "2", "0.000001")),
+}
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """Pairs of measurement and result, and the measurement asked for; decimals keep the digits as printed."""
+
+    examples: tuple[tuple[Decimal, Decimal], ...]
+    query: Decimal
+
+
+def parse(prompt: str) -> Puzzle:
+    """Read a prompt in the competition's form; ValueError for any other text."""
+    body, question, query = prompt.removeprefix(HEADER).removesuffix(END).rpartition(QUESTION)
+    examples = [_EXAMPLE.fullmatch(line) for line in body.split("\n")]
+    if not question or not re.fullmatch(_NUMBER, query, re.ASCII) or not all(examples):
+        raise ValueError("not a prompt of family unit_conversion")
+    puzzle = Puzzle(tuple((Decimal(match[1]), Decimal(match[2])) for match in examples if match), Decimal(query))
+    if render(puzzle) != prompt or not all(measurement for measurement, _ in puzzle.examples):
+        raise ValueError("not a prompt of family unit_conversion")
+    return puzzle
+
+
+def render(puzzle: Puzzle) -> str:
+    """Print the puzzle; inverse of `parse`, byte for byte."""
+    lines = "\n".join(f"{measurement:f}{BECOMES}{result:f}" for measurement, result in puzzle.examples)
+    return f"{HEADER}{lines}{QUESTION}{puzzle.query:f}{END}"
+
+
+def generate(rng: random.Random, level: str) -> Puzzle:
+    """Draw a puzzle; the factor is hidden, every number is printed as in the real rows."""
+    rules = LEVELS[level]
+    factor = _draw(rng, rules.factor)
+    # Decimal(str(float(...))) gives the digits that Python prints for the number: 10.90 -> 10.9, 13 -> 13.0.
+    count = rng.randint(*rules.num_examples) + 1
+    *measurements, query = (Decimal(str(float(_draw(rng, rules.measurement)))) for _ in range(count))
+    return Puzzle(tuple((measurement, _cents(measurement * factor)) for measurement in measurements), query)
+
+
+def solve(puzzle: Puzzle) -> Solution:
+    """Multiply by the first example's factor; determined where every factor that fits all examples scores as equal."""
+    answer = _cents(puzzle.query * _factor(puzzle))
+    half = _CENT / 2
+    lowest = max((result - half) / measurement for measurement, result in puzzle.examples) * puzzle.query
+    highest = min((result + half) / measurement for measurement, result in puzzle.examples) * puzzle.query
+    tolerance = Decimal(REL_TOLERANCE) * answer
+    return Solution(f"{answer:f}", lowest <= highest and answer - tolerance <= lowest and highest <= answer + tolerance)
+
+
+def trace(puzzle: Puzzle, style: str) -> str:
+    """`stepwise` writes long division, then long multiplication with carries, digit by digit.
+
+    With the factor 3 (level `small`):        With 0.6635 (level `full`):
+        13.50=4.5*3                               23.79=35.85*0 r 23.79
+        5*3=15 7*3+1=22                           237.90=35.85*6 r 22.80      ... and three more digits
+        22.50                                     factor 0.6635
+                                                  9*6=54 0*6+5=5 5*6+0=30 2*6+3=15 15.054 total 15.054      ...
+                                                  16.65
+    """
+    check_style(style)
+    factor = _factor(puzzle)
+    answer = f"{_cents(puzzle.query * factor):f}"
+    if style == "short":
+        return f"{puzzle.query:f}*{factor:f}={answer}"
+    measurement, result = puzzle.examples[0]
+    division = list(_long_division(result, measurement))
+    lines = [
+        f"{dividend:f}={measurement:f}*{digit}" + (f" r {remainder:f}" if remainder else "")
+        for dividend, digit, remainder in division
+    ]
+    if len(division) == 1:
+        lines.append(_digit_products(puzzle.query, division[0][1]))
+    else:
+        lines.append(f"factor {factor:f}")
+        lines.extend(_long_multiplication(puzzle.query, [digit for _, digit, _ in division]))
+    return "\n".join([*lines, answer])
+
+
+def _draw(rng: random.Random, grid: tuple[str, str, str]) -> Decimal:
+    lowest, highest, step = map(Decimal, grid)
+    return rng.randint(int(lowest / step), int(highest / step)) * step
+
+
+def _cents(value: Decimal) -> Decimal:
+    return value.quantize(_CENT, ROUND_HALF_UP)
+
+
+def _factor(puzzle: Puzzle) -> Decimal:
+    """Quotient of the first example, cut after four decimals."""
+    measurement, result = puzzle.examples[0]
+    digits = [digit for _, digit, _ in _long_division(result, measurement)]
+    return sum((Decimal(digit).scaleb(-place) for place, digit in enumerate(digits)), Decimal(0))
+
+
+def _long_division(dividend: Decimal, divisor: Decimal) -> Iterator[tuple[Decimal, int, Decimal]]:
+    """Dividend, quotient digit and remainder of each step, the whole part first; stops early where nothing remains."""
+    for _ in range(1 + _FACTOR_DECIMALS):
+        digit = int(dividend // divisor)
+        remainder = dividend - digit * divisor
+        yield dividend, digit, remainder
+        if not remainder:
+            return
+        dividend = (remainder * 10).quantize(remainder)  # keeps the number of decimals: 22.80 -> 228.00
+
+
+def _digit_products(number: Decimal, factor: int) -> str:
+    """`number` times one digit, from the right, with the carry: 7.5 * 3 -> `5*3=15 7*3+1=22`."""
+    steps: list[str] = []
+    carry = 0
+    for digit in map(int, reversed(f"{number:f}".replace(".", ""))):
+        product = digit * factor + carry
+        steps.append(f"{digit}*{factor}{f'+{carry}' if steps else ''}={product}")
+        carry = product // 10
+    return " ".join(steps)
+
+
+def _long_multiplication(number: Decimal, digits: list[int]) -> Iterator[str]:
+    """One line per digit of the factor: its digit products, the partial product, the running total."""
+    total = Decimal(0)
+    for place, digit in enumerate(digits):
+        partial = (number * digit).scaleb(-place)
+        total += partial
+        yield f"{_digit_products(number, digit)} {partial:f} total {total:f}"
