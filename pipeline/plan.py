@@ -9,7 +9,8 @@ base per axis, as in Halton 1960), which fills a range evenly however many round
 from __future__ import annotations
 
 import hashlib
-from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from collections.abc import Mapping
+from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, localcontext
 from fractions import Fraction
 
 from pipeline.errors import ConfigError
@@ -55,19 +56,36 @@ def arm_seed(campaign_seed: int, round_name: str, arm: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def move(policy: Policy, axis: Axis, round_number: int, base: int) -> Setting:
-    """The setting that an axis takes in a round: the next of its values that is neither standing nor a dead end."""
-    taken = {*policy.standing, *policy.dead_ends}
-    tries = 1 + len(taken) + len(axis.choices)
+def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Mapping[str, str]) -> Setting:
+    """The setting that an axis takes in a round: the next of its values that is neither what the standing recipe has nor a dead end.
+
+    `reference` is the value of every axis key in the reference recipe; the standing settings replace it.
+    """
+    current = {**reference, **dict(policy.standing)}[axis.key]
+    dead = {value for key, value in policy.dead_ends if key == axis.key}
+    tries = 2 + len(dead) + len(axis.choices)
     for index in range(round_number, round_number + tries):
-        setting = (axis.key, axis_value(axis, index, base))
-        if setting not in taken:
-            return setting
-    raise ConfigError(f"axis {axis.name} has no value left that is not standing or a dead end", "Give it a wider range")
+        value = axis_value(axis, index, base)
+        if value not in dead and not same_value(value, current):
+            return (axis.key, value)
+    raise ConfigError(f"axis {axis.name} has no value left that is neither standing nor a dead end", "Give it a wider range")
 
 
-def make_arms(policy: Policy, round_number: int, campaign_seed: int, num_replicates: int) -> tuple[Arm, ...]:
-    """The eight arms of a round; `num_replicates` of them repeat a recipe unchanged, besides a0."""
+def same_value(one: str, other: str) -> bool:
+    """Equal as numbers where both are numbers ("0.004" and "4e-3"), else as text."""
+    try:
+        return Decimal(one) == Decimal(other)
+    except InvalidOperation:
+        return one == other
+
+
+def make_arms(
+    policy: Policy, round_number: int, campaign_seed: int, num_replicates: int, reference: Mapping[str, str]
+) -> tuple[Arm, ...]:
+    """The eight arms of a round; `num_replicates` of them repeat a recipe unchanged, besides a0.
+
+    `reference` maps every axis key to its value in the reference recipe. Raises ConfigError when the axes do not suffice.
+    """
     last = "standing" if policy.standing else "reference"
     num_replicates = max(num_replicates, 1) if policy.standing else num_replicates
     num_axes = NUM_ARMS - 1 - num_replicates
@@ -83,7 +101,7 @@ def make_arms(policy: Policy, round_number: int, campaign_seed: int, num_replica
     for index in range(1, num_axes + 1):
         number = (first + index - 1) % len(policy.axes)
         axis = policy.axes[number]
-        setting = move(policy, axis, round_number, PRIMES[number])
+        setting = move(policy, axis, round_number, PRIMES[number], reference)
         arms.append(Arm(index, "axis", seed(index), with_setting(policy.standing, setting), axis=axis.name))
     for index in range(len(arms), NUM_ARMS):
         arms.append(Arm(index, "replicate", seed(index), policy.standing, replicate_of=last))

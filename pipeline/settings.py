@@ -7,8 +7,8 @@ rest of the pipeline sees dataclasses; a substrate process gets the same values 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +226,7 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
 
     config = OmegaConf.structured(settings)
     for key, value in overrides:
-        if OmegaConf.select(config, key, default=None) is None:
-            raise ConfigError(f"{key} is not a configuration key", "Compare with the files in hydra_conf/")
+        value_of(settings, key)
         try:
             OmegaConf.update(config, key, value)
         except OmegaConfBaseException as error:
@@ -245,11 +244,14 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(axes=axes, **pairs)
 
 
-def keys(value: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted leaf key of a settings object."""
-    for item in fields(value):
-        content = getattr(value, item.name)
-        yield from keys(content, f"{prefix}{item.name}.") if is_dataclass(content) else (f"{prefix}{item.name}",)
+def value_of(settings: Settings, key: str) -> str:
+    """The value under a dotted key, as text. Raises ConfigError for a key that does not exist."""
+    from omegaconf import OmegaConf
+
+    value = OmegaConf.select(OmegaConf.structured(settings), key, default=None)
+    if value is None:
+        raise ConfigError(f"{key} is not a configuration key", "Compare with the files in hydra_conf/")
+    return str(value)
 
 
 def _check(settings: Settings) -> None:
