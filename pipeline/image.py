@@ -1,23 +1,23 @@
-"""The substrate as one squashfs image: build, digest, verify, mount read-only, fork.
+"""The substrate as one squashfs image: digest, build, verify, mount read-only, fork.
 
-An image's identity is its tree digest: the sha256 over every path below the payload's root in byte order, with git's mode strings
-(`040755` folder, `100644` file, `100755` executable, `120000` symlink) and each file's sha256 or link target. Owner, time stamps,
-umask, hard links and compression do not enter it, so an unpacked copy, a kernel mount and a FUSE mount of one image agree.
-The sha256 of the .sqsh file only guards transport: it is in the manifest beside the image (`substrate.sqsh.json`), finds a flipped
-or missing byte before anything parses the file, and proves nothing about what the payload is.
+An image's identity is its tree digest: the sha256 over every path of the payload in byte order, with git's mode strings
+(`040755` folder, `100644` file, `100755` executable, `120000` symlink) and each file's sha256 or link target. Owners,
+times, umask, hard links and compression do not enter it, so an unpacked copy, a kernel mount and a FUSE mount agree.
+The sha256 of the .sqsh file only guards transport: it stands in the manifest beside the image (`substrate.sqsh.json`),
+finds a flipped or missing byte before anything parses the file, and proves nothing about what the payload is.
 
-What the node has decides how an image is mounted (`choose_backend`), and the choice is part of the returned record:
+What the node has decides how an image is mounted (`choose_backend`); the choice is part of the returned record.
 
-    loop        kernel squashfs; wants root of the machine
-    squashfuse  an ordinary user with /dev/fuse, inside its own user namespace
-    unpack      neither: unsquashfs to node-local scratch, bound read-only
+    loop        kernel squashfs, for root of the machine
+    squashfuse  for an ordinary user with /dev/fuse, inside a user namespace
+    unpack      with neither: unsquashfs to node-local scratch, bound read-only
 
-A fork is a writable view for one trial: a kernel overlay over the pristine mount, else fuse-overlayfs, else a plain copy. Its upper
-layer lives in node-local scratch, because Lustre and NFS cannot carry one.
+A fork is a writable view for one trial: a kernel overlay over the pristine mount, else fuse-overlayfs, else a plain
+copy. Its upper layer lies in node-local scratch, because Lustre and NFS cannot carry one.
 
-Everything here mounts into the private mount namespace of the calling process (`sandbox.enter_private_namespace`) and refuses to
-run outside one. Such mounts vanish with their last process; FUSE daemons are processes too and get SIGKILL when the thread that
-started them ends, so call from the main thread. Files in scratch outlive a SIGKILL; mounts do not.
+All mounts go into the private mount namespace of the calling process (`sandbox.enter_private_namespace`); outside one
+nothing is mounted. They vanish with the last process in it, and the FUSE daemons get SIGKILL when the thread that
+started them ends (so call from the main thread). Files in scratch outlive a SIGKILL; mounts do not.
 """
 
 import hashlib
@@ -38,17 +38,17 @@ from pipeline.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 BACKENDS = ("loop", "squashfuse", "unpack")
 FORK_BACKENDS = ("overlay", "fuse-overlayfs", "copy")
 MANIFEST_SCHEMA = 1
+MOUNT_OPTIONS = "nosuid,nodev"
+FUSE_START_SECONDS = 10.0
 
 # With these the bytes do not depend on run, thread count, owner, time, umask or hard links.
 BUILD_FLAGS = (
-    *("-noappend", "-quiet", "-no-progress", "-comp", "zstd"),
-    *("-all-root", "-mkfs-time", "0", "-all-time", "0", "-no-xattrs", "-no-exports", "-no-hardlinks", "-root-mode", "0755"),
+    *("-noappend", "-quiet", "-no-progress", "-comp", "zstd", "-no-xattrs", "-no-exports", "-no-hardlinks"),
+    *("-all-root", "-root-mode", "0755", "-mkfs-time", "0", "-all-time", "0"),
     *("-action", "chmod(0755)@type(d)"),
     *("-action", "chmod(0755)@type(f)&&perm(/u+x)"),
     *("-action", "chmod(0644)@type(f)&&!perm(/u+x)"),
 )
-MOUNT_OPTIONS = "nosuid,nodev"
-FUSE_START_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -71,23 +71,20 @@ class Mount:
     backend: str
 
     def verify(self) -> None:
-        """Read the whole tree again. Raises IntegrityError when it is no longer what it was mounted as."""
-        _expect(str(self.root), "tree digest", self.tree_digest, tree_digest(self.root))
+        """Read the whole tree again. Raises IntegrityError when it is not what it was mounted as."""
+        _expect(self.root, "tree digest", self.tree_digest, tree_digest(self.root))
 
 
 @dataclass(frozen=True)
 class Fork:
-    """A writable view of an image at `root`, made by `backend`. What is in it is never believed."""
+    """A writable view of an image at `root`, made by `backend`. Nothing in it is ever believed."""
 
     root: Path
     backend: str
 
 
 def tree_digest(root: Path) -> str:
-    """The identity of the payload below `root`.
-
-    Raises ConfigError when it holds anything but folders, regular files and symlinks.
-    """
+    """The identity of the payload below `root`. Raises ConfigError for a device, fifo or socket in it."""
     digest = hashlib.sha256()
     for name in _names(root):
         path = root / name
@@ -99,42 +96,42 @@ def tree_digest(root: Path) -> str:
         elif stat.S_ISREG(mode):
             kind, content = "100755" if mode & stat.S_IXUSR else "100644", _file_sha256(path)
         else:
-            raise ConfigError(f"{path} is a device, fifo or socket", "a payload holds folders, regular files and symlinks")
+            raise ConfigError(f"{path} is a device, fifo or socket", "a payload has folders, files and symlinks only")
         # Neither a path nor a link target can hold a NUL, so the fields cannot run into each other.
         digest.update(b"".join(os.fsencode(field) + b"\0" for field in (name, kind, content)))
     return digest.hexdigest()
 
 
 def build(payload_dir: Path, out_sqsh: Path) -> ImageInfo:
-    """Pack `payload_dir` into `out_sqsh` and its manifest; equal payloads give equal bytes.
+    """Pack `payload_dir` into `out_sqsh` and write its manifest beside it; equal payloads give equal bytes.
 
-    Both files are complete when they exist. The digest is taken from the folder: a payload that changes while it is packed gives an
-    image that its own manifest refuses at the first mount.
+    The tree digest is taken from the folder: a payload that changes while it is packed is refused at the first mount.
 
-    Raises ConfigError for a payload that cannot be packed, NotFound without mksquashfs, WorkFailed when it fails.
+    Raises NotFound without the folder or mksquashfs, ConfigError as `tree_digest`, WorkFailed when packing fails.
     """
     if not payload_dir.is_dir():
         raise NotFound(f"no payload folder {payload_dir}")
     digest = tree_digest(payload_dir)
     num_files = sum(stat.S_ISREG((payload_dir / name).lstat().st_mode) for name in _names(payload_dir))
+    builder = _run("mksquashfs", "-version").splitlines()[0]
     aside = out_sqsh.with_name(f".{out_sqsh.name}.{os.getpid()}")
     try:
         _run("mksquashfs", str(payload_dir), str(aside), *BUILD_FLAGS)
-        info = ImageInfo(digest, _file_sha256(aside), num_files, aside.stat().st_size, _builder_version())
+        info = ImageInfo(digest, _file_sha256(aside), num_files, aside.stat().st_size, builder)
         _publish(aside, out_sqsh)
+        # The manifest comes second: in between, the old one refuses the new image, which is the safe way round.
+        aside.write_text(json.dumps({"schema": MANIFEST_SCHEMA, **asdict(info)}, indent=1, sort_keys=True) + "\n")
+        _publish(aside, _manifest_path(out_sqsh))
     finally:
         aside.unlink(missing_ok=True)
-    # The manifest comes second: between the two renames the old manifest refuses the new image, which is the safe way round.
-    aside.write_text(json.dumps({"schema": MANIFEST_SCHEMA, **asdict(info)}, indent=1, sort_keys=True) + "\n")
-    _publish(aside, _manifest_path(out_sqsh))
     return info
 
 
 def show(sqsh: Path) -> ImageInfo:
-    """What the manifest beside `sqsh` claims. Raises NotFound without one, IntegrityError for one of another schema."""
+    """What the manifest beside `sqsh` claims. Raises NotFound without one, IntegrityError for an unknown schema."""
     path = _manifest_path(sqsh)
     if not path.is_file():
-        raise NotFound(f"no image manifest {path}", "build the image, or copy its .json along with it")
+        raise NotFound(f"no image manifest {path}", "copy the .json along with the image, or build it again")
     try:
         fields = json.loads(path.read_text())
         if fields.pop("schema") != MANIFEST_SCHEMA:
@@ -145,20 +142,21 @@ def show(sqsh: Path) -> ImageInfo:
 
 
 def verify(sqsh: Path, expected_tree_digest: str, scratch_dir: Path | None = None) -> ImageInfo:
-    """Check manifest, bytes and content of an image that is not mounted, by unpacking it into `scratch_dir` (default: TMPDIR).
+    """Check manifest, bytes and content of an image by unpacking it into `scratch_dir` (TMPDIR where None).
 
-    Raises IntegrityError naming the image, the expected and the found digest.
+    Raises IntegrityError naming the image, what was expected and what was found; NotFound without the image.
     """
     info = _verify_file(sqsh, expected_tree_digest)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch_dir) as folder:
         _unpack(sqsh, Path(folder, "payload"))
-        _expect(str(sqsh), "tree digest", expected_tree_digest, tree_digest(Path(folder, "payload")))
+        _expect(sqsh, "tree digest", expected_tree_digest, tree_digest(Path(folder, "payload")))
     return info
 
 
 def choose_backend() -> str:
-    """The fastest mount backend this node and user can have. A squashfs module that is not loaded counts as absent."""
-    if _is_machine_root() and Path("/dev/loop-control").exists() and "\tsquashfs\n" in Path("/proc/filesystems").read_text():
+    """The fastest mount backend that this node and user have. A kernel module that is not loaded counts as absent."""
+    has_squashfs = "\tsquashfs\n" in Path("/proc/filesystems").read_text()
+    if _is_machine_root() and has_squashfs and os.path.exists("/dev/loop-control"):
         return "loop"
     if shutil.which("squashfuse") and os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "squashfuse"
@@ -166,11 +164,12 @@ def choose_backend() -> str:
 
 
 @contextmanager
-def mounted(sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: str | None = None) -> Iterator[Mount]:
-    """The pristine image as a read-only mount below `scratch_dir`, verified on entry and, unless the body raised, on exit.
+def mounted(
+    sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: str | None = None
+) -> Iterator[Mount]:
+    """The pristine image, read-only below `scratch_dir`; verified on entry and, unless the body raised, on exit.
 
-    Raises IntegrityError naming the image, the expected and the found digest; ConfigError outside a private namespace; WorkFailed when
-    the backend fails.
+    Raises IntegrityError as `verify`, ConfigError outside a private namespace, WorkFailed when the backend fails.
     """
     backend = backend or choose_backend()
     _require_private_namespace()
@@ -180,15 +179,13 @@ def mounted(sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: s
         root = folder / "root"
         root.mkdir()
         if backend == "loop":
-            _run("mount", "-t", "squashfs", "-o", f"loop,ro,{MOUNT_OPTIONS}", str(sqsh), str(root))
-            stack.callback(_unmount, root)
+            _mount(stack, root, "-t", "squashfs", "-o", f"loop,ro,{MOUNT_OPTIONS}", str(sqsh))
         elif backend == "squashfuse":
-            # allow_other: the trial's uid reads this mount, and FUSE otherwise serves only the uid that mounted it.
-            _serve_fuse(stack, root, "squashfuse", "-f", "-o", f"ro,allow_other,{MOUNT_OPTIONS}", str(sqsh), str(root))
+            # allow_other: the trial's uid reads this mount too, and FUSE otherwise serves only the one that mounted it.
+            _serve_fuse(stack, root, "squashfuse", "-f", "-o", f"ro,allow_other,{MOUNT_OPTIONS}", str(sqsh))
         elif backend == "unpack":
             _unpack(sqsh, folder / "payload")
-            _run("mount", "--bind", str(folder / "payload"), str(root))
-            stack.callback(_unmount, root)
+            _mount(stack, root, "--bind", str(folder / "payload"))
             _run("mount", "-o", f"remount,bind,ro,{MOUNT_OPTIONS}", str(root))
         else:
             raise ConfigError(f"no mount backend {backend!r}", f"valid: {', '.join(BACKENDS)}")
@@ -200,72 +197,64 @@ def mounted(sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: s
 
 @contextmanager
 def forked(pristine: Mount, scratch_dir: Path, owner: int, backend: str | None = None) -> Iterator[Fork]:
-    """A fork of `pristine` in which uid `owner` may change everything; it is deleted on exit.
+    """A fork of `pristine` below `scratch_dir` in which uid `owner` may change everything; deleted on exit.
 
-    Raises WorkFailed when no backend (or not the named one) works here, ConfigError for an unknown one.
+    Raises ConfigError for an unknown backend, WorkFailed when the named one, or every one, fails here.
     """
     if backend is not None and backend not in FORK_BACKENDS:
         raise ConfigError(f"no fork backend {backend!r}", f"valid: {', '.join(FORK_BACKENDS)}")
-    candidates = FORK_BACKENDS if backend is None else (backend,)
-    with ExitStack() as stack:
-        root, used = _first_that_works(stack, pristine.root, scratch_dir, owner, candidates)
-        yield Fork(root, used)
-
-
-def _first_that_works(
-    stack: ExitStack, lower: Path, scratch_dir: Path, owner: int, candidates: tuple[str, ...]
-) -> tuple[Path, str]:
     failures = []
-    for backend in candidates:
-        with ExitStack() as attempt:
-            folder = _scratch_folder(attempt, scratch_dir, "fork-")
+    for candidate in FORK_BACKENDS if backend is None else (backend,):
+        with ExitStack() as stack:
+            folder = _scratch_folder(stack, scratch_dir, "fork-")
             try:
-                root = _fork_by(backend, attempt, lower, folder, owner)
+                _fork_by(candidate, stack, pristine.root, folder, owner)
             except (WorkFailed, NotFound) as error:
                 failures.append(str(error))
                 continue
-            stack.push(attempt.pop_all())
-            return root, backend
-    raise WorkFailed(f"no fork of {lower} in {scratch_dir}: {'; '.join(failures)}")
+            yield Fork(folder / "root", candidate)
+            return
+    raise WorkFailed(f"no fork of {pristine.root} in {scratch_dir}: {'; '.join(failures)}")
 
 
-def _fork_by(backend: str, stack: ExitStack, lower: Path, folder: Path, owner: int) -> Path:
+def _fork_by(backend: str, stack: ExitStack, lower: Path, folder: Path, owner: int) -> None:
     root, upper, work = folder / "root", folder / "upper", folder / "work"
     if backend == "copy":
-        # mksquashfs wrote 0755 and 0644, so the owner of the copy may write everywhere.
+        # The image holds only 0755 and 0644, so the owner of a copy may write everywhere in it.
         shutil.copytree(lower, root, symlinks=True)
         _give(root, owner)
-        return root
+        return
     for path in (root, upper, work):
         path.mkdir(mode=0o755)
-    layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    layers = f"lowerdir={lower},upperdir={upper},workdir={work},{MOUNT_OPTIONS}"
     if backend == "overlay":
-        # A user namespace may not write trusted.* attributes. With metacopy the change of owner below copies no file's content.
-        how = "metacopy=on" if _is_machine_root() else "userxattr"
-        _run("mount", "-t", "overlay", "-o", f"{layers},{how},{MOUNT_OPTIONS}", "overlay", str(root))
-        stack.callback(_unmount, root)
+        # A user namespace may not write trusted.* attributes. metacopy: the new owner below copies no file's content.
+        attributes = "metacopy=on" if _is_machine_root() else "userxattr"
+        _mount(stack, root, "-t", "overlay", "-o", f"{layers},{attributes}", "overlay")
         _give(root, owner)
     else:
-        options = f"{layers},squash_to_uid={owner},squash_to_gid={owner},allow_other,{MOUNT_OPTIONS}"
-        _serve_fuse(stack, root, "fuse-overlayfs", "-f", "-o", options, str(root))
-    return root
+        options = f"{layers},allow_other,squash_to_uid={owner},squash_to_gid={owner}"
+        _serve_fuse(stack, root, "fuse-overlayfs", "-f", "-o", options)
 
 
 def _give(root: Path, owner: int) -> None:
-    if owner == os.geteuid():
-        return
-    os.chown(root, owner, owner)
-    for name in _names(root):
-        os.chown(root / name, owner, owner, follow_symlinks=False)
+    if owner != os.geteuid():
+        for path in (root, *(root / name for name in _names(root))):
+            os.chown(path, owner, owner, follow_symlinks=False)
+
+
+def _mount(stack: ExitStack, root: Path, *arguments: str) -> None:
+    _run("mount", *arguments, str(root))
+    # Lazy: a mount in use leaves this namespace now, and the machine with its last user.
+    stack.callback(_run, "umount", "--lazy", str(root))
 
 
 def _serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
-    """Run a FUSE daemon in the foreground until `stack` closes. A daemon keeps its namespace alive, so it must not outlive us."""
+    """Run a FUSE daemon until `stack` closes; it keeps its namespace alive, so it must not outlive this process."""
     _require_program(command[0])
     with tempfile.TemporaryFile() as log:
-        daemon = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+        dies_with_us = ("setpriv", "--pdeathsig", "KILL")
+        daemon = subprocess.Popen([*dies_with_us, *command, root], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         stack.callback(daemon.wait)
         stack.callback(daemon.kill)
         deadline = time.monotonic() + FUSE_START_SECONDS
@@ -274,25 +263,25 @@ def _serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
                 log.seek(0)
                 raise WorkFailed(f"{command[0]} did not mount {root}: {log.read().decode(errors='replace').strip()}")
             time.sleep(0.005)
-        stack.callback(_unmount, root)
+    stack.callback(_run, "umount", "--lazy", str(root))
 
 
 def _verify_file(sqsh: Path, expected_tree_digest: str) -> ImageInfo:
     if not sqsh.is_file():
         raise NotFound(f"no image {sqsh}")
     info = show(sqsh)
-    _expect(str(sqsh), "tree digest in the manifest", expected_tree_digest, info.tree_digest)
-    _expect(str(sqsh), "sha256 of the file", info.sqsh_sha256, _file_sha256(sqsh))
+    _expect(sqsh, "tree digest in the manifest", expected_tree_digest, info.tree_digest)
+    _expect(sqsh, "sha256 of the file", info.sqsh_sha256, _file_sha256(sqsh))
     return info
 
 
-def _expect(name: str, what: str, expected: str, found: str) -> None:
+def _expect(path: Path, what: str, expected: str, found: str) -> None:
     if found != expected:
-        raise IntegrityError(f"{name}: {what} is {found}, expected {expected}", "build or copy the image again")
+        raise IntegrityError(f"{path}: {what} is {found}, expected {expected}", "copy or build the image again")
 
 
 def _names(root: Path) -> list[str]:
-    """Every path below `root`, relative, sorted by its bytes (a locale would sort differently from node to node)."""
+    """Every path below `root`, relative, sorted by its bytes: a locale would sort differently from node to node."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -312,10 +301,6 @@ def _manifest_path(sqsh: Path) -> Path:
     return sqsh.with_name(sqsh.name + ".json")
 
 
-def _builder_version() -> str:
-    return _run("mksquashfs", "-version").splitlines()[0]
-
-
 def _publish(aside: Path, path: Path) -> None:
     with open(aside, "rb") as file:
         os.fsync(file.fileno())
@@ -328,14 +313,9 @@ def _unpack(sqsh: Path, folder: Path) -> None:
 
 def _scratch_folder(stack: ExitStack, scratch_dir: Path, prefix: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_dir))
-    # Errors are ignored: what is left of a fork in scratch is a matter of space, and must not hide the outcome of a trial.
+    # Errors are ignored: left-overs in scratch cost space, and must not hide what became of the trial.
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def _unmount(root: Path) -> None:
-    # Lazy: a busy mount leaves this namespace now and the machine with its last user.
-    _run("umount", "--lazy", str(root))
 
 
 def _is_machine_root() -> bool:
@@ -347,15 +327,15 @@ def _require_private_namespace() -> None:
     try:
         shared = os.getpid() != 1 and os.readlink("/proc/1/ns/mnt") == os.readlink("/proc/self/ns/mnt")
     except OSError:
-        # Only root of the machine may look at pid 1; anybody else mounts nowhere but in a user namespace, where it is root.
+        # Only root of the machine may look at pid 1. Anybody else can mount in a user namespace alone, as its root.
         shared = os.geteuid() != 0
     if shared:
-        raise ConfigError("images are mounted only in a private mount namespace", "call sandbox.enter_private_namespace first")
+        raise ConfigError("an image is mounted in a private namespace only", "sandbox.enter_private_namespace first")
 
 
 def _require_program(name: str) -> None:
     if shutil.which(name) is None:
-        raise NotFound(f"no program {name}", "install squashfs-tools, squashfuse, fuse-overlayfs")
+        raise NotFound(f"no program {name}", "install squashfs-tools, squashfuse and fuse-overlayfs")
 
 
 def _run(program: str, *arguments: str) -> str:
