@@ -1,0 +1,92 @@
+"""Training methods: the registry from the name in a configuration (`recipe.method`) to the file that is the method.
+
+One file a method, read top to bottom: its configuration (a frozen dataclass whose fields are the keys of
+`hydra_conf/recipe/<method>.yaml`), what it trains, on which batches, with which loss, and what it saves. `substrate/train.py` owns the
+rest: ranks, steps, progress, stopping, checkpoints. To add a method, write its file, name it in METHODS, add its yaml.
+"""
+
+import importlib
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from substrate.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from substrate.data import Batch, Stream
+    from substrate.parallel import Parallel
+
+METHODS = {"sft_lora": ("substrate.recipes.sft_lora", "SftLora")}
+
+
+class Recipe(Protocol):
+    """What `substrate/train.py` asks of a method. The attributes are keys of every recipe, units as in sft_lora.py."""
+
+    num_steps: int
+    learning_rate: float
+    weight_decay: float
+    clip_norm: float
+    schedule: str
+    warmup_steps: int
+    min_lr_ratio: float
+    checkpoint_every: int
+
+    def stream(self, train_data: Path, tokenizer: Path, parallel: "Parallel", seed: int) -> "Stream":
+        """The batches of the run, the same on every rank but for the data-parallel slice."""
+        ...
+
+    def attach(self, model: "torch.nn.Module", seed: int) -> None:
+        """Adds the trainable parameters to a loaded base model and freezes the rest."""
+        ...
+
+    def loss(self, model: "torch.nn.Module", batch: "Batch") -> "torch.Tensor":
+        """This rank's part of the batch's loss; the parts of all data-parallel ranks add up to it."""
+        ...
+
+    def save(self, model: "torch.nn.Module", folder: Path, base: str) -> None:
+        """Writes the adapter (docs/contract.md). All ranks call it."""
+        ...
+
+
+def load_recipe(values: dict[str, Any]) -> Recipe:
+    """Builds the recipe that `values["method"]` names. Raises UsageError: an unknown method, or a key or value that it refuses."""
+    method = values.get("method")
+    if method not in METHODS:
+        raise UsageError(f"recipe.method {method!r}; valid are {', '.join(sorted(METHODS))}")
+    module, name = METHODS[method]
+    return read_fields(getattr(importlib.import_module(module), name), values, "recipe")
+
+
+def read_fields(cls: type, values: Any, where: str) -> Any:
+    """Makes the dataclass `cls` from a mapping: every field present, none unknown, each of its annotated type (int passes as float).
+
+    Nested dataclasses, `list[str]` and `dict[str, float]` are followed. Raises UsageError naming the key as `where.key`.
+    """
+    if not isinstance(values, dict):
+        raise UsageError(f"{where} is {values!r}; it is a mapping")
+    names = [field.name for field in fields(cls)]
+    for what, keys in (("unknown", set(values) - set(names)), ("missing", set(names) - set(values))):
+        if keys:
+            raise UsageError(f"{what} {', '.join(f'{where}.{key}' for key in sorted(keys))}; valid keys are {', '.join(names)}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _typed(hints[name], values[name], f"{where}.{name}") for name in names})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return read_fields(typing.cast(type, hint), value, where)
+    if isinstance(hint, types.GenericAlias):
+        container, inner = typing.get_origin(hint), typing.get_args(hint)[-1]
+        if isinstance(value, container):
+            if container is dict:
+                return {str(key): _typed(inner, item, f"{where}.{key}") for key, item in value.items()}
+            return [_typed(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
+    elif hint is float and type(value) is int:
+        return float(value)
+    elif type(value) is hint:
+        return value
+    raise UsageError(f"{where} is {value!r}; it is of type {getattr(hint, '__name__', hint)}")

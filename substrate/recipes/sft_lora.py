@@ -1,0 +1,126 @@
+"""Supervised fine-tuning of a LoRA on solved puzzles: the audited default, and the recipe of every round's anchor.
+
+The base model is frozen; low-rank pairs on its linear layers learn to write, after the prompt, the worked solution and the boxed answer of
+`data/train.jsonl`. The loss is the mean cross-entropy over the learned tokens of the batch: a long solution weighs more than a short one.
+
+LoRA: Hu et al., arXiv:2106.09685. y = W x + (alpha / rank) B A x, A random, B zero at the start, so step 0 is the base model.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from substrate.errors import DataError, UsageError
+from substrate.schedule import SHAPES
+
+if TYPE_CHECKING:
+    import torch
+
+    from substrate.data import Batch, Example, Stream
+    from substrate.parallel import Parallel
+    from substrate.tokenizer import Tokenizer
+
+TRACE_STYLES = ("stepwise", "short")  # stepwise: as the training file has it; short: written anew from the prompt
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Where the trainable pairs sit and how large they are."""
+
+    rank: int  # r, columns of B and rows of A
+    alpha: float  # the pair's output is scaled by alpha / rank
+    dropout: float  # share of the pair's inputs set to zero in training
+    targets: list[str]  # modules that get a pair, by their published names: substrate.model.lora.TARGETS
+
+    def __post_init__(self) -> None:
+        _require(self.rank >= 1, f"recipe.lora.rank {self.rank}; it is at least 1")
+        _require(self.alpha > 0, f"recipe.lora.alpha {self.alpha}; it is above 0")
+        _require(0 <= self.dropout < 1, f"recipe.lora.dropout {self.dropout}; it is from 0 to below 1")
+        _require(bool(self.targets), "recipe.lora.targets is empty; it names at least one module")
+
+
+@dataclass(frozen=True)
+class SftLora:
+    """The keys of hydra_conf/recipe/sft_lora.yaml."""
+
+    method: str  # the key of this file in substrate.recipes.METHODS
+    num_steps: int  # optimizer steps
+    batch_size: int  # sequences a step, over all data-parallel ranks
+    sequence_length: int  # tokens of an example at most; a longer one is refused
+    learning_rate: float  # peak
+    weight_decay: float  # AdamW's, decoupled
+    clip_norm: float  # L2 norm of the gradient over all trainable parameters, at most
+    schedule: str  # shape of the learning rate over the steps, one of substrate.schedule.SHAPES
+    warmup_steps: int  # steps until the peak
+    min_lr_ratio: float  # final learning rate over the peak
+    checkpoint_every: int  # steps between checkpoints
+    trace_style: str  # how much of the working is learned, one of TRACE_STYLES
+    lora: Lora
+    mix: dict[str, float] = field(hash=False)  # share of each family in the stream, normalised; a family left out is not trained on
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "sequence_length", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"recipe.{name} {getattr(self, name)}; it is at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            _require(getattr(self, name) > 0, f"recipe.{name} {getattr(self, name)}; it is above 0")
+        _require(self.weight_decay >= 0, f"recipe.weight_decay {self.weight_decay}; it is at least 0")
+        _require(self.schedule in SHAPES, f"recipe.schedule {self.schedule!r}; valid are {', '.join(SHAPES)}")
+        _require(self.trace_style in TRACE_STYLES, f"recipe.trace_style {self.trace_style!r}; valid are {', '.join(TRACE_STYLES)}")
+        _require(0 <= self.warmup_steps < self.num_steps, f"recipe.warmup_steps {self.warmup_steps}; from 0 to below num_steps")
+        _require(0 <= self.min_lr_ratio <= 1, f"recipe.min_lr_ratio {self.min_lr_ratio}; it is from 0 to 1")
+        _require(min(self.mix.values(), default=-1) >= 0 and sum(self.mix.values()) > 0, f"recipe.mix {self.mix}; shares >= 0, one > 0")
+
+    def stream(self, train_data: Path, tokenizer: Path, parallel: "Parallel", seed: int) -> "Stream":
+        """Mixed, masked, right-padded batches of the training file, this data-parallel rank's rows."""
+        from substrate.data import Stream, read_examples
+        from substrate.tokenizer import Tokenizer
+
+        encoder = Tokenizer.from_file(tokenizer)
+        return Stream(
+            read_examples(train_data),
+            self.mix,
+            lambda example: self._encode(example, encoder),
+            seed=seed,
+            num_steps=self.num_steps,
+            batch_size=self.batch_size,
+            sequence_length=self.sequence_length,
+            multiple=parallel.tp,
+            dp_rank=parallel.dp_rank,
+            dp_size=parallel.dp,
+        )
+
+    def attach(self, model: "torch.nn.Module", seed: int) -> None:
+        """Freezes the model and gives each target module its pair."""
+        from substrate.model import add_lora
+
+        add_lora(model, self.lora.rank, self.lora.alpha, self.lora.dropout, self.lora.targets, seed)
+
+    def loss(self, model: "torch.nn.Module", batch: "Batch") -> "torch.Tensor":
+        """Summed cross-entropy of this rank's learned tokens, over the number of learned tokens of the whole batch (nats)."""
+        from substrate.model import token_losses
+
+        summed, _ = token_losses(model, batch.tokens_BL, batch.labels_BL, batch.mask_BL)
+        return summed / batch.num_targets
+
+    def save(self, model: "torch.nn.Module", folder: Path, base: str) -> None:
+        """Writes the pairs, whole, in PEFT's names. All ranks call it."""
+        from substrate.model import save_adapter
+
+        save_adapter(model, folder, base)
+
+    def _encode(self, example: "Example", encoder: "Tokenizer") -> tuple[list[int], list[int]]:
+        from substrate.tasks import FAMILIES
+
+        try:
+            trace = example.trace
+            if self.trace_style == "short":
+                family = FAMILIES[example.family]
+                trace = family.trace(family.parse(example.prompt), "short")
+            return encoder.encode_prompt(example.prompt), encoder.encode_answer(trace, example.answer)
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{example.item_id} cannot be written as training tokens: {error}") from None
+
+
+def _require(valid: bool, message: str) -> None:
+    if not valid:
+        raise UsageError(message)
