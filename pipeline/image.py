@@ -220,21 +220,18 @@ def forked(pristine: Mount, scratch_dir: Path, owner: int, backend: str | None =
 def _fork_by(backend: str, stack: ExitStack, lower: Path, folder: Path, owner: int) -> None:
     root, upper, work = folder / "root", folder / "upper", folder / "work"
     if backend == "copy":
-        # The image holds only 0755 and 0644, so the owner of a copy may write everywhere in it.
         shutil.copytree(lower, root, symlinks=True)
-        _give(root, owner)
-        return
-    for path in (root, upper, work):
-        path.mkdir(mode=0o755)
-    layers = f"lowerdir={lower},upperdir={upper},workdir={work},{MOUNT_OPTIONS}"
-    if backend == "overlay":
-        # A user namespace may not write trusted.* attributes. metacopy: the new owner below copies no file's content.
-        attributes = "metacopy=on" if _is_machine_root() else "userxattr"
-        _mount(stack, root, "-t", "overlay", "-o", f"{layers},{attributes}", "overlay")
-        _give(root, owner)
     else:
-        options = f"{layers},allow_other,squash_to_uid={owner},squash_to_gid={owner}"
-        _serve_fuse(stack, root, "fuse-overlayfs", "-f", "-o", options)
+        for path in (root, upper, work):
+            path.mkdir(mode=0o755)
+        layers = f"lowerdir={lower},upperdir={upper},workdir={work},{MOUNT_OPTIONS}"
+        if backend == "overlay":
+            # A user namespace may not write trusted.* attributes. With metacopy, _give copies no file's content.
+            attributes = "metacopy=on" if _is_machine_root() else "userxattr"
+            _mount(stack, root, "-t", "overlay", "-o", f"{layers},{attributes}", "overlay")
+        else:
+            _serve_fuse(stack, root, "fuse-overlayfs", "-f", "-o", f"{layers},allow_other")
+    _give(root, owner)
 
 
 def _give(root: Path, owner: int) -> None:

@@ -188,7 +188,7 @@ def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, An
         "cpus_per_task": resources.cpus_per_task,
         "signal_delay_s": resources.signal_lead_seconds,
         "stderr_to_stdout": True,
-        "wckey": "",
+        "wckey": None,
         "setup": [*resources.setup, f"export PYTHONPATH={shlex.quote(str(code_dir))}"],
         "additional_parameters": {"requeue": True, **dict(resources.flags)},
     }

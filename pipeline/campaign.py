@@ -1,0 +1,97 @@
+"""A campaign's frozen facts and how a round joins them: what `init`, `round`, the workers and the meta job all check first.
+
+`campaign.yaml` is believed only where it equals the sealed `init` record; code, constitution and configuration only by digest. A
+plan is logged before its file is written, and its file before anything is submitted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import image, memory, seal, settings
+from pipeline.errors import IntegrityError, NotFound
+from pipeline.layout import Campaign, Round, read_json, write_file
+from pipeline.records import Plan
+
+
+def check_plan_fits(chosen: settings.Settings) -> None:
+    """Model, layout, adapter targets and axes against one another, before anything is made. Raises ConfigError."""
+    config = chosen.to_dict()
+    gpus = chosen.cluster.gpus_per_node if chosen.cluster.kind == "slurm" else None
+    memory.check_layout(config["model"], config["parallelism"], gpus)
+    memory.adapter_shapes(config["model"], chosen.recipe.lora.rank, chosen.recipe.lora.targets)
+    for axis in chosen.policy.axes:
+        settings.value_of(chosen, axis.key)
+
+
+def facts_of(campaign: Campaign) -> dict[str, Any]:
+    """The frozen facts of a campaign, checked against the constitution and code on disk. Raises IntegrityError, NotFound."""
+    if not campaign.frozen.exists():
+        raise NotFound(f"{campaign.folder} is not a campaign", "`python -m pipeline round DIR` makes one")
+    try:
+        facts: dict[str, Any] = yaml.safe_load(campaign.frozen.read_text())
+        logged = next(record["facts"] for record in seal.Log(campaign.log).records() if record["event"] == "init")
+    except (yaml.YAMLError, StopIteration, KeyError) as error:
+        raise IntegrityError(f"{campaign.frozen} or {campaign.log} is damaged ({error!r})") from error
+    if facts != logged:
+        raise IntegrityError(f"{campaign.frozen} differs from the sealed init record in {campaign.log.name}", "Restore it")
+    return facts
+
+
+def verified_code(campaign: Campaign, facts: Mapping[str, Any]) -> Path:
+    """The frozen code, its digest checked. Raises IntegrityError naming what came and what was frozen."""
+    folder = campaign.code_dir / facts["code_digest"][:16]
+    found = image.tree_digest(folder) if folder.is_dir() else "nothing"
+    if found != facts["code_digest"]:
+        raise IntegrityError(f"{folder} has digest {found[:16]}, frozen was {facts['code_digest'][:16]}", "Restore it from a copy")
+    return folder
+
+
+def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str) -> str:
+    """Log a plan, then write it and its configuration; returns the plan's digest. What is already there stays as it is."""
+    digest = seal.digest(frozen.to_json())
+    seal.Log(campaign.log).append_once("plan", round=frozen.round, plan_digest=digest, plan=frozen.to_json())
+    folder = campaign.round(frozen.round)
+    write_file(folder.config, config_yaml)
+    write_file(folder.plan, seal.canonical(frozen.to_json()))
+    return digest
+
+
+def write_overrides(campaign: Campaign, round_name: str, content: Mapping[str, Any]) -> None:
+    """One round's Hydra file. Everything in it is a string or a list of strings; no time, host or path."""
+    text = "# @package _global_\n" + yaml.safe_dump(dict(content), sort_keys=True, default_flow_style=False)
+    write_file(campaign.overrides(round_name), text)
+
+
+def is_operational(override: str) -> bool:
+    """Where a round runs may change between rounds; what it computes may not."""
+    return override.lstrip("+~").startswith(("cluster=", "cluster."))
+
+
+def runtime_digest() -> str:
+    """Digest of the Python and every installed package: their RECORD files hold the sha256 of each of their files."""
+    parts = [f"python {platform.python_version()}"]
+    for package in importlib.metadata.distributions():
+        record = hashlib.sha256((package.read_text("RECORD") or "").encode()).hexdigest()
+        parts.append(f"{package.metadata['Name']} {package.version} {record}")
+    return seal.digest(sorted(parts))
+
+
+def read_plan(folder: Round, expected_digest: str | None = None) -> tuple[Plan, str]:
+    """A frozen plan and its digest. Raises NotFound before it is frozen, IntegrityError when it is not the one that was expected."""
+    if not folder.plan.exists():
+        raise NotFound(f"round {folder.name} is not frozen", "`python -m pipeline round DIR --no-submit` freezes it")
+    frozen = Plan.from_json(read_json(folder.plan))
+    digest = seal.digest(frozen.to_json())
+    if expected_digest is not None and digest != expected_digest:
+        raise IntegrityError(f"{folder.plan} has digest {digest[:16]}, the job was given {expected_digest[:16]}", "Restore the plan")
+    if seal.digest_text(folder.config.read_text()) != frozen.config_digest:
+        raise IntegrityError(f"{folder.config} is not the configuration that {folder.plan.name} was frozen with", "Restore it")
+    return frozen, digest

@@ -1,0 +1,118 @@
+"""`init`: freeze a campaign before its first round, so that everything later can be checked against what stood at the start.
+
+Frozen are the substrate image, the code that will judge, the constitution, the configuration, the commitments to every secret seed
+and the public half of the signing key. The folder is made aside and renamed: a campaign that exists is whole. r0000 is planned
+here (the reference trained once, the base as it is); its two jobs run beside those of the first round.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from pipeline import constitution, image, plan, seal, settings
+from pipeline.campaign import check_plan_fits, freeze_plan, is_operational, runtime_digest, write_overrides
+from pipeline.errors import ConfigError, WorkFailed
+from pipeline.layout import Campaign, write_file
+from pipeline.records import Plan
+
+ROOT = Path(__file__).resolve().parent.parent
+FROZEN_CODE = ("pipeline", "constitution", "hydra_conf")
+SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
+TRAINING_SEED = 20260602
+"""Seed of the training puzzles in the image; public, unlike those of dev and fresh."""
+
+
+def init(campaign: Campaign, overrides: Sequence[str]) -> None:
+    """Make `campaign` and everything that must be fixed before round 1.
+
+    Raises ConfigError when it exists or the configuration does not fit, Refused and IntegrityError by the constitution.
+    """
+    if campaign.folder.exists():
+        raise ConfigError(f"{campaign.folder} exists", "Choose another name (CAMPAIGN=...), or remove it")
+    rules = constitution.load()
+    chosen = settings.compose(overrides)
+    check_plan_fits(chosen)
+    policy = settings.policy_of(chosen)
+    rules.check_settings(policy.standing)
+    campaign.folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{campaign.name}.", dir=campaign.folder.parent))
+    try:
+        draft = Campaign(aside)
+        aside.chmod(0o755)
+        info = build_image(chosen, draft.image)
+        code_digest = freeze_code(draft.code_dir)
+        draft.vault.mkdir(mode=0o700)
+        seeds = make_seeds(rules.num_rounds)
+        write_file(draft.seeds, seal.canonical(seeds), mode=0o600)
+        facts = {
+            "schema": 1,
+            "campaign": f"{campaign.name}-{os.urandom(4).hex()}",
+            "image": {"tree_digest": info.tree_digest, "sqsh_sha256": info.sqsh_sha256},
+            "runtime_digest": runtime_digest(),
+            "constitution_digest": rules.digest,
+            "code_digest": code_digest,
+            "revision": revision(),
+            "overrides": [item for item in overrides if not is_operational(item)],
+            "commitments": {name: seal.commitment(name, seed) for name, seed in seeds.items()},
+            "public_key": seal.make_key(draft.signing_key),
+        }
+        write_file(draft.frozen, yaml.safe_dump(facts, sort_keys=False))
+        seal.Log(draft.log).append("init", facts=facts)
+        write_overrides(draft, "r0001", {"round": "r0001"})
+        frozen = Plan(
+            facts["campaign"], "r0000", info.tree_digest, rules.digest, code_digest, seal.digest_text(settings.to_yaml(chosen)),
+            plan.reference_arms(chosen.seed),
+        )  # fmt: skip
+        freeze_plan(draft, frozen, settings.to_yaml(chosen))
+        os.rename(aside, campaign.folder)
+    except OSError as error:
+        raise WorkFailed(f"cannot make {campaign.folder}: {error}", "Free space or rights there, then run it again") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def build_image(chosen: settings.Settings, out: Path) -> image.ImageInfo:
+    """Pack the substrate with the training puzzles of this configuration. Raises WorkFailed with the generator's last words."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="payload-") as folder:
+        payload = Path(folder, "payload")
+        shutil.copytree(ROOT / "substrate", payload / "substrate", ignore=SKIPPED)
+        for name in ("base", "manifest.yaml"):  # they stand beside the package in the image, inside it in the checkout
+            shutil.move(payload / "substrate" / name, payload / name)
+        command = [sys.executable, "-P", "-m", "substrate.payload", "--out", str(payload), "--seed", str(TRAINING_SEED)]
+        command += ["--level", chosen.tasks.level, "--num-per-family", str(chosen.tasks.num_train_per_family)]
+        environment = {"PATH": os.defpath, "PYTHONPATH": str(payload), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise WorkFailed(f"the training puzzles could not be made: {done.stderr.strip().splitlines()[-1:]}")
+        return image.build(payload, out)
+
+
+def freeze_code(code_dir: Path) -> str:
+    """Copy what judges and decides into the campaign; returns its tree digest."""
+    draft = code_dir / "draft"
+    for name in FROZEN_CODE:
+        shutil.copytree(ROOT / name, draft / name, ignore=SKIPPED)
+    digest = image.tree_digest(draft)
+    os.rename(draft, code_dir / digest[:16])
+    return digest
+
+
+def make_seeds(num_rounds: int) -> dict[str, str]:
+    """Secret seeds of the whole campaign: dev, the board, and each budgeted round's fresh set."""
+    names = ["dev", "board", *(f"fresh/r{number:04d}" for number in range(1, num_rounds + 1))]
+    return {name: seal.new_seed() for name in names}
+
+
+def revision() -> str:
+    """Git revision of the checkout, with `+changes` where it is not clean; "unknown" outside git."""
+    done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty=+changes", "--abbrev=40"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"

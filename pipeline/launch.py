@@ -1,0 +1,163 @@
+"""`round`: freeze the next round and start it. Freezing needs no cluster; starting reads only what was frozen.
+
+Frozen before submission: configuration, plan, sbatch texts. Then one array of eight workers and one meta job go to Slurm and the
+command returns; with cluster=local the same stages run here as child processes, as many arms at once as fit, and the command waits.
+A round that was interrupted locally goes on where it stopped when it is called again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline import constitution, plan, scheduler, seal, settings
+from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
+from pipeline.errors import ConfigError, WorkFailed
+from pipeline.layout import Campaign, Round, read_json, write_file
+from pipeline.records import Plan
+
+
+def next_round(campaign: Campaign) -> str:
+    """The newest round that has overrides: the one to freeze, to continue, or to wait for."""
+    return campaign.known_rounds()[-1]
+
+
+def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Round:
+    """Write plan, configuration and sbatch texts of a round; a frozen round is left as it is.
+
+    Raises ConfigError for overrides that change what a campaign computes, Refused by articles 2 and 4, IntegrityError by digests.
+    """
+    facts = facts_of(campaign)
+    folder = campaign.round(round_name)
+    computing = [item for item in overrides if not is_operational(item)]
+    if computing and computing != facts["overrides"]:
+        raise ConfigError(
+            f"campaign {campaign.name} was frozen with {facts['overrides']}, now came {computing}",
+            "Only cluster=... may change between rounds; for another configuration start another campaign (CAMPAIGN=...)",
+        )
+    code_dir = verified_code(campaign, facts)
+    rules = constitution.load(facts["constitution_digest"])
+    rules.check_round(folder.number)
+    if round_name not in campaign.known_rounds():
+        raise ConfigError(f"round {round_name} has no overrides yet", f"Known: {', '.join(campaign.known_rounds())}")
+    if folder.plan.exists():
+        read_plan(folder)
+        return folder
+    operational = [item for item in overrides if is_operational(item)]
+    every = [*facts["overrides"], *operational, f"+round={round_name}"]
+    chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
+    check_plan_fits(chosen)
+    policy = settings.policy_of(chosen)
+    reference = {axis.key: settings.value_of(chosen, axis.key) for axis in policy.axes}
+    replicates = rules.first_round_replicates if folder.number == 1 else 0
+    arms = plan.make_arms(policy, folder.number, chosen.seed, replicates, reference)
+    for arm in arms:
+        rules.check_settings(arm.overrides)
+        settings.with_overrides(chosen, arm.overrides)
+    config = settings.to_yaml(chosen)
+    digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"], seal.digest_text(config))
+    freeze_plan(campaign, Plan(facts["campaign"], round_name, *digests, arms), config)
+    for name, text in scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder)).items():
+        write_file(folder.slurm_dir / f"{name}.sbatch", text)
+    return folder
+
+
+def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
+    """The worker stages of a round: its eight arms, and r0000's two where they have not been published."""
+    waiting = []
+    for of_round in (campaign.round("r0000"), folder):
+        frozen, digest = read_plan(of_round)
+        missing = [arm for arm in frozen.arms if not of_round.published(arm.name).exists()]
+        if of_round is folder or missing:
+            arms = frozen.arms if of_round is folder else missing
+            waiting.append([("worker", str(campaign.folder), of_round.name, arm.name, "--plan", digest) for arm in arms])
+    return waiting
+
+
+def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
+    """Hand a frozen round to Slurm; returns what `submitted.json` holds. Raises ConfigError when it was submitted before."""
+    with _held(folder):
+        if folder.submitted.exists():
+            jobs = read_json(folder.submitted).get("array_job_ids", [])
+            raise ConfigError(
+                f"round {folder.name} is submitted already (jobs {', '.join(jobs)})",
+                f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta` closes it when its arms are done",
+            )
+        _, digest = read_plan(folder)
+        code_dir = verified_code(campaign, facts_of(campaign))
+        seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="slurm")
+        ids = scheduler.submit(folder.slurm_dir, code_dir, arrays(campaign, folder), _meta(campaign, folder), resources(folder))
+        record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        write_file(folder.submitted, seal.canonical(record))
+        return record
+
+
+def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None]) -> None:
+    """Run a frozen round on this machine: the arms that are not published yet, then the meta stage.
+
+    Raises WorkFailed when the meta stage fails, ConfigError when the round belongs to Slurm or runs already.
+    """
+    with _held(folder):
+        if folder.submitted.exists() and read_json(folder.submitted)["kind"] == "slurm":
+            raise ConfigError(f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it")
+        _, digest = read_plan(folder)
+        code_dir = verified_code(campaign, facts_of(campaign))
+        seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="local")
+        write_file(folder.submitted, seal.canonical({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
+        chosen = settings.load(folder.config)
+        stages = [
+            stage
+            for array in arrays(campaign, folder)
+            for stage in array
+            if not campaign.round(stage[2]).published(stage[3]).exists()
+        ]
+        at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
+        scheduler.run_local(stages, code_dir, at_once, folder.logs_dir, watch)
+        codes = scheduler.run_local([_meta(campaign, folder)], code_dir, 1, folder.logs_dir, watch)
+        if codes["meta"]:
+            tail = (folder.logs_dir / "meta.log").read_text().strip().splitlines()[-1:]
+            raise WorkFailed(f"the meta stage exited {codes['meta']}: {' '.join(tail)}", f"See {folder.logs_dir}")
+
+
+def resources(folder: Round) -> scheduler.Resources:
+    """What the frozen configuration of a round asks of Slurm."""
+    chosen = settings.load(folder.config)
+    cluster = chosen.cluster
+    per_node = cluster.gpus_per_node or chosen.parallelism.world_size
+    flags = ("partition", "account", "qos", "reservation", "constraint")
+    return scheduler.Resources(
+        job_name=f"{folder.folder.parent.parent.name}-{folder.name}",
+        time_limit_minutes=cluster.time_limit_minutes,
+        cpus_per_task=cluster.cpus_per_task,
+        gpus_per_node=cluster.gpus_per_node,
+        mem_gb=cluster.mem_gb,
+        signal_lead_seconds=cluster.signal_lead_seconds,
+        nodes=max(1, chosen.parallelism.world_size // per_node),
+        arms_at_once=cluster.arms_at_once,
+        setup=tuple(cluster.setup),
+        flags=tuple((name, getattr(cluster, name)) for name in flags if getattr(cluster, name)),
+    )
+
+
+def available_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _meta(campaign: Campaign, folder: Round) -> scheduler.Stage:
+    return ("meta", str(campaign.folder), folder.name)
+
+
+@contextmanager
+def _held(folder: Round) -> Iterator[None]:
+    """One `round` at a time for one round. Raises ConfigError while another holds it."""
+    lock = Path(folder.folder, ".lock")
+    with open(lock, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process runs round {folder.name} (it holds {lock})", "Wait for it, or stop it") from None
+        yield
