@@ -1,16 +1,17 @@
-"""The competition's scorer: what counts as the answer of a completion, and when it equals the true one.
+r"""The competition's scorer: what counts as the answer of a completion, and when it equals the true one.
 
     extract(r"30 XXX ... </think> \boxed{XXXVIII}")     'XXXVIII'
     is_correct("16.65", "16.70")                        True: both are numbers, within 1 %
     is_correct("0110", "110")                           False: made only of 0 and 1, so compared as text
 
-Rules of the NVIDIA Nemotron Model Reasoning Challenge: the last non-empty `\boxed{}` (nested braces count; one that is never closed runs
-to the end), else the rest of the line after the last "final answer is", else the last number, else the last non-empty line.
-Nothing here raises on any string: a completion is whatever a model printed.
+Rules of the NVIDIA Nemotron Model Reasoning Challenge: the last non-empty `\boxed{}` (nested braces count; one that
+is never closed runs to the end), else the rest of the line after the last "final answer is:", else the last number,
+else the last non-empty line. Nothing here raises on any string: a completion is whatever a model printed.
 """
 
 import math
 import re
+from collections.abc import Iterator
 
 REL_TOLERANCE = "0.01"  # as text, so that decimal and binary arithmetic both start from the written number
 ABS_TOLERANCE = "0.00001"
@@ -19,7 +20,11 @@ _BOX = r"\boxed{"
 # In this order: the first pattern that matches anywhere decides, by its last match.
 _FINAL_ANSWER = tuple(
     re.compile(pattern, re.IGNORECASE)
-    for pattern in (r"the final answer is:?\s*([^\n]+)", r"final answer is:?\s*([^\n]+)", r"final answer\s*[:：]\s*([^\n]+)")
+    for pattern in (
+        r"the final answer is:\s*([^\n]+)",
+        r"final answer is:\s*([^\n]+)",
+        "final answer\\s*[:\uff1a]\\s*([^\n]+)",  # either an ASCII or a full-width colon
+    )
 )
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _BINARY = re.compile(r"[01]+")
@@ -27,9 +32,9 @@ _BINARY = re.compile(r"[01]+")
 
 def extract(completion: str) -> str:
     """The answer that a completion gives; empty where it gives none."""
-    boxed = [content for content in map(str.strip, _boxes(completion)) if content]
-    if boxed:
-        return boxed[-1]
+    for boxed in _boxes_from_the_end(completion):
+        if boxed.strip():
+            return boxed.strip()
     for pattern in _FINAL_ANSWER:
         if found := pattern.findall(completion):
             return str(found[-1]).strip()
@@ -50,15 +55,16 @@ def is_correct(gold: str, answer: str) -> bool:
         return answer.lower() == gold.lower()
 
 
-def _boxes(text: str) -> list[str]:
-    r"""Contents of every `\boxed{`, in order of its start, up to the brace that closes it."""
-    contents = []
-    start = text.find(_BOX)
+def _boxes_from_the_end(text: str) -> Iterator[str]:
+    r"""What each `\boxed{` holds up to the brace that closes it, the last to start first.
+
+    The caller stops at the first non-empty one: a model that repeats the opening for ever costs no more than one scan.
+    """
+    start = text.rfind(_BOX)
     while start >= 0:
         begin = start + len(_BOX)
-        contents.append(text[begin : _closing_brace(text, begin)])
-        start = text.find(_BOX, begin)
-    return contents
+        yield text[begin : _closing_brace(text, begin)]
+        start = text.rfind(_BOX, 0, start)
 
 
 def _closing_brace(text: str, begin: int) -> int:

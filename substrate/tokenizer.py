@@ -1,13 +1,13 @@
-"""Text to token ids and back, in the chat form of Nemotron 3: one class for the tiny model's tokenizer and the published one.
+"""Text to token ids and back, in the chat form of Nemotron 3: one class for the tiny tokenizer and the published one.
 
     <s><|im_start|>system\\n<|im_end|>\\n<|im_start|>user\\n{prompt}{SUFFIX}<|im_end|>\\n<|im_start|>assistant\\n<think>\\n
     {trace}\\n</think>\\n\\boxed{answer}</s>
 
-The first line is `encode_prompt`, the second `encode_answer`: what a model is given, and what it must learn to write. Both files are
-in the HF `tokenizers` format. The tiny one is made by `substrate/base/make_tokenizer.py`.
+The first line is `encode_prompt`, the second `encode_answer`: what a model is given, and what it must learn to write.
+Both files are in the HF `tokenizers` format. The tiny one is made by `substrate/base/make_tokenizer.py`.
 
-Sources: the chat template of NVIDIA-Nemotron-3-Nano-30B-A3B with thinking on, which puts an empty system turn first; the suffix is
-the competition's.
+Sources: the chat template of NVIDIA-Nemotron-3-Nano-30B-A3B with thinking on, which puts an empty system turn first;
+the suffix is the competition's.
 """
 
 from pathlib import Path
@@ -54,7 +54,7 @@ class Tokenizer:
         A second `</think>` is a known fault of training data for this model, so a trace that has a tag is refused.
         """
         if "think>" in trace + answer:
-            raise ValueError(f"trace or answer holds a thinking tag: {trace!r} {answer!r}; encode_answer adds the only one")
+            raise ValueError(f"a thinking tag in {trace!r} or {answer!r}; encode_answer adds the only one")
         return [*self.encode(f"{trace}{END_OF_THINKING}{BOX}{answer}}}"), EOS_ID]
 
     def decode(self, ids: list[int]) -> str:

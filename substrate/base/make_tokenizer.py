@@ -2,10 +2,10 @@
 
     python -m substrate.base.make_tokenizer substrate/base/tokenizer.json
 
-It is a byte-level BPE without merges: ids 0..2 are the special tokens, the next 256 the bytes, then one id per phrase. So every text can
-be written, a digit or a letter inside a puzzle is always one token (arithmetic and numerals go character by character), and a
-template of 200 characters costs two or three tokens instead of two hundred. Phrases come from the families; a new family's phrases get
-new ids at the end, so that the ids of existing weights stay.
+It is a byte-level BPE without merges: ids 0..2 are the special tokens, the next 256 the bytes, then one id per
+phrase. So every text can be written, a digit or a letter inside a puzzle is always one token (arithmetic and numerals
+go character by character), and a template of 200 characters costs two or three tokens instead of two hundred. Phrases
+come from the families; a new family's phrases get new ids at the end, so that the ids of existing weights stay.
 """
 
 import argparse

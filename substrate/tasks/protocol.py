@@ -1,7 +1,8 @@
 """What a puzzle family must offer, so that items, training data and tokenizer never know which family they handle.
 
-A family is a module with the names of `Family`: it can read a prompt into a typed puzzle, print the puzzle back byte for byte, draw a
-new one, solve one, and write down how. The solver sees only what the prompt shows, as a contestant does:
+A family is a module with the names of `Family`: it can read a prompt into a typed puzzle, print the puzzle back byte
+for byte, draw a new one, solve one, and write down how. The solver sees only what the prompt shows, as a contestant
+does:
 
     puzzle = roman.parse(prompt)          Puzzle(examples=((11, 'XI'), (15, 'XV')), query=38)
     roman.render(puzzle) == prompt
@@ -19,10 +20,10 @@ STYLES = ("short", "stepwise")
 
 @dataclass(frozen=True)
 class Solution:
-    """An answer in the printed form, and whether the prompt's examples leave no other answer that the scorer would take for different."""
+    """What the prompt's examples lead to."""
 
-    answer: str
-    determined: bool
+    answer: str  # in the printed form
+    determined: bool  # the examples leave no other answer, or only such as the scorer takes for equal
 
 
 class Family(Protocol):
@@ -34,7 +35,7 @@ class Family(Protocol):
 
     @property
     def LEVELS(self) -> Mapping[str, Any]:
-        """Level name -> the generator's parameters; `full` follows the competition's rows, `small` suits the tiny model."""
+        """The generator's parameters: `full` follows the competition's rows, `small` suits the tiny model."""
 
     def parse(self, prompt: str) -> Any:
         """Read a prompt in the competition's form; ValueError for any other text."""
@@ -49,7 +50,7 @@ class Family(Protocol):
         """Answer from the prompt's content alone."""
 
     def trace(self, puzzle: Any, style: str) -> str:
-        """The reasoning before the answer; `stepwise` needs one small step per token, `short` leaves the steps to the reader."""
+        """The reasoning before the answer: `stepwise` is one small step per token, `short` leaves the steps out."""
 
 
 def check_style(style: str) -> None:

@@ -1,13 +1,14 @@
 """Roman numerals: some numbers and their numerals, then a number to write.
 
-    In Alice's Wonderland, numbers are secretly converted into a different numeral system. Some examples are given below:
+    In Alice's Wonderland, numbers are secretly converted into a different numeral system. Some examples are given ...
     11 -> XI
     94 -> XCIV
     19 -> XIX
     Now, write the number 38 in the Wonderland numeral system.          answer: XXXVIII
 
-In 1,414 real rows of the NVIDIA Nemotron Model Reasoning Challenge the numeral system is always the Roman one, the rows have 3, 4 or 5
-examples with equal frequency, and all numbers are uniform on 1..100, drawn with replacement (the question repeats an example in 4 %).
+In 1,414 real rows of the NVIDIA Nemotron Model Reasoning Challenge the numeral system is always the Roman one, the
+rows have 3, 4 or 5 examples with equal frequency, and all numbers are uniform on 1..100, drawn with replacement (the
+question repeats an example in 4 %).
 """
 
 import random
@@ -17,15 +18,17 @@ from dataclasses import dataclass
 from substrate.tasks.protocol import Solution, check_style
 
 HEADER = (
-    "In Alice's Wonderland, numbers are secretly converted into a different numeral system. Some examples are given below:\n"
+    "In Alice's Wonderland, numbers are secretly converted into a different numeral system. "
+    "Some examples are given below:\n"
 )
 BECOMES = " -> "
 QUESTION = "\nNow, write the number "
 END = " in the Wonderland numeral system."
 PHRASES = (HEADER, BECOMES, QUESTION, END)
 
-_EXAMPLE = re.compile(r"([1-9]\d{0,3}) -> ([IVXLCDM]+)", re.ASCII)
-_QUERY = re.compile(r"[1-9]\d{0,3}", re.ASCII)
+_NUMBER = "[1-3][0-9]{3}|[1-9][0-9]{0,2}"
+_EXAMPLE = f"({_NUMBER}){BECOMES}([IVXLCDM]+)"
+_PROMPT = re.compile(f"{re.escape(HEADER)}({_EXAMPLE}(?:\n{_EXAMPLE})*){QUESTION}(?P<query>{_NUMBER}){re.escape(END)}")
 _SYMBOLS = "IVXLCDM"
 # A digit as positions among (one, five, ten) of its place: 4 is one-five, 9 is one-ten.
 _SHAPES = ("", "0", "00", "000", "01", "1", "10", "100", "1000", "02")
@@ -53,14 +56,11 @@ class Puzzle:
 
 def parse(prompt: str) -> Puzzle:
     """Read a prompt in the competition's form; ValueError for any other text."""
-    body, question, query = prompt.removeprefix(HEADER).removesuffix(END).rpartition(QUESTION)
-    examples = [_EXAMPLE.fullmatch(line) for line in body.split("\n")]
-    if not question or not _QUERY.fullmatch(query) or not all(examples):
+    match = _PROMPT.fullmatch(prompt)
+    if not match:
         raise ValueError("not a prompt of family roman")
-    puzzle = Puzzle(tuple((int(match[1]), match[2]) for match in examples if match), int(query))
-    if render(puzzle) != prompt or puzzle.query > _LARGEST:
-        raise ValueError("not a prompt of family roman")
-    return puzzle
+    examples = tuple((int(number), written) for number, written in re.findall(_EXAMPLE, match[1]))
+    return Puzzle(examples, int(match["query"]))
 
 
 def render(puzzle: Puzzle) -> str:

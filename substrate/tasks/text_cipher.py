@@ -6,10 +6,11 @@
     psa qaleap hncreo onqlkzaeq -> the secret wizard discovers
     Now, decrypt the following text: hncreo learpaq qaleap              answer: wizard creates secret
 
-In 1,396 real rows of the NVIDIA Nemotron Model Reasoning Challenge the key is a uniform permutation of the alphabet (a letter may stand
-for itself), the rows have 3, 4 or 5 examples with equal frequency, and each sentence has one of the four shapes of `SHAPES` with equal
-frequency, its words uniform on the lists of `LEXICON` (both observed in those rows). In 61 % of the rows some letter of the question
-occurs in no example; it follows from the words that fit. The answer is never one of the examples.
+In 1,396 real rows of the NVIDIA Nemotron Model Reasoning Challenge the key is a uniform permutation of the alphabet
+(a letter may stand for itself), the rows have 3, 4 or 5 examples with equal frequency, and each sentence has one of
+the four shapes of `SHAPES` with equal frequency, its words uniform on the lists of `LEXICON` (both observed in those
+rows). In 61 % of the rows some letter of the question occurs in no example; it follows from the words that fit. The
+answer is never one of the examples.
 """
 
 import random
@@ -31,11 +32,14 @@ LEXICON: dict[str, tuple[str, ...]] = {
     for slot, words in {
         "the": "the",
         "subject": "alice bird cat dragon hatter king knight mouse princess queen rabbit student teacher turtle wizard",
-        "verb": "chases creates discovers draws dreams explores follows found imagines reads sees studies watches writes",
-        "adjective": "ancient bright clever colorful curious dark golden hidden magical mysterious secret silver strange wise",
+        "verb": "chases creates discovers draws dreams explores follows found imagines reads sees studies watches "
+        "writes",
+        "adjective": "ancient bright clever colorful curious dark golden hidden magical mysterious secret silver "
+        "strange wise",
         "object": "book castle crystal door forest garden key map message mirror potion puzzle secret story treasure",
         "preposition": "above around beyond in inside near through under",
-        "place": "castle cave forest garden island library mountain ocean palace school tower valley village wonderland",
+        "place": "castle cave forest garden island library mountain ocean palace school tower valley village "
+        "wonderland",
     }.items()
 }
 
@@ -48,8 +52,9 @@ SHAPES: tuple[Shape, ...] = (
 )
 SHORT_SHAPES: tuple[Shape, ...] = (("subject", "verb"),)
 
-_EXAMPLE = re.compile(r"([a-z]+(?: [a-z]+)*) -> ([a-z]+(?: [a-z]+)*)")
-_QUERY = re.compile(r"[a-z]+(?: [a-z]+)*")
+_WORDS = "[a-z]+(?: [a-z]+)*"
+_EXAMPLE = f"({_WORDS}){BECOMES}({_WORDS})"
+_PROMPT = re.compile(f"{re.escape(HEADER)}({_EXAMPLE}(?:\n{_EXAMPLE})*){QUESTION}(?P<query>{_WORDS})")
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,10 @@ class Puzzle:
 
 def parse(prompt: str) -> Puzzle:
     """Read a prompt in the competition's form; ValueError for any other text."""
-    body, question, query = prompt.removeprefix(HEADER).rpartition(QUESTION)
-    examples = [_EXAMPLE.fullmatch(line) for line in body.split("\n")]
-    if not question or not _QUERY.fullmatch(query) or not all(examples):
+    match = _PROMPT.fullmatch(prompt)
+    if not match:
         raise ValueError("not a prompt of family text_cipher")
-    puzzle = Puzzle(tuple((match[1], match[2]) for match in examples if match), query)
-    if render(puzzle) != prompt:
-        raise ValueError("not a prompt of family text_cipher")
-    return puzzle
+    return Puzzle(tuple(re.findall(_EXAMPLE, match[1])), match["query"])
 
 
 def render(puzzle: Puzzle) -> str:
@@ -111,11 +112,7 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 
 
 def solve(puzzle: Puzzle) -> Solution:
-    """Substitute what the examples show, complete the rest from the lexicon; determined where one reading fits.
-
-    >>> solve(Puzzle((("bcd egg", "cat zoo"),), "bcd")).answer
-    'cat'
-    """
+    """Substitute what the examples show, complete the rest from the lexicon; determined where one reading fits."""
     key = _known_letters(puzzle)
     if key is None:
         return Solution(puzzle.query, determined=False)

@@ -6,12 +6,13 @@
     35.85 m becomes 23.79
     Now, convert the following measurement: 25.09 m                     answer: 16.65
 
-In 1,437 real rows of the NVIDIA Nemotron Model Reasoning Challenge the unit is always m, the rows have 3, 4 or 5 examples with equal
-frequency, measurements are uniform on 5..50 with two decimals (printed as Python prints a float: 10.9, 13.0), the factor is uniform on
-0.5..2, not rounded, and results have two decimals. At level `small` the factor is a whole number, so that one digit finds it.
+In 1,437 real rows of the NVIDIA Nemotron Model Reasoning Challenge the unit is always m, the rows have 3, 4 or 5
+examples with equal frequency, measurements are uniform on 5..50 with two decimals (printed as Python prints a float:
+10.9, 13.0), the factor is uniform on 0.5..2, not rounded, and results have two decimals. At level `small` the factor
+is a whole number, so that one digit is all there is to find.
 
-The solver does what the trace writes down: long division of the first example, then long multiplication. That is within 0.25 % of
-the exact answer, where the scorer allows 1 %.
+The solver does what the trace writes down: long division of the first example, then long multiplication. That is
+within 0.5 % of the exact answer, where the scorer allows 1 %.
 """
 
 import random
@@ -29,8 +30,9 @@ QUESTION = "\nNow, convert the following measurement: "
 END = " m"
 PHRASES = (HEADER, BECOMES, QUESTION)
 
-_NUMBER = r"(?:0|[1-9]\d{0,5})\.\d{1,6}"
-_EXAMPLE = re.compile(rf"({_NUMBER}){BECOMES}({_NUMBER})", re.ASCII)
+_NUMBER = r"(?:0|[1-9][0-9]{0,5})\.[0-9]{1,6}"
+_EXAMPLE = rf"(?!0\.0+ )({_NUMBER}){BECOMES}({_NUMBER})"  # nothing was measured as zero
+_PROMPT = re.compile(f"{re.escape(HEADER)}({_EXAMPLE}(?:\n{_EXAMPLE})*){QUESTION}(?P<query>{_NUMBER}){END}")
 _CENT = Decimal("0.01")
 _FACTOR_DECIMALS = 4
 
@@ -60,14 +62,11 @@ class Puzzle:
 
 def parse(prompt: str) -> Puzzle:
     """Read a prompt in the competition's form; ValueError for any other text."""
-    body, question, query = prompt.removeprefix(HEADER).removesuffix(END).rpartition(QUESTION)
-    examples = [_EXAMPLE.fullmatch(line) for line in body.split("\n")]
-    if not question or not re.fullmatch(_NUMBER, query, re.ASCII) or not all(examples):
+    match = _PROMPT.fullmatch(prompt)
+    if not match:
         raise ValueError("not a prompt of family unit_conversion")
-    puzzle = Puzzle(tuple((Decimal(match[1]), Decimal(match[2])) for match in examples if match), Decimal(query))
-    if render(puzzle) != prompt or not all(measurement for measurement, _ in puzzle.examples):
-        raise ValueError("not a prompt of family unit_conversion")
-    return puzzle
+    examples = tuple((Decimal(measured), Decimal(result)) for measured, result in re.findall(_EXAMPLE, match[1]))
+    return Puzzle(examples, Decimal(match["query"]))
 
 
 def render(puzzle: Puzzle) -> str:

@@ -1,0 +1,145 @@
+"""Entry: make a set of puzzles, prompts and answers in separate files, from a seed that only the judge knows.
+
+    python -m substrate.items [/task/task.json]         kind "items", docs/contract.md
+
+    prompts.jsonl   {"item_id": "roman-000012", "family": "roman", "prompt": "In Alice's Wonderland, numbers ..."}
+    answers.jsonl   {"item_id": "roman-000012", "family": "roman", "answer": "XXXVIII"}
+
+Item 12 of a family is drawn by a generator seeded with HMAC-SHA-256(seed, "roman/12"): who holds some items cannot
+compute others, and item 12 is the same however many items are asked for. A prompt that is in the training data, or
+came before in the same set, is skipped; its index stays unused.
+"""
+
+import hashlib
+import hmac
+import json
+import random
+import re
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from substrate.entry import Parser, read_text, write_json_lines
+from substrate.errors import DataError, UsageError, exit_code_of
+from substrate.tasks import FAMILIES, LEVELS
+
+_TRIES_PER_ITEM = 100  # a family whose puzzles are nearly all used up must end with a message, not run for ever
+
+
+@dataclass(frozen=True)
+class Item:
+    """One puzzle of a set."""
+
+    item_id: str
+    family: str
+    puzzle: Any  # the family's own type
+    prompt: str
+    answer: str
+
+
+def draw_items(seed: bytes, family: str, level: str, num_items: int, exclude: Collection[str] = ()) -> list[Item]:
+    """The first `num_items` new puzzles of a family under a seed, by index; `exclude` holds digests of prompts."""
+    items: list[Item] = []
+    seen = set(exclude)
+    index = 0
+    while len(items) < num_items:
+        if index >= _TRIES_PER_ITEM * num_items:
+            raise DataError(f"family {family} at level {level} gave {len(items)} new puzzles in {index}; ask for fewer")
+        item = _draw(seed, family, level, index)
+        digest = prompt_digest(item.prompt)
+        if digest not in seen:
+            seen.add(digest)
+            items.append(item)
+        index += 1
+    return items
+
+
+def prompt_digest(prompt: str) -> str:
+    """Name of a prompt in an exclusion list."""
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def _draw(seed: bytes, family: str, level: str, index: int) -> Item:
+    key = hmac.new(seed, f"{family}/{index}".encode(), hashlib.sha256).digest()
+    rules = FAMILIES[family]
+    puzzle = rules.generate(random.Random(int.from_bytes(key)), level)
+    return Item(f"{family}-{index:06d}", family, puzzle, rules.render(puzzle), rules.solve(puzzle).answer)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked task file of kind `items`."""
+
+    seed: bytes
+    families: tuple[str, ...]
+    level: str
+    num_items_per_family: int
+    exclude: Path
+    out: Path
+
+
+def read_task(path: Path) -> Task:
+    """Read and check a task file; UsageError says which key is wrong."""
+    try:
+        task = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"task file {path}: {error}; a JSON object of kind items is needed") from None
+    if not isinstance(task, dict) or (task.get("schema"), task.get("kind")) != (1, "items"):
+        raise UsageError(f"task file {path}: not schema 1, kind items; this entry reads no other")
+    config, paths = _object(task, "config"), _object(task, "paths")
+    families = config.get("families")
+    if not isinstance(families, list) or not families or not set(map(str, families)) <= set(FAMILIES):
+        raise UsageError(f"families {families!r}; valid: a list of {', '.join(FAMILIES)}")
+    if config.get("level") not in LEVELS:
+        raise UsageError(f"level {config.get('level')!r}; valid: {', '.join(LEVELS)}")
+    num_items = config.get("num_items_per_family")
+    if type(num_items) is not int or not 0 < num_items <= 10**6:
+        raise UsageError(f"num_items_per_family {num_items!r}; valid: 1 to 1000000")
+    seed_hex = config.get("seed_hex")
+    if not isinstance(seed_hex, str) or not re.fullmatch("[0-9a-f]{64}", seed_hex):
+        raise UsageError("seed_hex is not 64 hex digits")  # the value is a secret: not in a log
+    for name in ("exclude", "out"):
+        if not isinstance(paths.get(name), str):
+            raise UsageError(f"paths.{name} {paths.get(name)!r}; valid: a path")
+    unique = tuple(dict.fromkeys(families))
+    return Task(bytes.fromhex(seed_hex), unique, config["level"], num_items, Path(paths["exclude"]), Path(paths["out"]))
+
+
+def _object(task: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = task.get(key)
+    if not isinstance(value, dict):
+        raise UsageError(f"{key} {value!r}; valid: an object")
+    return value
+
+
+def _read_exclusions(path: Path) -> set[str]:
+    digests = read_text(path).split()
+    if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests):
+        raise DataError(f"{path} holds a line that is no SHA-256; one lower-case hex digest a line is needed")
+    return set(digests)
+
+
+def write_items(task: Task) -> None:
+    """Draw the set and write its two files, in item-id order."""
+    exclude = _read_exclusions(task.exclude)
+    items = [
+        item
+        for family in sorted(task.families)
+        for item in draw_items(task.seed, family, task.level, task.num_items_per_family, exclude)
+    ]
+    for name in ("prompt", "answer"):
+        rows = ({"item_id": item.item_id, "family": item.family, name: getattr(item, name)} for item in items)
+        write_json_lines(task.out / f"{name}s.jsonl", rows)
+
+
+def main() -> None:
+    """Read the command line and do it."""
+    parser = Parser(prog="substrate.items", description="Make a set of puzzles from a task file.")
+    parser.add_argument("task", type=Path, nargs="?", default=Path("/task/task.json"), help="task file of kind items")
+    write_items(read_task(parser.parse_args().task))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
