@@ -1,0 +1,12 @@
+"""Nemotron-H on megatron-core: configuration, sharded model, adapters, weights. What other modules of the substrate use is listed here."""
+
+from substrate.model import cpu  # noqa: F401  first: what megatron-core needs before anything imports it
+from substrate.model.config import ModelConfig
+from substrate.model.hybrid import DecodeState, HybridModel, build_model, token_losses
+from substrate.model.lora import add_lora
+from substrate.model.weights import init_weights, load_adapter, load_base, save_adapter, save_base
+
+__all__ = [
+    "DecodeState", "HybridModel", "ModelConfig", "add_lora", "build_model", "init_weights", "load_adapter", "load_base",
+    "save_adapter", "save_base", "token_losses",
+]  # fmt: skip

@@ -1,0 +1,106 @@
+"""The shape of a Nemotron-H: one frozen dataclass with exactly the keys of `hydra_conf/model/*.yaml`.
+
+Nemotron-H is a stack of single-mixer layers, `x + mixer(norm(x))`, whose mixer is given by one letter of `pattern`:
+M a Mamba-2 mixer, `*` grouped-query attention without positions, E a mixture of experts. The published checkpoints
+(nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B, `config.json`) name the same numbers; nothing else of the architecture varies.
+
+Sources: Nemotron-H, arXiv:2504.03624; Nemotron 3 Nano technical report (NVIDIA, 2025); Mamba-2, arXiv:2405.21060.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from substrate.errors import UsageError
+
+LAYER_LETTERS = "ME*"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Every number of the architecture; sizes are those of the whole model, before any sharding."""
+
+    name: str  # what logs and adapter files call it
+    pattern: str  # one letter a layer: M Mamba-2, E mixture of experts, * attention
+    hidden_size: int  # width of the residual stream
+    vocab_size: int  # tokens; a multiple of the tensor-parallel size
+    num_attention_heads: int  # query heads
+    num_query_groups: int  # key/value heads
+    attention_head_dim: int
+    mamba_num_heads: int
+    mamba_head_dim: int
+    mamba_state_dim: int  # N of the paper
+    mamba_num_groups: int  # heads of one group share B and C
+    mamba_conv_kernel: int  # taps of the causal convolution
+    mamba_chunk_size: int  # most tokens of one quadratic block of the scan
+    num_experts: int  # routed experts
+    moe_top_k: int  # experts a token is sent to
+    moe_ffn_size: int  # hidden units of a routed expert
+    moe_shared_expert_ffn_size: int  # hidden units of the expert that sees every token
+    moe_router_scaling: float  # factor on the normalised weights of the chosen experts
+    norm_eps: float
+    max_sequence_length: int  # tokens, prompt and completion
+    dtype: str  # of parameters and activations: a key of DTYPES
+    weights: str  # base checkpoint, relative to the image
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """Checks keys, types and divisibility. Raises UsageError with what came and what is valid."""
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(fields)):
+            raise UsageError(f"model: unknown key {', '.join(unknown)}; valid keys are {', '.join(fields)}")
+        if missing := [name for name in fields if name not in values]:
+            raise UsageError(f"model: missing key {', '.join(missing)}; all of {', '.join(fields)} are needed")
+        converted = {name: _convert(name, values[name], kind) for name, kind in fields.items()}
+        return cls(**converted)
+
+    def __post_init__(self) -> None:
+        if not self.pattern or set(self.pattern) - set(LAYER_LETTERS):
+            raise UsageError(f"model.pattern {self.pattern!r}; one or more of the letters {LAYER_LETTERS}")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"model.dtype {self.dtype!r}; one of {', '.join(DTYPES)}")
+        for whole, part in [
+            ("num_attention_heads", "num_query_groups"),
+            ("mamba_num_heads", "mamba_num_groups"),
+        ]:
+            if getattr(self, whole) % getattr(self, part):
+                raise UsageError(f"model.{whole} {getattr(self, whole)}; a multiple of {part} {getattr(self, part)}")
+        if self.moe_top_k > self.num_experts:
+            raise UsageError(f"model.moe_top_k {self.moe_top_k}; at most num_experts {self.num_experts}")
+
+    def check_tensor_parallel(self, tp: int) -> None:
+        """Raises UsageError unless `tp` ranks can share the heads, groups, experts and vocabulary evenly."""
+        for name in ("num_attention_heads", "mamba_num_groups", "moe_ffn_size", "moe_shared_expert_ffn_size", "vocab_size"):
+            if getattr(self, name) % tp:
+                raise UsageError(f"tensor-parallel size {tp}; it must divide model.{name} {getattr(self, name)}")
+        if tp % self.num_query_groups and self.num_query_groups % tp:
+            raise UsageError(f"tensor-parallel size {tp}; a multiple or a divisor of {self.num_query_groups} query groups")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def mamba_inner_size(self) -> int:
+        """Width of z and of x inside the Mamba mixer."""
+        return self.mamba_num_heads * self.mamba_head_dim
+
+    @property
+    def mamba_bc_size(self) -> int:
+        """Width of B, and of C, over all groups."""
+        return self.mamba_num_groups * self.mamba_state_dim
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """Accepts an int where a float is asked for, and nothing else that is not already of the field's type."""
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise UsageError(f"model.{name} {value!r}; a {kind.__name__} is needed")
+    if isinstance(value, int | float) and value <= 0:
+        raise UsageError(f"model.{name} {value!r}; it must be positive")
+    return value

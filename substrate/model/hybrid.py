@@ -1,0 +1,244 @@
+"""The Nemotron-H stack on megatron-core's `MambaModel`: Mamba-2, attention without positions, and mixture-of-experts layers.
+
+megatron-core builds and runs the model; this module says of which parts. Those that its Transformer Engine specifications
+would bring are given here in torch: an RMS norm that sequence parallelism may use, an attention core on
+`scaled_dot_product_attention`, linear layers with room for adapters (`lora.py`) and the mixer (`mamba.py`). The experts are
+the library's: a sigmoid router in float32 whose bias corrects the choice but not the weights, the weights of the chosen normalised and
+scaled, one expert shared by all tokens, squared ReLU and no gate.
+
+Sources: Nemotron-H, arXiv:2504.03624; loss-free balancing, arXiv:2408.15664; the published `config.json`.
+Shapes: B batch, S sequence (this rank's part under sequence parallelism), L sequence, whole, U hidden size, V vocabulary here.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.activations import squared_relu
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.mamba.mamba_model import MambaModel
+from megatron.core.ssm.mamba_block import MambaStack, MambaStackSubmodules
+from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from substrate.errors import UsageError
+from substrate.model.config import ModelConfig
+from substrate.model.layout import layout
+from substrate.model.lora import ColumnLinear, RowLinear
+from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
+from substrate.parallel import Parallel
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, in float32, back in x's type. megatron-core's torch norm refuses sequence parallelism."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float | None = None) -> None:
+        super().__init__()
+        self.eps = config.layernorm_epsilon if eps is None else eps
+        self.weight = nn.Parameter(torch.empty(hidden_size, dtype=config.params_dtype))
+        # Each rank normalises its part of the sequence: the gradient is partial, `Parallel.finalize_gradients` sums it.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class AttentionCore(nn.Module):
+    """softmax(q k^T / sqrt(d)) v: causal, or under a mask where one is given; query heads share key heads."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
+        """q, k, v: (S, B, heads, dim), keys possibly longer. attention_mask: (B, 1, S, keys), True where a query may look."""
+        q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
+        causal = attention_mask is None
+        context = F.scaled_dot_product_attention(q, k, v, attention_mask, is_causal=causal, enable_gqa=True)
+        return context.permute(2, 0, 1, 3).flatten(-2)
+
+
+class HybridStack(MambaStack):
+    """megatron-core's stack with our final norm: its own is Transformer Engine's, hard-coded."""
+
+    def __init__(self, config: TransformerConfig, **kwargs: Any) -> None:
+        super().__init__(config, post_layer_norm=False, **kwargs)
+        self.post_layer_norm = True
+        self.final_norm = RMSNorm(config, config.hidden_size)
+
+
+class DecodeState(StaticInferenceContext):
+    """What a batch of left-padded sequences keeps between decoding steps: keys and values, convolution windows, scan states.
+
+    megatron-core's modules know it as their static inference context. `sequence_len_offset` is the number of positions seen.
+    """
+
+    def __init__(self, valid_BL: Tensor, max_length: int) -> None:
+        """valid_BL: bool, True where the prompt is not padding. max_length: positions to make room for."""
+        super().__init__(max_batch_size=valid_BL.shape[0], max_sequence_length=max_length)
+        self.valid_SB = valid_BL.T
+        # A completion is never padding.
+        self._keys_BL = F.pad(valid_BL, (0, max_length - valid_BL.shape[1]), value=True)
+
+    def advance(self, model: "HybridModel", tokens_BL: Tensor) -> Tensor:
+        """Runs the next positions (first the whole prompts, then one token each) and returns the last one's logits_BV, whole."""
+        seen, length = self.sequence_len_offset, tokens_BL.shape[1]
+        causal = torch.ones(length, seen + length, dtype=torch.bool, device=tokens_BL.device).tril(seen)
+        mask = causal & self._keys_BL[:, None, None, : seen + length]
+        logits_BLV = model(tokens_BL, None, mask, inference_context=self, runtime_gather_output=True)
+        self.sequence_len_offset += length
+        return logits_BLV[:, -1]
+
+
+class HybridModel(MambaModel):
+    """`MambaModel` of one `ModelConfig`; `architecture` and `pg_collection` say what it is and how it is sharded."""
+
+    def __init__(self, architecture: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> None:
+        self.architecture = architecture
+        super().__init__(
+            config=_transformer_config(architecture, parallel, sequence_parallel),
+            mamba_stack_spec=_stack_spec(architecture),
+            vocab_size=architecture.vocab_size,
+            max_sequence_length=architecture.max_sequence_length,
+            hybrid_override_pattern=architecture.pattern,
+            position_embedding_type="none",
+            pg_collection=parallel.groups,
+        )
+
+
+def build_model(
+    config: ModelConfig,
+    parallel: Parallel,
+    *,
+    device: torch.device | str | None = None,
+    sequence_parallel: bool | None = None,
+) -> HybridModel:
+    """Builds this rank's part of the model, uninitialised: `init_weights` or `load_base` comes next.
+
+    device: where parameters live, `parallel.device` by default; "meta" allocates nothing.
+    sequence_parallel: shard activations along the sequence between the matrix products; by default with tp > 1, as training with
+    experts demands. Decoding takes False: one token cannot be sharded.
+    Raises UsageError when the tensor-parallel size does not fit the model.
+    """
+    config.check_tensor_parallel(parallel.tp)
+    if config.num_experts % parallel.ep:
+        raise UsageError(f"ep={parallel.ep}; it must divide model.num_experts {config.num_experts}")
+    if sequence_parallel is None:
+        sequence_parallel = parallel.tp > 1
+    with torch.device(device or parallel.device):
+        model = HybridModel(config, parallel, sequence_parallel)
+    for place in layout(model):
+        if place.dim is not None:  # read by `Parallel.clip_gradients`; the library sets it only when it initialises
+            place.tensor.tensor_model_parallel = True  # type: ignore[attr-defined]
+    return model
+
+
+def token_losses(model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy in nats over the tokens where mask is 1, and their number: both 0-d, this data-parallel rank's.
+
+    labels[:, i] is the token after tokens[:, i]. Lengths are padded to a multiple of the tensor-parallel size; padding on the right
+    changes nothing before it. Divide the sum by the number of targets of the whole batch before backward.
+    """
+    surplus = -tokens_BL.shape[1] % model.pg_collection.tp.size()
+    tokens_BL, labels_BL, mask_BL = (F.pad(t, (0, surplus)) for t in (tokens_BL, labels_BL, mask_BL))
+    losses_BL = model(tokens_BL, None, None, labels=labels_BL)
+    mask_BL = mask_BL.to(losses_BL.dtype)
+    return (losses_BL * mask_BL).sum(), mask_BL.sum()
+
+
+def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> TransformerConfig:
+    """megatron-core's configuration; what is not named keeps its default, among others no dropout in experts and no fusions."""
+    return TransformerConfig(
+        num_layers=len(config.pattern),
+        hidden_size=config.hidden_size,
+        num_attention_heads=config.num_attention_heads,
+        num_query_groups=config.num_query_groups,
+        kv_channels=config.attention_head_dim,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        normalization="RMSNorm",
+        layernorm_epsilon=config.norm_eps,
+        add_bias_linear=False,
+        gated_linear_unit=False,
+        activation_func=squared_relu,
+        mamba_state_dim=config.mamba_state_dim,
+        mamba_head_dim=config.mamba_head_dim,
+        mamba_num_groups=config.mamba_num_groups,
+        mamba_num_heads=config.mamba_num_heads,
+        num_moe_experts=config.num_experts,
+        ffn_hidden_size=config.moe_ffn_size,
+        moe_ffn_hidden_size=config.moe_ffn_size,
+        moe_shared_expert_intermediate_size=config.moe_shared_expert_ffn_size,
+        moe_router_topk=config.moe_top_k,
+        moe_router_score_function="sigmoid",
+        moe_router_topk_scaling_factor=config.moe_router_scaling,
+        moe_router_enable_expert_bias=True,
+        moe_router_bias_update_rate=0.0,  # the bias balanced pretraining; fine-tuning leaves it alone
+        moe_router_load_balancing_type="none",
+        moe_router_dtype="fp32",
+        moe_token_dispatcher_type="allgather",  # all-to-all wants CUDA streams
+        tensor_model_parallel_size=parallel.tp,
+        expert_model_parallel_size=parallel.ep,
+        expert_tensor_parallel_size=parallel.groups.expt_tp.size(),
+        sequence_parallel=sequence_parallel,
+        cuda_graph_scope=[],  # its default is a deprecated spelling of the same
+        params_dtype=config.torch_dtype,
+        bf16=config.torch_dtype is torch.bfloat16,
+        # Allocates under the device context of `build_model`, with or without a GPU; values come from files or `init_weights`.
+        use_cpu_initialization=True,
+        perform_initialization=False,
+    )
+
+
+def _stack_spec(config: ModelConfig) -> ModuleSpec:
+    """Which class stands where in the stack."""
+    mlp = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
+    mixer = ModuleSpec(
+        module=MambaMixer,
+        params={"conv_kernel": config.mamba_conv_kernel, "chunk_size": config.mamba_chunk_size},
+        submodules=MambaMixerSubmodules(in_proj=ColumnLinear, out_proj=RowLinear),
+    )
+    attention = ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnLinear, core_attention=AttentionCore, linear_proj=RowLinear
+        ),
+    )
+    experts = ModuleSpec(
+        module=MoELayer,
+        submodules=MoESubmodules(
+            experts=ModuleSpec(module=SequentialMLP, submodules=mlp),
+            shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=mlp),
+        ),
+    )
+    return ModuleSpec(
+        module=HybridStack,
+        submodules=MambaStackSubmodules(
+            mamba_layer=ModuleSpec(
+                module=MambaLayer,
+                submodules=MambaLayerSubmodules(norm=RMSNorm, mixer=mixer, mamba_bda=get_bias_dropout_add),
+            ),
+            attention_layer=ModuleSpec(
+                module=TransformerLayer,
+                submodules=TransformerLayerSubmodules(
+                    input_layernorm=RMSNorm, self_attention=attention, self_attn_bda=get_bias_dropout_add
+                ),
+            ),
+            moe_layer=ModuleSpec(
+                module=TransformerLayer,
+                submodules=TransformerLayerSubmodules(
+                    pre_mlp_layernorm=RMSNorm, mlp=experts, mlp_bda=get_bias_dropout_add
+                ),
+            ),
+        ),
+    )

@@ -1,0 +1,144 @@
+"""Where every tensor of a sharded model sits in the published checkpoint: its name, and which rows or columns of it this rank holds.
+
+One description serves initialisation, loading, saving and adapters, so that none of them can disagree about a shard. A `Placement`
+says: stack the named tensors along dim 0, put the rows in `order`, cut dim `dim` into as many equal pieces as `group` has
+ranks, and piece `rank` is what the module holds. Two orders are not the identity (here for 2 ranks):
+
+    in_proj      z | x | B | C | dt              ->  z0 x0 B0 C0 dt0 | z1 x1 B1 C1 dt1      every part is sharded by itself
+    linear_qkv   q_proj; k_proj; v_proj stacked  ->  q q k v | q q k v                      one block a query group, as megatron-core has it
+
+A shard cut without the first order loads without an error at another number of ranks and computes something else.
+
+Names are those of nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B: prefix `backbone.`, one tensor for each routed expert.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from substrate.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One tensor of one module of this rank, and its place among the whole tensors."""
+
+    module: nn.Module
+    attribute: str
+    names: tuple[str, ...]  # whole tensors, stacked along dim 0 in this order
+    sizes: tuple[int, ...]  # rows of each of them
+    group: dist.ProcessGroup  # the ranks that share it
+    dim: int | None  # the dimension that is cut; None: every rank holds all
+    order: Tensor | None = None  # int64 rows of the stack in cutting order; None: as stacked
+
+    @property
+    def tensor(self) -> Tensor:
+        """The module's own tensor: a parameter, or the router's bias buffer."""
+        return getattr(self.module, self.attribute)
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Shape of the whole tensor `names[index]`."""
+        rest = list(self.tensor.shape[1:])
+        if self.dim == 1:
+            rest[0] *= self.group.size()
+        return (self.sizes[index], *rest)
+
+    def local(self, whole: Tensor) -> Tensor:
+        """This rank's part of the stacked whole tensors."""
+        if self.dim is None:
+            return whole
+        if self.order is not None:
+            whole = whole[self.order]
+        return whole.chunk(self.group.size(), self.dim)[self.group.rank()]
+
+    def whole(self) -> tuple[Tensor, ...]:
+        """The whole tensors, one for each name, gathered on every rank: a collective call. On the device of the module."""
+        stacked = self.tensor.detach()
+        if self.dim is not None and self.group.size() > 1:
+            parts = [torch.empty_like(stacked) for _ in range(self.group.size())]
+            dist.all_gather(parts, stacked.contiguous(), group=self.group)
+            stacked = torch.cat(parts, self.dim)
+        if self.order is not None:
+            stacked = torch.empty_like(stacked).index_copy_(0, self.order.to(stacked.device), stacked)
+        return stacked.split(self.sizes)
+
+    def local_parts(self) -> Tensor:
+        """For each local row, which of `names` it belongs to (int64)."""
+        parts = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
+        return self.local(parts) if self.dim == 0 else parts
+
+
+def layout(model: Any) -> Iterator[Placement]:
+    """Every tensor of a model from `build_model`, in the order of the layers. The same order on every rank."""
+    config: ModelConfig = model.architecture
+    tp = model.pg_collection.tp
+    vocab = (config.vocab_size,)
+    yield Placement(model.embedding.word_embeddings, "weight", ("backbone.embeddings.weight",), vocab, tp, 0)
+    mixers = {"M": _mamba, "*": _attention, "E": _moe}
+    for number, (letter, layer) in enumerate(zip(config.pattern, model.decoder.layers, strict=True)):
+        yield from mixers[letter](config, model.pg_collection, layer, f"backbone.layers.{number}.")
+    width = (config.hidden_size,)
+    yield Placement(model.decoder.final_norm, "weight", ("backbone.norm_f.weight",), width, tp, None)
+    yield Placement(model.output_layer, "weight", ("lm_head.weight",), vocab, tp, 0)
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and a tensor's name only: not on ranks, nor on what was drawn before."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def _mamba(config: ModelConfig, groups: Any, layer: Any, prefix: str) -> Iterator[Placement]:
+    tp, mixer = groups.tp, layer.mixer
+    inner, bc, heads = config.mamba_inner_size, config.mamba_bc_size, config.mamba_num_heads
+    yield Placement(layer.norm, "weight", (f"{prefix}norm.weight",), (config.hidden_size,), tp, None)
+    for module, attribute, name, parts in [
+        (mixer.in_proj, "weight", "in_proj.weight", (inner, inner, bc, bc, heads)),  # z, x, B, C, dt
+        (mixer, "conv_weight_I1K", "conv1d.weight", (inner, bc, bc)),
+        (mixer, "conv_bias_I", "conv1d.bias", (inner, bc, bc)),
+        (mixer, "A_log_H", "A_log", (heads,)),
+        (mixer, "D_H", "D", (heads,)),
+        (mixer, "dt_bias_H", "dt_bias", (heads,)),
+        (mixer, "norm_weight_I", "norm.weight", (inner,)),
+    ]:
+        order = _interleave(parts, tp.size()) if len(parts) > 1 else None
+        yield Placement(module, attribute, (f"{prefix}mixer.{name}",), (sum(parts),), tp, 0, order)
+    yield Placement(mixer.out_proj, "weight", (f"{prefix}mixer.out_proj.weight",), (config.hidden_size,), tp, 1)
+
+
+def _attention(config: ModelConfig, groups: Any, layer: Any, prefix: str) -> Iterator[Placement]:
+    tp, attention = groups.tp, layer.self_attention
+    queries = config.num_attention_heads * config.attention_head_dim
+    keys = config.num_query_groups * config.attention_head_dim
+    names = tuple(f"{prefix}mixer.{part}_proj.weight" for part in "qkv")
+    order = _interleave((queries, keys, keys), config.num_query_groups)
+    yield Placement(layer.input_layernorm, "weight", (f"{prefix}norm.weight",), (config.hidden_size,), tp, None)
+    yield Placement(attention.linear_qkv, "weight", names, (queries, keys, keys), tp, 0, order)
+    yield Placement(attention.linear_proj, "weight", (f"{prefix}mixer.o_proj.weight",), (config.hidden_size,), tp, 1)
+
+
+def _moe(config: ModelConfig, groups: Any, layer: Any, prefix: str) -> Iterator[Placement]:
+    hidden, tp, moe = (config.hidden_size,), groups.tp, layer.mlp
+    gate = f"{prefix}mixer.gate."
+    yield Placement(layer.pre_mlp_layernorm, "weight", (f"{prefix}norm.weight",), hidden, tp, None)
+    yield Placement(moe.router, "weight", (f"{gate}weight",), (config.num_experts,), tp, None)
+    yield Placement(moe.router, "expert_bias", (f"{gate}e_score_correction_bias",), (config.num_experts,), tp, None)
+    shared = [("shared_experts", moe.shared_experts, config.moe_shared_expert_ffn_size, tp)]
+    routed = [
+        (f"experts.{number}", expert, config.moe_ffn_size, groups.expt_tp)
+        for number, expert in zip(moe.local_expert_indices, moe.experts.local_experts, strict=True)
+    ]
+    for name, mlp, size, group in shared + routed:
+        yield Placement(mlp.linear_fc1, "weight", (f"{prefix}mixer.{name}.up_proj.weight",), (size,), group, 0)
+        yield Placement(mlp.linear_fc2, "weight", (f"{prefix}mixer.{name}.down_proj.weight",), hidden, group, 1)
+
+
+def _interleave(parts: tuple[int, ...], num_pieces: int) -> Tensor:
+    """Rows of stacked parts of these sizes, so that piece after piece holds an equal share of every part."""
+    shares = [rows.chunk(num_pieces) for rows in torch.arange(sum(parts)).split(parts)]
+    return torch.cat([share[piece] for piece in range(num_pieces) for share in shares])

@@ -1,0 +1,166 @@
+"""Low-rank adapters on tensor-parallel linear layers: y = W x + (alpha / r) B A x, W frozen (LoRA, arXiv:2106.09685).
+
+    layer            W here     A                     B                     what is summed over tensor-parallel ranks
+    ColumnLinear     rows       whole                 rows, as W            gradient of A: each rank sees its own rows' part of it
+    RowLinear        columns    columns, as W         whole                 B A x, in the sum that W x needs anyway; gradient of B
+
+So an adapter adds no communication to the layer. With sequence parallelism the input of a column layer is gathered once for W and A
+together (and its gradient scattered once), where the library would gather inside W's product only.
+
+One matrix here can be several modules of the published checkpoint: `linear_qkv` interleaves q_proj, k_proj and v_proj. Each
+of them has its own A; B has one row for each row of W, and a fixed mask sends a row to its module's A. `in_proj` is one module whose
+rows [z|x|B|C|dt] are sharded part by part, and so are the rows of its B: `layout.py` knows the order of both.
+
+Routed experts carry no adapters: they would be 856 M parameters in the 30B model, and their gradients need other sums.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from torch import Tensor, nn
+
+from substrate.errors import UsageError
+from substrate.model.layout import Placement, layout, named_generator
+
+TARGETS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj", "shared_experts.up_proj", "shared_experts.down_proj",
+)  # fmt: skip
+
+
+class Adapter(nn.Module):
+    """The two factors for one weight, A_RI (R = rank x modules with an adapter, I inputs here) and B_OR (O outputs here, R = rank)."""
+
+    def __init__(self, base: Placement, active: Sequence[str], rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        weight = base.tensor
+        self.base = base
+        self.active = tuple(active)  # those of base.names that have an adapter, in the order of A's blocks
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        factory: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
+        self.A_RI = nn.Parameter(torch.empty(rank * len(active), weight.shape[1], **factory))
+        self.B_OR = nn.Parameter(torch.zeros(weight.shape[0], rank, **factory))
+        sharded, whole = (self.B_OR, self.A_RI) if base.dim == 0 else (self.A_RI, self.B_OR)
+        # Marks that `Parallel` reads: a shard counts once in the gradient norm; the gradient of the whole factor is a partial sum.
+        sharded.tensor_model_parallel = True  # type: ignore[attr-defined]
+        whole.sequence_parallel = True  # type: ignore[attr-defined]
+        columns = torch.tensor([base.names.index(name) for name in active])
+        mask_OR = (base.local_parts().unsqueeze(1) == columns).repeat_interleave(rank, dim=1)
+        self.register_buffer("mask_OR", alpha / rank * mask_OR.to(**factory), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O), this rank's part of (alpha / r) B A x; dropout on x while training."""
+        x = F.dropout(x, self.dropout, self.training)
+        return F.linear(F.linear(x, self.A_RI), self.B_OR.repeat(1, len(self.active)) * self.mask_OR)
+
+    def targets(self) -> list[str]:
+        """The target names that this adapter answers to."""
+        return [_target(name) for name in self.active]
+
+    def placements(self) -> tuple[Placement, Placement]:
+        """Of A and of B, named as PEFT names them. B names every module of the weight, also those that have no adapter."""
+        base = self.base
+        names_A = tuple(adapter_name(name, "A") for name in self.active)
+        names_B = tuple(adapter_name(name, "B") for name in base.names)
+        sizes_A = (self.rank,) * len(names_A)
+        dim_A, dim_B = (None, 0) if base.dim == 0 else (1, None)
+        return (
+            Placement(self, "A_RI", names_A, sizes_A, base.group, dim_A),
+            Placement(self, "B_OR", names_B, base.sizes, base.group, dim_B, base.order),
+        )
+
+
+def adapter_name(weight_name: str, factor: str) -> str:
+    """Name in an adapter file of factor "A" or "B" of a checkpoint weight."""
+    return f"base_model.model.{weight_name.removesuffix('.weight')}.lora_{factor}.weight"
+
+
+class ColumnLinear(ColumnParallelLinear):
+    """megatron-core's layer, sharded by output rows, with room for an adapter."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.adapter: Adapter | None = None
+
+    def forward(
+        self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.adapter is None:
+            return super().forward(input_, weight, runtime_gather_output)
+        if self.sequence_parallel:
+            x = gather_from_sequence_parallel_region(input_, group=self.tp_group)
+        else:
+            x = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
+        return F.linear(x, self.weight) + self.adapter(x), None
+
+
+class RowLinear(RowParallelLinear):
+    """megatron-core's layer, sharded by input columns, with room for an adapter."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.adapter: Adapter | None = None
+
+    def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.adapter is None:
+            return super().forward(input_)
+        partial = F.linear(input_, self.weight) + self.adapter(input_)
+        if self.sequence_parallel:
+            return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group), None
+        return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group), None
+
+
+def add_lora(
+    model: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
+) -> list[nn.Parameter]:
+    """Freezes the model and puts an adapter on every module that one of `targets` names; returns the new parameters.
+
+    A is uniform in +-1/sqrt(inputs), drawn whole from a generator seeded by (seed, name), so it does not depend on the
+    number of ranks; B is zero. Raises UsageError for a target that is not one of TARGETS or that the model lacks.
+    """
+    if wrong := sorted(set(targets) - set(TARGETS)):
+        raise UsageError(f"lora target {', '.join(wrong)}; valid are {', '.join(TARGETS)}")
+    model.requires_grad_(False)
+    found: set[str] = set()
+    for base in layout(model):
+        active = [name for name in base.names if _target(name) in targets]
+        if not active:
+            continue
+        found.update(_target(name) for name in active)
+        adapter = Adapter(base, active, rank, alpha, dropout)
+        place_A, _ = adapter.placements()
+        whole = [_uniform(place_A.shape(index), seed, name) for index, name in enumerate(place_A.names)]
+        with torch.no_grad():
+            adapter.A_RI.copy_(place_A.local(torch.cat(whole)))
+        base.module.adapter = adapter
+    if lacking := sorted(set(targets) - found):
+        raise UsageError(f"lora target {', '.join(lacking)}; model {model.architecture.name} has no such layer")
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def adapters(model: nn.Module) -> list[Adapter]:
+    """Every adapter of the model, in the order of the layers."""
+    return [module for module in model.modules() if isinstance(module, Adapter)]
+
+
+def _target(weight_name: str) -> str:
+    """backbone.layers.3.mixer.q_proj.weight -> q_proj: what stands for it in a list of targets."""
+    return weight_name.partition(".mixer.")[2].removesuffix(".weight")
+
+
+def _uniform(shape: tuple[int, ...], seed: int, name: str) -> Tensor:
+    """PEFT's initialisation of A: Kaiming uniform with a = sqrt(5), which is a bound of 1 / sqrt(inputs)."""
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=named_generator(seed, name))

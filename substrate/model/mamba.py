@@ -1,0 +1,203 @@
+"""The Mamba-2 mixer in plain torch, sharded over tensor-parallel ranks, with a single-step form for decoding.
+
+A head keeps a P x N state that decays by a scalar and takes in one outer product a token (Mamba-2, arXiv:2405.21060, eq. 1 and 6):
+
+    h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t + D x_t
+
+`chunked_scan` computes the same y as matrix products (section 6 of the paper, "SSD"): inside a chunk a masked, decayed
+attention of C against B; between chunks the recurrence over chunk states, itself a small lower-triangular product.
+Around it Nemotron-H has (arXiv:2504.03624; transformers' `modeling_nemotron_h.py` is the reference of the tests):
+
+    [z | x | B | C | dt] = in_proj(u)      [x | B | C] = silu(causal_conv([x | B | C]))      out_proj(norm(y * silu(z)))
+
+with an RMS norm over each group of heads. A tensor-parallel rank holds whole groups, so each of the five parts of `in_proj` is
+sharded by itself, the scan and the norm need no communication, and only the two projections talk.
+
+S sequence, B batch, U hidden size, I inner size (heads x P), H heads, G groups of heads, Q heads of a group (H = G x Q), P head dim,
+N state dim, K taps of the convolution, C chunks, L positions of a chunk, T source positions of a chunk (T = L).
+All sizes are this rank's.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+def chunked_scan(
+    x_SBHP: Tensor, dt_SBH: Tensor, A_H: Tensor, B_SBGN: Tensor, C_SBGN: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Runs the recurrence from a zero state over S tokens, in float32.
+
+    dt is positive, or 0 where a token leaves the state alone; A is negative. Returns y_SBHP without the D term, and
+    the state after the last token, h_BHPN.
+    """
+    S, B, H, P = x_SBHP.shape
+    G, N = B_SBGN.shape[2:]
+    Q = H // G
+    # As many chunks as chunk_size asks for, of equal length: 130 tokens are 3 chunks of 44 and not 3 of 64.
+    num_chunks = -(-S // chunk_size)
+    L = -(-S // num_chunks)
+
+    def chunks(t: Tensor, *heads: int) -> Tensor:
+        """(S, B, heads..., d) -> (B, C, heads..., L, d); the tail is filled with zeros, and dt = 0 leaves the state alone."""
+        t = F.pad(t, (0, 0) * (t.dim() - 1) + (0, num_chunks * L - S))
+        t = t.reshape(num_chunks, L, B, *heads, -1)
+        return t.permute(2, 0, *range(3, 3 + len(heads)), 1, t.dim() - 1)
+
+    dt = chunks(dt_SBH.float().unsqueeze(-1), G, Q)  # (B, C, G, Q, L, 1)
+    xdt = chunks(x_SBHP.float(), G, Q) * dt  # (B, C, G, Q, L, P)
+    b = chunks(B_SBGN.float(), G, 1)  # (B, C, G, 1, L, N)
+    c = chunks(C_SBGN.float(), G, 1)
+
+    # Log decay from the start of the chunk to after position l, then from position t to position l >= t.
+    log_decay = (dt.squeeze(-1) * A_H.view(G, Q, 1)).cumsum(-1)  # (B, C, G, Q, L)
+    causal_LT = torch.ones(L, L, dtype=torch.bool, device=dt.device).tril()
+    between = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill(~causal_LT, -torch.inf).exp()
+    y = (c @ b.transpose(-1, -2) * between) @ xdt
+
+    # What each chunk leaves behind, and from it the state at the start of every chunk and after the last one.
+    to_end = (log_decay[..., -1:] - log_decay).exp().unsqueeze(-1)
+    left = (xdt * to_end).transpose(-1, -2) @ b  # (B, C, G, Q, P, N)
+    total = F.pad(log_decay[..., -1].cumsum(1), (0, 0, 0, 0, 1, 0)).permute(0, 2, 3, 1)  # (B, G, Q, C + 1)
+    later = torch.ones(num_chunks + 1, num_chunks, dtype=torch.bool, device=dt.device).tril(-1)
+    carry = (total.unsqueeze(-1) - total[..., None, 1:]).masked_fill(~later, -torch.inf).exp()  # (B, G, Q, C + 1, C)
+    states = (carry @ left.permute(0, 2, 3, 1, 4, 5).flatten(-2)).unflatten(-1, (P, N))  # (B, G, Q, C + 1, P, N)
+    entering = states[..., :-1, :, :].permute(0, 3, 1, 2, 5, 4)  # (B, C, G, Q, N, P)
+    y = y + (c @ entering) * log_decay.exp().unsqueeze(-1)
+
+    y_SBHP = y.permute(1, 4, 0, 2, 3, 5).reshape(num_chunks * L, B, H, P)[:S]
+    return y_SBHP, states[..., -1, :, :].reshape(B, H, P, N)
+
+
+def scan_step(
+    h_BHPN: Tensor, x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token of the recurrence, in float32: returns y_BHP without the D term, and the new state."""
+    heads_per_group = x_BHP.shape[1] // B_BGN.shape[1]
+    b_BHN = B_BGN.float().repeat_interleave(heads_per_group, dim=1)
+    c_BHN = C_BGN.float().repeat_interleave(heads_per_group, dim=1)
+    xdt_BHP = x_BHP.float() * dt_BH.unsqueeze(-1)
+    h_BHPN = h_BHPN * (dt_BH * A_H).exp()[..., None, None] + xdt_BHP.unsqueeze(-1) * b_BHN.unsqueeze(-2)
+    return (h_BHPN @ c_BHN.unsqueeze(-1)).squeeze(-1), h_BHPN
+
+
+def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor) -> Tensor:
+    """Depthwise convolution of a window that starts K - 1 tokens early: (S + K - 1, B, I) -> (S, B, I).
+
+    A sum over taps and not `conv1d`: sequence-major data would have to be transposed twice, which costs more than the sum.
+    """
+    K = weight_I1K.shape[-1]
+    S = window_SBI.shape[0] - K + 1
+    y_SBI = bias_I
+    for k in range(K):
+        y_SBI = torch.addcmul(y_SBI, window_SBI[k : k + S], weight_I1K[:, 0, k])
+    return y_SBI
+
+
+@dataclass
+class MambaMixerSubmodules:
+    """Classes of the two projections: column- and row-parallel."""
+
+    in_proj: Any
+    out_proj: Any
+
+
+class MambaMixer(MegatronModule):
+    """Drop-in for megatron-core's mixer (which needs mamba-ssm and Triton), with the same calling convention."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: MambaMixerSubmodules,
+        d_model: int,
+        conv_kernel: int,
+        chunk_size: int,
+        layer_number: int,
+        pg_collection: ProcessGroupCollection,
+        pp_layer_offset: int = 0,
+    ) -> None:
+        super().__init__(config)
+        tp = pg_collection.tp.size()
+        assert config.mamba_num_heads is not None
+        self.layer_number = layer_number
+        self.chunk_size = chunk_size
+        self.num_heads = config.mamba_num_heads // tp
+        self.num_groups = config.mamba_num_groups // tp
+        self.head_dim = config.mamba_head_dim
+        self.state_dim = config.mamba_state_dim
+        inner = self.num_heads * self.head_dim
+        bc = self.num_groups * self.state_dim
+        self.split_sizes = [inner, inner + 2 * bc, self.num_heads]  # z, [x | B | C], dt
+        self.conv_split_sizes = [inner, bc, bc]
+        shared = {"config": config, "bias": False, "skip_bias_add": False, "tp_group": pg_collection.tp}
+        self.in_proj = submodules.in_proj(
+            d_model, sum(self.split_sizes) * tp, gather_output=False, init_method=config.init_method, **shared
+        )
+        self.out_proj = submodules.out_proj(
+            inner * tp, d_model, input_is_parallel=True, init_method=config.output_layer_init_method, **shared
+        )
+        dtype = config.params_dtype
+        self.conv_weight_I1K = nn.Parameter(torch.empty(inner + 2 * bc, 1, conv_kernel, dtype=dtype))
+        self.conv_bias_I = nn.Parameter(torch.empty(inner + 2 * bc, dtype=dtype))
+        self.norm_weight_I = nn.Parameter(torch.empty(inner, dtype=dtype))
+        # The recurrence's own parameters stay in float32: decays multiply over the whole sequence.
+        self.A_log_H = nn.Parameter(torch.empty(self.num_heads))
+        self.D_H = nn.Parameter(torch.empty(self.num_heads))
+        self.dt_bias_H = nn.Parameter(torch.empty(self.num_heads))
+
+    def forward(self, u_SBU: Tensor, inference_context: Any = None, packed_seq_params: None = None) -> tuple[Tensor, None]:
+        """u_SBU -> (output_SBU, no bias). With sequence parallelism S is this rank's part, outside; inside it is whole.
+
+        `inference_context` is a `DecodeState` (hybrid.py): its `valid_SB` marks tokens that are not padding, and this layer's
+        convolution window and scan state are kept in it between calls.
+        """
+        zxbcdt, _ = self.in_proj(u_SBU)
+        z_SBI, xbc_SBI, dt_SBH = zxbcdt.split(self.split_sizes, dim=-1)
+        dt_SBH = F.softplus(dt_SBH.float() + self.dt_bias_H)
+        if inference_context is None:
+            y_SBI, _, _ = self._scan(xbc_SBI, dt_SBH)
+        else:
+            states = inference_context.key_value_memory_dict
+            if inference_context.sequence_len_offset == 0:
+                # Padding stands on the left: blanking it leaves window and state as at the start of a sequence.
+                valid_SB1 = inference_context.valid_SB.unsqueeze(-1)
+                y_SBI, window, h_BHPN = self._scan(xbc_SBI * valid_SB1, dt_SBH * valid_SB1)
+            else:
+                y_SBI, window, h_BHPN = self._step(xbc_SBI, dt_SBH, *states[self.layer_number])
+            states[self.layer_number] = (window, h_BHPN)
+        output, _ = self.out_proj(self._gated_norm(y_SBI, z_SBI))
+        return output, None
+
+    def _scan(self, xbc_SBI: Tensor, dt_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All tokens at once. Returns y_SBI, the last K - 1 inputs of the convolution, and the last state."""
+        taps = self.conv_weight_I1K.shape[-1]
+        window = F.pad(xbc_SBI, (0, 0, 0, 0, taps - 1, 0))
+        x_SBHP, B_SBGN, C_SBGN = self._heads(causal_conv(window, self.conv_weight_I1K, self.conv_bias_I))
+        y_SBHP, h_BHPN = chunked_scan(x_SBHP, dt_SBH, -self.A_log_H.exp(), B_SBGN, C_SBGN, self.chunk_size)
+        y_SBHP = torch.addcmul(y_SBHP, x_SBHP.float(), self.D_H.unsqueeze(-1))
+        return y_SBHP.flatten(-2), window[-(taps - 1) :], h_BHPN
+
+    def _step(self, xbc_1BI: Tensor, dt_1BH: Tensor, window: Tensor, h_BHPN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same for one token, from the kept window and state."""
+        window = torch.cat([window, xbc_1BI])
+        x_1BHP, B_1BGN, C_1BGN = self._heads(causal_conv(window, self.conv_weight_I1K, self.conv_bias_I))
+        y_BHP, h_BHPN = scan_step(h_BHPN, x_1BHP[0], dt_1BH[0], -self.A_log_H.exp(), B_1BGN[0], C_1BGN[0])
+        y_BHP = torch.addcmul(y_BHP, x_1BHP[0].float(), self.D_H.unsqueeze(-1))
+        return y_BHP.flatten(-2).unsqueeze(0), window[1:], h_BHPN
+
+    def _heads(self, xbc_SBI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, b, c = F.silu(xbc_SBI).split(self.conv_split_sizes, dim=-1)
+        groups = (self.num_groups, self.state_dim)
+        return x.unflatten(-1, (self.num_heads, self.head_dim)), b.unflatten(-1, groups), c.unflatten(-1, groups)
+
+    def _gated_norm(self, y_SBI: Tensor, z_SBI: Tensor) -> Tensor:
+        """RMS norm of y * silu(z) within each group, in float32; one weight a channel."""
+        gated = (y_SBI * F.silu(z_SBI.float())).unflatten(-1, (self.num_groups, -1))
+        normed = F.rms_norm(gated, gated.shape[-1:], eps=self.config.layernorm_epsilon).flatten(-2)
+        return self.norm_weight_I * normed.to(z_SBI.dtype)
