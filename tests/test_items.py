@@ -1,0 +1,166 @@
+"""Sets of puzzles: keyed item by item, new, complete when they exist; and the training data that they must not repeat."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from substrate.errors import DataError, UsageError
+from substrate.items import draw_items, prompt_digest, read_task, write_items
+from substrate.payload import write_payload
+from substrate.tasks import FAMILIES, LEVELS, roman
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+SEED = bytes(range(32))
+
+families = st.sampled_from(sorted(FAMILIES))
+levels = st.sampled_from(LEVELS)
+seeds = st.binary(min_size=32, max_size=32)
+
+
+def _task(tmp_path: Path, **config: object) -> Path:
+    """A task file for golden/items_task.json with another exclusion list and folder, and changed configuration."""
+    task = json.loads((GOLDEN / "items_task.json").read_text())
+    (tmp_path / "exclude").write_text("")
+    task["config"] |= config
+    task["paths"] = {"exclude": str(tmp_path / "exclude"), "out": str(tmp_path)}
+    path = tmp_path / "task.json"
+    path.write_text(json.dumps(task))
+    return path
+
+
+def _rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@settings(max_examples=20)
+@given(families, levels, seeds, st.integers(1, 8), st.integers(0, 8))
+def test_a_longer_set_begins_with_the_shorter(family, level, seed, count, more):
+    assert draw_items(seed, family, level, count + more)[:count] == draw_items(seed, family, level, count)
+
+
+@settings(max_examples=20)
+@given(families, levels, seeds)
+def test_excluded_prompts_are_skipped_and_the_rest_stays(family, level, seed):
+    items = draw_items(seed, family, level, 6)
+    excluded = {prompt_digest(item.prompt) for item in items[::2]}
+    fewer = draw_items(seed, family, level, 3, excluded)
+    assert fewer == items[1::2]
+
+
+@settings(max_examples=20)
+@given(families, levels, seeds, seeds)
+def test_prompts_are_new_and_seeds_independent(family, level, seed, other):
+    items = draw_items(seed, family, level, 20)
+    assert len({item.prompt for item in items}) == 20
+    assert seed == other or items != draw_items(other, family, level, 20)
+
+
+def test_a_used_up_family_ends_with_a_message(monkeypatch):
+    monkeypatch.setitem(roman.LEVELS, "small", roman.Level(num_examples=(1, 1), largest=1))  # a single puzzle
+    with pytest.raises(DataError, match="gave 1 new puzzles in 200"):
+        draw_items(SEED, "roman", "small", 2)
+
+
+def test_golden_task_gives_golden_files(tmp_path):
+    """The keys, the generators and the printed form: a change here changes every sealed set."""
+    write_items(read_task(_task(tmp_path)))
+    for name in ("prompts.jsonl", "answers.jsonl"):
+        assert (tmp_path / name).read_text() == (GOLDEN / name).read_text()
+
+
+def test_prompts_and_answers_are_apart_and_in_order(tmp_path):
+    write_items(read_task(_task(tmp_path)))
+    prompts, answers = _rows(tmp_path / "prompts.jsonl"), _rows(tmp_path / "answers.jsonl")
+    assert [row["item_id"] for row in prompts] == [row["item_id"] for row in answers]
+    assert [row["item_id"] for row in prompts] == sorted(row["item_id"] for row in prompts)
+    assert all(set(row) == {"item_id", "family", "prompt"} for row in prompts)
+    assert all(set(row) == {"item_id", "family", "answer"} for row in answers)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        rules = FAMILIES[prompt["family"]]
+        assert rules.solve(rules.parse(prompt["prompt"])).answer == answer["answer"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"families": ["roman", "bit_manipulation"]}, "valid: a list of roman"),
+        ({"families": []}, "valid: a list of"),
+        ({"families": "roman"}, "valid: a list of"),
+        ({"level": "medium"}, "valid: small, full"),
+        ({"num_items_per_family": 0}, "valid: 1 to"),
+        ({"num_items_per_family": True}, "valid: 1 to"),
+        ({"seed_hex": "ab"}, "64 hex digits"),
+    ],
+)
+def test_wrong_configuration_says_what_is_valid(tmp_path, change, message):
+    with pytest.raises(UsageError, match=message):
+        read_task(_task(tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"schema": 2, "kind": "items"}', '{"schema": 1, "kind": "train"}']
+)
+def test_wrong_task_file_is_refused(tmp_path, content):
+    (tmp_path / "task.json").write_text(content)
+    with pytest.raises(UsageError, match="task file"):
+        read_task(tmp_path / "task.json")
+
+
+def test_a_secret_seed_is_not_printed(tmp_path):
+    with pytest.raises(UsageError) as error:
+        read_task(_task(tmp_path, seed_hex="c0ffee"))
+    assert "c0ffee" not in str(error.value)
+
+
+def _run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_entry_exit_codes(tmp_path):
+    task = _task(tmp_path)
+    assert _run("substrate.items", task).returncode == 0
+    (tmp_path / "exclude").write_text("no digest\n")
+    for arguments, code in (((task,), 65), ((tmp_path / "absent.json",), 64), (("--what",), 64)):
+        done = _run("substrate.items", *arguments)
+        assert done.returncode == code
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_three_hundred_items_are_quick(tmp_path):
+    task = read_task(_task(tmp_path, num_items_per_family=100))
+    write_items(task)
+    start = time.process_time()
+    write_items(task)
+    assert time.process_time() - start < 0.3
+
+
+def test_training_data_are_reproducible_and_excluded(tmp_path):
+    for name in ("one", "two"):
+        write_payload(tmp_path / name, seed=1, level="small", num_per_family=30)
+    files = [sorted((tmp_path / name / "data").iterdir()) for name in ("one", "two")]
+    assert [file.name for file in files[0]] == ["train.jsonl", "train_prompts.sha256"]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+    rows = _rows(files[0][0])
+    digests = files[0][1].read_text().splitlines()
+    assert len(rows) == 30 * len(FAMILIES)
+    assert digests == sorted(hashlib.sha256(row["prompt"].encode()).hexdigest() for row in rows)
+    for row in rows:
+        assert list(row) == ["item_id", "family", "prompt", "answer", "trace"]
+        rules = FAMILIES[row["family"]]
+        assert rules.trace(rules.parse(row["prompt"]), "stepwise") == row["trace"]
+
+
+def test_payload_command_line(tmp_path):
+    arguments = ("substrate.payload", "--out", tmp_path, "--seed", 1, "--level", "small", "--num-per-family")
+    assert _run(*arguments, 2).returncode == 0
+    done = _run(*arguments, 0)
+    assert (done.returncode, done.stderr.count("\n")) == (64, 1)
