@@ -1,4 +1,4 @@
-"""Sets of puzzles: keyed item by item, new, complete when they exist; and the training data that they must not repeat."""
+"""Sets of puzzles: keyed item by item, new, complete when they exist; and the training data they must not repeat."""
 
 import hashlib
 import json
