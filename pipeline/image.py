@@ -15,7 +15,7 @@ What the node has decides how an image is mounted (`choose_backend`); the choice
 A fork is a writable view for one trial: a kernel overlay over the pristine mount, else fuse-overlayfs, else a plain
 copy. Its upper layer lies in node-local scratch, because Lustre and NFS cannot carry one.
 
-All mounts go into the private mount namespace of the calling process (`sandbox.enter_private_namespace`); outside one
+All mounts go into the private mount namespace of the calling process (`namespace.enter_private_namespace`); outside one
 nothing is mounted. They vanish with the last process in it, and the FUSE daemons get SIGKILL when the thread that
 started them ends (so call from the main thread). Files in scratch outlive a SIGKILL; mounts do not.
 """
@@ -34,6 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+from pipeline.namespace import is_machine_root, require_private_namespace, run_program
 
 BACKENDS = ("loop", "squashfuse", "unpack")
 FORK_BACKENDS = ("overlay", "fuse-overlayfs", "copy")
@@ -86,7 +87,8 @@ class Fork:
 def tree_digest(root: Path) -> str:
     """The identity of the payload below `root`. Raises ConfigError for a device, fifo or socket in it."""
     digest = hashlib.sha256()
-    for name in _names(root):
+    # Sorted by bytes: a locale would sort differently from node to node.
+    for name in sorted(_walk(root), key=os.fsencode):
         path = root / name
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
@@ -112,11 +114,11 @@ def build(payload_dir: Path, out_sqsh: Path) -> ImageInfo:
     if not payload_dir.is_dir():
         raise NotFound(f"no payload folder {payload_dir}")
     digest = tree_digest(payload_dir)
-    num_files = sum(stat.S_ISREG((payload_dir / name).lstat().st_mode) for name in _names(payload_dir))
-    builder = _run("mksquashfs", "-version").splitlines()[0]
+    num_files = sum(stat.S_ISREG((payload_dir / name).lstat().st_mode) for name in _walk(payload_dir))
+    builder = run_program("mksquashfs", "-version").splitlines()[0]
     aside = out_sqsh.with_name(f".{out_sqsh.name}.{os.getpid()}")
     try:
-        _run("mksquashfs", str(payload_dir), str(aside), *BUILD_FLAGS)
+        run_program("mksquashfs", str(payload_dir), str(aside), *BUILD_FLAGS)
         info = ImageInfo(digest, _file_sha256(aside), num_files, aside.stat().st_size, builder)
         _publish(aside, out_sqsh)
         # The manifest comes second: in between, the old one refuses the new image, which is the safe way round.
@@ -156,7 +158,7 @@ def verify(sqsh: Path, expected_tree_digest: str, scratch_dir: Path | None = Non
 def choose_backend() -> str:
     """The fastest mount backend that this node and user have. A kernel module that is not loaded counts as absent."""
     has_squashfs = "\tsquashfs\n" in Path("/proc/filesystems").read_text()
-    if _is_machine_root() and has_squashfs and os.path.exists("/dev/loop-control"):
+    if is_machine_root() and has_squashfs and os.path.exists("/dev/loop-control"):
         return "loop"
     if shutil.which("squashfuse") and os.access("/dev/fuse", os.R_OK | os.W_OK):
         return "squashfuse"
@@ -172,7 +174,7 @@ def mounted(
     Raises IntegrityError as `verify`, ConfigError outside a private namespace, WorkFailed when the backend fails.
     """
     backend = backend or choose_backend()
-    _require_private_namespace()
+    require_private_namespace()
     _verify_file(sqsh, expected_tree_digest)
     with ExitStack() as stack:
         folder = _scratch_folder(stack, scratch_dir, "pristine-")
@@ -186,7 +188,7 @@ def mounted(
         elif backend == "unpack":
             _unpack(sqsh, folder / "payload")
             _mount(stack, root, "--bind", str(folder / "payload"))
-            _run("mount", "-o", f"remount,bind,ro,{MOUNT_OPTIONS}", str(root))
+            run_program("mount", "-o", f"remount,bind,ro,{MOUNT_OPTIONS}", str(root))
         else:
             raise ConfigError(f"no mount backend {backend!r}", f"valid: {', '.join(BACKENDS)}")
         mount = Mount(root, expected_tree_digest, backend)
@@ -227,7 +229,7 @@ def _fork_by(backend: str, stack: ExitStack, lower: Path, folder: Path, owner: i
         layers = f"lowerdir={lower},upperdir={upper},workdir={work},{MOUNT_OPTIONS}"
         if backend == "overlay":
             # A user namespace may not write trusted.* attributes. With metacopy, _give copies no file's content.
-            attributes = "metacopy=on" if _is_machine_root() else "userxattr"
+            attributes = "metacopy=on" if is_machine_root() else "userxattr"
             _mount(stack, root, "-t", "overlay", "-o", f"{layers},{attributes}", "overlay")
         else:
             _serve_fuse(stack, root, "fuse-overlayfs", "-f", "-o", f"{layers},allow_other")
@@ -236,19 +238,18 @@ def _fork_by(backend: str, stack: ExitStack, lower: Path, folder: Path, owner: i
 
 def _give(root: Path, owner: int) -> None:
     if owner != os.geteuid():
-        for path in (root, *(root / name for name in _names(root))):
+        for path in (root, *(root / name for name in _walk(root))):
             os.chown(path, owner, owner, follow_symlinks=False)
 
 
 def _mount(stack: ExitStack, root: Path, *arguments: str) -> None:
-    _run("mount", *arguments, str(root))
+    run_program("mount", *arguments, str(root))
     # Lazy: a mount in use leaves this namespace now, and the machine with its last user.
-    stack.callback(_run, "umount", "--lazy", str(root))
+    stack.callback(run_program, "umount", "--lazy", str(root))
 
 
 def _serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
     """Run a FUSE daemon until `stack` closes; it keeps its namespace alive, so it must not outlive this process."""
-    _require_program(command[0])
     with tempfile.TemporaryFile() as log:
         dies_with_us = ("setpriv", "--pdeathsig", "KILL")
         daemon = subprocess.Popen([*dies_with_us, *command, root], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -260,7 +261,7 @@ def _serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
                 log.seek(0)
                 raise WorkFailed(f"{command[0]} did not mount {root}: {log.read().decode(errors='replace').strip()}")
             time.sleep(0.005)
-    stack.callback(_run, "umount", "--lazy", str(root))
+    stack.callback(run_program, "umount", "--lazy", str(root))
 
 
 def _verify_file(sqsh: Path, expected_tree_digest: str) -> ImageInfo:
@@ -277,16 +278,13 @@ def _expect(path: Path, what: str, expected: str, found: str) -> None:
         raise IntegrityError(f"{path}: {what} is {found}, expected {expected}", "copy or build the image again")
 
 
-def _names(root: Path) -> list[str]:
-    """Every path below `root`, relative, sorted by its bytes: a locale would sort differently from node to node."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    names = []
-    for folder, subfolders, files in os.walk(root, onerror=fail):
-        names += [os.path.relpath(os.path.join(folder, name), root) for name in subfolders + files]
-    return sorted(names, key=os.fsencode)
+def _walk(root: Path, below: str = "") -> Iterator[str]:
+    """Every path below `root`, relative. Unlike os.walk and rglob it raises at a folder that it may not read."""
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            yield below + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, f"{below}{entry.name}/")
 
 
 def _file_sha256(path: Path) -> str:
@@ -305,7 +303,7 @@ def _publish(aside: Path, path: Path) -> None:
 
 
 def _unpack(sqsh: Path, folder: Path) -> None:
-    _run("unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(folder), str(sqsh))
+    run_program("unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(folder), str(sqsh))
 
 
 def _scratch_folder(stack: ExitStack, scratch_dir: Path, prefix: str) -> Path:
@@ -313,33 +311,3 @@ def _scratch_folder(stack: ExitStack, scratch_dir: Path, prefix: str) -> Path:
     # Errors are ignored: left-overs in scratch cost space, and must not hide what became of the trial.
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     return folder
-
-
-def _is_machine_root() -> bool:
-    """Root of the initial user namespace, not a user who is mapped to root in a namespace of its own."""
-    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
-
-
-def _require_private_namespace() -> None:
-    try:
-        shared = os.getpid() != 1 and os.readlink("/proc/1/ns/mnt") == os.readlink("/proc/self/ns/mnt")
-    except OSError:
-        # Only root of the machine may look at pid 1. Anybody else can mount in a user namespace alone, as its root.
-        shared = os.geteuid() != 0
-    if shared:
-        raise ConfigError("an image is mounted in a private namespace only", "sandbox.enter_private_namespace first")
-
-
-def _require_program(name: str) -> None:
-    if shutil.which(name) is None:
-        raise NotFound(f"no program {name}", "install squashfs-tools, squashfuse and fuse-overlayfs")
-
-
-def _run(program: str, *arguments: str) -> str:
-    _require_program(program)
-    # SOURCE_DATE_EPOCH would clash with the time flags of mksquashfs.
-    env = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
-    done = subprocess.run([program, *arguments], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise WorkFailed(f"{program} exited {done.returncode}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout

@@ -123,6 +123,11 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None]) -> No
             raise WorkFailed(f"the meta stage exited {codes['meta']}: {' '.join(tail)}", f"See {folder.logs_dir}")
 
 
+def is_local(folder: Round) -> bool:
+    """Whether the frozen configuration runs the round on this machine."""
+    return settings.load(folder.config).cluster.kind == "local"
+
+
 def resources(folder: Round) -> scheduler.Resources:
     """What the frozen configuration of a round asks of Slurm."""
     chosen = settings.load(folder.config)

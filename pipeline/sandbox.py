@@ -1,27 +1,24 @@
 """Run a command confined: it sees the runtime and the paths it was given, and nothing else of the machine.
 
-Two walls, each in namespaces that die with their processes, so that a SIGKILL of the worker leaves no mount behind:
-
-    enter_private_namespace   the worker re-executes itself in a private mount namespace and mounts image and fork there
-    Sandbox.start             bubblewrap builds a new root from listed binds and starts the command in it
-
-The listed sources are first bound under a staging folder that everybody may enter. So root of the machine can drop to
-an unprivileged uid *before* bubblewrap (limits on processes do not bind root, and root's files stay unreadable) and
-still show the trial a runtime below /root. An ordinary user takes the same way inside a user namespace.
+From the worker's private mount namespace (namespace.py), bubblewrap builds a new root of listed binds and starts the
+command in it. Their sources are first bound under a staging folder that everybody may enter. So root of the machine
+drops to an unprivileged uid *before* bubblewrap (limits on processes do not bind root, and root's files stay
+unreadable) and still shows the trial a runtime below /root. An ordinary user takes the same way in a user namespace.
 
 Covered, each by an attack in tests/test_sandbox.py and most by `probe` before every trial: files outside the list, by
-path or through /proc; writing, remounting or unmounting what is bound read-only; capabilities, set-uid programs and new
-user namespaces; other processes (signals, ptrace, /proc); shared memory and System V IPC; the network including the
-host's loopback and abstract sockets (level `loopback`); the caller's environment and descriptors; the terminal; the
-number of processes, the size of each file, of /tmp and /dev/shm; processes left behind by a command that has ended.
+path or through /proc; writing, remounting or unmounting what is bound read-only; capabilities, set-uid programs and
+user namespaces; other processes (signals, ptrace, /proc); System V and shared memory; the network with the host's own
+loopback and abstract sockets (level `loopback`); the caller's environment, descriptors and terminal; the number of
+processes, the size of a file, of /tmp and of /dev/shm; processes left behind by a command that has ended.
 
-Not covered: bugs of the kernel (there is no system call filter) and of device drivers; total memory, CPU time and
-total disk space (the scheduler's cgroup and the file system's quota are for that); timing and other side channels; the
-*names* of bound paths in /proc/self/mountinfo; kernel-wide facts in /proc. Level `fabric` shares the host's network:
-its loopback services, abstract sockets and every other host are open then, and only multi-node trials should have it.
-What a trial writes to /out is its own word: read it with `read_output`, which follows no link.
+Not covered: bugs of the kernel (no system call is filtered) and of device drivers; total memory, CPU time and disk
+space, which the scheduler's cgroup and the file system's quota bound; timing and other side channels; the *names* of
+bound paths in /proc/self/mountinfo and kernel-wide facts in /proc. Level `fabric` shares the host's network: loopback
+services, abstract sockets and every other host are open then, so only trials of several nodes should have it. What a
+trial writes is its own word: `open_output` reads it without following a link.
 """
 
+import itertools
 import json
 import os
 import select
@@ -33,58 +30,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import ConfigError, NotFound, Refused, TrialFailed, WorkFailed
+from pipeline.namespace import require_private_namespace, run_program, trial_uid
 
-NOBODY = 65534
 INSIDE_ID = 1000  # the trial's uid and gid as the trial sees them
 NETWORKS = ("loopback", "fabric")
 NAMESPACES = ("user", "mnt", "pid", "ipc", "uts", "net")
 PROBE_SECONDS = 60.0
-MARK = "PIPELINE_PRIVATE_NAMESPACE"
-
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache")
 ETC = {
-    "passwd": f"trial:x:{INSIDE_ID}:{INSIDE_ID}:trial:/tmp:/bin/sh\n",
-    "group": f"trial:x:{INSIDE_ID}:\n",
-    "hosts": "127.0.0.1 localhost trial\n::1 localhost\n",
-    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
+    "/etc/passwd": f"trial:x:{INSIDE_ID}:{INSIDE_ID}:trial:/tmp:/bin/sh\n",
+    "/etc/group": f"trial:x:{INSIDE_ID}:\n",
+    "/etc/hosts": "127.0.0.1 localhost trial\n::1 localhost\n",
+    "/etc/nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
-
-
-def enter_private_namespace(argv: Sequence[str]) -> None:
-    """Replace this process by `argv` in a private mount namespace; return at once where it is already in one.
-
-    The process keeps its pid, so the scheduler's signals still find it. An ordinary user is root of a user namespace
-    from then on (`os.getuid() == 0`): commands that tell a daemon who is calling, such as sbatch, must run outside.
-
-    Raises NotFound without util-linux. Where user namespaces are switched off, unshare itself says so and exits.
-    """
-    here = os.readlink("/proc/self/ns/mnt")
-    # The mark names this pid, so that one inherited by a later process means nothing.
-    pid, _, outside = os.environ.get(MARK, "").partition(" ")
-    if pid == str(os.getpid()) and outside != here:
-        return
-    _require_program("unshare")
-    as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    env = {**os.environ, MARK: f"{os.getpid()} {here}"}
-    os.execvpe("unshare", ["unshare", *as_user, "--mount", "--propagation", "private", "--", *argv], env)
-
-
-def trial_uid() -> int:
-    """The uid that confined processes get: nobody where this process may become it, else this process's own."""
-    for line in Path("/proc/self/uid_map").read_text().splitlines():
-        first, _, count = map(int, line.split())
-        if os.geteuid() == 0 and first <= NOBODY < first + count:
-            return NOBODY
-    return os.geteuid()
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a sandbox may use. `num_processes` counts threads too; the wall limit holds while somebody polls or waits."""
+    """What a sandbox may use. `num_processes` counts threads too; the wall limit needs somebody to poll or wait."""
 
     wall_seconds: float = 24 * 3600.0
     num_processes: int = 4096
@@ -98,7 +67,8 @@ class Limits:
 class Sandbox:
     """What a confined command sees. `read_only` and `read_write` map a path inside to the path outside.
 
-    `env` is added to PATH, HOME, TMPDIR and LANG; nothing is inherited. `devices` are nodes or folders of /dev.
+    `env` is added to PATH, HOME, TMPDIR and LANG; nothing is inherited. `devices` are nodes or folders below /dev.
+    At network level `fabric` other hosts go by address: the trial's /etc/hosts knows none.
     """
 
     read_only: Mapping[str, Path] = field(default_factory=dict)
@@ -113,11 +83,12 @@ class Sandbox:
     def start(self, command: Sequence[str], log_path: Path) -> "Confined":
         """Start `command`, its output appended to `log_path`. Call from the main thread: the sandbox dies with it.
 
-        Where uid changes, the folders of `read_write` are given to it.
+        Where that changes the uid, the folders of `read_write` are given to it.
 
-        Raises ConfigError for a bind that cannot work, NotFound without bubblewrap, WorkFailed when it does not start.
+        Raises ConfigError outside a private namespace and for a bind that cannot work, NotFound without bubblewrap,
+        WorkFailed when it does not start.
         """
-        _require_program("bwrap")
+        require_private_namespace()
         self._check()
         limits = [f"--nproc={self.limits.num_processes}", f"--fsize={self.limits.file_size_bytes}", "--core=0"]
         if self.limits.address_space_bytes is not None:
@@ -130,27 +101,30 @@ class Sandbox:
         staging = _Staging()
         try:
             # The limits are set inside, where processes are counted per sandbox and nobody may raise them again.
-            argv = ["bwrap", *self._arguments(staging), "--", "/usr/bin/prlimit", *limits, "--", *command]
-            process, init = _launch(argv, log_path, identity)
+            inner = ["--", "/usr/bin/prlimit", *limits, "--", *command]
+            process, init = _launch([*self._arguments(staging), *inner], log_path, identity)
         except BaseException:
             staging.remove()
             raise
         return Confined(process, init, staging, time.monotonic() + self.limits.wall_seconds)
 
+    def environment(self) -> dict[str, str]:
+        """All the variables that the command gets."""
+        sockets = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if self.network == "loopback" else {}
+        base = {"PATH": f"{sys.prefix}/bin:/usr/bin:/bin", "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8"}
+        return {**base, **sockets, **self.env}
+
     def _check(self) -> None:
         if self.network not in NETWORKS:
             raise ConfigError(f"no network level {self.network!r}", f"valid: {', '.join(NETWORKS)}")
         for inside, source in {**self.read_only, **self.read_write}.items():
-            if not inside.startswith("/") or inside == "/" or source.resolve() == Path("/"):
-                raise ConfigError(f"cannot bind {source} at {inside!r}", "bind a file or folder, never the whole root")
-            if not source.exists():
-                raise ConfigError(f"{source}, to be seen at {inside}, does not exist")
-        if self.uid != os.geteuid():
-            for inside, source in self.read_only.items():
-                status = source.stat()
-                needed = 0o005 if stat.S_ISDIR(status.st_mode) else 0o004
-                if status.st_uid != self.uid and status.st_mode & needed != needed:
-                    raise ConfigError(f"uid {self.uid} cannot read {source}, seen at {inside}", f"chmod o+rX {source}")
+            if not inside.startswith("/") or inside == "/" or source.resolve() == Path("/") or not source.exists():
+                raise ConfigError(f"cannot bind {source} at {inside!r}", "bind what exists, and never the whole root")
+        for source in self.read_only.values() if self.uid != os.geteuid() else ():
+            status = source.stat()
+            needed = 0o005 if stat.S_ISDIR(status.st_mode) else 0o004
+            if status.st_uid != self.uid and status.st_mode & needed != needed:
+                raise ConfigError(f"uid {self.uid} may not read {source}", f"chmod o+rX {source}")
 
     def _arguments(self, staging: "_Staging") -> list[str]:
         """bubblewrap's arguments, in the order in which it acts on them: a later mount covers an earlier one."""
@@ -160,25 +134,21 @@ class Sandbox:
         arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(self.limits.tmp_size_bytes), "--tmpfs", "/tmp"]
         arguments += ["--size", str(self.limits.shm_size_bytes), "--tmpfs", "/dev/shm"]
         for path in _runtime():
-            link = ["--symlink", os.readlink(path), path] if os.path.islink(path) else []
-            arguments += link or ["--ro-bind", staging.bind(Path(path)), path]
-        for name, text in ETC.items():
-            arguments += ["--ro-bind", staging.write(text), f"/etc/{name}"]
-        for device in self.devices:
-            arguments += ["--dev-bind", staging.bind(Path(device)), device]
-        binds = {**dict.fromkeys(self.read_only, "--ro-bind"), **dict.fromkeys(self.read_write, "--bind")}
+            if os.path.islink(path):
+                arguments += ["--symlink", os.readlink(path), path]
+            else:
+                arguments += ["--ro-bind", staging.bind(Path(path)), path]
+        for path, text in ETC.items():
+            arguments += ["--ro-bind", staging.write(text), path]
+        for path in self.devices:
+            arguments += ["--dev-bind", staging.bind(Path(path)), path]
         for inside, source in sorted({**self.read_only, **self.read_write}.items()):
-            arguments += [binds[inside], staging.bind(source), inside]
+            arguments += ["--bind" if inside in self.read_write else "--ro-bind", staging.bind(source), inside]
         # bubblewrap's own root and /dev are tmpfs without a size, and the trial would own them.
         arguments += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", self.cwd, "--clearenv"]
-        for name, value in self._environment().items():
+        for name, value in self.environment().items():
             arguments += ["--setenv", name, value]
         return arguments
-
-    def _environment(self) -> dict[str, str]:
-        path = f"{sys.prefix}/bin:/usr/bin:/bin"
-        sockets = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if self.network == "loopback" else {}
-        return {"PATH": path, "HOME": "/tmp", "TMPDIR": "/tmp", "LANG": "C.UTF-8", **sockets, **self.env}
 
 
 class Confined:
@@ -195,10 +165,16 @@ class Confined:
         self._staging = staging
         self._deadline = deadline
 
+    def __enter__(self) -> "Confined":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def poll(self) -> int | None:
         """The exit code, or None while anything inside still runs."""
         if self.returncode is None:
-            if self._is_over(0):
+            if self._is_over(0.0):
                 self._finish()
             elif time.monotonic() > self._deadline:
                 self.timed_out = True
@@ -206,29 +182,23 @@ class Confined:
         return self.returncode
 
     def wait(self) -> int:
-        """Wait for the end, or kill at the wall limit."""
-        while self.returncode is None:
+        """Wait for the end, or kill at the wall limit; the exit code."""
+        while self.poll() is None:
             self._is_over(max(0.0, self._deadline - time.monotonic()))
-            self.poll()
+        assert self.returncode is not None
         return self.returncode
 
     def kill(self) -> None:
         """Kill every process inside and return when none is left."""
         if self.returncode is None:
-            try:
+            with suppress(ProcessLookupError):  # it may have ended by itself just now
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # it ended by itself just now
             self._finish()
 
-    def __enter__(self) -> "Confined":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
     def _is_over(self, seconds: float | None) -> bool:
-        return bool(select.select([self._init], [], [], seconds)[0])
+        gone = select.poll()
+        gone.register(self._init, select.POLLIN)
+        return bool(gone.poll(None if seconds is None else seconds * 1000))
 
     def _finish(self) -> None:
         # bubblewrap returns when the command does; what the command left behind dies with pid 1 a moment later.
@@ -238,32 +208,26 @@ class Confined:
         self._staging.remove()
 
 
-def probe(sandbox: Sandbox, forbidden: Mapping[str, Path], article: str, report_path: Path) -> dict[str, dict[str, Any]]:
-    """Attack from inside `sandbox` (see probe.py) and return what each check reached; the report stays at `report_path`.
+def probe(sandbox: Sandbox, forbidden: Mapping[str, Path], article: str, report_path: Path) -> dict[str, Any]:
+    """Attack from inside `sandbox` (see probe.py) and return what each check reached; the report is `report_path`.
 
     `forbidden` names paths that must not exist inside: vault, ledger, answers, constitution, sibling attempts.
 
     Raises Refused naming `article` when anything leaked, WorkFailed when the sandbox or the probe did not work.
     """
-    script = Path(__file__).with_name("probe.py")
+    kinds = [kind for kind in NAMESPACES if kind != "net" or sandbox.network == "loopback"]
     asked = {
         "forbidden": {name: str(path) for name, path in forbidden.items()},
-        "read_only": ["/", *_runtime(), *sandbox.read_only],
-        "environment": [*sandbox._environment(), "PWD"],
+        "read_only": ["/", *(path for path in _runtime() if not os.path.islink(path)), *sandbox.read_only],
+        "environment": [*sandbox.environment(), "PWD"],
         "network": sandbox.network,
-        "namespaces": {
-            kind: os.readlink(f"/proc/self/ns/{kind}")
-            for kind in NAMESPACES
-            if kind != "net" or sandbox.network == "loopback"
-        },
+        "namespaces": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in kinds},
     }
-    confined = replace(
-        sandbox,
-        read_only={**sandbox.read_only, "/probe.py": script},
-        limits=replace(sandbox.limits, wall_seconds=PROBE_SECONDS),
-    )
+    script = Path(__file__).with_name("probe.py")
+    limits = replace(sandbox.limits, wall_seconds=PROBE_SECONDS)
+    attacked = replace(sandbox, read_only={**sandbox.read_only, "/probe.py": script}, limits=limits)
     report_path.unlink(missing_ok=True)
-    with confined.start([sys.executable, "-I", "/probe.py", json.dumps(asked)], report_path) as process:
+    with attacked.start([sys.executable, "-I", "/probe.py", json.dumps(asked)], report_path) as process:
         code = process.wait()
     try:
         report = json.loads(report_path.read_text())
@@ -298,52 +262,46 @@ def open_output(folder: Path, name: str) -> IO[bytes]:
 
 
 class _Staging:
-    """A tmpfs that everybody may enter, where the sources of binds appear under numbers.
-
-    In /tmp and not in TMPDIR, because the trial's uid must be able to walk to it.
-    """
+    """A tmpfs in which the sources of binds appear under numbers; the trial's uid may enter it, which may not TMPDIR."""
 
     def __init__(self) -> None:
-        self.root = tempfile.mkdtemp(prefix="sandbox-", dir="/tmp")
-        self._count = 0
-        _mount("-t", "tmpfs", "-o", "mode=0755,size=1m", "sandbox", self.root)
+        self._folder = tempfile.mkdtemp(prefix="sandbox-", dir="/tmp")
+        self._targets = (Path(self._folder, str(number)) for number in itertools.count())
+        run_program("mount", "-t", "tmpfs", "-o", "mode=0755,size=1m", "sandbox", self._folder)
 
     def bind(self, source: Path) -> str:
-        target = self._next()
+        target = next(self._targets)
         if source.is_dir():
-            os.mkdir(target)
+            target.mkdir()
         else:
-            Path(target).touch()
-        _mount("--rbind", str(source), target)
-        return target
+            target.touch()
+        run_program("mount", "--rbind", str(source), str(target))
+        return str(target)
 
     def write(self, text: str) -> str:
-        target = self._next()
-        Path(target).write_text(text)
-        os.chmod(target, 0o644)
-        return target
+        target = next(self._targets)
+        target.write_text(text)
+        target.chmod(0o644)
+        return str(target)
 
     def remove(self) -> None:
-        # Lazy, to take the binds along; a running sandbox has its own copy of them.
-        subprocess.run(["umount", "--lazy", self.root], check=True)
-        os.rmdir(self.root)
-
-    def _next(self) -> str:
-        self._count += 1
-        return f"{self.root}/{self._count}"
+        # Lazy takes the binds along. A sandbox that runs has its own copy of them.
+        run_program("umount", "--lazy", self._folder)
+        os.rmdir(self._folder)
 
 
-def _launch(argv: list[str], log_path: Path, identity: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes], int]:
+def _launch(arguments: list[str], log_path: Path, identity: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes], int]:
     """Start bubblewrap and return it with a pidfd of the sandbox's pid 1."""
+    program = shutil.which("bwrap")
+    if program is None:
+        raise NotFound("no program bwrap", "install bubblewrap 0.8 or newer")
     reader, writer = os.pipe()
     with open(reader, "rb") as told, open(log_path, "ab") as log:
+        command = [program, "--info-fd", str(writer), *arguments]
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         try:
-            # An empty environment: what bubblewrap is started with stays readable inside, in /proc/1/environ.
-            process = subprocess.Popen(
-                [argv[0], "--info-fd", str(writer), *argv[1:]],
-                executable=shutil.which(argv[0]), env={}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                pass_fds=(writer,), **identity,
-            )  # fmt: skip
+            # An empty environment: the one that bubblewrap gets stays readable inside, in /proc/1/environ.
+            process = subprocess.Popen(command, env={}, pass_fds=(writer,), **streams, **identity)
         finally:
             os.close(writer)
         try:
@@ -354,18 +312,6 @@ def _launch(argv: list[str], log_path: Path, identity: Mapping[str, Any]) -> tup
 
 
 def _runtime() -> list[str]:
-    """Python, its packages and the system's libraries, each once and at the path it has outside."""
-    system = [path for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache") if os.path.exists(path)]
+    """Python, its packages and the system's libraries, each at the path that it has outside."""
     python = [path for path in dict.fromkeys((sys.base_prefix, sys.prefix)) if not path.startswith("/usr")]
-    return ["/usr", *system, *python]
-
-
-def _mount(*arguments: str) -> None:
-    done = subprocess.run(["mount", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise WorkFailed(f"mount {' '.join(arguments)}: {done.stderr.strip()}", "enter_private_namespace first")
-
-
-def _require_program(name: str) -> None:
-    if shutil.which(name) is None:
-        raise NotFound(f"no program {name}", "install bubblewrap 0.8 or newer and util-linux")
+    return [path for path in SYSTEM if os.path.lexists(path)] + python

@@ -1,0 +1,176 @@
+"""Judging: three processes from the pristine image, each in a sandbox of its own; none of them ever ran a trial's code.
+
+    items     seed -> prompts and answers         sees the seed, no adapter
+    generate  adapter + prompts -> completions    sees no answer, nothing that a trial wrote but its checked adapter
+    score     completions + answers -> outcomes   stdlib only, sees no adapter
+
+Prompts and answers are separate files from the start. Completions are kept, so that anybody can score them again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline import image
+from pipeline.errors import IntegrityError, TrialFailed
+from pipeline.layout import write_file
+from pipeline.sandbox import Limits, Sandbox
+from pipeline.settings import Settings
+
+SUBSTRATE_ENV = {
+    "PYTHONPATH": "/substrate",
+    "SUBSTRATE_ROOT": "/substrate",  # the entries refuse to run from anywhere else
+    "OMP_NUM_THREADS": "1",  # ranks share the cores
+    "TORCHDYNAMO_DISABLE": "1",  # compiling needs a C++ compiler on the node and buys nothing at these sizes
+}
+
+
+
+class Mark(Protocol):
+    """Told each phase as it begins, or afterwards when it began (seconds since the epoch)."""
+
+    def __call__(self, phase: str, at: float | None = None) -> None: ...
+
+
+def _unmarked(phase: str, at: float | None = None) -> None:
+    """For a judging that nobody follows."""
+
+
+
+@dataclass
+class Judged:
+    """Rows of `/items/<set>` and the completions, by set, both in item-id order."""
+
+    items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    completions: dict[str, list[str]] = field(default_factory=dict)
+
+
+def judge(
+    pristine: Path,
+    chosen: Settings,
+    adapter_dir: Path | None,
+    seeds: Mapping[str, str],
+    scratch_dir: Path,
+    log_path: Path,
+    mark: Mark = _unmarked,
+) -> Judged:
+    """Score an adapter (None: the base as it is) on the sets whose seeds are given.
+
+    pristine: root of the mounted image. `mark` is told each phase as it begins.
+    Raises TrialFailed (judge_failed) with the log's tail, IntegrityError when a process wrote what it should not.
+    """
+    with tempfile.TemporaryDirectory(prefix="judge-", dir=scratch_dir) as folder:
+        work = Path(folder)
+        inputs = work / "in"
+        inputs.mkdir(mode=0o755)
+        mark("items")
+        for item_set, seed in seeds.items():
+            made = make_items(pristine, chosen, item_set, seed, work / f"items-{item_set}", log_path)
+            shutil.copyfile(made / "prompts.jsonl", inputs / f"{item_set}.jsonl")
+        if adapter_dir is not None:
+            shutil.copytree(adapter_dir, inputs / "adapter")
+        mark("generate_start")
+        completions = generate(pristine, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark)
+        mark("score")
+        judged = Judged()
+        for item_set in seeds:
+            answers = work / f"items-{item_set}" / "out" / "answers.jsonl"
+            judged.items[item_set] = score(pristine, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path)
+            texts = {row["item_id"]: row["completion"] for row in _rows(completions / f"{item_set}.jsonl")}
+            judged.completions[item_set] = [texts[row["item_id"]] for row in judged.items[item_set]]
+        return judged
+
+
+def judge_once(
+    sqsh: Path, tree_digest: str, chosen: Settings, adapter_dir: Path | None, seeds: Mapping[str, str], log_dir: Path
+) -> Judged:
+    """Mount the image for one judging and nothing else; the log goes to `log_dir`."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="judge-", dir=chosen.cluster.scratch_dir or None) as scratch:
+        with image.mounted(sqsh, tree_digest, Path(scratch)) as mount:
+            return judge(mount.root, chosen, adapter_dir, seeds, Path(scratch), log_dir / "judge.log")
+
+
+def make_items(pristine: Path, chosen: Settings, item_set: str, seed_hex: str, work: Path, log_path: Path) -> Path:
+    """The folder with prompts.jsonl and answers.jsonl of one set, dev or fresh."""
+    tasks = chosen.tasks
+    num_items = {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set]
+    config = {
+        "seed_hex": seed_hex,
+        "families": list(tasks.families),
+        "level": tasks.level,
+        "num_items_per_family": num_items,
+    }
+    paths = {"exclude": "/substrate/data/train_prompts.sha256", "out": "/out"}
+    return _run(pristine, "items", config, paths, {}, work, log_path)
+
+
+def generate(
+    pristine: Path, chosen: Settings, sets: Sequence[str], has_adapter: bool, inputs: Path, work: Path, log_path: Path, mark: Mark
+) -> Path:
+    """The folder with <set>.jsonl of completions."""
+    layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
+    decoding = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
+    config = {"model": asdict(chosen.model), "parallelism": layout, "decoding": decoding}
+    paths = {
+        "base": "/substrate/base",
+        "tokenizer": "/substrate/base/tokenizer.json",
+        "adapter": "/in/adapter" if has_adapter else None,
+        "sets": {name: f"/in/{name}.jsonl" for name in sets},
+        "out": "/out",
+    }
+    out = _run(pristine, "generate", config, paths, {"/in": inputs}, work, log_path)
+    decoding_seconds = sum({row["set"]: row["seconds"] for row in _rows(out / "progress.jsonl")}.values())
+    mark("generate", at=time.time() - decoding_seconds)
+    return out
+
+
+def score(pristine: Path, completions: Path, answers: Path, work: Path, log_path: Path) -> list[dict[str, Any]]:
+    """Rows of outcomes in item-id order, checked against the schema."""
+    inputs = work / "in"
+    inputs.mkdir(parents=True, mode=0o755)
+    shutil.copyfile(completions, inputs / "completions.jsonl")
+    shutil.copyfile(answers, inputs / "answers.jsonl")
+    arguments = ["--completions", "/in/completions.jsonl", "--answers", "/in/answers.jsonl", "--out", "/out/scores.jsonl"]
+    rows = _rows(_start(pristine, "score", arguments, {"/in": inputs}, work, log_path) / "scores.jsonl")
+    for row in rows:
+        if set(row) != {"item_id", "family", "correct", "answer", "num_tokens", "truncated"} or row["correct"] not in (0, 1):
+            raise IntegrityError(f"score wrote a row that is not of its schema: {str(row)[:200]}")
+    return rows
+
+
+def _run(
+    pristine: Path, entry: str, config: Mapping[str, Any], paths: Mapping[str, Any], binds: Mapping[str, Path], work: Path, log_path: Path
+) -> Path:
+    task_dir = work / "task"
+    write_file(task_dir / "task.json", json.dumps({"schema": 1, "kind": entry, "config": config, "paths": paths}, indent=1))
+    return _start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path)
+
+
+def _start(pristine: Path, entry: str, arguments: Sequence[str], binds: Mapping[str, Path], work: Path, log_path: Path) -> Path:
+    """Run `substrate.<entry>` from the pristine mount to its end; returns its /out."""
+    out = work / "out"
+    out.mkdir(parents=True)
+    for folder in binds.values():
+        folder.chmod(0o755)
+    sandbox = Sandbox({"/substrate": pristine, **binds}, {"/out": out}, env=SUBSTRATE_ENV, limits=Limits())
+    with sandbox.start(["python", "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
+        code = process.wait()
+    if code:
+        tail = log_path.read_text(errors="replace")[-2000:]
+        raise TrialFailed("judge_failed", f"substrate.{entry} ended with exit code {code}", tail)
+    return out
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path.name} of a judging process cannot be read ({error})") from error

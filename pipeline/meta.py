@@ -1,0 +1,150 @@
+"""The meta stage: eight files -> ledger -> evidence -> decision -> the next round's overrides.
+
+It may run at any time and any number of times: what it writes follows from the files that are there, so running it again gives the
+same bytes, and a crash between two writes is cured by running it again. Below the quorum it decides nothing and says what is
+missing. A late arm adds a decision; an override file that another round was planned with never changes. Before it decides, it
+has the reference's adapter evaluated on this round's fresh items, in the pristine image like everybody else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline import constitution, decide, evidence, judge, results, seal, settings
+from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
+from pipeline.errors import ConfigError, IntegrityError, PipelineError
+from pipeline.layout import Campaign, Round, read_json, write_file
+from pipeline.records import Decision, Outcome, Plan
+
+
+def close(campaign: Campaign, folder: Round) -> Decision:
+    """Take up what is there and decide. The caller has entered a private mount namespace (see sandbox).
+
+    Returns the decision; its state is `undecided` below the quorum, and then nothing but evidence and ledger was written.
+    Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
+    """
+    with _only_one(folder):
+        facts = facts_of(campaign)
+        verified_code(campaign, facts)
+        rules = constitution.load(facts["constitution_digest"])
+        frozen, _ = read_plan(folder)
+        chosen = settings.load(folder.config)
+        outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
+        reference = reference_outcome(campaign, folder, facts, chosen)
+        write_ledger(campaign)
+        seen = evidence.gather(folder.name, reference, outcomes, frozen.arms)
+        write_file(folder.evidence, seal.canonical(asdict(seen)))
+        policy = settings.policy_of(chosen)
+        decision = decide.decide(seen, {arm.name: arm for arm in frozen.arms}, policy, rules)
+        if decision.state == "decided":
+            record_decision(campaign, folder, decision, rules)
+            reveal(campaign, folder)
+        return decision
+
+
+def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
+    """One published arm; absent, unreadable and foreign files are told apart in `exit_class`, and none of them has a score."""
+    path = folder.published(arm)
+    if not path.exists():
+        return Outcome(arm, role, "absent", "absent")
+    try:
+        attributes = results.read_attributes(path)
+        expected = {
+            "campaign": frozen.campaign, "round": frozen.round, "arm": arm, "image_digest": frozen.image_digest,
+            "constitution_digest": frozen.constitution_digest, "config_digest": frozen.config_digest,
+        }  # fmt: skip
+        wrong = sorted(name for name, value in expected.items() if attributes[name] != value)
+        if wrong:
+            raise IntegrityError(f"{path} belongs to another plan: {', '.join(wrong)} differ")
+        return results.read_outcome(path, seal.file_digest(path))
+    except IntegrityError as error:
+        return Outcome(arm, role, "failed", f"integrity: {error.what}", seal.file_digest(path))
+
+
+def reference_outcome(campaign: Campaign, folder: Round, facts: Mapping[str, Any], chosen: settings.Settings) -> Outcome:
+    """The reference on dev (from r0000) and on this round's fresh items (decoded here, once)."""
+    first = campaign.round("r0000")
+    frozen, _ = read_plan(first)
+    reference = read_arm(first, frozen, "a0", "reference")
+    if reference.status != "completed":
+        return reference
+    path = folder.folder / "reference.h5"
+    if not path.exists():
+        evaluate_reference(campaign, folder, first, facts, chosen, path)
+    fresh = results.read_outcome(path, seal.file_digest(path))
+    if fresh.adapter_digest != reference.adapter_digest:
+        raise IntegrityError(f"{path} was made with another adapter than {first.published('a0')}", f"Remove {path} and run meta again")
+    return Outcome(**{**asdict(reference), "outcomes": {**reference.outcomes, **fresh.outcomes}})
+
+
+def evaluate_reference(
+    campaign: Campaign, folder: Round, first: Round, facts: Mapping[str, Any], chosen: settings.Settings, path: Path
+) -> None:
+    """Decode and score this round's fresh items with the reference's adapter, and keep them as `reference.h5`."""
+    source = first.published("a0")
+    attributes = results.read_attributes(source)
+    adapter = next(attempt for attempt in first.attempts("a0") if attempt.number == attributes["attempt"]).adapter_dir
+    seeds = {"fresh": read_json(campaign.seeds)[f"fresh/{folder.name}"]}
+    judged = judge.judge_once(campaign.image, facts["image"]["tree_digest"], chosen, adapter, seeds, folder.meta_dir)
+    attributes.update(round=folder.name, config_digest=seal.digest_text(folder.config.read_text()))
+    results.write_result(path, attributes, judged.items, [], judged.completions)
+
+
+def write_ledger(campaign: Campaign) -> None:
+    """Rebuild the ledger from every readable arm file of every round."""
+    rounds: dict[str, dict[str, Path]] = {}
+    for folder in campaign.frozen_rounds():
+        files = {path.stem: path for path in sorted(folder.folder.glob("*.h5"))}
+        rounds[folder.name] = {name: path for name, path in files.items() if _readable(path)}
+    results.write_ledger(campaign.ledger, rounds)
+
+
+def record_decision(campaign: Campaign, folder: Round, decision: Decision, rules: constitution.Constitution) -> None:
+    """Log the decision, write it as the next number unless it is the newest already, then the overrides that follow from it."""
+    content = seal.canonical({**asdict(decision), "evidence_digest": seal.file_digest(folder.evidence)})
+    earlier = sorted(folder.decisions_dir.glob("*.json"))
+    if not earlier or earlier[-1].read_bytes() != content:
+        seal.Log(campaign.log).append_once("decision", round=folder.name, number=len(earlier), decision=asdict(decision))
+        write_file(folder.decisions_dir / f"{len(earlier):02d}.json", content)
+    following = f"r{folder.number + 1:04d}"
+    if folder.number >= rules.num_rounds or campaign.round(following).plan.exists():
+        return  # the budget is spent, or the next round was planned with what an earlier decision wrote
+    overrides = decide.next_overrides(decision, following, rules)
+    seal.Log(campaign.log).append_once("overrides", round=following, overrides=overrides)
+    write_overrides(campaign, following, overrides)
+
+
+def reveal(campaign: Campaign, folder: Round) -> None:
+    """Close the round: its fresh seed becomes public, the head of the log is signed."""
+    if folder.closed.exists():
+        return
+    seed = read_json(campaign.seeds)[f"fresh/{folder.name}"]
+    log = seal.Log(campaign.log)
+    log.append_once("reveal", round=folder.name, name=f"fresh/{folder.name}", seed=seed)
+    head = log.head()
+    signature = seal.sign(campaign.signing_key, f"{folder.name} {head}".encode())
+    write_file(folder.closed, seal.canonical({"round": folder.name, "fresh_seed": seed, "head": head, "signature": signature}))
+
+
+def _readable(path: Path) -> bool:
+    try:
+        results.read_attributes(path)
+    except PipelineError:
+        return False
+    return True
+
+
+@contextmanager
+def _only_one(folder: Round) -> Iterator[None]:
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.folder / ".meta.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another meta stage of {folder.name} runs now", "It decides; look at `status`") from None
+        yield

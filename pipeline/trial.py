@@ -1,0 +1,103 @@
+"""The trial: training inside a fork, in a sandbox, watched from outside.
+
+The worker's only words to it are `task.json` and, later, a stop file; its only words back are files in /out. Its progress file is the
+heartbeat: a trial that writes nothing new for the configured minutes is killed as stalled. The exit codes are those of
+docs/contract.md.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import IntegrityError, Interrupted, NotFound, TrialFailed
+from pipeline.layout import Attempt, read_json_lines, write_file
+from pipeline.sandbox import Confined, Sandbox, open_output
+
+ENTRY = ("python", "-P", "-m", "substrate.train")
+PATHS = {
+    "base": "/substrate/base",
+    "tokenizer": "/substrate/base/tokenizer.json",
+    "train_data": "/substrate/data/train.jsonl",
+    "out": "/out",
+    "stop": "/task/stop",
+}
+POLL_SECONDS = 0.2
+MAX_PROGRESS_BYTES = 64 * 2**20  # a trial may write anything; what is copied to the shared file system is bounded
+LOG_TAIL_BYTES = 4000
+
+
+def write_task(attempt: Attempt, config: Mapping[str, Any]) -> None:
+    """`task.json` of kind train; config: model, recipe, parallelism, seed."""
+    write_file(attempt.task_dir / "task.json", json.dumps({"schema": 1, "kind": "train", "config": config, "paths": PATHS}, indent=1))
+
+
+def train(sandbox: Sandbox, attempt: Attempt, out_dir: Path, stall_seconds: float, stop_wanted: Callable[[], bool]) -> None:
+    """Run the trial to its end. Raises Interrupted when it stopped on request with its state saved, TrialFailed otherwise."""
+    with sandbox.start(ENTRY, attempt.trial_log) as process:
+        stalled = _watch(process, attempt, out_dir, stall_seconds, stop_wanted)
+        code = process.returncode
+    if stalled:
+        raise TrialFailed("stalled", f"no progress for {stall_seconds:.0f} s", log_tail(attempt.trial_log))
+    if process.timed_out:
+        raise TrialFailed("timeout", f"the trial used up its {sandbox.limits.wall_seconds:.0f} s", log_tail(attempt.trial_log))
+    if code == 75 and stop_wanted():
+        raise Interrupted("the trial was stopped and saved its state", "Start the arm again and it goes on")
+    if code:
+        kind = {64: "configuration", 65: "diverged", 137: "killed"}.get(code, "crashed")
+        raise TrialFailed(kind, f"the trial ended with exit code {code}", log_tail(attempt.trial_log))
+
+
+def _watch(process: Confined, attempt: Attempt, out_dir: Path, stall_seconds: float, stop_wanted: Callable[[], bool]) -> bool:
+    """Follow until the end; True when it was killed for standing still."""
+    heard, last_heard = 0, time.monotonic()
+    while True:
+        ended = process.poll() is not None
+        size = copy_progress(out_dir, attempt.progress, heard)
+        if size != heard:
+            heard, last_heard = size, time.monotonic()
+        if ended:
+            return False
+        if stop_wanted() and not (attempt.task_dir / "stop").exists():
+            write_file(attempt.task_dir / "stop", "")
+        if time.monotonic() - last_heard > stall_seconds:
+            process.kill()
+            return True
+        time.sleep(POLL_SECONDS)
+
+
+def copy_progress(out_dir: Path, target: Path, copied: int) -> int:
+    """Append to `target` what is new in the trial's progress file; returns how many bytes are copied so far."""
+    try:
+        with open_output(out_dir, "progress.jsonl") as source:
+            source.seek(copied)
+            new = source.read(MAX_PROGRESS_BYTES - copied)
+    except NotFound:
+        return copied
+    if new:
+        with open(target, "ab") as file:
+            file.write(new)
+    return copied + len(new)
+
+
+def progress_lines(attempt: Attempt, phase: str) -> list[dict[str, Any]]:
+    """The trial's own lines of one phase; what is no such line is left out, for the trial may write anything."""
+    try:
+        lines = read_json_lines(attempt.progress)
+    except IntegrityError:
+        return []
+    return [line for line in lines if isinstance(line, dict) and line.get("phase") == phase]
+
+
+def log_tail(path: Path) -> str:
+    """The end of a log, for an outcome's traceback."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,259 @@
+"""One arm, from claim to published result; memory-free, with the round's folder as its only input.
+
+    claim -> mount and verify -> fork -> probe -> train in the fork -> check the adapter -> sealed.json
+          -> items (only now is the fresh seed read) -> generate -> score -> verify again -> publish
+
+Every end is a typed outcome: a result file with a score, or one without and the reason. A crash has no score. The worker runs
+in a private mount namespace (see `sandbox`), so that killing it leaves no mount, and publishes only while its claim is the newest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline import adapter, image, judge, memory, results, sandbox, seal, settings, trial
+from pipeline.campaign import facts_of, read_plan, verified_code
+from pipeline.errors import ConfigError, IntegrityError, Interrupted, PipelineError, WorkFailed
+from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines, write_file
+from pipeline.records import Arm, Plan
+
+ISOLATION_ARTICLE = "6"
+
+
+@dataclass
+class Work:
+    """What one attempt knows; filled as it goes on, written out whatever happens."""
+
+    campaign: Campaign
+    folder: Round
+    facts: Mapping[str, Any]
+    plan: Plan
+    plan_digest: str
+    arm: Arm
+    chosen: settings.Settings
+    attempt: Attempt
+    started: float = field(default_factory=time.time)
+    stop: threading.Event = field(default_factory=threading.Event)
+    adapter_digest: str = ""
+    coverage: dict[str, Any] = field(default_factory=dict)
+    judged: judge.Judged = field(default_factory=judge.Judged)
+
+    def mark(self, phase: str, at: float | None = None, detail: str = "") -> None:
+        """Say where the attempt is: one line, for `status` and the breakdown. `at`: seconds since the epoch, now if None."""
+        with open(self.attempt.phases, "a") as file:
+            file.write(json.dumps({"phase": phase, "at": round(at or time.time(), 3), "detail": detail}) + "\n")
+
+
+def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | None = None) -> Attempt | None:
+    """Run one arm of a frozen round; None when it has a published score already.
+
+    Raises the error that the outcome records, after the outcome was published; IntegrityError before anything is claimed
+    when code, constitution or plan are not what was frozen.
+    """
+    facts = facts_of(campaign)
+    verified_code(campaign, facts)
+    frozen, digest = read_plan(folder, plan_digest)
+    arm = next((arm for arm in frozen.arms if arm.name == arm_name), None)
+    if arm is None:
+        raise ConfigError(f"{folder.name} has no arm {arm_name!r}", f"Valid: {', '.join(arm.name for arm in frozen.arms)}")
+    if _published_status(folder, arm_name) == "completed":
+        return None
+    chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
+    attempt = folder.claim_attempt(arm_name)
+    claim = {"host": platform.node(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""), "plan_digest": digest}
+    write_file(attempt.claim, json.dumps(claim))
+    job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt)
+    job.mark("claim")
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: job.stop.set())
+    try:
+        run(job)
+        conclude(job, "completed", "completed")
+    except Interrupted as error:
+        write_file(attempt.interrupted, json.dumps({"what": error.what}))
+        job.mark("interrupted")
+        raise
+    except PipelineError as error:
+        conclude(job, "failed", error.kind, f"{error}\n\n{traceback.format_exc()}")
+        raise
+    except Exception as error:
+        conclude(job, "failed", "worker_crashed", traceback.format_exc())
+        raise WorkFailed(f"the worker itself failed: {error!r}", f"See {attempt.folder}") from error
+    return attempt
+
+
+def run(job: Work) -> None:
+    """Everything between claim and publication."""
+    job.mark("mount")
+    with tempfile.TemporaryDirectory(prefix="arm-", dir=job.chosen.cluster.scratch_dir or None) as folder:
+        scratch = Path(folder)
+        with image.mounted(job.campaign.image, job.plan.image_digest, scratch) as mount:
+            job.coverage = {"sandbox": "bubblewrap", "mount": mount.backend}
+            kept = None
+            if job.arm.role != "base":
+                train(job, mount, scratch)
+                kept = job.attempt.adapter_dir
+            seal_adapter(job)
+            seeds = read_json(job.campaign.seeds)
+            wanted = {"dev": seeds["dev"]}
+            fresh = f"fresh/{job.folder.name}"
+            if fresh in seeds and not job.folder.closed.exists():
+                wanted["fresh"] = seeds[fresh]  # after the close the seed is public, and so no test of anything
+            job.judged = judge.judge(mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark)
+            job.mark("publish")
+
+
+def train(job: Work, mount: image.Mount, scratch: Path) -> None:
+    """Fork, probe, train, and take the adapter out."""
+    out_dir = scratch / "out"
+    out_dir.mkdir()
+    saved = next((a.saved_dir for a in reversed(job.folder.attempts(job.arm.name)[:-1]) if a.saved_dir.exists()), None)
+    if saved:
+        shutil.copytree(saved, out_dir, dirs_exist_ok=True)
+    config = job.chosen.to_dict()
+    trial.write_task(job.attempt, {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed})
+    uid = sandbox.trial_uid()
+    if saved:
+        for path in out_dir.rglob("*"):
+            os.chown(path, uid, uid)
+    with image.forked(mount, scratch, uid) as fork:
+        job.coverage["fork"] = fork.backend
+        confined = sandbox.Sandbox(
+            {"/task": job.attempt.task_dir},
+            {"/substrate": fork.root, "/out": out_dir},
+            env=judge.SUBSTRATE_ENV,
+            limits=sandbox.Limits(wall_seconds=60.0 * job.chosen.cluster.time_limit_minutes),
+        )
+        job.mark("probe")
+        report = sandbox.probe(confined, forbidden_paths(job), ISOLATION_ARTICLE, job.attempt.probe)
+        job.coverage["probe"] = f"{sum(not check['reached'] for check in report.values())}/{len(report)} closed"
+        job.mark("train_start")
+        try:
+            trial.train(confined, job.attempt, out_dir, 60.0 * job.chosen.cluster.stall_minutes, job.stop.is_set)
+        except Interrupted:
+            keep_state(out_dir, job.attempt.saved_dir)
+            raise
+        finally:
+            mark_training(job)
+        job.mark("check")
+        shapes = memory.adapter_shapes(config["model"], job.chosen.recipe.lora.rank, job.chosen.recipe.lora.targets)
+        job.adapter_digest = adapter.take(out_dir, shapes, asdict(job.chosen.recipe.lora), job.attempt.adapter_dir)
+
+
+def forbidden_paths(job: Work) -> dict[str, Path]:
+    """What the probe must not find inside: everything of the campaign, and the machine's job services."""
+    campaign = job.campaign
+    return {
+        "vault": campaign.vault,
+        "ledger": campaign.ledger,
+        "log": campaign.log,
+        "constitution": campaign.code_dir,
+        "other_arms": job.folder.folder,
+        "earlier_rounds": campaign.folder / "rounds",
+        "munge": Path("/run/munge"),
+        "slurm_conf": Path(os.environ.get("SLURM_CONF", "/etc/slurm")),
+    }
+
+
+def keep_state(out_dir: Path, saved_dir: Path) -> None:
+    """Keep checkpoints and progress for the next attempt; only another sandbox will read them."""
+    aside = saved_dir.with_name(f".{saved_dir.name}")
+    shutil.copytree(out_dir, aside, symlinks=True)
+    os.rename(aside, saved_dir)
+
+
+def mark_training(job: Work) -> None:
+    """Split the trial's wall time into start-up and steps, by its own word (shown, never believed)."""
+    began = read_json_lines(job.attempt.phases)[-1]["at"]
+    for line in trial.progress_lines(job.attempt, "start")[:1]:
+        if isinstance(line.get("seconds"), int | float):
+            job.mark("train", at=min(time.time(), began + line["seconds"]))
+
+
+def seal_adapter(job: Work) -> None:
+    """Write the adapter's digest, exclusively, before any secret seed is read. Raises IntegrityError when it exists."""
+    record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
+    try:
+        with open(job.attempt.sealed, "xb") as file:
+            file.write(seal.canonical(record))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise IntegrityError(f"{job.attempt.sealed} exists already", "Two workers share one attempt; start the arm again") from None
+    except OSError as error:
+        raise WorkFailed(f"cannot write {job.attempt.sealed}: {error.strerror}") from error
+
+
+def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
+    """Write this attempt's result file, then publish it if this claim is still the newest."""
+    scored = status == "completed"
+    gpus = job.chosen.cluster.gpus_per_node and job.chosen.parallelism.world_size
+    attributes = {
+        "schema_version": results.SCHEMA,
+        "campaign": job.plan.campaign,
+        "round": job.folder.name,
+        "arm": job.arm.name,
+        "attempt": job.attempt.number,
+        "role": job.arm.role,
+        "status": status,
+        "exit_class": exit_class,
+        "traceback": trace,
+        "image_digest": job.plan.image_digest,
+        "runtime_digest": job.facts["runtime_digest"],
+        "constitution_digest": job.plan.constitution_digest,
+        "config_digest": job.plan.config_digest,
+        "adapter_digest": job.adapter_digest,
+        "seed": job.arm.seed,
+        "started_at": _time(job.started),
+        "finished_at": _time(time.time()),
+        "gpu_seconds": gpus * (time.time() - job.started),
+        "coverage": json.dumps(job.coverage, sort_keys=True),
+        "host": platform.node(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
+    }
+    judged = job.judged if scored else judge.Judged()
+    results.write_result(job.attempt.result, attributes, judged.items, _training_rows(job), judged.completions)
+    job.mark(status, detail=exit_class if status == "failed" else "")
+    publish(job, status)
+
+
+def publish(job: Work, status: str) -> None:
+    """`aN.h5` is the newest scored attempt, else the newest failed one; an older claim never replaces a newer one's."""
+    newest = job.folder.attempts(job.arm.name)[-1]
+    if newest.number != job.attempt.number:
+        return
+    if status == "failed" and _published_status(job.folder, job.arm.name) == "completed":
+        return
+    write_file(job.folder.published(job.arm.name), job.attempt.result.read_bytes())
+
+
+def _published_status(folder: Round, arm: str) -> str:
+    """completed, failed, or "" when nothing readable is published."""
+    try:
+        return str(results.read_attributes(folder.published(arm))["status"])
+    except IntegrityError:
+        return ""
+
+
+def _training_rows(job: Work) -> list[dict[str, Any]]:
+    """The trial's step lines that fit the schema, at most one a step."""
+    names = results.TRAIN_COLUMNS
+    rows = [line for line in trial.progress_lines(job.attempt, "train") if all(isinstance(line.get(n), int | float) for n in names)]
+    return rows[: job.chosen.recipe.num_steps]
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
