@@ -262,7 +262,7 @@ def open_output(folder: Path, name: str) -> IO[bytes]:
 
 
 class _Staging:
-    """A tmpfs in which the sources of binds appear under numbers; the trial's uid may enter it, which may not TMPDIR."""
+    """A tmpfs in which the sources of binds appear under numbers. In /tmp: the trial's uid must be able to get there."""
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="sandbox-", dir="/tmp")
