@@ -2,18 +2,19 @@
 
 One line of the training file, and what it becomes (`|` where the prompt ends; only what follows is learned):
 
-    {"item_id": "roman-000012", "family": "roman", "prompt": "... Write 38.", "answer": "XXXVIII", "trace": "38 = 30 + 8 ..."}
-    tokens  <bos> ... W r i t e _ 3 8 . | <think> 3 8 _ = ... </think> \\boxed{ X X X V I I I }
-    labels  ... W r i t e _ 3 8 . | <think> 3 8 _ = ... </think> \\boxed{ X X X V I I I } <eos>
-    mask    0 0 0 0 ........... 0 | 1 1 1 ................................................... 1
+    {"item_id": "roman-000012", "family": "roman", "prompt": "... 38 ...", "answer": "XXXVIII", "trace": "30 XXX ..."}
+    tokens  <s> ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I }
+    labels  ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I } </s>
+    mask    0 0 0 0 0 0 ...... 0 | 1 1 1 ........................................... 1
 
-A stream is a function of (examples, mix, seed): batch `k` is the same whether or not the batches before it were drawn, so a
-resumed run needs no state but its step. The order is laid out once, at the start. A family's next place comes by largest
-deficit: among the first n places a family holds `share * n` of them, give or take one, in every batch of every seed; which of
-its examples stands there comes from a shuffle, a new one for each pass through the family.
+A stream is a function of (examples, mix, seed): batch `k` is the same whether or not the batches before it were drawn,
+so a resumed run needs no state but its step. The order is laid out once, at the start. A family's next place comes by
+largest deficit: among the first n places a family holds `share * n` of them, give or take one, for every n and seed;
+which of its examples stands there comes from a shuffle, a new one for each pass through the family.
 
-Data-parallel ranks hold equal slices of one batch, padded to one common length: the longest of the whole batch, rounded up so that
-tensor-parallel ranks can split it. Shape suffixes: B sequences of this rank, L tokens of a sequence.
+The rows of a batch are sorted by length and dealt to the data-parallel ranks in turn, then cut into micro-batches, each
+padded to its own longest row. So ranks have equal shapes and nearly equal work, and little of it is padding.
+Shape suffixes: B sequences of a micro-batch on this rank, L tokens of a sequence.
 """
 
 import json
@@ -40,14 +41,20 @@ class Example(NamedTuple):
     trace: str
 
 
-class Batch(NamedTuple):
-    """One optimizer step's share of this data-parallel rank, and two counts over the whole batch (all ranks)."""
+class MicroBatch(NamedTuple):
+    """Rows of one forward pass of this rank, padded on the right."""
 
     tokens_BL: torch.Tensor  # int64
     labels_BL: torch.Tensor  # int64; labels[:, i] is the token after tokens[:, i]
     mask_BL: torch.Tensor  # float32; 1 where the label is learned
-    num_targets: int  # learned tokens of the whole batch: what the summed loss is divided by
-    num_tokens: int  # tokens of the whole batch that are not padding
+
+
+class Batch(NamedTuple):
+    """One optimizer step: this rank's micro-batches, and two counts over the whole batch (all ranks)."""
+
+    micro_batches: list[MicroBatch]
+    num_targets: int  # learned tokens: what the summed loss is divided by
+    num_tokens: int  # tokens that are not padding
 
 
 def read_examples(path: Path) -> list[Example]:
@@ -67,7 +74,8 @@ def read_examples(path: Path) -> list[Example]:
 def family_order(mix: dict[str, float], num_places: int) -> Iterator[str]:
     """Yields the family of each of `num_places` places so that counts follow the shares to within one at every prefix.
 
-    `mix` maps a family to its share; shares are normalised. The family furthest behind its due is next; the first named wins ties.
+    `mix` maps a family to its share, normalised here. The family furthest behind its due is next; the first named wins
+    a tie.
     """
     total = sum(mix.values())
     held = dict.fromkeys(mix, 0)
@@ -78,12 +86,14 @@ def family_order(mix: dict[str, float], num_places: int) -> Iterator[str]:
 
 
 class Stream(Sequence[Batch]):
-    """The batches of a training run, by step from 0. Every rank builds the same stream and takes its slice of each batch.
+    """The batches of a training run, by step from 0. Every rank builds the same stream and takes its rows of each batch.
 
-    encode:           example -> (prompt ids, ids to learn); the second ends with eos.
-    num_steps:        length of the stream; batch_size: sequences a step over all data-parallel ranks.
-    sequence_length:  the most tokens of an example, prompt and answer; a longer one is a DataError that names it.
-    multiple:         the padded length is a multiple of this (tensor-parallel size; on a GPU also 64).
+    encode            example -> (prompt ids, ids to learn); the second ends with </s>
+    num_steps         length of the stream
+    batch_size        sequences a step, over all data-parallel ranks
+    micro_batch_size  sequences a forward pass of one rank, at most
+    sequence_length   tokens of an example at most, prompt and answer; a longer one is a DataError that names it
+    multiple          a padded length is a multiple of it: tensor-parallel ranks split the sequence evenly
     """
 
     def __init__(
@@ -95,6 +105,7 @@ class Stream(Sequence[Batch]):
         seed: int,
         num_steps: int,
         batch_size: int,
+        micro_batch_size: int,
         sequence_length: int,
         multiple: int = 1,
         dp_rank: int = 0,
@@ -114,7 +125,8 @@ class Stream(Sequence[Batch]):
         self._sequence_length = sequence_length
         self._multiple = multiple
         self._batch_size = batch_size
-        self._slice = slice(dp_rank * batch_size // dp_size, (dp_rank + 1) * batch_size // dp_size)
+        self._micro_batch_size = micro_batch_size
+        self._dp_rank, self._dp_size = dp_rank, dp_size
         members = {family: _endless_shuffle(members, f"{seed}/{family}") for family, members in by_family.items()}
         shares = {family: mix[family] for family in by_family}
         self._order = [next(members[family]) for family in family_order(shares, num_steps * batch_size)]
@@ -126,16 +138,21 @@ class Stream(Sequence[Batch]):
         if not 0 <= step < len(self):
             raise IndexError(f"step {step}; valid 0 to {len(self) - 1}")
         examples = self._order[step * self._batch_size : (step + 1) * self._batch_size]
-        rows = [self._row(example) for example in examples]
-        longest = max(len(prompt) + len(answer) - 1 for prompt, answer in rows)
-        return _collate(rows, self._slice, -(-longest // self._multiple) * self._multiple)
+        rows = sorted((self._row(example) for example in examples), key=lambda row: len(row[0]) + len(row[1]))
+        micro_batches = []
+        for start in range(0, len(rows), self._micro_batch_size * self._dp_size):
+            share = rows[start : start + self._micro_batch_size * self._dp_size]
+            longest = len(share[-1][0]) + len(share[-1][1]) - 1
+            length = -(-longest // self._multiple) * self._multiple
+            micro_batches.append(_pad(share[self._dp_rank :: self._dp_size], length))
+        num_targets = sum(len(answer) for _, answer in rows)
+        num_tokens = sum(len(prompt) + len(answer) - 1 for prompt, answer in rows)
+        return Batch(micro_batches, num_targets, num_tokens)
 
     def _row(self, example: Example) -> tuple[list[int], list[int]]:
         prompt, answer = self._encode(example)
-        if len(prompt) + len(answer) > self._sequence_length:
-            raise DataError(
-                f"{example.item_id} has {len(prompt) + len(answer)} tokens; sequence_length allows {self._sequence_length}"
-            )
+        if (length := len(prompt) + len(answer)) > self._sequence_length:
+            raise DataError(f"{example.item_id} has {length} tokens; sequence_length allows {self._sequence_length}")
         return prompt, answer
 
 
@@ -147,18 +164,15 @@ def _endless_shuffle(members: list[Example], seed: str) -> Iterator[Example]:
         yield from generator.sample(members, len(members))
 
 
-def _collate(rows: list[tuple[list[int], list[int]]], own: slice, length: int) -> Batch:
-    """Right-pads this rank's rows to `length`; the counts are those of all rows."""
-    tokens_BL = torch.full((len(rows[own]), length), PAD, dtype=torch.int64)
+def _pad(rows: list[tuple[list[int], list[int]]], length: int) -> MicroBatch:
+    tokens_BL = torch.full((len(rows), length), PAD, dtype=torch.int64)
     labels_BL = torch.full_like(tokens_BL, IGNORED)
     mask_BL = torch.zeros(tokens_BL.shape, dtype=torch.float32)
-    for row, (prompt, answer) in enumerate(rows[own]):
+    for row, (prompt, answer) in enumerate(rows):
         ids = torch.tensor(prompt + answer)
         end = len(ids) - 1
         tokens_BL[row, :end] = ids[:-1]
         labels_BL[row, :end] = ids[1:]
         # The first learned label is the answer's first token, which is predicted from the prompt's last.
         mask_BL[row, len(prompt) - 1 : end] = 1.0
-    num_targets = sum(len(answer) for _, answer in rows)
-    num_tokens = sum(len(prompt) + len(answer) - 1 for prompt, answer in rows)
-    return Batch(tokens_BL, labels_BL, mask_BL, num_targets, num_tokens)
+    return MicroBatch(tokens_BL, labels_BL, mask_BL)

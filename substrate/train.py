@@ -1,4 +1,4 @@
-"""Trains one adapter as a task file says: `python -P -m substrate.train [--task /task/task.json]` (docs/contract.md, kind `train`).
+"""Trains one adapter as a task file says: `python -P -m substrate.train [/task/task.json]` (docs/contract.md, kind `train`).
 
     read the task -> join the ranks -> base model + adapter -> stream, learning rates, checkpoint -> steps -> adapter
 
@@ -8,7 +8,6 @@ stop file before every step. Started without RANK in the environment, it starts 
 Exit 0 done; 75 stopped with the state saved: start again; 65 the loss is not finite, or the data are wrong; 64 the task file is wrong.
 """
 
-import argparse
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from substrate.entry import Parser
 from substrate.errors import DataError, Stopped, UsageError, exit_code_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Task:
     recipe: dict[str, Any]
     parallelism: dict[str, Any]
     seed: int
-    base: Path  # folder of model.safetensors
+    base: Path  # a .safetensors file, or a folder with one
     tokenizer: Path
     train_data: Path
     out: Path
@@ -141,17 +141,20 @@ class Training:
             )
             if self.step % self.recipe.checkpoint_every == 0 and self.step < self.recipe.num_steps:
                 self._checkpoint()
-        self.recipe.save(self.model, self.task.out / "adapter", self.task.model["name"])
+        self.recipe.save(self.model, self.task.out / "adapter")
 
     def _make_step(self) -> tuple[float, float]:
         """One optimizer step. Returns the batch's loss (nats a learned token) and the gradient's norm before clipping."""
         batch = self.stream[self.step]
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.recipe.loss(self.model, batch)
-        batch_loss = self.parallel.total(loss.item())
+        local_loss = 0.0
+        for micro_batch in batch.micro_batches:
+            loss = self.recipe.loss(self.model, micro_batch, batch.num_targets)
+            loss.backward()
+            local_loss += loss.item()
+        batch_loss = self.parallel.total(local_loss)
         if not math.isfinite(batch_loss):
             raise DataError(f"the loss of step {self.step + 1} is {batch_loss}; it must be finite. A lower learning rate may do")
-        loss.backward()
         self.parallel.finalize_gradients(self.model)
         grad_norm = self.parallel.clip_gradients(self.model, self.recipe.clip_norm)
         for group in self.optimizer.param_groups:
@@ -223,16 +226,16 @@ def _check_origin() -> None:
 
 def main() -> None:
     """Reads the command line and the task; starts the ranks, or is one."""
-    parser = argparse.ArgumentParser(prog="substrate.train", description="Train one adapter as a task file says.")
-    parser.add_argument("--task", type=Path, default=Path("/task/task.json"))
-    arguments = parser.parse_args()
+    parser = Parser(prog="substrate.train", description="Train one adapter as a task file says.")
+    parser.add_argument("task", type=Path, nargs="?", default=Path("/task/task.json"), help="task file of kind train")
+    path = parser.parse_args().task
     _check_origin()
-    task = Task.read(arguments.task)
+    task = Task.read(path)
     num_ranks = int(task.parallelism.get("tp", 1)) * int(task.parallelism.get("dp", 1))
     if num_ranks > 1 and "RANK" not in os.environ:
         from substrate.launch import run_ranks
 
-        sys.exit(run_ranks("substrate.train", ["--task", str(arguments.task)], num_ranks))
+        sys.exit(run_ranks("substrate.train", [str(path)], num_ranks))
 
     from substrate.parallel import start
 

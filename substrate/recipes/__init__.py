@@ -17,7 +17,7 @@ from substrate.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-    from substrate.data import Batch, Stream
+    from substrate.data import MicroBatch, Stream
     from substrate.parallel import Parallel
 
 METHODS = {"sft_lora": ("substrate.recipes.sft_lora", "SftLora")}
@@ -43,11 +43,11 @@ class Recipe(Protocol):
         """Adds the trainable parameters to a loaded base model and freezes the rest."""
         ...
 
-    def loss(self, model: "torch.nn.Module", batch: "Batch") -> "torch.Tensor":
-        """This rank's part of the batch's loss; the parts of all data-parallel ranks add up to it."""
+    def loss(self, model: "torch.nn.Module", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
+        """This micro-batch's part of the step's loss; the parts of all micro-batches and data-parallel ranks add up to it."""
         ...
 
-    def save(self, model: "torch.nn.Module", folder: Path, base: str) -> None:
+    def save(self, model: "torch.nn.Module", folder: Path) -> None:
         """Writes the adapter (docs/contract.md). All ranks call it."""
         ...
 

@@ -16,7 +16,7 @@ from substrate.schedule import SHAPES
 if TYPE_CHECKING:
     import torch
 
-    from substrate.data import Batch, Example, Stream
+    from substrate.data import Example, MicroBatch, Stream
     from substrate.parallel import Parallel
     from substrate.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ class Lora:
     """Where the trainable pairs sit and how large they are."""
 
     rank: int  # r, columns of B and rows of A
-    alpha: float  # the pair's output is scaled by alpha / rank
+    alpha: int  # the pair's output is scaled by alpha / rank
     dropout: float  # share of the pair's inputs set to zero in training
     targets: list[str]  # modules that get a pair, by their published names: substrate.model.lora.TARGETS
 
@@ -46,6 +46,7 @@ class SftLora:
     method: str  # the key of this file in substrate.recipes.METHODS
     num_steps: int  # optimizer steps
     batch_size: int  # sequences a step, over all data-parallel ranks
+    micro_batch_size: int  # sequences a forward pass of one rank, at most; gradients of a step are summed over passes
     sequence_length: int  # tokens of an example at most; a longer one is refused
     learning_rate: float  # peak
     weight_decay: float  # AdamW's, decoupled
@@ -59,7 +60,7 @@ class SftLora:
     mix: dict[str, float] = field(hash=False)  # share of each family in the stream, normalised; a family left out is not trained on
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "sequence_length", "checkpoint_every"):
+        for name in ("num_steps", "batch_size", "micro_batch_size", "sequence_length", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"recipe.{name} {getattr(self, name)}; it is at least 1")
         for name in ("learning_rate", "clip_norm"):
             _require(getattr(self, name) > 0, f"recipe.{name} {getattr(self, name)}; it is above 0")
@@ -83,6 +84,7 @@ class SftLora:
             seed=seed,
             num_steps=self.num_steps,
             batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
             sequence_length=self.sequence_length,
             multiple=parallel.tp,
             dp_rank=parallel.dp_rank,
@@ -95,18 +97,18 @@ class SftLora:
 
         add_lora(model, self.lora.rank, self.lora.alpha, self.lora.dropout, self.lora.targets, seed)
 
-    def loss(self, model: "torch.nn.Module", batch: "Batch") -> "torch.Tensor":
-        """Summed cross-entropy of this rank's learned tokens, over the number of learned tokens of the whole batch (nats)."""
+    def loss(self, model: "torch.nn.Module", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
+        """Summed cross-entropy of the learned tokens here, over the number of learned tokens of the whole batch (nats)."""
         from substrate.model import token_losses
 
-        summed, _ = token_losses(model, batch.tokens_BL, batch.labels_BL, batch.mask_BL)
-        return summed / batch.num_targets
+        summed, _ = token_losses(model, *batch)
+        return summed / num_targets
 
-    def save(self, model: "torch.nn.Module", folder: Path, base: str) -> None:
+    def save(self, model: "torch.nn.Module", folder: Path) -> None:
         """Writes the pairs, whole, in PEFT's names. All ranks call it."""
         from substrate.model import save_adapter
 
-        save_adapter(model, folder, base)
+        save_adapter(model, folder)
 
     def _encode(self, example: "Example", encoder: "Tokenizer") -> tuple[list[int], list[int]]:
         from substrate.tasks import FAMILIES
