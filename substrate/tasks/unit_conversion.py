@@ -88,7 +88,7 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 def solve(puzzle: Puzzle) -> Solution:
     """Multiply by the first example's factor; determined where every factor that fits all examples scores as equal."""
     answer = _cents(puzzle.query * _factor(puzzle))
-    half = _CENT / 2
+    half = _CENT / 2  # a printed result lies this far from the exact one at most
     lowest = max((result - half) / measurement for measurement, result in puzzle.examples) * puzzle.query
     highest = min((result + half) / measurement for measurement, result in puzzle.examples) * puzzle.query
     tolerance = Decimal(REL_TOLERANCE) * answer
@@ -98,11 +98,12 @@ def solve(puzzle: Puzzle) -> Solution:
 def trace(puzzle: Puzzle, style: str) -> str:
     """`stepwise` writes long division, then long multiplication with carries, digit by digit.
 
-    With the factor 3 (level `small`):        With 0.6635 (level `full`):
+    7.5 m at the factor 3 (level `small`):    25.09 m at 0.6635 (level `full`; only the first two digits are shown):
         13.50=4.5*3                               23.79=35.85*0 r 23.79
-        5*3=15 7*3+1=22                           237.90=35.85*6 r 22.80      ... and three more digits
+        5*3=15 7*3+1=22                           237.90=35.85*6 r 22.80
         22.50                                     factor 0.6635
-                                                  9*6=54 0*6+5=5 5*6+0=30 2*6+3=15 15.054 total 15.054      ...
+                                                  9*0=0 0*0+0=0 5*0+0=0 2*0+0=0 0.00 total 0.00
+                                                  9*6=54 0*6+5=5 5*6+0=30 2*6+3=15 15.054 total 15.054
                                                   16.65
     """
     check_style(style)
