@@ -269,7 +269,7 @@ def newest_frozen(campaign: Campaign) -> str:
 
 def run_frozen_code(campaign: Campaign) -> None:
     """Go on as the campaign's frozen code, in a private mount namespace; returns there, and only there."""
-    from pipeline import sandbox
+    from pipeline import namespace
     from pipeline.campaign import facts_of, verified_code
 
     code_dir = verified_code(campaign, facts_of(campaign))
@@ -277,7 +277,7 @@ def run_frozen_code(campaign: Campaign) -> None:
         os.environ["PYTHONPATH"] = str(code_dir)
         os.execv(sys.executable, [sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
     os.environ["PYTHONPATH"] = str(code_dir)
-    sandbox.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
+    namespace.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pipeline.records import Decision, Outcome, Plan
 
 
 def close(campaign: Campaign, folder: Round) -> Decision:
-    """Take up what is there and decide. The caller has entered a private mount namespace (see sandbox).
+    """Take up what is there and decide. The caller has entered a private mount namespace (see namespace).
 
     Returns the decision; its state is `undecided` below the quorum, and then nothing but evidence and ledger was written.
     Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.errors import NotFound, WorkFailed
+from pipeline.errors import Interrupted, NotFound, WorkFailed
 
 Stage = tuple[str, ...]
 """A stage's name and its arguments, such as ("worker", "/runs/demo", "r0001", "a3", "--plan", "<sha256>")."""
@@ -52,7 +52,8 @@ def command(stage: Stage) -> list[str]:
 def run_stage(*stage: str) -> None:
     """What submitit runs inside a job: the stage as a child process, signals passed on, its exit code raised.
 
-    submitit's own handlers count a signal as a time-out and requeue by their own rule; the worker owns that rule, so they are replaced.
+    submitit's own handlers count a signal as a time-out and requeue by their own rule; they are replaced. A stage that ends with 75
+    saved its state: the job is requeued from here, outside the worker's namespaces, and the next start goes on.
     """
     child = subprocess.Popen(command(stage))
 
@@ -62,6 +63,8 @@ def run_stage(*stage: str) -> None:
     for name in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(name, pass_on)
     code = child.wait()
+    if code == Interrupted.exit_code:
+        requeue_this_job()
     if code:
         raise SystemExit(code)
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,7 @@ class Recipe:
     method: str
     num_steps: int
     batch_size: int  # sequences a step, over all data-parallel ranks
+    micro_batch_size: int  # sequences a forward pass of one rank
     sequence_length: int  # tokens, at most
     learning_rate: float  # peak
     weight_decay: float
@@ -71,6 +74,7 @@ class Recipe:
     schedule: str
     warmup_steps: int
     min_lr_ratio: float
+    checkpoint_every: int  # steps
     trace_style: str
     lora: Lora
     mix: dict[str, float]
@@ -221,20 +225,12 @@ def to_yaml(settings: Settings) -> str:
 
 def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings:
     """Settings with dotted keys replaced, typed and checked again. Raises ConfigError for a key that does not exist."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    config = OmegaConf.structured(settings)
+    config = settings.to_dict()
     for key, value in overrides:
         value_of(settings, key)
-        try:
-            OmegaConf.update(config, key, value)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{key}={value}: {_one_line(error)}") from error
-    changed = OmegaConf.to_object(config)
-    assert isinstance(changed, Settings)
-    _check(changed)
-    return changed
+        *path, last = key.split(".")
+        reduce(getitem, path, config)[last] = value
+    return typed(config)
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -246,12 +242,10 @@ def policy_of(settings: Settings) -> Policy:
 
 def value_of(settings: Settings, key: str) -> str:
     """The value under a dotted key, as text. Raises ConfigError for a key that does not exist."""
-    from omegaconf import OmegaConf
-
-    value = OmegaConf.select(OmegaConf.structured(settings), key, default=None)
-    if value is None:
-        raise ConfigError(f"{key} is not a configuration key", "Compare with the files in hydra_conf/")
-    return str(value)
+    try:
+        return str(reduce(getitem, key.split("."), settings.to_dict()))
+    except (KeyError, TypeError):
+        raise ConfigError(f"{key} is not a configuration key", "Compare with the files in hydra_conf/") from None
 
 
 def _check(settings: Settings) -> None:

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import adapter, image, judge, memory, results, sandbox, seal, settings, trial
+from pipeline import adapter, image, judge, memory, namespace, results, sandbox, seal, settings, trial
 from pipeline.campaign import facts_of, read_plan, verified_code
 from pipeline.errors import ConfigError, IntegrityError, Interrupted, PipelineError, WorkFailed
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines, write_file
@@ -125,7 +125,7 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
         shutil.copytree(saved, out_dir, dirs_exist_ok=True)
     config = job.chosen.to_dict()
     trial.write_task(job.attempt, {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed})
-    uid = sandbox.trial_uid()
+    uid = namespace.trial_uid()
     if saved:
         for path in out_dir.rglob("*"):
             os.chown(path, uid, uid)
