@@ -101,9 +101,10 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
     folder = launch.freeze(campaign, launch.next_round(campaign), arguments.overrides)
     show_plan(folder)
     if arguments.no_submit:
-        where = f"{arguments.campaign} {folder.name}"
-        print(f"next: sbatch --array=0-7 slurm/round.sbatch {where}")
-        print(f"      sbatch --dependency=afterany:$ID slurm/meta.sbatch {where}")
+        for stages in launch.arrays(campaign, folder):
+            indices = ",".join(stage[3].removeprefix("a") for stage in stages)
+            print(f"next: sbatch --array={indices} slurm/round.sbatch {arguments.campaign} {stages[0][2]}")
+        print(f"then: sbatch --dependency=afterany:ID[:ID] slurm/meta.sbatch {arguments.campaign} {folder.name}")
         return None
     if launch.is_local(folder):
         return run_local(arguments.campaign, campaign, folder)

@@ -66,7 +66,8 @@ def init(campaign: Campaign, overrides: Sequence[str]) -> None:
         }
         write_file(draft.frozen, yaml.safe_dump(facts, sort_keys=False))
         seal.Log(draft.log).append("init", facts=facts)
-        write_overrides(draft, "r0001", {"round": "r0001"})
+        for name in ("r0000", "r0001"):
+            write_overrides(draft, name, {"round": name})
         frozen = Plan(
             facts["campaign"], "r0000", info.tree_digest, rules.digest, code_digest, seal.digest_text(settings.to_yaml(chosen)),
             plan.reference_arms(chosen.seed),

@@ -44,12 +44,17 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
     rules.check_round(folder.number)
     if round_name not in campaign.known_rounds():
         raise ConfigError(f"round {round_name} has no overrides yet", f"Known: {', '.join(campaign.known_rounds())}")
-    if folder.plan.exists():
-        read_plan(folder)
-        return folder
     operational = [item for item in overrides if is_operational(item)]
     every = [*facts["overrides"], *operational, f"+round={round_name}"]
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
+    if folder.plan.exists():
+        read_plan(folder)
+        if operational and settings.load(folder.config).cluster != chosen.cluster:
+            raise ConfigError(
+                f"round {round_name} is frozen for another cluster than {operational}",
+                "Leave the cluster out, or as it was; the next round may run elsewhere",
+            )
+        return folder
     check_plan_fits(chosen)
     policy = settings.policy_of(chosen)
     reference = {axis.key: settings.value_of(chosen, axis.key) for axis in policy.axes}
