@@ -1,0 +1,387 @@
+"""The sandbox against a hostile trial: one attack a test, each as root of the machine and as an ordinary user.
+
+Nothing is simulated: a real image is mounted and forked, the attacks of attacks/inside.py run in the real sandbox, and
+where it says something, the same act is shown to succeed outside first. The victim is attacks/arena.py.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attacks.host import ATTACKS, ROOT, USER, WHO, command_as, environment, why_not
+
+from pipeline import image
+from pipeline.errors import ConfigError
+from pipeline.namespace import enter_private_namespace, in_private_namespace
+from pipeline.sandbox import Sandbox
+
+SECRETS = ("vault/seed", "ledger.h5", "answers.jsonl", "constitution/constitution.yaml", "a1/attempt_00/result.h5")
+ALL_REDUCE = """
+import os, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+x = torch.tensor([float(dist.get_rank() + 1)])
+dist.all_reduce(x)
+open(f"/out/rank{dist.get_rank()}", "w").write(str(x.item()))
+dist.destroy_process_group()
+"""
+
+
+class Arena:
+    """A running arena.py, and the world around it."""
+
+    def __init__(self, who: str, world: Path) -> None:
+        self.who, self.world = who, world
+        command = command_as(who, sys.executable, "-W", "error", str(ATTACKS / "arena.py"), str(world))
+        self.errors = open(world.parent / "arena.log", "w+")
+        self.process = subprocess.Popen(
+            command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        assert self._line() == {"ready": True}
+
+    def _line(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise AssertionError(f"the arena ended: {self.errors.read()}")
+        return json.loads(line)
+
+    def ask(self, do: str, *arguments: str, **more: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        for path in (self.world / "out").iterdir():
+            if do != "read":
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.process.stdin.write(json.dumps({"do": do, "arguments": arguments, **more}) + "\n")
+        self.process.stdin.flush()
+        return self._line()
+
+    def attack(self, name: str, *arguments: str) -> Any:
+        answered = self.ask("attack", name, *arguments)
+        assert answered.get("code") == 0, answered
+        return answered["got"]
+
+    def outside(self, *command: str) -> int:
+        """The exit code of a command that the arena's own uid runs outside the sandbox."""
+        return self.ask("outside", *command)["code"]
+
+    def close(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        code = self.process.wait(timeout=30)
+        self.process.stdout.close()
+        self.errors.seek(0)
+        complaints = self.errors.read()
+        self.errors.close()
+        assert (code, complaints) == (0, ""), complaints
+
+
+def lay_out(who: str, folder: Path) -> Path:
+    """A campaign's worth of things that a trial must not see, and one image."""
+    world = folder / "world"
+    for path in ("scratch", "out", "task"):
+        (world / path).mkdir(parents=True)
+    for name in SECRETS:
+        (world / name).parent.mkdir(parents=True, exist_ok=True)
+        (world / name).write_text("what a trial must not see")
+        (world / name).chmod(0o600)
+    (world / "vault").chmod(0o700)
+    shutil.copy(ATTACKS / "inside.py", world / "task/inside.py")
+    payload = folder / "payload"
+    (payload / "substrate").mkdir(parents=True)
+    (payload / "substrate/train.py").write_text("print('honest')\n")
+    (payload / "manifest.yaml").write_text("name: arena\n")
+    image.build(payload, world / "image.sqsh")
+    if who == "user" and os.geteuid() == 0:
+        for path in (world, *world.rglob("*")):
+            os.chown(path, USER, USER)
+    return world
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    # Not tmp_path: pytest keeps that below a folder which only its own user may enter.
+    with tempfile.TemporaryDirectory(prefix="arena-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module", params=WHO)
+def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
+    if why_not(request.param):
+        pytest.skip(why_not(request.param))
+    with tempfile.TemporaryDirectory(prefix="arena-", dir="/tmp") as name:
+        Path(name).chmod(0o755)
+        running = Arena(request.param, lay_out(request.param, Path(name)))
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def outsider(arena: Arena) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the arena's own uid, outside every sandbox."""
+    uid = USER if arena.who == "user" else 0
+    with subprocess.Popen(["sleep", "300"], user=uid if os.geteuid() == 0 else None) as process:
+        yield process
+        process.kill()
+
+
+def test_the_arena_uses_what_the_node_has(arena: Arena) -> None:
+    answered = arena.ask("plain", "id", "-u")
+    assert (answered["got"], answered["code"]) == ("1000", 0)
+    assert answered["uid"] == (65534 if arena.who == "root" else 0)
+    assert answered["backends"] == (["loop", "overlay"] if arena.who == "root" else ["squashfuse", "overlay"])
+    assert arena.attack("pseudo_terminal") == "works"
+
+
+def test_write_the_mount(arena: Arena) -> None:
+    assert arena.attack("write_mount", "/substrate", "/task", "/usr/lib", "/etc", sys.prefix, sys.base_prefix) == []
+    # The same acts where they are allowed; the arena verifies the pristine image after each of them.
+    assert len(arena.attack("write_mount", "/fork")) == 7
+
+
+def test_remount_the_mount(arena: Arena) -> None:
+    assert arena.attack("remount", "/substrate", "/task", "/usr", "/", "/proc", "/out") == []
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_read_what_belongs_to_the_campaign(arena: Arena, secret: str) -> None:
+    path = str(arena.world / secret)
+    assert arena.outside("cat", path) == 0
+    assert arena.attack("read", path) == []
+
+
+def test_read_the_files_of_the_host(arena: Arena) -> None:
+    assert arena.outside("cat", "/etc/hostname") == 0
+    for path in ("/etc/hostname", "/etc/shadow", "/sys/kernel", "/var", "/home", str(ROOT / "pipeline")):
+        assert arena.attack("read", path) == [], path
+
+
+def test_reach_the_network(arena: Arena) -> None:
+    unix_path = str(arena.world / "socket")
+    abstract = f"arena-{arena.process.pid}"
+    families = (socket.AF_INET, socket.AF_UNIX, socket.AF_UNIX)
+    listeners = [socket.socket(family) for family in families]
+    try:
+        for listener, address in zip(listeners, (("0.0.0.0", 0), "\0" + abstract, unix_path), strict=True):
+            listener.bind(address)
+            listener.listen()
+        os.chmod(unix_path, 0o777)
+        addresses = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+        arguments = ("connect", str(listeners[0].getsockname()[1]), abstract, unix_path, ",".join(addresses))
+        control = [sys.executable, "-I", str(arena.world / "task/inside.py"), *arguments]
+        reached = json.loads(arena.ask("outside", *control)["log"].splitlines()[-1])
+        assert {"127.0.0.1", f"unix {unix_path}", f"unix \0{abstract}"} <= set(reached)
+        assert arena.attack(*arguments) == []
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+def test_signal_or_trace_a_process_outside(arena: Arena, outsider: subprocess.Popen[bytes]) -> None:
+    assert arena.outside("kill", "-0", str(outsider.pid)) == 0
+    assert arena.attack("signal_process", str(outsider.pid)) == []
+    assert outsider.poll() is None
+    assert arena.process.poll() is None
+
+
+def test_see_the_processes_of_the_host(arena: Arena, outsider: subprocess.Popen[bytes]) -> None:
+    seen = arena.attack("host_processes")
+    assert len(seen["commands"]) == 2  # bubblewrap's pid 1 and the attack
+    assert not any("sleep 300" in line or "arena" in line.replace("inside.py", "") for line in seen["commands"])
+    assert seen["pid_namespace"] != os.readlink("/proc/self/ns/pid")
+
+
+def test_read_the_callers_environment(arena: Arena) -> None:
+    got = arena.attack("environment")
+    assert "the-secret-of-the-caller" not in got and "API_TOKEN" not in got
+    assert "GLOO_SOCKET_IFNAME=lo" in got
+
+
+def test_inherit_descriptors(arena: Arena) -> None:
+    assert arena.attack("descriptors") == []
+
+
+def test_fork_bomb(arena: Arena) -> None:
+    got = arena.attack("fork_bomb", "500")
+    assert got["refused_again"] and 10 < got["children"] < 64
+    assert arena.attack("raise_limits") == []
+
+
+def test_write_outside_out(arena: Arena) -> None:
+    allowed = {"/out", "/fork", "/fork/substrate", "/tmp", "/dev/shm"}
+    assert {"/out", "/fork", "/tmp"} <= set(arena.attack("write_everywhere")) <= allowed
+
+
+@pytest.mark.parametrize(
+    ("path", "refusal"), [("/tmp/big", "ENOSPC"), ("/dev/shm/big", "ENOSPC"), ("/out/big", "EFBIG")]
+)
+def test_fill_the_disk(arena: Arena, path: str, refusal: str) -> None:
+    assert arena.attack("fill", path, "64") == refusal
+
+
+def test_gain_privilege(arena: Arena) -> None:
+    assert arena.attack("gain_privilege") == []
+
+
+def test_type_into_the_terminal(arena: Arena) -> None:
+    assert arena.attack("terminal") == []
+
+
+def test_reach_shared_memory(arena: Arena) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm"):
+        assert arena.attack("shared_memory") == {"segments": [], "files": []}
+
+
+def test_leave_a_process_behind(arena: Arena) -> None:
+    assert arena.attack("linger", "/out/beat") == "left one behind"
+    beat = (arena.world / "out/beat").read_text()
+    time.sleep(0.05)
+    assert (arena.world / "out/beat").read_text() == beat
+
+
+def test_run_for_ever(arena: Arena) -> None:
+    began = time.monotonic()
+    deaf = "trap '' TERM INT HUP; sleep 300 & sleep 300"
+    answered = arena.ask("plain", "sh", "-c", deaf, limits={"wall_seconds": 0.3})
+    assert answered["timed_out"] and answered["code"] == 128 + signal.SIGKILL
+    assert time.monotonic() - began < 10
+
+
+def test_plant_links_in_the_output(arena: Arena) -> None:
+    assert arena.attack("tamper_with_output") == "planted"
+    for name in ("progress.jsonl", "adapter/passwd", "fifo", "folder"):
+        assert arena.ask("read", name)["kind"] == "bad_output", name
+    assert arena.ask("read", "missing")["error"] == "NotFound"
+    assert arena.ask("read", "plain")["got"] == "plain"
+
+
+def test_two_ranks_find_each_other(arena: Arena) -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    (arena.world / "task/all_reduce.py").write_text(ALL_REDUCE)
+    torchrun = ["python", "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    limits = {"num_processes": 512, "tmp_size_bytes": 2**28, "shm_size_bytes": 2**28}
+    answered = arena.ask("plain", *torchrun, "/task/all_reduce.py", limits=limits)
+    assert answered["code"] == 0, answered["log"]
+    assert [(arena.world / f"out/rank{rank}").read_text() for rank in (0, 1)] == ["3.0", "3.0"]
+
+
+def test_probe_finds_nothing(arena: Arena) -> None:
+    forbidden = {name: str(arena.world / name) for name in SECRETS}
+    report = arena.ask("probe", forbidden=forbidden)["report"]
+    assert {f"path {name}" for name in SECRETS} < set(report)
+    assert {"write /substrate", "remount /substrate", "environment", "namespace net", "sockets"} < set(report)
+    assert not any(check["reached"] for check in report.values())
+    assert json.loads((arena.world / "probe.json").read_text()) == report
+
+
+def test_probe_refuses_a_leak(arena: Arena) -> None:
+    vault = str(arena.world / "vault/seed")
+    if arena.who == "root":
+        os.chmod(vault, 0o644)  # else the sandbox refuses to bind what the trial cannot read
+    answered = arena.ask("probe", forbidden={"vault": vault}, show={vault: vault})
+    assert answered["error"] == "Refused"
+    assert "article 7 (isolation)" in answered["what"] and "path vault" in answered["what"]
+    answered = arena.ask("probe", forbidden={}, network="fabric")
+    assert "namespace net" not in answered["report"]
+
+
+def test_probe_sees_everything_where_there_is_no_sandbox(arena: Arena) -> None:
+    vault = str(arena.world / "vault/seed")
+    asked = {
+        "forbidden": {"vault": vault},
+        "read_only": [str(arena.world / "scratch")],
+        "environment": [],
+        "network": "loopback",
+        "namespaces": {"pid": os.readlink("/proc/self/ns/pid")},
+    }
+    answered = arena.ask("outside", sys.executable, "-I", str(ROOT / "pipeline/probe.py"), json.dumps(asked))
+    report = json.loads(answered["log"].splitlines()[-1])
+    reached = {name for name, check in report.items() if check["reached"]}
+    assert {"path vault", "paths through /proc", "namespace pid", "environment", "capabilities"} <= reached
+    assert f"write {arena.world}/scratch" in reached and "user namespace" in reached
+
+
+@pytest.mark.parametrize("who", WHO)
+def test_sigkill_leaves_no_mount_behind(who: str, folder: Path) -> None:
+    if why_not(who):
+        pytest.skip(why_not(who))
+    world = lay_out(who, folder)
+    before = Path("/proc/mounts").read_text()
+    running = Arena(who, world)
+    assert running.process.stdin is not None and running.process.stdout is not None
+    beat = world / "out/beat"
+    attack = {"do": "plain", "arguments": ["sh", "-c", "while sleep 0.01; do date +%N >> /out/beat; done"]}
+    running.process.stdin.write(json.dumps(attack) + "\n")
+    running.process.stdin.flush()
+    _wait(beat.exists)
+    assert Path("/proc/mounts").read_text() == before  # while all is mounted, the host sees none of it
+    mine = _processes_that_name(str(world))
+    assert running.process.pid in mine
+    running.process.kill()
+    running.process.wait()
+    _wait(lambda: not _processes_that_name(str(world)))
+    _wait(lambda: str(world) not in _loop_files())
+    stopped = beat.read_text()
+    time.sleep(0.05)
+    assert beat.read_text() == stopped
+    assert Path("/proc/mounts").read_text() == before
+    running.process.stdin.close()
+    running.process.stdout.close()
+    running.errors.close()
+
+
+def test_refusals_name_what_is_valid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="enter_private_namespace first"):
+        Sandbox().start(["true"], folder / "log")
+    monkeypatch.setattr("pipeline.sandbox.require_private_namespace", lambda: None)
+    with pytest.raises(ConfigError, match="never the whole root"):
+        Sandbox({"/host": Path("/")}).start(["true"], folder / "log")
+    with pytest.raises(ConfigError, match="never the whole root"):
+        Sandbox({"/task": folder / "missing"}).start(["true"], folder / "log")
+    with pytest.raises(ConfigError, match="valid: loopback, fabric"):
+        Sandbox(network="host").start(["true"], folder / "log")
+
+
+def test_the_mark_of_another_process_means_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr(os, "execvpe", lambda program, command, env: started.append(command))
+    monkeypatch.setenv("PIPELINE_PRIVATE_NAMESPACE", f"{os.getpid() + 1} mnt:[1]")
+    assert not in_private_namespace()
+    enter_private_namespace(["worker"])
+    assert started[0][0] == "unshare" and started[0][-2:] == ["--", "worker"]
+    monkeypatch.setenv("PIPELINE_PRIVATE_NAMESPACE", f"{os.getpid()} mnt:[1]")
+    assert in_private_namespace()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def _processes_that_name(text: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if text.encode() in (folder / "cmdline").read_bytes() and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def _loop_files() -> str:
+    return "".join(path.read_text() for path in Path("/sys/block").glob("loop*/loop/backing_file"))
