@@ -49,7 +49,8 @@ class Adapter(nn.Module):
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
-        factory: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
+        # Float32 whatever the model's type: updates of a fine-tuning are below the resolution of bfloat16.
+        factory: dict[str, Any] = {"dtype": torch.float32, "device": weight.device}
         self.A_RI = nn.Parameter(torch.empty(rank * len(active), weight.shape[1], **factory))
         self.B_OR = nn.Parameter(torch.zeros(weight.shape[0], rank, **factory))
         sharded, whole = (self.B_OR, self.A_RI) if base.dim == 0 else (self.A_RI, self.B_OR)
@@ -61,9 +62,13 @@ class Adapter(nn.Module):
         self.register_buffer("mask_OR", alpha / rank * mask_OR.to(**factory), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O), this rank's part of (alpha / r) B A x; dropout on x while training."""
-        x = F.dropout(x, self.dropout, self.training)
-        return F.linear(F.linear(x, self.A_RI), self.B_OR.repeat(1, len(self.active)) * self.mask_OR)
+        """(..., I) -> (..., O), this rank's part of W x + (alpha / r) B A x; dropout on what A sees, while training."""
+        y = F.linear(x, self.base.tensor)
+        low_rank = F.linear(F.dropout(x, self.dropout, self.training), self.A_RI.to(x.dtype))
+        wide_B = (self.B_OR.repeat(1, len(self.active)) * self.mask_OR).to(x.dtype)
+        # In place: the sum costs no pass over y of its own.
+        y.view(-1, y.shape[-1]).addmm_(low_rank.flatten(0, -2), wide_B.T)
+        return y
 
     def targets(self) -> list[str]:
         """The target names that this adapter answers to."""
@@ -103,7 +108,7 @@ class ColumnLinear(ColumnParallelLinear):
             x = gather_from_sequence_parallel_region(input_, group=self.tp_group)
         else:
             x = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
-        return F.linear(x, self.weight) + self.adapter(x), None
+        return self.adapter(x), None
 
 
 class RowLinear(RowParallelLinear):
@@ -116,7 +121,7 @@ class RowLinear(RowParallelLinear):
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.adapter is None:
             return super().forward(input_)
-        partial = F.linear(input_, self.weight) + self.adapter(input_)
+        partial = self.adapter(input_)
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group), None
         return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group), None

@@ -48,7 +48,7 @@ def chunked_scan(
         """(S, B, heads..., d) -> (B, C, heads..., L, d); the tail is filled with zeros, and dt = 0 leaves the state alone."""
         t = F.pad(t, (0, 0) * (t.dim() - 1) + (0, num_chunks * L - S))
         t = t.reshape(num_chunks, L, B, *heads, -1)
-        return t.permute(2, 0, *range(3, 3 + len(heads)), 1, t.dim() - 1)
+        return t.permute(2, 0, *range(3, 3 + len(heads)), 1, t.dim() - 1).contiguous()
 
     dt = chunks(dt_SBH.float().unsqueeze(-1), G, Q)  # (B, C, G, Q, L, 1)
     xdt = chunks(x_SBHP.float(), G, Q) * dt  # (B, C, G, Q, L, P)
