@@ -17,20 +17,23 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-MS_REMOUNT, MS_BIND, MS_RDONLY, CLONE_NEWNS, CLONE_NEWUSER, PTRACE_ATTACH = 0x20, 0x1000, 0x1, 0x20000, 0x10000000, 16
+MS_REMOUNT, MS_BIND, MNT_DETACH, CLONE_NEWNS, CLONE_NEWUSER, PTRACE_ATTACH = 0x20, 0x1000, 2, 0x20000, 0x10000000, 16
 
 
-def successes(acts: Iterable[tuple[str, Callable[[], Any]]]) -> list[str]:
+Act = tuple[Any, ...]  # a name, a function, its arguments
+
+
+def successes(acts: Iterable[Act]) -> list[str]:
     """The names of the acts that were not refused."""
     done = []
-    for name, act in acts:
+    for name, act, *arguments in acts:
         try:
-            result = act()
+            result = act(*arguments)
         except (OSError, ValueError, subprocess.CalledProcessError):
             continue
         if result != -1:  # a libc call that failed
@@ -38,42 +41,45 @@ def successes(acts: Iterable[tuple[str, Callable[[], Any]]]) -> list[str]:
     return done
 
 
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=5)
+
+
 def write_mount(*folders: str) -> list[str]:
-    acts: list[tuple[str, Callable[[], Any]]] = []
+    acts: list[Act] = []
     for folder in folders:
         files = (Path(below, name) for below, _, names in os.walk(folder) for name in names)
         first = next((path for path in files if not path.is_symlink()), Path(folder, "none"))
         acts += [
-            (f"create in {folder}", lambda folder=folder: Path(folder, "evil").write_text("")),
-            (f"link in {folder}", lambda folder=folder: os.symlink("/out", f"{folder}/evil-link")),
-            (f"chmod {first}", lambda first=first: first.chmod(0o777)),
-            (f"open {first}", lambda first=first: os.close(os.open(first, os.O_WRONLY))),
-            (f"truncate {first}", lambda first=first: os.truncate(first, 0)),
-            (f"unlink {first}", lambda first=first: first.unlink()),
-            (f"rename {folder}", lambda folder=folder: os.rename(f"{folder}/evil", f"{folder}/worse")),
+            (f"create in {folder}", Path(folder, "evil").write_text, ""),
+            (f"link in {folder}", os.symlink, "/out", f"{folder}/evil-link"),
+            (f"chmod {first}", first.chmod, 0o777),
+            (f"open {first}", os.open, first, os.O_WRONLY),
+            (f"truncate {first}", os.truncate, first, 0),
+            (f"unlink {first}", os.unlink, first),
+            (f"rename in {folder}", os.rename, f"{folder}/evil", f"{folder}/worse"),
         ]
     return successes(acts)
 
 
 def remount(*folders: str) -> list[str]:
-    acts: list[tuple[str, Callable[[], Any]]] = []
+    acts: list[Act] = []
     for folder in folders:
         name = folder.encode()
         acts += [
-            (f"remount {folder}", lambda name=name: LIBC.mount(None, name, None, MS_REMOUNT | MS_BIND, None)),
-            (f"bind over {folder}", lambda name=name: LIBC.mount(b"/tmp", name, None, MS_BIND, None)),
-            (f"tmpfs over {folder}", lambda name=name: LIBC.mount(b"x", name, b"tmpfs", 0, None)),
-            (f"unmount {folder}", lambda name=name: LIBC.umount2(name, 2)),
-            (f"mount(8) {folder}", lambda folder=folder: subprocess.run(
-                ["mount", "-o", "remount,rw", folder], check=True, capture_output=True)),
-        ]  # fmt: skip
+            (f"remount {folder}", LIBC.mount, None, name, None, MS_REMOUNT | MS_BIND, None),
+            (f"bind over {folder}", LIBC.mount, b"/tmp", name, None, MS_BIND, None),
+            (f"tmpfs over {folder}", LIBC.mount, b"x", name, b"tmpfs", 0, None),
+            (f"unmount {folder}", LIBC.umount2, name, MNT_DETACH),
+            (f"mount(8) {folder}", run, "mount", "-o", "remount,rw", folder),
+        ]
     acts += [
-        ("user namespace", lambda: LIBC.unshare(CLONE_NEWUSER)),
-        ("mount namespace", lambda: LIBC.unshare(CLONE_NEWNS)),
-        ("join pid 1", lambda: LIBC.setns(os.open("/proc/1/ns/mnt", os.O_RDONLY), 0)),
-        ("unshare(1)", lambda: subprocess.run(["unshare", "-Urm", "true"], check=True, capture_output=True)),
-        ("mknod", lambda: os.mknod("/tmp/disk", 0o060666, os.makedev(7, 0))),
-        ("chroot", lambda: os.chroot("/tmp")),
+        ("user namespace", LIBC.unshare, CLONE_NEWUSER),
+        ("mount namespace", LIBC.unshare, CLONE_NEWNS),
+        ("unshare(1)", run, "unshare", "-Urm", "true"),
+        ("namespace of pid 1", lambda: LIBC.setns(os.open("/proc/1/ns/mnt", os.O_RDONLY), 0)),
+        ("mknod", os.mknod, "/tmp/disk", 0o060666, os.makedev(7, 0)),
+        ("chroot", os.chroot, "/tmp"),
     ]
     return successes(acts)
 
@@ -86,8 +92,7 @@ def read(path: str) -> list[str]:
     ways += [way + path for pattern in ("root", "cwd") for way in glob.glob(f"/proc/[0-9]*/{pattern}")]
     # Through every descriptor we hold: a folder left open is a door to all that lies below and above it.
     ways += [f"/proc/self/fd/{number}/../../../../../../../..{path}" for number in range(64)]
-    hard = ("/out/hard", lambda: os.link(path, "/out/hard"))
-    return successes([*((way, lambda way=way: os.close(os.open(way, os.O_RDONLY))) for way in ways), hard])
+    return successes([*((way, os.open, way, os.O_RDONLY) for way in ways), ("link", os.link, path, "/out/hard")])
 
 
 def connect(port: str, abstract: str, unix_path: str, host_addresses: str) -> list[str]:
@@ -99,20 +104,19 @@ def connect(port: str, abstract: str, unix_path: str, host_addresses: str) -> li
             caller.connect(address)
 
     hosts = ["127.0.0.1", "192.0.2.1", *filter(None, host_addresses.split(","))]
-    acts = [(host, lambda host=host: dial(socket.AF_INET, (host, int(port)))) for host in hosts]
-    acts += [(f"unix {name}", lambda name=name: dial(socket.AF_UNIX, name)) for name in ("\0" + abstract, unix_path)]
-    return successes(acts)
+    acts: list[Act] = [(host, dial, socket.AF_INET, (host, int(port))) for host in hosts]
+    return successes(acts + [(f"unix {name}", dial, socket.AF_UNIX, name) for name in ("\0" + abstract, unix_path)])
 
 
 def signal_process(pid: str) -> list[str]:
     target = int(pid)
-    acts: list[tuple[str, Callable[[], Any]]] = [
-        ("kill", lambda: os.kill(target, signal.SIGKILL)),
-        ("ptrace", lambda: LIBC.ptrace(PTRACE_ATTACH, target, None, None)),
-        ("pidfd", lambda: os.pidfd_open(target)),
-        ("memory", lambda: os.open(f"/proc/{target}/mem", os.O_RDWR)),
-        ("limits", lambda: resource.prlimit(target, resource.RLIMIT_NOFILE, (8, 8))),
-        ("priority", lambda: os.setpriority(os.PRIO_PROCESS, target, 19)),
+    acts: list[Act] = [
+        ("kill", os.kill, target, signal.SIGKILL),
+        ("ptrace", LIBC.ptrace, PTRACE_ATTACH, target, None, None),
+        ("pidfd", os.pidfd_open, target),
+        ("memory", os.open, f"/proc/{target}/mem", os.O_RDWR),
+        ("limits", resource.prlimit, target, resource.RLIMIT_NOFILE, (8, 8)),
+        ("priority", os.setpriority, os.PRIO_PROCESS, target, 19),
     ]
     done = successes(acts)
     # Everybody it may signal, apart from itself and pid 1: nobody outside may be among them.
@@ -167,7 +171,7 @@ def fork_bomb(ceiling: str) -> dict[str, int]:
 def raise_limits() -> list[str]:
     most = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     kinds = {"processes": resource.RLIMIT_NPROC, "file size": resource.RLIMIT_FSIZE}
-    return successes((name, lambda kind=kind: resource.setrlimit(kind, most)) for name, kind in kinds.items())
+    return successes((name, resource.setrlimit, kind, most) for name, kind in kinds.items())
 
 
 def write_everywhere() -> list[str]:
@@ -175,7 +179,7 @@ def write_everywhere() -> list[str]:
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     near = [path for depth in ("/*", "/*/*", "/*/*/*") for path in glob.glob(depth) if not path.startswith("/proc")]
     folders = sorted({path for path in ["/", *mounts, *near] if os.path.isdir(path) and not os.path.islink(path)})
-    return successes((path, lambda path=path: Path(path, "trace").write_text("x")) for path in folders)
+    return successes((path, Path(path, "trace").write_text, "x") for path in folders)
 
 
 def fill(path: str, size_mib: str) -> str:
@@ -194,10 +198,10 @@ def gain_privilege() -> list[str]:
     """Capabilities, set-uid programs, changes of identity."""
     status = Path("/proc/self/status").read_text()
     caps = [line for line in status.splitlines() if line.startswith("Cap") and int(line.split()[1], 16)]
-    acts: list[tuple[str, Callable[[], Any]]] = [
-        ("setuid 0", lambda: os.setuid(0)),
-        ("setgroups", lambda: os.setgroups([0])),
-        ("su", lambda: subprocess.run(["su", "-c", "true"], check=True, capture_output=True, timeout=5)),
+    acts: list[Act] = [
+        ("setuid 0", os.setuid, 0),
+        ("setgroups", os.setgroups, [0]),
+        ("su", run, "su", "-c", "true"),
     ]
     no_new = [] if "NoNewPrivs:\t1" in status else ["NoNewPrivs is off"]
     return caps + no_new + successes(acts)
@@ -205,7 +209,7 @@ def gain_privilege() -> list[str]:
 
 def terminal() -> list[str]:
     """Type into the terminal of whoever started us."""
-    return successes([("/dev/tty", lambda: os.open("/dev/tty", os.O_RDWR))])
+    return successes([("/dev/tty", os.open, "/dev/tty", os.O_RDWR)])
 
 
 def shared_memory() -> dict[str, list[str]]:
