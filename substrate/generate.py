@@ -89,7 +89,8 @@ def decode_batch(model: "HybridModel", prompts: Sequence[Sequence[int]], max_new
     tokens_BL = torch.tensor([[PAD_ID] * (length - len(p)) + list(p) for p in prompts], device=device)
     first_B1 = torch.tensor([[length - len(p)] for p in prompts], device=device)
     written = []
-    with torch.inference_mode():
+    # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of it nobody could write to them again.
+    with torch.no_grad():
         state = DecodeState(torch.arange(length, device=device) >= first_B1, max_length=length + num_steps)
         ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         for _ in range(num_steps):

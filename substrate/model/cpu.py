@@ -31,8 +31,9 @@ def _import_megatron() -> None:
         sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
-            # Said once per module that falls back to torch; the fall-back is what is wanted.
+            # The library about itself: that it falls back to torch, which is what is wanted, and that its own imports are deprecated.
             warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+            warnings.filterwarnings("ignore", message="The following imports from `dynamic_context.py`")
             import megatron.core.models.mamba  # noqa: F401
     finally:
         torch.compile = compiler
@@ -47,6 +48,9 @@ def _adapt_megatron() -> None:
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
     from megatron.core.transformer.moe import moe_utils
 
+    # torch 2.13 renames two collectives that the library calls by their old names, and says so at each rank's first step.
+    for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
+        warnings.filterwarnings("ignore", message=f"`torch.distributed.{name}` is deprecated", category=FutureWarning)
     # The router looks this name up although only the import of Transformer Engine defines it.
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None

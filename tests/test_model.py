@@ -1,0 +1,332 @@
+"""The model against independent references: transformers' Nemotron-H, the plain recurrence, and itself on other numbers of ranks."""
+
+import dataclasses
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import yaml
+from safetensors.torch import load_file, save_file
+
+from substrate.errors import DataError, UsageError
+from substrate.model import (
+    ModelConfig,
+    add_lora,
+    build_model,
+    init_weights,
+    load_adapter,
+    load_base,
+    save_adapter,
+    save_base,
+    token_losses,
+)
+from substrate.model.lora import TARGETS, adapters
+from substrate.model.mamba import chunked_scan, scan_step
+from substrate.parallel import Parallel, start
+
+# megatron-core 0.16.1 calling itself in ways that it deprecates.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:MLP requires ffn_hidden_size:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Warning. tp_group is None:DeprecationWarning"),
+]
+
+CONFIGS = Path(__file__).parent.parent / "hydra_conf" / "model"
+ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
+# Two ranks each way that a run can use them. Expert parallelism needs tensor or data parallelism to stand on.
+LAYOUTS = {"tp2": ALONE | {"tp": 2}, "dp2": ALONE | {"dp": 2}, "tp2_ep2": ALONE | {"tp": 2, "ep": 2}}
+METHODS = ("lora", "full")
+NUM_STEPS = 10
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": list(TARGETS)}
+
+
+def _config(**changes) -> ModelConfig:
+    """All layer types, lengths that fill no chunk evenly; small enough for many steps."""
+    values = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
+    small = {"pattern": "ME*M", "hidden_size": 48, "vocab_size": 64, "mamba_chunk_size": 16, "num_experts": 4}
+    return ModelConfig.from_dict(values | small | changes)
+
+
+@pytest.fixture(scope="module")
+def parallel():
+    torch.set_num_threads(1)
+    parallel = start(ALONE)
+    yield parallel
+    parallel.shutdown()
+
+
+def _model(parallel: Parallel, **changes):
+    model = build_model(_config(**changes), parallel)
+    init_weights(model, seed=1)
+    return model
+
+
+def _batch(seed: int, sequences: int = 4, length: int = 37):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(3, 64, (sequences, length + 1), generator=generator)
+    mask = torch.ones(sequences, length)
+    mask[:, :5] = 0.0
+    return tokens[:, :-1], tokens[:, 1:], mask
+
+
+def _train(parallel: Parallel, method: str, folder: Path) -> dict[str, list[float]]:
+    """Ten AdamW steps; saves what was trained into `folder`. Losses and gradient norms before clipping."""
+    model = _model(parallel)
+    trained = list(model.parameters()) if method == "full" else add_lora(model, seed=2, **LORA)
+    # The experts are chosen by the base model's scores: a smaller rate keeps close choices from flipping on rounding.
+    optimizer = torch.optim.AdamW(trained, lr=1e-3 if method == "lora" else 1e-4, betas=(0.9, 0.95))
+    losses, norms = [], []
+    for step in range(NUM_STEPS):
+        share = slice(parallel.dp_rank, None, parallel.dp)
+        tokens, labels, mask = (part[share] for part in _batch(step))
+        total, count = token_losses(model, tokens, labels, mask)
+        targets = parallel.total(count.item())
+        optimizer.zero_grad()
+        (total / targets).backward()
+        parallel.finalize_gradients(model)
+        losses.append(parallel.total(total.item()) / targets)
+        norms.append(parallel.clip_gradients(model, max_norm=0.5))
+        optimizer.step()
+    if method == "lora":
+        save_adapter(model, folder)
+    elif parallel.ep == 1:
+        save_base(model, folder / "model.safetensors")
+    return {"losses": losses, "norms": norms}
+
+
+def _rank_main(rank: int, ports: list[int], folder: Path) -> None:
+    """One of two ranks: every layout and method in turn."""
+    torch.set_num_threads(1)
+    for port, (name, layout) in zip(ports, LAYOUTS.items(), strict=True):
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        parallel = start(layout)
+        result = {method: _train(parallel, method, folder / name / method) for method in METHODS}
+        if rank == 0:
+            (folder / name / "result.json").write_text(json.dumps(result))
+        parallel.shutdown()
+
+
+@pytest.fixture(scope="module")
+def trained(parallel, tmp_path_factory) -> Path:
+    """A folder of what every layout trained, `alone` among them."""
+    folder = tmp_path_factory.mktemp("trained")
+    alone = {method: _train(parallel, method, folder / "alone" / method) for method in METHODS}
+    (folder / "alone" / "result.json").write_text(json.dumps(alone))
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in LAYOUTS]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    mp.spawn(_rank_main, (ports, folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_ranks_train_as_one(trained, layout, method):
+    alone, other = (json.loads((trained / name / "result.json").read_text())[method] for name in ("alone", layout))
+    assert alone["losses"][-1] < alone["losses"][0]
+    torch.testing.assert_close(other["losses"], alone["losses"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(other["norms"], alone["norms"], rtol=1e-4, atol=0)
+    files = sorted(file.relative_to(trained / layout) for file in (trained / layout / method).glob("*.safetensors"))
+    assert files or (layout, method) == ("tp2_ep2", "full")
+    for file in files:
+        torch.testing.assert_close(load_file(trained / layout / file), load_file(trained / "alone" / file), rtol=0, atol=1e-5)
+
+
+def _reference(config: ModelConfig, weights: dict[str, torch.Tensor]):
+    """transformers' model with these weights, taken by name."""
+    transformers = pytest.importorskip("transformers")
+    transformers.logging.set_verbosity_error()
+    reference = transformers.NemotronHForCausalLM(
+        transformers.NemotronHConfig(
+            hybrid_override_pattern=config.pattern,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_query_groups,
+            head_dim=config.attention_head_dim,
+            mamba_num_heads=config.mamba_num_heads,
+            mamba_head_dim=config.mamba_head_dim,
+            ssm_state_size=config.mamba_state_dim,
+            n_groups=config.mamba_num_groups,
+            conv_kernel=config.mamba_conv_kernel,
+            n_routed_experts=config.num_experts,
+            num_experts_per_tok=config.moe_top_k,
+            moe_intermediate_size=config.moe_ffn_size,
+            moe_shared_expert_intermediate_size=config.moe_shared_expert_ffn_size,
+            routed_scaling_factor=config.moe_router_scaling,
+            layer_norm_epsilon=config.norm_eps,
+        )
+    )
+    renamed = {name.replace("backbone.", "model."): tensor for name, tensor in weights.items()}
+    for layer, letter in enumerate(config.pattern):
+        for part in ("up_proj", "down_proj") if letter == "E" else ():
+            experts = f"model.layers.{layer}.mixer.experts."  # stacked there, one tensor an expert in the published file
+            each = [renamed.pop(f"{experts}{expert}.{part}.weight") for expert in range(config.num_experts)]
+            renamed[f"{experts}{part}"] = torch.stack(each)
+    reference.load_state_dict(renamed)
+    for block in reference.model.layers:
+        if hasattr(block.mixer, "time_step_limit"):  # a floor under dt that neither the published model nor megatron-core has
+            block.mixer.time_step_limit = (0.0, float("inf"))
+    return reference.eval()
+
+
+def _assert_same_logits(model, reference) -> None:
+    tokens, _, _ = _batch(seed=5, sequences=3, length=130)
+    with torch.no_grad():
+        ours, theirs = model.eval()(tokens, None, None), reference(tokens).logits
+    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_logits_equal_transformers(parallel, tmp_path):
+    model = _model(parallel)
+    model.decoder.layers[1].mlp.router.expert_bias.uniform_(-0.2, 0.2)
+    save_base(model, tmp_path / "model.safetensors")
+    _assert_same_logits(model, _reference(model.architecture, load_file(tmp_path / "model.safetensors")))
+
+
+def test_adapter_means_what_peft_names_say(parallel, tmp_path):
+    model = _model(parallel)
+    save_base(model, tmp_path / "model.safetensors")
+    _randomised_lora(model)
+    save_adapter(model, tmp_path)
+    weights, pairs = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "adapter_model.safetensors")
+    for name in (name for name in pairs if "lora_A" in name):
+        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        weights[f"{module}.weight"] += LORA["alpha"] / LORA["rank"] * pairs[name.replace("lora_A", "lora_B")] @ pairs[name]
+    _assert_same_logits(model, _reference(model.architecture, weights))
+
+
+def _randomised_lora(model, **changes) -> None:
+    add_lora(model, seed=3, **LORA | changes)
+    generator = torch.Generator().manual_seed(4)
+    for adapter in adapters(model):
+        torch.nn.init.normal_(adapter.B_OR, std=0.1, generator=generator)
+
+
+def test_scan_equals_the_recurrence():
+    S, B, H, P, G, N = 45, 2, 4, 3, 2, 5
+    generator = torch.Generator().manual_seed(0)
+    x, b, c = (torch.randn(S, B, *shape, generator=generator) for shape in [(H, P), (G, N), (G, N)])
+    dt, A = torch.rand(S, B, H, generator=generator), -torch.rand(H, generator=generator) - 0.1
+    state, expected = torch.zeros(B, H, P, N), []
+    for s in range(S):
+        y, state = scan_step(state, x[s], dt[s], A, b[s], c[s])
+        expected.append(y)
+    for chunk_size in (1, 16, 64):
+        y, last = chunked_scan(x, dt, A, b, c, chunk_size)
+        torch.testing.assert_close(y, torch.stack(expected), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(last, state, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_on_the_right_changes_nothing(parallel):
+    model = _model(parallel)
+    tokens, labels, mask = _batch(seed=6)
+    padded = [torch.nn.functional.pad(part, (0, 9)) for part in (tokens, labels, mask)]
+    with torch.no_grad():
+        plain, _ = token_losses(model, tokens, labels, mask)
+        longer, count = token_losses(model, *padded)
+    torch.testing.assert_close(longer, plain)
+    assert count == mask.sum()
+
+
+def test_adapter_starts_at_the_base_and_comes_back_from_its_file(parallel, tmp_path):
+    model, copy = _model(parallel), _model(parallel)
+    tokens, _, _ = _batch(seed=7)
+    base_logits = model(tokens, None, None)
+    parameters = add_lora(model, seed=3, **LORA | {"targets": ["v_proj", "in_proj"]})
+    assert {parameter.shape[-1] for parameter in parameters} == {4, 48}
+    torch.testing.assert_close(model(tokens, None, None), base_logits)
+    _randomised_lora(copy, targets=["v_proj", "in_proj"])
+    save_adapter(copy, tmp_path)
+    names = load_file(tmp_path / "adapter_model.safetensors")
+    assert sorted(names) == [
+        f"base_model.model.backbone.layers.{layer}.mixer.{module}.lora_{factor}.weight"
+        for layer, module in [(0, "in_proj"), (2, "v_proj"), (3, "in_proj")]
+        for factor in "AB"
+    ]
+    assert json.loads((tmp_path / "adapter_config.json").read_text()) == {
+        "peft_type": "LORA", "r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["in_proj", "v_proj"],
+        "bias": "none", "task_type": "CAUSAL_LM", "base_model_name_or_path": "tiny",
+    }  # fmt: skip
+    load_adapter(model, tmp_path)
+    torch.testing.assert_close(model(tokens, None, None), copy(tokens, None, None), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fault", ["missing", "misshapen", "surplus", "not safetensors"])
+def test_a_wrong_adapter_is_refused_by_the_tensors_name(parallel, tmp_path, fault):
+    model = _model(parallel)
+    add_lora(model, seed=3, **LORA)
+    save_adapter(model, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = "base_model.model.backbone.layers.2.mixer.k_proj.lora_B.weight"
+    if fault == "missing":
+        del tensors[name]
+    elif fault == "misshapen":
+        tensors[name] = tensors[name][:-1].clone()
+    elif fault == "surplus":
+        name = "base_model.model.backbone.layers.9.mixer.k_proj.lora_B.weight"
+        tensors[name] = torch.zeros(1)
+    save_file(tensors, file)
+    if fault == "not safetensors":
+        name = file.name
+        file.write_bytes(b"\x80\x04.")  # a pickle
+    with pytest.raises(DataError) as error:
+        load_adapter(_model(parallel), tmp_path)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_base_comes_back_from_published_shards(parallel, tmp_path):
+    model = _model(parallel)
+    save_base(model, tmp_path / "whole" / "model.safetensors")
+    tensors = load_file(tmp_path / "whole" / "model.safetensors")
+    for shard in range(2):
+        save_file({name: tensors[name] for name in sorted(tensors)[shard::2]}, tmp_path / f"model-0000{shard}.safetensors")
+    copy = build_model(_config(), parallel)
+    load_base(copy, tmp_path)
+    tokens, _, _ = _batch(seed=8)
+    assert torch.equal(copy(tokens, None, None), model(tokens, None, None))
+    with pytest.raises(DataError, match="backbone.embeddings.weight has shape"):
+        load_base(build_model(_config(vocab_size=32), parallel), tmp_path)
+
+
+def test_published_size(parallel):
+    config = ModelConfig.from_dict(yaml.safe_load((CONFIGS / "nemotron3_nano_30b.yaml").read_text()))
+    model = build_model(config, parallel, device="meta")
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert num_parameters == pytest.approx(31.578e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"patern": "M"}, "unknown key patern"),
+        ({"pattern": "MX"}, "letters ME*"),
+        ({"hidden_size": "48"}, "model.hidden_size '48'; a int"),
+        ({"norm_eps": 0}, "must be positive"),
+        ({"dtype": "float16"}, "one of float32, bfloat16"),
+        ({"mamba_num_heads": 7}, "a multiple of mamba_num_groups 2"),
+        ({"moe_top_k": 9}, "at most num_experts 4"),
+    ],
+)
+def test_a_wrong_configuration_says_what_is_valid(changes, words):
+    with pytest.raises(UsageError) as error:
+        _config(**changes)
+    assert words in str(error.value)
+
+
+def test_wrong_layouts_and_targets_say_what_is_valid(parallel):
+    with pytest.raises(UsageError, match="mamba_num_groups 2"):
+        build_model(_config(num_attention_heads=8), dataclasses.replace(parallel, tp=4))
+    with pytest.raises(UsageError, match="tp x dp must equal"):
+        start(ALONE | {"tp": 2})
+    with pytest.raises(UsageError, match="pp and cp must be 1"):
+        start(ALONE | {"pp": 2})
+    with pytest.raises(UsageError, match="lora target experts.up_proj; valid are"):
+        add_lora(_model(parallel), seed=0, **LORA | {"targets": ["experts.up_proj"]})
+    with pytest.raises(UsageError, match="q_proj; model tiny has no such layer"):
+        add_lora(_model(parallel, pattern="ME"), seed=0, **LORA | {"targets": ["q_proj"]})
