@@ -17,7 +17,7 @@ import yaml
 
 from pipeline import image, memory, seal, settings
 from pipeline.errors import IntegrityError, NotFound
-from pipeline.layout import Campaign, Round, read_json, write_file
+from pipeline.layout import Campaign, Round, write_file
 from pipeline.records import Plan
 
 
@@ -38,7 +38,7 @@ def facts_of(campaign: Campaign) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = yaml.safe_load(campaign.frozen.read_text())
         logged = next(record["facts"] for record in seal.Log(campaign.log).records() if record["event"] == "init")
-    except (yaml.YAMLError, StopIteration, KeyError) as error:
+    except (UnicodeDecodeError, yaml.YAMLError, StopIteration, KeyError) as error:
         raise IntegrityError(f"{campaign.frozen} or {campaign.log} is damaged ({error!r})") from error
     if facts != logged:
         raise IntegrityError(f"{campaign.frozen} differs from the sealed init record in {campaign.log.name}", "Restore it")
@@ -85,13 +85,15 @@ def runtime_digest() -> str:
 
 
 def read_plan(folder: Round, expected_digest: str | None = None) -> tuple[Plan, str]:
-    """A frozen plan and its digest. Raises NotFound before it is frozen, IntegrityError when it is not the one that was expected."""
-    if not folder.plan.exists():
-        raise NotFound(f"round {folder.name} is not frozen", "`python -m pipeline round DIR --no-submit` freezes it")
-    frozen = Plan.from_json(read_json(folder.plan))
+    """A frozen plan and its digest. Raises NotFound before it is frozen, IntegrityError when it is not what was logged or expected."""
+    frozen = folder.frozen_plan()
     digest = seal.digest(frozen.to_json())
     if expected_digest is not None and digest != expected_digest:
         raise IntegrityError(f"{folder.plan} has digest {digest[:16]}, the job was given {expected_digest[:16]}", "Restore the plan")
-    if seal.digest_text(folder.config.read_text()) != frozen.config_digest:
+    records = seal.Log(folder.campaign.log).records()
+    logged = [record["plan_digest"] for record in records if record["event"] == "plan" and record["round"] == folder.name]
+    if digest not in logged:
+        raise IntegrityError(f"{folder.plan} differs from the plan of {folder.name} in {folder.campaign.log.name}", "Restore it")
+    if not folder.config.exists() or seal.file_digest(folder.config) != frozen.config_digest:
         raise IntegrityError(f"{folder.config} is not the configuration that {folder.plan.name} was frozen with", "Restore it")
     return frozen, digest

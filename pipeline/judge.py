@@ -46,10 +46,11 @@ def _unmarked(phase: str, at: float | None = None) -> None:
 
 @dataclass
 class Judged:
-    """Rows of `/items/<set>` and the completions, by set, both in item-id order."""
+    """Rows of `/items/<set>` and the completions, by set, both in item-id order; `raw` is what generate wrote, to the byte."""
 
     items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     completions: dict[str, list[str]] = field(default_factory=dict)
+    raw: dict[str, bytes] = field(default_factory=dict)
 
 
 def judge(
@@ -83,6 +84,7 @@ def judge(
         for item_set in seeds:
             answers = work / f"items-{item_set}" / "out" / "answers.jsonl"
             judged.items[item_set] = score(pristine, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path)
+            judged.raw[item_set] = (completions / f"{item_set}.jsonl").read_bytes()
             texts = {row["item_id"]: row["completion"] for row in _rows(completions / f"{item_set}.jsonl")}
             judged.completions[item_set] = [texts[row["item_id"]] for row in judged.items[item_set]]
         return judged

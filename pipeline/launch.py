@@ -2,7 +2,7 @@
 
 Frozen before submission: configuration, plan, sbatch texts. Then one array of eight workers and one meta job go to Slurm and the
 command returns; with cluster=local the same stages run here as child processes, as many arms at once as fit, and the command waits.
-A round that was interrupted locally goes on where it stopped when it is called again.
+A round that was interrupted locally, or has too few scores to decide, goes on when it is called again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline import constitution, plan, scheduler, seal, settings
+from pipeline import constitution, plan, results, scheduler, seal, settings
 from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
 from pipeline.errors import ConfigError, WorkFailed
 from pipeline.layout import Campaign, Round, read_json, write_file
@@ -72,11 +72,11 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
 
 
 def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
-    """The worker stages of a round: its eight arms, and r0000's two where they have not been published."""
+    """The worker stages of a round: its eight arms, and r0000's two where they are not published yet."""
     waiting = []
-    for of_round in (campaign.round("r0000"), folder):
+    for of_round in (folder, campaign.round("r0000")):
         frozen, digest = read_plan(of_round)
-        missing = [arm for arm in frozen.arms if not of_round.published(arm.name).exists()]
+        missing = [arm for arm in frozen.arms if results.status_of(of_round.published(arm.name)) != "completed"]
         if of_round is folder or missing:
             arms = frozen.arms if of_round is folder else missing
             waiting.append([("worker", str(campaign.folder), of_round.name, arm.name, "--plan", digest) for arm in arms])
@@ -102,7 +102,7 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
 
 
 def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None]) -> None:
-    """Run a frozen round on this machine: the arms that are not published yet, then the meta stage.
+    """Run a frozen round on this machine: the arms that have no score yet, then the meta stage.
 
     Raises WorkFailed when the meta stage fails, ConfigError when the round belongs to Slurm or runs already.
     """
@@ -118,7 +118,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None]) -> No
             stage
             for array in arrays(campaign, folder)
             for stage in array
-            if not campaign.round(stage[2]).published(stage[3]).exists()
+            if results.status_of(campaign.round(stage[2]).published(stage[3])) != "completed"
         ]
         at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
         scheduler.run_local(stages, code_dir, at_once, folder.logs_dir, watch)

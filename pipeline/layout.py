@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+from pipeline.records import Plan
 
 ROUND = re.compile(r"r\d{4}")
 ARM = re.compile(r"a\d+")
@@ -126,6 +127,19 @@ class Round:
     @property
     def number(self) -> int:
         return int(self.name[1:])
+
+    @property
+    def campaign(self) -> Campaign:
+        return Campaign(self.folder.parent.parent)
+
+    def frozen_plan(self) -> Plan:
+        """The plan as a record. Raises NotFound before it is frozen, IntegrityError when it is not a plan."""
+        if not self.plan.exists():
+            raise NotFound(f"round {self.name} is not frozen", "`python -m pipeline round DIR --no-submit` freezes it")
+        try:
+            return Plan.from_json(read_json(self.plan))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise IntegrityError(f"{self.plan} is not a plan of this version ({error})", "Restore it from a copy") from error
 
     def published(self, arm: str) -> Path:
         return self.folder / f"{arm}.h5"

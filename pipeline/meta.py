@@ -9,7 +9,7 @@ has the reference's adapter evaluated on this round's fresh items, in the pristi
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline import constitution, decide, evidence, judge, results, seal, settings
 from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
-from pipeline.errors import ConfigError, IntegrityError, PipelineError
+from pipeline.errors import ConfigError, IntegrityError
 from pipeline.layout import Campaign, Round, read_json, write_file
 from pipeline.records import Decision, Outcome, Plan
 
@@ -37,6 +37,7 @@ def close(campaign: Campaign, folder: Round) -> Decision:
         outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
         reference = reference_outcome(campaign, folder, facts, chosen)
         write_ledger(campaign)
+        log_outcomes(campaign, folder, [*outcomes, reference])
         seen = evidence.gather(folder.name, reference, outcomes, frozen.arms)
         write_file(folder.evidence, seal.canonical(asdict(seen)))
         policy = settings.policy_of(chosen)
@@ -45,6 +46,14 @@ def close(campaign: Campaign, folder: Round) -> Decision:
             record_decision(campaign, folder, decision, rules)
             reveal(campaign, folder)
         return decision
+
+
+def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome]) -> None:
+    """Take the workers' results into the sealed log: digests, and the outcome string of every set and family."""
+    log = seal.Log(campaign.log)
+    for outcome in outcomes:
+        if outcome.status != "absent":
+            log.append_once("outcome", round=folder.name, outcome=asdict(outcome))
 
 
 def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
@@ -100,7 +109,7 @@ def write_ledger(campaign: Campaign) -> None:
     rounds: dict[str, dict[str, Path]] = {}
     for folder in campaign.frozen_rounds():
         files = {path.stem: path for path in sorted(folder.folder.glob("*.h5"))}
-        rounds[folder.name] = {name: path for name, path in files.items() if _readable(path)}
+        rounds[folder.name] = {name: path for name, path in files.items() if results.status_of(path)}
     results.write_ledger(campaign.ledger, rounds)
 
 
@@ -129,14 +138,6 @@ def reveal(campaign: Campaign, folder: Round) -> None:
     head = log.head()
     signature = seal.sign(campaign.signing_key, f"{folder.name} {head}".encode())
     write_file(folder.closed, seal.canonical({"round": folder.name, "fresh_seed": seed, "head": head, "signature": signature}))
-
-
-def _readable(path: Path) -> bool:
-    try:
-        results.read_attributes(path)
-    except PipelineError:
-        return False
-    return True
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.records import NUM_ARMS, Arm, Axis, Policy, Setting, with_setting
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+KINDS = ("log", "linear", "int", "choice")
 EXACT = Context(prec=28, rounding=ROUND_HALF_EVEN)
 
 
@@ -30,6 +31,23 @@ def radical_inverse(index: int, base: int) -> Fraction:
     return value
 
 
+def check_axis(axis: Axis) -> None:
+    """Raises ConfigError when an axis has no values to give: an unknown kind, no choices, a range that is none."""
+    if axis.kind not in KINDS:
+        raise ConfigError(f"axis {axis.name} has kind {axis.kind!r}", f"Valid: {', '.join(KINDS)}")
+    if axis.kind == "choice":
+        if not axis.choices:
+            raise ConfigError(f"axis {axis.name} has no choices", "Give it a list of at least one")
+        return
+    try:
+        low, high = Decimal(axis.low), Decimal(axis.high)
+        valid = low.is_finite() and high.is_finite() and low < high and (axis.kind != "log" or low > 0)
+    except InvalidOperation:
+        valid = False
+    if not valid:
+        raise ConfigError(f"axis {axis.name} goes from {axis.low!r} to {axis.high!r}", "Valid: decimals, low < high, low > 0 for log")
+
+
 def axis_value(axis: Axis, index: int, base: int) -> str:
     """The index-th value (from 1) of an axis, three significant digits, as a plain decimal string."""
     place = radical_inverse(index, base)
@@ -40,10 +58,8 @@ def axis_value(axis: Axis, index: int, base: int) -> str:
         share = Decimal(place.numerator) / Decimal(place.denominator)
         if axis.kind == "log":
             value = (low.ln() + share * (high.ln() - low.ln())).exp()
-        elif axis.kind in ("linear", "int"):
-            value = low + share * (high - low)
         else:
-            raise ConfigError(f"axis {axis.name} has kind {axis.kind!r}", "Valid: log, linear, int, choice")
+            value = low + share * (high - low)
         if axis.kind == "int":
             return str(int(value.to_integral_value()))
         rounded = Context(prec=3, rounding=ROUND_HALF_EVEN).plus(value)
@@ -89,8 +105,10 @@ def make_arms(
     last = "standing" if policy.standing else "reference"
     num_replicates = max(num_replicates, 1) if policy.standing else num_replicates
     num_axes = NUM_ARMS - 1 - num_replicates
-    if len(policy.axes) < num_axes:
-        raise ConfigError(f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_axes}")
+    if not num_axes <= len(policy.axes) <= len(PRIMES):
+        raise ConfigError(f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_axes} to {len(PRIMES)}")
+    for axis in policy.axes:
+        check_axis(axis)
     round_name = f"r{round_number:04d}"
 
     def seed(index: int) -> int:

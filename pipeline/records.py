@@ -63,9 +63,12 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        fields = {key: value for key, value in data.items() if key not in ("schema", "arms")}
+        """Raises ValueError, KeyError or TypeError for what is not a plan of this schema."""
+        fields = dict(data)
+        if fields.pop("schema", None) != 1:
+            raise ValueError(f"schema {data.get('schema')!r} is not 1")
         arms = tuple(
-            Arm(**{**arm, "overrides": tuple((key, value) for key, value in arm["overrides"])}) for arm in data["arms"]
+            Arm(**{**arm, "overrides": tuple((key, value) for key, value in arm["overrides"])}) for arm in fields.pop("arms")
         )
         return cls(arms=arms, **fields)
 

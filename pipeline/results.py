@@ -51,13 +51,14 @@ def write_result(
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", track_order=False) as file:
         for name in ATTRIBUTES:
-            file.attrs[name] = ATTRIBUTES[name](attributes[name])
+            value = ATTRIBUTES[name](attributes[name])
+            file.attrs[name] = _text(value) if isinstance(value, str) else value
         for item_set in sorted(items):
             _write_table(file.create_group(f"items/{item_set}"), items[item_set], ITEM_COLUMNS)
         if train:
             _write_table(file.create_group("train"), train, TRAIN_COLUMNS)
         for item_set in sorted(completions):
-            data = np.array(completions[item_set], dtype=object)
+            data = np.array([_text(text) for text in completions[item_set]], dtype=object)
             file.create_dataset(f"completions/{item_set}", data=data, dtype=TEXT, track_times=False)
     write_file(path, buffer.getvalue())
 
@@ -66,6 +67,14 @@ def read_attributes(path: Path) -> dict[str, Any]:
     """Raises IntegrityError when the file is truncated, not HDF5, or of another schema."""
     with _opened(path) as file:
         return _attributes(path, file)
+
+
+def status_of(path: Path) -> str:
+    """completed, failed, or "" when nothing readable is there."""
+    try:
+        return str(read_attributes(path)["status"])
+    except IntegrityError:
+        return ""
 
 
 def read_outcome(path: Path, result_digest: str) -> Outcome:
@@ -105,13 +114,19 @@ def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:
 
 
 def _write_table(group: h5py.Group, rows: Rows, columns: Mapping[str, Any]) -> None:
-    _write_columns(group, {name: [row[name] for row in rows] for name in columns}, columns)
+    values = {name: [row[name] for row in rows] for name in columns}
+    _write_columns(group, {n: [_text(v) for v in vs] if columns[n] is TEXT else vs for n, vs in values.items()}, columns)
 
 
 def _write_columns(group: h5py.Group, columns: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
     for name, kind in kinds.items():
         data = np.array(columns[name], dtype=object if kind is TEXT else kind)
         group.create_dataset(name, data=data, dtype=kind, track_times=False)
+
+
+def _text(value: str) -> str:
+    """What HDF5 can hold of a text that a model wrote: NUL ends its strings, lone surrogates have no UTF-8. Both are shown instead."""
+    return value.replace("\0", "\u2400").encode("utf-8", "backslashreplace").decode()
 
 
 def _opened(path: Path) -> h5py.File:

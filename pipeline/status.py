@@ -13,8 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines
-from pipeline.records import Plan
+from pipeline.layout import Attempt, Campaign, Round, read_json_lines
 from pipeline.trial import progress_lines
 
 GROUPS = {
@@ -43,8 +42,7 @@ class ArmStatus:
 
 def round_status(campaign: Campaign, folder: Round) -> list[ArmStatus]:
     """Every arm of one round."""
-    frozen = Plan.from_json(read_json(folder.plan))
-    return [_arm_status(folder, arm.name, arm.role) for arm in frozen.arms]
+    return [_arm_status(folder, arm.name, arm.role) for arm in folder.frozen_plan().arms]
 
 
 def _arm_status(folder: Round, arm: str, role: str) -> ArmStatus:
@@ -70,7 +68,7 @@ def _progress(attempt: Attempt) -> tuple[str, str]:
     lines = progress_lines(attempt, "train")
     try:
         return (f"{int(lines[-1]['step'])}/{int(lines[-1]['num_steps'])}", f"{float(lines[-1]['loss']):.3f}") if lines else ("", "")
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return "?", "?"
 
 
@@ -78,7 +76,7 @@ def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
     """Seconds of all newest attempts by group of phases: where the time of a round went."""
     totals = dict.fromkeys(GROUPS, 0.0)
     for folder in rounds:
-        for arm in Plan.from_json(read_json(folder.plan)).arms:
+        for arm in folder.frozen_plan().arms:
             for attempt in folder.attempts(arm.name)[-1:]:
                 marks = read_json_lines(attempt.phases)
                 for mark, following in zip(marks, marks[1:], strict=False):

@@ -69,7 +69,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
     arm = next((arm for arm in frozen.arms if arm.name == arm_name), None)
     if arm is None:
         raise ConfigError(f"{folder.name} has no arm {arm_name!r}", f"Valid: {', '.join(arm.name for arm in frozen.arms)}")
-    if _published_status(folder, arm_name) == "completed":
+    if results.status_of(folder.published(arm_name)) == "completed":
         return None
     chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
     attempt = folder.claim_attempt(arm_name)
@@ -225,6 +225,8 @@ def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
     }
     judged = job.judged if scored else judge.Judged()
+    for item_set, lines in judged.raw.items():
+        write_file(job.attempt.completions_dir / f"{item_set}.jsonl", lines)
     results.write_result(job.attempt.result, attributes, judged.items, _training_rows(job), judged.completions)
     job.mark(status, detail=exit_class if status == "failed" else "")
     publish(job, status)
@@ -235,17 +237,9 @@ def publish(job: Work, status: str) -> None:
     newest = job.folder.attempts(job.arm.name)[-1]
     if newest.number != job.attempt.number:
         return
-    if status == "failed" and _published_status(job.folder, job.arm.name) == "completed":
+    if status == "failed" and results.status_of(job.folder.published(job.arm.name)) == "completed":
         return
     write_file(job.folder.published(job.arm.name), job.attempt.result.read_bytes())
-
-
-def _published_status(folder: Round, arm: str) -> str:
-    """completed, failed, or "" when nothing readable is published."""
-    try:
-        return str(results.read_attributes(folder.published(arm))["status"])
-    except IntegrityError:
-        return ""
 
 
 def _training_rows(job: Work) -> list[dict[str, Any]]:
