@@ -9,6 +9,7 @@ own share, which is taken out (floor 0).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.errors import IntegrityError
@@ -26,7 +27,7 @@ def paired_lift(arm: Outcome, baseline: Outcome, item_set: str, name: str = "ref
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     n = len(differences)
     mean = Fraction(sum(differences), n)
-    squares = sum((d - mean) ** 2 for d in differences)
+    squares = sum(d * d for d in differences) - n * mean**2
     variance = squares / (n * (n - 1)) if n > 1 else Fraction(1)
     return Lift(arm.arm, name, item_set, n, mean, variance)
 
@@ -44,7 +45,11 @@ def seed_variance(replicates: Sequence[Outcome], reference: Outcome, item_set: s
 
 
 def gather(round_name: str, reference: Outcome, outcomes: Sequence[Outcome], plan: Sequence[Arm]) -> Evidence:
-    """Evidence of one round: every scored arm against the reference and, where one ran, the standing recipe."""
+    """Evidence of one round: every scored arm against the reference and, where one ran, the standing recipe.
+
+    The reference goes by that name: it was a0 of r0000, and is not to be counted as a0 of this round.
+    """
+    reference = replace(reference, arm="reference")
     repeats_of = {arm.name: arm.replicate_of for arm in plan}
     baselines = {"reference": reference}
     baselines.update({"standing": outcome for outcome in outcomes if repeats_of[outcome.arm] == "standing"})

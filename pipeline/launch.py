@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline import constitution, plan, results, scheduler, seal, settings
+from pipeline import constitution, image, plan, results, scheduler, seal, settings
 from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
 from pipeline.errors import ConfigError, WorkFailed
 from pipeline.layout import Campaign, Round, read_json, write_file
@@ -42,6 +42,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
     code_dir = verified_code(campaign, facts)
     rules = constitution.load(facts["constitution_digest"])
     rules.check_round(folder.number)
+    image.verify(campaign.image, facts["image"]["tree_digest"])
     if round_name not in campaign.known_rounds():
         raise ConfigError(f"round {round_name} has no overrides yet", f"Known: {', '.join(campaign.known_rounds())}")
     operational = [item for item in overrides if is_operational(item)]

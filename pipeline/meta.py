@@ -57,10 +57,11 @@ def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome])
 
 
 def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
-    """One published arm; absent, unreadable and foreign files are told apart in `exit_class`, and none of them has a score."""
+    """One arm as published. What has no score says why in `exit_class`: never_started, unfinished (claimed, then killed without a
+    word), integrity (truncated, foreign), or the class that its worker recorded."""
     path = folder.published(arm)
     if not path.exists():
-        return Outcome(arm, role, "absent", "absent")
+        return Outcome(arm, role, "absent", "unfinished" if folder.attempts(arm) else "never_started")
     try:
         attributes = results.read_attributes(path)
         expected = {
