@@ -21,6 +21,8 @@ from pipeline.records import NUM_ARMS, Arm, Axis, Outcome, Plan, Policy, with_se
 
 words = st.text("abcdefghij._0123456789", min_size=1, max_size=12)
 settings_lists = st.lists(st.tuples(words, words), max_size=4).map(tuple)
+maybe = st.none() | words
+arms_of_any_kind = st.builds(Arm, st.integers(0, 7), words, st.integers(0, 2**31), settings_lists, maybe, maybe)
 rounds = st.integers(1, 40)
 seeds = st.integers(0, 2**40)
 
@@ -49,7 +51,7 @@ def test_a_replaced_setting_stands_once_and_last(settings_before, setting):
     assert [other for other in after[:-1]] == [other for other in settings_before if other[0] != setting[0]]
 
 
-@given(st.lists(st.builds(Arm, st.integers(0, 7), words, st.integers(0, 2**31), settings_lists, st.none() | words, st.none() | words)))
+@given(st.lists(arms_of_any_kind))
 def test_plan_survives_its_own_json(arms):
     frozen = Plan("demo-1", "r0001", "i" * 64, "c" * 64, "d" * 64, "e" * 64, tuple(arms))
     assert Plan.from_json(json.loads(seal.canonical(frozen.to_json()))) == frozen
@@ -138,7 +140,8 @@ def test_too_few_and_too_many_axes_are_refused(default):
 @given(st.data(), rounds, seeds, st.integers(1, 3))
 def test_the_eight_arms_obey_the_articles(default, data, round_number, campaign_seed, num_replicates):
     policy, reference = default
-    settable = st.sampled_from([(axis.key, plan.axis_value(axis, index, 2)) for axis in policy.axes for index in (1, 2)])
+    pairs = [(axis.key, plan.axis_value(axis, index, 2)) for axis in policy.axes for index in (1, 2)]
+    settable = st.sampled_from(pairs)
     standing: tuple[tuple[str, str], ...] = ()
     for setting in data.draw(st.lists(settable, max_size=3)):
         standing = with_setting(standing, setting)
@@ -171,7 +174,8 @@ def test_a_standing_recipe_is_always_run_unchanged(default):
 
 def test_where_axes_outnumber_arms_every_axis_gets_its_turn(default):
     policy, reference = default
-    names = [[arm.axis for arm in plan.make_arms(policy, number, 0, 2, reference) if arm.axis] for number in range(1, 8)]
+    plans = [plan.make_arms(policy, number, 0, 2, reference) for number in range(1, 8)]
+    names = [[arm.axis for arm in arms if arm.axis] for arms in plans]
     assert {name for axes in names for name in axes} == {axis.name for axis in policy.axes}
     counts = [sum(axis.name in axes for axes in names) for axis in policy.axes]
     assert counts == [5] * 7  # seven rounds of five turns over seven axes
@@ -196,13 +200,16 @@ def test_values_are_compared_as_numbers_where_they_are(one, other, same):
 
 def test_arm_seed_does_not_depend_on_the_process():
     code = "from pipeline.plan import arm_seed; print(arm_seed(7, 'r0003', 'a5'))"
-    elsewhere = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": "1"}, capture_output=True, text=True)
-    assert int(elsewhere.stdout) == plan.arm_seed(7, "r0003", "a5") == int(hashlib.sha256(b"7/r0003/a5").hexdigest()[:8], 16) // 2
+    elsewhere = subprocess.check_output([sys.executable, "-c", code], env={"PYTHONHASHSEED": "1"})
+    expected = int(hashlib.sha256(b"7/r0003/a5").hexdigest()[:8], 16) // 2
+    assert int(elsewhere) == plan.arm_seed(7, "r0003", "a5") == expected
 
 
 def test_reference_and_base_make_round_zero():
-    assert [(arm.name, arm.role, arm.overrides) for arm in plan.reference_arms(5)] == [("a0", "reference", ()), ("a1", "base", ())]
+    arms = plan.reference_arms(5)
+    assert [(arm.name, arm.role, arm.overrides) for arm in arms] == [("a0", "reference", ()), ("a1", "base", ())]
 
 
 def test_radical_inverse_is_exact():
-    assert [plan.radical_inverse(index, 2) for index in range(1, 5)] == [Fraction(1, 2), Fraction(1, 4), Fraction(3, 4), Fraction(1, 8)]
+    inverses = [plan.radical_inverse(index, 2) for index in range(1, 5)]
+    assert inverses == [Fraction(1, 2), Fraction(1, 4), Fraction(3, 4), Fraction(1, 8)]
