@@ -1,18 +1,20 @@
 """Checkpoints of a training run: what a killed or stopped process needs to go on as if nothing had happened.
 
-    checkpoints/step_000100/    __0_0.distcp __1_0.distcp .metadata     written by torch.distributed.checkpoint, a file a rank
+    checkpoints/step_000100/    __0_0.distcp __1_0.distcp .metadata     of torch.distributed.checkpoint, a file a rank
                                 complete.json                           step, identity, size and sha256 of each file
     checkpoints/step_000200/    ...
     checkpoints/partial/        being written, or left by a kill; never read
 
-A checkpoint is written aside and renamed, so a folder `step_*` was complete once; `complete.json` tells whether it still is (a full disk
-or a lost page truncates a file without a word). The newest two are kept: one that is damaged is passed over, with a warning, for the one
-before it.
+A checkpoint is written aside and renamed, so a folder `step_*` was complete once; `complete.json` tells whether it
+still is (a full disk or a lost page truncates a file without a word). The newest two are kept: one that is damaged is
+passed over, with a warning, for the one before it.
 
-State is kept rank by rank, under `rank_<r>/`, with no resharding: a resumed run has the layout that it was stopped in, and its numbers
-are equal to the last bit. `identity` (configuration and layout) is compared at load, so another run's state is refused.
+State is kept rank by rank, under `rank_<r>/`, with no resharding: a resumed run has the layout that it was stopped
+in, and its numbers are equal to the last bit. `identity` (configuration and layout) is compared at load, so another
+run's state is refused.
 
-The metadata of torch.distributed.checkpoint is a pickle: these folders are read only where they were written, inside the sandbox.
+The metadata of torch.distributed.checkpoint is a pickle: these folders are read only where they were written, inside
+the sandbox.
 """
 
 import hashlib
@@ -29,7 +31,7 @@ KEPT = 2
 
 
 def save(folder: Path, step: int, state: dict[str, Any], identity: dict[str, Any], *, rank: int) -> None:
-    """Writes `state` (this rank's tensors and plain values, nested in dicts) as the checkpoint after `step` steps.
+    """Writes `state` (this rank's tensors, nested in dicts) as the checkpoint after `step` steps.
 
     All ranks call it together. It returns when the checkpoint is complete under its name.
     """
@@ -55,13 +57,12 @@ def save(folder: Path, step: int, state: dict[str, Any], identity: dict[str, Any
 
 
 def load(folder: Path, state: dict[str, Any], identity: dict[str, Any], *, rank: int) -> int | None:
-    """Fills `state` in place from the newest sound checkpoint and returns its step; None where there is none to go on from.
+    """Fills `state` in place from the newest sound checkpoint and returns its step; None where there is none.
 
-    `state` has the structure that was saved (tensors are overwritten, other values replaced). All ranks call it together.
-    Raises UsageError if the checkpoint was written by a run of another configuration or layout.
+    `state` has the structure that was saved; its tensors are overwritten. All ranks call it together. Raises UsageError
+    if the checkpoint was written by a run of another configuration or layout.
     """
     import torch.distributed as dist
-    from torch.distributed import checkpoint as torch_checkpoint
 
     box: list[Any] = [_newest_sound(folder) if rank == 0 else None]
     dist.broadcast_object_list(box, src=0)
@@ -70,10 +71,11 @@ def load(folder: Path, state: dict[str, Any], identity: dict[str, Any], *, rank:
     path, record = box[0]
     if record["identity"] != identity:
         changed = sorted(key for key in identity if record["identity"].get(key) != identity[key])
-        raise UsageError(f"{path} was written with another {', '.join(changed)}; resume with the same, or empty {folder}")
-    own = {f"rank_{rank}": state}
-    torch_checkpoint.load(own, checkpoint_id=path)
-    state.update(own[f"rank_{rank}"])
+        raise UsageError(f"{path} was written with another {', '.join(changed)}; valid is the same, or an empty folder")
+
+    from torch.distributed import checkpoint as torch_checkpoint
+
+    torch_checkpoint.load({f"rank_{rank}": state}, checkpoint_id=path)
     return record["step"]
 
 

@@ -86,7 +86,8 @@ def family_order(mix: dict[str, float], num_places: int) -> Iterator[str]:
 
 
 class Stream(Sequence[Batch]):
-    """The batches of a training run, by step from 0. Every rank builds the same stream and takes its rows of each batch.
+    """The batches of a training run, by step from 0. Every rank builds the same stream and takes its rows of each
+    batch.
 
     encode            example -> (prompt ids, ids to learn); the second ends with </s>
     num_steps         length of the stream

@@ -1,8 +1,9 @@
 """Starts the ranks of one node and answers with the exit code that they agreed on.
 
-torchrun turns every failure of a rank into exit code 1, and a trainer's 75 ("stopped, start me again") is not a failure; it also imports
-torch once more before the first rank starts, 2 s on a busy CPU. This is the part of it that one node needs. Where a site starts the ranks
-itself (srun, torchrun on several nodes), RANK and WORLD_SIZE are set and this module is not used.
+torchrun turns every failure of a rank into exit code 1, and a trainer's 75 ("stopped, start me again") is not a
+failure; it also imports torch once more before the first rank starts, 2 s on a busy CPU. This is the part of it that
+one node needs. Where a site starts the ranks itself (srun, torchrun on several nodes), RANK and WORLD_SIZE are set
+and this module is not used.
 """
 
 import os
@@ -16,11 +17,14 @@ POLL_SECONDS = 0.05
 
 
 def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
-    """Runs `python -P -m module arguments` once a rank on this host; waits; returns 0, or the exit code of the first rank that failed.
+    """Runs `python -P -m module arguments` once a rank on this host; waits; returns 0, or the exit code of the first
+    rank that failed.
 
-    A rank killed by a signal counts as 128 + signal. If this process is killed, the ranks are not: sandboxes end by their pid namespace.
+    A rank killed by a signal counts as 128 + signal. If this process is killed, the ranks are not: sandboxes end by
+    their pid namespace.
     """
-    common = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    size = str(num_ranks)
+    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     command = [sys.executable, "-P", "-m", module, *arguments]
     ranks = [
         subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
@@ -45,7 +49,8 @@ def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
 
 
 def _free_port() -> str:
-    # Freed before rank 0 takes it: another process could come between. The sandbox has its own loopback, so nobody does.
+    # Freed before rank 0 takes it: another process could come between. The sandbox has its own loopback, so nobody
+    # does.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

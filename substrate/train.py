@@ -1,11 +1,14 @@
-"""Trains one adapter as a task file says: `python -P -m substrate.train [/task/task.json]` (docs/contract.md, kind `train`).
+"""Trains one adapter as a task file says: `python -P -m substrate.train [/task/task.json]` (docs/contract.md, kind
+`train`).
 
     read the task -> join the ranks -> base model + adapter -> stream, learning rates, checkpoint -> steps -> adapter
 
-What is trained and on what is the recipe's; the mathematics of layout is the model's; here is the loop that they share. It looks at the
-stop file before every step. Started without RANK in the environment, it starts the ranks of this host itself and passes on their exit code.
+What is trained and on what is the recipe's; the mathematics of layout is the model's; here is the loop that they
+share. It looks at the stop file before every step. Started without RANK in the environment, it starts the ranks of
+this host itself and passes on their exit code.
 
-Exit 0 done; 75 stopped with the state saved: start again; 65 the loss is not finite, or the data are wrong; 64 the task file is wrong.
+Exit 0 done; 75 stopped with the state saved: start again; 65 the loss is not finite, or the data are wrong; 64 the
+task file is wrong.
 """
 
 import json
@@ -21,8 +24,6 @@ from substrate.entry import Parser
 from substrate.errors import DataError, Stopped, UsageError, exit_code_of
 
 if TYPE_CHECKING:
-    import torch
-
     from substrate.parallel import Parallel
 
 STARTED = time.monotonic()
@@ -45,12 +46,12 @@ class Task:
 
     @classmethod
     def read(cls, path: Path) -> "Task":
-        """Reads and checks a task file. Raises UsageError: not there, not JSON, another schema or kind, a key missing or unknown."""
+        """Reads and checks a task file. Raises UsageError: unreadable, another schema or kind, a wrong key."""
         try:
             task = json.loads(path.read_text(encoding="utf-8"))
             header, config, paths = (task.get("schema"), task.get("kind")), task["config"], task["paths"]
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UsageError(f"task file {path}: {error!r}; an object with schema, kind, config and paths is needed") from None
+            raise UsageError(f"task file {path}: {error!r}; schema, kind, config and paths are needed") from None
         if header != (1, "train"):
             raise UsageError(f"task file {path} has schema and kind {header}; valid is (1, 'train')")
         for name, values, needed in (
@@ -58,32 +59,31 @@ class Task:
             ("paths", paths, {"base", "tokenizer", "train_data", "out", "stop"}),
         ):
             if not isinstance(values, dict) or set(values) != needed:
-                raise UsageError(f"{name} of {path} has {', '.join(sorted(values))}; valid keys are {', '.join(sorted(needed))}")
+                raise UsageError(f"{name} of {path} has {sorted(values)}; valid keys are {sorted(needed)}")
         if type(config["seed"]) is not int:
             raise UsageError(f"config.seed of {path} is {config['seed']!r}; it is an integer")
         return cls(**config, **{name: Path(value) for name, value in paths.items()})
 
 
 class Progress:
-    """`/out/progress.jsonl`: a line a step, flushed, on rank 0. Tokens and seconds are sums since the first step, over all starts."""
+    """`/out/progress.jsonl`: a line a step, flushed, on rank 0. Tokens and seconds are sums over all starts."""
 
     def __init__(self, path: Path, *, rank: int, done_steps: int) -> None:
-        self._file = None
+        self._path = path if rank == 0 else None
         if rank == 0:
             # Steps after the checkpoint will be made again; their lines of the run that was killed go.
-            kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= done_steps] if done_steps else []
+            kept = [line for line in _lines(path) if done_steps and json.loads(line).get("step", 0) <= done_steps]
             path.write_text("".join(kept), encoding="utf-8")
-            self._file = path.open("a", encoding="utf-8")
 
     def write(self, phase: str, **values: float) -> None:
         """Appends {"phase": phase, **values}."""
-        if self._file:
-            self._file.write(json.dumps({"phase": phase, **values}) + "\n")
-            self._file.flush()
+        if self._path:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"phase": phase, **values}) + "\n")
 
 
 class Training:
-    """One run: the model with its adapter, and all that changes from step to step."""
+    """One run: the model with its adapter, and all that changes from step to step. All ranks build it together."""
 
     def __init__(self, task: Task, parallel: "Parallel") -> None:
         import torch
@@ -93,39 +93,40 @@ class Training:
         from substrate.schedule import learning_rates_on_all_ranks
 
         self.task, self.parallel = task, parallel
-        self.recipe = load_recipe(task.recipe)
-        self.stream = self.recipe.stream(task.train_data, task.tokenizer, parallel, task.seed)
-        torch.manual_seed(task.seed + parallel.dp_rank)  # dropout, if there is any: alike within a tensor-parallel group
+        self.recipe = recipe = load_recipe(task.recipe)
+        self.stream = recipe.stream(task.train_data, task.tokenizer, parallel, task.seed)
+        torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: alike in a tensor-parallel group
         self.model = build_model(ModelConfig.from_dict(task.model), parallel)
         load_base(self.model, task.base)
-        self.recipe.attach(self.model, task.seed)
+        recipe.attach(self.model, task.seed)
         self.model.train()
         self.trainable = {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
         self.optimizer = torch.optim.AdamW(
-            self.trainable.values(), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=self.recipe.weight_decay
+            self.trainable.values(), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=recipe.weight_decay
         )
+        for tensor in self.trainable.values():  # AdamW makes them at its first step, a checkpoint fills them before
+            zeros = {"exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
+            self.optimizer.state[tensor] = {"step": torch.zeros(()), **zeros}
         self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self.rates: list[float] = []
-        self._resume()
-        if not self.rates:
-            r = self.recipe
+        self.rates = [0.0] * recipe.num_steps
+        if not self._resume():
             self.rates = learning_rates_on_all_ranks(
-                r.schedule,
+                recipe.schedule,
                 rank=parallel.rank,
-                peak=r.learning_rate,
-                num_steps=r.num_steps,
-                warmup_steps=r.warmup_steps,
-                min_lr_ratio=r.min_lr_ratio,
+                peak=recipe.learning_rate,
+                num_steps=recipe.num_steps,
+                warmup_steps=recipe.warmup_steps,
+                min_lr_ratio=recipe.min_lr_ratio,
             )
         self.progress = Progress(task.out / "progress.jsonl", rank=parallel.rank, done_steps=self.step)
 
     def run(self) -> None:
-        """Makes the steps that are left and saves the adapter. Raises Stopped, or DataError at a loss that is not finite."""
+        """Makes the steps that are left, saves the adapter. Raises Stopped, or DataError at a loss that is not finite."""
         self.progress.write("start", seconds=round(time.monotonic() - STARTED, 3))
         begun = time.monotonic() - self.seconds
         while self.step < self.recipe.num_steps:
             if self.parallel.agree(self.task.stop.exists()):
-                self._checkpoint()
+                self._save_checkpoint()
                 raise Stopped(f"stopped after step {self.step} of {self.recipe.num_steps}; the state is saved")
             loss, grad_norm = self._make_step()
             self.seconds = time.monotonic() - begun
@@ -140,11 +141,11 @@ class Training:
                 seconds=round(self.seconds, 3),
             )
             if self.step % self.recipe.checkpoint_every == 0 and self.step < self.recipe.num_steps:
-                self._checkpoint()
+                self._save_checkpoint()
         self.recipe.save(self.model, self.task.out / "adapter")
 
     def _make_step(self) -> tuple[float, float]:
-        """One optimizer step. Returns the batch's loss (nats a learned token) and the gradient's norm before clipping."""
+        """One optimizer step. Returns the batch's loss (nats a learned token) and the gradient norm before clipping."""
         batch = self.stream[self.step]
         self.optimizer.zero_grad(set_to_none=True)
         local_loss = 0.0
@@ -154,7 +155,7 @@ class Training:
             local_loss += loss.item()
         batch_loss = self.parallel.total(local_loss)
         if not math.isfinite(batch_loss):
-            raise DataError(f"the loss of step {self.step + 1} is {batch_loss}; it must be finite. A lower learning rate may do")
+            raise DataError(f"the loss of step {self.step + 1} is {batch_loss}; valid is a finite number")
         self.parallel.finalize_gradients(self.model)
         grad_norm = self.parallel.clip_gradients(self.model, self.recipe.clip_norm)
         for group in self.optimizer.param_groups:
@@ -164,41 +165,42 @@ class Training:
         self.tokens += batch.num_tokens
         return batch_loss, grad_norm
 
-    def _resume(self) -> None:
-        from substrate import checkpoint
-
-        if not (self.task.out / "checkpoints").exists():
-            return
-        # AdamW makes its moments at its first step; the checkpoint fills tensors that are there.
-        for tensor in self.trainable.values():
-            self.optimizer.state[tensor] = _zero_moments(tensor)
-        state = self._state()
-        step = checkpoint.load(self.task.out / "checkpoints", state, self._identity(), rank=self.parallel.rank)
-        if step is None:
-            self.optimizer.state.clear()
-            return
+    def _resume(self) -> bool:
+        """Takes up the newest checkpoint, where there is one."""
         import torch
 
-        self.step, self.tokens, self.seconds, self.rates = step, state["tokens"], state["seconds"], state["rates"]
-        torch.set_rng_state(state["rng"])
-
-    def _checkpoint(self) -> None:
         from substrate import checkpoint
 
-        folder = self.task.out / "checkpoints"
-        checkpoint.save(folder, self.step, self._state(), self._identity(), rank=self.parallel.rank)
+        state = self._state()
+        step = checkpoint.load(self.checkpoints, state, self._identity(), rank=self.parallel.rank)
+        if step is None:
+            return False
+        self.step, self.tokens, self.seconds = step, int(state["tokens"]), float(state["seconds"])
+        self.rates = state["rates"].tolist()
+        torch.set_rng_state(state["rng"])
+        return True
+
+    def _save_checkpoint(self) -> None:
+        from substrate import checkpoint
+
+        checkpoint.save(self.checkpoints, self.step, self._state(), self._identity(), rank=self.parallel.rank)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.task.out / "checkpoints"
 
     def _state(self) -> dict[str, Any]:
-        """This rank's tensors, which a checkpoint reads or fills in place, and the plain values beside them."""
+        """What a checkpoint holds of this rank, nested tensors: adapter and moments themselves, the rest as copies."""
         import torch
 
         return {
             "adapter": {name: tensor.detach() for name, tensor in self.trainable.items()},
-            "moments": {name: self.optimizer.state.get(tensor, {}) for name, tensor in self.trainable.items()},
+            "moments": {name: self.optimizer.state[tensor] for name, tensor in self.trainable.items()},
             "rng": torch.get_rng_state(),
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "rates": self.rates,
+            "rates": torch.tensor(self.rates, dtype=torch.float64),
+            "tokens": torch.tensor(self.tokens),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
 
     def _identity(self) -> dict[str, Any]:
@@ -206,15 +208,10 @@ class Training:
         return {"model": task.model, "recipe": task.recipe, "parallelism": task.parallelism, "seed": task.seed}
 
 
-def _zero_moments(tensor: "torch.Tensor") -> dict[str, "torch.Tensor"]:
-    import torch
-
-    return {"step": torch.zeros(()), "exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
-
-
 def _lines(path: Path) -> list[str]:
     """Whole lines of a file that a kill may have cut short; none where there is no file."""
-    return [line for line in path.open(encoding="utf-8") if line.endswith("\n")] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith("\n")]
 
 
 def _check_origin() -> None:

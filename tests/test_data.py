@@ -1,14 +1,13 @@
-"""The training stream and the schedule: same seed same batches, shares as asked, prompts not learned, NeMo's numbers."""
+"""The training stream: same seed same batches, shares as asked, prompts and padding not learned."""
 
 import json
-import math
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
-from substrate.data import Example, Stream, family_order, read_examples
+from substrate.data import Batch, Example, Stream, family_order, read_examples
 from substrate.errors import DataError, UsageError
 
 MIX = {"roman": 1.0, "unit_conversion": 2.0, "text_cipher": 0.5, "unused": 0.0}
@@ -31,15 +30,13 @@ def _encode(example: Example) -> tuple[list[int], list[int]]:
 
 
 def _stream(**changes) -> Stream:
-    arguments = {"seed": 7, "num_steps": 20, "batch_size": 8, "sequence_length": 64} | changes
+    arguments = {"seed": 7, "num_steps": 20, "batch_size": 8, "micro_batch_size": 3, "sequence_length": 64} | changes
     return Stream(_examples(), MIX, _encode, **arguments)
 
 
-def _families(stream: Stream) -> list[str]:
-    """The family of each place, read back from the marker that ends a prompt."""
-    return [
-        FAMILIES[int(row[(row >= 300) & (row < 310)][0]) - 300] for batch in stream for row in batch.tokens_BL  # B L
-    ]
+def _rows(stream: Stream) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Tokens, labels and mask of every row."""
+    return [row for batch in stream for micro_batch in batch.micro_batches for row in zip(*micro_batch, strict=True)]
 
 
 def test_shares_are_followed_at_every_prefix():
@@ -53,52 +50,68 @@ def test_shares_are_followed_at_every_prefix():
 
 
 def test_stream_holds_each_family_by_its_share():
-    counts = Counter(_families(_stream()))
+    markers = [int(tokens[(tokens >= 300) & (tokens < 310)][0]) - 300 for tokens, _, _ in _rows(_stream())]
+    counts = Counter(FAMILIES[marker] for marker in markers)
     assert counts == Counter(family for family in family_order(MIX, 160))
     assert counts["unit_conversion"] == pytest.approx(160 * 2 / 3.5, abs=1)
 
 
+def _equal(one: Batch, other: Batch) -> bool:
+    pairs = zip(one.micro_batches, other.micro_batches, strict=True)
+    return one[1:] == other[1:] and all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
+
+
 def test_same_seed_same_batches_in_any_order():
     first, second = _stream(), _stream()
-    for step in (13, 0, 19):  # the second is asked for batches it has not drawn up to
-        for one, other in zip(first[step], second[step], strict=True):
-            assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+    assert all(_equal(first[step], second[step]) for step in (13, 0, 19))
 
 
-def test_other_seed_other_batches():
-    rows = [_stream(seed=seed, sequence_length=64)[0].labels_BL for seed in (7, 8)]
-    assert rows[0].shape != rows[1].shape or not torch.equal(*rows)
+def test_other_seed_other_order():
+    rows = [[labels.tolist() for _, labels, _ in _rows(_stream(seed=seed))] for seed in (7, 8)]
+    assert rows[0] != rows[1]
 
 
 def test_a_pass_visits_every_example_once():
-    stream = Stream(_examples(8), {"roman": 1}, _encode, seed=1, num_steps=2, batch_size=8, sequence_length=64)
-    passes = [sorted(map(tuple, batch.labels_BL.tolist())) for batch in stream]
+    arguments = {"num_steps": 2, "batch_size": 8, "micro_batch_size": 8, "sequence_length": 64}
+    stream = Stream(_examples(8), {"roman": 1}, _encode, seed=1, **arguments)
+    passes = [sorted(map(tuple, batch.micro_batches[0].labels_BL.tolist())) for batch in stream]
     assert passes[0] == passes[1] and len(set(passes[0])) == 8
 
 
 def test_prompt_and_padding_are_not_learned_and_the_answer_is():
+    for tokens, labels, mask in _rows(_stream()):
+        learned = labels[mask == 1]
+        assert learned[-1] == EOS and not (learned >= 200).any()
+        first, last = int(mask.nonzero()[0]), int(mask.nonzero()[-1])
+        assert mask[first : last + 1].all()
+        assert tokens[first] >= 300  # the prompt's last token predicts the answer's first
+        assert torch.equal(tokens[1 : last + 1], labels[:last])
+
+
+def test_counts_are_those_of_the_whole_batch():
     for batch in _stream():
-        for tokens, labels, mask in zip(batch.tokens_BL, batch.labels_BL, batch.mask_BL, strict=True):
-            learned = labels[mask == 1]
-            assert learned[-1] == EOS and not (learned >= 200).any()
-            first, last = int(mask.nonzero()[0]), int(mask.nonzero()[-1])
-            assert torch.equal(tokens[1 : last + 1], labels[:last])
-            assert tokens[first] >= 300  # the prompt's last token predicts the answer's first
-        assert batch.num_targets == int(batch.mask_BL.sum())
-        assert batch.num_tokens == int((batch.tokens_BL != 0).sum())
+        assert batch.num_targets == sum(int(micro.mask_BL.sum()) for micro in batch.micro_batches)
+        assert batch.num_tokens == sum(int((micro.tokens_BL != 0).sum()) for micro in batch.micro_batches)
 
 
-def test_padding_is_the_longest_rounded_up():
+def test_padding_is_the_longest_of_the_micro_batch_rounded_up():
     for batch in _stream(multiple=4):
-        length = batch.tokens_BL.shape[1]
-        assert length % 4 == 0 and (batch.tokens_BL[:, length - 4 :] != 0).any()
+        assert [len(micro.tokens_BL) for micro in batch.micro_batches] == [3, 3, 2]
+        for micro in batch.micro_batches:
+            length = micro.tokens_BL.shape[1]
+            assert length % 4 == 0 and (micro.tokens_BL[:, length - 4 :] != 0).any()
 
 
-def test_data_parallel_slices_make_up_the_batch():
+def test_data_parallel_ranks_share_the_batch_in_equal_shapes():
     whole, halves = _stream()[3], [_stream(dp_rank=rank, dp_size=2)[3] for rank in range(2)]
-    for field in ("tokens_BL", "labels_BL", "mask_BL"):
-        assert torch.equal(torch.cat([getattr(half, field) for half in halves]), getattr(whole, field))
-    assert {half.num_targets for half in halves} == {whole.num_targets}
+    shapes = [[micro.tokens_BL.shape for micro in half.micro_batches] for half in halves]
+    assert shapes[0] == shapes[1]
+    rows = [
+        sorted(labels[mask == 1].tolist() for micro in batches for labels, mask in zip(*micro[1:], strict=True))
+        for batches in (whole.micro_batches, halves[0].micro_batches + halves[1].micro_batches)
+    ]
+    assert rows[0] == rows[1]
+    assert whole[1:] == halves[0][1:] == halves[1][1:]
 
 
 def test_too_long_an_example_is_named():
@@ -108,7 +121,8 @@ def test_too_long_an_example_is_named():
 
 def test_family_without_examples_and_uneven_batches_are_refused():
     with pytest.raises(DataError, match="mix names bit_rules, which the training file lacks; it holds roman"):
-        Stream(_examples(), {"bit_rules": 1.0}, _encode, seed=1, num_steps=1, batch_size=1, sequence_length=9)
+        arguments = {"num_steps": 1, "batch_size": 1, "micro_batch_size": 1, "sequence_length": 9}
+        Stream(_examples(), {"bit_rules": 1.0}, _encode, seed=1, **arguments)
     with pytest.raises(UsageError, match="batch_size 8 over 3"):
         _stream(dp_size=3)
 

@@ -1,9 +1,10 @@
-"""Makes the tiny base model: `python -m substrate.base.pretrain --out substrate/base/model.safetensors`, 20 minutes of one core.
+"""Makes the tiny base model: `python -m substrate.base.pretrain --out substrate/base/model.safetensors`, 20 minutes
+of one core.
 
-The base stands for a pretrained language model: it can read the chat form, copy, add, multiply, compare and look things up, and knows
-none of the puzzles' rules. What it is trained on, a skill each, and nothing else:
+The base stands for a pretrained language model: it can read the chat form, copy, add, multiply, compare and look
+things up, and knows none of the puzzles' rules. What it is trained on, a skill each, and nothing else:
 
-    form       the families' fixed sentences around meaningless letters and numbers; the answer is what was asked about, unchanged
+    form       the families' sentences around meaningless letters and numbers; the answer is the operand, unchanged
     copy       repeats a span, or one of several                "Repeat 2: xk 407 b" -> "407"
     join       writes pieces a line each, then in one           "Join: ab c" -> "ab\\nc\\nabc"
     places     writes a number's decimal places a line each     "Places: 407" -> "400\\n7"
@@ -13,8 +14,9 @@ none of the puzzles' rules. What it is trained on, a skill each, and nothing els
     sequence   goes on through the alphabet or the digits       "After d e f" -> "g h i"
     table      looks up letters one by one                      "a=q b=f c=m; b c b" -> "bf cm bf" -> "fmf"
 
-Not in it: a numeral beside its number, a factor to be found, a text to be deciphered. So the base answers no puzzle, and what an
-adapter gains it has from `data/train.jsonl`. The same arguments give the same weights on the same machine (one thread, fixed seed).
+Not in it: a numeral beside its number, a factor to be found, a text to be deciphered. So the base answers no puzzle,
+and what an adapter gains it has from `data/train.jsonl`. The same arguments give the same weights on the same machine
+(one thread, fixed seed).
 """
 
 import random
@@ -30,11 +32,11 @@ from substrate.errors import exit_code_of
 from substrate.tasks import roman, text_cipher, unit_conversion
 
 SEED = 20251
-NUM_STEPS, BATCH_SIZE, MICRO_BATCH_SIZE = 4000, 64, 16  # optimizer steps, sequences a step and a forward pass
+NUM_STEPS, BATCH_SIZE, MICRO_BATCH_SIZE = 3000, 64, 16  # optimizer steps, sequences a step and a forward pass
 SEQUENCE_LENGTH = 256  # tokens of an example at most
 PEAK, WARMUP_STEPS, MIN_LR_RATIO, WEIGHT_DECAY, CLIP_NORM = 4e-3, 200, 0.02, 0.02, 1.0
 EXAMPLES_PER_SKILL = 40_000  # more than a pass: products and tables are met again in other company
-REPORT_EVERY = 100  # steps between two printed lines
+REPORT_EVERY, SAVE_EVERY = 50, 500  # steps between two printed lines, and between two writings of the result so far
 
 Draft = tuple[str, str, str]  # prompt, working, answer
 
@@ -44,7 +46,7 @@ def _form(rng: random.Random) -> Draft:
     module = rng.choice((roman, unit_conversion, text_cipher))
     count = rng.randint(2, 3)
     if module is text_cipher:
-        sides = [f"{_word(rng, 3, 6)} {_word(rng, 3, 6)}" for _ in range(2 * count + 1)]
+        sides = [f"{_word(rng, 3, 5)} {_word(rng, 3, 5)}" for _ in range(2 * count + 1)]
     elif module is unit_conversion:
         sides = [f"{rng.randint(10, 99) / 10}" for _ in range(2 * count + 1)]
     else:
@@ -62,7 +64,7 @@ def _copy(rng: random.Random) -> Draft:
 
 
 def _join(rng: random.Random) -> Draft:
-    pieces = [_span(rng) for _ in range(rng.randint(2, 4))]
+    pieces = [_span(rng) for _ in range(rng.randint(2, 3))]
     joined = "".join(pieces)
     return f"Join: {' '.join(pieces)}", "\n".join([*pieces, joined]), joined
 
@@ -109,11 +111,12 @@ def _sequence(rng: random.Random) -> Draft:
 
 
 def _table(rng: random.Random) -> Draft:
-    keys = rng.sample(string.ascii_lowercase, rng.randint(3, 10))
+    keys = rng.sample(string.ascii_lowercase, rng.randint(3, 9))
     values = dict(zip(keys, rng.sample(string.ascii_lowercase, len(keys)), strict=True))
-    asked = [rng.choice(keys) for _ in range(rng.randint(1, 6))]
+    asked = [rng.choice(keys) for _ in range(rng.randint(2, 6))]
     entries = " ".join(f"{key}={value}" for key, value in values.items())
-    return f"{entries}; {' '.join(asked)}", " ".join(key + values[key] for key in asked), "".join(map(values.get, asked))
+    pairs = " ".join(key + values[key] for key in asked)
+    return f"{entries}; {' '.join(asked)}", pairs, "".join(values[key] for key in asked)
 
 
 SKILLS: dict[str, Callable[[random.Random], Draft]] = {
@@ -127,7 +130,7 @@ SKILLS: dict[str, Callable[[random.Random], Draft]] = {
     "sequence": _sequence,
     "table": _table,
 }
-MIX = {"form": 2, "copy": 2, "join": 1, "places": 1, "product": 3, "sum": 1, "compare": 1, "sequence": 1, "table": 3}
+MIX = {"form": 1, "copy": 2, "join": 1, "places": 1, "product": 3, "sum": 1, "compare": 1, "sequence": 1, "table": 3}
 
 
 def examples(seed: int, count: int) -> list[Example]:
@@ -147,7 +150,7 @@ def _word(rng: random.Random, shortest: int, longest: int) -> str:
 
 def _span(rng: random.Random) -> str:
     alphabet = rng.choice((string.ascii_lowercase, string.ascii_uppercase, string.digits))
-    return "".join(rng.choices(alphabet, k=rng.randint(1, 6)))
+    return "".join(rng.choices(alphabet, k=rng.randint(1, 5)))
 
 
 def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
@@ -198,7 +201,8 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
         if (step + 1) % REPORT_EVERY == 0:
             print(f"step {step + 1}/{num_steps} loss {recent:.4f} {time.monotonic() - begun:.0f} s", flush=True)
             recent = 0.0
-    save_base(model, out)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == num_steps:
+            save_base(model, out)
     parallel.shutdown()
 
 

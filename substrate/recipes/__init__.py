@@ -1,8 +1,9 @@
 """Training methods: the registry from the name in a configuration (`recipe.method`) to the file that is the method.
 
 One file a method, read top to bottom: its configuration (a frozen dataclass whose fields are the keys of
-`hydra_conf/recipe/<method>.yaml`), what it trains, on which batches, with which loss, and what it saves. `substrate/train.py` owns the
-rest: ranks, steps, progress, stopping, checkpoints. To add a method, write its file, name it in METHODS, add its yaml.
+`hydra_conf/recipe/<method>.yaml`), what it trains, on which batches, with which loss, and what it saves.
+`substrate/train.py` owns the rest: ranks, steps, progress, stopping, checkpoints. To add a method, write its file,
+name it in METHODS, add its yaml.
 """
 
 import importlib
@@ -44,7 +45,7 @@ class Recipe(Protocol):
         ...
 
     def loss(self, model: "torch.nn.Module", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
-        """This micro-batch's part of the step's loss; the parts of all micro-batches and data-parallel ranks add up to it."""
+        """This micro-batch's part of the step's loss; those of all micro-batches and data-parallel ranks add up."""
         ...
 
     def save(self, model: "torch.nn.Module", folder: Path) -> None:
@@ -53,7 +54,7 @@ class Recipe(Protocol):
 
 
 def load_recipe(values: dict[str, Any]) -> Recipe:
-    """Builds the recipe that `values["method"]` names. Raises UsageError: an unknown method, or a key or value that it refuses."""
+    """Builds the recipe that `values["method"]` names. Raises UsageError for what the method does not know."""
     method = values.get("method")
     if method not in METHODS:
         raise UsageError(f"recipe.method {method!r}; valid are {', '.join(sorted(METHODS))}")
@@ -62,16 +63,19 @@ def load_recipe(values: dict[str, Any]) -> Recipe:
 
 
 def read_fields(cls: type, values: Any, where: str) -> Any:
-    """Makes the dataclass `cls` from a mapping: every field present, none unknown, each of its annotated type (int passes as float).
+    """Makes the dataclass `cls` from a mapping: every field present, none unknown, each of its annotated type (int
+    passes as float).
 
-    Nested dataclasses, `list[str]` and `dict[str, float]` are followed. Raises UsageError naming the key as `where.key`.
+    Nested dataclasses, `list[str]` and `dict[str, float]` are followed. Raises UsageError naming the key as
+    `where.key`.
     """
     if not isinstance(values, dict):
         raise UsageError(f"{where} is {values!r}; it is a mapping")
     names = [field.name for field in fields(cls)]
     for what, keys in (("unknown", set(values) - set(names)), ("missing", set(names) - set(values))):
         if keys:
-            raise UsageError(f"{what} {', '.join(f'{where}.{key}' for key in sorted(keys))}; valid keys are {', '.join(names)}")
+            named = ", ".join(f"{where}.{key}" for key in sorted(keys))
+            raise UsageError(f"{what} {named}; the keys are {', '.join(names)}")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _typed(hints[name], values[name], f"{where}.{name}") for name in names})
 

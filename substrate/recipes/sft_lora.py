@@ -1,9 +1,11 @@
 """Supervised fine-tuning of a LoRA on solved puzzles: the audited default, and the recipe of every round's anchor.
 
-The base model is frozen; low-rank pairs on its linear layers learn to write, after the prompt, the worked solution and the boxed answer of
-`data/train.jsonl`. The loss is the mean cross-entropy over the learned tokens of the batch: a long solution weighs more than a short one.
+The base model is frozen; low-rank pairs on its linear layers learn to write, after the prompt, the worked solution
+and the boxed answer of `data/train.jsonl`. The loss is the mean cross-entropy over the learned tokens of the batch: a
+long solution weighs more than a short one.
 
-LoRA: Hu et al., arXiv:2106.09685. y = W x + (alpha / rank) B A x, A random, B zero at the start, so step 0 is the base model.
+LoRA: Hu et al., arXiv:2106.09685. y = W x + (alpha / rank) B A x, A random, B zero at the start, so step 0 is the
+base model.
 """
 
 from dataclasses import dataclass, field
@@ -33,10 +35,10 @@ class Lora:
     targets: list[str]  # modules that get a pair, by their published names: substrate.model.lora.TARGETS
 
     def __post_init__(self) -> None:
-        _require(self.rank >= 1, f"recipe.lora.rank {self.rank}; it is at least 1")
-        _require(self.alpha > 0, f"recipe.lora.alpha {self.alpha}; it is above 0")
-        _require(0 <= self.dropout < 1, f"recipe.lora.dropout {self.dropout}; it is from 0 to below 1")
-        _require(bool(self.targets), "recipe.lora.targets is empty; it names at least one module")
+        _require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        _require(self.alpha > 0, "lora.alpha", self.alpha, "above 0")
+        _require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
+        _require(bool(self.targets), "lora.targets", self.targets, "at least one module")
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,20 @@ class SftLora:
     checkpoint_every: int  # steps between checkpoints
     trace_style: str  # how much of the working is learned, one of TRACE_STYLES
     lora: Lora
-    mix: dict[str, float] = field(hash=False)  # share of each family in the stream, normalised; a family left out is not trained on
+    mix: dict[str, float] = field(hash=False)  # share of each family in the stream; without one it is left out
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "batch_size", "micro_batch_size", "sequence_length", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, f"recipe.{name} {getattr(self, name)}; it is at least 1")
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "clip_norm"):
-            _require(getattr(self, name) > 0, f"recipe.{name} {getattr(self, name)}; it is above 0")
-        _require(self.weight_decay >= 0, f"recipe.weight_decay {self.weight_decay}; it is at least 0")
-        _require(self.schedule in SHAPES, f"recipe.schedule {self.schedule!r}; valid are {', '.join(SHAPES)}")
-        _require(self.trace_style in TRACE_STYLES, f"recipe.trace_style {self.trace_style!r}; valid are {', '.join(TRACE_STYLES)}")
-        _require(0 <= self.warmup_steps < self.num_steps, f"recipe.warmup_steps {self.warmup_steps}; from 0 to below num_steps")
-        _require(0 <= self.min_lr_ratio <= 1, f"recipe.min_lr_ratio {self.min_lr_ratio}; it is from 0 to 1")
-        _require(min(self.mix.values(), default=-1) >= 0 and sum(self.mix.values()) > 0, f"recipe.mix {self.mix}; shares >= 0, one > 0")
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        _require(self.schedule in SHAPES, "schedule", self.schedule, f"one of {', '.join(SHAPES)}")
+        _require(self.trace_style in TRACE_STYLES, "trace_style", self.trace_style, f"in {', '.join(TRACE_STYLES)}")
+        _require(0 <= self.warmup_steps < self.num_steps, "warmup_steps", self.warmup_steps, "0 to num_steps - 1")
+        _require(0 <= self.min_lr_ratio <= 1, "min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
+        shares = self.mix.values()
+        _require(min(shares, default=-1) >= 0 and sum(shares) > 0, "mix", self.mix, "shares of at least 0, one above it")
 
     def stream(self, train_data: Path, tokenizer: Path, parallel: "Parallel", seed: int) -> "Stream":
         """Mixed, masked, right-padded batches of the training file, this data-parallel rank's rows."""
@@ -98,7 +101,7 @@ class SftLora:
         add_lora(model, self.lora.rank, self.lora.alpha, self.lora.dropout, self.lora.targets, seed)
 
     def loss(self, model: "torch.nn.Module", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
-        """Summed cross-entropy of the learned tokens here, over the number of learned tokens of the whole batch (nats)."""
+        """Summed cross-entropy of the learned tokens here, over their number in the whole batch (nats a token)."""
         from substrate.model import token_losses
 
         summed, _ = token_losses(model, *batch)
@@ -123,6 +126,6 @@ class SftLora:
             raise DataError(f"{example.item_id} cannot be written as training tokens: {error}") from None
 
 
-def _require(valid: bool, message: str) -> None:
-    if not valid:
-        raise UsageError(message)
+def _require(holds: bool, key: str, value: object, valid: str) -> None:
+    if not holds:
+        raise UsageError(f"recipe.{key} is {value!r}; valid is {valid}")

@@ -1,0 +1,317 @@
+"""The trainer's promises: resumes to the last bit, stops when told, names the step that diverged, takes NeMo's rates.
+
+One process (tp 1) is enough for most of it and stays in this one; the kill is a real SIGKILL of two real ranks.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from substrate.errors import DataError, Stopped, UsageError
+from substrate.train import Task
+
+# megatron-core 0.16.1 calling itself in ways that it deprecates.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:MLP requires ffn_hidden_size:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Warning. tp_group is None:DeprecationWarning"),
+]
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "train_task.json"
+TINY = {"pattern": "ME*", "hidden_size": 32, "attention_head_dim": 8, "mamba_head_dim": 8, "moe_ffn_size": 16}
+SHORT = {"num_steps": 10, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 2, "checkpoint_every": 3}
+
+# A rank that dies by SIGKILL after the line of step 5, if it is rank 0, and the launcher of two such ranks.
+DYING_RANK = """
+import os, signal
+from substrate import train
+write = train.Progress.write
+def writing(self, phase, **values):
+    write(self, phase, **values)
+    if values.get("step") == 5 and os.environ["RANK"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+train.Progress.write = writing
+train.main()
+"""
+LAUNCHER = "import sys; from substrate.launch import run_ranks; sys.exit(run_ranks('dying_rank', sys.argv[1:], 2))"
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The process groups of a world of one."""
+    import torch
+
+    from substrate.parallel import start
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks of a demo have: sums in the same order
+    parallel = start({axis: 1 for axis in ("tp", "pp", "ep", "cp", "dp")})
+    yield parallel
+    parallel.shutdown()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def inputs(alone, tmp_path_factory):
+    """A folder with a random base model of TINY's shape and a hundred solved puzzles."""
+    from substrate.model import ModelConfig, build_model, init_weights, save_base
+    from substrate.payload import write_payload
+
+    folder = tmp_path_factory.mktemp("inputs")
+    write_payload(folder, seed=1, level="small", num_per_family=100)
+    model = build_model(ModelConfig.from_dict(_config("model", "tiny") | TINY), alone)
+    init_weights(model, seed=3)
+    save_base(model, folder / "model.safetensors")
+    return folder
+
+
+def _config(group: str, name: str) -> dict:
+    return yaml.safe_load((ROOT / "hydra_conf" / group / f"{name}.yaml").read_text())
+
+
+def _write_task(folder: Path, inputs: Path, *, tp: int = 1, **recipe) -> Path:
+    """A task file in `folder`, of the shipped recipe made SHORT; dropout, so that random numbers must resume too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shipped = _config("recipe", "sft_lora")
+    content = {
+        "schema": 1,
+        "kind": "train",
+        "config": {
+            "model": _config("model", "tiny") | TINY,
+            "recipe": shipped | SHORT | {"lora": shipped["lora"] | {"dropout": 0.1}} | recipe,
+            "parallelism": _config("parallelism", "tp2") | {"tp": tp},
+            "seed": 11,
+        },
+        "paths": {
+            "base": str(inputs / "model.safetensors"),
+            "tokenizer": str(ROOT / "substrate/base/tokenizer.json"),
+            "train_data": str(inputs / "data/train.jsonl"),
+            "out": str(folder / "out"),
+            "stop": str(folder / "stop"),
+        },
+    }
+    path = folder / "task.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def _train(task: Path, parallel) -> Path:
+    """One start of a training in this process; returns its out folder."""
+    from substrate.train import Training
+
+    checked = Task.read(task)
+    checked.out.mkdir(exist_ok=True)
+    Training(checked, parallel).run()
+    return checked.out
+
+
+def _adapter(out: Path) -> bytes:
+    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def _progress(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
+
+
+def _stop_after(monkeypatch, step: int, stop: Path) -> None:
+    """Makes the stop file appear when the line of `step` has been written."""
+    from substrate.train import Progress
+
+    write = Progress.write
+
+    def writing(self, phase, **values):
+        write(self, phase, **values)
+        if values.get("step") == step:
+            stop.touch()
+
+    monkeypatch.setattr(Progress, "write", writing)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(alone, inputs, tmp_path_factory) -> Path:
+    """The out folder of a training that nothing disturbed."""
+    return _train(_write_task(tmp_path_factory.mktemp("whole"), inputs), alone)
+
+
+def _spawn(code: list[str], task: Path, **env: str) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore",
+        **env,
+    }
+    command = [sys.executable, "-P", *code, str(task)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_progress_has_every_key_and_the_loss_falls(uninterrupted):
+    start, *steps = _progress(uninterrupted)
+    assert start["phase"] == "start" and start["seconds"] > 0
+    keys = {"phase", "step", "num_steps", "loss", "grad_norm", "learning_rate", "tokens", "seconds"}
+    assert all(set(line) == keys for line in steps)
+    assert [line["step"] for line in steps] == list(range(1, 11))
+    for name in ("tokens", "seconds"):
+        assert all(a[name] < b[name] for a, b in zip(steps, steps[1:], strict=False))
+    assert steps[-1]["loss"] < steps[0]["loss"]
+
+
+def test_stop_file_then_resume_equals_the_uninterrupted_run(alone, inputs, uninterrupted, tmp_path, monkeypatch):
+    task = _write_task(tmp_path, inputs)
+    _stop_after(monkeypatch, 4, tmp_path / "stop")
+    with pytest.raises(Stopped, match="stopped after step 4 of 10; the state is saved") as stopped:
+        _train(task, alone)
+    assert stopped.value.exit_code == 75
+    assert not (tmp_path / "out" / "adapter").exists()
+    (tmp_path / "stop").unlink()
+    monkeypatch.undo()
+    out = _train(task, alone)
+    assert _adapter(out) == _adapter(uninterrupted)
+    assert [line.get("step") for line in _progress(out)] == [None, 1, 2, 3, 4, None, 5, 6, 7, 8, 9, 10]
+    same = ("loss", "grad_norm", "learning_rate", "tokens")
+    assert [line[name] for line in _progress(out)[6:] for name in same] == [
+        line[name] for line in _progress(uninterrupted)[5:] for name in same
+    ]
+
+
+def test_stopped_before_the_first_step(alone, inputs, uninterrupted, tmp_path):
+    task = _write_task(tmp_path, inputs)
+    (tmp_path / "stop").touch()
+    with pytest.raises(Stopped, match="after step 0"):
+        _train(task, alone)
+    (tmp_path / "stop").unlink()
+    assert _adapter(_train(task, alone)) == _adapter(uninterrupted)
+
+
+def test_killed_ranks_resume_to_the_same_adapter(inputs, tmp_path):
+    whole, killed = (_write_task(tmp_path / name, inputs, tp=2) for name in ("whole", "killed"))
+    assert _spawn(["-m", "substrate.train"], whole).returncode == 0
+    (tmp_path / "dying_rank.py").write_text(DYING_RANK)
+    assert _spawn(["-c", LAUNCHER], killed, PYTHONPATH=f"{tmp_path}:{ROOT}").returncode == 128 + 9
+    checkpoints = tmp_path / "killed" / "out" / "checkpoints"
+    assert [path.name for path in sorted(checkpoints.glob("step_*"))] == ["step_000003"]
+    resumed = _spawn(["-m", "substrate.train"], killed)
+    assert resumed.returncode == 0, resumed.stderr
+    assert _adapter(tmp_path / "killed" / "out") == _adapter(tmp_path / "whole" / "out")
+    steps = [line["step"] for line in _progress(tmp_path / "killed" / "out") if line["phase"] == "train"]
+    assert steps == list(range(1, 11))
+
+
+def test_damaged_checkpoint_is_passed_over(alone, inputs, uninterrupted, tmp_path, monkeypatch):
+    task = _write_task(tmp_path, inputs)
+    _stop_after(monkeypatch, 7, tmp_path / "stop")
+    with pytest.raises(Stopped):
+        _train(task, alone)
+    monkeypatch.undo()
+    (tmp_path / "stop").unlink()
+    checkpoints = tmp_path / "out" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000006", "step_000007"]
+    newest = next((checkpoints / "step_000007").glob("*.distcp"))
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(RuntimeWarning, match=r"step_000007 is damaged .*distcp.*: passed over"):
+        out = _train(task, alone)
+    assert _adapter(out) == _adapter(uninterrupted)
+
+
+def test_checkpoint_of_another_run_is_refused(alone, inputs, tmp_path):
+    (tmp_path / "stop").touch()
+    with pytest.raises(Stopped):
+        _train(_write_task(tmp_path, inputs), alone)
+    with pytest.raises(UsageError, match="was written with another recipe"):
+        _train(_write_task(tmp_path, inputs, learning_rate=1e-3), alone)
+
+
+def test_diverged_loss_names_the_step(alone, inputs, tmp_path):
+    with pytest.raises(DataError, match="the loss of step [234] is (nan|inf)") as diverged:
+        _train(_write_task(tmp_path, inputs, learning_rate=1e30), alone)
+    assert diverged.value.exit_code == 65
+    assert not (tmp_path / "out" / "adapter").exists()
+
+
+@pytest.mark.parametrize("shape", ["CosineAnnealing", "SquareAnnealing", "WarmupHoldPolicy"])
+def test_rates_are_nemos(shape):
+    import torch
+    from substrate.schedule import learning_rates
+
+    rates = learning_rates(shape, peak=0.02, num_steps=30, warmup_steps=5, min_lr_ratio=0.1)
+    from nemo.core.optim import lr_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.02)
+    scheduler = getattr(lr_scheduler, shape)(optimizer, warmup_steps=5, max_steps=30, min_lr=0.002)
+    for rate in rates:
+        assert rate == optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+
+
+def test_cosine_rates_follow_the_published_formula():
+    from substrate.schedule import learning_rates
+
+    peak, steps, warmup, lowest = 0.004, 300, 20, 0.0004
+    rates = learning_rates("CosineAnnealing", peak=peak, num_steps=steps, warmup_steps=warmup, min_lr_ratio=0.1)
+    for step, rate in enumerate(rates):
+        if step <= warmup:
+            expected = peak * (step + 1) / (warmup + 1)
+        else:
+            expected = lowest + (peak - lowest) * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+        assert rate == pytest.approx(expected, rel=1e-12, abs=0) or step == warmup
+    assert rates[warmup] == pytest.approx(peak)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "grpo"}, "recipe.method 'grpo'; valid are sft_lora"),
+        ({"rank": 8}, "unknown recipe.rank; the keys are method, num_steps"),
+        ({"schedule": "Cosine"}, "recipe.schedule is 'Cosine'; valid is one of CosineAnnealing"),
+        ({"num_steps": 1.5}, "recipe.num_steps is 1.5; it is of type int"),
+        ({"lora": {"rank": 0}}, "missing recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets"),
+        ({"mix": {"roman": 0.0}}, "recipe.mix is {'roman': 0.0}; valid is shares"),
+    ],
+)
+def test_wrong_recipes_say_what_is_valid(change, message):
+    from substrate.recipes import load_recipe
+
+    with pytest.raises(UsageError) as wrong:
+        load_recipe(_config("recipe", "sft_lora") | change)
+    assert str(wrong.value).startswith(message)
+
+
+def test_recipe_fields_are_the_keys_of_its_yaml():
+    import dataclasses
+
+    from substrate.recipes.sft_lora import Lora, SftLora
+
+    values = _config("recipe", "sft_lora")
+    assert {field.name for field in dataclasses.fields(SftLora)} == set(values)
+    assert {field.name for field in dataclasses.fields(Lora)} == set(values["lora"])
+
+
+def test_golden_task_is_valid_and_holds_the_shipped_configuration():
+    from substrate.recipes import load_recipe
+
+    task = Task.read(GOLDEN)
+    assert task.model == _config("model", "tiny")
+    assert task.recipe == _config("recipe", "sft_lora")
+    assert task.parallelism == _config("parallelism", "tp2")
+    load_recipe(task.recipe)
+
+
+def test_wrong_task_file_exits_64_with_one_line(tmp_path):
+    content = json.loads(GOLDEN.read_text())
+    (tmp_path / "task.json").write_text(json.dumps(content | {"kind": "generate"}))
+    ended = _spawn(["-m", "substrate.train"], tmp_path / "task.json")
+    assert (ended.returncode, ended.stdout) == (64, "")
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and "(1, 'train')" in ended.stderr
+
+
+def test_package_from_elsewhere_is_refused(tmp_path):
+    ended = _spawn(["-m", "substrate.train"], GOLDEN, SUBSTRATE_ROOT=str(tmp_path))
+    assert ended.returncode == 64 and "substrate was imported from" in ended.stderr
