@@ -1,0 +1,122 @@
+"""One arm of a smoke campaign, for real: image, sandbox, two gloo ranks, judge, result file. About half a minute.
+
+The whole round, eight arms and the meta stage, runs on the testbed in tests/slurm/test_round.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import adapter, seal
+from pipeline.layout import Attempt, Campaign, read_json, read_json_lines
+from pipeline.results import read_attributes, read_outcome
+
+ROOT = Path(__file__).resolve().parent.parent
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop mounts and dropping to an unprivileged uid need root")
+
+
+def pipeline(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    campaign = Campaign.at(tmp_path_factory.mktemp("campaigns") / "flow")
+    done = pipeline("round", campaign.folder, "experiment=smoke", "--no-submit")
+    assert done.returncode == 0, done.stderr
+    return campaign
+
+
+@pytest.fixture(scope="module")
+def attempt(campaign: Campaign) -> Attempt:
+    done = pipeline("worker", campaign.folder, "r0001", "a2")
+    assert done.returncode == 0, done.stderr
+    return campaign.round("r0001").attempts("a2")[0]
+
+
+def test_the_result_is_published_whole_and_names_everything(campaign: Campaign, attempt: Attempt) -> None:
+    published = campaign.round("r0001").published("a2")
+    assert published.read_bytes() == attempt.result.read_bytes()
+    found = read_attributes(published)
+    facts = read_json_lines(campaign.log)[0]["facts"]
+    assert found["status"] == found["exit_class"] == "completed"
+    assert found["image_digest"] == facts["image"]["tree_digest"]
+    assert found["runtime_digest"] == facts["runtime_digest"]
+    assert found["adapter_digest"] == adapter.kept_digest(attempt.adapter_dir) == read_json(attempt.sealed)["adapter_digest"]
+    outcome = read_outcome(published, seal.file_digest(published))
+    assert {name: {f: len(marks) for f, marks in sets.items()} for name, sets in outcome.outcomes.items()} == {
+        "dev": dict.fromkeys(("roman", "text_cipher", "unit_conversion"), 4),
+        "fresh": dict.fromkeys(("roman", "text_cipher", "unit_conversion"), 4),
+    }
+
+
+def test_the_arm_s_override_reached_the_adapter(attempt: Attempt) -> None:
+    assert read_json(attempt.adapter_dir / adapter.CONFIG)["r"] == 8  # a2 moves recipe.lora.rank
+
+
+def test_the_probe_reached_nothing(attempt: Attempt) -> None:
+    report = read_json(attempt.probe)
+    assert len(report) > 20
+    assert not [name for name, check in report.items() if check["reached"]]
+
+
+def test_the_adapter_is_sealed_before_the_fresh_seed_is_used(attempt: Attempt) -> None:
+    items = next(mark["at"] for mark in read_json_lines(attempt.phases) if mark["phase"] == "items")
+    assert attempt.sealed.stat().st_mtime <= items + 0.01
+
+
+def test_dev_items_are_the_same_for_every_arm_and_fresh_differ_from_dev(campaign: Campaign, attempt: Attempt) -> None:
+    done = pipeline("worker", campaign.folder, "r0000", "a1")  # the base: judged as it is, nothing trained
+    assert done.returncode == 0, done.stderr
+    base = campaign.round("r0000").attempts("a1")[0]
+    dev = [line["item_id"] for line in read_json_lines(attempt.completions_dir / "dev.jsonl")]
+    assert [line["item_id"] for line in read_json_lines(base.completions_dir / "dev.jsonl")] == dev
+    assert read_attributes(campaign.round("r0000").published("a1"))["adapter_digest"] == ""
+    seeds = read_json(campaign.seeds)
+    assert seeds["dev"] != seeds["fresh/r0001"]
+    assert not (base.completions_dir / "fresh.jsonl").exists()
+
+
+def test_a_published_arm_is_not_run_again(campaign: Campaign, attempt: Attempt) -> None:
+    done = pipeline("worker", campaign.folder, "r0001", "a2")
+    assert done.returncode == 0
+    assert "was published before" in done.stdout
+    assert len(campaign.round("r0001").attempts("a2")) == 1
+
+
+def test_a_job_with_another_plan_s_digest_is_refused_before_it_claims(campaign: Campaign) -> None:
+    done = pipeline("worker", campaign.folder, "r0001", "a4", "--plan", "0" * 64)
+    assert done.returncode == 4
+    assert "plan.json" in done.stderr
+    assert not campaign.round("r0001").attempts("a4")
+
+
+def test_below_the_quorum_meta_says_what_is_missing_and_decides_nothing(campaign: Campaign, attempt: Attempt) -> None:
+    done = pipeline("meta", campaign.folder, "r0001")
+    assert done.returncode == 1
+    assert "1 of 8 arms have a score" in done.stdout
+    assert "never_started" in done.stdout
+    folder = campaign.round("r0001")
+    assert not folder.decisions_dir.exists()
+    assert not folder.closed.exists()
+    assert not campaign.overrides("r0002").exists()
+
+
+def test_a_trial_that_crashes_is_a_typed_outcome_with_its_traceback_and_no_score(campaign: Campaign, tmp_path: Path) -> None:
+    broken = Campaign.at(tmp_path / "broken")
+    # A warm-up longer than the run passes the pipeline's checks; the recipe in the image refuses it.
+    done = pipeline("round", broken.folder, "experiment=smoke", "recipe.warmup_steps=1000", "--no-submit")
+    assert done.returncode == 0, done.stderr
+    done = pipeline("worker", broken.folder, "r0001", "a0")
+    assert done.returncode == 1
+    found = read_attributes(broken.round("r0001").published("a0"))
+    assert (found["status"], found["exit_class"]) == ("failed", "configuration")
+    assert "warmup_steps" in found["traceback"]
+    outcome = read_outcome(broken.round("r0001").published("a0"), "")
+    assert not outcome.outcomes
+    assert json.loads(found["coverage"])["probe"]
