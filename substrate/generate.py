@@ -1,12 +1,15 @@
-"""Completes the prompts of a task by greedy decoding: `python -P -m substrate.generate [/task/task.json]` (docs/contract.md, kind `generate`).
+"""Completes the prompts of a task by greedy decoding: `python -P -m substrate.generate [/task/task.json]`.
+
+Task kind `generate` of docs/contract.md. A prompt and its completion:
 
     in    {"item_id": "roman-000012", "family": "roman", "prompt": "..."}
     out   {"item_id": "roman-000012", "completion": "...", "num_tokens": 57, "truncated": false}
 
-Prompts are sorted by length and padded on the left to batches, so that all sequences of a batch stand at the same position: keys and
-values, convolution windows and scan states grow together. Padding is masked everywhere, so a completion does not depend on
-the other items of its batch; float32 rounding does, and with it the choice between two tokens that are within about 1e-4.
-A sequence ends with the end-of-sequence token, or truncated after `max_new_tokens` or at the model's longest sequence.
+Prompts are sorted by length and padded on the left to batches, so that all sequences of a batch stand at the same
+position: keys and values, convolution windows and scan states grow together. Padding is masked everywhere, so a
+completion does not depend on the other items of its batch; float32 rounding does, and with it the choice between two
+tokens that are within about 1e-4. A sequence ends with the end-of-sequence token, or truncated after `max_new_tokens`
+or at the model's longest sequence.
 
 Started without RANK in the environment, it starts `judge_tp` ranks itself; all decode the same, rank 0 writes.
 """
@@ -89,7 +92,8 @@ def decode_batch(model: "HybridModel", prompts: Sequence[Sequence[int]], max_new
     tokens_BL = torch.tensor([[PAD_ID] * (length - len(p)) + list(p) for p in prompts], device=device)
     first_B1 = torch.tensor([[length - len(p)] for p in prompts], device=device)
     written = []
-    # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of it nobody could write to them again.
+    # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of it nobody could write
+    # to them again.
     with torch.no_grad():
         state = DecodeState(torch.arange(length, device=device) >= first_B1, max_length=length + num_steps)
         ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -106,7 +110,7 @@ def decode_batch(model: "HybridModel", prompts: Sequence[Sequence[int]], max_new
 def complete(
     model: "HybridModel", tokenizer: "Tokenizer", items: list[dict[str, Any]], max_new_tokens: int, batch_size: int
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yields the completions of each batch of items, shortest prompts first. Raises DataError for a prompt that is too long."""
+    """Yields the completions batch by batch, shortest prompts first. Raises DataError for a prompt that is too long."""
     from substrate.tokenizer import EOS_ID
 
     limit = model.architecture.max_sequence_length
@@ -177,7 +181,9 @@ def _progress_file(out: Path, rank: int) -> TextIO:
 def main() -> None:
     """Reads the command line and the task; starts the ranks, or is one."""
     parser = Parser(prog="substrate.generate", description="Complete prompts as a task file says.")
-    parser.add_argument("task", type=Path, nargs="?", default=Path("/task/task.json"), help="task file of kind generate")
+    parser.add_argument(
+        "task", type=Path, nargs="?", default=Path("/task/task.json"), help="task file of kind generate"
+    )
     path = parser.parse_args().task
     task = Task.read(path)
     if task.judge_tp > 1 and "RANK" not in os.environ:

@@ -1,15 +1,15 @@
-"""The ranks of a run: process groups from torchrun's environment or a single process, and the sums that make ranks agree.
+"""The ranks of a run: process groups from torchrun's environment or a process alone, and the sums over ranks.
 
-    axis   splits                                 a parameter's gradient on one rank is
-    tp     matrices, heads, vocabulary, and       complete where the parameter is sharded; where it is replicated it covers only
-           between them the sequence              this rank's part of the sequence (or of a product): sum over tp
-    dp     the batch                              of this rank's sequences: sum over dp
-    ep     the experts, inside tp x dp            of all tokens sent to this rank's experts: sum over the experts' replicas
+    axis   splits                             a parameter's gradient on one rank is
+    tp     matrices, heads, vocabulary, and   complete where the parameter is sharded; where it is replicated, of this
+           between them the sequence          rank's part of the sequence (or of a product): sum over tp
+    dp     the batch                          of this rank's sequences: sum over dp
+    ep     the experts, inside tp x dp        of all tokens sent to this rank's experts: sum over the experts' replicas
 
-Sums, not means: a loss is divided by the number of targets of the whole batch before backward, so every gradient is already
-in its final unit and no rank needs to know how many others there are. Layouts follow Megatron-LM (arXiv:2104.04473;
-sequence parallelism arXiv:2205.05198). With ep > 1 the experts are whole (expert tensor parallelism 1), as in NVIDIA's
-published layouts of Nemotron 3 Nano; with ep = 1 they are sharded over tp like every other matrix.
+Sums, not means: a loss is divided by the number of targets of the whole batch before backward, so every gradient is
+already in its final unit and no rank needs to know how many others there are. Layouts follow Megatron-LM
+(arXiv:2104.04473; sequence parallelism arXiv:2205.05198). With ep > 1 the experts are whole (expert tensor parallelism
+1), as in NVIDIA's published layouts of Nemotron 3 Nano; with ep = 1 they are sharded over tp like every other matrix.
 """
 
 import os
@@ -51,10 +51,10 @@ class Parallel:
         return self.groups.dp.rank()
 
     def finalize_gradients(self, model: torch.nn.Module) -> None:
-        """Completes `.grad` of every trainable parameter, in place; the same call on every rank, after the last backward."""
+        """Completes `.grad` of every trainable parameter, in place; a collective call, after the last backward."""
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trainable:
-            if parameter.grad is None:  # an expert that saw no token must still take part in the sums
+            if parameter.grad is None:  # an expert that saw no token still takes part in the sums
                 parameter.grad = torch.zeros_like(parameter)
         partial = [p for p in trainable if getattr(p, "sequence_parallel", False)]
         experts = [p for p in trainable if not getattr(p, "allreduce", True)]
@@ -64,19 +64,19 @@ class Parallel:
         _sum_gradients(experts, self.groups.expt_dp)
 
     def clip_gradients(self, model: torch.nn.Module, max_norm: float) -> float:
-        """Scales finalized gradients so that their L2 norm over the whole model is at most `max_norm`; returns the norm before.
+        """Scales finalized gradients to an L2 norm of at most `max_norm` over the whole model; returns the norm before.
 
-        A replicated parameter counts once: each rank contributes its share, the squared norm divided by the number of copies.
+        A replicated parameter counts once: every rank adds the squared norm of its piece divided by the copies of it.
         """
-        trainable = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        pieces = [(p.grad, self.world_size // self._num_shards(p)) for p in model.parameters() if p.grad is not None]
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
-        for parameter in trainable:
-            squares += parameter.grad.square().sum(dtype=torch.float64) * self._num_shards(parameter) / self.world_size
+        for gradient, num_copies in pieces:
+            squares += gradient.square().sum(dtype=torch.float64) / num_copies
         dist.all_reduce(squares)
-        norm = squares.sqrt().item()
+        norm = float(squares.sqrt().item())
         if norm > max_norm:
-            for parameter in trainable:
-                parameter.grad.mul_(max_norm / norm)
+            for gradient, _ in pieces:
+                gradient.mul_(max_norm / norm)
         return norm
 
     def agree(self, flag: bool) -> bool:
@@ -108,12 +108,11 @@ class Parallel:
 def start(parallelism: Mapping[str, Any]) -> Parallel:
     """Joins the process groups: torchrun's environment when there is one, else a world of this process alone.
 
-    parallelism: sizes of AXES as in hydra_conf/parallelism; other keys are not for us. Raises UsageError when they do not
-    multiply to the number of processes. Uses NCCL where there is a GPU, one per local rank, else gloo.
+    parallelism: sizes of AXES as in hydra_conf/parallelism; other keys are not for us. Raises UsageError when they do
+    not multiply to the number of processes. Uses NCCL where there is a GPU, one per local rank, else gloo.
     """
-    missing = [axis for axis in AXES if axis not in parallelism]
-    if missing:
-        raise UsageError(f"parallelism lacks {', '.join(missing)}; it has {', '.join(parallelism)}, all of {', '.join(AXES)} are needed")
+    if missing := [axis for axis in AXES if axis not in parallelism]:
+        raise UsageError(f"parallelism lacks {', '.join(missing)}; all of {', '.join(AXES)} are needed")
     sizes = {axis: int(parallelism[axis]) for axis in AXES}
     world_size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     _check(sizes, world_size)
@@ -121,15 +120,14 @@ def start(parallelism: Mapping[str, Any]) -> Parallel:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    elif world_size == int(os.environ.get("LOCAL_WORLD_SIZE", world_size)):
+    elif os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
         # All ranks are on this host, and in a sandbox loopback is the only interface there is.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # A process alone needs no rendezvous, hence no port.
-    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world_size == 1 else {}
+    alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world_size == 1 else {}
     dist.init_process_group("nccl" if on_gpu else "gloo", **alone)
 
-    from substrate.model import cpu  # noqa: F401  before the first import of megatron.core
-
+    import substrate.model.cpu  # noqa: F401, I001  before the first import of megatron.core
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -138,7 +136,7 @@ def start(parallelism: Mapping[str, Any]) -> Parallel:
         pipeline_model_parallel_size=sizes["pp"],
         context_parallel_size=sizes["cp"],
         expert_model_parallel_size=sizes["ep"],
-        expert_tensor_parallel_size=sizes["tp"] if sizes["ep"] == 1 else 1,
+        expert_tensor_parallel_size=sizes["tp"] if sizes["ep"] == 1 else 1,  # the docstring above says why
         create_gloo_process_groups=False,  # a second set beside NCCL's, for checkpointing through the host
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
@@ -146,6 +144,7 @@ def start(parallelism: Mapping[str, Any]) -> Parallel:
 
 
 def _check(sizes: Mapping[str, int], world_size: int) -> None:
+    """Raises UsageError for a layout that no code here serves, or that does not fit the number of processes."""
     text = " ".join(f"{axis}={size}" for axis, size in sizes.items())
     if sizes["pp"] != 1 or sizes["cp"] != 1:
         raise UsageError(f"parallelism {text}; pp and cp must be 1, no schedule for them is built")

@@ -1,4 +1,4 @@
-"""The model against independent references: transformers' Nemotron-H, the plain recurrence, and itself on other numbers of ranks."""
+"""The model against transformers' Nemotron-H, the plain recurrence, and itself on other numbers of ranks."""
 
 import dataclasses
 import json
@@ -37,7 +37,12 @@ pytestmark = [
 CONFIGS = Path(__file__).parent.parent / "hydra_conf" / "model"
 ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
 # Two ranks each way that a run can use them. Expert parallelism needs tensor or data parallelism to stand on.
-LAYOUTS = {"tp2": ALONE | {"tp": 2}, "dp2": ALONE | {"dp": 2}, "tp2_ep2": ALONE | {"tp": 2, "ep": 2}}
+LAYOUTS = {
+    "tp2": ALONE | {"tp": 2},
+    "dp2": ALONE | {"dp": 2},
+    "tp2_ep2": ALONE | {"tp": 2, "ep": 2},
+    "dp2_ep2": ALONE | {"dp": 2, "ep": 2},
+}
 METHODS = ("lora", "full")
 NUM_STEPS = 10
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": list(TARGETS)}
@@ -131,9 +136,11 @@ def test_two_ranks_train_as_one(trained, layout, method):
     torch.testing.assert_close(other["losses"], alone["losses"], rtol=0, atol=1e-5)
     torch.testing.assert_close(other["norms"], alone["norms"], rtol=1e-4, atol=0)
     files = sorted(file.relative_to(trained / layout) for file in (trained / layout / method).glob("*.safetensors"))
-    assert files or (layout, method) == ("tp2_ep2", "full")
+    assert files or (method == "full" and LAYOUTS[layout]["ep"] > 1)  # save_base refuses expert parallelism
     for file in files:
-        torch.testing.assert_close(load_file(trained / layout / file), load_file(trained / "alone" / file), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            load_file(trained / layout / file), load_file(trained / "alone" / file), rtol=0, atol=1e-5
+        )
 
 
 def _reference(config: ModelConfig, weights: dict[str, torch.Tensor]):
@@ -164,12 +171,16 @@ def _reference(config: ModelConfig, weights: dict[str, torch.Tensor]):
     renamed = {name.replace("backbone.", "model."): tensor for name, tensor in weights.items()}
     for layer, letter in enumerate(config.pattern):
         for part in ("up_proj", "down_proj") if letter == "E" else ():
-            experts = f"model.layers.{layer}.mixer.experts."  # stacked there, one tensor an expert in the published file
+            experts = (
+                f"model.layers.{layer}.mixer.experts."  # stacked there, one tensor an expert in the published file
+            )
             each = [renamed.pop(f"{experts}{expert}.{part}.weight") for expert in range(config.num_experts)]
             renamed[f"{experts}{part}"] = torch.stack(each)
     reference.load_state_dict(renamed)
     for block in reference.model.layers:
-        if hasattr(block.mixer, "time_step_limit"):  # a floor under dt that neither the published model nor megatron-core has
+        if hasattr(
+            block.mixer, "time_step_limit"
+        ):  # a floor under dt that neither the published model nor megatron-core has
             block.mixer.time_step_limit = (0.0, float("inf"))
     return reference.eval()
 
@@ -196,7 +207,9 @@ def test_adapter_means_what_peft_names_say(parallel, tmp_path):
     weights, pairs = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "adapter_model.safetensors")
     for name in (name for name in pairs if "lora_A" in name):
         module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        weights[f"{module}.weight"] += LORA["alpha"] / LORA["rank"] * pairs[name.replace("lora_A", "lora_B")] @ pairs[name]
+        weights[f"{module}.weight"] += (
+            LORA["alpha"] / LORA["rank"] * pairs[name.replace("lora_A", "lora_B")] @ pairs[name]
+        )
     _assert_same_logits(model, _reference(model.architecture, weights))
 
 
@@ -285,7 +298,9 @@ def test_base_comes_back_from_published_shards(parallel, tmp_path):
     save_base(model, tmp_path / "whole" / "model.safetensors")
     tensors = load_file(tmp_path / "whole" / "model.safetensors")
     for shard in range(2):
-        save_file({name: tensors[name] for name in sorted(tensors)[shard::2]}, tmp_path / f"model-0000{shard}.safetensors")
+        save_file(
+            {name: tensors[name] for name in sorted(tensors)[shard::2]}, tmp_path / f"model-0000{shard}.safetensors"
+        )
     copy = build_model(_config(), parallel)
     load_base(copy, tmp_path)
     tokens, _, _ = _batch(seed=8)

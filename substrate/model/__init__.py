@@ -1,4 +1,4 @@
-"""Nemotron-H on megatron-core: configuration, sharded model, adapters, weights. What other modules of the substrate use is listed here."""
+"""Nemotron-H on megatron-core: configuration, sharded model, adapters, weights. The list is what other modules use."""
 
 from substrate.model import cpu  # noqa: F401  first: what megatron-core needs before anything imports it
 from substrate.model.config import ModelConfig

@@ -74,11 +74,19 @@ class ModelConfig:
 
     def check_tensor_parallel(self, tp: int) -> None:
         """Raises UsageError unless `tp` ranks can share the heads, groups, experts and vocabulary evenly."""
-        for name in ("num_attention_heads", "mamba_num_groups", "moe_ffn_size", "moe_shared_expert_ffn_size", "vocab_size"):
+        for name in (
+            "num_attention_heads",
+            "mamba_num_groups",
+            "moe_ffn_size",
+            "moe_shared_expert_ffn_size",
+            "vocab_size",
+        ):
             if getattr(self, name) % tp:
                 raise UsageError(f"tensor-parallel size {tp}; it must divide model.{name} {getattr(self, name)}")
         if tp % self.num_query_groups and self.num_query_groups % tp:
-            raise UsageError(f"tensor-parallel size {tp}; a multiple or a divisor of {self.num_query_groups} query groups")
+            raise UsageError(
+                f"tensor-parallel size {tp}; a multiple or a divisor of {self.num_query_groups} query groups"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -1,9 +1,9 @@
-"""What megatron-core needs around it on a host without a GPU and without Transformer Engine. Importing this module does it, once.
+"""What megatron-core needs on a host without a GPU and without Transformer Engine. Importing this module does it, once.
 
-megatron-core 0.16.1 is written for CUDA with Transformer Engine. Everything that stands between it and a CPU is here, each step with
-its reason, so that a reader finds it at once and a new release of the library is checked in one place. Two things cannot
-be done from here and are choices in `hybrid.py`: torch modules instead of Transformer Engine's, and the all-gather token
-dispatcher (all-to-all wants CUDA streams).
+megatron-core 0.16.1 is written for CUDA with Transformer Engine. Everything that stands between it and a CPU is here,
+each step with its reason, so that a reader finds it at once and a new release of the library is checked in one place.
+Two things cannot be done from here and are choices in `hybrid.py`: torch modules instead of Transformer Engine's, and
+the all-gather token dispatcher (all-to-all wants CUDA streams).
 """
 
 import os
@@ -25,13 +25,15 @@ def _import_megatron() -> None:
     """Imports megatron-core, on a CPU without two things that cost 1.7 of its 2.7 seconds and are never called."""
     compiler, wandb = torch.compile, sys.modules.get("wandb")
     if ON_CPU:
-        # Captured at import as the library's kernel fuser: it loads the compiler stack, then wants a C++ compiler at the first step.
+        # Captured at import as the library's kernel fuser: it loads the compiler stack, then wants a C++ compiler at
+        # the first step.
         torch.compile = _identity  # type: ignore[assignment]
         # Imported for the metrics of the serving engine.
         sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
-            # The library about itself: that it falls back to torch, which is what is wanted, and that its own imports are deprecated.
+            # The library about itself: that it falls back to torch, which is what is wanted, and that its own imports
+            # are deprecated.
             warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
             warnings.filterwarnings("ignore", message="The following imports from `dynamic_context.py`")
             import megatron.core.models.mamba  # noqa: F401
@@ -48,13 +50,15 @@ def _adapt_megatron() -> None:
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
     from megatron.core.transformer.moe import moe_utils
 
-    # torch 2.13 renames two collectives that the library calls by their old names, and says so at each rank's first step.
+    # torch 2.13 renames two collectives that the library calls by their old names, and says so at each rank's first
+    # step.
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
         warnings.filterwarnings("ignore", message=f"`torch.distributed.{name}` is deprecated", category=FutureWarning)
     # The router looks this name up although only the import of Transformer Engine defines it.
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
-    # The library forks CUDA generators around dropout. The model has none (LoRA's own dropout aside), so the tracker does nothing.
+    # The library forks CUDA generators around dropout. The model has none (LoRA's own dropout aside), so the tracker
+    # does nothing.
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
     if ON_CPU:
         # About forty call sites allocate on `torch.cuda.current_device()`.
@@ -63,8 +67,8 @@ def _adapt_megatron() -> None:
         torch.cuda.synchronize = lambda device=None: None
 
 
-# Kernels in issue order, so that communication overlaps compute; without it the library warns at every start. Read by the driver
-# when CUDA starts, hence an environment variable and this early.
+# Kernels in issue order, so that communication overlaps compute; without it the library warns at every start. Read by
+# the driver when CUDA starts, hence an environment variable and this early.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 _import_megatron()
 _adapt_megatron()

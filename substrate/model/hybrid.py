@@ -1,13 +1,14 @@
-"""The Nemotron-H stack on megatron-core's `MambaModel`: Mamba-2, attention without positions, and mixture-of-experts layers.
+"""The Nemotron-H stack on megatron-core's `MambaModel`: Mamba-2, attention without positions, mixtures of experts.
 
-megatron-core builds and runs the model; this module says of which parts. Those that its Transformer Engine specifications
-would bring are given here in torch: an RMS norm that sequence parallelism may use, an attention core on
-`scaled_dot_product_attention`, linear layers with room for adapters (`lora.py`) and the mixer (`mamba.py`). The experts are
-the library's: a sigmoid router in float32 whose bias corrects the choice but not the weights, the weights of the chosen normalised and
-scaled, one expert shared by all tokens, squared ReLU and no gate.
+megatron-core builds and runs the model; this module says of which parts. Those that its Transformer Engine
+specifications would bring are given here in torch: an RMS norm that sequence parallelism may use, an attention core on
+`scaled_dot_product_attention`, linear layers with room for adapters (`lora.py`) and the mixer (`mamba.py`). The
+experts are the library's: a sigmoid router in float32 whose bias corrects the choice but not the weights, the weights
+of the chosen normalised and scaled, one expert shared by all tokens, squared ReLU and no gate.
 
 Sources: Nemotron-H, arXiv:2504.03624; loss-free balancing, arXiv:2408.15664; the published `config.json`.
-Shapes: B batch, S sequence (this rank's part under sequence parallelism), L sequence, whole, U hidden size, V vocabulary here.
+Shapes: B batch, S sequence (this rank's part under sequence parallelism), L sequence, whole, U hidden size, V
+vocabulary here.
 """
 
 from typing import Any
@@ -60,7 +61,7 @@ class AttentionCore(nn.Module):
         super().__init__()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
-        """q, k, v: (S, B, heads, dim), keys possibly longer. attention_mask: (B, 1, S, keys), True where a query may look."""
+        """q, k, v: (S, B, heads, dim), keys may be longer. attention_mask: (B, 1, S, keys), True where q may look."""
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
         causal = attention_mask is None
         context = F.scaled_dot_product_attention(q, k, v, attention_mask, is_causal=causal, enable_gqa=True)
@@ -77,9 +78,9 @@ class HybridStack(MambaStack):
 
 
 class DecodeState(StaticInferenceContext):
-    """What a batch of left-padded sequences keeps between decoding steps: keys and values, convolution windows, scan states.
+    """What a batch of left-padded sequences keeps between steps: keys, values, convolution windows, scan states.
 
-    megatron-core's modules know it as their static inference context. `sequence_len_offset` is the number of positions seen.
+    megatron-core's modules know it as their static inference context; `sequence_len_offset` counts the positions seen.
     """
 
     def __init__(self, valid_BL: Tensor, max_length: int) -> None:
@@ -90,10 +91,11 @@ class DecodeState(StaticInferenceContext):
         self._keys_BL = F.pad(valid_BL, (0, max_length - valid_BL.shape[1]), value=True)
 
     def advance(self, model: "HybridModel", tokens_BL: Tensor) -> Tensor:
-        """Runs the next positions (first the whole prompts, then one token each) and returns the last one's logits_BV, whole."""
+        """Runs the next positions (first whole prompts, then a token each); returns the last one's whole logits_BV."""
         seen, length = self.sequence_len_offset, tokens_BL.shape[1]
         causal = torch.ones(length, seen + length, dtype=torch.bool, device=tokens_BL.device).tril(seen)
-        mask = causal & self._keys_BL[:, None, None, : seen + length]
+        # Padding looks at itself, which nobody sees: softmax over nothing would be NaN in some kernels.
+        mask = (causal & self._keys_BL[:, None, None, : seen + length]) | causal.triu(seen)
         logits_BLV = model(tokens_BL, None, mask, inference_context=self, runtime_gather_output=True)
         self.sequence_len_offset += length
         return logits_BLV[:, -1]
@@ -125,9 +127,9 @@ def build_model(
     """Builds this rank's part of the model, uninitialised: `init_weights` or `load_base` comes next.
 
     device: where parameters live, `parallel.device` by default; "meta" allocates nothing.
-    sequence_parallel: shard activations along the sequence between the matrix products; by default with tp > 1, as training with
-    experts demands. Decoding takes False: one token cannot be sharded.
-    Raises UsageError when the tensor-parallel size does not fit the model.
+    sequence_parallel: shard activations along the sequence between the matrix products; by default with tp > 1, as
+    training with experts demands. Decoding takes False: one token cannot be sharded.
+    Raises UsageError when the tensor- or expert-parallel size does not fit the model.
     """
     config.check_tensor_parallel(parallel.tp)
     if config.num_experts % parallel.ep:
@@ -143,20 +145,21 @@ def build_model(
 
 
 def token_losses(model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats over the tokens where mask is 1, and their number: both 0-d, this data-parallel rank's.
+    """Summed cross-entropy in nats over the tokens where mask is 1, and their number: 0-d, of this data-parallel rank.
 
-    labels[:, i] is the token after tokens[:, i]. Lengths are padded to a multiple of the tensor-parallel size; padding on the right
-    changes nothing before it. Divide the sum by the number of targets of the whole batch before backward.
+    labels[:, i] is the token after tokens[:, i]. Lengths are padded to a multiple of the tensor-parallel size; padding
+    on the right changes nothing before it. Divide the sum by the number of targets of the whole batch before backward.
     """
     surplus = -tokens_BL.shape[1] % model.pg_collection.tp.size()
-    tokens_BL, labels_BL, mask_BL = (F.pad(t, (0, surplus)) for t in (tokens_BL, labels_BL, mask_BL))
+    device = model.output_layer.weight.device
+    tokens_BL, labels_BL, mask_BL = (F.pad(t.to(device), (0, surplus)) for t in (tokens_BL, labels_BL, mask_BL))
     losses_BL = model(tokens_BL, None, None, labels=labels_BL)
     mask_BL = mask_BL.to(losses_BL.dtype)
     return (losses_BL * mask_BL).sum(), mask_BL.sum()
 
 
 def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> TransformerConfig:
-    """megatron-core's configuration; what is not named keeps its default, among others no dropout in experts and no fusions."""
+    """megatron-core's configuration; what is not named keeps its default, among others no fusions."""
     return TransformerConfig(
         num_layers=len(config.pattern),
         hidden_size=config.hidden_size,
@@ -193,7 +196,8 @@ def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parall
         cuda_graph_scope=[],  # its default is a deprecated spelling of the same
         params_dtype=config.torch_dtype,
         bf16=config.torch_dtype is torch.bfloat16,
-        # Allocates under the device context of `build_model`, with or without a GPU; values come from files or `init_weights`.
+        # Allocates under the device context of `build_model`, with or without a GPU; values come from files or
+        # `init_weights`.
         use_cpu_initialization=True,
         perform_initialization=False,
     )

@@ -1,11 +1,11 @@
-"""Where every tensor of a sharded model sits in the published checkpoint: its name, and which rows or columns of it this rank holds.
+"""Where every tensor of a sharded model sits in the published checkpoint: its name, and which part of it a rank holds.
 
-One description serves initialisation, loading, saving and adapters, so that none of them can disagree about a shard. A `Placement`
-says: stack the named tensors along dim 0, put the rows in `order`, cut dim `dim` into as many equal pieces as `group` has
-ranks, and piece `rank` is what the module holds. Two orders are not the identity (here for 2 ranks):
+One description serves initialisation, loading, saving and adapters, so that none of them can disagree about a shard. A
+`Placement` says: stack the named tensors along dim 0, put the rows in `order`, cut dim `dim` into as many equal pieces
+as `group` has ranks, and piece `rank` is what the module holds. Two orders are not the identity (here for 2 ranks):
 
-    in_proj      z | x | B | C | dt              ->  z0 x0 B0 C0 dt0 | z1 x1 B1 C1 dt1      every part is sharded by itself
-    linear_qkv   q_proj; k_proj; v_proj stacked  ->  q q k v | q q k v                      one block a query group, as megatron-core has it
+    in_proj      z | x | B | C | dt              ->  z0 x0 B0 C0 dt0 | z1 x1 B1 C1 dt1    every part is cut by itself
+    linear_qkv   q_proj; k_proj; v_proj stacked  ->  q q k v | q q k v                    one block a query group
 
 A shard cut without the first order loads without an error at another number of ranks and computes something else.
 
@@ -57,7 +57,7 @@ class Placement:
         return whole.chunk(self.group.size(), self.dim)[self.group.rank()]
 
     def whole(self) -> tuple[Tensor, ...]:
-        """The whole tensors, one for each name, gathered on every rank: a collective call. On the device of the module."""
+        """The whole tensors, one for each name, gathered on every rank (a collective call), on the module's device."""
         stacked = self.tensor.detach()
         if self.dim is not None and self.group.size() > 1:
             parts = [torch.empty_like(stacked) for _ in range(self.group.size())]

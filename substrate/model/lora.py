@@ -1,15 +1,16 @@
 """Low-rank adapters on tensor-parallel linear layers: y = W x + (alpha / r) B A x, W frozen (LoRA, arXiv:2106.09685).
 
-    layer            W here     A                     B                     what is summed over tensor-parallel ranks
-    ColumnLinear     rows       whole                 rows, as W            gradient of A: each rank sees its own rows' part of it
-    RowLinear        columns    columns, as W         whole                 B A x, in the sum that W x needs anyway; gradient of B
+    layer          W here    A               B            what is summed over tensor-parallel ranks
+    ColumnLinear   rows      whole           rows, as W   the gradient of A: each rank sees its own rows' part of it
+    RowLinear      columns   columns, as W   whole        B A x, in the sum that W x needs anyway; the gradient of B
 
-So an adapter adds no communication to the layer. With sequence parallelism the input of a column layer is gathered once for W and A
-together (and its gradient scattered once), where the library would gather inside W's product only.
+So an adapter adds no communication to the layer. With sequence parallelism the input of a column layer is gathered
+once for W and A together (and its gradient scattered once), where the library would gather inside W's product only.
 
-One matrix here can be several modules of the published checkpoint: `linear_qkv` interleaves q_proj, k_proj and v_proj. Each
-of them has its own A; B has one row for each row of W, and a fixed mask sends a row to its module's A. `in_proj` is one module whose
-rows [z|x|B|C|dt] are sharded part by part, and so are the rows of its B: `layout.py` knows the order of both.
+One matrix here can be several modules of the published checkpoint: `linear_qkv` interleaves q_proj, k_proj and v_proj.
+Each of them has its own A; B has one row for each row of W, and a fixed mask sends a row to its module's A. `in_proj`
+is one module whose rows [z|x|B|C|dt] are sharded part by part, and so are the rows of its B: `layout.py` knows the
+order of both.
 
 Routed experts carry no adapters: they would be 856 M parameters in the 30B model, and their gradients need other sums.
 """
@@ -39,7 +40,9 @@ TARGETS = (
 
 
 class Adapter(nn.Module):
-    """The two factors for one weight, A_RI (R = rank x modules with an adapter, I inputs here) and B_OR (O outputs here, R = rank)."""
+    """The two factors for one weight: A_RI (R = rank x adapted modules, I inputs here) and B_OR (O outputs here)."""
+
+    mask_OR: Tensor  # alpha / rank where a row of B belongs to the block of A, else 0
 
     def __init__(self, base: Placement, active: Sequence[str], rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
@@ -54,7 +57,8 @@ class Adapter(nn.Module):
         self.A_RI = nn.Parameter(torch.empty(rank * len(active), weight.shape[1], **factory))
         self.B_OR = nn.Parameter(torch.zeros(weight.shape[0], rank, **factory))
         sharded, whole = (self.B_OR, self.A_RI) if base.dim == 0 else (self.A_RI, self.B_OR)
-        # Marks that `Parallel` reads: a shard counts once in the gradient norm; the gradient of the whole factor is a partial sum.
+        # Marks that `Parallel` reads: a shard counts once in the gradient norm; the gradient of the whole factor is a
+        # partial sum.
         sharded.tensor_model_parallel = True  # type: ignore[attr-defined]
         whole.sequence_parallel = True  # type: ignore[attr-defined]
         columns = torch.tensor([base.names.index(name) for name in active])
@@ -75,7 +79,7 @@ class Adapter(nn.Module):
         return [_target(name) for name in self.active]
 
     def placements(self) -> tuple[Placement, Placement]:
-        """Of A and of B, named as PEFT names them. B names every module of the weight, also those that have no adapter."""
+        """Of A and of B, with PEFT's names. B names every module of the weight, also those without an adapter."""
         base = self.base
         names_A = tuple(adapter_name(name, "A") for name in self.active)
         names_B = tuple(adapter_name(name, "B") for name in base.names)
@@ -128,7 +132,7 @@ class RowLinear(RowParallelLinear):
 
 
 def add_lora(
-    model: nn.Module, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
+    model: Any, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
 ) -> list[nn.Parameter]:
     """Freezes the model and puts an adapter on every module that one of `targets` names; returns the new parameters.
 

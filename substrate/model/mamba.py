@@ -1,6 +1,7 @@
 """The Mamba-2 mixer in plain torch, sharded over tensor-parallel ranks, with a single-step form for decoding.
 
-A head keeps a P x N state that decays by a scalar and takes in one outer product a token (Mamba-2, arXiv:2405.21060, eq. 1 and 6):
+A head keeps a P x N state that decays by a scalar and takes in one outer product a token (Mamba-2, arXiv:2405.21060,
+eq. 1 and 6):
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t + D x_t
 
@@ -10,12 +11,12 @@ Around it Nemotron-H has (arXiv:2504.03624; transformers' `modeling_nemotron_h.p
 
     [z | x | B | C | dt] = in_proj(u)      [x | B | C] = silu(causal_conv([x | B | C]))      out_proj(norm(y * silu(z)))
 
-with an RMS norm over each group of heads. A tensor-parallel rank holds whole groups, so each of the five parts of `in_proj` is
-sharded by itself, the scan and the norm need no communication, and only the two projections talk.
+with an RMS norm over each group of heads. A tensor-parallel rank holds whole groups, so each of the five parts of
+`in_proj` is sharded by itself, the scan and the norm need no communication, and only the two projections talk.
 
-S sequence, B batch, U hidden size, I inner size (heads x P), H heads, G groups of heads, Q heads of a group (H = G x Q), P head dim,
-N state dim, K taps of the convolution, C chunks, L positions of a chunk, T source positions of a chunk (T = L).
-All sizes are this rank's.
+S sequence, B batch, U hidden size, I inner size (heads x P), H heads, G groups of heads, Q heads of a group (H = G x
+Q), P head dim, N state dim, K taps of the convolution, C chunks, L positions of a chunk, T source positions of a chunk
+(T = L). All sizes are this rank's.
 """
 
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def chunked_scan(
     L = -(-S // num_chunks)
 
     def chunks(t: Tensor, *heads: int) -> Tensor:
-        """(S, B, heads..., d) -> (B, C, heads..., L, d); the tail is filled with zeros, and dt = 0 leaves the state alone."""
+        """(S, B, heads..., d) -> (B, C, heads..., L, d); zeros fill the tail, and dt = 0 leaves the state alone."""
         t = F.pad(t, (0, 0) * (t.dim() - 1) + (0, num_chunks * L - S))
         t = t.reshape(num_chunks, L, B, *heads, -1)
         return t.permute(2, 0, *range(3, 3 + len(heads)), 1, t.dim() - 1).contiguous()
@@ -58,7 +59,7 @@ def chunked_scan(
     # Log decay from the start of the chunk to after position l, then from position t to position l >= t.
     log_decay = (dt.squeeze(-1) * A_H.view(G, Q, 1)).cumsum(-1)  # (B, C, G, Q, L)
     causal_LT = torch.ones(L, L, dtype=torch.bool, device=dt.device).tril()
-    between = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill(~causal_LT, -torch.inf).exp()
+    between = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill_(~causal_LT, -torch.inf).exp_()
     y = (c @ b.transpose(-1, -2) * between) @ xdt
 
     # What each chunk leaves behind, and from it the state at the start of every chunk and after the last one.
@@ -66,7 +67,7 @@ def chunked_scan(
     left = (xdt * to_end).transpose(-1, -2) @ b  # (B, C, G, Q, P, N)
     total = F.pad(log_decay[..., -1].cumsum(1), (0, 0, 0, 0, 1, 0)).permute(0, 2, 3, 1)  # (B, G, Q, C + 1)
     later = torch.ones(num_chunks + 1, num_chunks, dtype=torch.bool, device=dt.device).tril(-1)
-    carry = (total.unsqueeze(-1) - total[..., None, 1:]).masked_fill(~later, -torch.inf).exp()  # (B, G, Q, C + 1, C)
+    carry = (total.unsqueeze(-1) - total[..., None, 1:]).masked_fill_(~later, -torch.inf).exp_()  # (B, G, Q, C + 1, C)
     states = (carry @ left.permute(0, 2, 3, 1, 4, 5).flatten(-2)).unflatten(-1, (P, N))  # (B, G, Q, C + 1, P, N)
     entering = states[..., :-1, :, :].permute(0, 3, 1, 2, 5, 4)  # (B, C, G, Q, N, P)
     y = y + (c @ entering) * log_decay.exp().unsqueeze(-1)
@@ -90,7 +91,8 @@ def scan_step(
 def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor) -> Tensor:
     """Depthwise convolution of a window that starts K - 1 tokens early: (S + K - 1, B, I) -> (S, B, I).
 
-    A sum over taps and not `conv1d`: sequence-major data would have to be transposed twice, which costs more than the sum.
+    A sum over taps and not `conv1d`: sequence-major data would have to be transposed twice, which costs more than the
+    sum.
     """
     K = weight_I1K.shape[-1]
     S = window_SBI.shape[0] - K + 1
@@ -151,11 +153,13 @@ class MambaMixer(MegatronModule):
         self.D_H = nn.Parameter(torch.empty(self.num_heads))
         self.dt_bias_H = nn.Parameter(torch.empty(self.num_heads))
 
-    def forward(self, u_SBU: Tensor, inference_context: Any = None, packed_seq_params: None = None) -> tuple[Tensor, None]:
+    def forward(
+        self, u_SBU: Tensor, inference_context: Any = None, packed_seq_params: None = None
+    ) -> tuple[Tensor, None]:
         """u_SBU -> (output_SBU, no bias). With sequence parallelism S is this rank's part, outside; inside it is whole.
 
-        `inference_context` is a `DecodeState` (hybrid.py): its `valid_SB` marks tokens that are not padding, and this layer's
-        convolution window and scan state are kept in it between calls.
+        `inference_context` is a `DecodeState` (hybrid.py): its `valid_SB` marks tokens that are not padding, and this
+        layer's convolution window and scan state are kept in it between calls.
         """
         zxbcdt, _ = self.in_proj(u_SBU)
         z_SBI, xbc_SBI, dt_SBH = zxbcdt.split(self.split_sizes, dim=-1)

@@ -1,10 +1,11 @@
-"""Weights in and out: base checkpoints and adapters as safetensors with the published names, at any number of tensor-parallel ranks.
+"""Weights in and out: base checkpoints and adapters as safetensors with the published names, at any number of ranks.
 
     base      backbone.layers.<N>.mixer.<module>...                                one file, or the published shards
     adapter   base_model.model.backbone.layers.<N>.mixer.<module>.lora_A.weight    PEFT's names, float32, whole tensors
 
-Files hold whole tensors; a rank reads each tensor that it has a part of and keeps its part (`layout.py` says which). Reading goes
-through safetensors only, never a pickle: an adapter comes out of a sandbox. Both formats are those of docs/contract.md.
+Files hold whole tensors; a rank reads each tensor that it has a part of and keeps its part (`layout.py` says which).
+Reading goes through safetensors only, never a pickle: an adapter comes out of a sandbox. Both formats are those of
+docs/contract.md.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from substrate.errors import DataError, UsageError
 from substrate.model.layout import Placement, layout, named_generator
@@ -25,11 +26,11 @@ from substrate.model.lora import adapter_name, adapters, add_lora
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def init_weights(model: nn.Module, seed: int) -> None:
-    """Fills a model for pretraining. Each whole tensor is drawn by (seed, name) and then cut: the same at any number of ranks.
+def init_weights(model: Any, seed: int) -> None:
+    """Fills a model for pretraining. Whole tensors are drawn by (seed, name), then cut: alike at any number of ranks.
 
-    Matrices: normal with sd 1/sqrt(inputs), and 1/sqrt(layers) of that where they write to the residual stream (GPT-2). Mamba-2's
-    own parameters as in its paper: A uniform in 1..16, dt log-uniform in 0.001..0.1, D one.
+    Matrices: normal with sd 1/sqrt(inputs), and 1/sqrt(layers) of that where they write to the residual stream
+    (GPT-2). Mamba-2's own parameters as in its paper: A uniform in 1..16, dt log-uniform in 0.001..0.1, D one.
     """
     num_layers = len(model.architecture.pattern)
     with torch.no_grad():
@@ -38,7 +39,7 @@ def init_weights(model: nn.Module, seed: int) -> None:
             place.tensor.copy_(place.local(torch.cat(whole)))
 
 
-def load_base(model: nn.Module, path: Path | str) -> None:
+def load_base(model: Any, path: Path | str) -> None:
     """Reads a base checkpoint: a .safetensors file, or a folder with one or with the published shards.
 
     Raises DataError naming the first tensor that is missing or has another shape, or what is wrong with the file.
@@ -48,15 +49,15 @@ def load_base(model: nn.Module, path: Path | str) -> None:
             _fill(place, tensors.get)
 
 
-def save_base(model: nn.Module, path: Path | str) -> None:
-    """Writes the whole model to one .safetensors file; every rank must call, rank 0 writes. Not for expert parallelism."""
+def save_base(model: Any, path: Path | str) -> None:
+    """Writes the whole model to one .safetensors file; every rank must call, rank 0 writes. ep must be 1."""
     groups = model.pg_collection
     if groups.ep.size() != 1:
         raise UsageError(f"save_base with ep={groups.ep.size()}; it gathers over tp only, ep must be 1")
     _write(_gather(layout(model)), Path(path))
 
 
-def save_adapter(model: nn.Module, folder: Path | str) -> None:
+def save_adapter(model: Any, folder: Path | str) -> None:
     """Writes `adapter_model.safetensors` and `adapter_config.json`; every rank must call, rank 0 writes."""
     found = adapters(model)
     tensors = _gather(place for adapter in found for place in adapter.placements())
@@ -79,10 +80,11 @@ def save_adapter(model: nn.Module, folder: Path | str) -> None:
     _write({name: tensor.float() for name, tensor in tensors.items() if name in kept}, folder / ADAPTER_FILE)
 
 
-def load_adapter(model: nn.Module, folder: Path | str) -> None:
+def load_adapter(model: Any, folder: Path | str) -> None:
     """Puts an adapter from `save_adapter` on a model: adds the layers its configuration names, then reads them.
 
-    A model that has adapters keeps them and must match. Raises DataError naming the tensor that is missing, surplus or misshapen.
+    A model that has adapters keeps them and must match. Raises DataError naming the tensor that is missing, surplus or
+    misshapen.
     """
     config = _read_adapter_config(Path(folder) / ADAPTER_CONFIG)
     if not adapters(model):
@@ -91,12 +93,16 @@ def load_adapter(model: nn.Module, folder: Path | str) -> None:
         except UsageError as error:
             raise DataError(f"{ADAPTER_CONFIG}: {error}") from None
     with torch.no_grad(), _Tensors(Path(folder) / ADAPTER_FILE) as tensors:
-        expected = set()
+        expected: set[str] = set()
         for adapter in adapters(model):
             place_A, place_B = adapter.placements()
             expected.update(adapter_name(name, factor) for name in adapter.active for factor in "AB")
             _fill(place_A, tensors.get)
-            _fill(place_B, tensors.get, absent={adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active})
+            _fill(
+                place_B,
+                tensors.get,
+                absent={adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active},
+            )
         if surplus := sorted(tensors.names - expected):
             raise DataError(f"{ADAPTER_FILE} holds {surplus[0]}, which the model has no place for")
 
