@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attacks.host import ATTACKS, USER, WHO, command_as, environment, why_not
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import image
 from pipeline.errors import ConfigError, IntegrityError, NotFound
+from tests.attacks.host import ATTACKS, USER, WHO, command_as, environment, why_not
 
 
 def make_payload(root: Path, umask: int) -> Path:

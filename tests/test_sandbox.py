@@ -7,6 +7,7 @@ where it says something, the same act is shown to succeed outside first. The vic
 import importlib.util
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -19,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks.host import ATTACKS, ROOT, USER, WHO, command_as, environment, why_not
 
 from pipeline import image
 from pipeline.errors import ConfigError
 from pipeline.namespace import enter_private_namespace, in_private_namespace
 from pipeline.sandbox import Sandbox
+from tests.attacks.host import ATTACKS, ROOT, USER, WHO, command_as, environment, why_not
 
 SECRETS = ("vault/seed", "ledger.h5", "answers.jsonl", "constitution/constitution.yaml", "a1/attempt_00/result.h5")
 ALL_REDUCE = """
@@ -42,11 +43,15 @@ class Arena:
 
     def __init__(self, who: str, world: Path) -> None:
         self.who, self.world = who, world
-        command = command_as(who, sys.executable, "-W", "error", str(ATTACKS / "arena.py"), str(world))
+        # A worker that somebody started by hand has a terminal, which is one more thing to attack.
+        self.terminals = pty.openpty()
+        if os.geteuid() == 0:
+            os.fchown(self.terminals[1], USER if who == "user" else 0, -1)
+        arguments = (str(ATTACKS / "arena.py"), str(world), os.ttyname(self.terminals[1]))
+        command = command_as(who, sys.executable, "-W", "error", *arguments)
         self.errors = open(world.parent / "arena.log", "w+")
-        self.process = subprocess.Popen(
-            command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, env=environment(), text=True, start_new_session=True, **pipes)
         assert self._line() == {"ready": True}
 
     def _line(self) -> Any:
@@ -57,13 +62,16 @@ class Arena:
             raise AssertionError(f"the arena ended: {self.errors.read()}")
         return json.loads(line)
 
-    def ask(self, do: str, *arguments: str, **more: Any) -> dict[str, Any]:
+    def send(self, do: str, *arguments: str, **more: Any) -> None:
         assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, "arguments": arguments, **more}) + "\n")
+        self.process.stdin.flush()
+
+    def ask(self, do: str, *arguments: str, **more: Any) -> dict[str, Any]:
         for path in (self.world / "out").iterdir():
             if do != "read":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        self.process.stdin.write(json.dumps({"do": do, "arguments": arguments, **more}) + "\n")
-        self.process.stdin.flush()
+        self.send(do, *arguments, **more)
         return self._line()
 
     def attack(self, name: str, *arguments: str) -> Any:
@@ -75,15 +83,17 @@ class Arena:
         """The exit code of a command that the arena's own uid runs outside the sandbox."""
         return self.ask("outside", *command)["code"]
 
-    def close(self) -> None:
+    def close(self) -> tuple[int, str]:
+        """End it, where nobody has; its exit code and its complaints."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         code = self.process.wait(timeout=30)
         self.process.stdout.close()
-        self.errors.seek(0)
-        complaints = self.errors.read()
-        self.errors.close()
-        assert (code, complaints) == (0, ""), complaints
+        for terminal in self.terminals:
+            os.close(terminal)
+        with self.errors:
+            self.errors.seek(0)
+            return code, self.errors.read()
 
 
 def lay_out(who: str, folder: Path) -> Path:
@@ -124,7 +134,7 @@ def arena(request: pytest.FixtureRequest) -> Iterator[Arena]:
         Path(name).chmod(0o755)
         running = Arena(request.param, lay_out(request.param, Path(name)))
         yield running
-        running.close()
+        assert running.close() == (0, "")
 
 
 @pytest.fixture
@@ -235,12 +245,17 @@ def test_gain_privilege(arena: Arena) -> None:
 
 
 def test_type_into_the_terminal(arena: Arena) -> None:
+    assert arena.outside(sys.executable, "-c", "open('/dev/tty').close()") == 0
     assert arena.attack("terminal") == []
 
 
 def test_reach_shared_memory(arena: Arena) -> None:
-    with tempfile.NamedTemporaryFile(dir="/dev/shm"):
-        assert arena.attack("shared_memory") == {"segments": [], "files": []}
+    made = arena.ask("outside", "ipcmk", "--shmem", "64", "--mode", "0666")["log"].split()[-1]
+    try:
+        with tempfile.NamedTemporaryFile(dir="/dev/shm"):
+            assert arena.attack("shared_memory") == {"segments": [], "files": []}
+    finally:
+        assert arena.outside("ipcrm", "--shmem-id", made) == 0
 
 
 def test_leave_a_process_behind(arena: Arena) -> None:
@@ -319,11 +334,8 @@ def test_sigkill_leaves_no_mount_behind(who: str, folder: Path) -> None:
         pytest.skip(why_not(who))
     world = lay_out(who, folder)
     running = Arena(who, world)
-    assert running.process.stdin is not None and running.process.stdout is not None
     beat = world / "out/beat"
-    attack = {"do": "plain", "arguments": ["sh", "-c", "while sleep 0.01; do date +%N >> /out/beat; done"]}
-    running.process.stdin.write(json.dumps(attack) + "\n")
-    running.process.stdin.flush()
+    running.send("plain", "sh", "-c", "while sleep 0.01; do date +%N >> /out/beat; done")
     _wait(beat.exists)
     assert running.process.pid in _processes_that_name(str(world))
     inside = Path(f"/proc/{running.process.pid}/mounts").read_text().split()
@@ -332,7 +344,7 @@ def test_sigkill_leaves_no_mount_behind(who: str, folder: Path) -> None:
     on_the_host = set(Path("/proc/mounts").read_text().split())
     assert not on_the_host & set(mounts)  # even while all is mounted, the host sees none of it
     running.process.kill()
-    running.process.wait()
+    assert running.close() == (-signal.SIGKILL, "")
     _wait(lambda: not _processes_that_name(str(world)))
     _wait(lambda: str(world) not in _loop_files())
     stopped = beat.read_text()
@@ -342,9 +354,6 @@ def test_sigkill_leaves_no_mount_behind(who: str, folder: Path) -> None:
     for path in mounts:
         if Path(path).parent == Path("/tmp"):
             Path(path).rmdir()  # of the staging folder, the empty mount point is left
-    running.process.stdin.close()
-    running.process.stdout.close()
-    running.errors.close()
 
 
 def test_refusals_name_what_is_valid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

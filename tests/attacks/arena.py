@@ -1,12 +1,13 @@
 """The victim's side: a worker that mounts, forks and runs one attack after another, each in a sandbox of its own.
 
-    python arena.py WORLD     then one JSON request a line on stdin, one JSON answer a line on stdout
+    python arena.py WORLD TERMINAL     then one JSON request a line on stdin, one JSON answer a line on stdout
 
 A request has `do` (attack, plain, probe or outside), and `arguments`; the world is laid out by test_sandbox.py. Only
 the walls of the sandbox stand between an attack and the world: both belong to the same uid where that is not root.
 """
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -58,7 +59,9 @@ def handle(world: Path, pristine: image.Mount, fork: image.Fork, sandbox: Sandbo
     return {**answered, "backends": [pristine.backend, fork.backend], "uid": sandbox.uid}
 
 
-def main(world: Path) -> None:
+def main(world: Path, terminal: str) -> None:
+    # The first terminal that the leader of a session opens becomes the session's own.
+    os.close(os.open(terminal, os.O_RDWR))
     enter_private_namespace([sys.executable, "-W", "error", *sys.argv])
     with ExitStack() as stack:
         digest = image.show(world / "image.sqsh").tree_digest
@@ -76,4 +79,4 @@ def main(world: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
