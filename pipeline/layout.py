@@ -23,8 +23,7 @@ from typing import Any
 from pipeline.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 from pipeline.records import Plan
 
-ROUND = re.compile(r"r\d{4}")
-ARM = re.compile(r"a\d+")
+ROUND = re.compile(r"r[0-9]{4}")
 
 
 def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
@@ -62,20 +61,19 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise IntegrityError(f"{path} is not valid JSON ({error})") from error
 
 
 def read_json_lines(path: Path) -> list[Any]:
     """All complete lines; a last line without its newline is still being written and is left out."""
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
         return []
-    complete = text[: text.rfind("\n") + 1]
     try:
-        return [json.loads(line) for line in complete.splitlines()]
-    except json.JSONDecodeError as error:
+        return [json.loads(line) for line in content.split(b"\n")[:-1]]
+    except ValueError as error:
         raise IntegrityError(f"{path} has a line that is not JSON ({error})") from error
 
 

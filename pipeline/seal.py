@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -40,7 +41,7 @@ def plain(value: Any) -> Any:
 
 
 def canonical(value: Any) -> bytes:
-    """RFC 8785 bytes of a record. Raises TypeError for what a record may not hold."""
+    """RFC 8785 bytes of a record. Raises TypeError for a type that a record may not hold, ValueError for an integer from 2^53 on."""
     return rfc8785.dumps(plain(value))
 
 
@@ -107,26 +108,17 @@ class Log:
 
     def append(self, event: str, **payload: Any) -> str:
         """Add one record before the act that it announces; returns its hash. Raises WorkFailed when it cannot be written."""
-        try:
-            with open(self.path, "a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                lines = self._whole_lines(file)
-                previous = hashlib.sha256(lines[-1]).hexdigest() if lines else GENESIS
-                line = canonical({"seq": len(lines), "previous": previous, "event": event, **payload})
-                file.write(line + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise WorkFailed(f"cannot append to {self.path}: {error.strerror}", "Free space there; nothing was done yet") from error
-        return hashlib.sha256(line).hexdigest()
+        with self._held() as file:
+            return self._write(file, event, payload)
 
     def append_once(self, event: str, **payload: Any) -> None:
-        """Append unless this very record (event and payload) is there: for stages that may be run again."""
+        """Append unless this very record (event and payload) is there: for stages that may be run again, or twice at once."""
         wanted = plain({"event": event, **payload})
-        for record in self.records():
-            if {key: value for key, value in record.items() if key not in ("seq", "previous")} == wanted:
-                return
-        self.append(event, **payload)
+        with self._held() as file:
+            for record in self.records():
+                if {key: value for key, value in record.items() if key not in ("seq", "previous")} == wanted:
+                    return
+            self._write(file, event, payload)
 
     def records(self) -> list[dict[str, Any]]:
         """All records. Raises IntegrityError naming the first record whose chain does not hold."""
@@ -152,7 +144,25 @@ class Log:
         lines = self.path.read_bytes().split(b"\n")[:-1]
         return hashlib.sha256(lines[-1]).hexdigest() if lines else GENESIS
 
-    def _whole_lines(self, file: Any) -> list[bytes]:
+    @contextmanager
+    def _held(self) -> Iterator[IO[bytes]]:
+        try:
+            with open(self.path, "a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield file
+        except OSError as error:
+            raise WorkFailed(f"cannot append to {self.path}: {error.strerror}", "Free space there; nothing was done yet") from error
+
+    def _write(self, file: IO[bytes], event: str, payload: Mapping[str, Any]) -> str:
+        lines = self._whole_lines(file)
+        previous = hashlib.sha256(lines[-1]).hexdigest() if lines else GENESIS
+        line = canonical({"seq": len(lines), "previous": previous, "event": event, **payload})
+        file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+        return hashlib.sha256(line).hexdigest()
+
+    def _whole_lines(self, file: IO[bytes]) -> list[bytes]:
         file.seek(0)
         *lines, torn = file.read().split(b"\n")
         if torn:
