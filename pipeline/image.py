@@ -15,9 +15,8 @@ What the node has decides how an image is mounted (`choose_backend`); the choice
 A fork is a writable view for one trial: a kernel overlay over the pristine mount, else fuse-overlayfs, else a plain
 copy. Its upper layer lies in node-local scratch, because Lustre and NFS cannot carry one.
 
-All mounts go into the private mount namespace of the calling process (`namespace.enter_private_namespace`); outside one
-nothing is mounted. They vanish with the last process in it, and the FUSE daemons get SIGKILL when the thread that
-started them ends (so call from the main thread). Files in scratch outlive a SIGKILL; mounts do not.
+All mounts go into the private mount namespace of the calling process (namespace.py); outside one nothing is mounted.
+Files in scratch outlive a SIGKILL; mounts do not.
 """
 
 import hashlib
@@ -25,22 +24,19 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, IntegrityError, NotFound, WorkFailed
-from pipeline.namespace import is_machine_root, require_private_namespace, run_program
+from pipeline.namespace import is_machine_root, mount, require_private_namespace, run_program, serve_fuse
 
 BACKENDS = ("loop", "squashfuse", "unpack")
 FORK_BACKENDS = ("overlay", "fuse-overlayfs", "copy")
 MANIFEST_SCHEMA = 1
 MOUNT_OPTIONS = "nosuid,nodev"
-FUSE_START_SECONDS = 10.0
 
 # With these the bytes do not depend on run, thread count, owner, time, umask or hard links.
 BUILD_FLAGS = (
@@ -181,20 +177,20 @@ def mounted(
         root = folder / "root"
         root.mkdir()
         if backend == "loop":
-            _mount(stack, root, "-t", "squashfs", "-o", f"loop,ro,{MOUNT_OPTIONS}", str(sqsh))
+            mount(stack, root, "-t", "squashfs", "-o", f"loop,ro,{MOUNT_OPTIONS}", str(sqsh))
         elif backend == "squashfuse":
             # allow_other: the trial's uid reads this mount too, and FUSE otherwise serves only the one that mounted it.
-            _serve_fuse(stack, root, "squashfuse", "-f", "-o", f"ro,allow_other,{MOUNT_OPTIONS}", str(sqsh))
+            serve_fuse(stack, root, "squashfuse", "-f", "-o", f"ro,allow_other,{MOUNT_OPTIONS}", str(sqsh))
         elif backend == "unpack":
             _unpack(sqsh, folder / "payload")
-            _mount(stack, root, "--bind", str(folder / "payload"))
+            mount(stack, root, "--bind", str(folder / "payload"))
             run_program("mount", "-o", f"remount,bind,ro,{MOUNT_OPTIONS}", str(root))
         else:
             raise ConfigError(f"no mount backend {backend!r}", f"valid: {', '.join(BACKENDS)}")
-        mount = Mount(root, expected_tree_digest, backend)
-        mount.verify()
-        yield mount
-        mount.verify()
+        pristine = Mount(root, expected_tree_digest, backend)
+        pristine.verify()
+        yield pristine
+        pristine.verify()
 
 
 @contextmanager
@@ -230,9 +226,9 @@ def _fork_by(backend: str, stack: ExitStack, lower: Path, folder: Path, owner: i
         if backend == "overlay":
             # A user namespace may not write trusted.* attributes. With metacopy, _give copies no file's content.
             attributes = "metacopy=on" if is_machine_root() else "userxattr"
-            _mount(stack, root, "-t", "overlay", "-o", f"{layers},{attributes}", "overlay")
+            mount(stack, root, "-t", "overlay", "-o", f"{layers},{attributes}", "overlay")
         else:
-            _serve_fuse(stack, root, "fuse-overlayfs", "-f", "-o", f"{layers},allow_other")
+            serve_fuse(stack, root, "fuse-overlayfs", "-f", "-o", f"{layers},allow_other")
     _give(root, owner)
 
 
@@ -240,28 +236,6 @@ def _give(root: Path, owner: int) -> None:
     if owner != os.geteuid():
         for path in (root, *(root / name for name in _walk(root))):
             os.chown(path, owner, owner, follow_symlinks=False)
-
-
-def _mount(stack: ExitStack, root: Path, *arguments: str) -> None:
-    run_program("mount", *arguments, str(root))
-    # Lazy: a mount in use leaves this namespace now, and the machine with its last user.
-    stack.callback(run_program, "umount", "--lazy", str(root))
-
-
-def _serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
-    """Run a FUSE daemon until `stack` closes; it keeps its namespace alive, so it must not outlive this process."""
-    with tempfile.TemporaryFile() as log:
-        dies_with_us = ("setpriv", "--pdeathsig", "KILL")
-        daemon = subprocess.Popen([*dies_with_us, *command, root], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        stack.callback(daemon.wait)
-        stack.callback(daemon.kill)
-        deadline = time.monotonic() + FUSE_START_SECONDS
-        while not os.path.ismount(root):
-            if daemon.poll() is not None or time.monotonic() > deadline:
-                log.seek(0)
-                raise WorkFailed(f"{command[0]} did not mount {root}: {log.read().decode(errors='replace').strip()}")
-            time.sleep(0.005)
-    stack.callback(run_program, "umount", "--lazy", str(root))
 
 
 def _verify_file(sqsh: Path, expected_tree_digest: str) -> ImageInfo:

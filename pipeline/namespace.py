@@ -6,18 +6,24 @@ it ends, whichever way that happens. So a worker re-executes itself once, right 
     enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
 
 Root of the machine unshares only its mounts. An ordinary user unshares the user namespace with them and is root in
-there: kernel overlays, bind mounts and FUSE work, kernel squashfs does not.
+there: kernel overlays, bind mounts and FUSE work, kernel squashfs does not. A FUSE daemon is a process that would keep
+the namespace alive; it gets SIGKILL when the thread that started it ends, so mount from the main thread.
 """
 
+import itertools
 import os
 import subprocess
+import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from pipeline.errors import ConfigError, NotFound, WorkFailed
 
 NOBODY = 65534
 MARK = "PIPELINE_PRIVATE_NAMESPACE"
+FUSE_START_SECONDS = 10.0
 
 
 def enter_private_namespace(argv: Sequence[str]) -> None:
@@ -75,6 +81,61 @@ def run_program(program: str, *arguments: str) -> str:
     if done.returncode != 0:
         raise WorkFailed(f"{' '.join(command)} exited {done.returncode}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
+
+
+def mount(stack: ExitStack, root: Path, *arguments: str) -> None:
+    """mount(8) on `root` until `stack` closes."""
+    run_program("mount", *arguments, str(root))
+    # Lazy: a mount in use leaves this namespace now, and the machine with its last user.
+    stack.callback(run_program, "umount", "--lazy", str(root))
+
+
+def serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
+    """Run a FUSE daemon in the foreground on `root` until `stack` closes. Raises WorkFailed when it does not mount."""
+    with tempfile.TemporaryFile() as log:
+        dies_with_us = ("setpriv", "--pdeathsig", "KILL")
+        daemon = subprocess.Popen([*dies_with_us, *command, root], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        stack.callback(daemon.wait)
+        stack.callback(daemon.kill)
+        deadline = time.monotonic() + FUSE_START_SECONDS
+        while not os.path.ismount(root):
+            if daemon.poll() is not None or time.monotonic() > deadline:
+                log.seek(0)
+                raise WorkFailed(f"{command[0]} did not mount {root}: {log.read().decode(errors='replace').strip()}")
+            time.sleep(0.005)
+    stack.callback(run_program, "umount", "--lazy", str(root))
+
+
+class Staging:
+    """A tmpfs in which the sources of binds appear under numbers, for a process of another uid to bind them again.
+
+    It lies in /tmp, because that uid must be able to walk there; of the sources it needs to reach only what they hold.
+    """
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="sandbox-", dir="/tmp")
+        self._targets = (Path(self._folder, str(number)) for number in itertools.count())
+        run_program("mount", "-t", "tmpfs", "-o", "mode=0755,size=1m", "sandbox", self._folder)
+
+    def bind(self, source: Path) -> str:
+        target = next(self._targets)
+        if source.is_dir():
+            target.mkdir()
+        else:
+            target.touch()
+        run_program("mount", "--rbind", str(source), str(target))
+        return str(target)
+
+    def write(self, text: str) -> str:
+        target = next(self._targets)
+        target.write_text(text)
+        target.chmod(0o644)
+        return str(target)
+
+    def remove(self) -> None:
+        # Lazy takes the binds along. A sandbox that runs has its own copy of them.
+        run_program("umount", "--lazy", self._folder)
+        os.rmdir(self._folder)
 
 
 def _mount_namespace() -> str:

@@ -13,12 +13,12 @@ processes, the size of a file, of /tmp and of /dev/shm; processes left behind by
 
 Not covered: bugs of the kernel (no system call is filtered) and of device drivers; total memory, CPU time and disk
 space, which the scheduler's cgroup and the file system's quota bound; timing and other side channels; the *names* of
-bound paths in /proc/self/mountinfo and kernel-wide facts in /proc. Level `fabric` shares the host's network: loopback
-services, abstract sockets and every other host are open then, so only trials of several nodes should have it. What a
-trial writes is its own word: `open_output` reads it without following a link.
+bound paths in /proc/self/mountinfo and kernel-wide facts in /proc; kernel keyrings and AF_VSOCK, which no namespace
+divides. Level `fabric` shares the host's network: loopback services, abstract sockets and every other host are open
+then, so only trials of several nodes should have it. What a trial writes is its own word: `open_output` reads it
+without following a link.
 """
 
-import itertools
 import json
 import os
 import select
@@ -27,7 +27,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -36,7 +35,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import ConfigError, NotFound, Refused, TrialFailed, WorkFailed
-from pipeline.namespace import enter_private_namespace, require_private_namespace, run_program, trial_uid
+from pipeline.namespace import Staging, enter_private_namespace, require_private_namespace, trial_uid
 
 # With the two names of namespace.py that whoever starts a sandbox needs as well.
 __all__ = ["Confined", "Limits", "Sandbox", "enter_private_namespace", "open_output", "probe", "trial_uid"]
@@ -101,7 +100,7 @@ class Sandbox:
             identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
             for folder in self.read_write.values():
                 os.chown(folder, self.uid, self.uid)
-        staging = _Staging()
+        staging = Staging()
         try:
             # The limits are set inside, where processes are counted per sandbox and nobody may raise them again.
             inner = ["--", "/usr/bin/prlimit", *limits, "--", *command]
@@ -129,7 +128,7 @@ class Sandbox:
             if status.st_uid != self.uid and status.st_mode & needed != needed:
                 raise ConfigError(f"uid {self.uid} may not read {source}", f"chmod o+rX {source}")
 
-    def _arguments(self, staging: "_Staging") -> list[str]:
+    def _arguments(self, staging: Staging) -> list[str]:
         """bubblewrap's arguments, in the order in which it acts on them: a later mount covers an earlier one."""
         arguments = ["--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL", "--new-session"]
         arguments += ["--die-with-parent", "--uid", str(INSIDE_ID), "--gid", str(INSIDE_ID), "--hostname", "trial"]
@@ -160,7 +159,7 @@ class Confined:
     `returncode` is the command's, 128 + n when signal n ended it; `timed_out` tells that the wall limit did.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], init: int, staging: "_Staging", deadline: float) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], init: int, staging: Staging, deadline: float) -> None:
         self.returncode: int | None = None
         self.timed_out = False
         self._process = process
@@ -262,35 +261,6 @@ def open_output(folder: Path, name: str) -> IO[bytes]:
         os.close(descriptor)
         raise TrialFailed("bad_output", f"{name} in {folder} is not a plain file")
     return open(descriptor, "rb")
-
-
-class _Staging:
-    """A tmpfs in which the sources of binds appear under numbers. In /tmp: the trial's uid must be able to get there."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="sandbox-", dir="/tmp")
-        self._targets = (Path(self._folder, str(number)) for number in itertools.count())
-        run_program("mount", "-t", "tmpfs", "-o", "mode=0755,size=1m", "sandbox", self._folder)
-
-    def bind(self, source: Path) -> str:
-        target = next(self._targets)
-        if source.is_dir():
-            target.mkdir()
-        else:
-            target.touch()
-        run_program("mount", "--rbind", str(source), str(target))
-        return str(target)
-
-    def write(self, text: str) -> str:
-        target = next(self._targets)
-        target.write_text(text)
-        target.chmod(0o644)
-        return str(target)
-
-    def remove(self) -> None:
-        # Lazy takes the binds along. A sandbox that runs has its own copy of them.
-        run_program("umount", "--lazy", self._folder)
-        os.rmdir(self._folder)
 
 
 def _launch(arguments: list[str], log_path: Path, identity: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes], int]:

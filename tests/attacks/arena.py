@@ -40,7 +40,8 @@ def handle(world: Path, pristine: image.Mount, fork: image.Fork, sandbox: Sandbo
         answered["got"] = json.loads(answered["got"]) if answered["code"] == 0 else None
     elif request["do"] == "plain":
         limits = replace(LIMITS, **request.get("limits", {}))
-        with replace(sandbox, limits=limits).start(request["arguments"], log) as process:
+        changed = replace(sandbox, limits=limits, devices=tuple(request.get("devices", ())))
+        with changed.start(request["arguments"], log) as process:
             answered = answer(process, log)
     elif request["do"] == "probe":
         forbidden = {name: Path(path) for name, path in request["forbidden"].items()}

@@ -1,17 +1,23 @@
-"""How the tests become root and an ordinary user, and the reasons why they cannot here."""
+"""The outside of the tests: how they become root and an ordinary user, a world to protect, and the arena in it."""
 
+import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from pipeline import image
 
 ROOT = Path(__file__).parents[2]
 ATTACKS = Path(__file__).parent
 USER = 12345 if os.geteuid() == 0 else os.geteuid()
 PROGRAMS = ("bwrap", "unshare", "setpriv", "prlimit", "mksquashfs", "unsquashfs", "squashfuse", "fuse-overlayfs")
 WHO = ("root", "user")
+SECRETS = ("vault/seed", "ledger.h5", "answers.jsonl", "constitution/constitution.yaml", "a1/attempt_00/result.h5")
 
 
 def command_as(who: str, *command: str) -> list[str]:
@@ -44,3 +50,83 @@ def why_not(who: str) -> str:
     trial = ["unshare", "--mount"] if who == "root" else ["unshare", "-Urm"]
     done = subprocess.run(command_as(who, *trial, "true"), env=environment(), capture_output=True, text=True)
     return f"no mount namespace for {who}: {done.stderr.strip()}" if done.returncode else ""
+
+
+class Arena:
+    """A running arena.py, and the world around it."""
+
+    def __init__(self, who: str, world: Path) -> None:
+        self.who, self.world = who, world
+        # A worker that somebody started by hand has a terminal, which is one more thing to attack.
+        self.terminals = pty.openpty()
+        if os.geteuid() == 0:
+            os.fchown(self.terminals[1], USER if who == "user" else 0, -1)
+        arguments = (str(ATTACKS / "arena.py"), str(world), os.ttyname(self.terminals[1]))
+        command = command_as(who, sys.executable, "-W", "error", *arguments)
+        self.errors = open(world.parent / "arena.log", "w+")
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, env=environment(), text=True, start_new_session=True, **pipes)
+        assert self._line() == {"ready": True}
+
+    def _line(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise AssertionError(f"the arena ended: {self.errors.read()}")
+        return json.loads(line)
+
+    def send(self, do: str, *arguments: str, **more: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, "arguments": arguments, **more}) + "\n")
+        self.process.stdin.flush()
+
+    def ask(self, do: str, *arguments: str, **more: Any) -> dict[str, Any]:
+        for path in (self.world / "out").iterdir():
+            if do != "read":
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        self.send(do, *arguments, **more)
+        return self._line()
+
+    def attack(self, name: str, *arguments: str) -> Any:
+        answered = self.ask("attack", name, *arguments)
+        assert answered.get("code") == 0, answered
+        return answered["got"]
+
+    def outside(self, *command: str) -> int:
+        """The exit code of a command that the arena's own uid runs outside the sandbox."""
+        return self.ask("outside", *command)["code"]
+
+    def close(self) -> tuple[int, str]:
+        """End it, where nobody has; its exit code and its complaints."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        code = self.process.wait(timeout=30)
+        self.process.stdout.close()
+        for terminal in self.terminals:
+            os.close(terminal)
+        with self.errors:
+            self.errors.seek(0)
+            return code, self.errors.read()
+
+
+def lay_out(who: str, folder: Path) -> Path:
+    """A campaign's worth of things that a trial must not see, and one image."""
+    world = folder / "world"
+    for path in ("scratch", "out", "task"):
+        (world / path).mkdir(parents=True)
+    for name in SECRETS:
+        (world / name).parent.mkdir(parents=True, exist_ok=True)
+        (world / name).write_text("what a trial must not see")
+        (world / name).chmod(0o600)
+    (world / "vault").chmod(0o700)
+    shutil.copy(ATTACKS / "inside.py", world / "task/inside.py")
+    payload = folder / "payload"
+    (payload / "substrate").mkdir(parents=True)
+    (payload / "substrate/train.py").write_text("print('honest')\n")
+    (payload / "manifest.yaml").write_text("name: arena\n")
+    image.build(payload, world / "image.sqsh")
+    if who == "user" and os.geteuid() == 0:
+        for path in (world, *world.rglob("*")):
+            os.chown(path, USER, USER)
+    return world
