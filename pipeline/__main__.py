@@ -21,6 +21,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, NotFound, PipelineError
 from pipeline.layout import Campaign, Round, read_json
+from pipeline.records import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -185,6 +186,8 @@ def report_end(shown: Path, campaign: Campaign, folder: Round, seconds: float) -
 
     totals = status.breakdown(rounds_of(campaign, folder))
     print(f"\n{folder.name} took {seconds:.0f} s; of the workers' time: " + ", ".join(f"{n} {t:.0f} s" for n, t in totals.items()))
+    if folder.evidence.exists():
+        show_scores(campaign, folder)
     if not folder.closed.exists():
         print(f"undecided; see `python -m pipeline meta {shown} {folder.name}`")
         return 1
@@ -192,6 +195,20 @@ def report_end(shown: Path, campaign: Campaign, folder: Round, seconds: float) -
         print(f"  {line}")
     print(f"next: python -m pipeline round {shown}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
     return 0
+
+
+def show_scores(campaign: Campaign, folder: Round) -> None:
+    """Every arm's accuracies beside the reference's and the base's, and what the reference gained over the base."""
+    from rich.console import Console
+
+    from pipeline import evidence, meta, view
+    from pipeline.campaign import read_plan
+
+    base = meta.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
+    outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
+    Console(width=120).print(view.scores([base, *outcomes]))
+    if base.scored("dev") and outcomes[0].scored("dev"):
+        print(f"reference over base on dev: {view.interval(evidence.paired_lift(outcomes[0], base, 'dev', 'base'))}")
 
 
 def worker_verb(arguments: argparse.Namespace) -> None:

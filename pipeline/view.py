@@ -1,12 +1,15 @@
-"""Following long work: a live table where a terminal looks on, one line a change where output goes to a file."""
+"""What people look at: a live table of arms (a line a change where output goes to a file), and the scores of a round."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from pipeline.evidence import SETS
+from pipeline.records import Lift, Outcome
 from pipeline.status import ArmStatus, table
 
 REFRESH_SECONDS = 0.5
@@ -43,3 +46,30 @@ def _seldom(show: Callable[[], None]) -> Callable[[], None]:
             show()
 
     return maybe
+
+
+def scores(outcomes: Sequence[Outcome]) -> Any:
+    """A rich table of accuracies in percent: one line an arm, dev and fresh in all and fresh (dev where there is none) by family."""
+    from rich.table import Table
+
+    families = sorted({family for outcome in outcomes for marks in outcome.outcomes.values() for family in marks})
+    view = Table(box=None, pad_edge=False)
+    for column in ("arm", "role", "dev %", "fresh %", *families):
+        view.add_column(column, justify="left" if column in ("arm", "role") else "right")
+    for outcome in outcomes:
+        totals = [_percent("".join(outcome.outcomes.get(item_set, {}).values())) for item_set in SETS]
+        shown = outcome.outcomes.get("fresh") or outcome.outcomes.get("dev") or {}
+        by_family = [_percent(shown.get(family, "")) for family in families]
+        name = outcome.arm if outcome.role not in ("reference", "base") else outcome.role
+        view.add_row(name, outcome.role if name == outcome.arm else "", *totals, *by_family)
+    return view
+
+
+def interval(lift: Lift) -> str:
+    """A lift in points with its 95 % interval (1.96 standard errors), for people; decisions use the exact ratio."""
+    mean, error = 100 * float(lift.mean), 196 * float(lift.variance) ** 0.5
+    return f"{mean:+.1f} points (95 %: {mean - error:+.1f} to {mean + error:+.1f}, {lift.num_items} paired items)"
+
+
+def _percent(marks: str) -> str:
+    return f"{100 * marks.count('1') / len(marks):.1f}" if marks else "-"
