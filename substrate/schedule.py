@@ -1,43 +1,58 @@
 """Learning rates, step by step, from NeMo's own schedule classes.
 
 The shape of the schedule is an axis of a recipe, named by a class of `nemo.core.optim.lr_scheduler` (nemo-toolkit
-3.0.0). All of them are closed forms of the step, so a run needs a list of numbers and no scheduler object: the class
-is driven once over a dummy optimizer and the list is what trains, what is written to progress.jsonl and what a
-checkpoint keeps.
+3.0.0). All of them are closed forms of the step, so a run needs a list of numbers and no scheduler object: the class is
+driven once over a dummy optimizer, and that list is what trains, what stands in progress.jsonl and what a checkpoint
+keeps.
 
-Importing NeMo costs 2.3 s of a process here with warm caches and 4 to 6 s with cold ones (Lightning, torchmetrics,
-scipy, transformers come along; loading the submodule without its packages' `__init__` saved nothing). So one rank
-imports it and broadcasts the list, and a resumed run, which finds the list in its checkpoint, does not import it at
-all.
+Importing NeMo costs 3.3 s of a 9 s start on a quiet CPU (Lightning, torchmetrics, scipy and the compiler come along;
+loading the submodule without its packages' `__init__` saved nothing). So the rates of the shipped recipe are kept
+beside this file, made by `python -m substrate.schedule`; a test drives NeMo again and compares every number. For any
+other length or warm-up one rank imports NeMo and the others get its list; a resumed run has its own in the checkpoint.
 """
 
+import json
+import sys
 import warnings
+from pathlib import Path
 
-from substrate.errors import UsageError
+from substrate.errors import UsageError, exit_code_of
 
-# The classes determined by what a recipe has: peak, warm-up, length and final rate. After the warm-up: half a cosine,
-# a parabola, a square root and a straight line down to the final rate, and constant. The others want more
-# (NoamAnnealing the model's width).
+# The classes determined by what a recipe has: peak, warm-up, length and final rate. After the warm-up: half a cosine, a
+# parabola, a square root and a straight line down to the final rate, and constant. The others want more (NoamAnnealing
+# the model's width).
 SHAPES = ("CosineAnnealing", "SquareAnnealing", "SquareRootAnnealing", "WarmupAnnealing", "WarmupHoldPolicy")
+TABLE = Path(__file__).with_suffix(".json")  # shape/num_steps/warmup_steps/min_lr_ratio -> rates at peak 1
 
 
-def learning_rates(shape: str, *, peak: float, num_steps: int, warmup_steps: int, min_lr_ratio: float) -> list[float]:
-    """Returns the learning rate of each step 0 .. num_steps - 1.
+def learning_rates(
+    shape: str, *, peak: float, num_steps: int, warmup_steps: int, min_lr_ratio: float, rank: int = 0
+) -> list[float]:
+    """The learning rate of each step 0 .. num_steps - 1: `peak` times NeMo's rates at peak 1. All ranks must call it.
 
-    With NeMo's warm-up every shape starts at peak / (warmup_steps + 1), not at zero, and reaches the peak at step
+    With NeMo's warm-up every shape starts at peak / (warmup_steps + 1), not at zero, and has the peak at step
     `warmup_steps`. Cosine afterwards: min + (peak - min) (1 + cos(pi (step - warmup) / (num_steps - warmup))) / 2,
-    SGDR (arXiv:1608.03983), eq. 5. Raises UsageError for a shape that is not in SHAPES.
+    which is SGDR's (arXiv:1608.03983, eq. 5) for one period. Raises UsageError for a shape that is not in SHAPES.
     """
+    # Before any import and by every rank: a wrong name must not leave the others waiting.
     if shape not in SHAPES:
         raise UsageError(f"schedule {shape!r}; valid are {', '.join(SHAPES)}")
+    relative = json.loads(TABLE.read_text()).get(_key(shape, num_steps, warmup_steps, min_lr_ratio))
+    if relative is None:
+        relative = _from_rank_0(shape, num_steps, warmup_steps, min_lr_ratio, rank)
+    return [peak * rate for rate in relative]
+
+
+def nemo_rates(shape: str, num_steps: int, warmup_steps: int, min_lr_ratio: float) -> list[float]:
+    """Drives NeMo's class at peak 1 and returns its rate at each step."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its dependencies, about each other
         from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=peak)
-    arguments = {"warmup_steps": warmup_steps, "max_steps": num_steps, "min_lr": peak * min_lr_ratio}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    arguments = {"warmup_steps": warmup_steps, "max_steps": num_steps, "min_lr": min_lr_ratio}
     scheduler = AVAILABLE_SCHEDULERS[shape](optimizer, **arguments)
     rates = []
     for _ in range(num_steps):
@@ -47,14 +62,30 @@ def learning_rates(shape: str, *, peak: float, num_steps: int, warmup_steps: int
     return rates
 
 
-def learning_rates_on_all_ranks(shape: str, *, rank: int, **arguments: float) -> list[float]:
-    """`learning_rates`, computed on rank 0 and broadcast: one import of NeMo a run. All ranks must call it."""
+def _from_rank_0(shape: str, num_steps: int, warmup_steps: int, min_lr_ratio: float, rank: int) -> list[float]:
     import torch.distributed as dist
 
-    # The shape is checked before the import, and by every rank: a wrong name must not leave the others waiting.
-    if shape not in SHAPES:
-        raise UsageError(f"schedule {shape!r}; valid are {', '.join(SHAPES)}")
-    box = [learning_rates(shape, **arguments) if rank == 0 else None]  # type: ignore[arg-type]
-    dist.broadcast_object_list(box, src=0)
-    assert box[0] is not None
+    box = [nemo_rates(shape, num_steps, warmup_steps, min_lr_ratio) if rank == 0 else []]
+    if dist.is_initialized():
+        dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def _key(*values: object) -> str:
+    return "/".join(map(str, values))
+
+
+def main() -> None:
+    """Writes TABLE for the shipped recipe and its smoke test: `python -m substrate.schedule`, from the checkout."""
+    import yaml
+
+    shipped = yaml.safe_load(Path("hydra_conf/recipe/sft_lora.yaml").read_text())
+    smoke = shipped | yaml.safe_load(Path("hydra_conf/experiment/smoke.yaml").read_text())["recipe"]
+    lengths = [(recipe["num_steps"], recipe["warmup_steps"], recipe["min_lr_ratio"]) for recipe in (shipped, smoke)]
+    table = {_key(shape, *length): nemo_rates(shape, *length) for length in lengths for shape in SHAPES}
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(rates)}" for key, rates in table.items())
+    TABLE.write_text(f"{{\n{lines}\n}}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -90,7 +90,7 @@ class Training:
 
         from substrate.model import ModelConfig, build_model, load_base
         from substrate.recipes import load_recipe
-        from substrate.schedule import learning_rates_on_all_ranks
+        from substrate.schedule import learning_rates
 
         self.task, self.parallel = task, parallel
         self.recipe = recipe = load_recipe(task.recipe)
@@ -110,18 +110,18 @@ class Training:
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.rates = [0.0] * recipe.num_steps
         if not self._resume():
-            self.rates = learning_rates_on_all_ranks(
+            self.rates = learning_rates(
                 recipe.schedule,
-                rank=parallel.rank,
                 peak=recipe.learning_rate,
                 num_steps=recipe.num_steps,
                 warmup_steps=recipe.warmup_steps,
                 min_lr_ratio=recipe.min_lr_ratio,
+                rank=parallel.rank,
             )
         self.progress = Progress(task.out / "progress.jsonl", rank=parallel.rank, done_steps=self.step)
 
     def run(self) -> None:
-        """Makes the steps that are left, saves the adapter. Raises Stopped, or DataError at a loss that is not finite."""
+        """Makes the steps that are left and saves the adapter. Raises Stopped, and DataError at a loss not finite."""
         self.progress.write("start", seconds=round(time.monotonic() - STARTED, 3))
         begun = time.monotonic() - self.seconds
         while self.step < self.recipe.num_steps:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from substrate.errors import DataError, Stopped, UsageError
+from substrate.schedule import SHAPES, learning_rates
 from substrate.train import Task
 
 # megatron-core 0.16.1 calling itself in ways that it deprecates.
@@ -235,25 +236,40 @@ def test_diverged_loss_names_the_step(alone, inputs, tmp_path):
     assert not (tmp_path / "out" / "adapter").exists()
 
 
-@pytest.mark.parametrize("shape", ["CosineAnnealing", "SquareAnnealing", "WarmupHoldPolicy"])
-def test_rates_are_nemos(shape):
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("length", ["shipped", "other"])
+def test_rates_are_nemos(shape, length):
+    """The rates of a run, from the table or not, against NeMo's class driven at the run's own peak."""
     import torch
-    from substrate.schedule import learning_rates
 
-    rates = learning_rates(shape, peak=0.02, num_steps=30, warmup_steps=5, min_lr_ratio=0.1)
+    recipe = _config("recipe", "sft_lora")
+    steps, warmup, ratio = (recipe[name] for name in ("num_steps", "warmup_steps", "min_lr_ratio"))
+    if length == "other":
+        steps, warmup = 30, 5
+    rates = learning_rates(shape, peak=0.02, num_steps=steps, warmup_steps=warmup, min_lr_ratio=ratio)
     from nemo.core.optim import lr_scheduler
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.02)
-    scheduler = getattr(lr_scheduler, shape)(optimizer, warmup_steps=5, max_steps=30, min_lr=0.002)
+    scheduler = getattr(lr_scheduler, shape)(optimizer, warmup_steps=warmup, max_steps=steps, min_lr=0.02 * ratio)
+    assert len(rates) == steps
     for rate in rates:
-        assert rate == optimizer.param_groups[0]["lr"]
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-14, abs=0)
         optimizer.step()
         scheduler.step()
 
 
-def test_cosine_rates_follow_the_published_formula():
-    from substrate.schedule import learning_rates
+def test_shipped_recipe_needs_no_import_of_nemo():
+    recipe = _config("recipe", "sft_lora")
+    arguments = {name: recipe[name] for name in ("num_steps", "warmup_steps", "min_lr_ratio")}
+    code = (
+        "import sys; from substrate.schedule import learning_rates\n"
+        f"learning_rates({recipe['schedule']!r}, peak=1.0, **{arguments}); assert 'nemo' not in sys.modules"
+    )
+    ended = _spawn(["-c", code], GOLDEN)
+    assert ended.returncode == 0, f"{ended.stderr}; renew substrate/schedule.json: python -m substrate.schedule"
 
+
+def test_cosine_rates_follow_the_published_formula():
     peak, steps, warmup, lowest = 0.004, 300, 20, 0.0004
     rates = learning_rates("CosineAnnealing", peak=peak, num_steps=steps, warmup_steps=warmup, min_lr_ratio=0.1)
     for step, rate in enumerate(rates):

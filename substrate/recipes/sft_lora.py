@@ -72,7 +72,7 @@ class SftLora:
         _require(0 <= self.warmup_steps < self.num_steps, "warmup_steps", self.warmup_steps, "0 to num_steps - 1")
         _require(0 <= self.min_lr_ratio <= 1, "min_lr_ratio", self.min_lr_ratio, "from 0 to 1")
         shares = self.mix.values()
-        _require(min(shares, default=-1) >= 0 and sum(shares) > 0, "mix", self.mix, "shares of at least 0, one above it")
+        _require(min(shares, default=-1) >= 0 and sum(shares) > 0, "mix", self.mix, "shares >= 0, one of them > 0")
 
     def stream(self, train_data: Path, tokenizer: Path, parallel: "Parallel", seed: int) -> "Stream":
         """Mixed, masked, right-padded batches of the training file, this data-parallel rank's rows."""
