@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from substrate.errors import DataError, UsageError
-from substrate.generate import Task, complete, decode_batch
+from substrate.generate import Task, complete, decode_batch, generate
 from substrate.model import ModelConfig, add_lora, build_model, init_weights, save_adapter, save_base
 from substrate.model.lora import adapters
 from substrate.parallel import start
@@ -168,13 +168,13 @@ def test_entry_writes_the_contract_alike_at_one_and_two_ranks(task):
         assert row["num_tokens"] == 12 if row["truncated"] else row["num_tokens"] <= 12
 
 
-def test_entry_fails_in_one_line(task):
+def test_without_its_adapter_nothing_is_decoded(task, parallel):
     body = json.loads(task.read_text())
     body["paths"]["adapter"] = str(task.parent / "nowhere")
     task.write_text(json.dumps(body))
-    ran = _run(task)
-    assert ran.returncode == 65
-    assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1 and "adapter_config.json" in ran.stderr
+    with pytest.raises(DataError, match="adapter_config.json"):
+        generate(Task.read(task), parallel)
+    assert not Path(body["paths"]["out"]).exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def _identity(function: Callable[..., Any] | None = None, **_: Any) -> Callable[
 
 
 def _import_megatron() -> None:
-    """Imports megatron-core, on a CPU without two things that cost 1.7 of its 2.7 seconds and are never called."""
+    """Imports megatron-core, on a CPU without two things that cost half of its two seconds and are never called."""
     compiler, wandb = torch.compile, sys.modules.get("wandb")
     if ON_CPU:
         # Captured at import as the library's kernel fuser: it loads the compiler stack, then wants a C++ compiler at
