@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import reduce
-from operator import getitem
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,13 @@ from pipeline.records import Axis, Policy, Setting
 
 SOURCE = Path(__file__).resolve().parent.parent / "hydra_conf"
 """Beside the package: in the checkout, and in the frozen code of a campaign."""
+
+POSITIVE = (
+    "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_size", "recipe.checkpoint_every",
+    "tasks.num_train_per_family", "tasks.num_dev_per_family", "tasks.num_fresh_per_family", "tasks.max_new_tokens",
+    "tasks.decode_batch_size", "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes",
+)  # fmt: skip
+NOT_NEGATIVE = ("cluster.gpus_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once")
 
 
 @dataclass
@@ -188,6 +195,8 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
             return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error), "See hydra_conf/ for what there is, or `python -m pipeline round --help`") from error
+    except ValueError as error:  # Hydra's own, for a group that is given a number, and names no group
+        raise ConfigError(f"{' '.join(overrides)}: {_one_line(error)}", "See hydra_conf/ for what there is") from error
 
 
 def search_path(campaign_dir: Path | None) -> list[str]:
@@ -197,11 +206,11 @@ def search_path(campaign_dir: Path | None) -> list[str]:
 
 def typed(config: Any) -> Settings:
     """Merge plain configuration into the dataclasses. Raises ConfigError for an unknown key or a wrong type."""
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # first, for types are checked where they merge
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error), "Compare with the files in hydra_conf/") from error
@@ -257,16 +266,14 @@ def _check(settings: Settings) -> None:
         (bool(tasks.families), "tasks.families", tasks.families, "at least one family"),
         (cluster.kind in ("local", "slurm"), "cluster.kind", cluster.kind, "local or slurm"),
         (set(recipe.mix) <= set(tasks.families), "recipe.mix", sorted(recipe.mix), f"shares of {tasks.families}"),
-        (min(recipe.mix.values()) >= 0 < sum(recipe.mix.values()), "recipe.mix", recipe.mix, "shares >= 0 that sum to more than 0"),
-        (recipe.learning_rate > 0, "recipe.learning_rate", recipe.learning_rate, "a number > 0"),
-        (recipe.num_steps > 0, "recipe.num_steps", recipe.num_steps, "an integer > 0"),
-        (recipe.batch_size > 0, "recipe.batch_size", recipe.batch_size, "an integer > 0"),
+        (min(recipe.mix.values(), default=-1) >= 0 < sum(recipe.mix.values()), "recipe.mix", recipe.mix,
+         "shares >= 0 that sum to more than 0"),
+        *((value > 0, key, value, "a number > 0") for key in POSITIVE for value in [attrgetter(key)(settings)]),
+        *((value >= 0, key, value, "an integer >= 0") for key in NOT_NEGATIVE for value in [attrgetter(key)(settings)]),
         (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,
          f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
         (1 <= recipe.lora.rank <= 32, "recipe.lora.rank", recipe.lora.rank, "1 to 32, the competition's limit"),
-        (all(n > 0 for n in (tasks.num_dev_per_family, tasks.num_fresh_per_family, tasks.max_new_tokens)), "tasks",
-         tasks, "numbers of items and tokens > 0"),
     ]  # fmt: skip
     for holds, key, found, valid in rules:
         if not holds:
