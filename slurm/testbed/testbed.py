@@ -30,6 +30,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import string
 import subprocess
 import sys
@@ -190,14 +191,14 @@ class Testbed:
                 return
 
     def _prepare(self) -> None:
-        """Configuration, key and device files of a cluster that does not run; the database where there is none yet."""
+        """Configuration, key and devices of a cluster that does not run; the database where there is none yet."""
         shutil.rmtree(self.run_dir, ignore_errors=True)
         for folder in (self.run_dir / "spool", self.folder / "log", self.folder / "state"):
             folder.mkdir(parents=True, exist_ok=True)
         # No daemon is told the lasting folder's own name: it may hold a space, and Slurm's configuration cannot.
         (self.run_dir / "lasting").symlink_to(self.folder)
         for i in range(8):
-            (self.run_dir / f"gpu{i}").touch()
+            os.mknod(self.run_dir / f"gpu{i}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # each another /dev/null
         key = self.run_dir / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
@@ -216,8 +217,8 @@ class Testbed:
         if not (self.folder / "database").exists():
             unfinished = self.folder / "database.new"  # renamed when whole: a killed `up` leaves no half of one
             shutil.rmtree(unfinished, ignore_errors=True)
-            install = "mariadb-install-db --no-defaults --user=root --skip-test-db --auth-root-authentication-method=socket"
-            command = [*install.split(), f"--datadir={unfinished}"]
+            options = "--no-defaults --user=root --auth-root-authentication-method=socket --skip-test-db"
+            command = ["mariadb-install-db", *options.split(), f"--datadir={self.run_dir}/lasting/{unfinished.name}"]
             subprocess.run(command, env=self.environ, stdout=subprocess.DEVNULL, check=True)
             unfinished.rename(self.folder / "database")
         # As udev leaves it everywhere; some hosts of containers close it, and then no user's job can mount an image.
@@ -292,7 +293,7 @@ def main() -> int:
     if arguments.verb == "up":
         try:
             testbed.up()
-        except TestbedError as error:
+        except (TestbedError, subprocess.CalledProcessError) as error:
             print(f"testbed: {error}", file=sys.stderr)
             return 1
     running = testbed.processes().values()

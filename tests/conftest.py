@@ -1,0 +1,55 @@
+"""Which tests can run on this machine, and proof at the end that the Slurm ones did.
+
+A test marked `slurm` (or using the `testbed` fixture) or `gpu` skips where that part is absent, and pytest prints why. With
+REQUIRE_SLURM=1, as in CI, a session in which no Slurm test ran has failed: a set that silently skips proves nothing.
+"""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from slurm.testbed.testbed import why_not
+
+hypothesis.settings.register_profile("shared_machine", deadline=None, max_examples=50)  # which is slow at times
+hypothesis.settings.load_profile("shared_machine")
+
+SLURM_RAN = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SLURM_RAN] = 0
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest itself selects by `-m`
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "testbed" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slurm)
+    absent = {"slurm": why_not(), "gpu": "" if any(Path("/dev").glob("nvidia[0-9]*")) else "no NVIDIA GPU on this machine"}
+    for item in items:
+        for marker, reason in absent.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+    items.sort(key=lambda item: item.get_closest_marker("slurm") is not None)  # the fast ones first
+
+
+def pytest_runtest_call(item: pytest.Item) -> None:
+    if item.get_closest_marker("slurm"):
+        item.config.stash[SLURM_RAN] += 1
+
+
+def _slurm_is_missed(config: pytest.Config) -> bool:
+    return os.environ.get("REQUIRE_SLURM") == "1" and config.stash[SLURM_RAN] == 0
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _slurm_is_missed(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    terminalreporter.write_line(f"slurm tests run: {config.stash[SLURM_RAN]}")
+    if _slurm_is_missed(config):
+        terminalreporter.write_line("FAILED: REQUIRE_SLURM=1, and no Slurm test ran", red=True)
