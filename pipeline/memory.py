@@ -85,6 +85,9 @@ def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tup
 
 def check_model(model: Model) -> None:
     """Raises ConfigError when the sizes contradict one another."""
+    for key, size in model.items():
+        if isinstance(size, int) and size < 1:
+            raise ConfigError(f"model.{key} = {size}", "Valid: an integer > 0")
     unknown = sorted(set(model["pattern"]) - set(LAYERS))
     rules = [
         (not unknown and model["pattern"], "pattern", model["pattern"], f"letters {', '.join(LAYERS)}"),

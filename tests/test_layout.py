@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.full_disk import run_on_small_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 from pipeline.layout import ROUND, Campaign, read_json, read_json_lines, write_file
+from tests.full_disk import run_on_small_disk
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
