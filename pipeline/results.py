@@ -16,7 +16,8 @@ give the same bytes. Both are written aside and renamed, so that a name that exi
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
 def status_of(path: Path) -> str:
     """completed, failed, or "" when nothing readable is there."""
     try:
-        return str(read_attributes(path)["status"])
+        return read_outcome(path, "").status
     except IntegrityError:
         return ""
 
@@ -82,15 +83,10 @@ def read_outcome(path: Path, result_digest: str) -> Outcome:
     with _opened(path) as file:
         attributes = _attributes(path, file)
         outcomes: dict[str, dict[str, str]] = {}
-        for item_set, table in file.get("items", {}).items():
-            try:
-                families = table["family"].asstr()[:]
-                marks = ["T" if cut else "1" if ok else "0" for ok, cut in zip(table["correct"][:], table["truncated"][:], strict=True)]
-            except (KeyError, ValueError, OSError, TypeError) as error:
-                raise IntegrityError(f"{path}: items/{item_set} cannot be read ({error})") from error
+        for item_set, table in _read_items(file).items():
             by_family: dict[str, list[str]] = {}
-            for family, mark in zip(families, marks, strict=True):
-                by_family.setdefault(family, []).append(mark)
+            for family, ok, cut in zip(table["family"], table["correct"], table["truncated"], strict=True):
+                by_family.setdefault(family.decode(), []).append("T" if cut else "1" if ok else "0")
             outcomes[item_set] = {family: "".join(text) for family, text in sorted(by_family.items())}
     names = ("arm", "role", "status", "exit_class", "adapter_digest")
     return Outcome(**{name: attributes[name] for name in names}, result_digest=result_digest, outcomes=outcomes)
@@ -104,12 +100,12 @@ def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:
         for round_name in sorted(rounds):
             for arm in sorted(rounds[round_name]):
                 with _opened(rounds[round_name][arm]) as file:
-                    group = ledger.create_group(f"{round_name}/{arm}")
-                    for name, value in _attributes(rounds[round_name][arm], file).items():
-                        group.attrs[name] = value
-                    for item_set, table in file.get("items", {}).items():
-                        rows = {name: table[name][:] for name in ITEM_COLUMNS}
-                        _write_columns(group.create_group(f"items/{item_set}"), rows, ITEM_COLUMNS)
+                    attributes, items = _attributes(rounds[round_name][arm], file), _read_items(file)
+                group = ledger.create_group(f"{round_name}/{arm}")
+                for name, value in attributes.items():
+                    group.attrs[name] = value
+                for item_set, table in items.items():
+                    _write_columns(group.create_group(f"items/{item_set}"), table, ITEM_COLUMNS)
     write_file(path, buffer.getvalue())
 
 
@@ -129,19 +125,28 @@ def _text(value: str) -> str:
     return value.replace("\0", "\u2400").encode("utf-8", "backslashreplace").decode()
 
 
-def _opened(path: Path) -> h5py.File:
+def _read_items(file: h5py.File) -> dict[str, dict[str, Any]]:
+    """Every column of every set. Raises ValueError when the columns of a set differ in length."""
+    sets = {item_set: {name: table[name][:] for name in ITEM_COLUMNS} for item_set, table in file.get("items", {}).items()}
+    for item_set, table in sets.items():
+        if len({len(column) for column in table.values()}) > 1:
+            raise ValueError(f"the columns of items/{item_set} differ in length")
+    return sets
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """A file to read. Whatever h5py stumbles over in there is a damaged or foreign file: IntegrityError."""
     try:
-        return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        cure = "It is truncated or damaged; `python -m pipeline rerun` makes a new attempt" if path.exists() else "It was never published"
-        raise IntegrityError(f"{path} is not a readable HDF5 file ({error})", cure) from error
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        cure = "It is truncated, damaged or foreign; a new attempt replaces it" if path.exists() else "It was never published"
+        raise IntegrityError(f"{path} is not a readable result file ({error})", cure) from error
 
 
 def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
-    try:
-        found = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
-    except (KeyError, OSError) as error:
-        raise IntegrityError(f"{path} lacks what schema {SCHEMA} needs ({error})") from error
+    found = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
     if found["schema_version"] != SCHEMA:
         raise IntegrityError(f"{path} has schema {found['schema_version']}", f"This version reads {SCHEMA}")
     return found
