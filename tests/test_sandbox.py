@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,15 +103,15 @@ def test_read_the_files_of_the_host(arena: Arena) -> None:
 def test_reach_the_network(arena: Arena) -> None:
     unix_path = str(arena.world / "socket")
     abstract = f"arena-{arena.process.pid}"
-    families = (socket.AF_INET, socket.AF_UNIX, socket.AF_UNIX)
-    listeners = [socket.socket(family) for family in families]
+    addresses: list[Any] = [("0.0.0.0", 0), "\0" + abstract, unix_path]
+    listeners = [socket.socket(socket.AF_INET if isinstance(at, tuple) else socket.AF_UNIX) for at in addresses]
     try:
-        for listener, address in zip(listeners, (("0.0.0.0", 0), "\0" + abstract, unix_path), strict=True):
+        for listener, address in zip(listeners, addresses, strict=True):
             listener.bind(address)
             listener.listen()
         os.chmod(unix_path, 0o777)
-        addresses = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
-        arguments = ("connect", str(listeners[0].getsockname()[1]), abstract, unix_path, ",".join(addresses))
+        hosts = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+        arguments = ("connect", str(listeners[0].getsockname()[1]), abstract, unix_path, ",".join(hosts))
         control = [sys.executable, "-I", str(arena.world / "task/inside.py"), *arguments]
         reached = json.loads(arena.ask("outside", *control)["log"].splitlines()[-1])
         assert {"127.0.0.1", f"unix {unix_path}", f"unix \0{abstract}"} <= set(reached)
@@ -255,7 +256,8 @@ def test_sigkill_leaves_no_mount_behind(who: str, folder: Path) -> None:
     if why_not(who):
         pytest.skip(why_not(who))
     world = lay_out(who, folder)
-    running = Arena(who, world)
+    # Without a terminal: its hang-up would end the processes that we must end.
+    running = Arena(who, world, has_terminal=False)
     beat = world / "out/beat"
     running.send("plain", "sh", "-c", "while sleep 0.01; do date +%N >> /out/beat; done")
     _wait(beat.exists)

@@ -55,13 +55,14 @@ def why_not(who: str) -> str:
 class Arena:
     """A running arena.py, and the world around it."""
 
-    def __init__(self, who: str, world: Path) -> None:
+    def __init__(self, who: str, world: Path, has_terminal: bool = True) -> None:
         self.who, self.world = who, world
         # A worker that somebody started by hand has a terminal, which is one more thing to attack.
         self.terminals = pty.openpty()
         if os.geteuid() == 0:
             os.fchown(self.terminals[1], USER if who == "user" else 0, -1)
-        arguments = (str(ATTACKS / "arena.py"), str(world), os.ttyname(self.terminals[1]))
+        terminal = os.ttyname(self.terminals[1]) if has_terminal else "/dev/null"
+        arguments = (str(ATTACKS / "arena.py"), str(world), terminal)
         command = command_as(who, sys.executable, "-W", "error", *arguments)
         self.errors = open(world.parent / "arena.log", "w+")
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
@@ -113,8 +114,8 @@ class Arena:
 def lay_out(who: str, folder: Path) -> Path:
     """A campaign's worth of things that a trial must not see, and one image."""
     world = folder / "world"
-    for path in ("scratch", "out", "task"):
-        (world / path).mkdir(parents=True)
+    for name in ("scratch", "out", "task"):
+        (world / name).mkdir(parents=True)
     for name in SECRETS:
         (world / name).parent.mkdir(parents=True, exist_ok=True)
         (world / name).write_text("what a trial must not see")

@@ -16,7 +16,8 @@ from pipeline.namespace import enter_private_namespace, is_machine_root, trial_u
 
 def look(folder: Path) -> dict[str, Any]:
     digest = image.show(folder / "image.sqsh").tree_digest
-    seen: dict[str, Any] = {"default": image.choose_backend(), "mounts": {}, "forks": {}, "written": [], "owners": []}
+    seen: dict[str, Any] = {"default": image.choose_backend(), "mounts": {}, "forks": {}, "copied": {}}
+    seen |= {"written": [], "owners": []}
     for backend in image.BACKENDS if is_machine_root() else image.BACKENDS[1:]:
         with image.mounted(folder / "image.sqsh", digest, folder, backend) as mount:
             seen["mounts"][backend] = image.tree_digest(mount.root)
@@ -30,6 +31,9 @@ def look(folder: Path) -> dict[str, Any]:
                     started = image.tree_digest(fork.root)
                     owners = {path.lstat().st_uid for path in (fork.root, *fork.root.rglob("*"))}
                     seen["owners"] += sorted(owners - {trial_uid()})
+                    if fork.backend == "overlay":
+                        upper = fork.root.parent / "upper/data"
+                        seen["copied"][backend] = upper.stat().st_blocks if upper.exists() else 0
                     (fork.root / "code/run.sh").write_text("changed")
                     (fork.root / "link").unlink()
                     changed = image.tree_digest(fork.root)
