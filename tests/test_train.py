@@ -310,6 +310,14 @@ def test_recipe_fields_are_the_keys_of_its_yaml():
     assert {field.name for field in dataclasses.fields(Lora)} == set(values["lora"])
 
 
+def test_shipped_base_is_the_reviewed_one():
+    import hashlib
+
+    base = ROOT / "substrate" / "base" / "model.safetensors"
+    assert base.stat().st_size <= 4 * 2**20
+    assert hashlib.sha256(base.read_bytes()).hexdigest() in (ROOT / "substrate" / "README.md").read_text()
+
+
 def test_golden_task_is_valid_and_holds_the_shipped_configuration():
     from substrate.recipes import load_recipe
 
