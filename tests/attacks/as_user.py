@@ -40,7 +40,7 @@ def open_the_way(needed: list[Path]) -> None:
         os.mknod(node, stat.S_IFCHR | 0o666, os.stat("/dev/fuse").st_rdev)
         node.chmod(0o666)
         mount("--bind", str(node), "/dev/fuse")
-    # What was bound from the stage stays; nothing but an empty folder would be left of it otherwise.
+    # The binds stay, and no empty folder is left behind in /tmp.
     subprocess.run(["umount", "--lazy", str(stage)], check=True)
     stage.rmdir()
 
