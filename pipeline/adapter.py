@@ -89,7 +89,7 @@ def read_config(out_dir: Path, lora: Mapping[str, Any]) -> dict[str, Any]:
         if len(content) > MAX_CONFIG_BYTES:
             raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes")
         config = json.loads(content, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad(f"{CONFIG} is not strict JSON ({error})") from error
     if not isinstance(config, dict) or set(config) != CONFIG_KEYS:
         raise _bad(f"{CONFIG} must have exactly the keys {', '.join(sorted(CONFIG_KEYS))}")
@@ -99,10 +99,10 @@ def read_config(out_dir: Path, lora: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     for key, value in expected.items():
         if config[key] != value or type(config[key]) is not type(value) and key != "lora_dropout":
-            raise _bad(f"{CONFIG}: {key} is {str(config[key])[:200]!r}, the recipe says {value!r}")
+            raise _bad(f"{CONFIG}: {key} is {repr(config[key])[:200]}, the recipe says {value!r}")
     if not isinstance(config["base_model_name_or_path"], str):
         raise _bad(f"{CONFIG}: base_model_name_or_path is not a string")
-    return config
+    return {**config, **expected}  # as the recipe spells them: 0 and 0.0 are one dropout, and one digest
 
 
 def canonical_tensors(tensors: Tensors) -> bytes:
@@ -128,7 +128,7 @@ def _read_header(file: IO[bytes]) -> dict[str, Any]:
         raise _bad(f"{WEIGHTS} has no readable header")
     try:
         header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _bad(f"the header of {WEIGHTS} is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _bad(f"the header of {WEIGHTS} is not an object")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import IntegrityError, Interrupted, NotFound, TrialFailed
-from pipeline.layout import Attempt, read_json_lines, write_file
+from pipeline.errors import Interrupted, NotFound, TrialFailed
+from pipeline.layout import Attempt, write_file
 from pipeline.sandbox import Confined, Sandbox, open_output
 
 ENTRY = ("python", "-P", "-m", "substrate.train")
@@ -84,12 +84,18 @@ def copy_progress(out_dir: Path, target: Path, copied: int) -> int:
 
 
 def progress_lines(attempt: Attempt, phase: str) -> list[dict[str, Any]]:
-    """The trial's own lines of one phase; what is no such line is left out, for the trial may write anything."""
-    try:
-        lines = read_json_lines(attempt.progress)
-    except IntegrityError:
+    """The trial's own complete lines of one phase; what is no such line is left out, for the trial may write anything."""
+    if not attempt.progress.exists():
         return []
-    return [line for line in lines if isinstance(line, dict) and line.get("phase") == phase]
+    found = []
+    for text in attempt.progress.read_bytes().split(b"\n")[:-1]:
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and line.get("phase") == phase:
+            found.append(line)
+    return found
 
 
 def log_tail(path: Path) -> str:

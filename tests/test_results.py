@@ -1,4 +1,4 @@
-"""Result files and ledger: what was written is read back, the same rows give the same bytes, and damage is refused by name."""
+"""Result files and ledger: what was written is read back, equal rows give equal bytes, damage is refused by name."""
 
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,10 @@ def attributes(**changes: Any) -> dict[str, Any]:
 
 
 def item(number: int, correct: int = 1, truncated: int = 0) -> dict[str, Any]:
-    return {"item_id": f"roman-{number:06d}", "family": FAMILIES[number % 2], "correct": correct, "answer": f"answer {number}",
-            "num_tokens": number, "truncated": truncated}  # fmt: skip
+    return {
+        "item_id": f"roman-{number:06d}", "family": FAMILIES[number % 2], "correct": correct,
+        "answer": f"answer {number}", "num_tokens": number, "truncated": truncated,
+    }  # fmt: skip
 
 
 STEP = {"step": 1, "loss": 0.5, "grad_norm": 1.5, "learning_rate": 0.004, "tokens": 4096, "seconds": 0.25}
