@@ -69,11 +69,12 @@ def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
             "constitution_digest": frozen.constitution_digest, "config_digest": frozen.config_digest,
         }  # fmt: skip
         wrong = sorted(name for name, value in expected.items() if attributes[name] != value)
-        if wrong:
-            raise IntegrityError(f"{path} belongs to another plan: {', '.join(wrong)} differ")
-        return results.read_outcome(path, seal.file_digest(path))
-    except IntegrityError as error:
-        return Outcome(arm, role, "failed", f"integrity: {error.what}", seal.file_digest(path))
+        if not wrong:
+            return results.read_outcome(path, seal.file_digest(path))
+        why = f"made for another plan, {', '.join(wrong)} differ"
+    except IntegrityError:
+        why = "not a readable result file"  # the error's own words hold a path, which no record may
+    return Outcome(arm, role, "failed", f"integrity: {why}", seal.file_digest(path))
 
 
 def reference_outcome(campaign: Campaign, folder: Round, facts: Mapping[str, Any], chosen: settings.Settings) -> Outcome:

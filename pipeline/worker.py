@@ -122,13 +122,13 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     out_dir.mkdir()
     saved = next((a.saved_dir for a in reversed(job.folder.attempts(job.arm.name)[:-1]) if a.saved_dir.exists()), None)
     if saved:
-        shutil.copytree(saved, out_dir, dirs_exist_ok=True)
+        shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
     config = job.chosen.to_dict()
     trial.write_task(job.attempt, {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed})
     uid = namespace.trial_uid()
     if saved:
         for path in out_dir.rglob("*"):
-            os.chown(path, uid, uid)
+            os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, links among them
     with image.forked(mount, scratch, uid) as fork:
         job.coverage["fork"] = fork.backend
         confined = sandbox.Sandbox(
