@@ -1,0 +1,71 @@
+# What one types. `make round` and `make test` do all of their own set-up on a fresh machine; `make` alone lists the targets.
+
+ifeq ($(origin CLUSTER),undefined)
+CLUSTER := local
+# Nobody is put into a queue without asking for it, but where there is one it is named.
+SITES := $(filter-out local,$(basename $(notdir $(wildcard hydra_conf/cluster/*.yaml))))
+NAME_SITES = if timeout 2 scontrol ping >/dev/null 2>&1; then \
+	echo 'A Slurm answers here. This round runs on this machine alone; to submit it, CLUSTER= one of: $(SITES)'; fi
+endif
+CAMPAIGN ?= demo
+EXPERIMENT ?= demo
+OVERRIDES ?=
+
+PYTHON := .venv/bin/python
+TESTBED := python3 slurm/testbed/testbed.py
+
+ifeq ($(CLUSTER),testbed)
+round: NEEDS := testbed
+ENTER_TESTBED := exports=$$($(TESTBED) up) && eval "$$exports" &&
+endif
+test testbed-up: NEEDS := testbed
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup round status image test test-fast lint types floors format testbed-up testbed-down clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
+	@echo 'Variables: CAMPAIGN=demo  EXPERIMENT=demo  CLUSTER=local|testbed|<site>  OVERRIDES="key=value ..."'
+
+setup: ## System packages and .venv with pinned versions; nothing to do when they are there
+	@scripts/setup.sh $(NEEDS)
+
+round: setup ## Freeze the campaign if it is new, then run its next round; CLUSTER=testbed starts a Slurm for it
+	@$(NAME_SITES)
+	$(ENTER_TESTBED) $(PYTHON) -m pipeline round runs/$(CAMPAIGN) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
+
+status: setup ## What the campaign's newest round is doing
+	@$(PYTHON) -m pipeline status runs/$(CAMPAIGN)
+
+image: setup ## Build the image that every trial forks
+	$(PYTHON) -m pipeline image build
+
+test: setup lint types floors ## All that CI runs: lint, types, floors, every test, rounds on a Slurm of its own (root)
+	$(PYTHON) -m pytest
+
+test-fast: setup ## The tests that need no Slurm
+	$(PYTHON) -m pytest -m 'not slurm'
+
+lint: setup ## ruff
+	$(PYTHON) -m ruff check --quiet
+
+types: setup ## mypy
+	$(PYTHON) -m mypy
+
+floors: setup ## import-linter: who may import whom, and one door per library (setup.cfg)
+	.venv/bin/lint-imports
+
+format: setup ## Rewrite the code as ruff would have it
+	$(PYTHON) -m ruff check --fix --quiet
+	$(PYTHON) -m ruff format
+
+testbed-up: setup ## Start a real eight-node Slurm on this host (root)
+	@$(TESTBED) up
+
+testbed-down: ## Stop it, with all of its jobs
+	@$(TESTBED) down
+
+clean: testbed-down ## Remove what was built; campaigns (runs/) and .venv stay
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Everything that `make round` needs on a fresh machine, and with the argument `testbed` what the Slurm tests need too:
+# system packages (as root through apt, else one line to run) and .venv with the versions of constraints.txt.
+# Where all is there it ends after some milliseconds, so that every target can begin with it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+packages=()
+need() { # need PROGRAM PACKAGE
+    PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null || packages+=("$2")
+}
+need mksquashfs squashfs-tools
+need squashfuse squashfuse
+need fuse-overlayfs fuse-overlayfs
+need bwrap bubblewrap
+[ -x .venv/bin/python ] || python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+if [ "${1:-}" = testbed ] && [ "$(id -u)" = 0 ]; then # only root can have a testbed; others' tests skip and say so
+    need slurmctld slurm-wlm
+    need slurmdbd slurmdbd
+    need munged munge
+    need mariadbd mariadb-server
+fi
+if [ ${#packages[@]} -gt 0 ]; then
+    install="apt-get install -y --no-install-recommends ${packages[*]}"
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "system packages are missing; run:  sudo $install" >&2
+        exit 2
+    fi
+    echo "setup: $install" >&2
+    apt-get -qq update
+    DEBIAN_FRONTEND=noninteractive $install >/dev/null
+fi
+
+wanted=$(cat constraints.txt setup.cfg | sha256sum)
+[ "$(cat .venv/.ready 2>/dev/null)" = "$wanted" ] && exit 0
+if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+    echo "Python 3.11 or newer must come first in PATH as python3; here it is $(python3 --version)" >&2
+    exit 2
+fi
+echo "setup: .venv, some minutes the first time" >&2
+[ -x .venv/bin/pip ] || python3 -m venv .venv
+# torch by itself and first: asked for with the others, a resolver may look for a newer one and bring CUDA along.
+.venv/bin/pip install --quiet --constraint constraints.txt torch
+.venv/bin/pip install --quiet --constraint constraints.txt '.[dev]'
+echo "$wanted" >.venv/.ready
