@@ -40,6 +40,6 @@ fi
 echo "setup: .venv, some minutes the first time" >&2
 [ -x .venv/bin/pip ] || python3 -m venv .venv
 # torch by itself and first: asked for with the others, a resolver may look for a newer one and bring CUDA along.
-.venv/bin/pip install --quiet --constraint constraints.txt torch
-.venv/bin/pip install --quiet --constraint constraints.txt '.[dev]'
+.venv/bin/pip install -qq --constraint constraints.txt torch
+.venv/bin/pip install -qq --constraint constraints.txt '.[dev]'
 echo "$wanted" >.venv/.ready

@@ -1,7 +1,7 @@
 """Which tests can run on this machine, and proof at the end that the Slurm ones did.
 
-A test marked `slurm` (or using the `testbed` fixture) or `gpu` skips where that part is absent, and pytest prints why. With
-REQUIRE_SLURM=1, as in CI, a session in which no Slurm test ran has failed: a set that silently skips proves nothing.
+A test marked `slurm` (or using the `testbed` fixture) or `gpu` skips where that part is absent, and pytest prints why.
+With REQUIRE_SLURM=1, as in CI, a session in which no Slurm test ran has failed: a set that skips proves nothing.
 """
 
 import os
@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "testbed" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slurm)
-    absent = {"slurm": why_not(), "gpu": "" if any(Path("/dev").glob("nvidia[0-9]*")) else "no NVIDIA GPU on this machine"}
+    no_gpu = "" if any(Path("/dev").glob("nvidia[0-9]*")) else "no NVIDIA GPU on this machine"
+    absent = {"slurm": why_not(), "gpu": no_gpu}
     for item in items:
         for marker, reason in absent.items():
             if reason and item.get_closest_marker(marker):
