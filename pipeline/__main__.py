@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, NotFound, PipelineError
+from pipeline.errors import NotFound, PipelineError
 from pipeline.layout import Campaign, Round, read_json
 from pipeline.records import Outcome
 
@@ -40,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        prog="python -m pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = top.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
@@ -58,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     how = sub.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="show plan and sbatch text; write nothing")
     how.add_argument("--no-submit", action="store_true", help="freeze only: for sbatch and multirun")
-    how.add_argument("--wait", action="store_true", help="follow until the round is closed (always so with cluster=local)")
+    how.add_argument(
+        "--wait", action="store_true", help="follow until the round is closed (always so with cluster=local)"
+    )
 
     sub = verb("worker", worker_verb, "Run one arm of a frozen round: what each task of the array does.")
     sub.add_argument("campaign", type=Path)
@@ -111,7 +115,9 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
         return run_local(arguments.campaign, campaign, folder)
     began = time.monotonic()
     record = launch.submit(campaign, folder)
-    print(f"submitted in {time.monotonic() - began:.2f} s: arrays {record['array_job_ids']}, meta {record['meta_job_id']}")
+    print(
+        f"submitted in {time.monotonic() - began:.2f} s: arrays {record['array_job_ids']}, meta {record['meta_job_id']}"
+    )
     print(f"next: python -m pipeline status {arguments.campaign}")
     return follow_slurm(arguments.campaign, campaign, folder) if arguments.wait else None
 
@@ -127,7 +133,9 @@ def dry_run(campaign: Campaign, overrides: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         draft = Campaign.at(Path(folder, campaign.name))
         if campaign.folder.exists():
-            shutil.copytree(campaign.folder, draft.folder, ignore=shutil.ignore_patterns("a?", "*.h5", "*.sqsh", "meta"))
+            shutil.copytree(
+                campaign.folder, draft.folder, ignore=shutil.ignore_patterns("a?", "*.h5", "*.sqsh", "meta")
+            )
         else:
             init(draft, overrides)
         frozen = launch.freeze(draft, launch.next_round(draft), overrides)
@@ -152,7 +160,9 @@ def run_local(shown: Path, campaign: Campaign, folder: Round) -> int:
     from pipeline.view import follow
 
     began = time.monotonic()
-    with follow(lambda: [row for each in rounds_of(campaign, folder) for row in status.round_status(campaign, each)]) as watch:
+    with follow(
+        lambda: [row for each in rounds_of(campaign, folder) for row in status.round_status(campaign, each)]
+    ) as watch:
         try:
             launch.run_here(campaign, folder, watch)
         finally:
@@ -168,7 +178,11 @@ def follow_slurm(shown: Path, campaign: Campaign, folder: Round) -> int:
     began = time.time()
     with follow(lambda: status.round_status(campaign, folder)) as watch:
         while not folder.closed.exists():
-            if folder.evidence.exists() and folder.evidence.stat().st_mtime > began and not folder.decisions_dir.exists():
+            if (
+                folder.evidence.exists()
+                and folder.evidence.stat().st_mtime > began
+                and not folder.decisions_dir.exists()
+            ):
                 break
             watch()
             time.sleep(1)
@@ -185,7 +199,10 @@ def report_end(shown: Path, campaign: Campaign, folder: Round, seconds: float) -
     from pipeline import status
 
     totals = status.breakdown(rounds_of(campaign, folder))
-    print(f"\n{folder.name} took {seconds:.0f} s; of the workers' time: " + ", ".join(f"{n} {t:.0f} s" for n, t in totals.items()))
+    print(
+        f"\n{folder.name} took {seconds:.0f} s; of the workers' time: "
+        + ", ".join(f"{n} {t:.0f} s" for n, t in totals.items())
+    )
     if folder.evidence.exists():
         show_scores(campaign, folder)
     if not folder.closed.exists():
@@ -218,7 +235,10 @@ def worker_verb(arguments: argparse.Namespace) -> None:
 
     arm = f"a{arguments.arm}" if arguments.arm.isdigit() else arguments.arm
     attempt = worker.work(campaign, campaign.round(arguments.round), arm, arguments.plan)
-    print(f"{arguments.round}/{arm} " + (f"is published ({attempt.folder.name})" if attempt else "was published before; nothing to do"))
+    print(
+        f"{arguments.round}/{arm} "
+        + (f"is published ({attempt.folder.name})" if attempt else "was published before; nothing to do")
+    )
     print(f"next, when all arms are: python -m pipeline meta {arguments.campaign} {arguments.round}")
 
 
@@ -233,7 +253,9 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     for reason in decision.reasons:
         print(f"  {reason}")
     if decision.state == "undecided":
-        print(f"next: run the missing arms (python -m pipeline worker {arguments.campaign} {folder.name} aN), then meta again")
+        print(
+            f"next: run the missing arms (python -m pipeline worker {arguments.campaign} {folder.name} aN), then meta again"
+        )
         return 1
     print(f"next: python -m pipeline round {arguments.campaign}")
     return 0
@@ -244,14 +266,23 @@ def status_verb(arguments: argparse.Namespace) -> None:
 
     campaign = Campaign.at(arguments.campaign)
     if not campaign.frozen.exists():
-        raise NotFound(f"{arguments.campaign} is not a campaign", f"`python -m pipeline round {arguments.campaign}` makes one")
+        raise NotFound(
+            f"{arguments.campaign} is not a campaign", f"`python -m pipeline round {arguments.campaign}` makes one"
+        )
     folder = campaign.round(arguments.round or newest_frozen(campaign))
     if not folder.plan.exists():
-        raise NotFound(f"round {folder.name} is not frozen", f"Frozen: {', '.join(r.name for r in campaign.frozen_rounds())}")
+        raise NotFound(
+            f"round {folder.name} is not frozen", f"Frozen: {', '.join(r.name for r in campaign.frozen_rounds())}"
+        )
     rows = status.round_status(campaign, folder)
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     if arguments.json:
-        body = {"round": folder.name, "closed": folder.closed.exists(), "submitted": submitted, "arms": status.as_json(rows)}
+        body = {
+            "round": folder.name,
+            "closed": folder.closed.exists(),
+            "submitted": submitted,
+            "arms": status.as_json(rows),
+        }
         print(json.dumps(body, indent=1))
         return
     from rich.console import Console
@@ -281,7 +312,9 @@ def image_verb(arguments: argparse.Namespace) -> None:
 def newest_frozen(campaign: Campaign) -> str:
     names = [folder.name for folder in campaign.frozen_rounds()]
     if not names or names == ["r0000"]:
-        raise NotFound(f"{campaign.folder} has no frozen round yet", f"`python -m pipeline round {campaign.folder}` starts one")
+        raise NotFound(
+            f"{campaign.folder} has no frozen round yet", f"`python -m pipeline round {campaign.folder}` starts one"
+        )
     return names[-1]
 
 

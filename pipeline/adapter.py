@@ -23,7 +23,16 @@ from pipeline.layout import write_file
 from pipeline.sandbox import open_output
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-CONFIG_KEYS = {"peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "bias", "task_type", "base_model_name_or_path"}
+CONFIG_KEYS = {
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "bias",
+    "task_type",
+    "base_model_name_or_path",
+}
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_CONFIG_BYTES = 64 * 2**10
 FLOAT32 = np.dtype("<f4")
@@ -60,7 +69,11 @@ def read_tensors(out_dir: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
         header = _read_header(file)
         missing, surplus = sorted(set(shapes) - set(header)), sorted(set(header) - set(shapes))
         if missing or surplus:
-            raise _bad(f"tensor {missing[0]} is missing" if missing else f"tensor {surplus[0][:200]!r} is not one of this recipe")
+            raise _bad(
+                f"tensor {missing[0]} is missing"
+                if missing
+                else f"tensor {surplus[0][:200]!r} is not one of this recipe"
+            )
         expected_bytes = sum(int(np.prod(shape)) * FLOAT32.itemsize for shape in shapes.values())
         data = file.read(expected_bytes + 1)
     if len(data) != expected_bytes:

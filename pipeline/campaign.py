@@ -41,7 +41,9 @@ def facts_of(campaign: Campaign) -> dict[str, Any]:
     except (UnicodeDecodeError, yaml.YAMLError, StopIteration, KeyError) as error:
         raise IntegrityError(f"{campaign.frozen} or {campaign.log} is damaged ({error!r})") from error
     if facts != logged:
-        raise IntegrityError(f"{campaign.frozen} differs from the sealed init record in {campaign.log.name}", "Restore it")
+        raise IntegrityError(
+            f"{campaign.frozen} differs from the sealed init record in {campaign.log.name}", "Restore it"
+        )
     return facts
 
 
@@ -50,7 +52,9 @@ def verified_code(campaign: Campaign, facts: Mapping[str, Any]) -> Path:
     folder = campaign.code_dir / facts["code_digest"][:16]
     found = image.tree_digest(folder) if folder.is_dir() else "nothing"
     if found != facts["code_digest"]:
-        raise IntegrityError(f"{folder} has digest {found[:16]}, frozen was {facts['code_digest'][:16]}", "Restore it from a copy")
+        raise IntegrityError(
+            f"{folder} has digest {found[:16]}, frozen was {facts['code_digest'][:16]}", "Restore it from a copy"
+        )
     return folder
 
 
@@ -89,11 +93,19 @@ def read_plan(folder: Round, expected_digest: str | None = None) -> tuple[Plan, 
     frozen = folder.frozen_plan()
     digest = seal.digest(frozen.to_json())
     if expected_digest is not None and digest != expected_digest:
-        raise IntegrityError(f"{folder.plan} has digest {digest[:16]}, the job was given {expected_digest[:16]}", "Restore the plan")
+        raise IntegrityError(
+            f"{folder.plan} has digest {digest[:16]}, the job was given {expected_digest[:16]}", "Restore the plan"
+        )
     records = seal.Log(folder.campaign.log).records()
-    logged = [record["plan_digest"] for record in records if record["event"] == "plan" and record["round"] == folder.name]
+    logged = [
+        record["plan_digest"] for record in records if record["event"] == "plan" and record["round"] == folder.name
+    ]
     if digest not in logged:
-        raise IntegrityError(f"{folder.plan} differs from the plan of {folder.name} in {folder.campaign.log.name}", "Restore it")
+        raise IntegrityError(
+            f"{folder.plan} differs from the plan of {folder.name} in {folder.campaign.log.name}", "Restore it"
+        )
     if not folder.config.exists() or seal.file_digest(folder.config) != frozen.config_digest:
-        raise IntegrityError(f"{folder.config} is not the configuration that {folder.plan.name} was frozen with", "Restore it")
+        raise IntegrityError(
+            f"{folder.config} is not the configuration that {folder.plan.name} was frozen with", "Restore it"
+        )
     return frozen, digest

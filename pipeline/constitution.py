@@ -57,23 +57,37 @@ class Constitution:
         allowed = self.articles["2"]["keys"]
         for key, value in overrides:
             if key not in allowed:
-                raise Refused("2", "closed_key", f"{key!r} may not change between rounds", f"Open keys: {', '.join(allowed)}")
+                raise Refused(
+                    "2", "closed_key", f"{key!r} may not change between rounds", f"Open keys: {', '.join(allowed)}"
+                )
             if not isinstance(value, str):
                 raise Refused("2", "wrong_type", f"{key} = {value!r} is a {type(value).__name__}", "Values are strings")
             rule = allowed[key]
             if rule["type"] == "choice":
                 if value not in rule["choices"]:
-                    raise Refused("2", "not_a_choice", f"{key} = {value[:80]!r}", f"Valid: {', '.join(rule['choices'])}")
+                    raise Refused(
+                        "2", "not_a_choice", f"{key} = {value[:80]!r}", f"Valid: {', '.join(rule['choices'])}"
+                    )
                 continue
             if not _is_number(rule["type"], value):
-                raise Refused("2", "not_a_number", f"{key} = {value[:80]!r}", f"Valid: {rule['type']} {rule['low']} to {rule['high']}")
+                raise Refused(
+                    "2",
+                    "not_a_number",
+                    f"{key} = {value[:80]!r}",
+                    f"Valid: {rule['type']} {rule['low']} to {rule['high']}",
+                )
             if not Decimal(rule["low"]) <= Decimal(value) <= Decimal(rule["high"]):
                 raise Refused("2", "out_of_range", f"{key} = {value}", f"Valid: {rule['low']} to {rule['high']}")
 
     def check_round(self, number: int) -> None:
         """Refuse, by article 4, a round beyond the budget."""
         if number > self.num_rounds:
-            raise Refused("4", "rounds_spent", f"round {number} is beyond the campaign's {self.num_rounds} rounds", "Start a new campaign")
+            raise Refused(
+                "4",
+                "rounds_spent",
+                f"round {number} is beyond the campaign's {self.num_rounds} rounds",
+                "Start a new campaign",
+            )
 
 
 def load(expected_digest: str | None = None, folder: Path = HERE) -> Constitution:

@@ -40,7 +40,9 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
             continue
         verdict = compare(lift, evidence.seed_variance, constitution)
         setting = arms[name].overrides[-1]
-        reasons.append(f"article 7: {name} ({setting[0]}={setting[1]}) fresh lift {show(lift.mean)} over the {baseline} is {verdict}")
+        reasons.append(
+            f"article 7: {name} ({setting[0]}={setting[1]}) fresh lift {show(lift.mean)} over the {baseline} is {verdict}"
+        )
         if verdict == "above noise" and (kept is None or lift.mean > kept.mean):
             kept = lift
         if verdict == "below noise" and setting not in dead_ends:

@@ -23,7 +23,9 @@ def paired_lift(arm: Outcome, baseline: Outcome, item_set: str, name: str = "ref
     ours, theirs = arm.correct(item_set), baseline.correct(item_set)
     sizes = [{family: len(marks) for family, marks in run.outcomes[item_set].items()} for run in (arm, baseline)]
     if sizes[0] != sizes[1]:
-        raise IntegrityError(f"{arm.arm} and the {name} were scored on different items of {item_set}: {sizes[0]}, {sizes[1]}")
+        raise IntegrityError(
+            f"{arm.arm} and the {name} were scored on different items of {item_set}: {sizes[0]}, {sizes[1]}"
+        )
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     n = len(differences)
     mean = Fraction(sum(differences), n)

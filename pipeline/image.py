@@ -162,9 +162,7 @@ def choose_backend() -> str:
 
 
 @contextmanager
-def mounted(
-    sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: str | None = None
-) -> Iterator[Mount]:
+def mounted(sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: str | None = None) -> Iterator[Mount]:
     """The pristine image, read-only below `scratch_dir`; verified on entry and, unless the body raised, on exit.
 
     Raises IntegrityError as `verify`, ConfigError outside a private namespace, WorkFailed when the backend fails.

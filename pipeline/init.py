@@ -75,7 +75,9 @@ def init(campaign: Campaign, overrides: Sequence[str]) -> None:
         freeze_plan(draft, frozen, settings.to_yaml(chosen))
         os.rename(aside, campaign.folder)
     except OSError as error:
-        raise WorkFailed(f"cannot make {campaign.folder}: {error}", "Free space or rights there, then run it again") from error
+        raise WorkFailed(
+            f"cannot make {campaign.folder}: {error}", "Free space or rights there, then run it again"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -115,5 +117,9 @@ def make_seeds(num_rounds: int) -> dict[str, str]:
 
 def revision() -> str:
     """Git revision of the checkout, with `+changes` where it is not clean; "unknown" outside git."""
-    done = subprocess.run(["git", "-C", str(ROOT), "describe", "--always", "--dirty=+changes", "--abbrev=40"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+changes", "--abbrev=40"],
+        capture_output=True,
+        text=True,
+    )
     return done.stdout.strip() or "unknown"

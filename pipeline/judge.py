@@ -32,7 +32,6 @@ SUBSTRATE_ENV = {
 }
 
 
-
 class Mark(Protocol):
     """Told each phase as it begins, or afterwards when it began (seconds since the epoch)."""
 
@@ -41,7 +40,6 @@ class Mark(Protocol):
 
 def _unmarked(phase: str, at: float | None = None) -> None:
     """For a judging that nobody follows."""
-
 
 
 @dataclass
@@ -78,12 +76,16 @@ def judge(
         if adapter_dir is not None:
             shutil.copytree(adapter_dir, inputs / "adapter")
         mark("generate_start")
-        completions = generate(pristine, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark)
+        completions = generate(
+            pristine, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark
+        )
         mark("score")
         judged = Judged()
         for item_set in seeds:
             answers = work / f"items-{item_set}" / "out" / "answers.jsonl"
-            judged.items[item_set] = score(pristine, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path)
+            judged.items[item_set] = score(
+                pristine, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path
+            )
             judged.raw[item_set] = (completions / f"{item_set}.jsonl").read_bytes()
             texts = {row["item_id"]: row["completion"] for row in _rows(completions / f"{item_set}.jsonl")}
             judged.completions[item_set] = [texts[row["item_id"]] for row in judged.items[item_set]]
@@ -115,7 +117,14 @@ def make_items(pristine: Path, chosen: Settings, item_set: str, seed_hex: str, w
 
 
 def generate(
-    pristine: Path, chosen: Settings, sets: Sequence[str], has_adapter: bool, inputs: Path, work: Path, log_path: Path, mark: Mark
+    pristine: Path,
+    chosen: Settings,
+    sets: Sequence[str],
+    has_adapter: bool,
+    inputs: Path,
+    work: Path,
+    log_path: Path,
+    mark: Mark,
 ) -> Path:
     """The folder with <set>.jsonl of completions."""
     layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
@@ -140,23 +149,43 @@ def score(pristine: Path, completions: Path, answers: Path, work: Path, log_path
     inputs.mkdir(parents=True, mode=0o755)
     shutil.copyfile(completions, inputs / "completions.jsonl")
     shutil.copyfile(answers, inputs / "answers.jsonl")
-    arguments = ["--completions", "/in/completions.jsonl", "--answers", "/in/answers.jsonl", "--out", "/out/scores.jsonl"]
+    arguments = [
+        "--completions",
+        "/in/completions.jsonl",
+        "--answers",
+        "/in/answers.jsonl",
+        "--out",
+        "/out/scores.jsonl",
+    ]
     rows = _rows(_start(pristine, "score", arguments, {"/in": inputs}, work, log_path) / "scores.jsonl")
     for row in rows:
-        if set(row) != {"item_id", "family", "correct", "answer", "num_tokens", "truncated"} or row["correct"] not in (0, 1):
+        if set(row) != {"item_id", "family", "correct", "answer", "num_tokens", "truncated"} or row["correct"] not in (
+            0,
+            1,
+        ):
             raise IntegrityError(f"score wrote a row that is not of its schema: {str(row)[:200]}")
     return rows
 
 
 def _run(
-    pristine: Path, entry: str, config: Mapping[str, Any], paths: Mapping[str, Any], binds: Mapping[str, Path], work: Path, log_path: Path
+    pristine: Path,
+    entry: str,
+    config: Mapping[str, Any],
+    paths: Mapping[str, Any],
+    binds: Mapping[str, Path],
+    work: Path,
+    log_path: Path,
 ) -> Path:
     task_dir = work / "task"
-    write_file(task_dir / "task.json", json.dumps({"schema": 1, "kind": entry, "config": config, "paths": paths}, indent=1))
+    write_file(
+        task_dir / "task.json", json.dumps({"schema": 1, "kind": entry, "config": config, "paths": paths}, indent=1)
+    )
     return _start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path)
 
 
-def _start(pristine: Path, entry: str, arguments: Sequence[str], binds: Mapping[str, Path], work: Path, log_path: Path) -> Path:
+def _start(
+    pristine: Path, entry: str, arguments: Sequence[str], binds: Mapping[str, Path], work: Path, log_path: Path
+) -> Path:
     """Run `substrate.<entry>` from the pristine mount to its end; returns its /out."""
     out = work / "out"
     out.mkdir(parents=True)

@@ -65,9 +65,16 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
         rules.check_settings(arm.overrides)
         settings.with_overrides(chosen, arm.overrides)
     config = settings.to_yaml(chosen)
-    digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"], seal.digest_text(config))
+    digests = (
+        facts["image"]["tree_digest"],
+        facts["constitution_digest"],
+        facts["code_digest"],
+        seal.digest_text(config),
+    )
     freeze_plan(campaign, Plan(facts["campaign"], round_name, *digests, arms), config)
-    for name, text in scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder)).items():
+    for name, text in scheduler.sbatch_texts(
+        folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder)
+    ).items():
         write_file(folder.slurm_dir / f"{name}.sbatch", text)
     return folder
 
@@ -80,7 +87,9 @@ def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
         missing = [arm for arm in frozen.arms if results.status_of(of_round.published(arm.name)) != "completed"]
         if of_round is folder or missing:
             arms = frozen.arms if of_round is folder else missing
-            waiting.append([("worker", str(campaign.folder), of_round.name, arm.name, "--plan", digest) for arm in arms])
+            waiting.append(
+                [("worker", str(campaign.folder), of_round.name, arm.name, "--plan", digest) for arm in arms]
+            )
     return waiting
 
 
@@ -96,7 +105,9 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
         _, digest = read_plan(folder)
         code_dir = verified_code(campaign, facts_of(campaign))
         seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="slurm")
-        ids = scheduler.submit(folder.slurm_dir, code_dir, arrays(campaign, folder), _meta(campaign, folder), resources(folder))
+        ids = scheduler.submit(
+            folder.slurm_dir, code_dir, arrays(campaign, folder), _meta(campaign, folder), resources(folder)
+        )
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
         write_file(folder.submitted, seal.canonical(record))
         return record
@@ -109,7 +120,9 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None]) -> No
     """
     with _held(folder):
         if folder.submitted.exists() and read_json(folder.submitted)["kind"] == "slurm":
-            raise ConfigError(f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it")
+            raise ConfigError(
+                f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it"
+            )
         _, digest = read_plan(folder)
         code_dir = verified_code(campaign, facts_of(campaign))
         seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="local")
@@ -170,5 +183,7 @@ def _held(folder: Round) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"another process runs round {folder.name} (it holds {lock})", "Wait for it, or stop it") from None
+            raise ConfigError(
+                f"another process runs round {folder.name} (it holds {lock})", "Wait for it, or stop it"
+            ) from None
         yield

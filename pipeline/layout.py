@@ -49,7 +49,9 @@ def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise WorkFailed(f"cannot write {path}: {error.strerror}", "Free space or rights there, then run it again") from error
+        raise WorkFailed(
+            f"cannot write {path}: {error.strerror}", "Free space or rights there, then run it again"
+        ) from error
     finally:
         if aside is not None:
             Path(aside).unlink(missing_ok=True)
@@ -137,7 +139,9 @@ class Round:
         try:
             return Plan.from_json(read_json(self.plan))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(f"{self.plan} is not a plan of this version ({error})", "Restore it from a copy") from error
+            raise IntegrityError(
+                f"{self.plan} is not a plan of this version ({error})", "Restore it from a copy"
+            ) from error
 
     def published(self, arm: str) -> Path:
         return self.folder / f"{arm}.h5"

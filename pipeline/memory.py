@@ -115,7 +115,9 @@ def check_layout(model: Model, layout: Mapping[str, int], gpus_per_arm: int | No
     for axis in ("tp", "judge_tp"):
         valid = valid_tp(model)
         if layout[axis] not in valid:
-            raise ConfigError(f"parallelism.{axis} = {layout[axis]} does not fit model {model['name']}", f"Valid: {valid}")
+            raise ConfigError(
+                f"parallelism.{axis} = {layout[axis]} does not fit model {model['name']}", f"Valid: {valid}"
+            )
     if model["num_experts"] % layout["ep"]:
         raise ConfigError(
             f"parallelism.ep = {layout['ep']} does not divide num_experts = {model['num_experts']}",
@@ -138,7 +140,14 @@ def check_layout(model: Model, layout: Mapping[str, int], gpus_per_arm: int | No
 
 def valid_tp(model: Model) -> list[int]:
     """Tensor-parallel sizes that split every sharded thing; KV groups are replicated beyond their number."""
-    split = ("num_attention_heads", "mamba_num_heads", "mamba_num_groups", "vocab_size", "moe_ffn_size", "moe_shared_expert_ffn_size")
+    split = (
+        "num_attention_heads",
+        "mamba_num_heads",
+        "mamba_num_groups",
+        "vocab_size",
+        "moe_ffn_size",
+        "moe_shared_expert_ffn_size",
+    )
     groups = model["num_query_groups"]
     sizes = range(1, model["mamba_num_groups"] + 1)
     return [n for n in sizes if all(model[key] % n == 0 for key in split) and (groups % n == 0 or n % groups == 0)]

@@ -77,7 +77,9 @@ def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
     return Outcome(arm, role, "failed", f"integrity: {why}", seal.file_digest(path))
 
 
-def reference_outcome(campaign: Campaign, folder: Round, facts: Mapping[str, Any], chosen: settings.Settings) -> Outcome:
+def reference_outcome(
+    campaign: Campaign, folder: Round, facts: Mapping[str, Any], chosen: settings.Settings
+) -> Outcome:
     """The reference on dev (from r0000) and on this round's fresh items (decoded here, once)."""
     first = campaign.round("r0000")
     frozen, _ = read_plan(first)
@@ -89,7 +91,9 @@ def reference_outcome(campaign: Campaign, folder: Round, facts: Mapping[str, Any
         evaluate_reference(campaign, folder, first, facts, chosen, path)
     fresh = results.read_outcome(path, seal.file_digest(path))
     if fresh.adapter_digest != reference.adapter_digest:
-        raise IntegrityError(f"{path} was made with another adapter than {first.published('a0')}", f"Remove {path} and run meta again")
+        raise IntegrityError(
+            f"{path} was made with another adapter than {first.published('a0')}", f"Remove {path} and run meta again"
+        )
     return Outcome(**{**asdict(reference), "outcomes": {**reference.outcomes, **fresh.outcomes}})
 
 
@@ -120,7 +124,9 @@ def record_decision(campaign: Campaign, folder: Round, decision: Decision, rules
     content = seal.canonical({**asdict(decision), "evidence_digest": seal.file_digest(folder.evidence)})
     earlier = sorted(folder.decisions_dir.glob("*.json"))
     if not earlier or earlier[-1].read_bytes() != content:
-        seal.Log(campaign.log).append_once("decision", round=folder.name, number=len(earlier), decision=asdict(decision))
+        seal.Log(campaign.log).append_once(
+            "decision", round=folder.name, number=len(earlier), decision=asdict(decision)
+        )
         write_file(folder.decisions_dir / f"{len(earlier):02d}.json", content)
     following = f"r{folder.number + 1:04d}"
     if folder.number >= rules.num_rounds or campaign.round(following).plan.exists():
@@ -139,7 +145,9 @@ def reveal(campaign: Campaign, folder: Round) -> None:
     log.append_once("reveal", round=folder.name, name=f"fresh/{folder.name}", seed=seed)
     head = log.head()
     signature = seal.sign(campaign.signing_key, f"{folder.name} {head}".encode())
-    write_file(folder.closed, seal.canonical({"round": folder.name, "fresh_seed": seed, "head": head, "signature": signature}))
+    write_file(
+        folder.closed, seal.canonical({"round": folder.name, "fresh_seed": seed, "head": head, "signature": signature})
+    )
 
 
 @contextmanager

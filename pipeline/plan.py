@@ -45,7 +45,9 @@ def check_axis(axis: Axis) -> None:
     except InvalidOperation:
         valid = False
     if not valid:
-        raise ConfigError(f"axis {axis.name} goes from {axis.low!r} to {axis.high!r}", "Valid: decimals, low < high, low > 0 for log")
+        raise ConfigError(
+            f"axis {axis.name} goes from {axis.low!r} to {axis.high!r}", "Valid: decimals, low < high, low > 0 for log"
+        )
 
 
 def axis_value(axis: Axis, index: int, base: int) -> str:
@@ -84,7 +86,9 @@ def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Ma
         value = axis_value(axis, index, base)
         if value not in dead and not same_value(value, current):
             return (axis.key, value)
-    raise ConfigError(f"axis {axis.name} has no value left that is neither standing nor a dead end", "Give it a wider range")
+    raise ConfigError(
+        f"axis {axis.name} has no value left that is neither standing nor a dead end", "Give it a wider range"
+    )
 
 
 def same_value(one: str, other: str) -> bool:
@@ -106,7 +110,9 @@ def make_arms(
     num_replicates = max(num_replicates, 1) if policy.standing else num_replicates
     num_axes = NUM_ARMS - 1 - num_replicates
     if not num_axes <= len(policy.axes) <= len(PRIMES):
-        raise ConfigError(f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_axes} to {len(PRIMES)}")
+        raise ConfigError(
+            f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_axes} to {len(PRIMES)}"
+        )
     for axis in policy.axes:
         check_axis(axis)
     round_name = f"r{round_number:04d}"

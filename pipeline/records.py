@@ -68,7 +68,8 @@ class Plan:
         if fields.pop("schema", None) != 1:
             raise ValueError(f"schema {data.get('schema')!r} is not 1")
         arms = tuple(
-            Arm(**{**arm, "overrides": tuple((key, value) for key, value in arm["overrides"])}) for arm in fields.pop("arms")
+            Arm(**{**arm, "overrides": tuple((key, value) for key, value in arm["overrides"])})
+            for arm in fields.pop("arms")
         )
         return cls(arms=arms, **fields)
 

@@ -44,7 +44,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def write_result(
-    path: Path, attributes: Mapping[str, Any], items: Mapping[str, Rows], train: Rows, completions: Mapping[str, Sequence[str]]
+    path: Path,
+    attributes: Mapping[str, Any],
+    items: Mapping[str, Rows],
+    train: Rows,
+    completions: Mapping[str, Sequence[str]],
 ) -> None:
     """Write one attempt. Raises WorkFailed when the disk is full, ValueError when an attribute is missing or surplus."""
     if set(attributes) != set(ATTRIBUTES):
@@ -111,7 +115,9 @@ def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:
 
 def _write_table(group: h5py.Group, rows: Rows, columns: Mapping[str, Any]) -> None:
     values = {name: [row[name] for row in rows] for name in columns}
-    _write_columns(group, {n: [_text(v) for v in vs] if columns[n] is TEXT else vs for n, vs in values.items()}, columns)
+    _write_columns(
+        group, {n: [_text(v) for v in vs] if columns[n] is TEXT else vs for n, vs in values.items()}, columns
+    )
 
 
 def _write_columns(group: h5py.Group, columns: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
@@ -127,7 +133,9 @@ def _text(value: str) -> str:
 
 def _read_items(file: h5py.File) -> dict[str, dict[str, Any]]:
     """Every column of every set. Raises ValueError when the columns of a set differ in length."""
-    sets = {item_set: {name: table[name][:] for name in ITEM_COLUMNS} for item_set, table in file.get("items", {}).items()}
+    sets = {
+        item_set: {name: table[name][:] for name in ITEM_COLUMNS} for item_set, table in file.get("items", {}).items()
+    }
     for item_set, table in sets.items():
         if len({len(column) for column in table.values()}) > 1:
             raise ValueError(f"the columns of items/{item_set} differ in length")
@@ -141,7 +149,11 @@ def _opened(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-        cure = "It is truncated, damaged or foreign; a new attempt replaces it" if path.exists() else "It was never published"
+        cure = (
+            "It is truncated, damaged or foreign; a new attempt replaces it"
+            if path.exists()
+            else "It was never published"
+        )
         raise IntegrityError(f"{path} is not a readable result file ({error})", cure) from error
 
 

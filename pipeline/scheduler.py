@@ -69,7 +69,9 @@ def run_stage(*stage: str) -> None:
         raise SystemExit(code)
 
 
-def submit(folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], meta: Stage, resources: Resources) -> dict[str, Any]:
+def submit(
+    folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], meta: Stage, resources: Resources
+) -> dict[str, Any]:
     """Submit every array and the meta job that waits for them all; returns their ids.
 
     Raises NotFound without sbatch, WorkFailed with Slurm's own sentence when it refuses.
@@ -90,13 +92,17 @@ def submit(folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], meta
             executors["meta"].update_parameters(dependency="afterany:" + ":".join(array_ids))
             meta_id = executors["meta"].submit(run_stage, *meta).job_id
         except submitit.core.utils.FailedSubmissionError as error:
-            raise WorkFailed(f"sbatch refused: {_last_line(error)}", "Check `sinfo` and the cluster settings") from error
+            raise WorkFailed(
+                f"sbatch refused: {_last_line(error)}", "Check `sinfo` and the cluster settings"
+            ) from error
         except subprocess.SubprocessError as error:
             raise WorkFailed(f"sbatch failed: {_last_line(error)}", "Is the controller up? `scontrol ping`") from error
     return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "meta_job_id": meta_id}
 
 
-def sbatch_texts(folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], resources: Resources) -> dict[str, str]:
+def sbatch_texts(
+    folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], resources: Resources
+) -> dict[str, str]:
     """What would be given to sbatch, for the dry run and the frozen round; needs no Slurm."""
     from submitit.slurm.slurm import _make_sbatch_string
 
@@ -129,7 +135,9 @@ def run_local(
                 stage = waiting.pop(0)
                 name = "_".join(stage[2:4]) if stage[0] == "worker" else stage[0]
                 with open(logs_dir / f"{name}.log", "ab") as log:
-                    running[name] = subprocess.Popen(command(stage), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+                    running[name] = subprocess.Popen(
+                        command(stage), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                    )
             watch()
             time.sleep(0.1)
             for name in [name for name, child in running.items() if child.poll() is not None]:

@@ -133,7 +133,9 @@ class Log:
             except ValueError:
                 record = {}
             if not isinstance(record, dict) or record.get("previous") != previous or record.get("seq") != number:
-                raise IntegrityError(f"{self.path}: the chain breaks at record {number}", "Compare with a signed head or a copy")
+                raise IntegrityError(
+                    f"{self.path}: the chain breaks at record {number}", "Compare with a signed head or a copy"
+                )
             records.append(record)
             previous = hashlib.sha256(line).hexdigest()
         return records
@@ -151,7 +153,9 @@ class Log:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 yield file
         except OSError as error:
-            raise WorkFailed(f"cannot append to {self.path}: {error.strerror}", "Free space there; nothing was done yet") from error
+            raise WorkFailed(
+                f"cannot append to {self.path}: {error.strerror}", "Free space there; nothing was done yet"
+            ) from error
 
     def _write(self, file: IO[bytes], event: str, payload: Mapping[str, Any]) -> str:
         lines = self._whole_lines(file)

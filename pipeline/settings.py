@@ -194,7 +194,9 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
         with initialize_config_dir(str(source), version_base="1.3"):
             return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error), "See hydra_conf/ for what there is, or `python -m pipeline round --help`") from error
+        raise ConfigError(
+            _one_line(error), "See hydra_conf/ for what there is, or `python -m pipeline round --help`"
+        ) from error
     except ValueError as error:  # Hydra's own, for a group that is given a number, and names no group
         raise ConfigError(f"{' '.join(overrides)}: {_one_line(error)}", "See hydra_conf/ for what there is") from error
 
@@ -210,7 +212,9 @@ def typed(config: Any) -> Settings:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # first, for types are checked where they merge
+        plain = OmegaConf.to_container(
+            OmegaConf.create(config), resolve=True
+        )  # first, for types are checked where they merge
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error), "Compare with the files in hydra_conf/") from error
@@ -244,7 +248,9 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
 
 def policy_of(settings: Settings) -> Policy:
     """The policy as a record."""
-    pairs = {name: tuple((s.key, s.value) for s in getattr(settings.policy, name)) for name in ("standing", "dead_ends")}
+    pairs = {
+        name: tuple((s.key, s.value) for s in getattr(settings.policy, name)) for name in ("standing", "dead_ends")
+    }
     axes = tuple(Axis(a.name, a.key, a.kind, a.low, a.high, tuple(a.choices)) for a in settings.policy.axes)
     return Policy(axes=axes, **pairs)
 

@@ -60,14 +60,20 @@ def _arm_status(folder: Round, arm: str, role: str) -> ArmStatus:
     end = last["at"] if state != "running" else time.time()
     step, loss = _progress(attempt)
     began = marks[0]["at"] if marks else end
-    return ArmStatus(folder.name, arm, role, state, last["phase"], step, loss, round(end - began, 1), attempt.number, detail)
+    return ArmStatus(
+        folder.name, arm, role, state, last["phase"], step, loss, round(end - began, 1), attempt.number, detail
+    )
 
 
 def _progress(attempt: Attempt) -> tuple[str, str]:
     """("step/of", "loss") of the newest training line; empty before the first, "?" for what makes no sense."""
     lines = progress_lines(attempt, "train")
     try:
-        return (f"{int(lines[-1]['step'])}/{int(lines[-1]['num_steps'])}", f"{float(lines[-1]['loss']):.3f}") if lines else ("", "")
+        return (
+            (f"{int(lines[-1]['step'])}/{int(lines[-1]['num_steps'])}", f"{float(lines[-1]['loss']):.3f}")
+            if lines
+            else ("", "")
+        )
     except (KeyError, TypeError, ValueError, OverflowError):
         return "?", "?"
 
@@ -95,7 +101,9 @@ def table(rows: Iterable[ArmStatus]) -> Any:
         view.add_column(column, justify="right" if column in ("step", "loss", "seconds") else "left")
     for row in rows:
         state = f"[{colours[row.state]}]{row.state}[/]"
-        view.add_row(row.round, row.arm, row.role, state, row.phase, row.step, row.loss, f"{row.seconds:.0f}", row.detail)
+        view.add_row(
+            row.round, row.arm, row.role, state, row.phase, row.step, row.loss, f"{row.seconds:.0f}", row.detail
+        )
     return view
 
 

@@ -32,10 +32,15 @@ LOG_TAIL_BYTES = 4000
 
 def write_task(attempt: Attempt, config: Mapping[str, Any]) -> None:
     """`task.json` of kind train; config: model, recipe, parallelism, seed."""
-    write_file(attempt.task_dir / "task.json", json.dumps({"schema": 1, "kind": "train", "config": config, "paths": PATHS}, indent=1))
+    write_file(
+        attempt.task_dir / "task.json",
+        json.dumps({"schema": 1, "kind": "train", "config": config, "paths": PATHS}, indent=1),
+    )
 
 
-def train(sandbox: Sandbox, attempt: Attempt, out_dir: Path, stall_seconds: float, stop_wanted: Callable[[], bool]) -> None:
+def train(
+    sandbox: Sandbox, attempt: Attempt, out_dir: Path, stall_seconds: float, stop_wanted: Callable[[], bool]
+) -> None:
     """Run the trial to its end. Raises Interrupted when it stopped on request with its state saved, TrialFailed otherwise."""
     with sandbox.start(ENTRY, attempt.trial_log) as process:
         stalled = _watch(process, attempt, out_dir, stall_seconds, stop_wanted)
@@ -43,7 +48,9 @@ def train(sandbox: Sandbox, attempt: Attempt, out_dir: Path, stall_seconds: floa
     if stalled:
         raise TrialFailed("stalled", f"no progress for {stall_seconds:.0f} s", log_tail(attempt.trial_log))
     if process.timed_out:
-        raise TrialFailed("timeout", f"the trial used up its {sandbox.limits.wall_seconds:.0f} s", log_tail(attempt.trial_log))
+        raise TrialFailed(
+            "timeout", f"the trial used up its {sandbox.limits.wall_seconds:.0f} s", log_tail(attempt.trial_log)
+        )
     if code == 75 and stop_wanted():
         raise Interrupted("the trial was stopped and saved its state", "Start the arm again and it goes on")
     if code:
@@ -51,7 +58,9 @@ def train(sandbox: Sandbox, attempt: Attempt, out_dir: Path, stall_seconds: floa
         raise TrialFailed(kind, f"the trial ended with exit code {code}", log_tail(attempt.trial_log))
 
 
-def _watch(process: Confined, attempt: Attempt, out_dir: Path, stall_seconds: float, stop_wanted: Callable[[], bool]) -> bool:
+def _watch(
+    process: Confined, attempt: Attempt, out_dir: Path, stall_seconds: float, stop_wanted: Callable[[], bool]
+) -> bool:
     """Follow until the end; True when it was killed for standing still."""
     heard, last_heard = 0, time.monotonic()
     while True:

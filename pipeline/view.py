@@ -31,7 +31,10 @@ def follow(rows: Callable[[], list[ArmStatus]]) -> Iterator[Callable[[], None]]:
             now = (row.state, row.phase)
             if row.state != "waiting" and seen.get((row.round, row.arm)) != now:
                 seen[row.round, row.arm] = now
-                print(f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {row.step} {row.detail}".rstrip(), flush=True)
+                print(
+                    f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {row.step} {row.detail}".rstrip(),
+                    flush=True,
+                )
 
     yield _seldom(print_changes)
 

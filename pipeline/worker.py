@@ -68,12 +68,19 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
     frozen, digest = read_plan(folder, plan_digest)
     arm = next((arm for arm in frozen.arms if arm.name == arm_name), None)
     if arm is None:
-        raise ConfigError(f"{folder.name} has no arm {arm_name!r}", f"Valid: {', '.join(arm.name for arm in frozen.arms)}")
+        raise ConfigError(
+            f"{folder.name} has no arm {arm_name!r}", f"Valid: {', '.join(arm.name for arm in frozen.arms)}"
+        )
     if results.status_of(folder.published(arm_name)) == "completed":
         return None
     chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
     attempt = folder.claim_attempt(arm_name)
-    claim = {"host": platform.node(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""), "plan_digest": digest}
+    claim = {
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
+        "plan_digest": digest,
+    }
     write_file(attempt.claim, json.dumps(claim))
     job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt)
     job.mark("claim")
@@ -124,7 +131,9 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     if saved:
         shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
     config = job.chosen.to_dict()
-    trial.write_task(job.attempt, {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed})
+    trial.write_task(
+        job.attempt, {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed}
+    )
     uid = namespace.trial_uid()
     if saved:
         for path in out_dir.rglob("*"):
@@ -192,7 +201,9 @@ def seal_adapter(job: Work) -> None:
             file.flush()
             os.fsync(file.fileno())
     except FileExistsError:
-        raise IntegrityError(f"{job.attempt.sealed} exists already", "Two workers share one attempt; start the arm again") from None
+        raise IntegrityError(
+            f"{job.attempt.sealed} exists already", "Two workers share one attempt; start the arm again"
+        ) from None
     except OSError as error:
         raise WorkFailed(f"cannot write {job.attempt.sealed}: {error.strerror}") from error
 
@@ -245,7 +256,11 @@ def publish(job: Work, status: str) -> None:
 def _training_rows(job: Work) -> list[dict[str, Any]]:
     """The trial's step lines that fit the schema, at most one a step."""
     names = results.TRAIN_COLUMNS
-    rows = [line for line in trial.progress_lines(job.attempt, "train") if all(isinstance(line.get(n), int | float) for n in names)]
+    rows = [
+        line
+        for line in trial.progress_lines(job.attempt, "train")
+        if all(isinstance(line.get(n), int | float) for n in names)
+    ]
     return rows[: job.chosen.recipe.num_steps]
 
 

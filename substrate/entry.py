@@ -1,7 +1,7 @@
 """What the stdlib entry points share: a command line that fails in one line, and files that are whole when they exist.
 
-    {"item_id": "roman-000012", "family": "roman", "prompt": "In Alice's Wonderland, numbers are ..."}
-    {"item_id": "roman-000013", "family": "roman", "prompt": "In Alice's Wonderland, numbers are ..."}
+{"item_id": "roman-000012", "family": "roman", "prompt": "In Alice's Wonderland, numbers are ..."}
+{"item_id": "roman-000013", "family": "roman", "prompt": "In Alice's Wonderland, numbers are ..."}
 """
 
 import argparse

@@ -5,24 +5,19 @@ The shape of the schedule is an axis of a recipe, named by a class of `nemo.core
 driven once over a dummy optimizer, and that list is what trains, what stands in progress.jsonl and what a checkpoint
 keeps.
 
-Importing NeMo costs 3.3 s of a 9 s start on a quiet CPU (Lightning, torchmetrics, scipy and the compiler come along;
-loading the submodule without its packages' `__init__` saved nothing). So the rates of the shipped recipe are kept
-beside this file, made by `python -m substrate.schedule`; a test drives NeMo again and compares every number. For any
-other length or warm-up one rank imports NeMo and the others get its list; a resumed run has its own in the checkpoint.
+Importing NeMo costs 3.3 s of a 9 s start on a quiet CPU (Lightning, torchmetrics, scipy and the compiler come along; loading the
+submodule without its packages' `__init__` saved nothing). So one rank imports it and the others get its list; a resumed
+run has its own in the checkpoint.
 """
 
-import json
-import sys
 import warnings
-from pathlib import Path
 
-from substrate.errors import UsageError, exit_code_of
+from substrate.errors import UsageError
 
 # The classes determined by what a recipe has: peak, warm-up, length and final rate. After the warm-up: half a cosine, a
 # parabola, a square root and a straight line down to the final rate, and constant. The others want more (NoamAnnealing
 # the model's width).
 SHAPES = ("CosineAnnealing", "SquareAnnealing", "SquareRootAnnealing", "WarmupAnnealing", "WarmupHoldPolicy")
-TABLE = Path(__file__).with_suffix(".json")  # shape/num_steps/warmup_steps/min_lr_ratio -> rates at peak 1
 
 
 def learning_rates(
@@ -37,9 +32,7 @@ def learning_rates(
     # Before any import and by every rank: a wrong name must not leave the others waiting.
     if shape not in SHAPES:
         raise UsageError(f"schedule {shape!r}; valid are {', '.join(SHAPES)}")
-    relative = json.loads(TABLE.read_text()).get(_key(shape, num_steps, warmup_steps, min_lr_ratio))
-    if relative is None:
-        relative = _from_rank_0(shape, num_steps, warmup_steps, min_lr_ratio, rank)
+    relative = _from_rank_0(shape, num_steps, warmup_steps, min_lr_ratio, rank)
     return [peak * rate for rate in relative]
 
 
@@ -69,23 +62,3 @@ def _from_rank_0(shape: str, num_steps: int, warmup_steps: int, min_lr_ratio: fl
     if dist.is_initialized():
         dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def _key(*values: object) -> str:
-    return "/".join(map(str, values))
-
-
-def main() -> None:
-    """Writes TABLE for the shipped recipe and its smoke test: `python -m substrate.schedule`, from the checkout."""
-    import yaml
-
-    shipped = yaml.safe_load(Path("hydra_conf/recipe/sft_lora.yaml").read_text())
-    smoke = shipped | yaml.safe_load(Path("hydra_conf/experiment/smoke.yaml").read_text())["recipe"]
-    lengths = [(recipe["num_steps"], recipe["warmup_steps"], recipe["min_lr_ratio"]) for recipe in (shipped, smoke)]
-    table = {_key(shape, *length): nemo_rates(shape, *length) for length in lengths for shape in SHAPES}
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(rates)}" for key, rates in table.items())
-    TABLE.write_text(f"{{\n{lines}\n}}\n")
-
-
-if __name__ == "__main__":
-    sys.exit(exit_code_of(main))

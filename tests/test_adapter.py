@@ -1,4 +1,4 @@
-"""The adapter, all that leaves a sandbox: a well-made one is kept under one digest, every other is named and refused."""
+"""The adapter, all that leaves a sandbox: a well-made one is kept under one digest, every other is named, refused."""
 
 import hashlib
 import json

@@ -47,7 +47,11 @@ def test_the_result_is_published_whole_and_names_everything(campaign: Campaign, 
     assert found["status"] == found["exit_class"] == "completed"
     assert found["image_digest"] == facts["image"]["tree_digest"]
     assert found["runtime_digest"] == facts["runtime_digest"]
-    assert found["adapter_digest"] == adapter.kept_digest(attempt.adapter_dir) == read_json(attempt.sealed)["adapter_digest"]
+    assert (
+        found["adapter_digest"]
+        == adapter.kept_digest(attempt.adapter_dir)
+        == read_json(attempt.sealed)["adapter_digest"]
+    )
     outcome = read_outcome(published, seal.file_digest(published))
     assert {name: {f: len(marks) for f, marks in sets.items()} for name, sets in outcome.outcomes.items()} == {
         "dev": dict.fromkeys(("roman", "text_cipher", "unit_conversion"), 4),
@@ -107,7 +111,9 @@ def test_below_the_quorum_meta_says_what_is_missing_and_decides_nothing(campaign
     assert not campaign.overrides("r0002").exists()
 
 
-def test_a_trial_that_crashes_is_a_typed_outcome_with_its_traceback_and_no_score(campaign: Campaign, tmp_path: Path) -> None:
+def test_a_trial_that_crashes_is_a_typed_outcome_with_its_traceback_and_no_score(
+    campaign: Campaign, tmp_path: Path
+) -> None:
     broken = Campaign.at(tmp_path / "broken")
     # A warm-up longer than the run passes the pipeline's checks; the recipe in the image refuses it.
     done = pipeline("round", broken.folder, "experiment=smoke", "recipe.warmup_steps=1000", "--no-submit")

@@ -239,7 +239,7 @@ def test_diverged_loss_names_the_step(alone, inputs, tmp_path):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("length", ["shipped", "other"])
 def test_rates_are_nemos(shape, length):
-    """The rates of a run, from the table or not, against NeMo's class driven at the run's own peak."""
+    """The rates of a run against NeMo's class driven at the run's own peak."""
     import torch
 
     recipe = _config("recipe", "sft_lora")
@@ -256,17 +256,6 @@ def test_rates_are_nemos(shape, length):
         assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-14, abs=0)
         optimizer.step()
         scheduler.step()
-
-
-def test_shipped_recipe_needs_no_import_of_nemo():
-    recipe = _config("recipe", "sft_lora")
-    arguments = {name: recipe[name] for name in ("num_steps", "warmup_steps", "min_lr_ratio")}
-    code = (
-        "import sys; from substrate.schedule import learning_rates\n"
-        f"learning_rates({recipe['schedule']!r}, peak=1.0, **{arguments}); assert 'nemo' not in sys.modules"
-    )
-    ended = _spawn(["-c", code], GOLDEN)
-    assert ended.returncode == 0, f"{ended.stderr}; renew substrate/schedule.json: python -m substrate.schedule"
 
 
 def test_cosine_rates_follow_the_published_formula():

@@ -104,7 +104,11 @@ def test_a_round_through_submitit_survives_a_killed_worker(campaign: Campaign) -
     main, reference = record["array_job_ids"]
     found = states(main, reference, record["meta_job_id"])
     assert found.pop(f"{main}_3") == "FAILED"
-    assert set(found) == {f"{main}_{i}" for i in range(8) if i != 3} | {f"{reference}_0", f"{reference}_1", record["meta_job_id"]}
+    assert set(found) == {f"{main}_{i}" for i in range(8) if i != 3} | {
+        f"{reference}_0",
+        f"{reference}_1",
+        record["meta_job_id"],
+    }
     assert set(found.values()) == {"COMPLETED"}
 
 
