@@ -99,7 +99,8 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
 
     campaign = Campaign.at(arguments.campaign)
     if arguments.dry_run:
-        return dry_run(campaign, arguments.overrides)
+        dry_run(campaign, arguments.overrides)
+        return None
     if not campaign.folder.exists():
         init(campaign, arguments.overrides)
         print(f"campaign {arguments.campaign} is frozen (image, code, constitution, commitments)")

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -52,7 +53,7 @@ def init(campaign: Campaign, overrides: Sequence[str]) -> None:
         draft.vault.mkdir(mode=0o700)
         seeds = make_seeds(rules.num_rounds)
         write_file(draft.seeds, seal.canonical(seeds), mode=0o600)
-        facts = {
+        facts: dict[str, Any] = {
             "schema": 1,
             "campaign": f"{campaign.name}-{os.urandom(4).hex()}",
             "image": {"tree_digest": info.tree_digest, "sqsh_sha256": info.sqsh_sha256},

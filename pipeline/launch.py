@@ -81,7 +81,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
 
 def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
     """The worker stages of a round: its eight arms, and r0000's two where they are not published yet."""
-    waiting = []
+    waiting: list[list[scheduler.Stage]] = []
     for of_round in (folder, campaign.round("r0000")):
         frozen, digest = read_plan(of_round)
         missing = [arm for arm in frozen.arms if results.status_of(of_round.published(arm.name)) != "completed"]

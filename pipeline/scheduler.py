@@ -128,7 +128,9 @@ def run_local(
     """
     logs_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(code_dir)}
-    waiting, running, codes = list(stages), {}, {}
+    waiting = list(stages)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    codes: dict[str, int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:

@@ -51,7 +51,7 @@ def _arm_status(folder: Round, arm: str, role: str) -> ArmStatus:
         return ArmStatus(folder.name, arm, role, "waiting", "", "", "", 0.0, None, "")
     attempt = attempts[-1]
     marks = read_json_lines(attempt.phases)
-    last = marks[-1] if marks else {"phase": "claim", "at": time.time()}
+    last: dict[str, Any] = marks[-1] if marks else {"phase": "claim", "at": time.time()}
     state, detail = "running", ""
     if last["phase"] in ("completed", "failed"):
         state, detail = last["phase"], last.get("detail", "")

@@ -62,7 +62,8 @@ class Task:
                 raise UsageError(f"{name} of {path} has {sorted(values)}; valid keys are {sorted(needed)}")
         if type(config["seed"]) is not int:
             raise UsageError(f"config.seed of {path} is {config['seed']!r}; it is an integer")
-        return cls(**config, **{name: Path(value) for name, value in paths.items()})
+        fields: dict[str, Any] = {**config, **{name: Path(value) for name, value in paths.items()}}
+        return cls(**fields)
 
 
 class Progress:

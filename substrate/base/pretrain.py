@@ -78,7 +78,8 @@ def _places(rng: random.Random) -> Draft:
 
 def _product(rng: random.Random) -> Draft:
     number, factor = f"{rng.randint(1, 99) / 10}", rng.randint(2, 9)
-    steps, carry = [], 0
+    steps: list[str] = []
+    carry = 0
     for digit in map(int, reversed(number.replace(".", ""))):
         steps.append(f"{digit}*{factor}{f'+{carry}' if steps else ''}={digit * factor + carry}")
         carry = (digit * factor + carry) // 10
@@ -87,7 +88,8 @@ def _product(rng: random.Random) -> Draft:
 
 def _sum(rng: random.Random) -> Draft:
     left, right = rng.randint(1, 99), rng.randint(1, 99)
-    steps, carry = [], 0
+    steps: list[str] = []
+    carry = 0
     for one, other in zip(f"{left:02d}"[::-1], f"{right:02d}"[::-1], strict=True):
         total = int(one) + int(other) + carry
         steps.append(f"{one}+{other}{f'+{carry}' if steps else ''}={total}")
@@ -166,7 +168,7 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
     encoder = Tokenizer.from_file(Path(__file__).parent / "tokenizer.json")
     stream = Stream(
         examples(SEED, EXAMPLES_PER_SKILL),
-        MIX,
+        {name: float(share) for name, share in MIX.items()},
         lambda example: (encoder.encode_prompt(example.prompt), encoder.encode_answer(example.trace, example.answer)),
         seed=SEED,
         num_steps=num_steps,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from substrate.data import MicroBatch, Stream
+    from substrate.model import HybridModel
     from substrate.parallel import Parallel
 
 METHODS = {"sft_lora": ("substrate.recipes.sft_lora", "SftLora")}
@@ -44,7 +45,7 @@ class Recipe(Protocol):
         """Adds the trainable parameters to a loaded base model and freezes the rest."""
         ...
 
-    def loss(self, model: "torch.nn.Module", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
+    def loss(self, model: "HybridModel", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
         """This micro-batch's part of the step's loss; those of all micro-batches and data-parallel ranks add up."""
         ...
 
@@ -85,9 +86,9 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return read_fields(typing.cast(type, hint), value, where)
     if isinstance(hint, types.GenericAlias):
         container, inner = typing.get_origin(hint), typing.get_args(hint)[-1]
-        if isinstance(value, container):
-            if container is dict:
-                return {str(key): _typed(inner, item, f"{where}.{key}") for key, item in value.items()}
+        if isinstance(value, dict) and container is dict:
+            return {str(key): _typed(inner, item, f"{where}.{key}") for key, item in value.items()}
+        if isinstance(value, list) and container is list:
             return [_typed(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
     elif hint is float and type(value) is int:
         return float(value)

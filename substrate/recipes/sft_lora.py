@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from substrate.data import Example, MicroBatch, Stream
+    from substrate.model import HybridModel
     from substrate.parallel import Parallel
     from substrate.tokenizer import Tokenizer
 
@@ -100,7 +101,7 @@ class SftLora:
 
         add_lora(model, self.lora.rank, self.lora.alpha, self.lora.dropout, self.lora.targets, seed)
 
-    def loss(self, model: "torch.nn.Module", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
+    def loss(self, model: "HybridModel", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
         """Summed cross-entropy of the learned tokens here, over their number in the whole batch (nats a token)."""
         from substrate.model import token_losses
 
