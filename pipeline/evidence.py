@@ -53,8 +53,8 @@ def gather(round_name: str, reference: Outcome, outcomes: Sequence[Outcome], pla
     """
     reference = replace(reference, arm="reference")
     repeats_of = {arm.name: arm.replicate_of for arm in plan}
-    baselines = {"reference": reference}
-    baselines.update({"standing": outcome for outcome in outcomes if repeats_of[outcome.arm] == "standing"})
+    standing = [("standing", outcome) for outcome in outcomes if repeats_of[outcome.arm] == "standing"]
+    baselines = dict([("reference", reference), *standing])
     lifts = tuple(
         paired_lift(outcome, baseline, item_set, name)
         for outcome in outcomes

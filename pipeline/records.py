@@ -124,7 +124,8 @@ class Outcome:
 class Lift:
     """Score of an arm minus that of its baseline on the same items, with the variance of that difference (both exact).
 
-    `baseline` is "reference", or "standing" for a lift over this round's run of the standing recipe. `variance` is that of the item mean: sum of squared deviations of the paired differences / (n (n-1)).
+    `baseline` is "reference", or "standing" for a lift over this round's run of the standing recipe.
+    `variance` is that of the item mean: sum of squared deviations of the paired differences / (n (n-1)).
     """
 
     arm: str
