@@ -105,6 +105,8 @@ def freeze_code(code_dir: Path) -> str:
     draft = code_dir / "draft"
     for name in FROZEN_CODE:
         shutil.copytree(ROOT / name, draft / name, ignore=SKIPPED)
+    # A file where Python would make a folder for its bytecode: whoever runs this code leaves it as it was frozen.
+    write_file(draft / "pipeline" / "__pycache__", "")
     digest = image.tree_digest(draft)
     os.rename(draft, code_dir / digest[:16])
     return digest
