@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from pipeline import constitution, image, plan, results, scheduler, seal, settings
-from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
-from pipeline.errors import ConfigError, WorkFailed
+from pipeline import constitution, image, results, scheduler, seal, settings
+from pipeline.campaign import arms_of, check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
+from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.layout import Campaign, Round, read_json, write_file
-from pipeline.records import Plan
+from pipeline.records import Arm, Plan
 
 
 def next_round(campaign: Campaign) -> str:
-    """The newest round that has overrides: the one to freeze, to continue, or to wait for."""
-    return campaign.known_rounds()[-1]
+    """The newest round that has overrides: the one to freeze, to continue, or to wait for. Raises NotFound without any."""
+    rounds = campaign.known_rounds()
+    if not rounds:
+        raise NotFound(
+            f"{campaign.folder} is not a campaign", "Choose a folder that does not exist, and `round` makes one"
+        )
+    return rounds[-1]
 
 
 def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Round:
@@ -42,41 +48,36 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
     code_dir = verified_code(campaign, facts)
     rules = constitution.load(facts["constitution_digest"])
     rules.check_round(folder.number)
-    image.verify(campaign.image, facts["image"]["tree_digest"])
     if round_name not in campaign.known_rounds():
         raise ConfigError(f"round {round_name} has no overrides yet", f"Known: {', '.join(campaign.known_rounds())}")
     operational = [item for item in overrides if is_operational(item)]
     every = [*facts["overrides"], *operational, f"+round={round_name}"]
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
-    if folder.plan.exists():
-        read_plan(folder)
-        if operational and settings.load(folder.config).cluster != chosen.cluster:
-            raise ConfigError(
-                f"round {round_name} is frozen for another cluster than {operational}",
-                "Leave the cluster out, or as it was; the next round may run elsewhere",
-            )
-        return folder
-    check_plan_fits(chosen)
-    policy = settings.policy_of(chosen)
-    reference = {axis.key: settings.value_of(chosen, axis.key) for axis in policy.axes}
-    replicates = rules.first_round_replicates if folder.number == 1 else 0
-    arms = plan.make_arms(policy, folder.number, chosen.seed, replicates, reference)
-    for arm in arms:
-        rules.check_settings(arm.overrides)
-        settings.with_overrides(chosen, arm.overrides)
-    config = settings.to_yaml(chosen)
-    digests = (
-        facts["image"]["tree_digest"],
-        facts["constitution_digest"],
-        facts["code_digest"],
-        seal.digest_text(config),
-    )
-    freeze_plan(campaign, Plan(facts["campaign"], round_name, *digests, arms), config)
-    for name, text in scheduler.sbatch_texts(
-        folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder)
-    ).items():
-        write_file(folder.slurm_dir / f"{name}.sbatch", text)
+    if not folder.plan.exists():
+        check_plan_fits(chosen)
+        arms = arms_of(chosen, folder.number, rules)
+        with _held(folder):
+            if not folder.plan.exists():  # another `round` may have been faster
+                _write(campaign, folder, chosen, arms, facts)
+    read_plan(folder)
+    if operational and settings.load(folder.config).cluster != chosen.cluster:
+        raise ConfigError(
+            f"round {round_name} is frozen for another cluster than {operational}",
+            "Leave the cluster out, or as it was; the next round may run elsewhere",
+        )
     return folder
+
+
+def _write(
+    campaign: Campaign, folder: Round, chosen: settings.Settings, arms: tuple[Arm, ...], facts: Mapping[str, Any]
+) -> None:
+    config = settings.to_yaml(chosen)
+    digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
+    freeze_plan(campaign, Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), arms), config)
+    code_dir = verified_code(campaign, facts)
+    texts = scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder))
+    for name, text in texts.items():
+        write_file(folder.slurm_dir / f"{name}.sbatch", text)
 
 
 def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
@@ -102,8 +103,7 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
                 f"round {folder.name} is submitted already (jobs {', '.join(jobs)})",
                 f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta` closes it when its arms are done",
             )
-        _, digest = read_plan(folder)
-        code_dir = verified_code(campaign, facts_of(campaign))
+        code_dir, digest = _verified(campaign, folder)
         seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="slurm")
         ids = scheduler.submit(
             folder.slurm_dir, code_dir, arrays(campaign, folder), _meta(campaign, folder), resources(folder)
@@ -123,8 +123,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None]) -> No
             raise ConfigError(
                 f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it"
             )
-        _, digest = read_plan(folder)
-        code_dir = verified_code(campaign, facts_of(campaign))
+        code_dir, digest = _verified(campaign, folder)
         seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="local")
         write_file(folder.submitted, seal.canonical({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
         chosen = settings.load(folder.config)
@@ -175,9 +174,19 @@ def _meta(campaign: Campaign, folder: Round) -> scheduler.Stage:
     return ("meta", str(campaign.folder), folder.name)
 
 
+def _verified(campaign: Campaign, folder: Round) -> tuple[Path, str]:
+    """The frozen code's folder and the plan's digest, after everything that jobs rely on was compared with what was frozen."""
+    facts = facts_of(campaign)
+    code_dir = verified_code(campaign, facts)
+    image.verify(campaign.image, facts["image"]["tree_digest"])
+    _, digest = read_plan(folder)
+    return code_dir, digest
+
+
 @contextmanager
 def _held(folder: Round) -> Iterator[None]:
     """One `round` at a time for one round. Raises ConfigError while another holds it."""
+    folder.folder.mkdir(parents=True, exist_ok=True)
     lock = Path(folder.folder, ".lock")
     with open(lock, "w") as file:
         try:

@@ -37,7 +37,7 @@ def main() -> None:
     campaign = os.environ.get("CAMPAIGN_DIR")
     if not campaign or not Path(campaign, "campaign.yaml").exists():
         sys.exit("ConfigError: CAMPAIGN_DIR is not a campaign. Set it to a folder such as runs/demo")
-    sys.argv[1:1] = search_path(Path(campaign).absolute())
+    sys.argv += search_path(Path(campaign).absolute())  # last: what stands between Hydra's own flags it would refuse
     run_arm()
 
 
