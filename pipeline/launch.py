@@ -58,7 +58,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
         arms = arms_of(chosen, folder.number, rules)
         with _held(folder):
             if not folder.plan.exists():  # another `round` may have been faster
-                _write(campaign, folder, chosen, arms, facts)
+                _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), arms)
     read_plan(folder)
     if operational and settings.load(folder.config).cluster != chosen.cluster:
         raise ConfigError(
@@ -66,18 +66,6 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
             "Leave the cluster out, or as it was; the next round may run elsewhere",
         )
     return folder
-
-
-def _write(
-    campaign: Campaign, folder: Round, chosen: settings.Settings, arms: tuple[Arm, ...], facts: Mapping[str, Any]
-) -> None:
-    config = settings.to_yaml(chosen)
-    digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
-    freeze_plan(campaign, Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), arms), config)
-    code_dir = verified_code(campaign, facts)
-    texts = scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder))
-    for name, text in texts.items():
-        write_file(folder.slurm_dir / f"{name}.sbatch", text)
 
 
 def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
@@ -168,6 +156,16 @@ def resources(folder: Round) -> scheduler.Resources:
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def _write(
+    campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, config: str, arms: tuple[Arm, ...]
+) -> None:
+    digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
+    freeze_plan(campaign, Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), arms), config)
+    texts = scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder))
+    for name, text in texts.items():
+        write_file(folder.slurm_dir / f"{name}.sbatch", text)
 
 
 def _meta(campaign: Campaign, folder: Round) -> scheduler.Stage:
