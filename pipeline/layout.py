@@ -183,7 +183,7 @@ class Campaign:
 
     @classmethod
     def at(cls, folder: str | Path) -> Campaign:
-        return cls(Path(folder).absolute())
+        return cls(Path(folder).resolve())  # a link to it must not look like another campaign
 
     @property
     def name(self) -> str:

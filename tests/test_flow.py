@@ -126,3 +126,13 @@ def test_a_trial_that_crashes_is_a_typed_outcome_with_its_traceback_and_no_score
     outcome = read_outcome(broken.round("r0001").published("a0"), "")
     assert not outcome.outcomes
     assert json.loads(found["coverage"])["probe"]
+
+
+def test_a_campaign_is_the_same_through_a_link(campaign: Campaign, attempt: Attempt, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(campaign.folder)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "worker", str(tmp_path / "link"), "r0001", "a2"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "was published before" in done.stdout
