@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from pipeline import constitution, image, memory, plan, seal, settings
+from pipeline import image, memory, seal, settings
 from pipeline.errors import IntegrityError, NotFound
 from pipeline.layout import Campaign, Round, write_file
-from pipeline.records import Arm, Plan
+from pipeline.records import Plan
 
 
 def check_plan_fits(chosen: settings.Settings) -> None:
@@ -29,18 +29,6 @@ def check_plan_fits(chosen: settings.Settings) -> None:
     memory.adapter_shapes(config["model"], chosen.recipe.lora.rank, chosen.recipe.lora.targets)
     for axis in chosen.policy.axes:
         settings.value_of(chosen, axis.key)
-
-
-def arms_of(chosen: settings.Settings, round_number: int, rules: constitution.Constitution) -> tuple[Arm, ...]:
-    """The arms that a configuration gives a round, each allowed and typed. Raises ConfigError, and Refused by article 2."""
-    policy = settings.policy_of(chosen)
-    reference = {axis.key: settings.value_of(chosen, axis.key) for axis in policy.axes}
-    replicates = rules.first_round_replicates if round_number == 1 else 0
-    arms = plan.make_arms(policy, round_number, chosen.seed, replicates, reference)
-    for arm in arms:
-        rules.check_settings(arm.overrides)
-        settings.with_overrides(chosen, arm.overrides)
-    return arms
 
 
 def facts_of(campaign: Campaign) -> dict[str, Any]:

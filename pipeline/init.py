@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from pipeline import constitution, image, plan, seal, settings
-from pipeline.campaign import arms_of, check_plan_fits, freeze_plan, is_operational, runtime_digest, write_overrides
+from pipeline.campaign import check_plan_fits, freeze_plan, is_operational, runtime_digest, write_overrides
 from pipeline.errors import ConfigError, WorkFailed
 from pipeline.layout import Campaign, write_file
 from pipeline.records import Plan
@@ -41,7 +41,7 @@ def init(campaign: Campaign, overrides: Sequence[str]) -> None:
     rules = constitution.load()
     chosen = settings.compose(overrides)
     check_plan_fits(chosen)
-    arms_of(chosen, 1, rules)  # a campaign that cannot plan its first round is not made
+    plan.arms_of(chosen, 1, rules)  # a campaign that cannot plan its first round is not made
     campaign.folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{campaign.name}.", dir=campaign.folder.parent))
     try:

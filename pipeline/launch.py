@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, image, results, scheduler, seal, settings
-from pipeline.campaign import arms_of, check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
+from pipeline import constitution, image, plan, results, scheduler, seal, settings
+from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
 from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.layout import Campaign, Round, read_json, write_file
 from pipeline.records import Arm, Plan
@@ -55,7 +55,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
     if not folder.plan.exists():
         check_plan_fits(chosen)
-        arms = arms_of(chosen, folder.number, rules)
+        arms = plan.arms_of(chosen, folder.number, rules)
         with _held(folder):
             if not folder.plan.exists():  # another `round` may have been faster
                 _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), arms)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, localcontext
 from fractions import Fraction
 
+from pipeline import settings
+from pipeline.constitution import Constitution
 from pipeline.errors import ConfigError
 from pipeline.records import NUM_ARMS, Arm, Axis, Policy, Setting, with_setting
 
@@ -130,6 +132,18 @@ def make_arms(
     for index in range(len(arms), NUM_ARMS):
         arms.append(Arm(index, "replicate", seed(index), policy.standing, replicate_of=last))
     return tuple(arms)
+
+
+def arms_of(chosen: settings.Settings, round_number: int, rules: Constitution) -> tuple[Arm, ...]:
+    """The arms that a configuration gives a round, each checked. Raises ConfigError, and Refused by article 2."""
+    policy = settings.policy_of(chosen)
+    reference = {axis.key: settings.value_of(chosen, axis.key) for axis in policy.axes}
+    replicates = rules.first_round_replicates if round_number == 1 else 0
+    arms = make_arms(policy, round_number, chosen.seed, replicates, reference)
+    for arm in arms:
+        rules.check_settings(arm.overrides)
+        settings.with_overrides(chosen, arm.overrides)
+    return arms
 
 
 def reference_arms(campaign_seed: int) -> tuple[Arm, ...]:
