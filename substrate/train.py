@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from substrate.entry import Parser
 from substrate.errors import DataError, Stopped, UsageError, exit_code_of
+from substrate.recipes import load_recipe
 
 if TYPE_CHECKING:
     from substrate.parallel import Parallel
@@ -44,6 +45,11 @@ class Task:
     out: Path
     stop: Path
 
+    @property
+    def num_ranks(self) -> int:
+        """Processes of the run: experts (ep) are shared out among the ranks of tp and dp."""
+        return int(self.parallelism["tp"] * self.parallelism["dp"])
+
     @classmethod
     def read(cls, path: Path) -> "Task":
         """Reads and checks a task file. Raises UsageError: unreadable, another schema or kind, a wrong key."""
@@ -62,6 +68,10 @@ class Task:
                 raise UsageError(f"{name} of {path} has {sorted(values)}; valid keys are {sorted(needed)}")
         if type(config["seed"]) is not int:
             raise UsageError(f"config.seed of {path} is {config['seed']!r}; it is an integer")
+        for axis in ("tp", "dp"):
+            size = config["parallelism"].get(axis) if isinstance(config["parallelism"], dict) else None
+            if type(size) is not int or size < 1:
+                raise UsageError(f"config.parallelism.{axis} of {path} is {size!r}; it is an integer of at least 1")
         fields: dict[str, Any] = {**config, **{name: Path(value) for name, value in paths.items()}}
         return cls(**fields)
 
@@ -90,7 +100,6 @@ class Training:
         import torch
 
         from substrate.model import ModelConfig, build_model, load_base
-        from substrate.recipes import load_recipe
         from substrate.schedule import learning_rates
 
         self.task, self.parallel = task, parallel
@@ -229,11 +238,11 @@ def main() -> None:
     path = parser.parse_args().task
     _check_origin()
     task = Task.read(path)
-    num_ranks = int(task.parallelism.get("tp", 1)) * int(task.parallelism.get("dp", 1))
-    if num_ranks > 1 and "RANK" not in os.environ:
+    load_recipe(task.recipe)  # a mistake in it is told before any rank starts and imports torch
+    if task.num_ranks > 1 and "RANK" not in os.environ:
         from substrate.launch import run_ranks
 
-        sys.exit(run_ranks("substrate.train", [str(path)], num_ranks))
+        sys.exit(run_ranks("substrate.train", [str(path)], task.num_ranks))
 
     from substrate.parallel import start
 

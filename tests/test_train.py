@@ -317,12 +317,23 @@ def test_golden_task_is_valid_and_holds_the_shipped_configuration():
     load_recipe(task.recipe)
 
 
-def test_wrong_task_file_exits_64_with_one_line(tmp_path):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "generate"}, "valid is (1, 'train')"),
+        ({"config": {"seed": 1}}, "valid keys are ['model', 'parallelism', 'recipe', 'seed']"),
+        ({"parallelism": {"tp": "two"}}, "config.parallelism.tp"),
+        ({"recipe": {"method": "grpo"}}, "recipe.method 'grpo'"),
+    ],
+)
+def test_wrong_task_file_exits_64_with_one_line(change, message, tmp_path):
     content = json.loads(GOLDEN.read_text())
-    (tmp_path / "task.json").write_text(json.dumps(content | {"kind": "generate"}))
+    if not set(change) & set(content):  # a part of config
+        change = {"config": content["config"] | change}
+    (tmp_path / "task.json").write_text(json.dumps(content | change))
     ended = _spawn(["-m", "substrate.train"], tmp_path / "task.json")
     assert (ended.returncode, ended.stdout) == (64, "")
-    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and "(1, 'train')" in ended.stderr
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and message in ended.stderr
 
 
 def test_package_from_elsewhere_is_refused(tmp_path):
