@@ -74,16 +74,17 @@ def submit(
 ) -> dict[str, Any]:
     """Submit every array and the meta job that waits for them all; returns their ids.
 
-    Raises NotFound without sbatch, WorkFailed with Slurm's own sentence when it refuses.
+    Raises NotFound without sbatch, WorkFailed with Slurm's own sentence when it refuses; what it took before is then cancelled.
     """
     import submitit
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise NotFound("sbatch and srun are not on PATH", "Run on a login node, or use cluster=local")
     executors = {name: _executor(folder, code_dir, resources, name) for name in ("worker", "meta")}
+    array_ids: list[str] = []
+    task_ids: list[list[str]] = []
     with clean_environment():
         try:
-            array_ids, task_ids = [], []
             for stages in arrays:
                 with executors["worker"].batch():
                     jobs = [executors["worker"].submit(run_stage, *stage) for stage in stages]
@@ -91,11 +92,13 @@ def submit(
                 task_ids.append([job.job_id for job in jobs])
             executors["meta"].update_parameters(dependency="afterany:" + ":".join(array_ids))
             meta_id = executors["meta"].submit(run_stage, *meta).job_id
-        except submitit.core.utils.FailedSubmissionError as error:
+        except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
+            _cancel(array_ids)
             raise WorkFailed(
                 f"sbatch refused: {_last_line(error)}", "Check `sinfo` and the cluster settings"
             ) from error
         except subprocess.SubprocessError as error:
+            _cancel(array_ids)
             raise WorkFailed(f"sbatch failed: {_last_line(error)}", "Is the controller up? `scontrol ping`") from error
     return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "meta_job_id": meta_id}
 
@@ -131,6 +134,7 @@ def run_local(
     waiting = list(stages)
     running: dict[str, subprocess.Popen[bytes]] = {}
     codes: dict[str, int] = {}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as Ctrl-C does
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -149,6 +153,7 @@ def run_local(
             child.terminate()
         for child in running.values():
             child.wait()
+        signal.signal(signal.SIGTERM, before)
     return codes
 
 
@@ -212,6 +217,12 @@ def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, An
     if resources.arms_at_once:
         parameters["array_parallelism"] = resources.arms_at_once
     return parameters
+
+
+def _cancel(job_ids: Sequence[str]) -> None:
+    """A round is submitted whole or not at all: without its meta job the arms would run for nothing."""
+    if job_ids and shutil.which("scancel"):
+        subprocess.run(["scancel", *job_ids], capture_output=True)
 
 
 def _last_line(error: Exception) -> str:
