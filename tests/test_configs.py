@@ -18,7 +18,7 @@ def composed(path: Path) -> settings.Settings:
     if path == Path("campaign.yaml"):
         return settings.compose()
     group, option = path.parent.name, path.stem
-    return settings.compose([f"{'+' if group == 'arm' else ''}{group}={option}"])
+    return settings.compose([f"{group}={option}"])
 
 
 def files(*groups: str) -> pytest.MarkDecorator:
