@@ -90,9 +90,10 @@ def reference_outcome(
     if not path.exists():
         evaluate_reference(campaign, folder, first, facts, chosen, path)
     fresh = results.read_outcome(path, seal.file_digest(path))
-    if fresh.adapter_digest != reference.adapter_digest:
+    if (fresh.adapter_digest, results.read_attributes(path)["round"]) != (reference.adapter_digest, folder.name):
         raise IntegrityError(
-            f"{path} was made with another adapter than {first.published('a0')}", f"Remove {path} and run meta again"
+            f"{path} was made with another adapter than {first.published('a0')}, or for another round",
+            f"Remove {path} and run meta again",
         )
     return Outcome(**{**asdict(reference), "outcomes": {**reference.outcomes, **fresh.outcomes}})
 
