@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import NotFound, PipelineError
-from pipeline.layout import Campaign, Round, read_json
-from pipeline.records import Outcome
+from pipeline.layout import Campaign, read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, and turn expected errors into their sentence and exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         return int(arguments.run(arguments) or 0)
     except PipelineError as error:
@@ -37,6 +36,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Arguments of a command; overrides may stand before and after its options, which argparse alone refuses."""
+    commands = parser()
+    arguments, rest = commands.parse_known_args(argv)
+    if rest and (any(item.startswith("-") for item in rest) or not hasattr(arguments, "overrides")):
+        commands.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,7 +104,7 @@ def init_verb(arguments: argparse.Namespace) -> None:
 
 
 def round_verb(arguments: argparse.Namespace) -> int | None:
-    from pipeline import launch
+    from pipeline import launch, report
     from pipeline.init import init
 
     campaign = Campaign.at(arguments.campaign)
@@ -105,7 +115,7 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
         init(campaign, arguments.overrides)
         print(f"campaign {arguments.campaign} is frozen (image, code, constitution, commitments)")
     folder = launch.freeze(campaign, launch.next_round(campaign), arguments.overrides)
-    show_plan(folder)
+    report.show_plan(folder)
     if arguments.no_submit:
         for stages in launch.arrays(campaign, folder):
             indices = ",".join(stage[3].removeprefix("a") for stage in stages)
@@ -113,14 +123,14 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
         print(f"then: sbatch --dependency=afterany:ID[:ID] slurm/meta.sbatch {arguments.campaign} {folder.name}")
         return None
     if launch.is_local(folder):
-        return run_local(arguments.campaign, campaign, folder)
+        return report.run_local(arguments.campaign, campaign, folder)
     began = time.monotonic()
     record = launch.submit(campaign, folder)
     print(
         f"submitted in {time.monotonic() - began:.2f} s: arrays {record['array_job_ids']}, meta {record['meta_job_id']}"
     )
     print(f"next: python -m pipeline status {arguments.campaign}")
-    return follow_slurm(arguments.campaign, campaign, folder) if arguments.wait else None
+    return report.follow_slurm(arguments.campaign, campaign, folder) if arguments.wait else None
 
 
 def dry_run(campaign: Campaign, overrides: list[str]) -> None:
@@ -128,7 +138,7 @@ def dry_run(campaign: Campaign, overrides: list[str]) -> None:
     import shutil
     import tempfile
 
-    from pipeline import launch
+    from pipeline import launch, report
     from pipeline.init import init
 
     with tempfile.TemporaryDirectory() as folder:
@@ -140,93 +150,9 @@ def dry_run(campaign: Campaign, overrides: list[str]) -> None:
         else:
             init(draft, overrides)
         frozen = launch.freeze(draft, launch.next_round(draft), overrides)
-        show_plan(frozen)
+        report.show_plan(frozen)
         for path in sorted(frozen.slurm_dir.glob("*.sbatch")):
             print(f"\n--- {path.name}\n{path.read_text().replace(str(draft.folder), str(campaign.folder))}")
-
-
-def show_plan(folder: Round) -> None:
-    from pipeline.campaign import read_plan
-
-    frozen, digest = read_plan(folder)
-    print(f"round {folder.name}, plan {digest[:16]}:")
-    for arm in frozen.arms:
-        moved = ", ".join(f"{key}={value}" for key, value in arm.overrides) or f"repeats the {arm.replicate_of} recipe"
-        print(f"  {arm.name}  {arm.role:<9}  {moved}")
-
-
-def run_local(shown: Path, campaign: Campaign, folder: Round) -> int:
-    """Run a round on this machine with a live table where a terminal looks on, a line a change elsewhere."""
-    from pipeline import launch, status
-    from pipeline.view import follow
-
-    began = time.monotonic()
-    with follow(
-        lambda: [row for each in rounds_of(campaign, folder) for row in status.round_status(campaign, each)]
-    ) as watch:
-        try:
-            launch.run_here(campaign, folder, watch)
-        finally:
-            watch()
-    return report_end(shown, campaign, folder, time.monotonic() - began)
-
-
-def follow_slurm(shown: Path, campaign: Campaign, folder: Round) -> int:
-    """Follow a submitted round by its files until the meta job closed it or wrote why it did not."""
-    from pipeline import status
-    from pipeline.view import follow
-
-    began = time.time()
-    with follow(lambda: status.round_status(campaign, folder)) as watch:
-        while not folder.closed.exists():
-            if (
-                folder.evidence.exists()
-                and folder.evidence.stat().st_mtime > began
-                and not folder.decisions_dir.exists()
-            ):
-                break
-            watch()
-            time.sleep(1)
-    return report_end(shown, campaign, folder, time.time() - began)
-
-
-def rounds_of(campaign: Campaign, folder: Round) -> list[Round]:
-    """r0000 beside r0001, whose jobs run together; else the round alone."""
-    return [campaign.round("r0000"), folder] if folder.number == 1 else [folder]
-
-
-def report_end(shown: Path, campaign: Campaign, folder: Round, seconds: float) -> int:
-    """What was decided, where the time went, what to type next."""
-    from pipeline import status
-
-    totals = status.breakdown(rounds_of(campaign, folder))
-    print(
-        f"\n{folder.name} took {seconds:.0f} s; of the workers' time: "
-        + ", ".join(f"{n} {t:.0f} s" for n, t in totals.items())
-    )
-    if folder.evidence.exists():
-        show_scores(campaign, folder)
-    if not folder.closed.exists():
-        print(f"undecided; see `python -m pipeline meta {shown} {folder.name}`")
-        return 1
-    for line in read_json(sorted(folder.decisions_dir.glob("*.json"))[-1])["reasons"]:
-        print(f"  {line}")
-    print(f"next: python -m pipeline round {shown}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
-    return 0
-
-
-def show_scores(campaign: Campaign, folder: Round) -> None:
-    """Every arm's accuracies beside the reference's and the base's, and what the reference gained over the base."""
-    from rich.console import Console
-
-    from pipeline import evidence, meta, view
-    from pipeline.campaign import read_plan
-
-    base = meta.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
-    outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
-    Console(width=120).print(view.scores([base, *outcomes]))
-    if base.scored("dev") and outcomes[0].scored("dev"):
-        print(f"reference over base on dev: {view.interval(evidence.paired_lift(outcomes[0], base, 'dev', 'base'))}")
 
 
 def worker_verb(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,95 @@
+"""The commands as one types them: exit codes, sentences without tracebacks, and what to type next."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main, parse
+from pipeline.layout import Campaign
+from tests.campaigns import OVERRIDES, frozen_campaign, publish, tree
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def campaign(tmp_path) -> Campaign:
+    return frozen_campaign(tmp_path)
+
+
+def test_overrides_stand_before_and_after_options():
+    for words in (["--dry-run", *OVERRIDES], [*OVERRIDES, "--dry-run"]):
+        arguments = parse(["round", "runs/x", *words])
+        assert (arguments.dry_run, arguments.overrides) == (True, OVERRIDES)
+
+
+@pytest.mark.parametrize(
+    "words", [["round", "x", "--wiat"], ["status", "x", "r0001", "more"], ["worker", "x"], ["dance"]]
+)
+def test_wrong_usage_is_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["status", "{}/nothing"], 2, "is not a campaign"),
+        (["round", "{}/new", "recipe.num_stepz=3"], 2, "num_stepz"),
+        (["round", "{}/new", "parallelism.tp=3"], 2, "tp"),
+        (["round", "{}/new", "cluster=moon"], 2, "cluster"),
+        (["status", "{}/smoke", "r0007"], 2, "round r0007 is not frozen"),
+        (["status", "{}/smoke", "seven"], 2, "seven"),
+        (["image", "show", "{}/no.sqsh"], 2, "no.sqsh"),
+    ],
+)  # fmt: skip
+def test_an_expected_error_is_one_sentence_with_its_code(campaign, words, code, said, capsys):
+    before = tree(campaign.folder.parent)
+    assert main([word.format(campaign.folder.parent) for word in words]) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert tree(campaign.folder.parent) == before
+
+
+def test_a_dry_run_writes_nothing_and_shows_what_sbatch_gets(campaign, capsys):
+    before = tree(campaign.folder)
+    assert main(["round", str(campaign.folder), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "a0  anchor" in shown
+    assert "#SBATCH --array=0-7" in shown
+    assert tree(campaign.folder) == before
+
+
+def test_no_submit_prints_the_lines_to_type(campaign, capsys):
+    assert main(["round", str(campaign.folder), "--no-submit"]) == 0
+    shown = capsys.readouterr().out
+    assert f"next: sbatch --array=0,1,2,3,4,5,6,7 slurm/round.sbatch {campaign.folder} r0001" in shown
+    assert f"slurm/meta.sbatch {campaign.folder} r0001" in shown
+
+
+def test_status_for_programs(campaign, capsys):
+    publish(campaign.round("r0001"), "a0")
+    assert main(["status", str(campaign.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["round"], found["closed"], len(found["arms"])) == ("r0001", False, 8)
+    assert {arm["state"] for arm in found["arms"][1:]} == {"waiting"}
+
+
+def test_help_comes_fast_and_names_every_verb():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in ("init", "round", "worker", "meta", "status", "image"))
+    assert not any(name in done.stderr for name in ("hydra", "h5py", "torch", "submitit", "rich."))
+
+
+def test_a_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m pipeline --help | head -c 0"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
