@@ -7,6 +7,7 @@ SITES := $(filter-out local,$(basename $(notdir $(wildcard hydra_conf/cluster/*.
 NAME_SITES = if timeout 2 scontrol ping >/dev/null 2>&1; then \
 	echo 'A Slurm answers here. This round runs on this machine alone; to submit it, CLUSTER= one of: $(SITES)'; fi
 endif
+RUNS ?= runs
 CAMPAIGN ?= demo
 EXPERIMENT ?= demo
 OVERRIDES ?=
@@ -26,17 +27,17 @@ test testbed-up: NEEDS := testbed
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
-	@echo 'Variables: CAMPAIGN=demo  EXPERIMENT=demo  CLUSTER=local|testbed|<site>  OVERRIDES="key=value ..."'
+	@echo 'Variables: CAMPAIGN=demo  EXPERIMENT=demo  CLUSTER=local|testbed|<site>  OVERRIDES="key=value ..."  RUNS=folder of campaigns'
 
 setup: ## System packages and .venv with pinned versions; nothing to do when they are there
 	@scripts/setup.sh $(NEEDS)
 
 round: setup ## Freeze the campaign if it is new, then run its next round; CLUSTER=testbed starts a Slurm for it
 	@$(NAME_SITES)
-	$(ENTER_TESTBED) $(PYTHON) -m pipeline round runs/$(CAMPAIGN) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
+	$(ENTER_TESTBED) $(PYTHON) -m pipeline round $(RUNS)/$(CAMPAIGN) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
 
 status: setup ## What the campaign's newest round is doing
-	@$(PYTHON) -m pipeline status runs/$(CAMPAIGN)
+	@$(PYTHON) -m pipeline status $(RUNS)/$(CAMPAIGN)
 
 image: setup ## Build the image that every trial forks
 	$(PYTHON) -m pipeline image build

@@ -34,7 +34,10 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 
 
 def pipeline(*arguments: object, module: str = "pipeline", **environment: str) -> str:
-    command = [sys.executable, "-m", module, *map(str, arguments)]
+    return run(sys.executable, "-m", module, *map(str, arguments), **environment)
+
+
+def run(*command: str, **environment: str) -> str:
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -86,7 +89,8 @@ def decided(campaign: Campaign, round_name: str) -> dict[str, object]:
 
 @pytest.mark.usefixtures("testbed")
 def test_a_round_through_submitit_survives_a_killed_worker(campaign: Campaign) -> None:
-    output = pipeline("round", campaign.folder, "cluster=testbed", "experiment=smoke")
+    chosen = ["CLUSTER=testbed", "EXPERIMENT=smoke", f"RUNS={campaign.folder.parent}", f"CAMPAIGN={campaign.name}"]
+    output = run("make", "round", *chosen)
     folder = campaign.round("r0001")
     record = read_json(folder.submitted)
     assert "next: python -m pipeline status" in output
