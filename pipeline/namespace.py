@@ -77,7 +77,9 @@ def run_program(program: str, *arguments: str) -> str:
     try:
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise NotFound(f"no program {program}", "doctor lists what a node needs and which package has it") from error
+        raise NotFound(
+            f"no program {program}", "`make setup` installs it on this node, or says what to install"
+        ) from error
     if done.returncode != 0:
         raise WorkFailed(f"{' '.join(command)} exited {done.returncode}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
