@@ -59,7 +59,8 @@ class Parallel:
         partial = [p for p in trainable if getattr(p, "sequence_parallel", False)]
         experts = [p for p in trainable if not getattr(p, "allreduce", True)]
         dense = [p for p in trainable if getattr(p, "allreduce", True)]
-        _sum_gradients(partial, self.groups.tp)
+        _sum_gradients([p for p in partial if getattr(p, "allreduce", True)], self.groups.tp)
+        _sum_gradients([p for p in partial if not getattr(p, "allreduce", True)], self.groups.expt_tp)
         _sum_gradients(dense, self.groups.dp_cp)
         _sum_gradients(experts, self.groups.expt_dp)
 
@@ -100,9 +101,10 @@ class Parallel:
 
     def _num_shards(self, parameter: torch.nn.Parameter) -> int:
         """Into how many different pieces the model's ranks split this parameter; 1 when each holds all of it."""
+        sharded = getattr(parameter, "tensor_model_parallel", False)
         if not getattr(parameter, "allreduce", True):
-            return self.groups.tp_ep.size()
-        return self.tp if getattr(parameter, "tensor_model_parallel", False) else 1
+            return self.ep * (self.groups.expt_tp.size() if sharded else 1)
+        return self.tp if sharded else 1
 
 
 def start(parallelism: Mapping[str, Any]) -> Parallel:

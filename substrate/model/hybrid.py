@@ -60,8 +60,18 @@ class AttentionCore(nn.Module):
     def __init__(self, **_: Any) -> None:
         super().__init__()
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None, **_: Any) -> Tensor:
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: Any = None,
+        **_: Any,
+    ) -> Tensor:
         """q, k, v: (S, B, heads, dim), keys may be longer. attention_mask: (B, 1, S, keys), True where q may look."""
+        if packed_seq_params is not None:
+            attention_mask = packed_seq_params.mask_B1SS
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
         causal = attention_mask is None
         context = F.scaled_dot_product_attention(q, k, v, attention_mask, is_causal=causal, enable_gqa=True)
@@ -75,6 +85,17 @@ class HybridStack(MambaStack):
         super().__init__(config, post_layer_norm=False, **kwargs)
         self.post_layer_norm = True
         self.final_norm = RMSNorm(config, config.hidden_size)
+
+
+class Packing:
+    """Several documents in one row of a batch: none sees another. megatron-core hands it to every layer."""
+
+    qkv_format = "sbhd"  # read by the library: the tensors keep their batch dimension
+
+    def __init__(self, document_BL: Tensor) -> None:
+        """document_BL: int, at least 0, one number for all tokens of a document, which stand together."""
+        self.document_BL = document_BL
+        self.mask_B1SS = (document_BL[:, None, :, None] == document_BL[:, None, None, :]).tril()
 
 
 class DecodeState(StaticInferenceContext):
@@ -115,6 +136,9 @@ class HybridModel(MambaModel):
             position_embedding_type="none",
             pg_collection=parallel.groups,
         )
+        # The library names its own class there; ours is the same layer with room for an adapter.
+        self.output_layer.__class__ = ColumnLinear
+        self.output_layer.adapter = None
 
 
 def build_model(
@@ -144,18 +168,35 @@ def build_model(
     return model
 
 
-def token_losses(model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, mask_BL: Tensor) -> tuple[Tensor, Tensor]:
+def token_log_probs(
+    model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, documents_BL: Tensor | None = None
+) -> Tensor:
+    """log p(label | tokens up to it), (B, L) in nats, float32. labels[:, i] is the token after tokens[:, i].
+
+    documents_BL: where several documents share a row, the number of each token's document; positions of one document
+    do not see another. Lengths are padded to a multiple of the tensor-parallel size; padding on the right changes
+    nothing before it.
+    """
+    length = tokens_BL.shape[1]
+    surplus = -length % model.pg_collection.tp.size()
+    device = model.output_layer.weight.device
+    tokens_BL, labels_BL = (F.pad(t.to(device), (0, surplus)) for t in (tokens_BL, labels_BL))
+    packing = None
+    if documents_BL is not None:
+        packing = Packing(F.pad(documents_BL.to(device), (0, surplus), value=int(documents_BL.max()) + 1))
+    return -model(tokens_BL, None, None, labels=labels_BL, packed_seq_params=packing)[:, :length]
+
+
+def token_losses(
+    model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, mask_BL: Tensor, documents_BL: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy in nats over the tokens where mask is 1, and their number: 0-d, of this data-parallel rank.
 
-    labels[:, i] is the token after tokens[:, i]. Lengths are padded to a multiple of the tensor-parallel size; padding
-    on the right changes nothing before it. Divide the sum by the number of targets of the whole batch before backward.
+    Divide the sum by the number of targets of the whole batch before backward.
     """
-    surplus = -tokens_BL.shape[1] % model.pg_collection.tp.size()
-    device = model.output_layer.weight.device
-    tokens_BL, labels_BL, mask_BL = (F.pad(t.to(device), (0, surplus)) for t in (tokens_BL, labels_BL, mask_BL))
-    losses_BL = model(tokens_BL, None, None, labels=labels_BL)
-    mask_BL = mask_BL.to(losses_BL.dtype)
-    return (losses_BL * mask_BL).sum(), mask_BL.sum()
+    log_probs_BL = token_log_probs(model, tokens_BL, labels_BL, documents_BL)
+    mask_BL = mask_BL.to(log_probs_BL)
+    return -(log_probs_BL * mask_BL).sum(), mask_BL.sum()
 
 
 def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> TransformerConfig:

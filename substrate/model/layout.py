@@ -56,6 +56,26 @@ class Placement:
             whole = whole[self.order]
         return whole.chunk(self.group.size(), self.dim)[self.group.rank()]
 
+    def pieces(self) -> Iterator[tuple[int, slice, slice, slice]]:
+        """How to put this rank's part together: (index of a name, its rows, its columns, local rows that they become).
+
+        Each piece is contiguous on both sides, so that a file is read by slices and never whole.
+        """
+        rank, size = self.group.rank(), self.group.size()
+        columns, rows = slice(None), torch.arange(sum(self.sizes))
+        if self.dim == 1:
+            width = self.tensor.shape[1]
+            columns = slice(rank * width, (rank + 1) * width)
+        elif self.dim == 0:
+            rows = (rows if self.order is None else self.order).chunk(size)[rank]
+        ends = torch.tensor(self.sizes).cumsum(0)
+        owners = torch.searchsorted(ends, rows, right=True)
+        breaks = ((rows.diff() != 1) | (owners.diff() != 0)).nonzero().flatten() + 1
+        for start, stop in zip([0, *breaks.tolist()], [*breaks.tolist(), len(rows)], strict=True):
+            name = int(owners[start])
+            first = int(rows[start]) - (int(ends[name]) - self.sizes[name])
+            yield name, slice(first, first + stop - start), columns, slice(start, stop)
+
     def whole(self) -> tuple[Tensor, ...]:
         """The whole tensors, one for each name, gathered on every rank (a collective call), on the module's device."""
         stacked = self.tensor.detach()

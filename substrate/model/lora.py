@@ -12,10 +12,13 @@ Each of them has its own A; B has one row for each row of W, and a fixed mask se
 is one module whose rows [z|x|B|C|dt] are sharded part by part, and so are the rows of its B: `layout.py` knows the
 order of both.
 
-Routed experts carry no adapters: they would be 856 M parameters in the 30B model, and their gradients need other sums.
+Routed experts are adapted on request only: 856 M parameters in the 30B model at rank 32. Their layers neither gather
+nor reduce (the token dispatcher does), so neither do their adapters, and their gradients are summed over the ranks that
+hold the same expert.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +29,7 @@ from megatron.core.tensor_parallel import (
     RowParallelLinear,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
@@ -36,7 +40,9 @@ from substrate.model.layout import Placement, layout, named_generator
 
 TARGETS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj", "shared_experts.up_proj", "shared_experts.down_proj",
+    "experts.up_proj", "experts.down_proj", "lm_head",
 )  # fmt: skip
+EXPERT = re.compile(r"^experts\.\d+\.")
 
 
 class Adapter(nn.Module):
@@ -61,6 +67,8 @@ class Adapter(nn.Module):
         # partial sum.
         sharded.tensor_model_parallel = True  # type: ignore[attr-defined]
         whole.sequence_parallel = True  # type: ignore[attr-defined]
+        for factor in (sharded, whole):  # False for a routed expert's: not alike on all data-parallel ranks
+            factor.allreduce = getattr(weight, "allreduce", True)  # type: ignore[attr-defined]
         columns = torch.tensor([base.names.index(name) for name in active])
         mask_OR = (base.local_parts().unsqueeze(1) == columns).repeat_interleave(rank, dim=1)
         self.register_buffer("mask_OR", alpha / rank * mask_OR.to(**factory), persistent=False)
@@ -69,14 +77,21 @@ class Adapter(nn.Module):
         """(..., I) -> (..., O), this rank's part of W x + (alpha / r) B A x; dropout on what A sees, while training."""
         y = F.linear(x, self.base.tensor)
         low_rank = F.linear(F.dropout(x, self.dropout, self.training), self.A_RI.to(x.dtype))
-        wide_B = (self.B_OR.repeat(1, len(self.active)) * self.mask_OR).to(x.dtype)
         # In place: the sum costs no pass over y of its own.
-        y.view(-1, y.shape[-1]).addmm_(low_rank.flatten(0, -2), wide_B.T)
+        y.view(-1, y.shape[-1]).addmm_(low_rank.flatten(0, -2), self._wide_B().to(x.dtype).T)
         return y
 
-    def targets(self) -> list[str]:
-        """The target names that this adapter answers to."""
-        return [_target(name) for name in self.active]
+    def delta(self) -> Tensor:
+        """What merging adds to this rank's part of W: (alpha / r) B A, (O, I) in float32."""
+        return self._wide_B() @ self.A_RI
+
+    def _wide_B(self) -> Tensor:
+        """B beside itself for every block of A, scaled by alpha / r, and zero where a row belongs to another block."""
+        return self.B_OR.repeat(1, len(self.active)) * self.mask_OR
+
+    def peft_targets(self) -> list[str]:
+        """What PEFT calls the adapted modules: the ends of their names, so a routed expert's has its number."""
+        return [_module(name) for name in self.active]
 
     def placements(self) -> tuple[Placement, Placement]:
         """Of A and of B, with PEFT's names. B names every module of the weight, also those without an adapter."""
@@ -108,11 +123,16 @@ class ColumnLinear(ColumnParallelLinear):
     ) -> tuple[Tensor, Tensor | None]:
         if self.adapter is None:
             return super().forward(input_, weight, runtime_gather_output)
+        if self.explicit_expert_comm:
+            return self.adapter(input_), None
         if self.sequence_parallel:
             x = gather_from_sequence_parallel_region(input_, group=self.tp_group)
         else:
             x = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
-        return self.adapter(x), None
+        y = self.adapter(x)
+        if self.gather_output if runtime_gather_output is None else runtime_gather_output:
+            y = gather_from_tensor_model_parallel_region(y, group=self.tp_group)
+        return y, None
 
 
 class RowLinear(RowParallelLinear):
@@ -126,6 +146,8 @@ class RowLinear(RowParallelLinear):
         if self.adapter is None:
             return super().forward(input_)
         partial = self.adapter(input_)
+        if self.explicit_expert_comm:
+            return partial, None
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group), None
         return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group), None
@@ -159,14 +181,27 @@ def add_lora(
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
+def merge_lora(model: nn.Module) -> None:
+    """Adds every adapter to the weight that it stands on, and takes it away: the model computes the same without it."""
+    with torch.no_grad():
+        for adapter in adapters(model):
+            adapter.base.tensor.add_(adapter.delta().to(adapter.base.tensor.dtype))
+            adapter.base.module.adapter = None  # type: ignore[assignment]
+
+
 def adapters(model: nn.Module) -> list[Adapter]:
     """Every adapter of the model, in the order of the layers."""
     return [module for module in model.modules() if isinstance(module, Adapter)]
 
 
 def _target(weight_name: str) -> str:
-    """backbone.layers.3.mixer.q_proj.weight -> q_proj: what stands for it in a list of targets."""
-    return weight_name.partition(".mixer.")[2].removesuffix(".weight")
+    """backbone.layers.3.mixer.experts.7.up_proj.weight -> experts.up_proj: what stands for it in a list of targets."""
+    return EXPERT.sub("experts.", _module(weight_name))
+
+
+def _module(weight_name: str) -> str:
+    module = weight_name.removesuffix(".weight")
+    return module.partition(".mixer.")[2] or module
 
 
 def _uniform(shape: tuple[int, ...], seed: int, name: str) -> Tensor:

@@ -31,12 +31,19 @@ from torch import Tensor, nn
 
 
 def chunked_scan(
-    x_SBHP: Tensor, dt_SBH: Tensor, A_H: Tensor, B_SBGN: Tensor, C_SBGN: Tensor, chunk_size: int
+    x_SBHP: Tensor,
+    dt_SBH: Tensor,
+    A_H: Tensor,
+    B_SBGN: Tensor,
+    C_SBGN: Tensor,
+    chunk_size: int,
+    document_SB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs the recurrence from a zero state over S tokens, in float32.
 
-    dt is positive, or 0 where a token leaves the state alone; A is negative. Returns y_SBHP without the D term, and
-    the state after the last token, h_BHPN.
+    dt is positive, or 0 where a token leaves the state alone; A is negative. Where `document_SB` changes from one token
+    to the next the state starts from zero again. Returns y_SBHP without the D term, and the state after the last token,
+    h_BHPN.
     """
     S, B, H, P = x_SBHP.shape
     G, N = B_SBGN.shape[2:]
@@ -58,22 +65,39 @@ def chunked_scan(
 
     # Log decay from the start of the chunk to after position l, then from position t to position l >= t.
     log_decay = (dt.squeeze(-1) * A_H.view(G, Q, 1)).cumsum(-1)  # (B, C, G, Q, L)
-    causal_LT = torch.ones(L, L, dtype=torch.bool, device=dt.device).tril()
-    between = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill_(~causal_LT, -torch.inf).exp_()
+    visible = torch.ones(L, L, dtype=torch.bool, device=dt.device).tril()
+    later = torch.ones(num_chunks + 1, num_chunks, dtype=torch.bool, device=dt.device).tril(-1)
+    at_end: Tensor | bool = True  # whether a token is of the document at its chunk's end
+    at_start: Tensor | bool = True  # whether it is of the document at the end of the chunk before
+    if document_SB is not None:
+        documents = _chunked_documents(document_SB, num_chunks, L)  # (B, C, 1, 1, L)
+        last = documents[..., -1:]
+        visible = visible & (documents.unsqueeze(-1) == documents.unsqueeze(-2))
+        before = F.pad(
+            last, (0, 0) * 3 + (1, 0), value=-1
+        )  # of the state that each chunk starts from, and the last one
+        at_end, at_start = documents == last, documents == before[:, :-1]
+        later = later & (before[:, :, 0, 0] == last[:, :, 0, 0, 0].unsqueeze(1))[:, None, None]
+    between = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill_(~visible, -torch.inf).exp_()
     y = (c @ b.transpose(-1, -2) * between) @ xdt
 
     # What each chunk leaves behind, and from it the state at the start of every chunk and after the last one.
-    to_end = (log_decay[..., -1:] - log_decay).exp().unsqueeze(-1)
+    to_end = ((log_decay[..., -1:] - log_decay).exp() * at_end).unsqueeze(-1)
     left = (xdt * to_end).transpose(-1, -2) @ b  # (B, C, G, Q, P, N)
     total = F.pad(log_decay[..., -1].cumsum(1), (0, 0, 0, 0, 1, 0)).permute(0, 2, 3, 1)  # (B, G, Q, C + 1)
-    later = torch.ones(num_chunks + 1, num_chunks, dtype=torch.bool, device=dt.device).tril(-1)
     carry = (total.unsqueeze(-1) - total[..., None, 1:]).masked_fill_(~later, -torch.inf).exp_()  # (B, G, Q, C + 1, C)
     states = (carry @ left.permute(0, 2, 3, 1, 4, 5).flatten(-2)).unflatten(-1, (P, N))  # (B, G, Q, C + 1, P, N)
     entering = states[..., :-1, :, :].permute(0, 3, 1, 2, 5, 4)  # (B, C, G, Q, N, P)
-    y = y + (c @ entering) * log_decay.exp().unsqueeze(-1)
+    y = y + (c @ entering) * (log_decay.exp() * at_start).unsqueeze(-1)
 
     y_SBHP = y.permute(1, 4, 0, 2, 3, 5).reshape(num_chunks * L, B, H, P)[:S]
     return y_SBHP, states[..., -1, :, :].reshape(B, H, P, N)
+
+
+def _chunked_documents(document_SB: Tensor, num_chunks: int, L: int) -> Tensor:
+    """(S, B) -> (B, C, 1, 1, L), the tail of the last chunk with the last token's document."""
+    tail = document_SB[-1:].expand(num_chunks * L - document_SB.shape[0], -1)
+    return torch.cat([document_SB, tail]).T.unflatten(1, (num_chunks, 1, 1, L))
 
 
 def scan_step(
@@ -88,8 +112,10 @@ def scan_step(
     return (h_BHPN @ c_BHN.unsqueeze(-1)).squeeze(-1), h_BHPN
 
 
-def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor) -> Tensor:
+def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor, document_SB: Tensor | None = None) -> Tensor:
     """Depthwise convolution of a window that starts K - 1 tokens early: (S + K - 1, B, I) -> (S, B, I).
+
+    Taps do not reach into another document.
 
     A sum over taps and not `conv1d`: sequence-major data would have to be transposed twice, which costs more than the
     sum.
@@ -98,7 +124,11 @@ def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor) -> Tenso
     S = window_SBI.shape[0] - K + 1
     y_SBI = bias_I
     for k in range(K):
-        y_SBI = torch.addcmul(y_SBI, window_SBI[k : k + S], weight_I1K[:, 0, k])
+        tap_SBI = window_SBI[k : k + S]
+        if document_SB is not None and (back := K - 1 - k):
+            same_SB = F.pad(document_SB, (0, 0, back, 0), value=-1)[:S] == document_SB
+            tap_SBI = tap_SBI * same_SB.unsqueeze(-1)
+        y_SBI = torch.addcmul(y_SBI, tap_SBI, weight_I1K[:, 0, k])
     return y_SBI
 
 
@@ -154,18 +184,20 @@ class MambaMixer(MegatronModule):
         self.dt_bias_H = nn.Parameter(torch.empty(self.num_heads))
 
     def forward(
-        self, u_SBU: Tensor, inference_context: Any = None, packed_seq_params: None = None
+        self, u_SBU: Tensor, inference_context: Any = None, packed_seq_params: Any = None
     ) -> tuple[Tensor, None]:
         """u_SBU -> (output_SBU, no bias). With sequence parallelism S is this rank's part, outside; inside it is whole.
 
         `inference_context` is a `DecodeState` (hybrid.py): its `valid_SB` marks tokens that are not padding, and this
-        layer's convolution window and scan state are kept in it between calls.
+        layer's convolution window and scan state are kept in it between calls. `packed_seq_params` is a `Packing`
+        (hybrid.py): several documents in a row, each from an empty window and a zero state.
         """
         zxbcdt, _ = self.in_proj(u_SBU)
         z_SBI, xbc_SBI, dt_SBH = zxbcdt.split(self.split_sizes, dim=-1)
         dt_SBH = F.softplus(dt_SBH.float() + self.dt_bias_H)
         if inference_context is None:
-            y_SBI, _, _ = self._scan(xbc_SBI, dt_SBH)
+            documents = packed_seq_params.document_BL.T if packed_seq_params is not None else None
+            y_SBI, _, _ = self._scan(xbc_SBI, dt_SBH, documents)
         else:
             states = inference_context.key_value_memory_dict
             if inference_context.sequence_len_offset == 0:
@@ -178,12 +210,16 @@ class MambaMixer(MegatronModule):
         output, _ = self.out_proj(self._gated_norm(y_SBI, z_SBI))
         return output, None
 
-    def _scan(self, xbc_SBI: Tensor, dt_SBH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _scan(
+        self, xbc_SBI: Tensor, dt_SBH: Tensor, document_SB: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """All tokens at once. Returns y_SBI, the last K - 1 inputs of the convolution, and the last state."""
         taps = self.conv_weight_I1K.shape[-1]
         window = F.pad(xbc_SBI, (0, 0, 0, 0, taps - 1, 0))
-        x_SBHP, B_SBGN, C_SBGN = self._heads(causal_conv(window, self.conv_weight_I1K, self.conv_bias_I))
-        y_SBHP, h_BHPN = chunked_scan(x_SBHP, dt_SBH, -self.A_log_H.exp(), B_SBGN, C_SBGN, self.chunk_size)
+        convolved = causal_conv(window, self.conv_weight_I1K, self.conv_bias_I, document_SB)
+        x_SBHP, B_SBGN, C_SBGN = self._heads(convolved)
+        A_H = -self.A_log_H.exp()
+        y_SBHP, h_BHPN = chunked_scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, document_SB)
         y_SBHP = torch.addcmul(y_SBHP, x_SBHP.float(), self.D_H.unsqueeze(-1))
         return y_SBHP.flatten(-2), window[-(taps - 1) :], h_BHPN
 

@@ -10,20 +10,21 @@ docs/contract.md.
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from substrate.errors import DataError, UsageError
 from substrate.model.layout import Placement, layout, named_generator
-from substrate.model.lora import adapter_name, adapters, add_lora
+from substrate.model.lora import EXPERT, adapter_name, adapters, add_lora
+from substrate.model.published import Checkpoint
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SHARD_BYTES = 5 * 10**9
 
 
 def init_weights(model: Any, seed: int) -> None:
@@ -42,33 +43,51 @@ def init_weights(model: Any, seed: int) -> None:
 def load_base(model: Any, path: Path | str) -> None:
     """Reads a base checkpoint: a .safetensors file, or a folder with one or with the published shards.
 
-    Raises DataError naming the first tensor that is missing or has another shape, or what is wrong with the file.
+    Raises DataError naming the first tensor that is missing, surplus or misshapen, or what is wrong with the file.
     """
-    with torch.no_grad(), _Tensors(Path(path)) as tensors:
+    with torch.no_grad(), Checkpoint(Path(path)) as checkpoint:
+        checkpoint.check_names(model.architecture)
         for place in layout(model):
-            _fill(place, tensors.get)
+            _fill(place, checkpoint)
 
 
 def save_base(model: Any, path: Path | str) -> None:
-    """Writes the whole model to one .safetensors file; every rank must call, rank 0 writes. ep must be 1."""
-    groups = model.pg_collection
-    if groups.ep.size() != 1:
-        raise UsageError(f"save_base with ep={groups.ep.size()}; it gathers over tp only, ep must be 1")
-    _write(_gather(layout(model)), Path(path))
+    """Writes the whole model; every rank must call, each tensor is written by one of the ranks that hold it.
+
+    path: one .safetensors file, written by rank 0, which then holds the model in host memory; or a folder of shards of
+    at most SHARD_BYTES with the published index, for which no rank holds more than one shard.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        _write(_collect(_owned(layout(model), model)), path)
+        return
+    rank, files = torch.distributed.get_rank(), dict[str, str]()
+    path.mkdir(parents=True, exist_ok=True)
+    for number, tensors in enumerate(_shards(_owned(layout(model), model))):
+        name = f"model-{rank:05d}-{number:05d}.safetensors"
+        save_file(tensors, path / name)
+        files.update(dict.fromkeys(tensors, name))
+    weight_map = _collect(files.items())
+    if rank == 0:
+        index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    torch.distributed.barrier()
 
 
 def save_adapter(model: Any, folder: Path | str) -> None:
     """Writes `adapter_model.safetensors` and `adapter_config.json`; every rank must call, rank 0 writes."""
     found = adapters(model)
-    tensors = _gather(place for adapter in found for place in adapter.placements())
+    places = (place for adapter in found for place in adapter.placements())
     kept = {adapter_name(name, factor) for adapter in found for name in adapter.active for factor in "AB"}
+    tensors = _collect((name, tensor.float()) for name, tensor in _owned(places, model) if name in kept)
+    targets = {module for adapter in found for module in adapter.peft_targets()}
     first = found[0]
     config = {
         "peft_type": "LORA",
         "r": first.rank,
         "lora_alpha": first.alpha,
         "lora_dropout": first.dropout,
-        "target_modules": sorted({target for adapter in found for target in adapter.targets()}),
+        "target_modules": sorted(_collect((module, None) for module in targets)),
         "bias": "none",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model.architecture.name,
@@ -77,7 +96,7 @@ def save_adapter(model: Any, folder: Path | str) -> None:
     if torch.distributed.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _write({name: tensor.float() for name, tensor in tensors.items() if name in kept}, folder / ADAPTER_FILE)
+    _write(tensors, folder / ADAPTER_FILE)
 
 
 def load_adapter(model: Any, folder: Path | str) -> None:
@@ -89,72 +108,61 @@ def load_adapter(model: Any, folder: Path | str) -> None:
     config = _read_adapter_config(Path(folder) / ADAPTER_CONFIG)
     if not adapters(model):
         try:
-            add_lora(model, config["r"], config["lora_alpha"], config["lora_dropout"], config["target_modules"], seed=0)
+            targets = {EXPERT.sub("experts.", target) for target in config["target_modules"]}
+            add_lora(model, config["r"], config["lora_alpha"], config["lora_dropout"], sorted(targets), seed=0)
         except UsageError as error:
             raise DataError(f"{ADAPTER_CONFIG}: {error}") from None
-    with torch.no_grad(), _Tensors(Path(folder) / ADAPTER_FILE) as tensors:
+    with torch.no_grad(), Checkpoint(Path(folder) / ADAPTER_FILE) as checkpoint:
         expected: set[str] = set()
         for adapter in adapters(model):
             place_A, place_B = adapter.placements()
             expected.update(adapter_name(name, factor) for name in adapter.active for factor in "AB")
-            _fill(place_A, tensors.get)
-            _fill(
-                place_B,
-                tensors.get,
-                absent={adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active},
-            )
-        if surplus := sorted(tensors.names - expected):
+            _fill(place_A, checkpoint)
+            _fill(place_B, checkpoint, {adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active})
+        if surplus := sorted(checkpoint.names - expected):
             raise DataError(f"{ADAPTER_FILE} holds {surplus[0]}, which the model has no place for")
 
 
-class _Tensors:
-    """The tensors of one or several safetensors files by name."""
-
-    def __init__(self, path: Path) -> None:
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if not files or not files[0].is_file():
-            raise DataError(f"{path}: no such .safetensors file, nor a folder with one")
-        self._path = path
-        try:
-            self._open = [safe_open(file, framework="pt") for file in files]
-        except SafetensorError as error:
-            raise DataError(f"{path}: not a safetensors file ({error})") from None
-        self._of_name = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118  not a dict
-        self.names = set(self._of_name)
-
-    def __enter__(self) -> "_Tensors":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._open:
-            file.__exit__(None, None, None)
-
-    def get(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        if name not in self._of_name:
-            raise DataError(f"{self._path.name} lacks {name}; shape {list(shape)} is needed")
-        tensor = self._of_name[name].get_tensor(name)
-        if tuple(tensor.shape) != shape:
-            raise DataError(f"{self._path.name}: {name} has shape {list(tensor.shape)}; {list(shape)} is needed")
-        return tensor
+def _fill(place: Placement, checkpoint: Checkpoint, absent: Container[str] = ()) -> None:
+    """Copies this rank's part of a placement from a file, slice by slice; `absent` names are zeros."""
+    for index, rows, columns, local in place.pieces():
+        if place.names[index] in absent:
+            place.tensor[local].zero_()
+        else:
+            place.tensor[local].copy_(checkpoint.read(place.names[index], place.shape(index), rows, columns))
 
 
-def _fill(place: Placement, get: Callable[[str, tuple[int, ...]], Tensor], absent: Iterable[str] = ()) -> None:
-    """Reads the whole tensors of a placement and keeps this rank's part; `absent` names are zeros."""
-    shapes = [place.shape(index) for index in range(len(place.names))]
-    whole = [
-        torch.zeros(shape, dtype=place.tensor.dtype) if name in absent else get(name, shape)
-        for name, shape in zip(place.names, shapes, strict=True)
-    ]
-    place.tensor.copy_(place.local(torch.cat(whole)))
+def _owned(places: Iterable[Placement], model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Whole tensors by name, on the host: each on one rank only, of those that hold a part. A collective call."""
+    groups = model.pg_collection
+    for place in places:
+        replicas = groups.dp_cp if getattr(place.tensor, "allreduce", True) else groups.expt_dp
+        whole = place.whole()
+        # A tensor that every rank of its group holds whole is replicated over tp too; the group's first rank has it.
+        if replicas.rank() == 0 and place.group.rank() == 0:
+            yield from ((name, tensor.cpu().clone()) for name, tensor in zip(place.names, whole, strict=True))
 
 
-def _gather(places: Iterable[Placement]) -> dict[str, Tensor]:
-    """Whole tensors by name, on the host; a collective call."""
-    return {
-        name: tensor.cpu().contiguous()
-        for place in places
-        for name, tensor in zip(place.names, place.whole(), strict=True)
-    }
+def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _collect(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """All ranks' items on rank 0, nothing on the others; a collective call."""
+    mine = dict(items)
+    is_first = torch.distributed.get_rank() == 0
+    parts: list[dict[str, Any]] | None = [{}] * torch.distributed.get_world_size() if is_first else None
+    torch.distributed.gather_object(mine, parts)
+    return {name: item for part in parts or [] for name, item in part.items()}
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -162,7 +170,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
     if torch.distributed.get_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        save_file({name: tensors[name].clone() for name in sorted(tensors)}, partial)
+        save_file({name: tensors[name] for name in sorted(tensors)}, partial)
         partial.replace(path)
     torch.distributed.barrier()
 
