@@ -4,6 +4,7 @@
     tp     matrices, heads, vocabulary, and   complete where the parameter is sharded; where it is replicated, of this
            between them the sequence          rank's part of the sequence (or of a product): sum over tp
     dp     the batch                          of this rank's sequences: sum over dp
+    pp     the layers                         complete: a parameter is on one stage (`stages.py` runs them)
     ep     the experts, inside tp x dp        of all tokens sent to this rank's experts: sum over the experts' replicas
 
 Sums, not means: a loss is divided by the number of targets of the whole batch before backward, so every gradient is
@@ -47,6 +48,10 @@ class Parallel:
         return self.groups.tp.rank()
 
     @property
+    def pp_rank(self) -> int:
+        return self.groups.pp.rank()
+
+    @property
     def dp_rank(self) -> int:
         return self.groups.dp.rank()
 
@@ -69,7 +74,8 @@ class Parallel:
 
         A replicated parameter counts once: every rank adds the squared norm of its piece divided by the copies of it.
         """
-        pieces = [(p.grad, self.world_size // self._num_shards(p)) for p in model.parameters() if p.grad is not None]
+        num_ranks = self.world_size // self.pp  # of one stage
+        pieces = [(p.grad, num_ranks // self._num_shards(p)) for p in model.parameters() if p.grad is not None]
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         for gradient, num_copies in pieces:
             squares += gradient.square().sum(dtype=torch.float64) / num_copies
@@ -87,9 +93,10 @@ class Parallel:
         return bool(said.item())
 
     def total(self, value: float) -> float:
-        """Sum over data-parallel ranks, for a number that tensor-parallel ranks hold alike, such as a batch's loss."""
+        """Sum over data-parallel ranks and stages, for a number that tensor-parallel ranks hold alike, such as a loss."""
         summed = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(summed, group=self.groups.dp)
+        dist.all_reduce(summed, group=self.groups.pp)
         return float(summed.item())
 
     def shutdown(self) -> None:
@@ -148,12 +155,12 @@ def start(parallelism: Mapping[str, Any]) -> Parallel:
 def _check(sizes: Mapping[str, int], world_size: int) -> None:
     """Raises UsageError for a layout that no code here serves, or that does not fit the number of processes."""
     text = " ".join(f"{axis}={size}" for axis, size in sizes.items())
-    if sizes["pp"] != 1 or sizes["cp"] != 1:
-        raise UsageError(f"parallelism {text}; pp and cp must be 1, no schedule for them is built")
-    if sizes["tp"] * sizes["dp"] != world_size:
-        raise UsageError(f"parallelism {text} on {world_size} processes; tp x dp must equal their number")
-    if sizes["ep"] < 1 or world_size % sizes["ep"]:
-        raise UsageError(f"parallelism {text}; ep must divide tp x dp = {world_size}")
+    if sizes["cp"] != 1:
+        raise UsageError(f"parallelism {text}; cp must be 1, the Mamba scan is not split along the sequence")
+    if sizes["tp"] * sizes["pp"] * sizes["dp"] != world_size:
+        raise UsageError(f"parallelism {text} on {world_size} processes; tp x pp x dp must equal their number")
+    if sizes["ep"] < 1 or (sizes["tp"] * sizes["dp"]) % sizes["ep"]:
+        raise UsageError(f"parallelism {text}; ep must divide tp x dp = {sizes['tp'] * sizes['dp']}")
 
 
 def _sum_gradients(parameters: Iterable[torch.nn.Parameter], group: dist.ProcessGroup) -> None:

@@ -47,8 +47,8 @@ class Task:
 
     @property
     def num_ranks(self) -> int:
-        """Processes of the run: experts (ep) are shared out among the ranks of tp and dp."""
-        return int(self.parallelism["tp"] * self.parallelism["dp"])
+        """Processes of the run: experts (ep) are shared out among the ranks of a stage."""
+        return int(self.parallelism["tp"] * self.parallelism["pp"] * self.parallelism["dp"])
 
     @classmethod
     def read(cls, path: Path) -> "Task":
@@ -68,7 +68,7 @@ class Task:
                 raise UsageError(f"{name} of {path} has {sorted(values)}; valid keys are {sorted(needed)}")
         if type(config["seed"]) is not int:
             raise UsageError(f"config.seed of {path} is {config['seed']!r}; it is an integer")
-        for axis in ("tp", "dp"):
+        for axis in ("tp", "pp", "dp"):
             size = config["parallelism"].get(axis) if isinstance(config["parallelism"], dict) else None
             if type(size) is not int or size < 1:
                 raise UsageError(f"config.parallelism.{axis} of {path} is {size!r}; it is an integer of at least 1")
@@ -156,13 +156,16 @@ class Training:
 
     def _make_step(self) -> tuple[float, float]:
         """One optimizer step. Returns the batch's loss (nats a learned token) and the gradient norm before clipping."""
+        from substrate.stages import accumulate_gradients
+
         batch = self.stream[self.step]
         self.optimizer.zero_grad(set_to_none=True)
-        local_loss = 0.0
-        for micro_batch in batch.micro_batches:
-            loss = self.recipe.loss(self.model, micro_batch, batch.num_targets)
-            loss.backward()
-            local_loss += loss.item()
+        local_loss = accumulate_gradients(
+            self.model,
+            batch.micro_batches,
+            lambda micro_batch: self.recipe.outputs(self.model, micro_batch),
+            lambda outputs, micro_batch: self.recipe.loss(outputs, micro_batch, batch.num_targets),
+        )
         batch_loss = self.parallel.total(local_loss)
         if not math.isfinite(batch_loss):
             raise DataError(f"the loss of step {self.step + 1} is {batch_loss}; valid is a finite number")

@@ -135,10 +135,20 @@ class HybridModel(MambaModel):
             hybrid_override_pattern=architecture.pattern,
             position_embedding_type="none",
             pg_collection=parallel.groups,
+            pre_process=parallel.pp_rank == 0,
+            post_process=parallel.pp_rank == parallel.pp - 1,
         )
-        # The library names its own class there; ours is the same layer with room for an adapter.
-        self.output_layer.__class__ = ColumnLinear
-        self.output_layer.adapter = None
+        if self.post_process:
+            # The library names its own class there; ours is the same layer with room for an adapter.
+            self.output_layer.__class__ = ColumnLinear
+            self.output_layer.adapter = None
+
+    def hidden_shape(self, tokens_BL: Tensor) -> tuple[int, int, int]:
+        """(S, B, U) of the hidden states of these tokens between two layers, on this rank."""
+        B, L = tokens_BL.shape
+        tp = self.pg_collection.tp.size()
+        length = -(-L // tp) if self.config.sequence_parallel else L
+        return length, B, self.config.hidden_size
 
 
 def build_model(
@@ -153,9 +163,11 @@ def build_model(
     device: where parameters live, `parallel.device` by default; "meta" allocates nothing.
     sequence_parallel: shard activations along the sequence between the matrix products; by default with tp > 1, as
     training with experts demands. Decoding takes False: one token cannot be sharded.
-    Raises UsageError when the tensor- or expert-parallel size does not fit the model.
+    Raises UsageError when the tensor-, expert- or pipeline-parallel size does not fit the model.
     """
     config.check_tensor_parallel(parallel.tp)
+    if len(config.pattern) % parallel.pp:
+        raise UsageError(f"pp={parallel.pp}; it must divide the {len(config.pattern)} layers of model.pattern")
     if config.num_experts % parallel.ep:
         raise UsageError(f"ep={parallel.ep}; it must divide model.num_experts {config.num_experts}")
     if sequence_parallel is None:
@@ -175,16 +187,17 @@ def token_log_probs(
 
     documents_BL: where several documents share a row, the number of each token's document; positions of one document
     do not see another. Lengths are padded to a multiple of the tensor-parallel size; padding on the right changes
-    nothing before it.
+    nothing before it. A stage of a pipeline that is not the last returns its hidden states instead.
     """
     length = tokens_BL.shape[1]
     surplus = -length % model.pg_collection.tp.size()
-    device = model.output_layer.weight.device
+    device = next(model.parameters()).device
     tokens_BL, labels_BL = (F.pad(t.to(device), (0, surplus)) for t in (tokens_BL, labels_BL))
     packing = None
     if documents_BL is not None:
         packing = Packing(F.pad(documents_BL.to(device), (0, surplus), value=int(documents_BL.max()) + 1))
-    return -model(tokens_BL, None, None, labels=labels_BL, packed_seq_params=packing)[:, :length]
+    outputs = model(tokens_BL, None, None, labels=labels_BL, packed_seq_params=packing)
+    return -outputs[:, :length] if model.post_process else outputs
 
 
 def token_losses(
@@ -231,6 +244,8 @@ def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parall
         moe_router_dtype="fp32",
         moe_token_dispatcher_type="allgather",  # all-to-all wants CUDA streams
         tensor_model_parallel_size=parallel.tp,
+        pipeline_model_parallel_size=parallel.pp,
+        pipeline_dtype=config.torch_dtype,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.groups.expt_tp.size(),
         sequence_parallel=sequence_parallel,

@@ -35,6 +35,7 @@ class Placement:
     group: dist.ProcessGroup  # the ranks that share it
     dim: int | None  # the dimension that is cut; None: every rank holds all
     order: Tensor | None = None  # int64 rows of the stack in cutting order; None: as stacked
+    routed: bool = False  # a routed expert's: replicated over the ranks that hold the same expert, not over all
 
     @property
     def tensor(self) -> Tensor:
@@ -94,17 +95,20 @@ class Placement:
 
 
 def layout(model: Any) -> Iterator[Placement]:
-    """Every tensor of a model from `build_model`, in the order of the layers. The same order on every rank."""
+    """Every tensor of this rank's stage of a model from `build_model`, in the order of the layers."""
     config: ModelConfig = model.architecture
-    tp = model.pg_collection.tp
+    tp, pp = model.pg_collection.tp, model.pg_collection.pp
     vocab = (config.vocab_size,)
-    yield Placement(model.embedding.word_embeddings, "weight", ("backbone.embeddings.weight",), vocab, tp, 0)
+    if model.pre_process:
+        yield Placement(model.embedding.word_embeddings, "weight", ("backbone.embeddings.weight",), vocab, tp, 0)
     mixers = {"M": _mamba, "*": _attention, "E": _moe}
-    for number, (letter, layer) in enumerate(zip(config.pattern, model.decoder.layers, strict=True)):
-        yield from mixers[letter](config, model.pg_collection, layer, f"backbone.layers.{number}.")
-    width = (config.hidden_size,)
-    yield Placement(model.decoder.final_norm, "weight", ("backbone.norm_f.weight",), width, tp, None)
-    yield Placement(model.output_layer, "weight", ("lm_head.weight",), vocab, tp, 0)
+    first = pp.rank() * len(model.decoder.layers)
+    for number, layer in enumerate(model.decoder.layers, start=first):
+        yield from mixers[config.pattern[number]](config, model.pg_collection, layer, f"backbone.layers.{number}.")
+    if model.post_process:
+        width = (config.hidden_size,)
+        yield Placement(model.decoder.final_norm, "weight", ("backbone.norm_f.weight",), width, tp, None)
+        yield Placement(model.output_layer, "weight", ("lm_head.weight",), vocab, tp, 0)
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -148,14 +152,16 @@ def _moe(config: ModelConfig, groups: Any, layer: Any, prefix: str) -> Iterator[
     yield Placement(layer.pre_mlp_layernorm, "weight", (f"{prefix}norm.weight",), hidden, tp, None)
     yield Placement(moe.router, "weight", (f"{gate}weight",), (config.num_experts,), tp, None)
     yield Placement(moe.router, "expert_bias", (f"{gate}e_score_correction_bias",), (config.num_experts,), tp, None)
-    shared = [("shared_experts", moe.shared_experts, config.moe_shared_expert_ffn_size, tp)]
-    routed = [
+    always = [("shared_experts", moe.shared_experts, config.moe_shared_expert_ffn_size, tp)]
+    chosen = [
         (f"experts.{number}", expert, config.moe_ffn_size, groups.expt_tp)
         for number, expert in zip(moe.local_expert_indices, moe.experts.local_experts, strict=True)
     ]
-    for name, mlp, size, group in shared + routed:
-        yield Placement(mlp.linear_fc1, "weight", (f"{prefix}mixer.{name}.up_proj.weight",), (size,), group, 0)
-        yield Placement(mlp.linear_fc2, "weight", (f"{prefix}mixer.{name}.down_proj.weight",), hidden, group, 1)
+    for name, mlp, size, group in always + chosen:
+        routed = mlp is not moe.shared_experts
+        up, down = (f"{prefix}mixer.{name}.{part}_proj.weight" for part in ("up", "down"))
+        yield Placement(mlp.linear_fc1, "weight", (up,), (size,), group, 0, routed=routed)
+        yield Placement(mlp.linear_fc2, "weight", (down,), hidden, group, 1, routed=routed)
 
 
 def _interleave(parts: tuple[int, ...], num_pieces: int) -> Tensor:

@@ -19,7 +19,7 @@ hold the same expert.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,9 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 
 from substrate.errors import UsageError
+from substrate.model.config import ModelConfig
 from substrate.model.layout import Placement, layout, named_generator
+from substrate.model.published import published_tensors
 
 TARGETS = (
     "q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj", "shared_experts.up_proj", "shared_experts.down_proj",
@@ -101,8 +103,8 @@ class Adapter(nn.Module):
         sizes_A = (self.rank,) * len(names_A)
         dim_A, dim_B = (None, 0) if base.dim == 0 else (1, None)
         return (
-            Placement(self, "A_RI", names_A, sizes_A, base.group, dim_A),
-            Placement(self, "B_OR", names_B, base.sizes, base.group, dim_B, base.order),
+            Placement(self, "A_RI", names_A, sizes_A, base.group, dim_A, routed=base.routed),
+            Placement(self, "B_OR", names_B, base.sizes, base.group, dim_B, base.order, base.routed),
         )
 
 
@@ -163,21 +165,20 @@ def add_lora(
     """
     if wrong := sorted(set(targets) - set(TARGETS)):
         raise UsageError(f"lora target {', '.join(wrong)}; valid are {', '.join(TARGETS)}")
+    present = {_target(name) for name in published_tensors(model.architecture)}
+    if lacking := sorted(set(targets) - present):
+        raise UsageError(f"lora target {', '.join(lacking)}; model {model.architecture.name} has no such layer")
     model.requires_grad_(False)
-    found: set[str] = set()
     for base in layout(model):
         active = [name for name in base.names if _target(name) in targets]
         if not active:
             continue
-        found.update(_target(name) for name in active)
         adapter = Adapter(base, active, rank, alpha, dropout)
         place_A, _ = adapter.placements()
         whole = [_uniform(place_A.shape(index), seed, name) for index, name in enumerate(place_A.names)]
         with torch.no_grad():
             adapter.A_RI.copy_(place_A.local(torch.cat(whole)))
         base.module.adapter = adapter
-    if lacking := sorted(set(targets) - found):
-        raise UsageError(f"lora target {', '.join(lacking)}; model {model.architecture.name} has no such layer")
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -192,6 +193,11 @@ def merge_lora(model: nn.Module) -> None:
 def adapters(model: nn.Module) -> list[Adapter]:
     """Every adapter of the model, in the order of the layers."""
     return [module for module in model.modules() if isinstance(module, Adapter)]
+
+
+def adapted_modules(config: ModelConfig, targets: Container[str]) -> list[str]:
+    """Names of the weights, in the whole model, that get an adapter when these are the targets."""
+    return [name for name in published_tensors(config) if _target(name) in targets]
 
 
 def _target(weight_name: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from substrate.errors import DataError, UsageError
 from substrate.model.layout import Placement, layout, named_generator
-from substrate.model.lora import EXPERT, adapter_name, adapters, add_lora
+from substrate.model.lora import EXPERT, adapted_modules, adapter_name, adapters, add_lora
 from substrate.model.published import Checkpoint
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -80,14 +80,15 @@ def save_adapter(model: Any, folder: Path | str) -> None:
     places = (place for adapter in found for place in adapter.placements())
     kept = {adapter_name(name, factor) for adapter in found for name in adapter.active for factor in "AB"}
     tensors = _collect((name, tensor.float()) for name, tensor in _owned(places, model) if name in kept)
-    targets = {module for adapter in found for module in adapter.peft_targets()}
-    first = found[0]
-    config = {
+    modules = _collect((module, None) for adapter in found for module in adapter.peft_targets())
+    # A stage of a pipeline may have no adapter; what they have in common comes from any that has.
+    config = _collect(
+        (key, value)
+        for adapter in found[:1]
+        for key, value in (("r", adapter.rank), ("lora_alpha", adapter.alpha), ("lora_dropout", adapter.dropout))
+    ) | {
         "peft_type": "LORA",
-        "r": first.rank,
-        "lora_alpha": first.alpha,
-        "lora_dropout": first.dropout,
-        "target_modules": sorted(_collect((module, None) for module in targets)),
+        "target_modules": sorted(modules),
         "bias": "none",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model.architecture.name,
@@ -106,17 +107,17 @@ def load_adapter(model: Any, folder: Path | str) -> None:
     misshapen.
     """
     config = _read_adapter_config(Path(folder) / ADAPTER_CONFIG)
+    targets = {EXPERT.sub("experts.", target) for target in config["target_modules"]}
     if not adapters(model):
         try:
-            targets = {EXPERT.sub("experts.", target) for target in config["target_modules"]}
             add_lora(model, config["r"], config["lora_alpha"], config["lora_dropout"], sorted(targets), seed=0)
         except UsageError as error:
             raise DataError(f"{ADAPTER_CONFIG}: {error}") from None
     with torch.no_grad(), Checkpoint(Path(folder) / ADAPTER_FILE) as checkpoint:
-        expected: set[str] = set()
+        modules = adapted_modules(model.architecture, targets)
+        expected = {adapter_name(name, factor) for name in modules for factor in "AB"}
         for adapter in adapters(model):
             place_A, place_B = adapter.placements()
-            expected.update(adapter_name(name, factor) for name in adapter.active for factor in "AB")
             _fill(place_A, checkpoint)
             _fill(place_B, checkpoint, {adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active})
         if surplus := sorted(checkpoint.names - expected):
@@ -136,7 +137,7 @@ def _owned(places: Iterable[Placement], model: Any) -> Iterator[tuple[str, Tenso
     """Whole tensors by name, on the host: each on one rank only, of those that hold a part. A collective call."""
     groups = model.pg_collection
     for place in places:
-        replicas = groups.dp_cp if getattr(place.tensor, "allreduce", True) else groups.expt_dp
+        replicas = groups.expt_dp if place.routed else groups.dp_cp
         whole = place.whole()
         # A tensor that every rank of its group holds whole is replicated over tp too; the group's first rank has it.
         if replicas.rank() == 0 and place.group.rank() == 0:

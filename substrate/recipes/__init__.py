@@ -45,7 +45,11 @@ class Recipe(Protocol):
         """Adds the trainable parameters to a loaded base model and freezes the rest."""
         ...
 
-    def loss(self, model: "HybridModel", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
+    def outputs(self, model: "HybridModel", batch: "MicroBatch") -> "torch.Tensor":
+        """What the loss is made of, from the model's last stage; hidden states from the others."""
+        ...
+
+    def loss(self, outputs: "torch.Tensor", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
         """This micro-batch's part of the step's loss; those of all micro-batches and data-parallel ranks add up."""
         ...
 

@@ -101,12 +101,15 @@ class SftLora:
 
         add_lora(model, self.lora.rank, self.lora.alpha, self.lora.dropout, self.lora.targets, seed)
 
-    def loss(self, model: "HybridModel", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
-        """Summed cross-entropy of the learned tokens here, over their number in the whole batch (nats a token)."""
-        from substrate.model import token_losses
+    def outputs(self, model: "HybridModel", batch: "MicroBatch") -> "torch.Tensor":
+        """Log-probabilities of the labels, (B, L) in nats; hidden states where the model is not the last stage."""
+        from substrate.model import token_log_probs
 
-        summed, _ = token_losses(model, *batch)
-        return summed / num_targets
+        return token_log_probs(model, batch.tokens_BL, batch.labels_BL)
+
+    def loss(self, outputs: "torch.Tensor", batch: "MicroBatch", num_targets: int) -> "torch.Tensor":
+        """Summed cross-entropy of the learned tokens here, over their number in the whole batch (nats a token)."""
+        return -(outputs * batch.mask_BL.to(outputs)).sum() / num_targets
 
     def save(self, model: "torch.nn.Module", folder: Path) -> None:
         """Writes the pairs, whole, in PEFT's names. All ranks call it."""
