@@ -25,6 +25,11 @@ from substrate.errors import DataError, Stopped, UsageError, exit_code_of
 from substrate.recipes import load_recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from substrate.model.layout import Placement
     from substrate.parallel import Parallel
 
 STARTED = time.monotonic()
@@ -110,11 +115,11 @@ class Training:
         load_base(self.model, task.base)
         recipe.attach(self.model, task.seed)
         self.model.train()
-        self.trainable = {name: tensor for name, tensor in self.model.named_parameters() if tensor.requires_grad}
+        self.trainable = [tensor for tensor in self.model.parameters() if tensor.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.trainable.values(), lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=recipe.weight_decay
+            self.trainable, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=recipe.weight_decay
         )
-        for tensor in self.trainable.values():  # AdamW makes them at its first step, a checkpoint fills them before
+        for tensor in self.trainable:  # AdamW makes them at its first step, a checkpoint fills them before
             zeros = {"exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
             self.optimizer.state[tensor] = {"step": torch.zeros(()), **zeros}
         self.step, self.tokens, self.seconds = 0, 0, 0.0
@@ -183,42 +188,64 @@ class Training:
         import torch
 
         from substrate import checkpoint
+        from substrate.model.tensors import Checkpoint, fill
 
-        state = self._state()
-        step = checkpoint.load(self.checkpoints, state, self._identity(), rank=self.parallel.rank)
-        if step is None:
+        found = checkpoint.newest(self.checkpoints, self._identity())
+        if found is None:
             return False
-        self.step, self.tokens, self.seconds = step, int(state["tokens"]), float(state["seconds"])
-        self.rates = state["rates"].tolist()
-        torch.set_rng_state(state["rng"])
+        path, record = found
+        with torch.no_grad(), Checkpoint(path) as saved:
+            for place in self._placements():
+                fill(place, saved)
+            if self._random_name in saved.names:
+                state = torch.get_rng_state()
+                torch.set_rng_state(saved.read(self._random_name, tuple(state.shape), slice(None)))
+        for tensor in self.trainable:
+            self.optimizer.state[tensor]["step"].fill_(record["step"])
+        self.step, self.tokens, self.seconds, self.rates = (
+            record[name] for name in ("step", "tokens", "seconds", "rates")
+        )
         return True
 
     def _save_checkpoint(self) -> None:
         from substrate import checkpoint
 
-        checkpoint.save(self.checkpoints, self.step, self._state(), self._identity(), rank=self.parallel.rank)
+        numbers = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "rates": self.rates}
+        record = {**numbers, "identity": self._identity(), "layout": self.task.parallelism}
+        checkpoint.save(self.checkpoints, self._written_here(), record)
+
+    def _written_here(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        """What this rank writes of the state, by name, whole and on the host."""
+        import torch
+
+        from substrate.model.tensors import owned
+
+        yield from owned(self._placements(), self.parallel.groups)
+        if self.parallel.tp_rank == 0:
+            yield self._random_name, torch.get_rng_state()
+
+    def _placements(self) -> "Iterator[Placement]":
+        """Of every trained tensor and of its two moments."""
+        from substrate.model import trainable_placements
+
+        for place in trainable_placements(self.model):
+            yield place
+            for moment in ("exp_avg", "exp_avg_sq"):
+                yield place.of(self.optimizer.state[place.tensor][moment], f"{moment}/")
+
+    @property
+    def _random_name(self) -> str:
+        """Of the generator's state (dropout): alike in a tensor-parallel group. Another layout draws anew."""
+        return f"random/pp{self.parallel.pp_rank}/dp{self.parallel.dp_rank}"
 
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.task.out / "checkpoints"
 
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds of this rank, nested tensors: adapter and moments themselves, the rest as copies."""
-        import torch
-
-        return {
-            "adapter": {name: tensor.detach() for name, tensor in self.trainable.items()},
-            "moments": {name: self.optimizer.state[tensor] for name, tensor in self.trainable.items()},
-            "rng": torch.get_rng_state(),
-            "rates": torch.tensor(self.rates, dtype=torch.float64),
-            "tokens": torch.tensor(self.tokens),
-            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
-        }
-
     def _identity(self) -> dict[str, Any]:
         task = self.task
-        return {"model": task.model, "recipe": task.recipe, "parallelism": task.parallelism, "seed": task.seed}
+        return {"model": task.model, "recipe": task.recipe, "seed": task.seed}
 
 
 def _lines(path: Path) -> list[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
+from torch import testing
 
 from substrate.errors import DataError, Stopped, UsageError
 from substrate.schedule import SHAPES, learning_rates
@@ -39,6 +41,37 @@ def writing(self, phase, **values):
         os.kill(os.getpid(), signal.SIGKILL)
 train.Progress.write = writing
 train.main()
+"""
+# The same rank, but it asks to be stopped there.
+STOPPING_RANK = DYING_RANK.replace("os.kill(os.getpid(), signal.SIGKILL)", "open(os.environ['STOP'], 'w').close()")
+# Ten trainings, each killed by SIGKILL at a random moment and started again; forked, so that torch is imported once.
+KILLED_RUNS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+import nemo.core.optim.lr_scheduler
+import substrate.model
+from substrate.parallel import start
+from substrate.train import Task, Training
+
+def child(task):
+    if pid := os.fork():
+        return pid
+    torch.set_num_threads(1)
+    Task.read(task).out.mkdir(exist_ok=True)
+    Training(Task.read(task), start({axis: 1 for axis in ("tp", "pp", "ep", "cp", "dp")})).run()
+    os._exit(0)
+
+for number, path in enumerate(sys.argv[1:]):
+    task, generator = Path(path), random.Random(number)
+    pid, progress = child(task), Path(path).parent / "out" / "progress.jsonl"
+    step = generator.randint(1, 9)
+    while not progress.exists() or len(progress.read_text().splitlines()) <= step:
+        time.sleep(0.001)
+    time.sleep(generator.uniform(0, 0.05))  # anywhere in a step, or in the writing of a checkpoint
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+    assert os.waitpid(child(task), 0)[1] == 0
 """
 LAUNCHER = "import sys; from substrate.launch import run_ranks; sys.exit(run_ranks('dying_rank', sys.argv[1:], 2))"
 
@@ -205,6 +238,41 @@ def test_killed_ranks_resume_to_the_same_adapter(inputs, tmp_path):
     assert steps == list(range(1, 11))
 
 
+def test_ten_killed_runs_resume_to_the_same_adapter(inputs, uninterrupted, tmp_path):
+    tasks = [_write_task(tmp_path / f"run{number}", inputs) for number in range(10)]
+    done = _spawn(["-c", KILLED_RUNS, *map(str, tasks[:-1])], tasks[-1])
+    assert done.returncode == 0, done.stderr
+    assert {_adapter(task.parent / "out") for task in tasks} == {_adapter(uninterrupted)}
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(alone, inputs, tmp_path, monkeypatch):
+    """TP=1 to 2, and TP=2 to 1, against a run that stayed; without dropout, whose numbers a layout deals out."""
+    plain = {"lora": _config("recipe", "sft_lora")["lora"]}
+    expected = _progress(_train(_write_task(tmp_path / "whole", inputs, **plain), alone))
+    narrow = _write_task(tmp_path / "narrow", inputs, **plain)
+    _stop_after(monkeypatch, 5, tmp_path / "narrow" / "stop")
+    with pytest.raises(Stopped):
+        _train(narrow, alone)
+    monkeypatch.undo()
+    (tmp_path / "narrow" / "stop").unlink()
+    widened = _spawn(["-m", "substrate.train"], _write_task(tmp_path / "narrow", inputs, tp=2, **plain))
+    assert widened.returncode == 0, widened.stderr
+
+    (tmp_path / "dying_rank.py").write_text(STOPPING_RANK)
+    wide, stop = _write_task(tmp_path / "wide", inputs, tp=2, **plain), tmp_path / "wide" / "stop"
+    stopped = _spawn(["-c", LAUNCHER], wide, PYTHONPATH=f"{tmp_path}:{ROOT}", STOP=str(stop))
+    assert "stopped after step 5 of 10" in stopped.stderr
+    stop.unlink()
+    _train(_write_task(tmp_path / "wide", inputs, **plain), alone)
+    for name in ("narrow", "wide"):
+        losses = [line["loss"] for line in _progress(tmp_path / name / "out") if line["phase"] == "train"]
+        assert losses == pytest.approx([line["loss"] for line in expected[1:]], abs=1e-6)
+        ours, theirs = (
+            load_file(tmp_path / each / "out/adapter/adapter_model.safetensors") for each in (name, "whole")
+        )
+        testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
 def test_damaged_checkpoint_is_passed_over(alone, inputs, uninterrupted, tmp_path, monkeypatch):
     task = _write_task(tmp_path, inputs)
     _stop_after(monkeypatch, 7, tmp_path / "stop")
@@ -214,9 +282,9 @@ def test_damaged_checkpoint_is_passed_over(alone, inputs, uninterrupted, tmp_pat
     (tmp_path / "stop").unlink()
     checkpoints = tmp_path / "out" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000006", "step_000007"]
-    newest = next((checkpoints / "step_000007").glob("*.distcp"))
+    newest = next((checkpoints / "step_000007").glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(RuntimeWarning, match=r"step_000007 is damaged .*distcp.*: passed over"):
+    with pytest.warns(RuntimeWarning, match=r"step_000007 is damaged .*safetensors.*: passed over"):
         out = _train(task, alone)
     assert _adapter(out) == _adapter(uninterrupted)
 

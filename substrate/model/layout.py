@@ -14,7 +14,8 @@ Names are those of nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B: prefix `backbone.`, on
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ class Placement:
     def tensor(self) -> Tensor:
         """The module's own tensor: a parameter, or the router's bias buffer."""
         return getattr(self.module, self.attribute)
+
+    def of(self, tensor: Tensor, prefix: str) -> "Placement":
+        """The place of another tensor of the same shape, such as an optimizer's moment, under names of its own."""
+        holder: Any = SimpleNamespace(**{self.attribute: tensor})
+        return replace(self, module=holder, names=tuple(prefix + name for name in self.names))
 
     def shape(self, index: int) -> tuple[int, ...]:
         """Shape of the whole tensor `names[index]`."""

@@ -195,6 +195,12 @@ def adapters(model: nn.Module) -> list[Adapter]:
     return [module for module in model.modules() if isinstance(module, Adapter)]
 
 
+def trainable_placements(model: nn.Module) -> list[Placement]:
+    """Of every tensor that is trained: the adapters' factors where there are adapters, else the model's own."""
+    factors = [place for adapter in adapters(model) for place in adapter.placements()]
+    return factors or [place for place in layout(model) if place.tensor.requires_grad]
+
+
 def adapted_modules(config: ModelConfig, targets: Container[str]) -> list[str]:
     """Names of the weights, in the whole model, that get an adapter when these are the targets."""
     return [name for name in published_tensors(config) if _target(name) in targets]

@@ -10,7 +10,7 @@ docs/contract.md.
 
 import json
 import math
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from substrate.errors import DataError, UsageError
-from substrate.model.layout import Placement, layout, named_generator
+from substrate.model.layout import layout, named_generator
 from substrate.model.lora import EXPERT, adapted_modules, adapter_name, adapters, add_lora
-from substrate.model.published import Checkpoint
+from substrate.model.tensors import Checkpoint, collect, fill, owned, write_shards
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-SHARD_BYTES = 5 * 10**9
 
 
 def init_weights(model: Any, seed: int) -> None:
@@ -48,7 +47,7 @@ def load_base(model: Any, path: Path | str) -> None:
     with torch.no_grad(), Checkpoint(Path(path)) as checkpoint:
         checkpoint.check_names(model.architecture)
         for place in layout(model):
-            _fill(place, checkpoint)
+            fill(place, checkpoint)
 
 
 def save_base(model: Any, path: Path | str) -> None:
@@ -59,16 +58,12 @@ def save_base(model: Any, path: Path | str) -> None:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        _write(_collect(_owned(layout(model), model)), path)
+        _write(collect(owned(layout(model), model.pg_collection)), path)
         return
-    rank, files = torch.distributed.get_rank(), dict[str, str]()
     path.mkdir(parents=True, exist_ok=True)
-    for number, tensors in enumerate(_shards(_owned(layout(model), model))):
-        name = f"model-{rank:05d}-{number:05d}.safetensors"
-        save_file(tensors, path / name)
-        files.update(dict.fromkeys(tensors, name))
-    weight_map = _collect(files.items())
-    if rank == 0:
+    files = write_shards(owned(layout(model), model.pg_collection), path, "model")
+    weight_map = collect((name, file) for file, names in files.items() for name in names)
+    if torch.distributed.get_rank() == 0:
         index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
         (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     torch.distributed.barrier()
@@ -79,10 +74,10 @@ def save_adapter(model: Any, folder: Path | str) -> None:
     found = adapters(model)
     places = (place for adapter in found for place in adapter.placements())
     kept = {adapter_name(name, factor) for adapter in found for name in adapter.active for factor in "AB"}
-    tensors = _collect((name, tensor.float()) for name, tensor in _owned(places, model) if name in kept)
-    modules = _collect((module, None) for adapter in found for module in adapter.peft_targets())
+    tensors = collect((name, tensor.float()) for name, tensor in owned(places, model.pg_collection) if name in kept)
+    modules = collect((module, None) for adapter in found for module in adapter.peft_targets())
     # A stage of a pipeline may have no adapter; what they have in common comes from any that has.
-    config = _collect(
+    config = collect(
         (key, value)
         for adapter in found[:1]
         for key, value in (("r", adapter.rank), ("lora_alpha", adapter.alpha), ("lora_dropout", adapter.dropout))
@@ -118,52 +113,10 @@ def load_adapter(model: Any, folder: Path | str) -> None:
         expected = {adapter_name(name, factor) for name in modules for factor in "AB"}
         for adapter in adapters(model):
             place_A, place_B = adapter.placements()
-            _fill(place_A, checkpoint)
-            _fill(place_B, checkpoint, {adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active})
+            fill(place_A, checkpoint)
+            fill(place_B, checkpoint, {adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active})
         if surplus := sorted(checkpoint.names - expected):
             raise DataError(f"{ADAPTER_FILE} holds {surplus[0]}, which the model has no place for")
-
-
-def _fill(place: Placement, checkpoint: Checkpoint, absent: Container[str] = ()) -> None:
-    """Copies this rank's part of a placement from a file, slice by slice; `absent` names are zeros."""
-    for index, rows, columns, local in place.pieces():
-        if place.names[index] in absent:
-            place.tensor[local].zero_()
-        else:
-            place.tensor[local].copy_(checkpoint.read(place.names[index], place.shape(index), rows, columns))
-
-
-def _owned(places: Iterable[Placement], model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors by name, on the host: each on one rank only, of those that hold a part. A collective call."""
-    groups = model.pg_collection
-    for place in places:
-        replicas = groups.expt_dp if place.routed else groups.dp_cp
-        whole = place.whole()
-        # A tensor that every rank of its group holds whole is replicated over tp too; the group's first rank has it.
-        if replicas.rank() == 0 and place.group.rank() == 0:
-            yield from ((name, tensor.cpu().clone()) for name, tensor in zip(place.names, whole, strict=True))
-
-
-def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > SHARD_BYTES:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = tensor
-        size += tensor.nbytes
-    if shard:
-        yield shard
-
-
-def _collect(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """All ranks' items on rank 0, nothing on the others; a collective call."""
-    mine = dict(items)
-    is_first = torch.distributed.get_rank() == 0
-    parts: list[dict[str, Any]] | None = [{}] * torch.distributed.get_world_size() if is_first else None
-    torch.distributed.gather_object(mine, parts)
-    return {name: item for part in parts or [] for name, item in part.items()}
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:

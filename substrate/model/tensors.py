@@ -1,0 +1,143 @@
+"""Tensors between files and ranks: safetensors read by slices, written in shards, in any layout.
+
+    backbone.layers.1.mixer.experts.7.up_proj.weight    model.layers.1.mixer.experts.up_proj [7]
+
+are one tensor, as the published checkpoint and as transformers 5 names it; a file in either form is read by the first
+name. A rank copies from the memory-mapped file the rows and columns that it keeps, so the host never holds more than one
+of its shards beside the model. In writing, each whole tensor is put together on the ranks that share it and written by
+one of them. Never a pickle: some of these files come out of a sandbox.
+"""
+
+import os
+from collections.abc import Container, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from substrate.errors import DataError
+from substrate.model.config import ModelConfig
+from substrate.model.layout import Placement
+from substrate.model.published import published_tensors
+
+SHARD_BYTES = 5 * 10**9  # of one file, and of host memory while writing
+
+
+class Checkpoint:
+    """A base checkpoint on disk: one .safetensors file, or a folder with one or with the published shards."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError where there is none, or for a file that is not safetensors."""
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not files or not files[0].is_file():
+            raise DataError(f"{path}: no such .safetensors file, nor a folder with one")
+        self._path = path
+        try:
+            self._open = [safe_open(file, framework="pt") for file in files]
+        except SafetensorError as error:
+            raise DataError(f"{path}: not a safetensors file ({error})") from None
+        self._file_of = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118  not a dict
+        self._name_of = {_backbone(name): name for name in self._file_of}
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open:
+            file.__exit__(None, None, None)
+
+    @property
+    def names(self) -> set[str]:
+        """Names in the file, with the prefix `backbone.`; stacked experts once."""
+        return set(self._name_of)
+
+    def read(self, name: str, shape: tuple[int, ...], rows: slice, columns: slice = slice(None)) -> Tensor:
+        """A part of the whole tensor `name`. Raises DataError where it is missing or has another shape than `shape`."""
+        expert, stacked = "", name
+        if name not in self._name_of:
+            expert, stacked = _stacked(name)
+        if stacked not in self._name_of:
+            raise DataError(f"{self._path.name} lacks {name}; shape {list(shape)} is needed")
+        stored = self._name_of[stacked]
+        part = self._file_of[stored].get_slice(stored)
+        found = list(part.get_shape())
+        if (found[1:] if expert else found) != list(shape) or (expert and int(expert) >= found[0]):
+            raise DataError(f"{self._path.name}: {stored} has shape {found}; {list(shape)} is needed")
+        index: list[Any] = [int(expert)] if expert else []
+        index += [rows, columns] if len(shape) > 1 else [rows]
+        return part[tuple(index)] if len(index) > 1 else part[index[0]]
+
+    def check_names(self, config: ModelConfig) -> None:
+        """Raises DataError naming the first tensor that the model has no place for."""
+        expected = published_tensors(config)
+        stacked = {_stacked(name)[1] for name in expected}
+        if surplus := sorted(self.names - set(expected) - stacked):
+            raise DataError(f"{self._path.name} holds {surplus[0]}, which model {config.name} has no place for")
+
+
+def fill(place: Placement, checkpoint: Checkpoint, absent: Container[str] = ()) -> None:
+    """Copies this rank's part of a placement from a file, slice by slice; `absent` names are zeros."""
+    for index, rows, columns, local in place.pieces():
+        if place.names[index] in absent:
+            place.tensor[local].zero_()
+        else:
+            place.tensor[local].copy_(checkpoint.read(place.names[index], place.shape(index), rows, columns))
+
+
+def owned(places: Iterable[Placement], groups: Any) -> Iterator[tuple[str, Tensor]]:
+    """Whole tensors by name, on the host: each on one rank only, of those that hold a part. A collective call."""
+    for place in places:
+        replicas = groups.expt_dp if place.routed else groups.dp_cp
+        whole = place.whole()
+        # A tensor that every rank of its group holds whole is replicated over tp too; the group's first rank has it.
+        if replicas.rank() == 0 and place.group.rank() == 0:
+            yield from ((name, tensor.cpu().clone()) for name, tensor in zip(place.names, whole, strict=True))
+
+
+def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, prefix: str) -> dict[str, list[str]]:
+    """Writes this rank's tensors as files of at most SHARD_BYTES, flushed to disk. Returns file -> names of tensors."""
+    files: dict[str, list[str]] = {}
+    for number, shard in enumerate(_shards(tensors)):
+        name = f"{prefix}-{dist.get_rank():05d}-{number:05d}.safetensors"
+        save_file(shard, folder / name)
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+        files[name] = list(shard)
+    return files
+
+
+def collect(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """All ranks' items on rank 0, nothing on the others; a collective call."""
+    mine = dict(items)
+    is_first = torch.distributed.get_rank() == 0
+    parts: list[dict[str, Any]] | None = [{}] * torch.distributed.get_world_size() if is_first else None
+    torch.distributed.gather_object(mine, parts)
+    return {name: item for part in parts or [] for name, item in part.items()}
+
+
+def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    if shard:
+        yield shard
+
+
+def _backbone(name: str) -> str:
+    return "backbone." + name.removeprefix("model.") if name.startswith("model.") else name
+
+
+def _stacked(name: str) -> tuple[str, str]:
+    """...experts.7.up_proj.weight -> ("7", "...experts.up_proj"); ("", name) for what is no routed expert."""
+    before, found, rest = name.partition(".mixer.experts.")
+    expert, _, part = rest.partition(".")
+    return (expert, f"{before}{found}{part.removesuffix('.weight')}") if found else ("", name)
