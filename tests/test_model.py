@@ -1,4 +1,4 @@
-"""The model against transformers' Nemotron-H, the plain recurrence, and itself on other numbers of ranks."""
+"""The model against the plain recurrence and itself on other numbers of ranks (test_reference.py: against transformers)."""
 
 import dataclasses
 import json
@@ -21,16 +21,19 @@ from substrate.model import (
     init_weights,
     load_adapter,
     load_base,
+    merge_lora,
     save_adapter,
     save_base,
     token_log_probs,
     token_losses,
 )
-from substrate.model.layout import named_generator
+from substrate.model.layout import layout, named_generator
 from substrate.model.lora import TARGETS, adapters
 from substrate.model.mamba import chunked_scan, scan_step
+from substrate.model.published import published_tensors
 from substrate.parallel import Parallel, start
 from substrate.stages import accumulate_gradients
+from tests.reference import CONFIGS, small_config
 
 # megatron-core 0.16.1 calling itself in ways that it deprecates.
 pytestmark = [
@@ -38,7 +41,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Warning. tp_group is None:DeprecationWarning"),
 ]
 
-CONFIGS = Path(__file__).parent.parent / "hydra_conf" / "model"
+GOLDEN = Path(__file__).parent / "golden"
 ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
 # Every way that a run can use two or four ranks. Expert parallelism needs tensor or data parallelism to stand on.
 LAYOUTS = {
@@ -57,14 +60,6 @@ NUM_STEPS = 10
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": list(TARGETS)}
 
 
-def _config(**changes) -> ModelConfig:
-    """All layer types, lengths that fill no chunk evenly; small enough for many steps."""
-    values = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
-    small = {"pattern": "ME*M", "hidden_size": 48, "vocab_size": 64, "mamba_chunk_size": 16, "num_experts": 4}
-    small["mamba_num_groups"] = 4  # at tp=4 one a rank, and the two query groups are on two ranks each
-    return ModelConfig.from_dict(values | small | changes)
-
-
 @pytest.fixture(scope="module")
 def parallel():
     torch.set_num_threads(1)
@@ -74,7 +69,7 @@ def parallel():
 
 
 def _model(parallel: Parallel, **changes):
-    model = build_model(_config(**changes), parallel)
+    model = build_model(small_config(**changes), parallel)
     init_weights(model, seed=1)
     return model
 
@@ -203,76 +198,6 @@ def test_any_layout_has_every_gradient_of_one_rank(trained, layout, method):
         assert (ours[name] - tensor).norm() <= 1e-4 * tensor.norm() + 1e-7 * largest, name
 
 
-def _reference(config: ModelConfig, weights: dict[str, torch.Tensor]):
-    """transformers' model with these weights, taken by name."""
-    transformers = pytest.importorskip("transformers")
-    transformers.logging.set_verbosity_error()
-    reference = transformers.NemotronHForCausalLM(
-        transformers.NemotronHConfig(
-            hybrid_override_pattern=config.pattern,
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_query_groups,
-            head_dim=config.attention_head_dim,
-            mamba_num_heads=config.mamba_num_heads,
-            mamba_head_dim=config.mamba_head_dim,
-            ssm_state_size=config.mamba_state_dim,
-            n_groups=config.mamba_num_groups,
-            conv_kernel=config.mamba_conv_kernel,
-            n_routed_experts=config.num_experts,
-            num_experts_per_tok=config.moe_top_k,
-            moe_intermediate_size=config.moe_ffn_size,
-            moe_shared_expert_intermediate_size=config.moe_shared_expert_ffn_size,
-            routed_scaling_factor=config.moe_router_scaling,
-            layer_norm_epsilon=config.norm_eps,
-        )
-    )
-    renamed = {name.replace("backbone.", "model."): tensor for name, tensor in weights.items()}
-    for layer, letter in enumerate(config.pattern):
-        for part in ("up_proj", "down_proj") if letter == "E" else ():
-            experts = (
-                f"model.layers.{layer}.mixer.experts."  # stacked there, one tensor an expert in the published file
-            )
-            each = [renamed.pop(f"{experts}{expert}.{part}.weight") for expert in range(config.num_experts)]
-            renamed[f"{experts}{part}"] = torch.stack(each)
-    reference.load_state_dict(renamed)
-    for block in reference.model.layers:
-        if hasattr(
-            block.mixer, "time_step_limit"
-        ):  # a floor under dt that neither the published model nor megatron-core has
-            block.mixer.time_step_limit = (0.0, float("inf"))
-    return reference.eval()
-
-
-def _assert_same_logits(model, reference) -> None:
-    tokens, _, _ = _batch(seed=5, sequences=3, length=130)
-    with torch.no_grad():
-        ours, theirs = model.eval()(tokens, None, None), reference(tokens).logits
-    assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
-
-
-def test_logits_equal_transformers(parallel, tmp_path):
-    model = _model(parallel)
-    model.decoder.layers[1].mlp.router.expert_bias.uniform_(-0.2, 0.2)
-    save_base(model, tmp_path / "model.safetensors")
-    _assert_same_logits(model, _reference(model.architecture, load_file(tmp_path / "model.safetensors")))
-
-
-def test_adapter_means_what_peft_names_say(parallel, tmp_path):
-    model = _model(parallel)
-    save_base(model, tmp_path / "model.safetensors")
-    _randomised_lora(model)
-    save_adapter(model, tmp_path)
-    weights, pairs = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "adapter_model.safetensors")
-    for name in (name for name in pairs if "lora_A" in name):
-        module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-        weights[f"{module}.weight"] += (
-            LORA["alpha"] / LORA["rank"] * pairs[name.replace("lora_A", "lora_B")] @ pairs[name]
-        )
-    _assert_same_logits(model, _reference(model.architecture, weights))
-
-
 def _randomised_lora(model, **changes) -> None:
     add_lora(model, seed=3, **LORA | changes)
     with torch.no_grad():
@@ -297,6 +222,35 @@ def test_scan_equals_the_recurrence():
         y, last = chunked_scan(x, dt, A, b, c, chunk_size)
         torch.testing.assert_close(y, torch.stack(expected), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(last, state, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", ["M", "*", "E", "ME*M"])
+def test_packed_documents_do_not_see_one_another(parallel, pattern):
+    """Every layer type alone, and together; documents shorter than the convolution, than a chunk, and of several chunks."""
+    model = _model(parallel, pattern=pattern)
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(3, 64, (length,), generator=generator) for length in (5, 40, 1, 2, 33, 16, 9)]
+    tokens, labels = torch.cat(documents)[None], torch.cat(documents)[None].roll(-1)
+    ids = torch.cat([torch.full_like(each, number) for number, each in enumerate(documents)])[None]
+    with torch.no_grad():
+        packed = token_log_probs(model, tokens, labels, ids)
+        parts = zip(
+            tokens.split([len(d) for d in documents], 1), labels.split([len(d) for d in documents], 1), strict=True
+        )
+        apart = torch.cat([token_log_probs(model, *part) for part in parts], 1)
+        mixed = token_log_probs(model, tokens, labels)
+    torch.testing.assert_close(packed, apart, rtol=0, atol=1e-5)
+    assert (mixed - apart).abs().max() > 0.01 or pattern == "E"
+
+
+def test_a_merged_adapter_computes_the_same_without_layers(parallel):
+    model = _model(parallel)
+    _randomised_lora(model)
+    tokens, _, _ = _batch(seed=7)
+    adapted = model(tokens, None, None)
+    merge_lora(model)
+    assert not adapters(model)
+    torch.testing.assert_close(model(tokens, None, None), adapted, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_on_the_right_changes_nothing(parallel):
@@ -365,17 +319,58 @@ def test_base_comes_back_from_published_shards(parallel, tmp_path):
         save_file(
             {name: tensors[name] for name in sorted(tensors)[shard::2]}, tmp_path / f"model-0000{shard}.safetensors"
         )
-    copy = build_model(_config(), parallel)
+    copy = build_model(small_config(), parallel)
     load_base(copy, tmp_path)
     tokens, _, _ = _batch(seed=8)
     assert torch.equal(copy(tokens, None, None), model(tokens, None, None))
     with pytest.raises(DataError, match="backbone.embeddings.weight has shape"):
-        load_base(build_model(_config(vocab_size=32), parallel), tmp_path)
+        load_base(build_model(small_config(vocab_size=32), parallel), tmp_path)
 
 
-def test_published_size(parallel):
+@pytest.mark.parametrize("fault", ["missing", "misshapen", "surplus"])
+@pytest.mark.parametrize("form", ["published", "stacked"])
+def test_a_wrong_base_is_refused_by_the_tensors_name(parallel, tmp_path, fault, form):
+    save_base(_model(parallel), tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "backbone.layers.1.mixer.experts.2.up_proj.weight"
+    if form == "stacked":
+        name = "model.layers.1.mixer.experts.up_proj"
+        experts = [tensors.pop(f"backbone.layers.1.mixer.experts.{n}.up_proj.weight") for n in range(4)]
+        tensors[name] = torch.stack(experts)
+    if fault == "missing":
+        del tensors[name]
+        name = "experts.0.up_proj" if form == "stacked" else name
+    elif fault == "misshapen":
+        tensors[name] = tensors[name][:, :-1].clone()
+    else:
+        name = "backbone.layers.9.norm.weight"
+        tensors[name] = torch.zeros(48)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(DataError) as error:
+        load_base(_model(parallel), tmp_path / "model.safetensors")
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_published_checkpoint_maps_one_to_one(parallel):
+    """Names, shapes and types of all 6,243 tensors on the meta device against the index that is checked in."""
     config = ModelConfig.from_dict(yaml.safe_load((CONFIGS / "nemotron3_nano_30b.yaml").read_text()))
+    index = json.loads((GOLDEN / "nemotron3_nano_30b.json").read_text())
+    expected = {name: (tuple(shape), dtype) for name, (shape, dtype) in index["model"].items()}
+    for number, kind in enumerate(index["pattern"]):
+        for name, (shape, dtype) in index["backbone.layers.N"][kind].items():
+            for expert in range(128) if "{0..127}" in name else [0]:
+                full = f"backbone.layers.{number}.{name.replace('{0..127}', str(expert))}"
+                expected[full] = (tuple(shape), dtype)
+    assert published_tensors(config) == expected
     model = build_model(config, parallel, device="meta")
+    dtypes = {torch.float32: "F32", torch.bfloat16: "BF16"}
+    placed = [
+        (name, (place.shape(number), dtypes[place.tensor.dtype]))
+        for place in layout(model)
+        for number, name in enumerate(place.names)
+    ]
+    assert len(placed) == len(dict(placed)) == 6243
+    assert dict(placed) == expected
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     assert num_parameters == pytest.approx(31.578e9, rel=1e-3)
 
@@ -394,13 +389,13 @@ def test_published_size(parallel):
 )
 def test_a_wrong_configuration_says_what_is_valid(changes, words):
     with pytest.raises(UsageError) as error:
-        _config(**changes)
+        small_config(**changes)
     assert words in str(error.value)
 
 
 def test_wrong_layouts_and_targets_say_what_is_valid(parallel):
     with pytest.raises(UsageError, match="mamba_num_groups 4"):
-        build_model(_config(num_attention_heads=8), dataclasses.replace(parallel, tp=8))
+        build_model(small_config(num_attention_heads=8), dataclasses.replace(parallel, tp=8))
     with pytest.raises(UsageError, match="tp x pp x dp must equal"):
         start(ALONE | {"tp": 2})
     with pytest.raises(UsageError, match="cp must be 1"):

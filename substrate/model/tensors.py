@@ -9,6 +9,7 @@ one of them. Never a pickle: some of these files come out of a sandbox.
 """
 
 import os
+import re
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]
 
 
 def _backbone(name: str) -> str:
-    return "backbone." + name.removeprefix("model.") if name.startswith("model.") else name
+    """The published name, of a base weight or in an adapter's file."""
+    return re.sub(r"^(base_model\.model\.)?model\.", r"\1backbone.", name)
 
 
 def _stacked(name: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from substrate.model.layout import layout, named_generator
 from substrate.model.lora import EXPERT, adapted_modules, adapter_name, adapters, add_lora
 from substrate.model.tensors import Checkpoint, collect, fill, owned, write_shards
 
+PREFIX = "backbone"
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -69,12 +70,19 @@ def save_base(model: Any, path: Path | str) -> None:
     torch.distributed.barrier()
 
 
-def save_adapter(model: Any, folder: Path | str) -> None:
-    """Writes `adapter_model.safetensors` and `adapter_config.json`; every rank must call, rank 0 writes."""
+def save_adapter(model: Any, folder: Path | str, prefix: str = PREFIX) -> None:
+    """Writes `adapter_model.safetensors` and `adapter_config.json`; every rank must call, rank 0 writes.
+
+    prefix: what the names of layers begin with: `backbone` as published, `model` for peft on transformers' model.
+    """
     found = adapters(model)
     places = (place for adapter in found for place in adapter.placements())
     kept = {adapter_name(name, factor) for adapter in found for name in adapter.active for factor in "AB"}
-    tensors = collect((name, tensor.float()) for name, tensor in owned(places, model.pg_collection) if name in kept)
+    tensors = collect(
+        (name.replace(f".{PREFIX}.", f".{prefix}."), tensor.float())
+        for name, tensor in owned(places, model.pg_collection)
+        if name in kept
+    )
     modules = collect((module, None) for adapter in found for module in adapter.peft_targets())
     # A stage of a pipeline may have no adapter; what they have in common comes from any that has.
     config = collect(
