@@ -43,7 +43,7 @@ Tensors = Mapping[str, np.ndarray]
 def take(out_dir: Path, shapes: Mapping[str, tuple[int, ...]], lora: Mapping[str, Any], keep_dir: Path) -> str:
     """Check `out_dir`/adapter against what the recipe must have made, keep it in `keep_dir`, return its digest.
 
-    shapes: every tensor's name and shape (memory.adapter_shapes); lora: rank, alpha, targets of the recipe.
+    shapes: every tensor's name and shape (memory.adapter_shapes); lora: rank, alpha, dropout of the recipe, targets as memory.peft_modules.
     Raises TrialFailed (bad_output) naming the first thing that is wrong.
     """
     tensors = read_tensors(out_dir, shapes)

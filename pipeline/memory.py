@@ -49,12 +49,12 @@ def num_parameters(model: Model) -> int:
 
 
 def lora_shapes(model: Model) -> dict[str, tuple[str, int, int]]:
-    """LoRA target -> (layer kind, input width, output width), by the published module names."""
+    """LoRA target -> (layer kind, input width, output width), by the published module names; lm_head is in no layer."""
     hidden = model["hidden_size"]
     inner, projected = mamba_sizes(model)
     query = model["num_attention_heads"] * model["attention_head_dim"]
     key_value = model["num_query_groups"] * model["attention_head_dim"]
-    shared = model["moe_shared_expert_ffn_size"]
+    shared, routed = model["moe_shared_expert_ffn_size"], model["moe_ffn_size"]
     return {
         "q_proj": ("*", hidden, query),
         "k_proj": ("*", hidden, key_value),
@@ -64,7 +64,19 @@ def lora_shapes(model: Model) -> dict[str, tuple[str, int, int]]:
         "out_proj": ("M", inner, hidden),
         "shared_experts.up_proj": ("E", hidden, shared),
         "shared_experts.down_proj": ("E", shared, hidden),
+        "experts.up_proj": ("E", hidden, routed),
+        "experts.down_proj": ("E", routed, hidden),
+        "lm_head": ("", hidden, model["vocab_size"]),
     }
+
+
+def peft_modules(model: Model, targets: list[str]) -> list[str]:
+    """What `target_modules` of an adapter file names, sorted: PEFT matches ends of names, so every routed expert is one."""
+    names = []
+    for target in targets:
+        experts = range(model["num_experts"]) if target.startswith("experts.") else ()
+        names += [target.replace("experts.", f"experts.{number}.") for number in experts] or [target]
+    return sorted(names)
 
 
 def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tuple[int, int]]:
@@ -75,11 +87,11 @@ def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tup
         if target not in shapes:
             raise ConfigError(f"LoRA target {target!r} is not known", f"Valid: {', '.join(shapes)}")
         kind, width_in, width_out = shapes[target]
-        for layer, letter in enumerate(model["pattern"]):
-            if letter == kind:
-                name = f"base_model.model.backbone.layers.{layer}.mixer.{target}"
-                tensors[f"{name}.lora_A.weight"] = (rank, width_in)
-                tensors[f"{name}.lora_B.weight"] = (width_out, rank)
+        layers = [f"backbone.layers.{layer}.mixer." for layer, letter in enumerate(model["pattern"]) if letter == kind]
+        for prefix in layers if kind else [""]:
+            for module in peft_modules(model, [target]):
+                tensors[f"base_model.model.{prefix}{module}.lora_A.weight"] = (rank, width_in)
+                tensors[f"base_model.model.{prefix}{module}.lora_B.weight"] = (width_out, rank)
     return tensors
 
 

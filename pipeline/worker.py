@@ -158,8 +158,10 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
         finally:
             mark_training(job)
         job.mark("check")
-        shapes = memory.adapter_shapes(config["model"], job.chosen.recipe.lora.rank, job.chosen.recipe.lora.targets)
-        job.adapter_digest = adapter.take(out_dir, shapes, asdict(job.chosen.recipe.lora), job.attempt.adapter_dir)
+        lora = asdict(job.chosen.recipe.lora)
+        shapes = memory.adapter_shapes(config["model"], lora["rank"], lora["targets"])
+        lora["targets"] = memory.peft_modules(config["model"], lora["targets"])
+        job.adapter_digest = adapter.take(out_dir, shapes, lora, job.attempt.adapter_dir)
 
 
 def forbidden_paths(job: Work) -> dict[str, Path]:

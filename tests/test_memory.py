@@ -17,6 +17,7 @@ TINY = settings.compose().to_dict()["model"]
 NANO = settings.compose(["model=nemotron3_nano_30b"]).to_dict()["model"]
 ONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1, "judge_tp": 1}
 ATTENTION, MAMBA = ["q_proj", "k_proj", "v_proj", "o_proj"], ["in_proj", "out_proj"]
+ROUTED = ["experts.up_proj", "experts.down_proj"]
 SHARED = ["shared_experts.up_proj", "shared_experts.down_proj"]
 
 small = st.integers(1, 16)
@@ -37,6 +38,8 @@ def test_the_published_sizes_of_its_adapters():
     assert num_lora(NANO, 32, ATTENTION) / 1e6 == pytest.approx(3.74, abs=0.005)
     assert num_lora(NANO, 32, MAMBA) / 1e6 == pytest.approx(14.56, abs=0.005)
     assert num_lora(NANO, 32, SHARED) / 1e6 == pytest.approx(9.42, abs=0.005)
+    assert num_lora(NANO, 32, ROUTED) / 1e6 == pytest.approx(856.2, abs=0.05)
+    assert num_lora(NANO, 32, ["lm_head"]) / 1e6 == pytest.approx(4.28, abs=0.005)
 
 
 def test_the_base_checkpoint_has_what_is_counted():
@@ -47,7 +50,7 @@ def test_the_base_checkpoint_has_what_is_counted():
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     shapes = {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
     assert sum(math.prod(shape) for shape in shapes.values()) == memory.num_parameters(TINY)
-    adapter = memory.adapter_shapes(TINY, 7, ATTENTION + MAMBA + SHARED)
+    adapter = memory.adapter_shapes(TINY, 7, ATTENTION + MAMBA + SHARED + ROUTED + ["lm_head"])
     for name, shape in adapter.items():
         target, side = name.removeprefix("base_model.model.").rsplit(".lora_", 1)
         width_out, width_in = shapes[f"{target}.weight"]
@@ -88,9 +91,9 @@ def test_an_adapter_has_a_pair_for_every_target_in_every_layer_of_its_kind(rank,
 
 def test_an_unknown_target_is_named_with_those_that_are_valid():
     with pytest.raises(
-        ConfigError, match="LoRA target 'lm_head' is not known. Valid: q_proj, .*shared_experts.down_proj"
+        ConfigError, match="LoRA target 'conv1d' is not known. Valid: q_proj, .*shared_experts.down_proj"
     ):
-        memory.adapter_shapes(TINY, 8, ["q_proj", "lm_head"])
+        memory.adapter_shapes(TINY, 8, ["q_proj", "conv1d"])
 
 
 @given(st.sampled_from([TINY, NANO]), st.integers(1, 9))

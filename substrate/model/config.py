@@ -88,6 +88,35 @@ class ModelConfig:
                 f"tensor-parallel size {tp}; a multiple or a divisor of {self.num_query_groups} query groups"
             )
 
+    def to_transformers(self) -> dict[str, Any]:
+        """The `config.json` that transformers' NemotronHForCausalLM is built from."""
+        return {
+            "architectures": ["NemotronHForCausalLM"],
+            "model_type": "nemotron_h",
+            "dtype": self.dtype,
+            "hybrid_override_pattern": self.pattern,
+            "hidden_size": self.hidden_size,
+            "vocab_size": self.vocab_size,
+            "tie_word_embeddings": False,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_query_groups,
+            "head_dim": self.attention_head_dim,
+            "mamba_num_heads": self.mamba_num_heads,
+            "mamba_head_dim": self.mamba_head_dim,
+            "ssm_state_size": self.mamba_state_dim,
+            "n_groups": self.mamba_num_groups,
+            "conv_kernel": self.mamba_conv_kernel,
+            "chunk_size": self.mamba_chunk_size,
+            "time_step_limit": [0.0, float("inf")],  # no clamp of dt, as in pretraining
+            "n_routed_experts": self.num_experts,
+            "num_experts_per_tok": self.moe_top_k,
+            "moe_intermediate_size": self.moe_ffn_size,
+            "moe_shared_expert_intermediate_size": self.moe_shared_expert_ffn_size,
+            "routed_scaling_factor": self.moe_router_scaling,
+            "layer_norm_epsilon": self.norm_eps,
+            "max_position_embeddings": self.max_sequence_length,
+        }
+
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]

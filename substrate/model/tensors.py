@@ -102,7 +102,7 @@ def owned(places: Iterable[Placement], groups: Any) -> Iterator[tuple[str, Tenso
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, prefix: str) -> dict[str, list[str]]:
     """Writes this rank's tensors as files of at most SHARD_BYTES, flushed to disk. Returns file -> names of tensors."""
     files: dict[str, list[str]] = {}
-    for number, shard in enumerate(_shards(tensors)):
+    for number, shard in enumerate(shards(tensors)):
         name = f"{prefix}-{dist.get_rank():05d}-{number:05d}.safetensors"
         save_file(shard, folder / name)
         with (folder / name).open("rb") as file:
@@ -120,7 +120,8 @@ def collect(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return {name: item for part in parts or [] for name, item in part.items()}
 
 
-def _shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in turn, as many together as SHARD_BYTES allow."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
