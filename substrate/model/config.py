@@ -107,7 +107,7 @@ class ModelConfig:
             "n_groups": self.mamba_num_groups,
             "conv_kernel": self.mamba_conv_kernel,
             "chunk_size": self.mamba_chunk_size,
-            "time_step_limit": [0.0, float("inf")],  # no clamp of dt, as in pretraining
+            "time_step_min": 0.0,  # transformers clamps dt to at least this; the published model does not
             "n_routed_experts": self.num_experts,
             "num_experts_per_tok": self.moe_top_k,
             "moe_intermediate_size": self.moe_ffn_size,

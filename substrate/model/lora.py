@@ -77,11 +77,12 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O), this rank's part of W x + (alpha / r) B A x; dropout on what A sees, while training."""
-        y = F.linear(x, self.base.tensor)
-        low_rank = F.linear(F.dropout(x, self.dropout, self.training), self.A_RI.to(x.dtype))
-        # In place: the sum costs no pass over y of its own.
-        y.view(-1, y.shape[-1]).addmm_(low_rank.flatten(0, -2), self._wide_B().to(x.dtype).T)
-        return y
+        rows = x.flatten(0, -2)
+        y = F.linear(rows, self.base.tensor)
+        low_rank = F.linear(F.dropout(rows, self.dropout, self.training), self.A_RI.to(x.dtype))
+        # In place, so the sum costs no pass over y; and y is no view, whose gradient autograd would copy.
+        y.addmm_(low_rank, self._wide_B().to(x.dtype).T)
+        return y.unflatten(0, x.shape[:-1])
 
     def delta(self) -> Tensor:
         """What merging adds to this rank's part of W: (alpha / r) B A, (O, I) in float32."""
