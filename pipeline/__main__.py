@@ -151,6 +151,7 @@ def dry_run(campaign: Campaign, overrides: list[str]) -> None:
             init(draft, overrides)
         frozen = launch.freeze(draft, launch.next_round(draft), overrides)
         report.show_plan(frozen)
+        report.show_size(frozen)
         for path in sorted(frozen.slurm_dir.glob("*.sbatch")):
             print(f"\n--- {path.name}\n{path.read_text().replace(str(draft.folder), str(campaign.folder))}")
 

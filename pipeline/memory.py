@@ -7,6 +7,7 @@ expert parallelism splits the experts over all other ranks, the pipeline splits 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,6 +94,16 @@ def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tup
                 tensors[f"base_model.model.{prefix}{module}.lora_A.weight"] = (rank, width_in)
                 tensors[f"base_model.model.{prefix}{module}.lora_B.weight"] = (width_out, rank)
     return tensors
+
+
+def checkpoint_bytes(model: Model, rank: int, targets: list[str]) -> int:
+    """Size of a training checkpoint: of an adapter its float32 factors and AdamW's two moments of each.
+
+    With rank 0 of the whole model: bfloat16 weights, float32 masters and moments, 14 bytes a parameter.
+    """
+    if not rank:
+        return 14 * num_parameters(model)
+    return 12 * sum(math.prod(shape) for shape in adapter_shapes(model, rank, targets).values())
 
 
 def check_model(model: Model) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline import evidence, launch, meta, status, view
+from pipeline import evidence, launch, memory, meta, settings, status, view
 from pipeline.campaign import read_plan
 from pipeline.layout import Campaign, Round, read_json
 from pipeline.records import Outcome
@@ -19,6 +19,17 @@ def show_plan(folder: Round) -> None:
     for arm in frozen.arms:
         moved = ", ".join(f"{key}={value}" for key, value in arm.overrides) or f"repeats the {arm.replicate_of} recipe"
         print(f"  {arm.name}  {arm.role:<9}  {moved}")
+
+
+def show_size(folder: Round) -> None:
+    """What an arm trains and keeps while it runs, before anything is submitted."""
+    chosen = settings.load(folder.config)
+    model, recipe = chosen.to_dict()["model"], chosen.recipe
+    size = memory.checkpoint_bytes(model, recipe.lora.rank, recipe.lora.targets)
+    print(
+        f"model {model['name']}: {memory.num_parameters(model) / 1e6:,.1f} M parameters; an arm trains {size / 12e6:,.2f} M of an "
+        f"adapter and keeps two checkpoints of {size / 1e6:,.1f} MB, one every {recipe.checkpoint_every} of {recipe.num_steps} steps"
+    )
 
 
 def run_local(shown: Path, campaign: Campaign, folder: Round) -> int:

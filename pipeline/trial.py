@@ -54,7 +54,9 @@ def train(
     if code == 75 and stop_wanted():
         raise Interrupted("the trial was stopped and saved its state", "Start the arm again and it goes on")
     if code:
-        kind = {64: "configuration", 65: "diverged", 137: "killed"}.get(code, "crashed")
+        kind = {64: "configuration", 65: "data", 66: "diverged", 67: "out_of_memory", 137: "killed"}.get(
+            code, "crashed"
+        )
         raise TrialFailed(kind, f"the trial ended with exit code {code}", log_tail(attempt.trial_log))
 
 

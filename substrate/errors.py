@@ -1,7 +1,7 @@
 """The expected failures of a substrate process: one sentence on stderr and an exit code, as docs/contract.md asks.
 
-    0 done   64 the task file or the command line is wrong   65 the data are wrong, or the loss is not finite
-    75 stopped on request with the state saved: start me again
+    0 done   64 the task file or the command line is wrong   65 the data are wrong   66 the training diverged
+    67 out of memory   75 stopped on request with the state saved: start me again
 
 Whatever else is raised is a crash: Python prints the traceback and exits with 1.
 """
@@ -23,9 +23,21 @@ class UsageError(SubstrateError):
 
 
 class DataError(SubstrateError):
-    """A wrong input file, or a loss that is not finite."""
+    """A wrong input file."""
 
     exit_code = 65
+
+
+class Diverged(SubstrateError):
+    """The loss or its gradient is not finite, or the loss is far above that of guessing. There is no adapter."""
+
+    exit_code = 66
+
+
+class OutOfMemory(SubstrateError):
+    """The device or the host had no room for a tensor."""
+
+    exit_code = 67
 
 
 class Stopped(SubstrateError):

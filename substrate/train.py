@@ -7,8 +7,8 @@ What is trained and on what is the recipe's; the mathematics of layout is the mo
 share. It looks at the stop file before every step. Started without RANK in the environment, it starts the ranks of
 this host itself and passes on their exit code.
 
-Exit 0 done; 75 stopped with the state saved: start again; 65 the loss is not finite, or the data are wrong; 64 the
-task file is wrong.
+Exit 0 done; 75 stopped with the state saved: start again; 64 the task file is wrong; 65 the data are wrong; 66 the
+training diverged; 67 out of memory.
 """
 
 import json
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from substrate.entry import Parser
-from substrate.errors import DataError, Stopped, UsageError, exit_code_of
+from substrate.errors import Diverged, OutOfMemory, Stopped, UsageError, exit_code_of
 from substrate.recipes import load_recipe
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from substrate.parallel import Parallel
 
 STARTED = time.monotonic()
+# A loss of more than so many times that of guessing evenly, log(vocabulary), does not come back.
+DIVERGED_FACTOR = 3.0
 ADAM_BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the betas of Nemotron-H's own training (arXiv:2504.03624)
 
 
@@ -136,7 +138,7 @@ class Training:
         self.progress = Progress(task.out / "progress.jsonl", rank=parallel.rank, done_steps=self.step)
 
     def run(self) -> None:
-        """Makes the steps that are left and saves the adapter. Raises Stopped, and DataError at a loss not finite."""
+        """Makes the steps that are left and saves the adapter. Raises Stopped, Diverged."""
         self.progress.write("start", seconds=round(time.monotonic() - STARTED, 3))
         begun = time.monotonic() - self.seconds
         while self.step < self.recipe.num_steps:
@@ -172,16 +174,25 @@ class Training:
             lambda outputs, micro_batch: self.recipe.loss(outputs, micro_batch, batch.num_targets),
         )
         batch_loss = self.parallel.total(local_loss)
-        if not math.isfinite(batch_loss):
-            raise DataError(f"the loss of step {self.step + 1} is {batch_loss}; valid is a finite number")
+        self._check("loss", batch_loss, DIVERGED_FACTOR * math.log(self.model.architecture.vocab_size))
         self.parallel.finalize_gradients(self.model)
         grad_norm = self.parallel.clip_gradients(self.model, self.recipe.clip_norm)
+        self._check("gradient norm", grad_norm, math.inf)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[self.step]
         self.optimizer.step()
         self.step += 1
         self.tokens += batch.num_tokens
         return batch_loss, grad_norm
+
+    def _check(self, what: str, value: float, limit: float) -> None:
+        """Raises Diverged, alike on every rank: parameters are still those before this step."""
+        if not math.isfinite(value) or value > limit:
+            kept = sorted(path.name for path in self.checkpoints.glob("step_*"))
+            raise Diverged(
+                f"the {what} of step {self.step + 1} is {value:.4g}; valid is a finite number up to {limit:.4g}. "
+                f"The last checkpoint is {kept[-1] if kept else 'none'}; a lower learning rate or clip_norm may hold"
+            )
 
     def _resume(self) -> bool:
         """Takes up the newest checkpoint, where there is one."""
@@ -280,8 +291,36 @@ def main() -> None:
     try:
         task.out.mkdir(parents=True, exist_ok=True)
         Training(task, parallel).run()
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"rank {parallel.rank}: {_memory(task, parallel)}; {str(error).splitlines()[0]}"
+            ) from None
+        raise
     finally:
         parallel.shutdown()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on a GPU, or on the host, where torch raises a plain RuntimeError."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _memory(task: Task, parallel: "Parallel") -> str:
+    """What a rank's part of the base needs, beside what the device has."""
+    import torch
+
+    from substrate.model import ModelConfig
+    from substrate.model.published import num_published_parameters
+
+    config = ModelConfig.from_dict(task.model)
+    ranks = parallel.world_size // parallel.dp * (parallel.ep if parallel.ep > 1 else 1)
+    part = num_published_parameters(config) * config.torch_dtype.itemsize // ranks
+    if parallel.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(parallel.device)
+    else:
+        free, total = (os.sysconf(name) * os.sysconf("SC_PAGE_SIZE") for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+    return f"the base alone is {part / 1e9:.2f} GB a rank, {free / 1e9:.2f} of {total / 1e9:.2f} GB are free now"
 
 
 if __name__ == "__main__":

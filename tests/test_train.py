@@ -15,7 +15,8 @@ import yaml
 from safetensors.torch import load_file
 from torch import testing
 
-from substrate.errors import DataError, Stopped, UsageError
+from pipeline import memory
+from substrate.errors import Diverged, Stopped, UsageError
 from substrate.schedule import SHAPES, learning_rates
 from substrate.train import Task
 
@@ -283,6 +284,9 @@ def test_damaged_checkpoint_is_passed_over(alone, inputs, uninterrupted, tmp_pat
     checkpoints = tmp_path / "out" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000006", "step_000007"]
     newest = next((checkpoints / "step_000007").glob("*.safetensors"))
+    targets = _config("recipe", "sft_lora")["lora"]["targets"]
+    forecast = memory.checkpoint_bytes(_config("model", "tiny") | TINY, 16, targets)
+    assert newest.stat().st_size == pytest.approx(forecast, rel=0.1)  # names and the generator's state are not counted
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(RuntimeWarning, match=r"step_000007 is damaged .*safetensors.*: passed over"):
         out = _train(task, alone)
@@ -297,11 +301,38 @@ def test_checkpoint_of_another_run_is_refused(alone, inputs, tmp_path):
         _train(_write_task(tmp_path, inputs, learning_rate=1e-3), alone)
 
 
-def test_diverged_loss_names_the_step(alone, inputs, tmp_path):
-    with pytest.raises(DataError, match="the loss of step [234] is (nan|inf)") as diverged:
-        _train(_write_task(tmp_path, inputs, learning_rate=1e30), alone)
-    assert diverged.value.exit_code == 65
+@pytest.mark.parametrize(("rate", "checkpoint_every", "kept"), [(1e30, 3, "none"), (100.0, 1, "step_00000[1-9]")])
+def test_a_diverged_run_names_step_and_checkpoint_and_has_no_adapter(
+    alone, inputs, tmp_path, rate, checkpoint_every, kept
+):
+    task = _write_task(tmp_path, inputs, learning_rate=rate, checkpoint_every=checkpoint_every, clip_norm=1e6)
+    with pytest.raises(
+        Diverged, match=rf"the (loss|gradient norm) of step \d+ is .*; .* checkpoint is {kept}"
+    ) as diverged:
+        _train(task, alone)
+    assert diverged.value.exit_code == 66
     assert not (tmp_path / "out" / "adapter").exists()
+
+
+def test_out_of_memory_is_typed_with_what_was_needed_and_there(inputs, tmp_path):
+    """A real failed allocation: the address space of the process is limited below what its batch takes."""
+    task = _write_task(tmp_path, inputs, batch_size=512, micro_batch_size=512)
+    limited = """
+import resource, sys
+from substrate import train
+from substrate.errors import exit_code_of
+run = train.Training.run
+def limit(self):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
+    run(self)
+train.Training.run = limit
+sys.exit(exit_code_of(train.main))
+"""
+    done = _spawn(["-c", limited], task)
+    assert done.returncode == 67, done.stderr
+    assert "error: rank 0: the base alone is 0.00 GB a rank" in done.stderr
+    assert "are free now" in done.stderr
 
 
 @pytest.mark.parametrize("shape", SHAPES)

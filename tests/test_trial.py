@@ -176,7 +176,16 @@ def test_a_trial_that_ends_well_leaves_its_progress(attempt, out):
 
 
 @pytest.mark.parametrize(
-    ("code", "kind"), [(1, "crashed"), (64, "configuration"), (65, "diverged"), (75, "crashed"), (137, "killed")]
+    ("code", "kind"),
+    [
+        (1, "crashed"),
+        (64, "configuration"),
+        (65, "data"),
+        (66, "diverged"),
+        (67, "out_of_memory"),
+        (75, "crashed"),
+        (137, "killed"),
+    ],
 )
 def test_each_exit_code_is_a_kind_of_failure_with_the_last_words(attempt, out, code, kind):
     with pytest.raises(TrialFailed, match="last words") as error:
