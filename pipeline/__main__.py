@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -107,30 +108,30 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
     from pipeline import launch, report
     from pipeline.init import init
 
-    campaign = Campaign.at(arguments.campaign)
+    campaign, shown = Campaign.at(arguments.campaign), shlex.quote(str(arguments.campaign))
     if arguments.dry_run:
         dry_run(campaign, arguments.overrides)
         return None
     if not campaign.folder.exists():
         init(campaign, arguments.overrides)
-        print(f"campaign {arguments.campaign} is frozen (image, code, constitution, commitments)")
+        print(f"campaign {shown} is frozen (image, code, constitution, commitments)")
     folder = launch.freeze(campaign, launch.next_round(campaign), arguments.overrides)
     report.show_plan(folder)
     if arguments.no_submit:
         for stages in launch.arrays(campaign, folder):
             indices = ",".join(stage[3].removeprefix("a") for stage in stages)
-            print(f"next: sbatch --array={indices} slurm/round.sbatch {arguments.campaign} {stages[0][2]}")
-        print(f"then: sbatch --dependency=afterany:ID[:ID] slurm/meta.sbatch {arguments.campaign} {folder.name}")
+            print(f"next: sbatch --array={indices} slurm/round.sbatch {shown} {stages[0][2]}")
+        print(f"then: sbatch --dependency=afterany:ID[:ID] slurm/meta.sbatch {shown} {folder.name}")
         return None
     if launch.is_local(folder):
-        return report.run_local(arguments.campaign, campaign, folder)
+        return report.run_local(shown, campaign, folder)
     began = time.monotonic()
     record = launch.submit(campaign, folder)
     print(
         f"submitted in {time.monotonic() - began:.2f} s: arrays {record['array_job_ids']}, meta {record['meta_job_id']}"
     )
-    print(f"next: python -m pipeline status {arguments.campaign}")
-    return report.follow_slurm(arguments.campaign, campaign, folder) if arguments.wait else None
+    print(f"next: python -m pipeline status {shown}")
+    return report.follow_slurm(shown, campaign, folder) if arguments.wait else None
 
 
 def dry_run(campaign: Campaign, overrides: list[str]) -> None:

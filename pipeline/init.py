@@ -8,6 +8,7 @@ here (the reference trained once, the base as it is); its two jobs run beside th
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from pipeline.records import Plan
 ROOT = Path(__file__).resolve().parent.parent
 FROZEN_CODE = ("pipeline", "constitution", "hydra_conf")
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it stands in job names, commands and records
 TRAINING_SEED = 20260602
 """Seed of the training puzzles in the image; public, unlike those of dev and fresh."""
 
@@ -38,13 +40,18 @@ def init(campaign: Campaign, overrides: Sequence[str]) -> None:
     """
     if campaign.folder.exists():
         raise ConfigError(f"{campaign.folder} exists", "Choose another name (CAMPAIGN=...), or remove it")
+    if not NAME.fullmatch(campaign.name):
+        raise ConfigError(
+            f"{campaign.name!r} cannot name a campaign", "Letters, digits and . _ - serve, a letter or digit first"
+        )
     rules = constitution.load()
     chosen = settings.compose(overrides)
     check_plan_fits(chosen)
     plan.arms_of(chosen, 1, rules)  # a campaign that cannot plan its first round is not made
-    campaign.folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{campaign.name}.", dir=campaign.folder.parent))
+    aside = None
     try:
+        campaign.folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{campaign.name}.", dir=campaign.folder.parent))
         draft = Campaign(aside)
         aside.chmod(0o755)
         info = build_image(chosen, draft.image)
@@ -79,7 +86,8 @@ def init(campaign: Campaign, overrides: Sequence[str]) -> None:
             f"cannot make {campaign.folder}: {error}", "Free space or rights there, then run it again"
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if aside:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def build_image(chosen: settings.Settings, out: Path) -> image.ImageInfo:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from rich.console import Console
 
@@ -32,7 +31,7 @@ def show_size(folder: Round) -> None:
     )
 
 
-def run_local(shown: Path, campaign: Campaign, folder: Round) -> int:
+def run_local(shown: str, campaign: Campaign, folder: Round) -> int:
     """Run a round on this machine with a live table where a terminal looks on, a line a change elsewhere."""
     began = time.monotonic()
     with view.follow(
@@ -45,7 +44,7 @@ def run_local(shown: Path, campaign: Campaign, folder: Round) -> int:
     return report_end(shown, campaign, folder, time.monotonic() - began)
 
 
-def follow_slurm(shown: Path, campaign: Campaign, folder: Round) -> int:
+def follow_slurm(shown: str, campaign: Campaign, folder: Round) -> int:
     """Follow a submitted round by its files until the meta job closed it or wrote why it did not."""
     began = time.time()
     with view.follow(lambda: status.round_status(campaign, folder)) as watch:
@@ -66,7 +65,7 @@ def rounds_of(campaign: Campaign, folder: Round) -> list[Round]:
     return [campaign.round("r0000"), folder] if folder.number == 1 else [folder]
 
 
-def report_end(shown: Path, campaign: Campaign, folder: Round, seconds: float) -> int:
+def report_end(shown: str, campaign: Campaign, folder: Round, seconds: float) -> int:
     """What was decided, where the time went, what to type next."""
     totals = status.breakdown(rounds_of(campaign, folder))
     print(

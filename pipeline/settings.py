@@ -203,7 +203,10 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
 
 def search_path(campaign_dir: Path | None) -> list[str]:
     """The override that lets Hydra find the rounds written in a campaign, as a list to put before the others."""
-    return [f"hydra.searchpath=[file://{campaign_dir}/hydra]"] if campaign_dir else []
+    if not campaign_dir:
+        return []
+    quoted = str(campaign_dir).replace('"', r"\"")  # as Hydra's grammar quotes
+    return [f'hydra.searchpath=["file://{quoted}/hydra"]']
 
 
 def typed(config: Any) -> Settings:

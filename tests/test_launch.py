@@ -1,6 +1,7 @@
 """Freezing and starting a round: what is refused, and that refusing leaves no trace."""
 
 import fcntl
+import shlex
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from pipeline import launch
 from pipeline.campaign import write_overrides
 from pipeline.errors import ConfigError, IntegrityError, NotFound, Refused
+from pipeline.init import init
 from pipeline.layout import Campaign, read_json
 from tests.campaigns import OVERRIDES, changed_byte, fresh_campaign, frozen_campaign, publish, tree
 
@@ -132,3 +134,24 @@ def test_what_slurm_is_asked_for_is_what_was_frozen(campaign):
     assert "#SBATCH --partition=batch" in text
     assert "#SBATCH --array=0-7" in text
     assert read_json(folder.plan)["round"] == "r0001"
+
+
+@pytest.mark.parametrize("name", ["ü", "a b", "-x", "a;b", ".."])
+def test_a_name_that_breaks_commands_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot name a campaign|exists"):
+        init(Campaign(tmp_path / name), OVERRIDES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_campaign_below_an_odd_folder_is_frozen(tmp_path):
+    """Hydra's grammar, sbatch's and the shell's each quote in their own way."""
+    folder = tmp_path / "o'd d \"ü\\"
+    folder.mkdir()
+    campaign = fresh_campaign(folder)
+    frozen = launch.freeze(campaign, "r0001", ["cluster=testbed"])
+    assert frozen.plan.exists()
+    for path in frozen.slurm_dir.glob("*.sbatch"):
+        outputs = [
+            line.split("=", 1)[1] for line in path.read_text().splitlines() if line.startswith("#SBATCH --output")
+        ]
+        assert shlex.split(outputs[0])[0].startswith(str(folder))
