@@ -108,30 +108,35 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
     from pipeline import launch, report
     from pipeline.init import init
 
-    campaign, shown = Campaign.at(arguments.campaign), shlex.quote(str(arguments.campaign))
+    campaign, name = Campaign.at(arguments.campaign), shown(arguments)
     if arguments.dry_run:
         dry_run(campaign, arguments.overrides)
         return None
     if not campaign.folder.exists():
         init(campaign, arguments.overrides)
-        print(f"campaign {shown} is frozen (image, code, constitution, commitments)")
+        print(f"campaign {name} is frozen (image, code, constitution, commitments)")
     folder = launch.freeze(campaign, launch.next_round(campaign), arguments.overrides)
     report.show_plan(folder)
     if arguments.no_submit:
         for stages in launch.arrays(campaign, folder):
             indices = ",".join(stage[3].removeprefix("a") for stage in stages)
-            print(f"next: sbatch --array={indices} slurm/round.sbatch {shown} {stages[0][2]}")
-        print(f"then: sbatch --dependency=afterany:ID[:ID] slurm/meta.sbatch {shown} {folder.name}")
+            print(f"next: sbatch --array={indices} slurm/round.sbatch {name} {stages[0][2]}")
+        print(f"then: sbatch --dependency=afterany:ID[:ID] slurm/meta.sbatch {name} {folder.name}")
         return None
     if launch.is_local(folder):
-        return report.run_local(shown, campaign, folder)
+        return report.run_local(name, campaign, folder)
     began = time.monotonic()
     record = launch.submit(campaign, folder)
     print(
         f"submitted in {time.monotonic() - began:.2f} s: arrays {record['array_job_ids']}, meta {record['meta_job_id']}"
     )
-    print(f"next: python -m pipeline status {shown}")
-    return report.follow_slurm(shown, campaign, folder) if arguments.wait else None
+    print(f"next: python -m pipeline status {name}")
+    return report.follow_slurm(name, campaign, folder) if arguments.wait else None
+
+
+def shown(arguments: argparse.Namespace) -> str:
+    """The campaign's folder as one types it."""
+    return shlex.quote(str(arguments.campaign))
 
 
 def dry_run(campaign: Campaign, overrides: list[str]) -> None:
@@ -168,7 +173,7 @@ def worker_verb(arguments: argparse.Namespace) -> None:
         f"{arguments.round}/{arm} "
         + (f"is published ({attempt.folder.name})" if attempt else "was published before; nothing to do")
     )
-    print(f"next, when all arms are: python -m pipeline meta {arguments.campaign} {arguments.round}")
+    print(f"next, when all arms are: python -m pipeline meta {shown(arguments)} {arguments.round}")
 
 
 def meta_verb(arguments: argparse.Namespace) -> int:
@@ -183,10 +188,10 @@ def meta_verb(arguments: argparse.Namespace) -> int:
         print(f"  {reason}")
     if decision.state == "undecided":
         print(
-            f"next: run the missing arms (python -m pipeline worker {arguments.campaign} {folder.name} aN), then meta again"
+            f"next: run the missing arms (python -m pipeline worker {shown(arguments)} {folder.name} aN), then meta again"
         )
         return 1
-    print(f"next: python -m pipeline round {arguments.campaign}")
+    print(f"next: python -m pipeline round {shown(arguments)}")
     return 0
 
 
@@ -196,7 +201,7 @@ def status_verb(arguments: argparse.Namespace) -> None:
     campaign = Campaign.at(arguments.campaign)
     if not campaign.frozen.exists():
         raise NotFound(
-            f"{arguments.campaign} is not a campaign", f"`python -m pipeline round {arguments.campaign}` makes one"
+            f"{arguments.campaign} is not a campaign", f"`python -m pipeline round {shown(arguments)}` makes one"
         )
     folder = campaign.round(arguments.round or newest_frozen(campaign))
     if not folder.plan.exists():
@@ -218,9 +223,9 @@ def status_verb(arguments: argparse.Namespace) -> None:
 
     Console().print(status.table(rows))
     if folder.closed.exists():
-        print(f"closed; next: python -m pipeline round {arguments.campaign}")
+        print(f"closed; next: python -m pipeline round {shown(arguments)}")
     else:
-        print(f"open; when its arms are done: python -m pipeline meta {arguments.campaign} {folder.name}")
+        print(f"open; when its arms are done: python -m pipeline meta {shown(arguments)} {folder.name}")
 
 
 def image_verb(arguments: argparse.Namespace) -> None:
