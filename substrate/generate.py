@@ -1,15 +1,14 @@
-"""Completes the prompts of a task by greedy decoding: `python -P -m substrate.generate [/task/task.json]`.
+"""Completes the prompts of a task: `python -P -m substrate.generate [/task/task.json]`.
 
 Task kind `generate` of docs/contract.md. A prompt and its completion:
 
     in    {"item_id": "roman-000012", "family": "roman", "prompt": "..."}
     out   {"item_id": "roman-000012", "completion": "...", "num_tokens": 57, "truncated": false}
 
-Prompts are sorted by length and padded on the left to batches, so that all sequences of a batch stand at the same
-position: keys and values, convolution windows and scan states grow together. Padding is masked everywhere, so a
-completion does not depend on the other items of its batch; float32 rounding does, and with it the choice between two
-tokens that are within about 1e-4. A sequence ends with the end-of-sequence token, or truncated after `max_new_tokens`
-or at the model's longest sequence.
+`decode.py` says how. Items are sorted by length and cut into shards of a few batches. A shard is decoded by itself and
+written whole when it is done, so a run that was killed goes on with the shards that are missing, and its files have the
+bytes of a run that was not: the same sequences stand in the same batches. A sequence ends with the end-of-sequence
+token, before a stop text, or truncated after `max_new_tokens` or at the model's longest sequence.
 
 Started without RANK in the environment, it starts `judge_tp` ranks itself; all decode the same, rank 0 writes.
 """
@@ -18,10 +17,10 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from substrate.entry import Parser, read_json_lines, read_text, write_json_lines
 from substrate.errors import DataError, UsageError, exit_code_of
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
     from substrate.tokenizer import Tokenizer
 
 PROMPT_FIELDS = {"item_id": str, "family": str, "prompt": str}
+SHARD_BATCHES = 4  # batches of a shard: the most that a kill costs, and how often slots run empty
+STOP_WINDOW = 64  # newest tokens among which a stop text is looked for
+PROGRESS_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,7 @@ class Task:
 
     model: dict[str, Any]
     judge_tp: int  # tensor-parallel ranks
-    max_new_tokens: int  # of one completion, the end-of-sequence token included
-    batch_size: int  # sequences decoded together
+    decoding: dict[str, Any]  # fields of decode.Decoding
     base: Path
     tokenizer: Path
     adapter: Path | None
@@ -58,8 +59,7 @@ class Task:
             read = cls(
                 model=config["model"],
                 judge_tp=int(config["parallelism"]["judge_tp"]),
-                max_new_tokens=int(config["decoding"]["max_new_tokens"]),
-                batch_size=int(config["decoding"]["batch_size"]),
+                decoding=dict(config["decoding"]),
                 base=Path(paths["base"]),
                 tokenizer=Path(paths["tokenizer"]),
                 adapter=Path(paths["adapter"]) if paths["adapter"] is not None else None,
@@ -70,99 +70,162 @@ class Task:
             raise UsageError(f"task file {path}: {error!r}; config and paths of kind generate are needed") from None
         if header != (1, "generate"):
             raise UsageError(f"task file {path} has schema and kind {header}; valid is (1, 'generate')")
-        for name in ("judge_tp", "max_new_tokens", "batch_size"):
-            if getattr(read, name) < 1:
-                raise UsageError(f"task file {path}: {name} is {getattr(read, name)}; at least 1 is needed")
+        if read.judge_tp < 1:
+            raise UsageError(f"task file {path}: judge_tp is {read.judge_tp}; at least 1 is needed")
+        _check_decoding(read.decoding, f"task file {path}: decoding")
         return read
 
 
-def decode_batch(model: "HybridModel", prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-    """Greedy continuations of token-id prompts, each up to and including the end-of-sequence token where it comes.
-
-    The model is in eval mode and built without sequence parallelism. No prompt may be empty.
-    """
-    import torch
-
-    from substrate.model import DecodeState
-    from substrate.tokenizer import EOS_ID, PAD_ID
-
-    length = max(map(len, prompts))
-    num_steps = min(max_new_tokens, model.architecture.max_sequence_length - length)
-    device = model.output_layer.weight.device
-    tokens_BL = torch.tensor([[PAD_ID] * (length - len(p)) + list(p) for p in prompts], device=device)
-    first_B1 = torch.tensor([[length - len(p)] for p in prompts], device=device)
-    written = []
-    # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of it nobody could write
-    # to them again.
-    with torch.no_grad():
-        state = DecodeState(torch.arange(length, device=device) >= first_B1, max_length=length + num_steps)
-        ended_B = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        for _ in range(num_steps):
-            tokens_BL = state.advance(model, tokens_BL).argmax(-1, keepdim=True)
-            written.append(tokens_BL)
-            ended_B |= tokens_BL[:, 0] == EOS_ID
-            if ended_B.all():
-                break
-    rows = torch.cat(written, 1).tolist()
-    return [row[: row.index(EOS_ID) + 1] if EOS_ID in row else row for row in rows]
+def _check_decoding(values: dict[str, Any], where: str) -> None:
+    """Raises UsageError unless `values` can be a Decoding; without importing torch for it."""
+    rules = {
+        "max_new_tokens": (int, lambda v: v >= 1, "an integer of at least 1"),
+        "batch_size": (int, lambda v: v >= 1, "an integer of at least 1"),
+        "temperature": (float | int, lambda v: 0 <= v < 100, "a number from 0 (greedy)"),
+        "top_p": (float | int, lambda v: 0 < v <= 1, "a number above 0, up to 1"),
+        "seed": (int, lambda v: True, "an integer"),
+        "stop": (list, lambda v: all(isinstance(text, str) and text for text in v), "a list of texts"),
+        "log_probs": (bool, lambda v: True, "true or false"),
+    }
+    for name in ("max_new_tokens", "batch_size"):
+        if name not in values:
+            raise UsageError(f"{where} lacks {name}; {rules[name][2]} is needed")
+    for name, value in values.items():
+        kind, holds, valid = rules.get(name, (object, lambda v: False, f"one of the keys {', '.join(rules)}"))
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not holds(value):
+            raise UsageError(f"{where}: {name} is {value!r}; valid is {valid}")
 
 
-def complete(
-    model: "HybridModel", tokenizer: "Tokenizer", items: list[dict[str, Any]], max_new_tokens: int, batch_size: int
-) -> Iterator[list[dict[str, Any]]]:
-    """Yields the completions batch by batch, shortest prompts first. Raises DataError for a prompt that is too long."""
-    from substrate.tokenizer import EOS_ID
+class _Shard(NamedTuple):
+    """Items decoded together, and the file that has them when they are done."""
 
-    limit = model.architecture.max_sequence_length
-    prompts = [(tokenizer.encode_prompt(item["prompt"]), item["item_id"]) for item in items]
-    for ids, item_id in prompts:
+    path: Path
+    prompts: list[tuple[str, list[int]]]  # item id, token ids
+
+    def finished(self) -> list[dict[str, Any]] | None:
+        """Its rows when an earlier start wrote them."""
+        if not self.path.exists():
+            return None
+        rows = read_json_lines(self.path, {"item_id": str, "completion": str, "num_tokens": int, "truncated": bool})
+        same = sorted(row["item_id"] for row in rows) == sorted(item_id for item_id, _ in self.prompts)
+        return rows if same else None
+
+
+def shards(task: Task, name: str, items: list[dict[str, Any]], tokenizer: "Tokenizer", limit: int) -> list[_Shard]:
+    """The items of a set, shortest prompts first. Raises DataError for one as long as the model's longest sequence."""
+    prompts = [(item["item_id"], tokenizer.encode_prompt(item["prompt"])) for item in items]
+    for item_id, ids in prompts:
         if len(ids) >= limit:
             raise DataError(f"prompt of {item_id} has {len(ids)} tokens; the model's longest sequence is {limit}")
-    prompts.sort(key=lambda prompt: (len(prompt[0]), prompt[1]))
-    for begin in range(0, len(prompts), batch_size):
-        batch = prompts[begin : begin + batch_size]
-        written = decode_batch(model, [ids for ids, _ in batch], max_new_tokens)
-        yield [
-            {
-                "item_id": item_id,
-                "completion": tokenizer.decode(ids),
-                "num_tokens": len(ids),
-                "truncated": ids[-1] != EOS_ID,
-            }
-            for (_, item_id), ids in zip(batch, written, strict=True)
-        ]
+    prompts.sort(key=lambda prompt: (len(prompt[1]), prompt[0]))
+    size = SHARD_BATCHES * task.decoding["batch_size"]
+    groups = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
+    return [_Shard(task.out / f"{name}.{number:04d}.jsonl", group) for number, group in enumerate(groups)]
 
 
 def generate(task: Task, parallel: "Parallel") -> None:
-    """Decodes every set of a task and writes `<set>.jsonl` in item-id order, and a line of progress a batch."""
+    """Decodes what is missing of every set, shard by shard, and writes `<set>.jsonl` in item-id order."""
     from substrate.model import ModelConfig
     from substrate.tokenizer import Tokenizer
 
-    started = time.monotonic()
     sets = {name: read_json_lines(path, PROMPT_FIELDS) for name, path in task.sets.items()}
-    model = load_model(ModelConfig.from_dict(task.model), parallel, task.base, task.adapter)
+    config = ModelConfig.from_dict(task.model)
+    model = load_model(config, parallel, task.base, task.adapter)
     tokenizer = Tokenizer.from_file(task.tokenizer)
-    with _progress_file(task.out, parallel.rank) as progress:
-        for name, items in sets.items():
-            done: list[dict[str, Any]] = []
-            for rows in complete(model, tokenizer, items, task.max_new_tokens, task.batch_size):
-                done += rows
-                line = {
-                    "phase": "generate",
-                    "set": name,
-                    "done": len(done),
-                    "total": len(items),
-                    "tokens": sum(row["num_tokens"] for row in done),
-                    "seconds": round(time.monotonic() - started, 3),
-                }
-                progress.write(json.dumps(line) + "\n")
-                progress.flush()
-            if parallel.rank == 0:
-                write_json_lines(task.out / f"{name}.jsonl", sorted(done, key=lambda row: row["item_id"]))
+    task.out.mkdir(parents=True, exist_ok=True)
+    for name, items in sets.items():
+        if (task.out / f"{name}.jsonl").exists():
+            continue
+        done: list[dict[str, Any]] = []
+        progress = Progress(task.out / "progress.jsonl", name, len(items), rank=parallel.rank)
+        parts = shards(task, name, items, tokenizer, config.max_sequence_length)
+        for shard in parts:
+            # Rank 0 alone writes; it may be ahead of the others, who must not find what it has just finished.
+            rows = parallel.share(shard.finished() if parallel.rank == 0 else None)
+            if rows is None:
+                rows = list(decode_shard(model, tokenizer, shard.prompts, task.decoding, progress))
+                if parallel.rank == 0:
+                    write_json_lines(shard.path, rows)
+            else:
+                progress.skip(len(rows))
+            done += rows
+        if parallel.rank == 0:
+            write_json_lines(task.out / f"{name}.jsonl", sorted(done, key=lambda row: row["item_id"]))
+            for shard in parts:
+                shard.path.unlink()
+
+
+def decode_shard(
+    model: "HybridModel",
+    tokenizer: "Tokenizer",
+    prompts: list[tuple[str, list[int]]],
+    values: dict[str, Any],
+    progress: "Progress",
+) -> Iterator[dict[str, Any]]:
+    """Rows of a shard, in the order in which they end."""
+    from substrate.decode import Decoding, decode
+
+    decoding = Decoding(**{**values, "stop": tuple(values.get("stop", ()))})
+
+    def cut(text: str) -> int:
+        """Where the first stop text begins; the length where there is none."""
+        return min((text.find(stop) for stop in decoding.stop if stop in text), default=len(text))
+
+    def stopped(ids: list[int]) -> bool:
+        text = tokenizer.decode(ids[-STOP_WINDOW:]) if decoding.stop else ""
+        return cut(text) < len(text)
+
+    for one in decode(model, prompts, decoding, stopped):
+        text = tokenizer.decode(one.ids)
+        row = {
+            "item_id": one.item_id,
+            "completion": text[: cut(text)],
+            "num_tokens": len(one.ids),
+            "truncated": one.truncated,
+        }
+        if decoding.log_probs:
+            row["log_probs"] = [round(log_prob, 6) for log_prob in one.log_probs]
+        progress.add(len(one.ids))
+        yield row
+
+
+class Progress:
+    """`progress.jsonl` on rank 0: at most a line in two seconds, and one at the end of each set."""
+
+    def __init__(self, path: Path, name: str, total: int, *, rank: int) -> None:
+        self._path = path if rank == 0 else None
+        self._name, self._total = name, total
+        self._done = self._skipped = self._tokens = 0
+        self._began = self._last = time.monotonic()
+
+    def skip(self, num_items: int) -> None:
+        """Items that an earlier start has done."""
+        self._skipped += num_items
+        self.add(0, num_items)
+
+    def add(self, num_tokens: int, num_items: int = 1) -> None:
+        """One more item, of so many tokens."""
+        self._done += num_items
+        self._tokens += num_tokens
+        now = time.monotonic()
+        if self._path and (self._done == self._total or now - self._last >= PROGRESS_SECONDS):
+            self._last, seconds = now, now - self._began
+            rate = (self._done - self._skipped) / seconds if seconds else 0.0
+            left = (self._total - self._done) / rate if rate else 0.0
+            line = {
+                "phase": "generate",
+                "set": self._name,
+                "done": self._done,
+                "total": self._total,
+                "tokens": self._tokens,
+            }
+            line |= {"seconds": round(seconds, 3), "items_per_second": round(rate, 3), "seconds_left": round(left, 1)}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 def load_model(config: "ModelConfig", parallel: "Parallel", base: Path, adapter: Path | None) -> "HybridModel":
-    """The model ready for `decode_batch`."""
+    """The model ready for `decode.decode`."""
     from substrate.model import build_model, load_adapter, load_base
 
     model = build_model(config, parallel, sequence_parallel=False)
@@ -170,12 +233,6 @@ def load_model(config: "ModelConfig", parallel: "Parallel", base: Path, adapter:
     if adapter is not None:
         load_adapter(model, adapter)
     return model.eval()
-
-
-def _progress_file(out: Path, rank: int) -> TextIO:
-    """`progress.jsonl` on rank 0; the other ranks' lines go nowhere."""
-    out.mkdir(parents=True, exist_ok=True)
-    return (out / "progress.jsonl" if rank == 0 else Path(os.devnull)).open("w", encoding="utf-8")
 
 
 def main() -> None:

@@ -92,6 +92,12 @@ class Parallel:
         dist.all_reduce(said, op=dist.ReduceOp.MAX)
         return bool(said.item())
 
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, a picklable object, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
     def total(self, value: float) -> float:
         """Sum over data-parallel ranks and stages, for a number that tensor-parallel ranks hold alike, such as a loss."""
         summed = torch.tensor(value, dtype=torch.float64, device=self.device)

@@ -16,13 +16,13 @@ import math
 import os
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from substrate.entry import Parser
 from substrate.errors import Diverged, OutOfMemory, Stopped, UsageError, exit_code_of
 from substrate.recipes import load_recipe
+from substrate.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,51 +36,6 @@ STARTED = time.monotonic()
 # A loss of more than so many times that of guessing evenly, log(vocabulary), does not come back.
 DIVERGED_FACTOR = 3.0
 ADAM_BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the betas of Nemotron-H's own training (arXiv:2504.03624)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A checked task file of kind `train`. Paths are those inside the sandbox."""
-
-    model: dict[str, Any]
-    recipe: dict[str, Any]
-    parallelism: dict[str, Any]
-    seed: int
-    base: Path  # a .safetensors file, or a folder with one
-    tokenizer: Path
-    train_data: Path
-    out: Path
-    stop: Path
-
-    @property
-    def num_ranks(self) -> int:
-        """Processes of the run: experts (ep) are shared out among the ranks of a stage."""
-        return int(self.parallelism["tp"] * self.parallelism["pp"] * self.parallelism["dp"])
-
-    @classmethod
-    def read(cls, path: Path) -> "Task":
-        """Reads and checks a task file. Raises UsageError: unreadable, another schema or kind, a wrong key."""
-        try:
-            task = json.loads(path.read_text(encoding="utf-8"))
-            header, config, paths = (task.get("schema"), task.get("kind")), task["config"], task["paths"]
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UsageError(f"task file {path}: {error!r}; schema, kind, config and paths are needed") from None
-        if header != (1, "train"):
-            raise UsageError(f"task file {path} has schema and kind {header}; valid is (1, 'train')")
-        for name, values, needed in (
-            ("config", config, {"model", "recipe", "parallelism", "seed"}),
-            ("paths", paths, {"base", "tokenizer", "train_data", "out", "stop"}),
-        ):
-            if not isinstance(values, dict) or set(values) != needed:
-                raise UsageError(f"{name} of {path} has {sorted(values)}; valid keys are {sorted(needed)}")
-        if type(config["seed"]) is not int:
-            raise UsageError(f"config.seed of {path} is {config['seed']!r}; it is an integer")
-        for axis in ("tp", "pp", "dp"):
-            size = config["parallelism"].get(axis) if isinstance(config["parallelism"], dict) else None
-            if type(size) is not int or size < 1:
-                raise UsageError(f"config.parallelism.{axis} of {path} is {size!r}; it is an integer of at least 1")
-        fields: dict[str, Any] = {**config, **{name: Path(value) for name, value in paths.items()}}
-        return cls(**fields)
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 import torch
 import yaml
 
+from substrate.decode import Decoding, decode, sample
+from substrate.entry import write_json_lines
 from substrate.errors import DataError, UsageError
-from substrate.generate import Task, complete, decode_batch, generate
+from substrate.generate import Task, decode_shard, generate, shards
 from substrate.model import ModelConfig, add_lora, build_model, init_weights, save_adapter, save_base
 from substrate.model.lora import adapters
 from substrate.parallel import start
@@ -59,6 +62,14 @@ def _prompts() -> list[list[int]]:
     return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in (1, 2, 3, 15, 16, 17, 40, 70)]
 
 
+def _decode(model, prompts: list[list[int]], max_new_tokens: int, batch_size: int = 64, **how) -> list[list[int]]:
+    """What is written after each prompt, in their order."""
+    named = [(str(number), prompt) for number, prompt in enumerate(prompts)]
+    done = {one.item_id: one for one in decode(model, named, Decoding(max_new_tokens, batch_size, **how))}
+    assert len(done) == len(prompts)
+    return [done[str(number)].ids for number in range(len(prompts))]
+
+
 def _assert_greedy(model, prompt: list[int], written: list[int]) -> None:
     """Every written token is the argmax of one uncached pass over prompt and completion, ties aside."""
     with torch.no_grad():
@@ -68,36 +79,118 @@ def _assert_greedy(model, prompt: list[int], written: list[int]) -> None:
 
 
 def test_cached_decoding_is_the_uncached_argmax(model):
-    for prompt, written in zip(_prompts(), decode_batch(model, _prompts(), 24), strict=True):
+    for prompt, written in zip(_prompts(), _decode(model, _prompts(), 24), strict=True):
         assert len(written) == 24 or written[-1] == EOS_ID
         _assert_greedy(model, prompt, written)
 
 
-def test_an_item_does_not_depend_on_its_batch(model):
-    together = decode_batch(model, _prompts(), 24)
-    for prompt, written in zip(_prompts(), together, strict=True):
-        (alone,) = decode_batch(model, [prompt], 24)
-        if alone != written:  # then both are greedy, and parted at a tie
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
+def test_an_item_does_not_depend_on_its_batch(model, batch_size):
+    """Slots that are freed and filled again, prompts of all lengths beside running sequences, and an emptying batch."""
+    prompts = _prompts() * 2
+    together, other = _decode(model, prompts, 24), _decode(model, prompts, 24, batch_size)
+    for prompt, written, again in zip(prompts, together, other, strict=True):
+        if again != written:  # then both are greedy, and parted at a tie
             _assert_greedy(model, prompt, written)
-            _assert_greedy(model, prompt, alone)
+            _assert_greedy(model, prompt, again)
+
+
+def test_sampling_depends_on_seed_and_item_alone(model):
+    how = {"temperature": 1.5, "top_p": 0.9}
+    first = _decode(model, _prompts(), 12, 8, seed=1, **how)
+    assert first == _decode(model, _prompts(), 12, 3, seed=1, **how)
+    assert first != _decode(model, _prompts(), 12, 8, seed=2, **how)
+    assert _decode(model, _prompts(), 12, temperature=1e-6) == _decode(model, _prompts(), 12)
+
+
+def test_sampled_frequencies_are_the_nucleus():
+    """Against the definition: the smallest set of likeliest tokens that holds top_p, renormalised."""
+    probabilities = torch.tensor([0.4, 0.1, 0.3, 0.15, 0.05])
+    draws = (torch.arange(4000) + 0.5) / 4000
+    for top_p, kept in ((0.5, [0, 2]), (0.75, [0, 2, 3]), (0.4, [0]), (1.0, [0, 1, 2, 3, 4])):
+        counts = torch.bincount(sample(probabilities.log().expand(4000, 5), top_p, draws), minlength=5) / 4000
+        expected = torch.zeros(5)
+        expected[kept] = probabilities[kept] / probabilities[kept].sum()
+        torch.testing.assert_close(counts, expected, rtol=0, atol=1e-3)
+
+
+def test_log_probabilities_are_those_of_an_uncached_pass(model):
+    named = [(str(number), prompt) for number, prompt in enumerate(_prompts())]
+    for one in decode(model, named, Decoding(8, 4, temperature=1.0, log_probs=True)):
+        prompt = list(one.prompt)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + one.ids]), None, None)[0, len(prompt) - 1 : -1]
+        expected = logits.log_softmax(-1)[torch.arange(len(one.ids)), torch.tensor(one.ids)]
+        torch.testing.assert_close(torch.tensor(one.log_probs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_stop_text_ends_a_completion_before_it(task, parallel):
+    body = json.loads(task.read_text())
+    generate(Task.read(task), parallel)
+    out = Path(body["paths"]["out"])
+    whole = json.loads((out / "dev.jsonl").read_text().splitlines()[0])["completion"]
+    (out / "dev.jsonl").unlink()
+    stop = whole[3:5]
+    body["config"]["decoding"]["stop"] = [stop]
+    task.write_text(json.dumps(body))
+    generate(Task.read(task), parallel)
+    row = json.loads((out / "dev.jsonl").read_text().splitlines()[0])
+    assert row["completion"] == whole[: whole.index(stop)]
+    assert not row["truncated"]
+
+
+def test_killed_anywhere_the_same_bytes_come_out(task, parallel, monkeypatch):
+    """Stopped at each write in turn, as by SIGKILL: a new start decodes only the shards that are missing."""
+    from substrate import generate as module
+
+    monkeypatch.setattr(module, "SHARD_BATCHES", 1)
+    out = Path(json.loads(task.read_text())["paths"]["out"])
+    generate(Task.read(task), parallel)
+    expected = {name: (out / f"{name}.jsonl").read_bytes() for name in ("dev", "fresh")}
+    num_decoded = []
+    for allowed in range(6):  # 3 + 1 shards and 2 sets are 6 writes
+        shutil.rmtree(out)
+        writes = iter(range(100))
+        decoded: list[str] = []
+
+        def write(path, rows, writes=writes, allowed=allowed):
+            if next(writes) == allowed:
+                raise KeyboardInterrupt
+            write_json_lines(path, rows)
+
+        def recorded(model, tokenizer, prompts, values, progress, decoded=decoded):
+            decoded += [item_id for item_id, _ in prompts]
+            return decode_shard(model, tokenizer, prompts, values, progress)
+
+        monkeypatch.setattr(module, "write_json_lines", write)
+        with pytest.raises(KeyboardInterrupt):
+            generate(Task.read(task), parallel)
+        monkeypatch.setattr(module, "write_json_lines", write_json_lines)
+        monkeypatch.setattr(module, "decode_shard", recorded)
+        generate(Task.read(task), parallel)
+        monkeypatch.setattr(module, "decode_shard", decode_shard)
+        assert {name: (out / f"{name}.jsonl").read_bytes() for name in expected} == expected
+        assert sorted(path.name for path in out.iterdir()) == ["dev.jsonl", "fresh.jsonl", "progress.jsonl"]
+        num_decoded.append(len(decoded))
+    assert num_decoded == [7, 5, 3, 2, 2, 0]
 
 
 def test_decoding_stops_at_the_end_of_sequence_and_at_the_limit(parallel):
     model = build_model(ModelConfig.from_dict(VALUES), parallel, sequence_parallel=False).eval()
     init_weights(model, seed=1)
-    ((first, *_),) = decode_batch(model, [[5, 6, 7]], 1)
+    ((first, *_),) = _decode(model, [[5, 6, 7]], 1)
     with torch.no_grad():  # the token that comes first is now the end of sequence
         weight = model.output_layer.weight
         weight[[first, EOS_ID]] = weight[[EOS_ID, first]]
-    assert decode_batch(model, [[5, 6, 7]], 24) == [[EOS_ID]]
-    (longest,) = decode_batch(model, [[9] * 150], 24)
+    assert _decode(model, [[5, 6, 7]], 24) == [[EOS_ID]]
+    (longest,) = _decode(model, [[9] * 150], 24)
     assert len(longest) <= VALUES["max_sequence_length"] - 150
 
 
-def test_a_prompt_that_does_not_fit_is_named(model, tokenizer):
+def test_a_prompt_that_does_not_fit_is_named(task, tokenizer):
     items = [{"item_id": "roman-000003", "family": "roman", "prompt": "7 " * 200}]
     with pytest.raises(DataError, match="roman-000003 has 4.. tokens; the model's longest sequence is 160"):
-        list(complete(model, tokenizer, items, 4, 2))
+        shards(Task.read(task), "dev", items, tokenizer, 160)
 
 
 @pytest.fixture
@@ -157,10 +250,12 @@ def test_entry_writes_the_contract_alike_at_one_and_two_ranks(task):
         out = Path(body["paths"]["out"])
         outputs.append([json.loads(line) for line in (out / "dev.jsonl").read_text().splitlines()])
         progress = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
-        assert [(line["set"], line["done"], line["total"]) for line in progress] == [
-            ("dev", 2, 5), ("dev", 4, 5), ("dev", 5, 5), ("fresh", 2, 2)
-        ]  # fmt: skip
-        assert set(progress[0]) == {"phase", "set", "done", "total", "tokens", "seconds"}
+        ends = [(line["set"], line["done"], line["total"]) for line in progress if line["done"] == line["total"]]
+        assert ends == [("dev", 5, 5), ("fresh", 2, 2)]
+        assert set(progress[0]) == {
+            "phase", "set", "done", "total", "tokens", "seconds", "items_per_second", "seconds_left"
+        }  # fmt: skip
+        shutil.rmtree(out)
     assert outputs[0] == outputs[1]
     assert [row["item_id"] for row in outputs[0]] == [f"roman-{n:06d}" for n in range(5)]
     for row in outputs[0]:
@@ -181,7 +276,15 @@ def test_without_its_adapter_nothing_is_decoded(task, parallel):
     ("change", "words"),
     [
         (lambda body: body.update(kind="train"), r"valid is \(1, 'generate'\)"),
-        (lambda body: body["config"]["decoding"].update(batch_size=0), "batch_size is 0; at least 1"),
+        (
+            lambda body: body["config"]["decoding"].update(batch_size=0),
+            "batch_size is 0; valid is an integer of at least 1",
+        ),
+        (lambda body: body["config"]["decoding"].update(top_p=0), "top_p is 0; valid is a number above 0"),
+        (
+            lambda body: body["config"]["decoding"].update(beams=4),
+            "beams is 4; valid is one of the keys max_new_tokens,",
+        ),
         (lambda body: body["paths"].pop("sets"), "'sets'"),
     ],
 )

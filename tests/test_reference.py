@@ -185,6 +185,7 @@ def test_every_lora_gradient_equals_the_references(parallel, references, tmp_pat
 
     ours = -token_log_probs(model, inputs, labels).mean()
     ours.backward()
+    parallel.finalize_gradients(model)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:

@@ -2,12 +2,14 @@
 
 from substrate.model import cpu  # noqa: F401  first: what megatron-core needs before anything imports it
 from substrate.model.config import ModelConfig
-from substrate.model.hybrid import DecodeState, HybridModel, build_model, token_log_probs, token_losses
+from substrate.model.hybrid import HybridModel, build_model
 from substrate.model.lora import add_lora, merge_lora, trainable_placements
+from substrate.model.losses import token_log_probs, token_losses
+from substrate.model.sequences import DecodeCache
 from substrate.model.weights import init_weights, load_adapter, load_base, save_adapter, save_base
 
 __all__ = [
-    "DecodeState", "HybridModel", "ModelConfig", "add_lora", "build_model", "init_weights", "load_adapter", "load_base",
+    "DecodeCache", "HybridModel", "ModelConfig", "add_lora", "build_model", "init_weights", "load_adapter", "load_base",
     "merge_lora", "save_adapter", "save_base", "token_log_probs", "token_losses",
     "trainable_placements",
 ]  # fmt: skip

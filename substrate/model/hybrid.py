@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core.activations import squared_relu
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.mamba.mamba_model import MambaModel
 from megatron.core.ssm.mamba_block import MambaStack, MambaStackSubmodules
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
@@ -37,6 +36,7 @@ from substrate.model.config import ModelConfig
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
+from substrate.model.sequences import DecodeCache
 from substrate.parallel import Parallel
 
 
@@ -55,10 +55,11 @@ class RMSNorm(nn.Module):
 
 
 class AttentionCore(nn.Module):
-    """softmax(q k^T / sqrt(d)) v: causal, or under a mask where one is given; query heads share key heads."""
+    """softmax(q k^T / sqrt(d)) v: causal, or as the sequences' packing or cache says; query heads share key heads."""
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, layer_number: int, **_: Any) -> None:
         super().__init__()
+        self.layer_number = layer_number
 
     def forward(
         self,
@@ -69,13 +70,30 @@ class AttentionCore(nn.Module):
         packed_seq_params: Any = None,
         **_: Any,
     ) -> Tensor:
-        """q, k, v: (S, B, heads, dim), keys may be longer. attention_mask: (B, 1, S, keys), True where q may look."""
-        if packed_seq_params is not None:
-            attention_mask = packed_seq_params.mask_B1SS
+        """q, k, v: (S, B, heads, dim) -> (S, B, heads x dim). packed_seq_params: a Packing, a DecodeCache, or None."""
+        if isinstance(packed_seq_params, DecodeCache):
+            return packed_seq_params.attend(self.layer_number, q, k, v)
+        mask_B1SS = packed_seq_params.mask_B1SS if packed_seq_params is not None else None
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
-        causal = attention_mask is None
-        context = F.scaled_dot_product_attention(q, k, v, attention_mask, is_causal=causal, enable_gqa=True)
+        context = F.scaled_dot_product_attention(q, k, v, mask_B1SS, is_causal=mask_B1SS is None, enable_gqa=True)
         return context.permute(2, 0, 1, 3).flatten(-2)
+
+
+class Experts(SequentialMLP):
+    """megatron-core's routed experts, one after another; one without tokens is passed over."""
+
+    def forward(self, tokens_TU: Tensor, tokens_per_expert: Tensor, weights_T: Tensor) -> tuple[Tensor, None]:
+        """tokens_TU stand expert by expert; weights_T are the router's. Returns weight x expert(token), in that order."""
+        counts = tokens_per_expert.tolist()
+        outputs = []
+        for expert, x, weights in zip(
+            self.local_experts, tokens_TU.split(counts), weights_T.split(counts), strict=True
+        ):
+            if len(x):
+                hidden, _ = expert.linear_fc1(x)
+                hidden = squared_relu(hidden) * weights.unsqueeze(-1)
+                outputs.append(expert.linear_fc2(hidden.to(x.dtype))[0])
+        return torch.cat(outputs) if outputs else torch.zeros_like(tokens_TU), None
 
 
 class HybridStack(MambaStack):
@@ -85,41 +103,6 @@ class HybridStack(MambaStack):
         super().__init__(config, post_layer_norm=False, **kwargs)
         self.post_layer_norm = True
         self.final_norm = RMSNorm(config, config.hidden_size)
-
-
-class Packing:
-    """Several documents in one row of a batch: none sees another. megatron-core hands it to every layer."""
-
-    qkv_format = "sbhd"  # read by the library: the tensors keep their batch dimension
-
-    def __init__(self, document_BL: Tensor) -> None:
-        """document_BL: int, at least 0, one number for all tokens of a document, which stand together."""
-        self.document_BL = document_BL
-        self.mask_B1SS = (document_BL[:, None, :, None] == document_BL[:, None, None, :]).tril()
-
-
-class DecodeState(StaticInferenceContext):
-    """What a batch of left-padded sequences keeps between steps: keys, values, convolution windows, scan states.
-
-    megatron-core's modules know it as their static inference context; `sequence_len_offset` counts the positions seen.
-    """
-
-    def __init__(self, valid_BL: Tensor, max_length: int) -> None:
-        """valid_BL: bool, True where the prompt is not padding. max_length: positions to make room for."""
-        super().__init__(max_batch_size=valid_BL.shape[0], max_sequence_length=max_length)
-        self.valid_SB = valid_BL.T
-        # A completion is never padding.
-        self._keys_BL = F.pad(valid_BL, (0, max_length - valid_BL.shape[1]), value=True)
-
-    def advance(self, model: "HybridModel", tokens_BL: Tensor) -> Tensor:
-        """Runs the next positions (first whole prompts, then a token each); returns the last one's whole logits_BV."""
-        seen, length = self.sequence_len_offset, tokens_BL.shape[1]
-        causal = torch.ones(length, seen + length, dtype=torch.bool, device=tokens_BL.device).tril(seen)
-        # Padding looks at itself, which nobody sees: softmax over nothing would be NaN in some kernels.
-        mask = (causal & self._keys_BL[:, None, None, : seen + length]) | causal.triu(seen)
-        logits_BLV = model(tokens_BL, None, mask, inference_context=self, runtime_gather_output=True)
-        self.sequence_len_offset += length
-        return logits_BLV[:, -1]
 
 
 class HybridModel(MambaModel):
@@ -142,6 +125,13 @@ class HybridModel(MambaModel):
             # The library names its own class there; ours is the same layer with room for an adapter.
             self.output_layer.__class__ = ColumnLinear
             self.output_layer.adapter = None
+
+    def last_logits(self, tokens_BS: Tensor, cache: DecodeCache) -> Tensor:
+        """Runs a pass that the cache has begun; the whole logits_BV after its last position, float32."""
+        hidden = self.embedding(input_ids=tokens_BS, position_ids=None)
+        hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=cache)
+        logits, _ = self.output_layer(hidden[-1:], runtime_gather_output=True)
+        return logits[0].float()
 
     def hidden_shape(self, tokens_BL: Tensor) -> tuple[int, int, int]:
         """(S, B, U) of the hidden states of these tokens between two layers, on this rank."""
@@ -178,38 +168,6 @@ def build_model(
         if place.dim is not None:  # read by `Parallel.clip_gradients`; the library sets it only when it initialises
             place.tensor.tensor_model_parallel = True  # type: ignore[attr-defined]
     return model
-
-
-def token_log_probs(
-    model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, documents_BL: Tensor | None = None
-) -> Tensor:
-    """log p(label | tokens up to it), (B, L) in nats, float32. labels[:, i] is the token after tokens[:, i].
-
-    documents_BL: where several documents share a row, the number of each token's document; positions of one document
-    do not see another. Lengths are padded to a multiple of the tensor-parallel size; padding on the right changes
-    nothing before it. A stage of a pipeline that is not the last returns its hidden states instead.
-    """
-    length = tokens_BL.shape[1]
-    surplus = -length % model.pg_collection.tp.size()
-    device = next(model.parameters()).device
-    tokens_BL, labels_BL = (F.pad(t.to(device), (0, surplus)) for t in (tokens_BL, labels_BL))
-    packing = None
-    if documents_BL is not None:
-        packing = Packing(F.pad(documents_BL.to(device), (0, surplus), value=int(documents_BL.max()) + 1))
-    outputs = model(tokens_BL, None, None, labels=labels_BL, packed_seq_params=packing)
-    return -outputs[:, :length] if model.post_process else outputs
-
-
-def token_losses(
-    model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, mask_BL: Tensor, documents_BL: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats over the tokens where mask is 1, and their number: 0-d, of this data-parallel rank.
-
-    Divide the sum by the number of targets of the whole batch before backward.
-    """
-    log_probs_BL = token_log_probs(model, tokens_BL, labels_BL, documents_BL)
-    mask_BL = mask_BL.to(log_probs_BL)
-    return -(log_probs_BL * mask_BL).sum(), mask_BL.sum()
 
 
 def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> TransformerConfig:
@@ -277,7 +235,7 @@ def _stack_spec(config: ModelConfig) -> ModuleSpec:
     experts = ModuleSpec(
         module=MoELayer,
         submodules=MoESubmodules(
-            experts=ModuleSpec(module=SequentialMLP, submodules=mlp),
+            experts=ModuleSpec(module=Experts, submodules=mlp),
             shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=mlp),
         ),
     )

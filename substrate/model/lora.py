@@ -115,7 +115,11 @@ def adapter_name(weight_name: str, factor: str) -> str:
 
 
 class ColumnLinear(ColumnParallelLinear):
-    """megatron-core's layer, sharded by output rows, with room for an adapter."""
+    """megatron-core's layer, sharded by output rows, with room for an adapter.
+
+    Its own product is used where the weight is trained; a frozen one needs none of its bookkeeping, which costs more
+    than the product of a small model.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -124,32 +128,33 @@ class ColumnLinear(ColumnParallelLinear):
     def forward(
         self, input_: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        if self.adapter is None:
+        if self.adapter is None and torch.is_grad_enabled() and self.weight.requires_grad:
             return super().forward(input_, weight, runtime_gather_output)
-        if self.explicit_expert_comm:
-            return self.adapter(input_), None
-        if self.sequence_parallel:
-            x = gather_from_sequence_parallel_region(input_, group=self.tp_group)
-        else:
-            x = copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
-        y = self.adapter(x)
-        if self.gather_output if runtime_gather_output is None else runtime_gather_output:
+        x = input_
+        if self.tp_group.size() > 1 and not self.explicit_expert_comm:
+            enter = (
+                gather_from_sequence_parallel_region if self.sequence_parallel else copy_to_tensor_model_parallel_region
+            )
+            x = enter(input_, group=self.tp_group)
+        y = F.linear(x, self.weight) if self.adapter is None else self.adapter(x)
+        gather = self.gather_output if runtime_gather_output is None else runtime_gather_output
+        if gather and self.tp_group.size() > 1:
             y = gather_from_tensor_model_parallel_region(y, group=self.tp_group)
         return y, None
 
 
 class RowLinear(RowParallelLinear):
-    """megatron-core's layer, sharded by input columns, with room for an adapter."""
+    """megatron-core's layer, sharded by input columns, with room for an adapter; see ColumnLinear."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.adapter: Adapter | None = None
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self.adapter is None:
+        if self.adapter is None and torch.is_grad_enabled() and self.weight.requires_grad:
             return super().forward(input_)
-        partial = self.adapter(input_)
-        if self.explicit_expert_comm:
+        partial = F.linear(input_, self.weight) if self.adapter is None else self.adapter(input_)
+        if self.tp_group.size() == 1 or self.explicit_expert_comm:
             return partial, None
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group), None

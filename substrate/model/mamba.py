@@ -29,6 +29,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from substrate.model.sequences import DecodeCache
+
 
 def chunked_scan(
     x_SBHP: Tensor,
@@ -188,25 +190,23 @@ class MambaMixer(MegatronModule):
     ) -> tuple[Tensor, None]:
         """u_SBU -> (output_SBU, no bias). With sequence parallelism S is this rank's part, outside; inside it is whole.
 
-        `inference_context` is a `DecodeState` (hybrid.py): its `valid_SB` marks tokens that are not padding, and this
-        layer's convolution window and scan state are kept in it between calls. `packed_seq_params` is a `Packing`
-        (hybrid.py): several documents in a row, each from an empty window and a zero state.
+        `packed_seq_params` (sequences.py): a `Packing`, several documents in a row, each from an empty window and a zero
+        state; or a `DecodeCache`, which keeps window and state between calls; or None.
         """
         zxbcdt, _ = self.in_proj(u_SBU)
         z_SBI, xbc_SBI, dt_SBH = zxbcdt.split(self.split_sizes, dim=-1)
         dt_SBH = F.softplus(dt_SBH.float() + self.dt_bias_H)
-        if inference_context is None:
+        if isinstance(packed_seq_params, DecodeCache):
+            if packed_seq_params.valid_SB is None:
+                y_SBI, window, h_BHPN = self._step(xbc_SBI, dt_SBH, *packed_seq_params.state(self.layer_number))
+            else:
+                # Padding stands on the left: blanking it leaves window and state as at the start of a sequence.
+                valid_SB1 = packed_seq_params.valid_SB.unsqueeze(-1)
+                y_SBI, window, h_BHPN = self._scan(xbc_SBI * valid_SB1, dt_SBH * valid_SB1)
+            packed_seq_params.keep(self.layer_number, window, h_BHPN)
+        else:
             documents = packed_seq_params.document_BL.T if packed_seq_params is not None else None
             y_SBI, _, _ = self._scan(xbc_SBI, dt_SBH, documents)
-        else:
-            states = inference_context.key_value_memory_dict
-            if inference_context.sequence_len_offset == 0:
-                # Padding stands on the left: blanking it leaves window and state as at the start of a sequence.
-                valid_SB1 = inference_context.valid_SB.unsqueeze(-1)
-                y_SBI, window, h_BHPN = self._scan(xbc_SBI * valid_SB1, dt_SBH * valid_SB1)
-            else:
-                y_SBI, window, h_BHPN = self._step(xbc_SBI, dt_SBH, *states[self.layer_number])
-            states[self.layer_number] = (window, h_BHPN)
         output, _ = self.out_proj(self._gated_norm(y_SBI, z_SBI))
         return output, None
 
