@@ -13,6 +13,8 @@ EXPERIMENT ?= demo
 OVERRIDES ?=
 
 PYTHON := .venv/bin/python
+# Two at once, a file to one of them: what a file sets up is set up once. The Slurm set has one cluster and runs alone.
+FAST_TESTS := $(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slurm'
 TESTBED := python3 slurm/testbed/testbed.py
 
 ifeq ($(CLUSTER),testbed)
@@ -43,10 +45,11 @@ image: setup ## Build the image that every trial forks
 	$(PYTHON) -m pipeline image build
 
 test: setup lint types floors ## All that CI runs: lint, types, floors, every test, rounds on a Slurm of its own (root)
-	$(PYTHON) -m pytest
+	REQUIRE_SLURM= $(FAST_TESTS)
+	$(PYTHON) -m pytest -m slurm
 
 test-fast: setup ## The tests that need no Slurm
-	$(PYTHON) -m pytest -m 'not slurm'
+	$(FAST_TESTS)
 
 lint: setup ## ruff
 	$(PYTHON) -m ruff check --quiet
