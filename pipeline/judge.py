@@ -13,13 +13,13 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline import image
-from pipeline.errors import IntegrityError, TrialFailed
+from pipeline.errors import IntegrityError, Interrupted, TrialFailed
 from pipeline.layout import write_file
 from pipeline.sandbox import Limits, Sandbox
 from pipeline.settings import Settings
@@ -30,6 +30,8 @@ SUBSTRATE_ENV = {
     "OMP_NUM_THREADS": "1",  # ranks share the cores
     "TORCHDYNAMO_DISABLE": "1",  # compiling needs a C++ compiler on the node and buys nothing at these sizes
 }
+
+POLL_SECONDS = 0.1
 
 
 class Mark(Protocol):
@@ -51,6 +53,37 @@ class Judged:
     raw: dict[str, bytes] = field(default_factory=dict)
 
 
+@dataclass
+class Decoding:
+    """Shards of completions that outlive the node: copied out as they finish, taken up where an earlier judging left them.
+
+    The pristine process writes each shard whole under its name, so what is found is whole.
+    """
+
+    out_dir: Path
+    sets: list[str]
+    kept_dir: Path | None
+    stop_wanted: Callable[[], bool]
+
+    def take_up(self) -> None:
+        """Give the process what is there already."""
+        self.out_dir.mkdir(parents=True)
+        for path in self._shards(self.kept_dir):
+            shutil.copyfile(path, self.out_dir / path.name)
+
+    def watch(self) -> None:
+        """Keep what is new. Raises Interrupted when the job is to stop."""
+        if self.kept_dir:
+            for path in self._shards(self.out_dir):
+                if not (self.kept_dir / path.name).exists():
+                    write_file(self.kept_dir / path.name, path.read_bytes())
+        if self.stop_wanted():
+            raise Interrupted("stopped while judging; finished shards are kept", "Start the arm again and it goes on")
+
+    def _shards(self, folder: Path | None) -> list[Path]:
+        return [path for name in self.sets for path in sorted(folder.glob(f"{name}.*jsonl"))] if folder else []
+
+
 def judge(
     pristine: Path,
     chosen: Settings,
@@ -59,11 +92,15 @@ def judge(
     scratch_dir: Path,
     log_path: Path,
     mark: Mark = _unmarked,
+    decoded_dir: Path | None = None,
+    stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Judged:
     """Score an adapter (None: the base as it is) on the sets whose seeds are given.
 
-    pristine: root of the mounted image. `mark` is told each phase as it begins.
-    Raises TrialFailed (judge_failed) with the log's tail, IntegrityError when a process wrote what it should not.
+    pristine: root of the mounted image. `mark` is told each phase as it begins. decoded_dir: where shards of completions are kept
+    as they finish, and taken from when an earlier judging of the same adapter was cut short.
+    Raises TrialFailed (judge_failed) with the log's tail, IntegrityError when a process wrote what it should not, Interrupted when
+    `stop_wanted` says so while decoding.
     """
     with tempfile.TemporaryDirectory(prefix="judge-", dir=scratch_dir) as folder:
         work = Path(folder)
@@ -76,8 +113,9 @@ def judge(
         if adapter_dir is not None:
             shutil.copytree(adapter_dir, inputs / "adapter")
         mark("generate_start")
+        decoding = Decoding(work / "generate" / "out", list(seeds), decoded_dir, stop_wanted)
         completions = generate(
-            pristine, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark
+            pristine, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
         )
         mark("score")
         judged = Judged()
@@ -125,11 +163,12 @@ def generate(
     work: Path,
     log_path: Path,
     mark: Mark,
+    decoding: Decoding,
 ) -> Path:
     """The folder with <set>.jsonl of completions."""
     layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
-    decoding = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
-    config = {"model": asdict(chosen.model), "parallelism": layout, "decoding": decoding}
+    how = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
+    config = {"model": asdict(chosen.model), "parallelism": layout, "decoding": how}
     paths = {
         "base": "/substrate/base",
         "tokenizer": "/substrate/base/tokenizer.json",
@@ -137,7 +176,8 @@ def generate(
         "sets": {name: f"/in/{name}.jsonl" for name in sets},
         "out": "/out",
     }
-    out = _run(pristine, "generate", config, paths, {"/in": inputs}, work, log_path)
+    decoding.take_up()
+    out = _run(pristine, "generate", config, paths, {"/in": inputs}, work, log_path, decoding.watch)
     decoding_seconds = sum({row["set"]: row["seconds"] for row in _rows(out / "progress.jsonl")}.values())
     mark("generate", at=time.time() - decoding_seconds)
     return out
@@ -175,25 +215,35 @@ def _run(
     binds: Mapping[str, Path],
     work: Path,
     log_path: Path,
+    watch: Callable[[], None] = lambda: None,
 ) -> Path:
     task_dir = work / "task"
     write_file(
         task_dir / "task.json", json.dumps({"schema": 1, "kind": entry, "config": config, "paths": paths}, indent=1)
     )
-    return _start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path)
+    return _start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path, watch)
 
 
 def _start(
-    pristine: Path, entry: str, arguments: Sequence[str], binds: Mapping[str, Path], work: Path, log_path: Path
+    pristine: Path,
+    entry: str,
+    arguments: Sequence[str],
+    binds: Mapping[str, Path],
+    work: Path,
+    log_path: Path,
+    watch: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Run `substrate.<entry>` from the pristine mount to its end; returns its /out."""
+    """Run `substrate.<entry>` from the pristine mount to its end, calling `watch` meanwhile; returns its /out."""
     out = work / "out"
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     for folder in binds.values():
         folder.chmod(0o755)
     sandbox = Sandbox({"/substrate": pristine, **binds}, {"/out": out}, env=SUBSTRATE_ENV, limits=Limits())
     with sandbox.start(["python", "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
-        code = process.wait()
+        while process.poll() is None:
+            watch()  # what it raises ends the process too
+            time.sleep(POLL_SECONDS)
+        code = process.returncode
     if code:
         tail = log_path.read_text(errors="replace")[-2000:]
         raise TrialFailed("judge_failed", f"substrate.{entry} ended with exit code {code}", tail)

@@ -95,6 +95,7 @@ class Attempt:
     adapter_dir = property(lambda self: self.folder / "adapter")
     saved_dir = property(lambda self: self.folder / "checkpoints")
     sealed = property(lambda self: self.folder / "sealed.json")
+    decoded_dir = property(lambda self: self.folder / "decoded")
     completions_dir = property(lambda self: self.folder / "completions")
     result = property(lambda self: self.folder / "result.h5")
     interrupted = property(lambda self: self.folder / "interrupted.json")

@@ -111,16 +111,58 @@ def run(job: Work) -> None:
             job.coverage = {"sandbox": "bubblewrap", "mount": mount.backend}
             kept = None
             if job.arm.role != "base":
-                train(job, mount, scratch)
                 kept = job.attempt.adapter_dir
+                if not take_up_sealed(job):
+                    train(job, mount, scratch)
             seal_adapter(job)
+            take_up_decoded(job)
             seeds = read_json(job.campaign.seeds)
             wanted = {"dev": seeds["dev"]}
             fresh = f"fresh/{job.folder.name}"
             if fresh in seeds and not job.folder.closed.exists():
                 wanted["fresh"] = seeds[fresh]  # after the close the seed is public, and so no test of anything
-            job.judged = judge.judge(mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark)
+            job.judged = judge.judge(
+                mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
+                job.stop.is_set,
+            )  # fmt: skip
             job.mark("publish")
+
+
+def take_up_sealed(job: Work) -> bool:
+    """Take the adapter that an earlier attempt trained and sealed before it was cut short, if there is one."""
+    for earlier in reversed(job.folder.attempts(job.arm.name)[:-1]):
+        if (record := sealed_record(earlier)) and record["plan_digest"] == job.plan_digest and record["adapter_digest"]:
+            for source in (earlier.progress, earlier.probe):
+                if source.exists():
+                    shutil.copyfile(source, job.attempt.folder / source.name)
+            shutil.copytree(earlier.adapter_dir, job.attempt.adapter_dir)
+            job.adapter_digest = adapter.kept_digest(job.attempt.adapter_dir)
+            if job.adapter_digest != record["adapter_digest"]:
+                raise IntegrityError(
+                    f"{earlier.adapter_dir} is not the adapter that was sealed", f"Remove {earlier.folder}"
+                )
+            job.coverage["trained_by_attempt"] = earlier.number
+            return True
+    return False
+
+
+def take_up_decoded(job: Work) -> None:
+    """Copy the shards of completions that an earlier attempt made with this very adapter."""
+    for earlier in reversed(job.folder.attempts(job.arm.name)[:-1]):
+        record = sealed_record(earlier)
+        same = record and (record["plan_digest"], record["adapter_digest"]) == (job.plan_digest, job.adapter_digest)
+        if same and earlier.decoded_dir.exists():
+            shutil.copytree(earlier.decoded_dir, job.attempt.decoded_dir, ignore=shutil.ignore_patterns(".*"))
+            return
+
+
+def sealed_record(attempt: Attempt) -> dict[str, Any]:
+    """What an attempt sealed; empty where it did not come to that, or the file is damaged."""
+    try:
+        record = read_json(attempt.sealed)
+        return record if {"plan_digest", "adapter_digest"} <= set(record) else {}
+    except (PipelineError, TypeError):
+        return {}
 
 
 def train(job: Work, mount: image.Mount, scratch: Path) -> None:
@@ -243,6 +285,8 @@ def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
     results.write_result(job.attempt.result, attributes, judged.items, _training_rows(job), judged.completions)
     job.mark(status, detail=exit_class if status == "failed" else "")
     publish(job, status)
+    if scored:
+        shutil.rmtree(job.attempt.decoded_dir, ignore_errors=True)  # the completions are whole now
 
 
 def publish(job: Work, status: str) -> None:

@@ -5,13 +5,17 @@ The whole round, eight arms and the meta stage, runs on the testbed in tests/slu
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from pipeline import adapter, seal
+from pipeline.errors import Interrupted
+from pipeline.judge import Decoding
 from pipeline.layout import Attempt, Campaign, read_json, read_json_lines
 from pipeline.results import read_attributes, read_outcome
 
@@ -86,6 +90,44 @@ def test_dev_items_are_the_same_for_every_arm_and_fresh_differ_from_dev(campaign
     assert not (base.completions_dir / "fresh.jsonl").exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGKILL, -9)])
+def test_an_arm_that_ends_while_it_is_judged_is_not_trained_again(campaign: Campaign, number: int, code: int) -> None:
+    arm, folder = f"a{4 + (number == signal.SIGKILL)}", campaign.round("r0001")
+    command = [sys.executable, "-m", "pipeline", "worker", str(campaign.folder), "r0001", arm]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not folder.attempts(arm) or not [
+            mark for mark in read_json_lines(folder.attempts(arm)[0].phases) if mark["phase"] == "generate_start"
+        ]:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(read_json(folder.attempts(arm)[0].claim)["pid"], number)
+        process.wait()
+    assert process.returncode == code or number == signal.SIGKILL
+    assert not folder.published(arm).exists()
+    assert pipeline("worker", campaign.folder, "r0001", arm).returncode == 0
+    first, second = folder.attempts(arm)
+    phases = [mark["phase"] for mark in read_json_lines(second.phases)]
+    assert "train_start" not in phases and phases[-1] == "completed"
+    assert read_json(first.sealed)["adapter_digest"] == read_attributes(folder.published(arm))["adapter_digest"]
+    assert json.loads(read_attributes(folder.published(arm))["coverage"])["trained_by_attempt"] == 0
+    assert len(read_outcome(folder.published(arm), "").outcomes["fresh"]) == 3
+
+
+def test_finished_shards_of_completions_outlive_the_node(tmp_path: Path) -> None:
+    first = Decoding(tmp_path / "out", ["dev"], tmp_path / "kept", lambda: False)
+    first.take_up()
+    (tmp_path / "out" / "dev.0000.jsonl").write_text("whole\n")
+    (tmp_path / "out" / ".dev.0001.jsonl.7.part").write_text("ha")
+    (tmp_path / "out" / "progress.jsonl").write_text("{}\n")
+    first.watch()
+    second = Decoding(tmp_path / "again", ["dev"], tmp_path / "kept", lambda: True)
+    second.take_up()
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["dev.0000.jsonl"]
+    with pytest.raises(Interrupted, match="stopped while judging"):
+        second.watch()
+
+
 def test_a_published_arm_is_not_run_again(campaign: Campaign, attempt: Attempt) -> None:
     done = pipeline("worker", campaign.folder, "r0001", "a2")
     assert done.returncode == 0
@@ -94,16 +136,16 @@ def test_a_published_arm_is_not_run_again(campaign: Campaign, attempt: Attempt) 
 
 
 def test_a_job_with_another_plan_s_digest_is_refused_before_it_claims(campaign: Campaign) -> None:
-    done = pipeline("worker", campaign.folder, "r0001", "a4", "--plan", "0" * 64)
+    done = pipeline("worker", campaign.folder, "r0001", "a7", "--plan", "0" * 64)
     assert done.returncode == 4
     assert "plan.json" in done.stderr
-    assert not campaign.round("r0001").attempts("a4")
+    assert not campaign.round("r0001").attempts("a7")
 
 
 def test_below_the_quorum_meta_says_what_is_missing_and_decides_nothing(campaign: Campaign, attempt: Attempt) -> None:
     done = pipeline("meta", campaign.folder, "r0001")
     assert done.returncode == 1
-    assert "1 of 8 arms have a score" in done.stdout
+    assert "3 of 8 arms have a score" in done.stdout
     assert "never_started" in done.stdout
     folder = campaign.round("r0001")
     assert not folder.decisions_dir.exists()
