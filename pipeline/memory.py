@@ -131,9 +131,9 @@ def check_layout(model: Model, layout: Mapping[str, int], gpus_per_arm: int | No
     gpus_per_arm: GPUs that the cluster gives an arm, None where there are none (gloo on CPUs).
     """
     check_model(model)
-    for axis, size in layout.items():
-        if size < 1:
-            raise ConfigError(f"parallelism.{axis} = {size}", "Valid: an integer >= 1")
+    for axis in ("tp", "pp", "ep", "cp", "dp", "judge_tp"):
+        if layout[axis] < 1:
+            raise ConfigError(f"parallelism.{axis} = {layout[axis]}", "Valid: an integer >= 1")
     world_size = layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"]
     for axis in ("tp", "judge_tp"):
         valid = valid_tp(model)

@@ -89,7 +89,7 @@ class Recipe:
 
 @dataclass
 class Parallelism:
-    """Ranks along each axis; `judge_tp` is the tensor parallelism of decoding."""
+    """Ranks along each axis; `judge_tp` is the tensor parallelism of decoding, `recompute` trades a third more work for memory."""
 
     tp: int
     pp: int
@@ -97,6 +97,7 @@ class Parallelism:
     cp: int
     dp: int
     judge_tp: int
+    recompute: bool
 
     @property
     def world_size(self) -> int:

@@ -68,7 +68,8 @@ class Training:
         self.recipe = recipe = load_recipe(task.recipe)
         self.stream = recipe.stream(task.train_data, task.tokenizer, parallel, task.seed)
         torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: alike in a tensor-parallel group
-        self.model = build_model(ModelConfig.from_dict(task.model), parallel)
+        recompute = bool(task.parallelism.get("recompute", False))
+        self.model = build_model(ModelConfig.from_dict(task.model), parallel, recompute=recompute)
         load_base(self.model, task.base)
         recipe.attach(self.model, task.seed)
         self.model.train()

@@ -29,6 +29,7 @@ from substrate.model import (
 )
 from substrate.model.layout import layout, named_generator
 from substrate.model.lora import TARGETS, adapters
+from substrate.model.losses import chunked_log_probs
 from substrate.model.mamba import chunked_scan, scan_step
 from substrate.model.published import published_tensors
 from substrate.parallel import Parallel, start
@@ -241,6 +242,54 @@ def test_packed_documents_do_not_see_one_another(parallel, pattern):
         mixed = token_log_probs(model, tokens, labels)
     torch.testing.assert_close(packed, apart, rtol=0, atol=1e-5)
     assert (mixed - apart).abs().max() > 0.01 or pattern == "E"
+
+
+def _saved_bytes(run) -> int:
+    """Bytes of the storages that autograd keeps from a forward pass, parameters left out."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+def _gradients(model, log_probs) -> list[torch.Tensor]:
+    model.zero_grad()
+    (-log_probs.mean()).backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_log_probabilities_in_pieces_are_those_of_the_whole(parallel):
+    model = _model(parallel)
+    _randomised_lora(model)
+    tokens, labels, _ = _batch(seed=8)
+    hidden = model.hidden_states(tokens, None).detach().requires_grad_()
+    whole = chunked_log_probs(model.output_layer, hidden, labels)
+    pieces = chunked_log_probs(model.output_layer, hidden, labels, chunk_bytes=4 * 64 * 10)  # ten rows at a time
+    torch.testing.assert_close(pieces, whole)
+    for ours, theirs in zip(_gradients(model, pieces), _gradients(model, whole), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    expected = model(tokens, None, None).log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_recomputed_layers_give_the_same_gradients_from_less_memory(parallel):
+    plain, recomputed = (build_model(small_config(), parallel, recompute=chosen) for chosen in (False, True))
+    tokens, labels, _ = _batch(seed=9)
+    gradients, saved = [], []
+    for model in (plain, recomputed):
+        init_weights(model, seed=1)
+        _randomised_lora(model)
+        saved.append(_saved_bytes(lambda model=model: token_log_probs(model, tokens, labels)))
+        gradients.append(_gradients(model, token_log_probs(model, tokens, labels)))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert saved[1] < saved[0] / 4
 
 
 def test_a_merged_adapter_computes_the_same_without_layers(parallel):

@@ -11,6 +11,8 @@ Shapes: B batch, S sequence (this rank's part under sequence parallelism), L seq
 vocabulary here.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,13 +32,14 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from substrate.errors import UsageError
 from substrate.model.config import ModelConfig
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
-from substrate.model.sequences import DecodeCache
+from substrate.model.sequences import DecodeCache, Packing
 from substrate.parallel import Parallel
 
 
@@ -128,10 +131,14 @@ class HybridModel(MambaModel):
 
     def last_logits(self, tokens_BS: Tensor, cache: DecodeCache) -> Tensor:
         """Runs a pass that the cache has begun; the whole logits_BV after its last position, float32."""
-        hidden = self.embedding(input_ids=tokens_BS, position_ids=None)
-        hidden = self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=cache)
-        logits, _ = self.output_layer(hidden[-1:], runtime_gather_output=True)
+        hidden_SBU = self.hidden_states(tokens_BS, cache)
+        logits, _ = self.output_layer(hidden_SBU[-1:], runtime_gather_output=True)
         return logits[0].float()
+
+    def hidden_states(self, tokens_BL: Tensor, sequences: Packing | DecodeCache | None) -> Tensor:
+        """(S, B, U) after this stage's layers, on the last stage after the final norm."""
+        entering = self.embedding(input_ids=tokens_BL, position_ids=None) if self.pre_process else None
+        return self.decoder(hidden_states=entering, attention_mask=None, packed_seq_params=sequences)
 
     def hidden_shape(self, tokens_BL: Tensor) -> tuple[int, int, int]:
         """(S, B, U) of the hidden states of these tokens between two layers, on this rank."""
@@ -147,12 +154,14 @@ def build_model(
     *,
     device: torch.device | str | None = None,
     sequence_parallel: bool | None = None,
+    recompute: bool = False,
 ) -> HybridModel:
     """Builds this rank's part of the model, uninitialised: `init_weights` or `load_base` comes next.
 
     device: where parameters live, `parallel.device` by default; "meta" allocates nothing.
     sequence_parallel: shard activations along the sequence between the matrix products; by default with tp > 1, as
     training with experts demands. Decoding takes False: one token cannot be sharded.
+    recompute: keep only the input of each layer for the backward pass, and run the layer again there: a third more work.
     Raises UsageError when the tensor-, expert- or pipeline-parallel size does not fit the model.
     """
     config.check_tensor_parallel(parallel.tp)
@@ -164,10 +173,21 @@ def build_model(
         sequence_parallel = parallel.tp > 1
     with torch.device(device or parallel.device):
         model = HybridModel(config, parallel, sequence_parallel)
+    if recompute:
+        for layer in model.decoder.layers:
+            layer.forward = functools.partial(_recomputed, layer.forward)
     for place in layout(model):
         if place.dim is not None:  # read by `Parallel.clip_gradients`; the library sets it only when it initialises
             place.tensor.tensor_model_parallel = True  # type: ignore[attr-defined]
     return model
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return (
+        checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        if torch.is_grad_enabled()
+        else forward(*args, **kwargs)
+    )
 
 
 def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> TransformerConfig:

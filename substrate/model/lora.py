@@ -130,17 +130,23 @@ class ColumnLinear(ColumnParallelLinear):
     ) -> tuple[Tensor, Tensor | None]:
         if self.adapter is None and torch.is_grad_enabled() and self.weight.requires_grad:
             return super().forward(input_, weight, runtime_gather_output)
-        x = input_
-        if self.tp_group.size() > 1 and not self.explicit_expert_comm:
-            enter = (
-                gather_from_sequence_parallel_region if self.sequence_parallel else copy_to_tensor_model_parallel_region
-            )
-            x = enter(input_, group=self.tp_group)
-        y = F.linear(x, self.weight) if self.adapter is None else self.adapter(x)
+        y = self.product(self.enter(input_))
         gather = self.gather_output if runtime_gather_output is None else runtime_gather_output
         if gather and self.tp_group.size() > 1:
             y = gather_from_tensor_model_parallel_region(y, group=self.tp_group)
         return y, None
+
+    def enter(self, input_: Tensor) -> Tensor:
+        """The whole input, (S, ..., I), whose gradient is summed over the ranks on the way back."""
+        if self.tp_group.size() == 1 or self.explicit_expert_comm:
+            return input_
+        if self.sequence_parallel:
+            return gather_from_sequence_parallel_region(input_, group=self.tp_group)
+        return copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
+
+    def product(self, x: Tensor) -> Tensor:
+        """(..., I) -> (..., O): this rank's rows of W x, with the adapter's part."""
+        return F.linear(x, self.weight) if self.adapter is None else self.adapter(x)
 
 
 class RowLinear(RowParallelLinear):

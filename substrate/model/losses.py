@@ -1,13 +1,20 @@
 """Log-probabilities of next tokens, several documents to a row where there are several, and the loss made of them.
 
-Shapes: B sequences, L tokens of each, S positions (S = L).
+Shapes: B sequences, L tokens of each, S positions (this rank's part under sequence parallelism), T tokens of all
+sequences, U hidden size, V vocabulary here.
 """
 
+import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from substrate.model.hybrid import HybridModel
+from substrate.model.lora import ColumnLinear
 from substrate.model.sequences import Packing
+
+LOGITS_BYTES = 2**28  # of one piece of the logits on a rank
 
 
 def token_log_probs(
@@ -26,8 +33,35 @@ def token_log_probs(
     packing = None
     if documents_BL is not None:
         packing = Packing(F.pad(documents_BL.to(device), (0, surplus), value=int(documents_BL.max()) + 1))
-    outputs = model(tokens_BL, None, None, labels=labels_BL, packed_seq_params=packing)
-    return -outputs[:, :length] if model.post_process else outputs
+    hidden_SBU = model.hidden_states(tokens_BL, packing)
+    return (
+        chunked_log_probs(model.output_layer, hidden_SBU, labels_BL)[:, :length] if model.post_process else hidden_SBU
+    )
+
+
+def chunked_log_probs(
+    layer: ColumnLinear, hidden_SBU: Tensor, labels_BL: Tensor, chunk_bytes: int = LOGITS_BYTES
+) -> Tensor:
+    """log p(label), (B, L), float32, from the last hidden states, this rank's part under sequence parallelism.
+
+    Logits in float32 are the largest tensor of a step (4.3 GB for 8,192 tokens of the 30B): they exist for a few tokens
+    at a time, and are made again in the backward pass where one piece is not enough for all.
+    """
+    rows_TU = layer.enter(hidden_SBU).flatten(0, 1)
+    labels_T = labels_BL.T.flatten()
+    num_rows = max(1, chunk_bytes // (4 * layer.weight.shape[0]))
+    pieces = zip(rows_TU.split(num_rows), labels_T.split(num_rows), strict=True)
+    if len(labels_T) <= num_rows or not torch.is_grad_enabled():
+        losses = [_losses_of(layer, rows, labels) for rows, labels in pieces]
+    else:
+        losses = [checkpoint(_losses_of, layer, rows, labels, use_reentrant=False) for rows, labels in pieces]
+    return -torch.cat(losses).unflatten(0, (-1, labels_BL.shape[0])).T
+
+
+def _losses_of(layer: ColumnLinear, rows_TU: Tensor, labels_T: Tensor) -> Tensor:
+    """Cross-entropy of each row over the vocabulary, which tensor-parallel ranks share."""
+    logits_TV = layer.product(rows_TU).float()
+    return vocab_parallel_cross_entropy(logits_TV.unsqueeze(1), labels_T.unsqueeze(1)).squeeze(1)
 
 
 def token_losses(
