@@ -1,6 +1,6 @@
 """What megatron-core needs on a host without a GPU and without Transformer Engine. Importing this module does it, once.
 
-megatron-core 0.16.1 is written for CUDA with Transformer Engine. Everything that stands between it and a CPU is here,
+megatron-core (0.16.1 and 0.19.2 were run) is written for CUDA with Transformer Engine. Everything that stands between it and a CPU is here,
 each step with its reason, so that a reader finds it at once and a new release of the library is checked in one place.
 Two things cannot be done from here and are choices in `hybrid.py`: torch modules instead of Transformer Engine's, and
 the all-gather token dispatcher (all-to-all wants CUDA streams).
@@ -36,6 +36,7 @@ def _import_megatron() -> None:
             # are deprecated.
             warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
             warnings.filterwarnings("ignore", message="The following imports from `dynamic_context.py`")
+            warnings.filterwarnings("ignore", message="Apex is not installed. Falling back to Torch Norm")
             import megatron.core.models.mamba  # noqa: F401
     finally:
         torch.compile = compiler

@@ -43,6 +43,10 @@ from substrate.model.sequences import DecodeCache, Packing
 from substrate.parallel import Parallel
 
 
+# No CUDA graphs, under the name that this release of megatron-core has for them; the default is a deprecated spelling.
+NO_GRAPHS = "cuda_graph_modules" if hasattr(TransformerConfig, "cuda_graph_modules") else "cuda_graph_scope"
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, in float32, back in x's type. megatron-core's torch norm refuses sequence parallelism."""
 
@@ -227,7 +231,7 @@ def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parall
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.groups.expt_tp.size(),
         sequence_parallel=sequence_parallel,
-        cuda_graph_scope=[],  # its default is a deprecated spelling of the same
+        **{NO_GRAPHS: []},  # type: ignore[arg-type]
         params_dtype=config.torch_dtype,
         bf16=config.torch_dtype is torch.bfloat16,
         # Allocates under the device context of `build_model`, with or without a GPU; values come from files or

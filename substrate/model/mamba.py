@@ -154,7 +154,7 @@ class MambaMixer(MegatronModule):
         chunk_size: int,
         layer_number: int,
         pg_collection: ProcessGroupCollection,
-        pp_layer_offset: int = 0,
+        **_: Any,  # the layer's place in the stack and its name, which differ between the library's releases
     ) -> None:
         super().__init__(config)
         tp = pg_collection.tp.size()
