@@ -3,6 +3,7 @@
     round DIR [HYDRA OVERRIDES]    make the campaign if it is not there; freeze the next round, run or submit it
     worker DIR ROUND ARM           one arm              meta DIR [ROUND]      aggregate, decide, write the next overrides
     status DIR [ROUND]             what is going on     image build|verify|show
+    plan-memory [HYDRA OVERRIDES]  memory, hours, money
 
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration, 3 refused by the constitution, 4 integrity, 75 interrupted with the
 state saved (start it again).
@@ -90,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("round", nargs="?", help="default: the newest")
     sub.add_argument("--json", action="store_true")
 
+    sub = verb("plan-memory", plan_memory_verb, "Memory a rank, checkpoints, hours and money of a configuration; builds nothing.")
+    sub.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=nano_30b cluster=slurm_pyxis")
+    sub.add_argument("--campaign", type=Path, help="take tokens per second from what its rounds measured")
+    sub.add_argument("--json", action="store_true")
+
     sub = verb("image", image_verb, "Build, verify or show the substrate image.")
     sub.add_argument("act", choices=("build", "verify", "show"))
     sub.add_argument("path", type=Path, nargs="?", default=Path("build/image/substrate.sqsh"))
@@ -144,7 +150,7 @@ def dry_run(campaign: Campaign, overrides: list[str]) -> None:
     import shutil
     import tempfile
 
-    from pipeline import launch, report
+    from pipeline import launch, report, settings
     from pipeline.init import init
 
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +163,8 @@ def dry_run(campaign: Campaign, overrides: list[str]) -> None:
             init(draft, overrides)
         frozen = launch.freeze(draft, launch.next_round(draft), overrides)
         report.show_plan(frozen)
-        report.show_size(frozen)
+        chosen = settings.load(frozen.config)
+        report.show_cost(chosen, len(frozen.frozen_plan().arms), campaign.frozen_rounds())
         for path in sorted(frozen.slurm_dir.glob("*.sbatch")):
             print(f"\n--- {path.name}\n{path.read_text().replace(str(draft.folder), str(campaign.folder))}")
 
@@ -226,6 +233,24 @@ def status_verb(arguments: argparse.Namespace) -> None:
         print(f"closed; next: python -m pipeline round {shown(arguments)}")
     else:
         print(f"open; when its arms are done: python -m pipeline meta {shown(arguments)} {folder.name}")
+
+
+def plan_memory_verb(arguments: argparse.Namespace) -> None:
+    from pipeline import report, settings
+    from pipeline.campaign import check_plan_fits, check_sizes
+    from pipeline.records import NUM_ARMS
+
+    chosen = settings.compose(arguments.overrides)
+    check_sizes(chosen)
+    rounds = Campaign.at(arguments.campaign).frozen_rounds() if arguments.campaign else ()
+    if arguments.json:
+        print(json.dumps(report.memory_and_cost(chosen, NUM_ARMS, rounds), indent=1))
+    else:
+        report.show_cost(chosen, NUM_ARMS, rounds)
+    check_plan_fits(chosen)
+    if not arguments.json:
+        fits = "it fits" if chosen.cluster.capacity.gpu_memory_gib else "no limit is known (cluster.capacity.gpu_memory_gib)"
+        print(f"{fits}; next: python -m pipeline round runs/NAME {shlex.join([*arguments.overrides, '--dry-run'])}")
 
 
 def image_verb(arguments: argparse.Namespace) -> None:

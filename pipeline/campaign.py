@@ -15,14 +15,20 @@ from typing import Any
 
 import yaml
 
-from pipeline import image, memory, seal, settings
+from pipeline import footprint, image, memory, seal, settings
 from pipeline.errors import IntegrityError, NotFound
 from pipeline.layout import Campaign, Round, write_file
 from pipeline.records import Plan
 
 
 def check_plan_fits(chosen: settings.Settings) -> None:
-    """Model, layout, adapter targets and axes against one another, before anything is made. Raises ConfigError."""
+    """Sizes as `check_sizes`, and memory, before anything is made. Raises ConfigError."""
+    check_sizes(chosen)
+    footprint.check_memory(chosen.to_dict())
+
+
+def check_sizes(chosen: settings.Settings) -> None:
+    """Model, layout, adapter targets and axes against one another. Raises ConfigError."""
     config = chosen.to_dict()
     gpus = chosen.cluster.gpus_per_node if chosen.cluster.kind == "slurm" else None
     memory.check_layout(config["model"], config["parallelism"], gpus)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 
-from pipeline import evidence, launch, memory, meta, settings, status, view
+from pipeline import evidence, footprint, forecast, launch, memory, meta, settings, status, view
 from pipeline.campaign import read_plan
 from pipeline.layout import Campaign, Round, read_json
 from pipeline.records import Outcome
@@ -20,15 +23,35 @@ def show_plan(folder: Round) -> None:
         print(f"  {arm.name}  {arm.role:<9}  {moved}")
 
 
-def show_size(folder: Round) -> None:
-    """What an arm trains and keeps while it runs, before anything is submitted."""
-    chosen = settings.load(folder.config)
-    model, recipe = chosen.to_dict()["model"], chosen.recipe
-    size = memory.checkpoint_bytes(model, recipe.lora.rank, recipe.lora.targets)
+def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = ()) -> None:
+    """Memory a rank, checkpoints, hours and money, before anything is submitted."""
+    cost = memory_and_cost(chosen, num_arms, rounds)
+    layout = ", ".join(f"{axis} {size}" for axis, size in cost["layout"].items())
+    print(f"model {chosen.model.name}: {cost['parameters'] / 1e6:,.1f} M parameters; a rank of an arm ({layout}) holds:")
+    Console(width=120).print(view.footprints(cost["bytes_per_rank"]))
+    recipe = chosen.recipe
     print(
-        f"model {model['name']}: {memory.num_parameters(model) / 1e6:,.1f} M parameters; an arm trains {size / 12e6:,.2f} M of an "
-        f"adapter and keeps two checkpoints of {size / 1e6:,.1f} MB, one every {recipe.checkpoint_every} of {recipe.num_steps} steps"
+        f"an arm trains {cost['adapter_parameters'] / 1e6:,.2f} M parameters and keeps two checkpoints of "
+        f"{cost['checkpoint_bytes'] / 1e6:,.1f} MB, one every {recipe.checkpoint_every} of {recipe.num_steps} steps"
     )
+    print(view.forecast(cost["forecast"]))
+
+
+def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = ()) -> dict[str, Any]:
+    """What `show_cost` shows, as plain values: bytes, hours, money."""
+    config, lora = chosen.to_dict(), chosen.recipe.lora
+    model = config["model"]
+    checkpoint = memory.checkpoint_bytes(model, lora.rank, lora.targets)
+    expected = forecast.forecast(chosen, num_arms, rounds)
+    return {
+        "parameters": memory.num_parameters(model),
+        "adapter_parameters": checkpoint // 12,
+        "layout": config["parallelism"],
+        "bytes_per_rank": {work: asdict(each) | {"peak": each.peak} for work, each in footprint.of_arm(config).items()},
+        "gpu_memory_bytes": int(chosen.cluster.capacity.gpu_memory_gib * 2**30),
+        "checkpoint_bytes": checkpoint,
+        "forecast": asdict(expected) | {"hours": expected.hours} if expected else None,
+    }
 
 
 def run_local(shown: str, campaign: Campaign, folder: Round) -> int:

@@ -96,6 +96,13 @@ def read_outcome(path: Path, result_digest: str) -> Outcome:
     return Outcome(**{name: attributes[name] for name in names}, result_digest=result_digest, outcomes=outcomes)
 
 
+def num_tokens(path: Path) -> tuple[int, int]:
+    """(tokens, items) of all completions of a result file. Raises IntegrityError as `read_attributes`."""
+    with _opened(path) as file:
+        columns = [table["num_tokens"] for table in _read_items(file).values()]
+    return sum(int(column.sum()) for column in columns), sum(len(column) for column in columns)
+
+
 def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:
     """All item-level outcomes of all rounds: /<round>/<arm>/ with the attributes and items of each arm file, in name order."""
     buffer = io.BytesIO()

@@ -25,7 +25,11 @@ POSITIVE = (
     "tasks.num_train_per_family", "tasks.num_dev_per_family", "tasks.num_fresh_per_family", "tasks.max_new_tokens",
     "tasks.decode_batch_size", "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes",
 )  # fmt: skip
-NOT_NEGATIVE = ("cluster.gpus_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once")
+NOT_NEGATIVE = (
+    "cluster.gpus_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once",
+    "cluster.capacity.gpu_memory_gib", "cluster.capacity.train_tokens_per_second",
+    "cluster.capacity.decode_tokens_per_second", "cluster.capacity.price_per_gpu_hour",
+)  # fmt: skip
 
 
 @dataclass
@@ -118,6 +122,17 @@ class Tasks:
 
 
 @dataclass
+class Capacity:
+    """What one device of the site holds and does, for forecasts: assumed until a round has measured it; 0 where nobody knows."""
+
+    gpu_memory_gib: float
+    train_tokens_per_second: float
+    decode_tokens_per_second: float
+    price_per_gpu_hour: float
+    currency: str
+
+
+@dataclass
 class Cluster:
     """Where a round runs. Empty strings leave the site's default."""
 
@@ -135,6 +150,7 @@ class Cluster:
     qos: str
     reservation: str
     constraint: str
+    capacity: Capacity
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
 
 

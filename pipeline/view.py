@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline.evidence import SETS
+from pipeline.footprint import in_units
 from pipeline.records import Lift, Outcome
 from pipeline.status import ArmStatus, table
 
@@ -66,6 +67,30 @@ def scores(outcomes: Sequence[Outcome]) -> Any:
         name = outcome.arm if outcome.role not in ("reference", "base") else outcome.role
         view.add_row(name, outcome.role if name == outcome.arm else "", *totals, *by_family)
     return view
+
+
+def footprints(bytes_per_rank: Mapping[str, Mapping[str, int]]) -> Any:
+    """A rich table of bytes on the fullest rank: a row for training and one for decoding."""
+    from rich.table import Table
+
+    view = Table(box=None, pad_edge=False)
+    view.add_column("")
+    for column in next(iter(bytes_per_rank.values())):
+        view.add_column(column, justify="right")
+    for work, parts in bytes_per_rank.items():
+        view.add_row(work, *(in_units(size) for size in parts.values()))
+    return view
+
+
+def forecast(expected: Mapping[str, Any] | None) -> str:
+    """Hours and money in a sentence."""
+    if expected is None:
+        return "hours: not known before a round has measured them, or cluster.capacity says tokens per second"
+    money = f", {expected['cost']:,.0f} {expected['currency']}" if expected["cost"] else ""
+    return (
+        f"hours: {expected['hours']:,.3g} device-hours for {expected['num_arms']} arms{money}; an arm trains "
+        f"{expected['train_hours_per_arm']:,.3g} and is judged {expected['judge_hours_per_arm']:,.3g}; {expected['source']}"
+    )
 
 
 def interval(lift: Lift) -> str:

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import adapter, image, judge, memory, namespace, results, sandbox, seal, settings, trial
+from pipeline import adapter, footprint, image, judge, memory, namespace, results, sandbox, seal, settings, trial
 from pipeline.campaign import facts_of, read_plan, verified_code
 from pipeline.errors import ConfigError, IntegrityError, Interrupted, PipelineError, WorkFailed
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines, write_file
@@ -94,7 +94,8 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         job.mark("interrupted")
         raise
     except PipelineError as error:
-        conclude(job, "failed", error.kind, f"{error}\n\n{traceback.format_exc()}")
+        planned = f"\nplanned: {footprint.of_arm(chosen.to_dict())['training']} a rank" if error.kind == "out_of_memory" else ""
+        conclude(job, "failed", error.kind, f"{error}{planned}\n\n{traceback.format_exc()}")
         raise
     except Exception as error:
         conclude(job, "failed", "worker_crashed", traceback.format_exc())

@@ -125,9 +125,11 @@ def shards(task: Task, name: str, items: list[dict[str, Any]], tokenizer: "Token
 
 def generate(task: Task, parallel: "Parallel") -> None:
     """Decodes what is missing of every set, shard by shard, and writes `<set>.jsonl` in item-id order."""
-    from substrate.model import ModelConfig
+    from substrate.model import ModelConfig, kernels
     from substrate.tokenizer import Tokenizer
 
+    if parallel.rank == 0:
+        kernels.tell(parallel.device)
     sets = {name: read_json_lines(path, PROMPT_FIELDS) for name, path in task.sets.items()}
     config = ModelConfig.from_dict(task.model)
     model = load_model(config, parallel, task.base, task.adapter)

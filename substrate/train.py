@@ -61,10 +61,12 @@ class Training:
     def __init__(self, task: Task, parallel: "Parallel") -> None:
         import torch
 
-        from substrate.model import ModelConfig, build_model, load_base
+        from substrate.model import ModelConfig, build_model, kernels, load_base
         from substrate.schedule import learning_rates
 
         self.task, self.parallel = task, parallel
+        if parallel.rank == 0:
+            kernels.tell(parallel.device)
         self.recipe = recipe = load_recipe(task.recipe)
         self.stream = recipe.stream(task.train_data, task.tokenizer, parallel, task.seed)
         torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: alike in a tensor-parallel group

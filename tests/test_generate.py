@@ -246,7 +246,9 @@ def test_entry_writes_the_contract_alike_at_one_and_two_ranks(task):
         body["config"]["parallelism"]["judge_tp"] = judge_tp
         task.write_text(json.dumps(body))
         ran = _run(task)
-        assert (ran.returncode, ran.stderr) == (0, "")
+        assert ran.returncode == 0, ran.stderr
+        assert ran.stderr.startswith("kernels on ")
+        assert ran.stderr.count("\n") == 1
         out = Path(body["paths"]["out"])
         outputs.append([json.loads(line) for line in (out / "dev.jsonl").read_text().splitlines()])
         progress = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]

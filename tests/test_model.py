@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ from substrate.model.mamba import chunked_scan, scan_step
 from substrate.model.published import published_tensors
 from substrate.parallel import Parallel, start
 from substrate.stages import accumulate_gradients
+from tests.ports import free_ports
 from tests.reference import CONFIGS, small_config
 
 # megatron-core 0.16.1 calling itself in ways that it deprecates.
@@ -166,10 +166,7 @@ def trained(parallel, tmp_path_factory) -> Path:
     (folder / "alone" / "result.json").write_text(json.dumps(alone))
     for method in METHODS:
         _save_gradients(parallel, method, folder / "alone" / method)
-    probes = {name: socket.create_server(("127.0.0.1", 0)) for name in LAYOUTS}
-    ports = {name: probe.getsockname()[1] for name, probe in probes.items()}
-    for probe in probes.values():
-        probe.close()
+    ports = dict(zip(LAYOUTS, free_ports(len(LAYOUTS)), strict=True))
     for size in (2, 4):
         mine = {name: port for name, port in ports.items() if _num_ranks(name) == size}
         mp.spawn(_rank_main, (mine, folder), nprocs=size)

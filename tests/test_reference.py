@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from substrate.model.lora import TARGETS
 from substrate.model.published import published_tensors
 from substrate.model.weights import save_base
 from substrate.parallel import Parallel, start
+from tests.ports import free_ports
 from tests.reference import CONFIGS as MODELS
 from tests.reference import load_reference, random_reference, reference_config, small_config, with_deltas
 
@@ -67,11 +67,7 @@ def references(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def sharded(references) -> Path:
     """The same logits from two ranks, beside the expected ones."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in LAYOUTS]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    mp.spawn(_rank_main, (ports, references), nprocs=2)
+    mp.spawn(_rank_main, (free_ports(len(LAYOUTS)), references), nprocs=2)
     return references
 
 

@@ -25,7 +25,6 @@ from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -36,12 +35,12 @@ from torch.utils.checkpoint import checkpoint
 
 from substrate.errors import UsageError
 from substrate.model.config import ModelConfig
+from substrate.model.experts import Experts
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
 from substrate.model.sequences import DecodeCache, Packing
 from substrate.parallel import Parallel
-
 
 # No CUDA graphs, under the name that this release of megatron-core has for them; the default is a deprecated spelling.
 NO_GRAPHS = "cuda_graph_modules" if hasattr(TransformerConfig, "cuda_graph_modules") else "cuda_graph_scope"
@@ -86,30 +85,14 @@ class AttentionCore(nn.Module):
         return context.permute(2, 0, 1, 3).flatten(-2)
 
 
-class Experts(SequentialMLP):
-    """megatron-core's routed experts, one after another; one without tokens is passed over."""
-
-    def forward(self, tokens_TU: Tensor, tokens_per_expert: Tensor, weights_T: Tensor) -> tuple[Tensor, None]:
-        """tokens_TU stand expert by expert; weights_T are the router's. Returns weight x expert(token), in that order."""
-        counts = tokens_per_expert.tolist()
-        outputs = []
-        for expert, x, weights in zip(
-            self.local_experts, tokens_TU.split(counts), weights_T.split(counts), strict=True
-        ):
-            if len(x):
-                hidden, _ = expert.linear_fc1(x)
-                hidden = squared_relu(hidden) * weights.unsqueeze(-1)
-                outputs.append(expert.linear_fc2(hidden.to(x.dtype))[0])
-        return torch.cat(outputs) if outputs else torch.zeros_like(tokens_TU), None
-
-
 class HybridStack(MambaStack):
     """megatron-core's stack with our final norm: its own is Transformer Engine's, hard-coded."""
 
     def __init__(self, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(config, post_layer_norm=False, **kwargs)
-        self.post_layer_norm = True
-        self.final_norm = RMSNorm(config, config.hidden_size)
+        if self.post_process:
+            self.post_layer_norm = True
+            self.final_norm = RMSNorm(config, config.hidden_size)
 
 
 class HybridModel(MambaModel):
@@ -231,7 +214,7 @@ def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parall
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.groups.expt_tp.size(),
         sequence_parallel=sequence_parallel,
-        **{NO_GRAPHS: []},  # type: ignore[arg-type]
+        **{NO_GRAPHS: []},
         params_dtype=config.torch_dtype,
         bf16=config.torch_dtype is torch.bfloat16,
         # Allocates under the device context of `build_model`, with or without a GPU; values come from files or

@@ -29,6 +29,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
+from substrate.model import kernels
 from substrate.model.sequences import DecodeCache
 
 
@@ -219,8 +220,9 @@ class MambaMixer(MegatronModule):
         convolved = causal_conv(window, self.conv_weight_I1K, self.conv_bias_I, document_SB)
         x_SBHP, B_SBGN, C_SBGN = self._heads(convolved)
         A_H = -self.A_log_H.exp()
-        y_SBHP, h_BHPN = chunked_scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, document_SB)
-        y_SBHP = torch.addcmul(y_SBHP, x_SBHP.float(), self.D_H.unsqueeze(-1))
+        scan = kernels.triton_scan if kernels.of(x_SBHP.device).scan == "triton" else chunked_scan
+        y_SBHP, h_BHPN = scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, document_SB)
+        y_SBHP = torch.addcmul(y_SBHP.float(), x_SBHP.float(), self.D_H.unsqueeze(-1))
         return y_SBHP.flatten(-2), window[-(taps - 1) :], h_BHPN
 
     def _step(self, xbc_1BI: Tensor, dt_1BH: Tensor, window: Tensor, h_BHPN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
