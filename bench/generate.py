@@ -1,7 +1,7 @@
 """Greedy decoding here against transformers' `generate`: same weights and prompts, float32, one thread, in one process.
 
-    python bench/generate.py [--model tiny] [--batches 1 16 64 128] [--new 64]     tokens per second and their ratio
-    python bench/generate.py --parity 500                                          are the tokens the same?
+    python -m bench.generate [--model tiny] [--batches 1 16 64 128] [--new 64]     tokens per second and their ratio
+    python -m bench.generate --parity 500 [--tp 2]                                 are the tokens the same?
 
 Speed: every sequence has a prompt of 64 tokens and writes `--new` tokens on both sides, end of sequence or not; medians
 of `--repeats` alternating runs. Parity: prompts of 1 to 100 tokens, decoded here at batch 1 and 64; every token must be
@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -26,6 +27,7 @@ import transformers  # noqa: E402
 import yaml  # noqa: E402
 
 from substrate.decode import Decoding, decode  # noqa: E402
+from substrate.launch import run_ranks  # noqa: E402
 from substrate.model import HybridModel, ModelConfig, build_model, init_weights, save_base  # noqa: E402
 from substrate.parallel import start  # noqa: E402
 
@@ -34,14 +36,17 @@ PROMPT_TOKENS = 64
 TIE = 1e-4
 
 
-def both_models(config: ModelConfig) -> tuple[HybridModel, transformers.PreTrainedModel]:
-    """The same random weights, end of sequence made unlikely so that lengths are equal."""
-    ours = build_model(config, start({axis: 1 for axis in ("tp", "pp", "ep", "cp", "dp")}), sequence_parallel=False)
+def both_models(config: ModelConfig, tp: int) -> tuple[HybridModel, transformers.PreTrainedModel]:
+    """The same random weights, ours over `tp` ranks; each of them has the whole reference."""
+    parallel = start({"tp": tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
+    ours = build_model(config, parallel, sequence_parallel=False)
     init_weights(ours, seed=1)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as own:
+        folder = parallel.share(own)
         save_base(ours, folder)
         Path(folder, "config.json").write_text(json.dumps(config.to_transformers()))
         theirs = transformers.NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        parallel.agree(True)  # nobody removes the folder while another reads it
     return ours.eval(), theirs.eval()
 
 
@@ -98,6 +103,8 @@ def parity(ours: HybridModel, theirs: transformers.PreTrainedModel, num_prompts:
                     ties += 1
                 else:
                     wrong += 1
+        if os.environ.get("RANK", "0") != "0":
+            continue
         print(
             f"batch {batch}: {num_prompts} prompts, {same} tokens the same, {ties} at a tie, {wrong} wrong", flush=True
         )
@@ -112,12 +119,16 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=64, help="tokens that every sequence writes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--parity", type=int, metavar="PROMPTS")
+    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel ranks, for --parity")
     arguments = parser.parse_args()
+    if arguments.tp > 1 and "RANK" not in os.environ:
+        os.environ["PYTHONPATH"] = str(CONFIGS.parent.parent)
+        raise SystemExit(run_ranks("bench.generate", sys.argv[1:], arguments.tp))
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = ModelConfig.from_dict(yaml.safe_load((CONFIGS / f"{arguments.model}.yaml").read_text()))
-    ours, theirs = both_models(config)
+    ours, theirs = both_models(config, arguments.tp)
     if arguments.parity:
         parity(ours, theirs, arguments.parity, 16)
     else:

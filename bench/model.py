@@ -1,6 +1,6 @@
 """One LoRA step here against transformers with peft: same weights, tokens, targets, float32, one thread, in one process.
 
-    python bench/model.py [--models tiny small] [--batch 8] [--length 128] [--repeats 9]
+    python -m bench.model [--models tiny small] [--batch 8] [--length 128] [--repeats 9]
 
 Both sides do forward, backward and AdamW on the same random tokens; repeats alternate, the median of each side is
 printed with the ratio (above 1: ours is faster) and the loss of both, which must agree. `--profile` adds where the time

@@ -1,6 +1,6 @@
 """Host memory of reading a base checkpoint of 2 GB with the published names, at TP 1 and TP 2.
 
-    python bench/weights.py
+    python -m bench.weights
 
 Writes random bfloat16 shards to a temporary folder, then loads them in fresh processes that watch their own anonymous
 memory (mapped file pages are the kernel's to drop). Printed for each rank: bytes of its part of the model, the peak

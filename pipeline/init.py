@@ -7,6 +7,7 @@ here (the reference trained once, the base as it is); its two jobs run beside th
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import constitution, image, plan, seal, settings
+from pipeline import constitution, image, plan, seal, settings, weights
 from pipeline.campaign import check_plan_fits, freeze_plan, is_operational, runtime_digest, write_overrides
 from pipeline.errors import ConfigError, WorkFailed
 from pipeline.layout import Campaign, write_file
@@ -33,9 +34,10 @@ TRAINING_SEED = 20260602
 """Seed of the training puzzles in the image; public, unlike those of dev and fresh."""
 
 
-def init(campaign: Campaign, overrides: Sequence[str]) -> None:
+def init(campaign: Campaign, overrides: Sequence[str], *, name_weights: bool = True) -> None:
     """Make `campaign` and everything that must be fixed before round 1.
 
+    name_weights: False for a draft that nobody will run, where a site's checkpoint need not be there nor be hashed.
     Raises ConfigError when it exists or the configuration does not fit, Refused and IntegrityError by the constitution.
     """
     if campaign.folder.exists():
@@ -54,7 +56,7 @@ def init(campaign: Campaign, overrides: Sequence[str]) -> None:
         aside = Path(tempfile.mkdtemp(prefix=f".{campaign.name}.", dir=campaign.folder.parent))
         draft = Campaign(aside)
         aside.chmod(0o755)
-        info = build_image(chosen, draft.image)
+        info = build_image(chosen, draft.image, name_weights=name_weights)
         code_digest = freeze_code(draft.code_dir)
         draft.vault.mkdir(mode=0o700)
         seeds = make_seeds(rules.num_rounds)
@@ -90,7 +92,7 @@ def init(campaign: Campaign, overrides: Sequence[str]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def build_image(chosen: settings.Settings, out: Path) -> image.ImageInfo:
+def build_image(chosen: settings.Settings, out: Path, *, name_weights: bool = True) -> image.ImageInfo:
     """Pack the substrate with the training puzzles of this configuration. Raises WorkFailed with the generator's last words."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="payload-") as folder:
@@ -98,13 +100,40 @@ def build_image(chosen: settings.Settings, out: Path) -> image.ImageInfo:
         shutil.copytree(ROOT / "substrate", payload / "substrate", ignore=SKIPPED)
         for name in ("base", "manifest.yaml"):  # they stand beside the package in the image, inside it in the checkout
             shutil.move(payload / "substrate" / name, payload / name)
-        command = [sys.executable, "-P", "-m", "substrate.payload", "--out", str(payload), "--seed", str(TRAINING_SEED)]
-        command += ["--level", chosen.tasks.level, "--num-per-family", str(chosen.tasks.num_train_per_family)]
-        environment = {"PATH": os.defpath, "PYTHONPATH": str(payload), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise WorkFailed(f"the training puzzles could not be made: {done.stderr.strip().splitlines()[-1:]}")
+        if name_weights and weights.are_outside(chosen.to_dict()["model"]):
+            name_base(chosen, payload)
+        arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
+        arguments += ["--level", chosen.tasks.level, "--num-per-family", str(chosen.tasks.num_train_per_family)]
+        run_substrate(payload, "payload", arguments, "the training puzzles could not be made")
         return image.build(payload, out)
+
+
+def name_base(chosen: settings.Settings, payload: Path) -> None:
+    """Put the names and digests of the site's checkpoint in the place of the tiny base, and its tokenizer, checked."""
+    source = chosen.cluster.weights_dir
+    manifest = weights.describe(source)
+    run_substrate(payload, "published_tokenizer", [source], "the published tokenizer does not serve")
+    base = payload / Path(chosen.model.weights).parent
+    shutil.rmtree(payload / "base")
+    base.mkdir(parents=True)
+    write_file(payload / chosen.model.weights, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    shutil.copyfile(Path(source, "tokenizer.json"), payload / "base" / "tokenizer.json")
+    described = yaml.safe_load((payload / "manifest.yaml").read_text())
+    described |= {
+        "name": f"substrate-{chosen.model.name}",
+        "base": {"file": chosen.model.weights, "architecture": chosen.model.name},
+    }
+    described["tokenizer"] = {"file": "base/tokenizer.json", "sha256": manifest["files"]["tokenizer.json"]["sha256"]}
+    write_file(payload / "manifest.yaml", yaml.safe_dump(described, sort_keys=False))
+
+
+def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str) -> None:
+    """An entry of the payload's own code. Raises WorkFailed with its last words."""
+    environment = {"PATH": os.defpath, "PYTHONPATH": str(payload), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-P", "-m", f"substrate.{entry}", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise WorkFailed(f"{what}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
 
 
 def freeze_code(code_dir: Path) -> str:

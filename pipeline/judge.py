@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline import image
+from pipeline import devices, image, weights
 from pipeline.errors import IntegrityError, Interrupted, TrialFailed
-from pipeline.layout import write_file
+from pipeline.layout import read_json, write_file
 from pipeline.sandbox import Limits, Sandbox
 from pipeline.settings import Settings
 
@@ -51,6 +51,7 @@ class Judged:
     items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     completions: dict[str, list[str]] = field(default_factory=dict)
     raw: dict[str, bytes] = field(default_factory=dict)
+    engine: str = ""  # name and version: part of what a score is
 
 
 @dataclass
@@ -118,7 +119,7 @@ def judge(
             pristine, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
         )
         mark("score")
-        judged = Judged()
+        judged = Judged(engine=engine_of(completions, chosen))
         for item_set in seeds:
             answers = work / f"items-{item_set}" / "out" / "answers.jsonl"
             judged.items[item_set] = score(
@@ -169,18 +170,40 @@ def generate(
     layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
     how = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
     config = {"model": asdict(chosen.model), "parallelism": layout, "decoding": how}
+    base, bound = base_of(pristine, chosen)
     paths = {
-        "base": "/substrate/base",
+        "base": base,
         "tokenizer": "/substrate/base/tokenizer.json",
         "adapter": "/in/adapter" if has_adapter else None,
         "sets": {name: f"/in/{name}.jsonl" for name in sets},
         "out": "/out",
     }
     decoding.take_up()
-    out = _run(pristine, "generate", config, paths, {"/in": inputs}, work, log_path, decoding.watch)
+    entry = "generate" if chosen.tasks.engine == "native" else f"generate_{chosen.tasks.engine}"
+    out = _run(pristine, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen)
     decoding_seconds = sum({row["set"]: row["seconds"] for row in _rows(out / "progress.jsonl")}.values())
     mark("generate", at=time.time() - decoding_seconds)
     return out
+
+
+def engine_of(completions: Path, chosen: Settings) -> str:
+    """Name and version of what decoded. Raises IntegrityError when it is not the one that the configuration names."""
+    found = read_json(completions / "engine.json")
+    name, version = found["engine"], found["version"]
+    if name != chosen.tasks.engine or (chosen.tasks.engine_version and version != chosen.tasks.engine_version):
+        raise IntegrityError(
+            f"{name} {version} decoded, the campaign's scores are those of {chosen.tasks.engine} {chosen.tasks.engine_version}",
+            "Point cluster.vllm_runtime at that version, or start another campaign with this one",
+        )
+    return f"{name} {version}"
+
+
+def base_of(pristine: Path, chosen: Settings) -> tuple[str, dict[str, Path]]:
+    """(folder of the base weights inside a sandbox, what to bind for it); verified, and staged where the site asks for it."""
+    if not weights.are_outside(asdict(chosen.model)):
+        return "/substrate/base", {}
+    cluster = chosen.cluster
+    return "/base", {"/base": weights.ready(pristine / chosen.model.weights, cluster.weights_dir, cluster.stage_dir)}
 
 
 def score(pristine: Path, completions: Path, answers: Path, work: Path, log_path: Path) -> list[dict[str, Any]]:
@@ -207,6 +230,18 @@ def score(pristine: Path, completions: Path, answers: Path, work: Path, log_path
     return rows
 
 
+def sandbox_of(chosen: Settings, read_only: Mapping[str, Path], read_write: Mapping[str, Path], **how: Any) -> Sandbox:
+    """A sandbox for training or decoding: the substrate's variables, and of the node what the site's file says; how: of `Sandbox`.
+
+    Raises WorkFailed where GPUs should be and none opens.
+    """
+    cluster = chosen.cluster
+    node = devices.of_node(cluster.gpus_per_node, how.get("network", "loopback"))
+    given: dict[str, Any] = {"env": {**SUBSTRATE_ENV, **node.env}, "devices": node.devices}
+    given["limits"] = Limits(shm_size_bytes=cluster.shm_size_gib * 2**30)
+    return Sandbox({**read_only, **node.read_only}, read_write, **(given | how))
+
+
 def _run(
     pristine: Path,
     entry: str,
@@ -216,12 +251,13 @@ def _run(
     work: Path,
     log_path: Path,
     watch: Callable[[], None] = lambda: None,
+    chosen: Settings | None = None,
 ) -> Path:
     task_dir = work / "task"
     write_file(
         task_dir / "task.json", json.dumps({"schema": 1, "kind": entry, "config": config, "paths": paths}, indent=1)
     )
-    return _start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path, watch)
+    return _start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path, watch, chosen)
 
 
 def _start(
@@ -232,14 +268,24 @@ def _start(
     work: Path,
     log_path: Path,
     watch: Callable[[], None] = lambda: None,
+    chosen: Settings | None = None,
 ) -> Path:
-    """Run `substrate.<entry>` from the pristine mount to its end, calling `watch` meanwhile; returns its /out."""
+    """Run `substrate.<entry>` from the pristine mount to its end, calling `watch` meanwhile; returns its /out.
+
+    chosen: for the process that decodes, which gets the node's GPUs; the others need nothing of it.
+    """
     out = work / "out"
     out.mkdir(parents=True, exist_ok=True)
-    for folder in binds.values():
-        folder.chmod(0o755)
-    sandbox = Sandbox({"/substrate": pristine, **binds}, {"/out": out}, env=SUBSTRATE_ENV, limits=Limits())
-    with sandbox.start(["python", "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
+    for inside, folder in binds.items():
+        if inside != "/base":  # the site's own, and readable
+            folder.chmod(0o755)
+    seen, written = {"/substrate": pristine, **binds}, {"/out": out}
+    python = "python"
+    if chosen and chosen.tasks.engine == "vllm":
+        runtime = Path(chosen.cluster.vllm_runtime)
+        seen[str(runtime)], python = runtime, f"{runtime}/bin/python"
+    sandbox = sandbox_of(chosen, seen, written) if chosen else Sandbox(seen, written, env=SUBSTRATE_ENV)
+    with sandbox.start([python, "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
         while process.poll() is None:
             watch()  # what it raises ends the process too
             time.sleep(POLL_SECONDS)

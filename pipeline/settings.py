@@ -23,7 +23,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "hydra_conf"
 POSITIVE = (
     "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_size", "recipe.checkpoint_every",
     "tasks.num_train_per_family", "tasks.num_dev_per_family", "tasks.num_fresh_per_family", "tasks.max_new_tokens",
-    "tasks.decode_batch_size", "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes",
+    "tasks.decode_batch_size", "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes", "cluster.shm_size_gib",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "cluster.gpus_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once",
@@ -119,6 +119,8 @@ class Tasks:
     num_fresh_per_family: int
     max_new_tokens: int
     decode_batch_size: int
+    engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names
+    engine_version: str  # of vllm: a score is one of its engine and version
 
 
 @dataclass
@@ -138,7 +140,11 @@ class Cluster:
 
     kind: str  # local or slurm
     scratch_dir: str  # node-local; empty: $TMPDIR or /tmp
+    weights_dir: str  # published checkpoint of a model whose weights are not in the image
+    stage_dir: str  # node-local folder for a copy of it; empty: read where it is
     gpus_per_node: int
+    network: str  # of a sandbox: loopback, or fabric for arms of several nodes, which opens the host's network
+    shm_size_gib: int  # of /dev/shm in a sandbox, through which ranks of a node talk
     cpus_per_task: int
     mem_gb: int  # 0: the site's default
     time_limit_minutes: int
@@ -151,6 +157,7 @@ class Cluster:
     reservation: str
     constraint: str
     capacity: Capacity
+    vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
 
 
@@ -289,8 +296,14 @@ def _check(settings: Settings) -> None:
     rules = [
         (settings.model.dtype in ("float32", "bfloat16"), "model.dtype", settings.model.dtype, "float32 or bfloat16"),
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
+        (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "native or vllm"),
+        (tasks.engine == "native" or bool(tasks.engine_version), "tasks.engine_version", "empty",
+         "the version of vLLM that the runtime has: it is part of a score"),
+        (tasks.engine == "native" or bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",
+         "a virtual environment with vLLM, for tasks.engine=vllm"),
         (bool(tasks.families), "tasks.families", tasks.families, "at least one family"),
         (cluster.kind in ("local", "slurm"), "cluster.kind", cluster.kind, "local or slurm"),
+        (cluster.network in ("loopback", "fabric"), "cluster.network", cluster.network, "loopback or fabric"),
         (set(recipe.mix) <= set(tasks.families), "recipe.mix", sorted(recipe.mix), f"shares of {tasks.families}"),
         (min(recipe.mix.values(), default=-1) >= 0 < sum(recipe.mix.values()), "recipe.mix", recipe.mix,
          "shares >= 0 that sum to more than 0"),

@@ -30,11 +30,11 @@ MAX_PROGRESS_BYTES = 64 * 2**20  # a trial may write anything; what is copied to
 LOG_TAIL_BYTES = 4000
 
 
-def write_task(attempt: Attempt, config: Mapping[str, Any]) -> None:
-    """`task.json` of kind train; config: model, recipe, parallelism, seed."""
+def write_task(attempt: Attempt, config: Mapping[str, Any], base: str = PATHS["base"]) -> None:
+    """`task.json` of kind train; config: model, recipe, parallelism, seed; base: folder of the base weights inside."""
     write_file(
         attempt.task_dir / "task.json",
-        json.dumps({"schema": 1, "kind": "train", "config": config, "paths": PATHS}, indent=1),
+        json.dumps({"schema": 1, "kind": "train", "config": config, "paths": PATHS | {"base": base}}, indent=1),
     )
 
 

@@ -19,12 +19,25 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import adapter, footprint, image, judge, memory, namespace, results, sandbox, seal, settings, trial
+from pipeline import (
+    adapter,
+    earlier,
+    footprint,
+    image,
+    judge,
+    memory,
+    namespace,
+    results,
+    sandbox,
+    seal,
+    settings,
+    trial,
+)
 from pipeline.campaign import facts_of, read_plan, verified_code
 from pipeline.errors import ConfigError, IntegrityError, Interrupted, PipelineError, WorkFailed
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines, write_file
@@ -50,6 +63,11 @@ class Work:
     adapter_digest: str = ""
     coverage: dict[str, Any] = field(default_factory=dict)
     judged: judge.Judged = field(default_factory=judge.Judged)
+
+    @property
+    def before(self) -> list[Attempt]:
+        """Earlier attempts at this arm, the newest first."""
+        return self.folder.attempts(self.arm.name)[:-1][::-1]
 
     def mark(self, phase: str, at: float | None = None, detail: str = "") -> None:
         """Say where the attempt is: one line, for `status` and the breakdown. `at`: seconds since the epoch, now if None."""
@@ -116,7 +134,7 @@ def run(job: Work) -> None:
                 if not take_up_sealed(job):
                     train(job, mount, scratch)
             seal_adapter(job)
-            take_up_decoded(job)
+            earlier.take_up_decoded(job.attempt, job.before, job.plan_digest, job.adapter_digest)
             seeds = read_json(job.campaign.seeds)
             wanted = {"dev": seeds["dev"]}
             fresh = f"fresh/{job.folder.name}"
@@ -126,56 +144,33 @@ def run(job: Work) -> None:
                 mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
                 job.stop.is_set,
             )  # fmt: skip
+            job.coverage["engine"] = job.judged.engine
             job.mark("publish")
 
 
 def take_up_sealed(job: Work) -> bool:
     """Take the adapter that an earlier attempt trained and sealed before it was cut short, if there is one."""
-    for earlier in reversed(job.folder.attempts(job.arm.name)[:-1]):
-        if (record := sealed_record(earlier)) and record["plan_digest"] == job.plan_digest and record["adapter_digest"]:
-            for source in (earlier.progress, earlier.probe):
-                if source.exists():
-                    shutil.copyfile(source, job.attempt.folder / source.name)
-            shutil.copytree(earlier.adapter_dir, job.attempt.adapter_dir)
-            job.adapter_digest = adapter.kept_digest(job.attempt.adapter_dir)
-            if job.adapter_digest != record["adapter_digest"]:
-                raise IntegrityError(
-                    f"{earlier.adapter_dir} is not the adapter that was sealed", f"Remove {earlier.folder}"
-                )
-            job.coverage["trained_by_attempt"] = earlier.number
-            return True
-    return False
-
-
-def take_up_decoded(job: Work) -> None:
-    """Copy the shards of completions that an earlier attempt made with this very adapter."""
-    for earlier in reversed(job.folder.attempts(job.arm.name)[:-1]):
-        record = sealed_record(earlier)
-        same = record and (record["plan_digest"], record["adapter_digest"]) == (job.plan_digest, job.adapter_digest)
-        if same and earlier.decoded_dir.exists():
-            shutil.copytree(earlier.decoded_dir, job.attempt.decoded_dir, ignore=shutil.ignore_patterns(".*"))
-            return
-
-
-def sealed_record(attempt: Attempt) -> dict[str, Any]:
-    """What an attempt sealed; empty where it did not come to that, or the file is damaged."""
-    try:
-        record = read_json(attempt.sealed)
-        return record if {"plan_digest", "adapter_digest"} <= set(record) else {}
-    except (PipelineError, TypeError):
-        return {}
+    found = earlier.take_up_sealed(job.attempt, job.before, job.plan_digest)
+    if found is None:
+        return False
+    job.adapter_digest = found.adapter_digest
+    job.coverage["trained_by_attempt"] = found.number
+    return True
 
 
 def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     """Fork, probe, train, and take the adapter out."""
     out_dir = scratch / "out"
     out_dir.mkdir()
-    saved = next((a.saved_dir for a in reversed(job.folder.attempts(job.arm.name)[:-1]) if a.saved_dir.exists()), None)
+    saved = next((attempt.saved_dir for attempt in job.before if attempt.saved_dir.exists()), None)
     if saved:
         shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
     config = job.chosen.to_dict()
+    base, bound = judge.base_of(mount.root, job.chosen)
     trial.write_task(
-        job.attempt, {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed}
+        job.attempt,
+        {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed},
+        base,
     )
     uid = namespace.trial_uid()
     if saved:
@@ -183,11 +178,14 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
             os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, links among them
     with image.forked(mount, scratch, uid) as fork:
         job.coverage["fork"] = fork.backend
-        confined = sandbox.Sandbox(
-            {"/task": job.attempt.task_dir},
+        confined = judge.sandbox_of(
+            job.chosen,
+            {"/task": job.attempt.task_dir, **bound},
             {"/substrate": fork.root, "/out": out_dir},
-            env=judge.SUBSTRATE_ENV,
-            limits=sandbox.Limits(wall_seconds=60.0 * job.chosen.cluster.time_limit_minutes),
+            network=job.chosen.cluster.network,
+        )
+        confined = replace(
+            confined, limits=replace(confined.limits, wall_seconds=60.0 * job.chosen.cluster.time_limit_minutes)
         )
         job.mark("probe")
         report = sandbox.probe(confined, forbidden_paths(job), ISOLATION_ARTICLE, job.attempt.probe)
@@ -196,7 +194,7 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
         try:
             trial.train(confined, job.attempt, out_dir, 60.0 * job.chosen.cluster.stall_minutes, job.stop.is_set)
         except Interrupted:
-            keep_state(out_dir, job.attempt.saved_dir)
+            earlier.keep_state(out_dir, job.attempt.saved_dir)
             raise
         finally:
             mark_training(job)
@@ -220,13 +218,6 @@ def forbidden_paths(job: Work) -> dict[str, Path]:
         "munge": Path("/run/munge"),
         "slurm_conf": Path(os.environ.get("SLURM_CONF", "/etc/slurm")),
     }
-
-
-def keep_state(out_dir: Path, saved_dir: Path) -> None:
-    """Keep checkpoints and progress for the next attempt; only another sandbox will read them."""
-    aside = saved_dir.with_name(f".{saved_dir.name}")
-    shutil.copytree(out_dir, aside, symlinks=True)
-    os.rename(aside, saved_dir)
 
 
 def mark_training(job: Work) -> None:

@@ -17,12 +17,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from substrate.entry import Parser, read_json_lines, read_text, write_json_lines
+from substrate.entry import Parser, read_json_lines, read_text, write_json_lines, write_text
 from substrate.errors import DataError, UsageError, exit_code_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _check_decoding(values: dict[str, Any], where: str) -> None:
             raise UsageError(f"{where}: {name} is {value!r}; valid is {valid}")
 
 
-class _Shard(NamedTuple):
+class Shard(NamedTuple):
     """Items decoded together, and the file that has them when they are done."""
 
     path: Path
@@ -111,7 +111,7 @@ class _Shard(NamedTuple):
         return rows if same else None
 
 
-def shards(task: Task, name: str, items: list[dict[str, Any]], tokenizer: "Tokenizer", limit: int) -> list[_Shard]:
+def shards(task: Task, name: str, items: list[dict[str, Any]], tokenizer: "Tokenizer", limit: int) -> list[Shard]:
     """The items of a set, shortest prompts first. Raises DataError for one as long as the model's longest sequence."""
     prompts = [(item["item_id"], tokenizer.encode_prompt(item["prompt"])) for item in items]
     for item_id, ids in prompts:
@@ -120,38 +120,63 @@ def shards(task: Task, name: str, items: list[dict[str, Any]], tokenizer: "Token
     prompts.sort(key=lambda prompt: (len(prompt[1]), prompt[0]))
     size = SHARD_BATCHES * task.decoding["batch_size"]
     groups = [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
-    return [_Shard(task.out / f"{name}.{number:04d}.jsonl", group) for number, group in enumerate(groups)]
+    return [Shard(task.out / f"{name}.{number:04d}.jsonl", group) for number, group in enumerate(groups)]
 
 
 def generate(task: Task, parallel: "Parallel") -> None:
-    """Decodes what is missing of every set, shard by shard, and writes `<set>.jsonl` in item-id order."""
+    """Decodes with the model of the image, on every rank."""
+    import torch
+
     from substrate.model import ModelConfig, kernels
     from substrate.tokenizer import Tokenizer
 
     if parallel.rank == 0:
         kernels.tell(parallel.device)
-    sets = {name: read_json_lines(path, PROMPT_FIELDS) for name, path in task.sets.items()}
     config = ModelConfig.from_dict(task.model)
     model = load_model(config, parallel, task.base, task.adapter)
     tokenizer = Tokenizer.from_file(task.tokenizer)
+
+    def decode(shard: Shard, progress: "Progress") -> Iterator[dict[str, Any]]:
+        return decode_shard(model, tokenizer, shard.prompts, task.decoding, progress)
+
+    engine = ("native", torch.__version__)
+    write_sets(task, tokenizer, config.max_sequence_length, engine, decode, parallel.rank, parallel.share)
+
+
+def write_sets(
+    task: Task,
+    tokenizer: "Tokenizer",
+    limit: int,
+    engine: tuple[str, str],
+    decode: "Callable[[Shard, Progress], Iterator[dict[str, Any]]]",
+    rank: int = 0,
+    share: Callable[[Any], Any] = lambda value: value,
+) -> None:
+    """Decodes what is missing of every set, shard by shard, and writes `<set>.jsonl` in item-id order, and `engine.json`.
+
+    limit: tokens of the longest sequence; engine: name and version; share: rank 0's value on every rank.
+    """
+    sets = {name: read_json_lines(path, PROMPT_FIELDS) for name, path in task.sets.items()}
     task.out.mkdir(parents=True, exist_ok=True)
+    if rank == 0:
+        write_text(task.out / "engine.json", json.dumps(dict(zip(("engine", "version"), engine, strict=True))))
     for name, items in sets.items():
         if (task.out / f"{name}.jsonl").exists():
             continue
         done: list[dict[str, Any]] = []
-        progress = Progress(task.out / "progress.jsonl", name, len(items), rank=parallel.rank)
-        parts = shards(task, name, items, tokenizer, config.max_sequence_length)
+        progress = Progress(task.out / "progress.jsonl", name, len(items), rank=rank)
+        parts = shards(task, name, items, tokenizer, limit)
         for shard in parts:
             # Rank 0 alone writes; it may be ahead of the others, who must not find what it has just finished.
-            rows = parallel.share(shard.finished() if parallel.rank == 0 else None)
+            rows = share(shard.finished() if rank == 0 else None)
             if rows is None:
-                rows = list(decode_shard(model, tokenizer, shard.prompts, task.decoding, progress))
-                if parallel.rank == 0:
+                rows = list(decode(shard, progress))
+                if rank == 0:
                     write_json_lines(shard.path, rows)
             else:
                 progress.skip(len(rows))
             done += rows
-        if parallel.rank == 0:
+        if rank == 0:
             write_json_lines(task.out / f"{name}.jsonl", sorted(done, key=lambda row: row["item_id"]))
             for shard in parts:
                 shard.path.unlink()

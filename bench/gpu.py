@@ -1,0 +1,189 @@
+"""Everything that needs a GPU, in one call: kernels against float64, LoRA steps and decoding with speed and memory.
+
+    python -m bench.gpu                                        the 30B with random bf16 weights on one GPU
+    python -m bench.gpu --model small --lengths 256 512 --batches 1 8 --new 16       the same code anywhere, in a minute
+
+Speeds are medians; `share` is the model's useful matrix products (2 x active parameters a token forward, as many again
+for the gradient of the inputs; recomputation is not counted) over the rate of one large matrix product measured in the
+same run. `plan` is pipeline/footprint.py's peak, `peak` the allocator's (on a CPU: not measured).
+"""
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore")
+
+import torch  # noqa: E402
+import yaml  # noqa: E402
+
+from pipeline import footprint  # noqa: E402
+from substrate.decode import Decoding, decode  # noqa: E402
+from substrate.model import HybridModel, ModelConfig, add_lora, build_model, kernels, token_log_probs  # noqa: E402
+from substrate.model.mamba import chunked_scan  # noqa: E402
+from substrate.parallel import Parallel, start  # noqa: E402
+
+CONFIGS = Path(__file__).resolve().parent.parent / "hydra_conf" / "model"
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
+LORA = {"rank": 32, "targets": TARGETS}
+ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
+GIB = 2**30
+
+
+def seconds(device: torch.device, work: Callable[[], Any], repeats: int = 5) -> float:
+    """Median of `repeats` runs after one to warm up, the device's queue emptied around each."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    work()
+    taken = []
+    for _ in range(repeats):
+        wait()
+        began = time.perf_counter()
+        work()
+        wait()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of one large product."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / seconds(device, lambda: a @ b)
+
+
+def kernel_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Largest difference of each kernel from its plain form in float64, relative to the largest value."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).to(device, dtype)
+
+    def error(found: torch.Tensor, expected: torch.Tensor) -> float:
+        return float((found.double() - expected).abs().max() / expected.abs().max())
+
+    S, B, H, P, G, N, chunk = 512, 2, 16, 64, 4, 128, 128
+    scan = (random(S, B, H, P), random(S, B, H).float().sigmoid(), -random(H).float().exp(), random(S, B, G, N), random(S, B, G, N))
+    exact = recurrence(*(each.double() for each in scan))
+    errors = {"scan torch": error(chunked_scan(*scan, chunk)[0], exact)}
+    if kernels.of(device).scan == "triton":
+        errors["scan triton"] = error(kernels.triton_scan(*scan, chunk)[0], exact)
+    rows, weights, counts = random(96, 64), random(4, 128, 64), [40, 0, 50, 6]
+    ends = torch.tensor(counts, device=device).cumsum(0).to(torch.int32)
+    each = zip(rows.double().split(counts), weights.double(), strict=True)
+    errors["experts grouped"] = error(
+        kernels.grouped_linear(rows, weights, ends), torch.cat([x @ weight.T for x, weight in each])
+    )
+    q, k, v = random(1, 8, 256, 64), random(1, 2, 256, 64), random(1, 2, 256, 64)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    found = attend(q, k, v, is_causal=True, enable_gqa=True)
+    errors["attention"] = error(found, attend(q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True))
+    return errors
+
+
+def recurrence(x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    """The scan token by token, in the type of its arguments: h = exp(dt A) h + dt x B^T, y = h C."""
+    heads_per_group = x.shape[2] // b.shape[2]
+    b, c = (t.repeat_interleave(heads_per_group, dim=2) for t in (b, c))
+    state, outputs = x.new_zeros(*x.shape[1:], b.shape[-1]), []
+    for x_t, dt_t, b_t, c_t in zip(x, dt, b, c, strict=True):
+        state = state * (dt_t * A).exp()[..., None, None] + (dt_t.unsqueeze(-1) * x_t).unsqueeze(-1) * b_t.unsqueeze(-2)
+        outputs.append((state @ c_t.unsqueeze(-1)).squeeze(-1))
+    return torch.stack(outputs)
+
+
+def random_model(config: ModelConfig, parallel: Parallel, recompute: bool, for_decoding: bool = False) -> HybridModel:
+    """Random weights made on the device: reading 63 GB is not what is measured."""
+    model = build_model(config, parallel, recompute=recompute, sequence_parallel=False)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if name.endswith("A_log_H"):
+                tensor.uniform_(0.0, 2.7)
+            elif name.endswith("dt_bias_H"):
+                tensor.uniform_(-6.0, -2.0)
+            elif tensor.dim() == 1:
+                tensor.fill_(1.0)
+            else:
+                tensor.normal_(0.0, 0.02)
+    return model.eval() if for_decoding else model.train()
+
+
+def active_parameters(config: ModelConfig, values: dict[str, Any]) -> int:
+    """Parameters that one token meets, the embedding left out: what its matrix products cost."""
+    from pipeline import memory
+
+    idle = values["num_experts"] - values["moe_top_k"]
+    experts = values["pattern"].count("E") * idle * 2 * values["hidden_size"] * values["moe_ffn_size"]
+    return memory.num_parameters(values) - experts - values["vocab_size"] * values["hidden_size"]
+
+
+def train(config: ModelConfig, values: dict[str, Any], parallel: Parallel, length: int, rate: float, recompute: bool) -> str:
+    """A row of the table: one LoRA step of one sequence."""
+    device = parallel.device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    model = random_model(config, parallel, recompute)
+    trainable = add_lora(model, LORA["rank"], 32, 0.0, TARGETS, seed=1)
+    optimizer = torch.optim.AdamW(trainable, lr=1e-5)
+    tokens = torch.randint(3, config.vocab_size, (1, length), device=device)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        (-token_log_probs(model, tokens, tokens).mean()).backward()
+        optimizer.step()
+
+    taken = seconds(device, step, repeats=3)
+    recipe = {"lora": LORA, "micro_batch_size": 1, "batch_size": 1, "sequence_length": length}
+    plan = footprint.training(values, {**ALONE, "recompute": recompute}, recipe).peak
+    peak = f"{torch.cuda.max_memory_allocated(device) / GIB:.2f}" if device.type == "cuda" else "-"
+    share = 4 * active_parameters(config, values) * length / taken / rate
+    return f"{length:>8}{length / taken:>12,.0f}{100 * share:>9.1f} %{peak:>10}{plan / GIB:>10.2f}"
+
+
+def decoding_row(model: HybridModel, batch: int, num_new: int) -> str:
+    prompts = [(str(n), torch.randint(3, model.architecture.vocab_size, (64,)).tolist()) for n in range(batch)]
+
+    def run() -> int:
+        return sum(len(one.ids) for one in decode(model, prompts, Decoding(num_new, batch)))
+
+    began = time.perf_counter()
+    run()
+    began = time.perf_counter()
+    written = run()
+    return f"{batch:>8}{written / (time.perf_counter() - began):>12,.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="nemotron3_nano_30b")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--new", type=int, default=128, help="tokens that each sequence writes")
+    parser.add_argument("--no-recompute", action="store_true")
+    arguments = parser.parse_args()
+    values = yaml.safe_load((CONFIGS / f"{arguments.model}.yaml").read_text())
+    config = ModelConfig.from_dict(values)
+    parallel = start(ALONE)
+    device = parallel.device
+    kernels.tell(device)
+    rate = matmul_rate(device, config.torch_dtype)
+    print(f"torch {torch.__version__}, {config.dtype}; one matrix product: {rate / 1e12:.2f} TFLOP/s")
+    for name, error in kernel_errors(device, config.torch_dtype).items():
+        print(f"  {name:<16} {error:.1e} from float64")
+    print(f"\nLoRA rank {LORA['rank']}, one sequence a step, {'no ' if arguments.no_recompute else ''}recompute")
+    print(f"{'length':>8}{'tokens/s':>12}{'share':>11}{'peak GiB':>10}{'plan GiB':>10}")
+    for length in arguments.lengths:
+        print(train(config, values, parallel, length, rate, not arguments.no_recompute), flush=True)
+    print(f"\ndecoding, prompts of 64 tokens, {arguments.new} new\n{'batch':>8}{'tokens/s':>12}")
+    model = random_model(config, parallel, recompute=False, for_decoding=True)
+    for batch in arguments.batches:
+        print(decoding_row(model, batch, arguments.new), flush=True)
+    parallel.shutdown()
+
+
+if __name__ == "__main__":
+    main()
