@@ -14,7 +14,7 @@ OVERRIDES ?=
 
 PYTHON := .venv/bin/python
 # Two at once, a file to one of them: what a file sets up is set up once. The Slurm set has one cluster and runs alone.
-FAST_TESTS := $(PYTHON) -m pytest -n 2 --dist loadfile -m 'not slurm'
+TESTS := $(PYTHON) -m pytest -n 2 --dist loadfile
 TESTBED := python3 slurm/testbed/testbed.py
 
 ifeq ($(CLUSTER),testbed)
@@ -45,14 +45,15 @@ image: setup ## Build the image that every trial forks
 	$(PYTHON) -m pipeline image build
 
 test: setup lint types floors ## All that CI runs: lint, types, floors, every test, rounds on a Slurm of its own (root)
-	REQUIRE_SLURM= $(FAST_TESTS)
+	REQUIRE_SLURM= $(TESTS) -m 'not slurm'
 	$(PYTHON) -m pytest -m slurm
 
-test-fast: setup ## The tests that need no Slurm
-	$(FAST_TESTS)
+test-fast: setup ## The tests that need no Slurm, but for the slow ones
+	$(TESTS) -m 'not slurm and not slow'
 
 lint: setup ## ruff
 	$(PYTHON) -m ruff check --quiet
+	$(PYTHON) -m ruff format --check --quiet
 
 types: setup ## mypy
 	$(PYTHON) -m mypy

@@ -66,7 +66,13 @@ def kernel_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
         return float((found.double() - expected).abs().max() / expected.abs().max())
 
     S, B, H, P, G, N, chunk = 512, 2, 16, 64, 4, 128, 128
-    scan = (random(S, B, H, P), random(S, B, H).float().sigmoid(), -random(H).float().exp(), random(S, B, G, N), random(S, B, G, N))
+    scan = (
+        random(S, B, H, P),
+        random(S, B, H).float().sigmoid(),
+        -random(H).float().exp(),
+        random(S, B, G, N),
+        random(S, B, G, N),
+    )
     exact = recurrence(*(each.double() for each in scan))
     errors = {"scan torch": error(chunked_scan(*scan, chunk)[0], exact)}
     if kernels.of(device).scan == "triton":
@@ -120,7 +126,9 @@ def active_parameters(config: ModelConfig, values: dict[str, Any]) -> int:
     return memory.num_parameters(values) - experts - values["vocab_size"] * values["hidden_size"]
 
 
-def train(config: ModelConfig, values: dict[str, Any], parallel: Parallel, length: int, rate: float, recompute: bool) -> str:
+def train(
+    config: ModelConfig, values: dict[str, Any], parallel: Parallel, length: int, rate: float, recompute: bool
+) -> str:
     """A row of the table: one LoRA step of one sequence."""
     device = parallel.device
     if device.type == "cuda":

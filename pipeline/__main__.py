@@ -91,7 +91,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("round", nargs="?", help="default: the newest")
     sub.add_argument("--json", action="store_true")
 
-    sub = verb("plan-memory", plan_memory_verb, "Memory a rank, checkpoints, hours and money of a configuration; builds nothing.")
+    sub = verb(
+        "plan-memory",
+        plan_memory_verb,
+        "Memory a rank, checkpoints, hours and money of a configuration; builds nothing.",
+    )
     sub.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=nano_30b cluster=slurm_pyxis")
     sub.add_argument("--campaign", type=Path, help="take tokens per second from what its rounds measured")
     sub.add_argument("--json", action="store_true")
@@ -218,13 +222,8 @@ def status_verb(arguments: argparse.Namespace) -> None:
     rows = status.round_status(campaign, folder)
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     if arguments.json:
-        body = {
-            "round": folder.name,
-            "closed": folder.closed.exists(),
-            "submitted": submitted,
-            "arms": status.as_json(rows),
-        }
-        print(json.dumps(body, indent=1))
+        facts = {"round": folder.name, "closed": folder.closed.exists(), "submitted": submitted}
+        print(json.dumps(facts | {"arms": status.as_json(rows)}, indent=1))
         return
     from rich.console import Console
 
@@ -249,7 +248,8 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
         report.show_cost(chosen, NUM_ARMS, rounds)
     check_plan_fits(chosen)
     if not arguments.json:
-        fits = "it fits" if chosen.cluster.capacity.gpu_memory_gib else "no limit is known (cluster.capacity.gpu_memory_gib)"
+        known = chosen.cluster.capacity.gpu_memory_gib
+        fits = "it fits" if known else "no limit is known (cluster.capacity.gpu_memory_gib)"
         print(f"{fits}; next: python -m pipeline round runs/NAME {shlex.join([*arguments.overrides, '--dry-run'])}")
 
 

@@ -85,7 +85,8 @@ class _Rank:
     def head_widths(self) -> tuple[int, int]:
         """Widths of the queries, and of keys or values, here; beyond their number groups are replicated."""
         groups = max(1, self.model["num_query_groups"] // self.tp)
-        return self.model["num_attention_heads"] * self.model["attention_head_dim"] // self.tp, groups * self.model["attention_head_dim"]
+        width = self.model["attention_head_dim"]
+        return self.model["num_attention_heads"] * width // self.tp, groups * width
 
     @property
     def experts(self) -> tuple[int, int]:
@@ -146,9 +147,14 @@ def decoding(model: Model, judge_tp: int, tasks: Mapping[str, Any], lora: Mappin
     factors, masks, _ = adapter_elements(rank, lora["rank"], lora["targets"])
     none = {"rank": 0, "targets": ()}
     slots = tasks["decode_batch_size"]
-    a_pass = max(transient_bytes(rank, kind, PROMPT_TOKENS) + saved_bytes(rank, kind, PROMPT_TOKENS, none) for kind in set(rank.layers))
+    a_pass = max(
+        transient_bytes(rank, kind, PROMPT_TOKENS) + saved_bytes(rank, kind, PROMPT_TOKENS, none)
+        for kind in set(rank.layers)
+    )
     logits = 3 * FLOAT * slots * model["vocab_size"]  # gathered, as float32, and a copy
-    return Footprint(weights_bytes(rank), FLOAT * (factors + masks), 0, 0, slots * cache_bytes(rank), max(a_pass, logits))
+    return Footprint(
+        weights_bytes(rank), FLOAT * (factors + masks), 0, 0, slots * cache_bytes(rank), max(a_pass, logits)
+    )
 
 
 def cache_bytes(rank: _Rank) -> int:
@@ -172,7 +178,12 @@ def weights_bytes(rank: _Rank) -> int:
         if kind == "M":
             inner, channels = _mamba_widths(rank)
             heads = model["mamba_num_heads"] // rank.tp
-            elements += hidden * (inner + channels + heads) + channels * (model["mamba_conv_kernel"] + 1) + inner + inner * hidden
+            elements += (
+                hidden * (inner + channels + heads)
+                + channels * (model["mamba_conv_kernel"] + 1)
+                + inner
+                + inner * hidden
+            )
             floats += 3 * heads
         elif kind == "*":
             query, key = rank.head_widths

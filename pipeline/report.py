@@ -27,7 +27,9 @@ def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] 
     """Memory a rank, checkpoints, hours and money, before anything is submitted."""
     cost = memory_and_cost(chosen, num_arms, rounds)
     layout = ", ".join(f"{axis} {size}" for axis, size in cost["layout"].items())
-    print(f"model {chosen.model.name}: {cost['parameters'] / 1e6:,.1f} M parameters; a rank of an arm ({layout}) holds:")
+    print(
+        f"model {chosen.model.name}: {cost['parameters'] / 1e6:,.1f} M parameters; a rank of an arm ({layout}) holds:"
+    )
     Console(width=120).print(view.footprints(cost["bytes_per_rank"]))
     recipe = chosen.recipe
     print(

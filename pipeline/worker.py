@@ -112,8 +112,10 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         job.mark("interrupted")
         raise
     except PipelineError as error:
-        planned = f"\nplanned: {footprint.of_arm(chosen.to_dict())['training']} a rank" if error.kind == "out_of_memory" else ""
-        conclude(job, "failed", error.kind, f"{error}{planned}\n\n{traceback.format_exc()}")
+        what = str(error)
+        if error.kind == "out_of_memory":
+            what += f"\nplanned: {footprint.of_arm(chosen.to_dict())['training']} a rank"
+        conclude(job, "failed", error.kind, f"{what}\n\n{traceback.format_exc()}")
         raise
     except Exception as error:
         conclude(job, "failed", "worker_crashed", traceback.format_exc())

@@ -90,6 +90,7 @@ def test_dev_items_are_the_same_for_every_arm_and_fresh_differ_from_dev(campaign
     assert not (base.completions_dir / "fresh.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGKILL, -9)])
 def test_an_arm_that_ends_while_it_is_judged_is_not_trained_again(campaign: Campaign, number: int, code: int) -> None:
     arm, folder = f"a{4 + (number == signal.SIGKILL)}", campaign.round("r0001")
@@ -145,9 +146,9 @@ def test_a_job_with_another_plan_s_digest_is_refused_before_it_claims(campaign: 
 def test_below_the_quorum_meta_says_what_is_missing_and_decides_nothing(campaign: Campaign, attempt: Attempt) -> None:
     done = pipeline("meta", campaign.folder, "r0001")
     assert done.returncode == 1
-    assert "3 of 8 arms have a score" in done.stdout
-    assert "never_started" in done.stdout
     folder = campaign.round("r0001")
+    assert f"{len(list(folder.folder.glob('a?.h5')))} of 8 arms have a score" in done.stdout
+    assert "never_started" in done.stdout
     assert not folder.decisions_dir.exists()
     assert not folder.closed.exists()
     assert not campaign.overrides("r0002").exists()

@@ -170,7 +170,12 @@ def test_killed_anywhere_the_same_bytes_come_out(task, parallel, monkeypatch):
         generate(Task.read(task), parallel)
         monkeypatch.setattr(module, "decode_shard", decode_shard)
         assert {name: (out / f"{name}.jsonl").read_bytes() for name in expected} == expected
-        assert sorted(path.name for path in out.iterdir()) == ["dev.jsonl", "engine.json", "fresh.jsonl", "progress.jsonl"]
+        assert sorted(path.name for path in out.iterdir()) == [
+            "dev.jsonl",
+            "engine.json",
+            "fresh.jsonl",
+            "progress.jsonl",
+        ]
         num_decoded.append(len(decoded))
     assert num_decoded == [7, 5, 3, 2, 2, 0]
 

@@ -89,7 +89,13 @@ def test_the_triton_scan_is_the_recurrence(packed):
         return torch.randn(*shape, generator=generator).cuda()
 
     S, B, H, P, G, N = 200, 2, 8, 16, 2, 32
-    arguments = (random(S, B, H, P), random(S, B, H).sigmoid(), -random(H).exp(), random(S, B, G, N), random(S, B, G, N))
+    arguments = (
+        random(S, B, H, P),
+        random(S, B, H).sigmoid(),
+        -random(H).exp(),
+        random(S, B, G, N),
+        random(S, B, G, N),
+    )
     documents = (torch.arange(S) // 70).unsqueeze(1).expand(S, B).cuda() if packed else None
     found, state = kernels.triton_scan(*arguments, 64, documents)
     expected, last = chunked_scan(*arguments, 64, documents)

@@ -1,6 +1,7 @@
 """The model against the plain recurrence and itself on other numbers of ranks (test_reference.py: against transformers)."""
 
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -160,36 +161,60 @@ def _trained_in(name: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def trained(parallel, tmp_path_factory) -> Path:
-    """A folder of what every layout trained, `alone` among them."""
+    """Where `of_layout` finds what one rank trained, and puts what the layouts train."""
     folder = tmp_path_factory.mktemp("trained")
     alone = {method: _train(parallel, method, folder / "alone" / method) for method in METHODS}
     (folder / "alone" / "result.json").write_text(json.dumps(alone))
     for method in METHODS:
         _save_gradients(parallel, method, folder / "alone" / method)
-    ports = dict(zip(LAYOUTS, free_ports(len(LAYOUTS)), strict=True))
-    for size in (2, 4):
-        mine = {name: port for name, port in ports.items() if _num_ranks(name) == size}
-        mp.spawn(_rank_main, (mine, folder), nprocs=size)
     return folder
 
 
-@pytest.mark.parametrize(("layout", "method"), [(name, method) for name in LAYOUTS for method in _trained_in(name)])
-def test_any_layout_trains_as_one_rank(trained, layout, method):
-    alone, other = (json.loads((trained / name / "result.json").read_text())[method] for name in ("alone", layout))
+@pytest.fixture(scope="module")
+def of_layout(trained):
+    """The folder of what a layout trained; the same processes train every layout of as many ranks."""
+
+    @functools.cache
+    def train_all(num_ranks: int) -> None:
+        names = [name for name in LAYOUTS if _num_ranks(name) == num_ranks]
+        ports = dict(zip(names, free_ports(len(names)), strict=True))
+        mp.spawn(_rank_main, (ports, trained), nprocs=num_ranks)
+
+    def folder_of(name: str) -> Path:
+        train_all(_num_ranks(name))
+        return trained / name
+
+    return folder_of
+
+
+def _cases(methods_of) -> list:
+    """(layout, method); those of four ranks are slow on two cores."""
+    return [
+        pytest.param(name, method, marks=[pytest.mark.slow] * (_num_ranks(name) == 4))
+        for name in LAYOUTS
+        for method in methods_of(name)
+    ]
+
+
+@pytest.mark.parametrize(("layout", "method"), _cases(_trained_in))
+def test_any_layout_trains_as_one_rank(trained, of_layout, layout, method):
+    folders = {"alone": trained / "alone", layout: of_layout(layout)}
+    alone, other = (json.loads((folder / "result.json").read_text())[method] for folder in folders.values())
     assert alone["losses"][-2] < alone["losses"][0]  # of the same batch
     torch.testing.assert_close(other["losses"], alone["losses"], rtol=0, atol=1e-5)
     torch.testing.assert_close(other["norms"], alone["norms"], rtol=1e-4, atol=0)
     file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
-    ours, theirs = (load_file(trained / name / method / file) for name in (layout, "alone"))
+    theirs, ours = (load_file(folder / method / file) for folder in folders.values())
     assert all(tensor.any() for name, tensor in ours.items() if "lora_B" in name and ".experts." not in name)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_any_layout_has_every_gradient_of_one_rank(trained, layout, method):
+@pytest.mark.parametrize(("layout", "method"), _cases(lambda name: METHODS))
+def test_any_layout_has_every_gradient_of_one_rank(trained, of_layout, layout, method):
     file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
-    ours, theirs = (load_file(trained / name / method / "gradients" / file) for name in (layout, "alone"))
+    ours, theirs = (
+        load_file(folder / method / "gradients" / file) for folder in (of_layout(layout), trained / "alone")
+    )
     assert set(ours) == set(theirs)
     largest = max(tensor.abs().max() for tensor in theirs.values())
     for name, tensor in theirs.items():

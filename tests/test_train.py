@@ -74,7 +74,12 @@ for number, path in enumerate(sys.argv[1:]):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
     assert os.waitpid(child(task), 0)[1] == 0
 """
-LAUNCHER = "import sys; from substrate.launch import run_ranks; sys.exit(run_ranks('dying_rank', sys.argv[1:], 2))"
+LAUNCHER = """
+import sys
+from substrate import launch
+launch.GRACE_SECONDS = 2.0
+sys.exit(launch.run_ranks("dying_rank", sys.argv[1:], 2))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +230,7 @@ def test_stopped_before_the_first_step(alone, inputs, uninterrupted, tmp_path):
     assert _adapter(_train(task, alone)) == _adapter(uninterrupted)
 
 
+@pytest.mark.slow
 def test_killed_ranks_resume_to_the_same_adapter(inputs, tmp_path):
     whole, killed = (_write_task(tmp_path / name, inputs, tp=2) for name in ("whole", "killed"))
     assert _spawn(["-m", "substrate.train"], whole).returncode == 0
@@ -246,6 +252,7 @@ def test_ten_killed_runs_resume_to_the_same_adapter(inputs, uninterrupted, tmp_p
     assert {_adapter(task.parent / "out") for task in tasks} == {_adapter(uninterrupted)}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(alone, inputs, tmp_path, monkeypatch):
     """TP=1 to 2, and TP=2 to 1, against a run that stayed; without dropout, whose numbers a layout deals out."""
     plain = {"lora": _config("recipe", "sft_lora")["lora"]}
