@@ -236,11 +236,13 @@ def status_verb(arguments: argparse.Namespace) -> None:
 
 def plan_memory_verb(arguments: argparse.Namespace) -> None:
     from pipeline import report, settings
-    from pipeline.campaign import check_plan_fits, check_sizes
+    from pipeline.campaign import check_plan_fits, check_sizes, facts_of
     from pipeline.records import NUM_ARMS
 
     chosen = settings.compose(arguments.overrides)
     check_sizes(chosen)
+    if arguments.campaign:
+        facts_of(Campaign.at(arguments.campaign))
     rounds = Campaign.at(arguments.campaign).frozen_rounds() if arguments.campaign else ()
     if arguments.json:
         print(json.dumps(report.memory_and_cost(chosen, NUM_ARMS, rounds), indent=1))

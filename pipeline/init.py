@@ -104,6 +104,7 @@ def build_image(chosen: settings.Settings, out: Path, *, name_weights: bool = Tr
             name_base(chosen, payload)
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
         arguments += ["--level", chosen.tasks.level, "--num-per-family", str(chosen.tasks.num_train_per_family)]
+        arguments += ["--families", *chosen.tasks.families]
         run_substrate(payload, "payload", arguments, "the training puzzles could not be made")
         return image.build(payload, out)
 

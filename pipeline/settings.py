@@ -308,7 +308,7 @@ def _check(settings: Settings) -> None:
         (min(recipe.mix.values(), default=-1) >= 0 < sum(recipe.mix.values()), "recipe.mix", recipe.mix,
          "shares >= 0 that sum to more than 0"),
         *((value > 0, key, value, "a number > 0") for key in POSITIVE for value in [attrgetter(key)(settings)]),
-        *((value >= 0, key, value, "an integer >= 0") for key in NOT_NEGATIVE for value in [attrgetter(key)(settings)]),
+        *((value >= 0, key, value, "a number >= 0") for key in NOT_NEGATIVE for value in [attrgetter(key)(settings)]),
         (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,
          f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),

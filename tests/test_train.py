@@ -104,7 +104,9 @@ def inputs(alone, tmp_path_factory):
     from substrate.payload import write_payload
 
     folder = tmp_path_factory.mktemp("inputs")
-    write_payload(folder, seed=1, level="small", num_per_family=100)
+    write_payload(
+        folder, seed=1, level="small", num_per_family=100, families=("roman", "text_cipher", "unit_conversion")
+    )
     model = build_model(ModelConfig.from_dict(_config("model", "tiny") | TINY), alone)
     init_weights(model, seed=3)
     save_base(model, folder / "model.safetensors")

@@ -5,10 +5,11 @@
 It is a byte-level BPE without merges: ids 0..2 are the special tokens, the next 256 the bytes, then one id per
 phrase. So every text can be written, a digit or a letter inside a puzzle is always one token (arithmetic and numerals
 go character by character), and a template of 200 characters costs two or three tokens instead of two hundred. Phrases
-come from the families; a new family's phrases get new ids at the end, so that the ids of existing weights stay.
+come from the families; phrases that the file already has keep their ids, as the weights need, and new ones follow.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -19,8 +20,8 @@ from substrate.tokenizer import ASSISTANT_TURN, BOX, END_OF_THINKING, SUFFIX, US
 SPECIAL = ("<unk>", "<s>", "</s>")  # the published file's names for ids 0, 1, 2; padding is <unk>
 
 
-def make_tokenizer() -> Tokenizer:
-    """Build the tokenizer; the same families always give the same file."""
+def make_tokenizer(existing: Path) -> Tokenizer:
+    """Build the tokenizer, the phrases of the existing file first where there is one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -28,7 +29,9 @@ def make_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     chat = [USER_TURN, SUFFIX + ASSISTANT_TURN, END_OF_THINKING, BOX]
-    phrases = dict.fromkeys([*chat, *(phrase for family in FAMILIES.values() for phrase in family.PHRASES)])
+    named = [*chat, *(phrase for family in FAMILIES.values() for phrase in family.PHRASES)]
+    kept = [token["content"] for token in json.loads(existing.read_text())["added_tokens"]] if existing.exists() else []
+    phrases = dict.fromkeys([*(phrase for phrase in kept if phrase not in SPECIAL), *named])
     tokenizer.add_tokens([AddedToken(phrase, special=False, normalized=False) for phrase in phrases])
     return tokenizer
 
@@ -37,7 +40,8 @@ def main() -> None:
     """Write the file named on the command line."""
     parser = argparse.ArgumentParser(description="Make the tiny model's tokenizer.json.")
     parser.add_argument("path", type=Path, help="file to write")
-    parser.parse_args().path.write_text(make_tokenizer().to_str(pretty=True) + "\n", encoding="utf-8")
+    path: Path = parser.parse_args().path
+    path.write_text(make_tokenizer(path).to_str(pretty=True) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

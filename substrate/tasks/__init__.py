@@ -1,6 +1,6 @@
 """The puzzle families, by the name that item ids, configurations and the mix of a recipe use.
 
-A new family is one module with the names of `protocol.Family` and one line here:
+A new family is one new module in this folder, with the names of `protocol.Family` (docs/families.md writes one):
 
     FAMILIES["roman"].generate(random.Random(7), "small")
     Puzzle(examples=((21, 'XXI'), (10, 'X')), query=26)
@@ -8,15 +8,21 @@ A new family is one module with the names of `protocol.Family` and one line here
 Sources: the rows of the NVIDIA Nemotron Model Reasoning Challenge, whose generators the modules rebuild.
 """
 
-from substrate.tasks import roman, text_cipher, unit_conversion
+import importlib
+import pkgutil
+from typing import Any
+
 from substrate.tasks.protocol import STYLES, Family, Solution
 
-FAMILIES: dict[str, Family] = {
-    "roman": roman,
-    "unit_conversion": unit_conversion,
-    "text_cipher": text_cipher,
-}
+
+def _find() -> dict[str, Family]:
+    """The modules of this folder that have a template of their own, in name order."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    modules: dict[str, Any] = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "PHRASES")}
+
 
 LEVELS = ("small", "full")
+FAMILIES: dict[str, Family] = _find()
 
 __all__ = ["FAMILIES", "LEVELS", "STYLES", "Family", "Solution"]

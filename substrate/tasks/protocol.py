@@ -11,7 +11,7 @@ does:
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +48,9 @@ class Family(Protocol):
 
     def solve(self, puzzle: Any) -> Solution:
         """Answer from the prompt's content alone."""
+
+    def features(self, puzzle: Any) -> Mapping[str, Sequence[float | str]]:
+        """What generated puzzles must share with the real rows: numbers, or names of classes, by what they are."""
 
     def trace(self, puzzle: Any, style: str) -> str:
         """The reasoning before the answer: `stepwise` is one small step per token, `short` leaves the steps out."""

@@ -13,6 +13,7 @@ question repeats an example in 4 %).
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from substrate.tasks.protocol import Solution, check_style
@@ -79,6 +80,11 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 def solve(puzzle: Puzzle) -> Solution:
     """Write the number in Roman numerals; determined where every example is written so."""
     return Solution(numeral(puzzle.query), all(numeral(number) == written for number, written in puzzle.examples))
+
+
+def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
+    """The numbers, examples' and question's."""
+    return {"numbers": [number for number, _ in puzzle.examples], "question": [puzzle.query]}
 
 
 def trace(puzzle: Puzzle, style: str) -> str:

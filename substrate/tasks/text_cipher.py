@@ -16,7 +16,7 @@ answer is never one of the examples.
 import random
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -121,6 +121,16 @@ def solve(puzzle: Puzzle) -> Solution:
         return Solution(partial, determined=True)
     readings = list(islice(_readings(puzzle.query.split(), key), 2))
     return Solution(readings[0] if readings else partial, determined=len(readings) == 1)
+
+
+def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
+    """Words of the examples, words a sentence, and letters of the question that no example shows."""
+    known = {letter for cipher, _ in puzzle.examples for letter in cipher}
+    return {
+        "words": [word for _, plain in puzzle.examples for word in plain.split()],
+        "sentence lengths": [str(len(cipher.split())) for cipher in [*dict(puzzle.examples), puzzle.query]],
+        "unknown letters": [len(set(puzzle.query) - known - {" "})],
+    }
 
 
 def trace(puzzle: Puzzle, style: str) -> str:

@@ -17,11 +17,11 @@ within 0.5 % of the exact answer, where the scorer allows 1 %.
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 
-from substrate.scoring import REL_TOLERANCE
+from substrate.tasks.arithmetic import as_printed, cents, determined_between, draw, factor_lines, quotient
 from substrate.tasks.protocol import Solution, check_style
 
 HEADER = "In Alice's Wonderland, a secret unit conversion is applied to measurements. For example:\n"
@@ -33,8 +33,6 @@ PHRASES = (HEADER, BECOMES, QUESTION)
 _NUMBER = r"(?:0|[1-9][0-9]{0,5})\.[0-9]{1,6}"
 _EXAMPLE = rf"(?!0\.0+ )({_NUMBER}){BECOMES}({_NUMBER})"  # nothing was measured as zero
 _PROMPT = re.compile(f"{re.escape(HEADER)}({_EXAMPLE}(?:\n{_EXAMPLE})*){QUESTION}(?P<query>{_NUMBER}){END}")
-_CENT = Decimal("0.01")
-_FACTOR_DECIMALS = 4
 
 
 @dataclass(frozen=True)
@@ -78,21 +76,22 @@ def render(puzzle: Puzzle) -> str:
 def generate(rng: random.Random, level: str) -> Puzzle:
     """Draw a puzzle; the factor is hidden, every number is printed as in the real rows."""
     rules = LEVELS[level]
-    factor = _draw(rng, rules.factor)
-    # Decimal(str(float(...))) gives the digits that Python prints for the number: 10.90 -> 10.9, 13 -> 13.0.
+    factor = draw(rng, rules.factor)
     count = rng.randint(*rules.num_examples) + 1
-    *measurements, query = (Decimal(str(float(_draw(rng, rules.measurement)))) for _ in range(count))
-    return Puzzle(tuple((measurement, _cents(measurement * factor)) for measurement in measurements), query)
+    *measurements, query = (as_printed(draw(rng, rules.measurement)) for _ in range(count))
+    return Puzzle(tuple((measurement, cents(measurement * factor)) for measurement in measurements), query)
 
 
 def solve(puzzle: Puzzle) -> Solution:
     """Multiply by the first example's factor; determined where every factor that fits all examples scores as equal."""
-    answer = _cents(puzzle.query * _factor(puzzle))
-    half = _CENT / 2  # a printed result lies this far from the exact one at most
-    lowest = max((result - half) / measurement for measurement, result in puzzle.examples) * puzzle.query
-    highest = min((result + half) / measurement for measurement, result in puzzle.examples) * puzzle.query
-    tolerance = Decimal(REL_TOLERANCE) * answer
-    return Solution(f"{answer:f}", lowest <= highest and answer - tolerance <= lowest and highest <= answer + tolerance)
+    answer = cents(puzzle.query * _factor(puzzle))
+    return Solution(f"{answer:f}", determined_between(puzzle.examples, puzzle.query, answer))
+
+
+def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
+    """Measurements, and the factor."""
+    measurements = [float(measurement) for measurement, _ in puzzle.examples]
+    return {"measurements": [*measurements, float(puzzle.query)], "factor": [float(_factor(puzzle))]}
 
 
 def trace(puzzle: Puzzle, style: str) -> str:
@@ -108,65 +107,14 @@ def trace(puzzle: Puzzle, style: str) -> str:
     """
     check_style(style)
     factor = _factor(puzzle)
-    answer = f"{_cents(puzzle.query * factor):f}"
+    answer = f"{cents(puzzle.query * factor):f}"
     if style == "short":
         return f"{puzzle.query:f}*{factor:f}={answer}"
     measurement, result = puzzle.examples[0]
-    division = list(_long_division(result, measurement))
-    lines = [
-        f"{dividend:f}={measurement:f}*{digit}" + (f" r {remainder:f}" if remainder else "")
-        for dividend, digit, remainder in division
-    ]
-    if len(division) == 1:
-        lines.append(_digit_products(puzzle.query, division[0][1]))
-    else:
-        lines.append(f"factor {factor:f}")
-        lines.extend(_long_multiplication(puzzle.query, [digit for _, digit, _ in division]))
-    return "\n".join([*lines, answer])
-
-
-def _draw(rng: random.Random, grid: tuple[str, str, str]) -> Decimal:
-    lowest, highest, step = map(Decimal, grid)
-    return rng.randint(int(lowest / step), int(highest / step)) * step
-
-
-def _cents(value: Decimal) -> Decimal:
-    return value.quantize(_CENT, ROUND_HALF_UP)
+    return "\n".join([*factor_lines(result, measurement, puzzle.query), answer])
 
 
 def _factor(puzzle: Puzzle) -> Decimal:
     """Quotient of the first example, cut after four decimals."""
     measurement, result = puzzle.examples[0]
-    digits = [digit for _, digit, _ in _long_division(result, measurement)]
-    return sum((Decimal(digit).scaleb(-place) for place, digit in enumerate(digits)), Decimal(0))
-
-
-def _long_division(dividend: Decimal, divisor: Decimal) -> Iterator[tuple[Decimal, int, Decimal]]:
-    """Dividend, quotient digit and remainder of each step, the whole part first; stops early where nothing remains."""
-    for _ in range(1 + _FACTOR_DECIMALS):
-        digit = int(dividend // divisor)
-        remainder = dividend - digit * divisor
-        yield dividend, digit, remainder
-        if not remainder:
-            return
-        dividend = (remainder * 10).quantize(remainder)  # keeps the number of decimals: 22.80 -> 228.00
-
-
-def _digit_products(number: Decimal, factor: int) -> str:
-    """`number` times one digit, from the right, with the carry: 7.5 * 3 -> `5*3=15 7*3+1=22`."""
-    steps: list[str] = []
-    carry = 0
-    for digit in map(int, reversed(f"{number:f}".replace(".", ""))):
-        product = digit * factor + carry
-        steps.append(f"{digit}*{factor}{f'+{carry}' if steps else ''}={product}")
-        carry = product // 10
-    return " ".join(steps)
-
-
-def _long_multiplication(number: Decimal, digits: list[int]) -> Iterator[str]:
-    """One line per digit of the factor: its digit products, the partial product, the running total."""
-    total = Decimal(0)
-    for place, digit in enumerate(digits):
-        partial = (number * digit).scaleb(-place)
-        total += partial
-        yield f"{_digit_products(number, digit)} {partial:f} total {total:f}"
+    return quotient(result, measurement)

@@ -1,0 +1,98 @@
+"""The competition's training file: rows of prompt and answer, their families, and a split of them by puzzle.
+
+    id,prompt,answer
+    00066667,"In Alice's Wonderland, a secret bit manipulation rule ...",10010111
+
+Source: `train.csv` of the NVIDIA Nemotron Model Reasoning Challenge, 9,500 rows without reasoning. It is not part of
+this project: a user has it from the competition's page.
+"""
+
+import csv
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from substrate.errors import DataError
+from substrate.scoring import extract, is_correct
+from substrate.tasks import FAMILIES
+
+COLUMNS = ["id", "prompt", "answer"]
+_DEV_SHARES = 10  # one puzzle in ten is real-dev, the rest is real-train
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, its family by the first sentence of its prompt; the puzzle is None where the family cannot read it."""
+
+    line: int  # of the file, where the row ends
+    row_id: str
+    prompt: str
+    answer: str
+    family: str  # "" where no family begins so
+    puzzle: Any
+
+    @property
+    def is_scorable(self) -> bool:
+        r"""Whether the scorer reads the row's own answer out of its box: `\boxed{}}` it does not."""
+        return is_correct(self.answer, extract(f"\\boxed{{{self.answer}}}"))
+
+    @property
+    def is_dev(self) -> bool:
+        """Whether the puzzle belongs to the real-dev part; the same puzzle never stands in both parts."""
+        return int(hashlib.sha256(" ".join(self.prompt.split()).encode()).hexdigest(), 16) % _DEV_SHARES == 0
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Every row of the file. Raises DataError with the line and what is wrong with it."""
+    rows: dict[str, Row] = {}
+    for line, fields in _records(path):
+        wrong = _what_is_wrong(fields, rows)
+        if wrong:
+            raise DataError(f"{path} line {line}: {wrong}; a row is {','.join(COLUMNS)}")
+        row_id, prompt, answer = fields
+        family, puzzle = recognise(prompt)
+        rows[row_id] = Row(line, row_id, prompt, answer, family, puzzle)
+    if not rows:
+        raise DataError(f"{path} has no rows; rows of {','.join(COLUMNS)} are needed")
+    return list(rows.values())
+
+
+def recognise(prompt: str) -> tuple[str, Any]:
+    """Family and puzzle of a prompt; family "" where it begins like none, puzzle None where it does not go on so."""
+    for name, family in FAMILIES.items():
+        if prompt.startswith(family.PHRASES[0]):
+            try:
+                return name, family.parse(prompt)
+            except ValueError:
+                return name, None
+    return "", None
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number of the last line, and fields, of each record below the header."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if header != COLUMNS:
+                raise DataError(f"{path} line 1: {','.join(header)[:80]!r}; the columns are {','.join(COLUMNS)}")
+            try:
+                for fields in reader:
+                    yield reader.line_num, fields
+            except csv.Error as error:
+                raise DataError(f"{path} line {reader.line_num}: {error}; fields are quoted as CSV has it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}; the competition's train.csv in UTF-8 is needed") from None
+
+
+def _what_is_wrong(fields: list[str], rows: dict[str, Row]) -> str:
+    if len(fields) != len(COLUMNS):
+        return f"{len(fields)} fields"
+    empty = [name for name, field in zip(COLUMNS, fields, strict=True) if not field.strip()]
+    if empty:
+        return f"no {empty[0]}"
+    if fields[0] in rows:
+        return f"id {fields[0]} came before, on line {rows[fields[0]].line}"
+    return ""
