@@ -91,7 +91,7 @@ def test_prompts_and_answers_are_apart_and_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"families": ["roman", "bit_manipulation"]}, "valid: a list of roman"),
+        ({"families": ["roman", "sudoku"]}, "valid: a list of bit_manipulation, equation"),
         ({"families": []}, "valid: a list of"),
         ({"families": "roman"}, "valid: a list of"),
         ({"level": "medium"}, "valid: small, full"),
@@ -145,7 +145,7 @@ def test_three_hundred_items_are_quick(tmp_path):
 
 def test_training_data_are_reproducible_and_excluded(tmp_path):
     for name in ("one", "two"):
-        write_payload(tmp_path / name, seed=1, level="small", num_per_family=30)
+        write_payload(tmp_path / name, seed=1, level="small", num_per_family=30, families=FAMILIES)
     files = [sorted((tmp_path / name / "data").iterdir()) for name in ("one", "two")]
     assert [file.name for file in files[0]] == ["train.jsonl", "train_prompts.sha256"]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]

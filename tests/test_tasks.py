@@ -1,16 +1,9 @@
-"""Puzzle families: what is printed is parsed back, what is drawn is solved, what is solved is explained.
+"""Puzzle families: what is printed is parsed back, what is drawn is solved, what is solved is explained."""
 
-The last tests read the competition's rows, which are never part of this repository; without them they are skipped, with
-the reason.
-"""
-
-import csv
-import os
 import random
 import re
 import subprocess
 import sys
-from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from substrate.scoring import is_correct
 from substrate.tasks import FAMILIES, LEVELS, STYLES, roman, text_cipher, unit_conversion
 
 ROOT = Path(__file__).parents[1]
-REAL_ROWS = Path(os.environ.get("NEMOTRON_TRAIN_CSV", ROOT / "../shared/data/nemotron_challenge/train.csv"))
 
 families = st.sampled_from(sorted(FAMILIES))
 levels = st.sampled_from(LEVELS)
@@ -178,60 +169,3 @@ def test_cipher_that_is_no_substitution_is_not_determined(examples):
 def test_families_import_without_torch():
     code = "import sys, substrate.tasks; sys.exit('torch' in sys.modules or 'tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
-
-
-# The competition's rows.
-
-
-@pytest.fixture(scope="module")
-def real_rows() -> dict[str, list[tuple[str, str]]]:
-    """Family -> (prompt, answer) of the real rows whose prompts begin with the family's header."""
-    if not REAL_ROWS.is_file():
-        pytest.skip(f"the competition's train.csv is not at {REAL_ROWS}; set NEMOTRON_TRAIN_CSV to its path")
-    with REAL_ROWS.open(newline="", encoding="utf-8") as file:
-        rows = [(row["prompt"], row["answer"]) for row in csv.DictReader(file)]
-    headers = {"roman": roman.HEADER, "text_cipher": text_cipher.HEADER, "unit_conversion": unit_conversion.HEADER}
-    return {family: [row for row in rows if row[0].startswith(header)] for family, header in headers.items()}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_real_rows_are_parsed_printed_and_solved(real_rows, family):
-    rules, rows = FAMILIES[family], real_rows[family]
-    assert len(rows) > 1000
-    right = wrong_but_determined = 0
-    for prompt, answer in rows:
-        puzzle = rules.parse(prompt)
-        assert rules.render(puzzle) == prompt
-        solution = rules.solve(puzzle)
-        correct = is_correct(answer, solution.answer)
-        right += correct
-        wrong_but_determined += solution.determined and not correct
-        assert rules.trace(puzzle, "stepwise")
-    assert right >= 0.99 * len(rows)
-    assert wrong_but_determined < 0.005 * len(rows)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_full_level_looks_like_the_real_rows(real_rows, family):
-    """Counts of examples, and the characters of prompts, agree within sampling error (five standard deviations)."""
-    rules, rows = FAMILIES[family], real_rows[family]
-    real = [rules.parse(prompt) for prompt, _ in rows]
-    drawn = [rules.generate(random.Random(seed), "full") for seed in range(len(rows))]
-    for measure in (lambda puzzle: len(puzzle.examples), lambda puzzle: len(rules.render(puzzle))):
-        left, right = ([float(measure(puzzle)) for puzzle in side] for side in (real, drawn))
-        spread = (_variance(left) / len(left) + _variance(right) / len(right)) ** 0.5
-        assert abs(sum(left) / len(left) - sum(right) / len(right)) < 5 * spread
-
-
-def _variance(values: list[float]) -> float:
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / len(values)
-
-
-def test_lexicon_is_that_of_the_real_rows(real_rows):
-    words: Counter[str] = Counter()
-    for prompt, answer in real_rows["text_cipher"]:
-        words.update(answer.split())
-        for _, plain in text_cipher.parse(prompt).examples:
-            words.update(plain.split())
-    assert set(words) == {word for slot in text_cipher.LEXICON.values() for word in slot}

@@ -13,6 +13,7 @@ from substrate.tokenizer import ASSISTANT_TURN, BOS_ID, EOS_ID, PAD_ID, SUFFIX, 
 
 FILE = Path(__file__).parents[1] / "substrate" / "base" / "tokenizer.json"
 TINY_VOCABULARY = 512  # hydra_conf/model/tiny.yaml
+SMALL_FAMILIES = ("roman", "text_cipher", "unit_conversion")  # hydra_conf/tasks/small.yaml
 SMALL_SEQUENCE = 192  # below recipe.sequence_length 256
 SMALL_ANSWER = 64  # hydra_conf/tasks/small.yaml, max_new_tokens
 
@@ -64,7 +65,7 @@ def test_a_second_thinking_tag_is_refused(trace):
 
 
 @pytest.mark.parametrize("style", STYLES)
-@given(family=families, rng=generators)
+@given(family=st.sampled_from(SMALL_FAMILIES), rng=generators)
 def test_small_puzzles_are_short(style, family, rng):
     rules = FAMILIES[family]
     puzzle = rules.generate(rng, "small")

@@ -52,7 +52,7 @@ class Level:
 
 
 _SMALL_STYLE = Style("forwards", 1.0, 0.0, {"": {"a+b": 1, "a,b": 1, "|a-b|": 1}})
-LEVELS = {"small": Level((3, 4), 0.0, (_SMALL_STYLE,)), "full": Level((3, 5), 0.53, STYLES)}
+LEVELS = {"small": Level((3, 4), 0.0, (_SMALL_STYLE,)), "full": Level((3, 5), 0.56, STYLES)}
 
 
 @dataclass(frozen=True)
