@@ -27,12 +27,12 @@ class Trained:
 
 
 def take_up_sealed(attempt: Attempt, before: Sequence[Attempt], plan_digest: str) -> Trained | None:
-    """Copy the newest sealed adapter, its progress and probe. Raises IntegrityError when it is not what was sealed."""
+    """Copy the newest sealed adapter, its progress, data card and probe. Raises IntegrityError when it is not what was sealed."""
     for each in before:
         record = sealed_record(each)
         if not record or record["plan_digest"] != plan_digest or not record["adapter_digest"]:
             continue
-        for source in (each.progress, each.probe):
+        for source in (each.progress, each.data_card, each.probe):
             if source.exists():
                 shutil.copyfile(source, attempt.folder / source.name)
         shutil.copytree(each.adapter_dir, attempt.adapter_dir)

@@ -56,9 +56,9 @@ def init(campaign: Campaign, overrides: Sequence[str], *, name_weights: bool = T
         aside = Path(tempfile.mkdtemp(prefix=f".{campaign.name}.", dir=campaign.folder.parent))
         draft = Campaign(aside)
         aside.chmod(0o755)
-        info = build_image(chosen, draft.image, name_weights=name_weights)
-        code_digest = freeze_code(draft.code_dir)
         draft.vault.mkdir(mode=0o700)
+        info = build_image(chosen, draft.image, draft.held_out_dir, name_weights=name_weights)
+        code_digest = freeze_code(draft.code_dir)
         seeds = make_seeds(rules.num_rounds)
         write_file(draft.seeds, seal.canonical(seeds), mode=0o600)
         facts: dict[str, Any] = {
@@ -92,8 +92,14 @@ def init(campaign: Campaign, overrides: Sequence[str], *, name_weights: bool = T
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def build_image(chosen: settings.Settings, out: Path, *, name_weights: bool = True) -> image.ImageInfo:
-    """Pack the substrate with the training puzzles of this configuration. Raises WorkFailed with the generator's last words."""
+def build_image(
+    chosen: settings.Settings, out: Path, held_out: Path | None = None, *, name_weights: bool = True
+) -> image.ImageInfo:
+    """Pack the substrate with the training puzzles of this configuration. Raises WorkFailed with the generator's last words.
+
+    held_out: folder for the real rows that are not trained on, where tasks.train_csv names some; None leaves them out of the image
+    and of everything else.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="payload-") as folder:
         payload = Path(folder, "payload")
@@ -105,6 +111,11 @@ def build_image(chosen: settings.Settings, out: Path, *, name_weights: bool = Tr
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
         arguments += ["--level", chosen.tasks.level, "--num-per-family", str(chosen.tasks.num_train_per_family)]
         arguments += ["--families", *chosen.tasks.families]
+        for path in chosen.tasks.registered:
+            arguments += ["--registered", str(Path(path).resolve())]
+        if chosen.tasks.train_csv:
+            arguments += ["--csv", str(Path(chosen.tasks.train_csv).resolve())]
+            arguments += ["--held-out", str(held_out or Path(folder, "held-out"))]
         run_substrate(payload, "payload", arguments, "the training puzzles could not be made")
         return image.build(payload, out)
 

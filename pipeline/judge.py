@@ -1,6 +1,7 @@
-"""Judging: three processes from the pristine image, each in a sandbox of its own; none of them ever ran a trial's code.
+"""Judging: processes from the pristine image, each in a sandbox of its own; none of them ever ran a trial's code.
 
     items     seed -> prompts and answers         sees the seed, no adapter
+    overlap   prompts + data card -> repeated     sees digests of what the trial learned from
     generate  adapter + prompts -> completions    sees no answer, nothing that a trial wrote but its checked adapter
     score     completions + answers -> outcomes   stdlib only, sees no adapter
 
@@ -9,7 +10,6 @@ Prompts and answers are separate files from the start. Completions are kept, so 
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import time
@@ -18,20 +18,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline import devices, image, weights
-from pipeline.errors import IntegrityError, Interrupted, TrialFailed
+from pipeline import datacard, image, pristine
+from pipeline.errors import IntegrityError, Interrupted
 from pipeline.layout import read_json, write_file
-from pipeline.sandbox import Limits, Sandbox
 from pipeline.settings import Settings
-
-SUBSTRATE_ENV = {
-    "PYTHONPATH": "/substrate",
-    "SUBSTRATE_ROOT": "/substrate",  # the entries refuse to run from anywhere else
-    "OMP_NUM_THREADS": "1",  # ranks share the cores
-    "TORCHDYNAMO_DISABLE": "1",  # compiling needs a C++ compiler on the node and buys nothing at these sizes
-}
-
-POLL_SECONDS = 0.1
 
 
 class Mark(Protocol):
@@ -86,7 +76,7 @@ class Decoding:
 
 
 def judge(
-    pristine: Path,
+    root: Path,
     chosen: Settings,
     adapter_dir: Path | None,
     seeds: Mapping[str, str],
@@ -95,13 +85,14 @@ def judge(
     mark: Mark = _unmarked,
     decoded_dir: Path | None = None,
     stop_wanted: Callable[[], bool] = lambda: False,
+    data_card: Path | None = None,
 ) -> Judged:
     """Score an adapter (None: the base as it is) on the sets whose seeds are given.
 
-    pristine: root of the mounted image. `mark` is told each phase as it begins. decoded_dir: where shards of completions are kept
-    as they finish, and taken from when an earlier judging of the same adapter was cut short.
-    Raises TrialFailed (judge_failed) with the log's tail, IntegrityError when a process wrote what it should not, Interrupted when
-    `stop_wanted` says so while decoding.
+    root: of the mounted image. `mark` is told each phase as it begins. decoded_dir: where shards of completions are kept as they
+    finish, and taken from when an earlier judging of the same adapter was cut short. data_card: of the adapter's trial.
+    Raises TrialFailed (judge_failed) with the log's tail, (contaminated) where the card names an item; IntegrityError when a
+    process wrote what it should not; Interrupted when `stop_wanted` says so while decoding.
     """
     with tempfile.TemporaryDirectory(prefix="judge-", dir=scratch_dir) as folder:
         work = Path(folder)
@@ -109,24 +100,26 @@ def judge(
         inputs.mkdir(mode=0o755)
         mark("items")
         for item_set, seed in seeds.items():
-            made = make_items(pristine, chosen, item_set, seed, work / f"items-{item_set}", log_path)
+            made = make_items(root, chosen, item_set, seed, work / f"items-{item_set}", log_path)
             shutil.copyfile(made / "prompts.jsonl", inputs / f"{item_set}.jsonl")
+        if data_card is not None:
+            datacard.check(root, data_card, inputs, list(seeds), work, log_path)
         if adapter_dir is not None:
             shutil.copytree(adapter_dir, inputs / "adapter")
         mark("generate_start")
         decoding = Decoding(work / "generate" / "out", list(seeds), decoded_dir, stop_wanted)
         completions = generate(
-            pristine, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
+            root, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
         )
         mark("score")
         judged = Judged(engine=engine_of(completions, chosen))
         for item_set in seeds:
             answers = work / f"items-{item_set}" / "out" / "answers.jsonl"
             judged.items[item_set] = score(
-                pristine, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path
+                root, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path
             )
             judged.raw[item_set] = (completions / f"{item_set}.jsonl").read_bytes()
-            texts = {row["item_id"]: row["completion"] for row in _rows(completions / f"{item_set}.jsonl")}
+            texts = {row["item_id"]: row["completion"] for row in pristine.rows_of(completions / f"{item_set}.jsonl")}
             judged.completions[item_set] = [texts[row["item_id"]] for row in judged.items[item_set]]
         return judged
 
@@ -141,7 +134,7 @@ def judge_once(
             return judge(mount.root, chosen, adapter_dir, seeds, Path(scratch), log_dir / "judge.log")
 
 
-def make_items(pristine: Path, chosen: Settings, item_set: str, seed_hex: str, work: Path, log_path: Path) -> Path:
+def make_items(root: Path, chosen: Settings, item_set: str, seed_hex: str, work: Path, log_path: Path) -> Path:
     """The folder with prompts.jsonl and answers.jsonl of one set, dev or fresh."""
     tasks = chosen.tasks
     num_items = {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set]
@@ -152,11 +145,11 @@ def make_items(pristine: Path, chosen: Settings, item_set: str, seed_hex: str, w
         "num_items_per_family": num_items,
     }
     paths = {"exclude": "/substrate/data/train_prompts.sha256", "out": "/out"}
-    return _run(pristine, "items", config, paths, {}, work, log_path)
+    return pristine.run(root, "items", config, paths, {}, work, log_path)
 
 
 def generate(
-    pristine: Path,
+    root: Path,
     chosen: Settings,
     sets: Sequence[str],
     has_adapter: bool,
@@ -170,7 +163,7 @@ def generate(
     layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
     how = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
     config = {"model": asdict(chosen.model), "parallelism": layout, "decoding": how}
-    base, bound = base_of(pristine, chosen)
+    base, bound = pristine.base_of(root, chosen)
     paths = {
         "base": base,
         "tokenizer": "/substrate/base/tokenizer.json",
@@ -180,8 +173,8 @@ def generate(
     }
     decoding.take_up()
     entry = "generate" if chosen.tasks.engine == "native" else f"generate_{chosen.tasks.engine}"
-    out = _run(pristine, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen)
-    decoding_seconds = sum({row["set"]: row["seconds"] for row in _rows(out / "progress.jsonl")}.values())
+    out = pristine.run(root, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen)
+    decoding_seconds = sum({row["set"]: row["seconds"] for row in pristine.rows_of(out / "progress.jsonl")}.values())
     mark("generate", at=time.time() - decoding_seconds)
     return out
 
@@ -198,15 +191,7 @@ def engine_of(completions: Path, chosen: Settings) -> str:
     return f"{name} {version}"
 
 
-def base_of(pristine: Path, chosen: Settings) -> tuple[str, dict[str, Path]]:
-    """(folder of the base weights inside a sandbox, what to bind for it); verified, and staged where the site asks for it."""
-    if not weights.are_outside(asdict(chosen.model)):
-        return "/substrate/base", {}
-    cluster = chosen.cluster
-    return "/base", {"/base": weights.ready(pristine / chosen.model.weights, cluster.weights_dir, cluster.stage_dir)}
-
-
-def score(pristine: Path, completions: Path, answers: Path, work: Path, log_path: Path) -> list[dict[str, Any]]:
+def score(root: Path, completions: Path, answers: Path, work: Path, log_path: Path) -> list[dict[str, Any]]:
     """Rows of outcomes in item-id order, checked against the schema."""
     inputs = work / "in"
     inputs.mkdir(parents=True, mode=0o755)
@@ -220,7 +205,7 @@ def score(pristine: Path, completions: Path, answers: Path, work: Path, log_path
         "--out",
         "/out/scores.jsonl",
     ]
-    rows = _rows(_start(pristine, "score", arguments, {"/in": inputs}, work, log_path) / "scores.jsonl")
+    rows = pristine.rows_of(pristine.start(root, "score", arguments, {"/in": inputs}, work, log_path) / "scores.jsonl")
     for row in rows:
         if set(row) != {"item_id", "family", "correct", "answer", "num_tokens", "truncated"} or row["correct"] not in (
             0,
@@ -228,76 +213,3 @@ def score(pristine: Path, completions: Path, answers: Path, work: Path, log_path
         ):
             raise IntegrityError(f"score wrote a row that is not of its schema: {str(row)[:200]}")
     return rows
-
-
-def sandbox_of(chosen: Settings, read_only: Mapping[str, Path], read_write: Mapping[str, Path], **how: Any) -> Sandbox:
-    """A sandbox for training or decoding: the substrate's variables, and of the node what the site's file says; how: of `Sandbox`.
-
-    Raises WorkFailed where GPUs should be and none opens.
-    """
-    cluster = chosen.cluster
-    node = devices.of_node(cluster.gpus_per_node, how.get("network", "loopback"))
-    given: dict[str, Any] = {"env": {**SUBSTRATE_ENV, **node.env}, "devices": node.devices}
-    given["limits"] = Limits(shm_size_bytes=cluster.shm_size_gib * 2**30)
-    return Sandbox({**read_only, **node.read_only}, read_write, **(given | how))
-
-
-def _run(
-    pristine: Path,
-    entry: str,
-    config: Mapping[str, Any],
-    paths: Mapping[str, Any],
-    binds: Mapping[str, Path],
-    work: Path,
-    log_path: Path,
-    watch: Callable[[], None] = lambda: None,
-    chosen: Settings | None = None,
-) -> Path:
-    task_dir = work / "task"
-    write_file(
-        task_dir / "task.json", json.dumps({"schema": 1, "kind": entry, "config": config, "paths": paths}, indent=1)
-    )
-    return _start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path, watch, chosen)
-
-
-def _start(
-    pristine: Path,
-    entry: str,
-    arguments: Sequence[str],
-    binds: Mapping[str, Path],
-    work: Path,
-    log_path: Path,
-    watch: Callable[[], None] = lambda: None,
-    chosen: Settings | None = None,
-) -> Path:
-    """Run `substrate.<entry>` from the pristine mount to its end, calling `watch` meanwhile; returns its /out.
-
-    chosen: for the process that decodes, which gets the node's GPUs; the others need nothing of it.
-    """
-    out = work / "out"
-    out.mkdir(parents=True, exist_ok=True)
-    for inside, folder in binds.items():
-        if inside != "/base":  # the site's own, and readable
-            folder.chmod(0o755)
-    seen, written = {"/substrate": pristine, **binds}, {"/out": out}
-    python = "python"
-    if chosen and chosen.tasks.engine == "vllm":
-        runtime = Path(chosen.cluster.vllm_runtime)
-        seen[str(runtime)], python = runtime, f"{runtime}/bin/python"
-    sandbox = sandbox_of(chosen, seen, written) if chosen else Sandbox(seen, written, env=SUBSTRATE_ENV)
-    with sandbox.start([python, "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
-        while process.poll() is None:
-            watch()  # what it raises ends the process too
-            time.sleep(POLL_SECONDS)
-        code = process.returncode
-    if code:
-        tail = log_path.read_text(errors="replace")[-2000:]
-        raise TrialFailed("judge_failed", f"substrate.{entry} ended with exit code {code}", tail)
-    return out
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path.name} of a judging process cannot be read ({error})") from error

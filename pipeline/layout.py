@@ -93,6 +93,7 @@ class Attempt:
     progress = property(lambda self: self.folder / "progress.jsonl")
     probe = property(lambda self: self.folder / "probe.json")
     adapter_dir = property(lambda self: self.folder / "adapter")
+    data_card = property(lambda self: self.folder / "data_card.json")
     saved_dir = property(lambda self: self.folder / "checkpoints")
     sealed = property(lambda self: self.folder / "sealed.json")
     decoded_dir = property(lambda self: self.folder / "decoded")
@@ -178,7 +179,7 @@ class Campaign:
     vault = property(lambda self: self.folder / "vault")
     seeds = property(lambda self: self.folder / "vault" / "seeds.json")
     signing_key = property(lambda self: self.folder / "vault" / "signing_key.pem")
-    dev_dir = property(lambda self: self.folder / "vault" / "dev")
+    held_out_dir = property(lambda self: self.folder / "vault" / "real")
     code_dir = property(lambda self: self.folder / "code")
     image = property(lambda self: self.folder / "image" / "substrate.sqsh")
 

@@ -15,23 +15,21 @@ import platform
 import shutil
 import signal
 import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline import (
     adapter,
+    datacard,
     earlier,
     footprint,
     image,
     judge,
     memory,
     namespace,
+    pristine,
     results,
     sandbox,
     seal,
@@ -41,38 +39,10 @@ from pipeline import (
 from pipeline.campaign import facts_of, read_plan, verified_code
 from pipeline.errors import ConfigError, IntegrityError, Interrupted, PipelineError, WorkFailed
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines, write_file
-from pipeline.records import Arm, Plan
+from pipeline.outcome import Work, conclude
 
 ISOLATION_ARTICLE = "6"
-
-
-@dataclass
-class Work:
-    """What one attempt knows; filled as it goes on, written out whatever happens."""
-
-    campaign: Campaign
-    folder: Round
-    facts: Mapping[str, Any]
-    plan: Plan
-    plan_digest: str
-    arm: Arm
-    chosen: settings.Settings
-    attempt: Attempt
-    started: float = field(default_factory=time.time)
-    stop: threading.Event = field(default_factory=threading.Event)
-    adapter_digest: str = ""
-    coverage: dict[str, Any] = field(default_factory=dict)
-    judged: judge.Judged = field(default_factory=judge.Judged)
-
-    @property
-    def before(self) -> list[Attempt]:
-        """Earlier attempts at this arm, the newest first."""
-        return self.folder.attempts(self.arm.name)[:-1][::-1]
-
-    def mark(self, phase: str, at: float | None = None, detail: str = "") -> None:
-        """Say where the attempt is: one line, for `status` and the breakdown. `at`: seconds since the epoch, now if None."""
-        with open(self.attempt.phases, "a") as file:
-            file.write(json.dumps({"phase": phase, "at": round(at or time.time(), 3), "detail": detail}) + "\n")
+KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
 
 
 def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | None = None) -> Attempt | None:
@@ -142,9 +112,10 @@ def run(job: Work) -> None:
             fresh = f"fresh/{job.folder.name}"
             if fresh in seeds and not job.folder.closed.exists():
                 wanted["fresh"] = seeds[fresh]  # after the close the seed is public, and so no test of anything
+            card = job.attempt.data_card
             job.judged = judge.judge(
                 mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
-                job.stop.is_set,
+                job.stop.is_set, card if card.exists() else None,
             )  # fmt: skip
             job.coverage["engine"] = job.judged.engine
             job.mark("publish")
@@ -168,7 +139,7 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     if saved:
         shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
     config = job.chosen.to_dict()
-    base, bound = judge.base_of(mount.root, job.chosen)
+    base, bound = pristine.base_of(mount.root, job.chosen)
     trial.write_task(
         job.attempt,
         {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed},
@@ -180,7 +151,7 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
             os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, links among them
     with image.forked(mount, scratch, uid) as fork:
         job.coverage["fork"] = fork.backend
-        confined = judge.sandbox_of(
+        confined = pristine.sandbox_of(
             job.chosen,
             {"/task": job.attempt.task_dir, **bound},
             {"/substrate": fork.root, "/out": out_dir},
@@ -204,6 +175,7 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
         lora = asdict(job.chosen.recipe.lora)
         shapes = memory.adapter_shapes(config["model"], lora["rank"], lora["targets"])
         lora["targets"] = memory.peft_modules(config["model"], lora["targets"])
+        job.coverage["data_card"] = datacard.take(out_dir, job.attempt.data_card, mount.root / KNOWN_PROMPTS)
         job.adapter_digest = adapter.take(out_dir, shapes, lora, job.attempt.adapter_dir)
 
 
@@ -244,65 +216,3 @@ def seal_adapter(job: Work) -> None:
         ) from None
     except OSError as error:
         raise WorkFailed(f"cannot write {job.attempt.sealed}: {error.strerror}") from error
-
-
-def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
-    """Write this attempt's result file, then publish it if this claim is still the newest."""
-    scored = status == "completed"
-    gpus = job.chosen.cluster.gpus_per_node and job.chosen.parallelism.world_size
-    attributes = {
-        "schema_version": results.SCHEMA,
-        "campaign": job.plan.campaign,
-        "round": job.folder.name,
-        "arm": job.arm.name,
-        "attempt": job.attempt.number,
-        "role": job.arm.role,
-        "status": status,
-        "exit_class": exit_class,
-        "traceback": trace,
-        "image_digest": job.plan.image_digest,
-        "runtime_digest": job.facts["runtime_digest"],
-        "constitution_digest": job.plan.constitution_digest,
-        "config_digest": job.plan.config_digest,
-        "adapter_digest": job.adapter_digest,
-        "seed": job.arm.seed,
-        "started_at": _time(job.started),
-        "finished_at": _time(time.time()),
-        "gpu_seconds": gpus * (time.time() - job.started),
-        "coverage": json.dumps(job.coverage, sort_keys=True),
-        "host": platform.node(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
-    }
-    judged = job.judged if scored else judge.Judged()
-    for item_set, lines in judged.raw.items():
-        write_file(job.attempt.completions_dir / f"{item_set}.jsonl", lines)
-    results.write_result(job.attempt.result, attributes, judged.items, _training_rows(job), judged.completions)
-    job.mark(status, detail=exit_class if status == "failed" else "")
-    publish(job, status)
-    if scored:
-        shutil.rmtree(job.attempt.decoded_dir, ignore_errors=True)  # the completions are whole now
-
-
-def publish(job: Work, status: str) -> None:
-    """`aN.h5` is the newest scored attempt, else the newest failed one; an older claim never replaces a newer one's."""
-    newest = job.folder.attempts(job.arm.name)[-1]
-    if newest.number != job.attempt.number:
-        return
-    if status == "failed" and results.status_of(job.folder.published(job.arm.name)) == "completed":
-        return
-    write_file(job.folder.published(job.arm.name), job.attempt.result.read_bytes())
-
-
-def _training_rows(job: Work) -> list[dict[str, Any]]:
-    """The trial's step lines that fit the schema, at most one a step."""
-    names = results.TRAIN_COLUMNS
-    rows = [
-        line
-        for line in trial.progress_lines(job.attempt, "train")
-        if all(isinstance(line.get(n), int | float) for n in names)
-    ]
-    return rows[: job.chosen.recipe.num_steps]
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

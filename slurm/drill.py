@@ -68,10 +68,10 @@ def rank(size_bytes: int) -> None:
 
 def drill(overrides: list[str], num_ranks: int, size_bytes: int, log: Path) -> dict[str, Any]:
     """Runs the drill in a sandbox of the composed configuration; what rank 0 saw."""
-    from pipeline import judge, settings
+    from pipeline import pristine, settings
 
     chosen = settings.compose(overrides)
-    confined = judge.sandbox_of(chosen, {"/drill.py": Path(__file__)}, {}, network=chosen.cluster.network)
+    confined = pristine.sandbox_of(chosen, {"/drill.py": Path(__file__)}, {}, network=chosen.cluster.network)
     command = [sys.executable, "-P", "/drill.py", "--inside", "--ranks", str(num_ranks), "--bytes", str(size_bytes)]
     with confined.start(command, log) as process:
         code = process.wait()

@@ -3,18 +3,22 @@
     id,prompt,answer
     00066667,"In Alice's Wonderland, a secret bit manipulation rule ...",10010111
 
+A row is trained on where the solver's reasoning leads to the row's own answer, and the scorer reads that answer from its
+box. The others are counted and listed by id, with the reason.
+
 Source: `train.csv` of the NVIDIA Nemotron Model Reasoning Challenge, 9,500 rows without reasoning. It is not part of
 this project: a user has it from the competition's page.
 """
 
 import csv
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from substrate.errors import DataError
+from substrate.overlap import overlaps, prompt_digest
 from substrate.scoring import extract, is_correct
 from substrate.tasks import FAMILIES
 
@@ -41,7 +45,22 @@ class Row:
     @property
     def is_dev(self) -> bool:
         """Whether the puzzle belongs to the real-dev part; the same puzzle never stands in both parts."""
-        return int(hashlib.sha256(" ".join(self.prompt.split()).encode()).hexdigest(), 16) % _DEV_SHARES == 0
+        return int(prompt_digest(self.prompt), 16) % _DEV_SHARES == 0
+
+
+@dataclass
+class Split:
+    """The rows of some families in two parts, and those in neither."""
+
+    train: list[Row] = field(default_factory=list)
+    dev: list[Row] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> row ids
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts by family and part, and the ids of what is in no part."""
+        parts = {"train": self.train, "dev": self.dev}
+        counts = {name: dict(sorted(Counter(row.family for row in rows).items())) for name, rows in parts.items()}
+        return {**counts, "left_out": self.left_out}
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -68,6 +87,35 @@ def recognise(prompt: str) -> tuple[str, Any]:
             except ValueError:
                 return name, None
     return "", None
+
+
+def split(rows: Sequence[Row], families: Collection[str]) -> Split:
+    """Rows to train on, rows to judge by (docstring of the module); rows of other families are in no part."""
+    found = Split()
+    for row in rows:
+        reason = _why_not(row)
+        if row.family and row.family not in families:
+            continue
+        if reason:
+            found.left_out.setdefault(reason, []).append(row.row_id)
+        elif row.is_dev:
+            found.dev.append(row)
+        elif is_correct(row.answer, FAMILIES[row.family].solve(row.puzzle).answer):
+            found.train.append(row)
+        else:
+            found.left_out.setdefault("the solver has another answer", []).append(row.row_id)
+    pairs = [[(row.row_id, row.prompt) for row in part] for part in (found.train, found.dev)]
+    repeated = {each.training_id for each in overlaps(*pairs)}
+    if repeated:
+        found.train = [row for row in found.train if row.row_id not in repeated]
+        found.left_out["repeats a row of the dev part"] = sorted(repeated)
+    return found
+
+
+def _why_not(row: Row) -> str:
+    if row.puzzle is None:
+        return "no known family reads it"
+    return "" if row.is_scorable else "the scorer does not read the answer from its box"
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:

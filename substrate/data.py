@@ -1,34 +1,33 @@
-"""From solved puzzles to batches: which examples, in which order, and what of them is learned.
+"""From the training file to the rows of a run: which examples, in which order, and a card that says so.
 
-One line of the training file, and what it becomes (`|` where the prompt ends; only what follows is learned):
+    shares of families  ->  places        the family of each place, so that every prefix follows the shares
+    real and generated  ->  their places  within a family's, by `real_share`
+    epochs              ->  how many      different examples fill the places: as many as there are, or fewer, repeated
+    curriculum          ->  order         shuffled, or the short ones of a family first
 
-    {"item_id": "roman-000012", "family": "roman", "prompt": "... 38 ...", "answer": "XXXVIII", "trace": "30 XXX ..."}
-    tokens  <s> ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I }
-    labels  ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I } </s>
-    mask    0 0 0 0 0 0 ...... 0 | 1 1 1 ........................................... 1
+One line of the file, and the row that it becomes (`|` where the prompt ends; only what follows is learned):
 
-A stream is a function of (examples, mix, seed): batch `k` is the same whether or not the batches before it were drawn,
-so a resumed run needs no state but its step. The order is laid out once, at the start. A family's next place comes by
-largest deficit: among the first n places a family holds `share * n` of them, give or take one, for every n and seed;
-which of its examples stands there comes from a shuffle, a new one for each pass through the family.
+    {"item_id": "roman-000012", "family": "roman", "prompt": "... 38 ...", "answer": "XXXVIII",
+     "traces": {"short": "30 8", "stepwise": "30 XXX ..."}, "source": "generated"}
+    <s> ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I } </s>
 
-The rows of a batch are sorted by length and dealt to the data-parallel ranks in turn, then cut into micro-batches, each
-padded to its own longest row. So ranks have equal shapes and nearly equal work, and little of it is padding.
-Shape suffixes: B sequences of a micro-batch on this rank, L tokens of a sequence.
+Everything is a function of (examples, plan, seed). The data card (docs/contract.md) has what was chosen, what was left
+out and why, and the digest of every prompt that the run can learn from: the judge compares them with its own prompts.
 """
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
-
+from substrate.entry import read_json_lines
 from substrate.errors import DataError, UsageError
+from substrate.overlap import prompt_digest
 
-PAD = 0
-IGNORED = 0  # label where the mask is 0: any valid token id, the loss there is multiplied by zero
+CURRICULA = ("shuffled", "short_first")
+SOURCES = ("generated", "real")
+WEIGHTINGS = ("uniform", "per_family", "per_row", "min_log_prob")  # of a batch's loss: batches.make_batch
 
 
 class Example(NamedTuple):
@@ -38,37 +37,167 @@ class Example(NamedTuple):
     family: str
     prompt: str
     answer: str
-    trace: str
+    traces: dict[str, str]  # the working, by style
+    source: str  # one of SOURCES
 
 
-class MicroBatch(NamedTuple):
-    """Rows of one forward pass of this rank, padded on the right."""
+class Row(NamedTuple):
+    """An example as token ids."""
 
-    tokens_BL: torch.Tensor  # int64
-    labels_BL: torch.Tensor  # int64; labels[:, i] is the token after tokens[:, i]
-    mask_BL: torch.Tensor  # float32; 1 where the label is learned
+    item_id: str
+    family: str
+    prompt: list[int]
+    learned: list[int]  # what follows the prompt; ends with </s>
+    answer: str
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt) + len(self.learned)
 
 
-class Batch(NamedTuple):
-    """One optimizer step: this rank's micro-batches, and two counts over the whole batch (all ranks)."""
+Encode = Callable[[Example], tuple[list[int], list[int]]]
 
-    micro_batches: list[MicroBatch]
-    num_targets: int  # learned tokens: what the summed loss is divided by
-    num_tokens: int  # tokens that are not padding
+
+@dataclass(frozen=True)
+class Plan:
+    """What to make of a training file; the keys of a recipe with the same names."""
+
+    mix: dict[str, float]  # share of each family in the places; without one it is left out
+    real_share: float  # share of real rows in each family's places
+    epochs: float  # passes through the chosen examples; 0: through all that there are
+    curriculum: str  # one of CURRICULA
+    holdout_per_family: int  # examples of each family that are not trained on
+    sequence_length: int  # tokens of an example at most; longer ones are left out, and listed in the card
+    num_places: int  # rows of the run: steps x batch size
+    seed: int
+
+    def __post_init__(self) -> None:
+        total = sum(self.mix.values())
+        if min(self.mix.values(), default=-1) < 0 or not 0 < total < float("inf"):
+            raise UsageError(f"mix {self.mix}; valid are shares >= 0, of which one is > 0")
+        if self.curriculum not in CURRICULA:
+            raise UsageError(f"curriculum {self.curriculum!r}; valid are {', '.join(CURRICULA)}")
+
+    @property
+    def families(self) -> dict[str, float]:
+        """Those with a share."""
+        return {family: share for family, share in self.mix.items() if share > 0}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's rows in order, its holdout by family, and the card."""
+
+    rows: list[Row]
+    holdout: dict[str, list[Row]]
+    card: dict[str, Any]
 
 
 def read_examples(path: Path) -> list[Example]:
     """Reads a training file (JSON lines, docs/contract.md). Raises DataError with the line's number."""
-    examples = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                examples.append(Example(*(str(row[field]) for field in Example._fields)))
-            except (ValueError, KeyError, TypeError) as error:
-                fields = ", ".join(Example._fields)
-                raise DataError(f"{path.name} line {number}: {error!r}; a line is an object with {fields}") from None
-    return examples
+    fields: dict[str, type] = {**dict.fromkeys(Example._fields, str), "traces": dict}
+    return [Example(*(row[name] for name in Example._fields)) for row in read_json_lines(path, fields)]
+
+
+def prepare(examples: Sequence[Example], encode: Encode, plan: Plan) -> Prepared:
+    """Chooses and orders. Raises DataError for a family or source that the plan asks for and the file lacks."""
+    chosen: dict[str, list[Row]] = {}
+    holdout: dict[str, list[Row]] = {}
+    described: dict[str, Any] = {}
+    digests: set[str] = set()
+    num_places = _counts(plan.families, plan.num_places)
+    for family in plan.families:
+        members = [example for example in examples if example.family == family]
+        if not members:
+            present = ", ".join(sorted({example.family for example in examples}))
+            raise DataError(f"mix names {family}, which the training file lacks; it holds {present}")
+        pick = _Family(family, members, encode, plan)
+        holdout[family] = pick.holdout
+        chosen[family] = pick.rows(num_places[family])
+        described[family] = pick.describe(chosen[family])
+        digests |= pick.digests
+    order = family_order(plan.families, plan.num_places)
+    following = {family: iter(rows) for family, rows in chosen.items()}
+    rows = [next(following[family]) for family in order]
+    card = {"schema": 1, "num_places": plan.num_places, "families": described, "prompts": sorted(digests)}
+    return Prepared(rows, holdout, card)
+
+
+class _Family:
+    """The examples of one family, encoded as they are taken; a longer one than allowed is passed over."""
+
+    def __init__(self, family: str, members: list[Example], encode: Encode, plan: Plan) -> None:
+        self.family, self._encode, self._plan = family, encode, plan
+        self.left_out: list[str] = []
+        self.digests: set[str] = set()
+        # random.Random hashes a string seed with SHA-512: the same on every host and in every process.
+        self._generator = random.Random(f"{plan.seed}/{family}")
+        # Held out by the file's order, so that every seed leaves out the same.
+        encoded = self._encoded(members)
+        self.holdout = [row for row, _ in (next(encoded, (None, "")) for _ in range(plan.holdout_per_family)) if row]
+        rest = members[len(self.holdout) + len(self.left_out) :]
+        self._by_source = {
+            source: [example for example in rest if example.source == source]
+            for source, share in self._source_shares().items()
+            if share > 0
+        }
+        for source, found in self._by_source.items():
+            if not found:
+                raise DataError(f"no {source} example of {family} is left to train on; real_share {plan.real_share}")
+
+    def _source_shares(self) -> dict[str, float]:
+        return {"generated": 1 - self._plan.real_share, "real": self._plan.real_share}
+
+    def rows(self, num_places: int) -> list[Row]:
+        """The family's rows in their order."""
+        shares = {source: share for source, share in self._source_shares().items() if share > 0}
+        needed = _counts(shares, num_places)
+        streams = {source: iter(self._fill(source, needed[source])) for source in shares}
+        rows = [next(streams[source]) for source in family_order(shares, num_places)]
+        return sorted(rows, key=lambda row: len(row.learned)) if self._plan.curriculum == "short_first" else rows
+
+    def _fill(self, source: str, num_places: int) -> list[Row]:
+        """Passes through the source's examples, each in a new order, until the places are full."""
+        if not num_places:
+            return []
+        members = self._by_source[source]
+        limit = min(len(members), -int(-num_places // self._plan.epochs)) if self._plan.epochs else len(members)
+        shuffled = self._generator.sample(members, len(members))
+        rows: list[Row] = []
+        for row, digest in self._encoded(shuffled):
+            rows.append(row)
+            self.digests.add(digest)
+            if len(rows) == min(limit, num_places):
+                break
+        if not rows:
+            raise DataError(
+                f"every {source} example of {self.family} is longer than sequence_length {self._plan.sequence_length}"
+            )
+        filled, rows = list(rows), sorted(rows, key=lambda row: row.item_id)
+        while len(filled) < num_places:
+            filled += self._generator.sample(rows, len(rows))
+        return filled[:num_places]
+
+    def _encoded(self, members: Sequence[Example]) -> Iterator[tuple[Row, str]]:
+        for example in members:
+            row = Row(example.item_id, example.family, *self._encode(example), example.answer)
+            if row.num_tokens > self._plan.sequence_length:
+                self.left_out.append(example.item_id)
+            else:
+                yield row, prompt_digest(example.prompt)
+
+    def describe(self, rows: Sequence[Row]) -> dict[str, Any]:
+        """The family's part of the card: places and different examples, tokens with repeats, what was too long."""
+        different = {row.item_id for row in rows}
+        return {
+            "places": len(rows),
+            "examples": len(different),
+            "holdout": len(self.holdout),
+            "tokens": sum(row.num_tokens for row in rows),
+            "learned_tokens": sum(len(row.learned) for row in rows),
+            "longest": max((row.num_tokens for row in rows), default=0),
+            "too_long": sorted(set(self.left_out)),
+        }
 
 
 def family_order(mix: dict[str, float], num_places: int) -> Iterator[str]:
@@ -85,95 +214,8 @@ def family_order(mix: dict[str, float], num_places: int) -> Iterator[str]:
         yield family
 
 
-class Stream(Sequence[Batch]):
-    """The batches of a training run, by step from 0. Every rank builds the same stream and takes its rows of each
-    batch.
-
-    encode            example -> (prompt ids, ids to learn); the second ends with </s>
-    num_steps         length of the stream
-    batch_size        sequences a step, over all data-parallel ranks
-    micro_batch_size  sequences a forward pass of one rank, at most
-    sequence_length   tokens of an example at most, prompt and answer; a longer one is a DataError that names it
-    multiple          a padded length is a multiple of it: tensor-parallel ranks split the sequence evenly
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        mix: dict[str, float],
-        encode: Callable[[Example], tuple[list[int], list[int]]],
-        *,
-        seed: int,
-        num_steps: int,
-        batch_size: int,
-        micro_batch_size: int,
-        sequence_length: int,
-        multiple: int = 1,
-        dp_rank: int = 0,
-        dp_size: int = 1,
-    ) -> None:
-        by_family: dict[str, list[Example]] = {family: [] for family, share in mix.items() if share > 0}
-        for example in examples:
-            if example.family in by_family:
-                by_family[example.family].append(example)
-        empty = sorted(family for family, members in by_family.items() if not members)
-        if empty:
-            present = ", ".join(sorted({example.family for example in examples}))
-            raise DataError(f"mix names {', '.join(empty)}, which the training file lacks; it holds {present}")
-        if batch_size % dp_size:
-            raise UsageError(f"batch_size {batch_size} over {dp_size} data-parallel ranks; it must divide evenly")
-        self._encode = encode
-        self._sequence_length = sequence_length
-        self._multiple = multiple
-        self._batch_size = batch_size
-        self._micro_batch_size = micro_batch_size
-        self._dp_rank, self._dp_size = dp_rank, dp_size
-        members = {family: _endless_shuffle(members, f"{seed}/{family}") for family, members in by_family.items()}
-        shares = {family: mix[family] for family in by_family}
-        self._order = [next(members[family]) for family in family_order(shares, num_steps * batch_size)]
-
-    def __len__(self) -> int:
-        return len(self._order) // self._batch_size
-
-    def __getitem__(self, step: int) -> Batch:  # type: ignore[override]
-        if not 0 <= step < len(self):
-            raise IndexError(f"step {step}; valid 0 to {len(self) - 1}")
-        examples = self._order[step * self._batch_size : (step + 1) * self._batch_size]
-        rows = sorted((self._row(example) for example in examples), key=lambda row: len(row[0]) + len(row[1]))
-        micro_batches = []
-        for start in range(0, len(rows), self._micro_batch_size * self._dp_size):
-            share = rows[start : start + self._micro_batch_size * self._dp_size]
-            longest = len(share[-1][0]) + len(share[-1][1]) - 1
-            length = -(-longest // self._multiple) * self._multiple
-            micro_batches.append(_pad(share[self._dp_rank :: self._dp_size], length))
-        num_targets = sum(len(answer) for _, answer in rows)
-        num_tokens = sum(len(prompt) + len(answer) - 1 for prompt, answer in rows)
-        return Batch(micro_batches, num_targets, num_tokens)
-
-    def _row(self, example: Example) -> tuple[list[int], list[int]]:
-        prompt, answer = self._encode(example)
-        if (length := len(prompt) + len(answer)) > self._sequence_length:
-            raise DataError(f"{example.item_id} has {length} tokens; sequence_length allows {self._sequence_length}")
-        return prompt, answer
-
-
-def _endless_shuffle(members: list[Example], seed: str) -> Iterator[Example]:
-    """Passes through `members` for ever, each pass in a new order drawn from one generator."""
-    # random.Random hashes a string seed with SHA-512: the same on every host and in every process.
-    generator = random.Random(seed)
-    while True:
-        yield from generator.sample(members, len(members))
-
-
-def _pad(rows: list[tuple[list[int], list[int]]], length: int) -> MicroBatch:
-    tokens_BL = torch.full((len(rows), length), PAD, dtype=torch.int64)
-    labels_BL = torch.full_like(tokens_BL, IGNORED)
-    mask_BL = torch.zeros(tokens_BL.shape, dtype=torch.float32)
-    for row, (prompt, answer) in enumerate(rows):
-        ids = torch.tensor(prompt + answer)
-        end = len(ids) - 1
-        tokens_BL[row, :end] = ids[:-1]
-        labels_BL[row, :end] = ids[1:]
-        # The first learned label is the answer's first token, which is predicted from the prompt's last.
-        mask_BL[row, len(prompt) - 1 : end] = 1.0
-    return MicroBatch(tokens_BL, labels_BL, mask_BL)
+def _counts(mix: dict[str, float], num_places: int) -> dict[str, int]:
+    counts = dict.fromkeys(mix, 0)
+    for family in family_order(mix, num_places):
+        counts[family] += 1
+    return counts

@@ -29,6 +29,14 @@ def read_text(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error}; a readable file in UTF-8 is needed") from None
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; DataError where it is none."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {error}; one JSON value is needed") from None
+
+
 def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:
     """The objects of a file, one a line; DataError with the line's number unless each has `fields` with these types."""
     rows = []
@@ -49,6 +57,11 @@ def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, An
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one object a line; ASCII only, so that no reader splits a line at an exotic separator."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value, whole."""
+    write_text(path, json.dumps(value) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@
 
 Item 12 of a family is drawn by a generator seeded with HMAC-SHA-256(seed, "roman/12"): who holds some items cannot
 compute others, and item 12 is the same however many items are asked for. A prompt that is in the training data, or
-came before in the same set, is skipped; its index stays unused.
+came before in the same set, in whatever spelling (`substrate.overlap`), is skipped; its index stays unused.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from typing import Any
 
 from substrate.entry import Parser, read_text, write_json_lines
 from substrate.errors import DataError, UsageError, exit_code_of
+from substrate.overlap import prompt_digest
 from substrate.tasks import FAMILIES, LEVELS
 
 _TRIES_PER_ITEM = 100  # a family whose puzzles are nearly all used up must end with a message, not run for ever
@@ -54,11 +55,6 @@ def draw_items(seed: bytes, family: str, level: str, num_items: int, exclude: Co
             items.append(item)
         index += 1
     return items
-
-
-def prompt_digest(prompt: str) -> str:
-    """Name of a prompt in an exclusion list."""
-    return hashlib.sha256(prompt.encode()).hexdigest()
 
 
 def _draw(seed: bytes, family: str, level: str, index: int) -> Item:

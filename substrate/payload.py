@@ -1,65 +1,134 @@
-"""Entry: make the image's training data, solved puzzles with their reasoning, from a public seed.
+"""Entry: make the image's training data, solved puzzles with their reasoning, from a public seed and from real rows.
 
     python -m substrate.payload --out PAYLOAD --seed 1 --level small --num-per-family 4000 --families roman gravity
+        [--csv train.csv --held-out FOLDER] [--registered prompts.jsonl ...]
 
     data/train.jsonl             {"item_id": "roman-000012", "family": "roman", "prompt": "In Alice's Wonderland, ...",
-                                  "answer": "XXXVIII", "trace": "30 XXX\\n8 VIII\\nXXXVIII"}
+                                  "answer": "XXXVIII", "traces": {"short": "30 8", "stepwise": "30 XXX\\n8 ..."},
+                                  "source": "generated"}
     data/train_prompts.sha256    one digest a line, sorted: what `substrate.items` must not ask again
+    data/card.json               how many rows of each family and source; of real rows, which were left out, and why
+    FOLDER/prompts.jsonl         the real rows that are held out, as `substrate.items` writes a set,
+    FOLDER/answers.jsonl         their answers apart
 
-The same arguments give the same bytes. Traces are stepwise; a recipe that wants another style has the trainer write
-them again from the prompt (`FAMILIES[family].trace(FAMILIES[family].parse(prompt), style)`).
+A registered prompt, {"item_id", "prompt"} a line, is one that somebody will evaluate with: a real row that repeats it
+stops everything, named. Generated puzzles keep away from equal ones.
+
+The same arguments give the same bytes.
 """
 
 import hashlib
+import json
 import sys
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
-from substrate.entry import Parser, write_json_lines, write_text
+from substrate.competition import Row, Split, read_rows, split
+from substrate.entry import Parser, read_json_lines, write_json_lines, write_text
 from substrate.errors import DataError, UsageError, exit_code_of
-from substrate.items import draw_items, prompt_digest
-from substrate.tasks import FAMILIES, LEVELS
+from substrate.items import draw_items
+from substrate.overlap import overlaps, prompt_digest
+from substrate.tasks import FAMILIES, LEVELS, STYLES
 
-_STYLE = "stepwise"
+_SHOWN = 5  # overlaps in a message
 
 
-def write_payload(out: Path, seed: int, level: str, num_per_family: int, families: Collection[str]) -> None:
-    """Write `out/data/train.jsonl` and `out/data/train_prompts.sha256`."""
+def write_payload(
+    out: Path,
+    seed: int,
+    level: str,
+    num_per_family: int,
+    families: Collection[str],
+    csv: Path | None = None,
+    held_out: Path | None = None,
+    registered: Sequence[Path] = (),
+) -> None:
+    """Write the files of `out/data`, and those of `held_out` where there is a csv.
+
+    Raises DataError for a csv that is malformed, has no row to train on, or repeats a registered prompt.
+    """
+    evaluation = [row for path in registered for row in read_json_lines(path, {"item_id": str, "prompt": str})]
+    known = [(row["item_id"], row["prompt"]) for row in evaluation]
+    real = split(read_rows(csv), families) if csv else Split()
+    if csv and not real.train:
+        raise DataError(f"{csv} has no row of {', '.join(sorted(families))} to train on: {json.dumps(real.as_json())}")
+    if found := overlaps([(_real_id(row), row.prompt) for row in real.train], known):
+        named = "; ".join(map(str, found[:_SHOWN]))
+        raise DataError(
+            f"{len(found)} rows of {csv} repeat registered prompts: {named}; take them out of the one or other"
+        )
+    rows = [_line(_real_id(row), row.family, row.prompt, row.answer, "real") for row in real.train]
+    exclude = {prompt_digest(prompt) for _, prompt in known} | {prompt_digest(row["prompt"]) for row in rows}
+    exclude |= {prompt_digest(row.prompt) for row in real.dev}
     # Hashed with a purpose: no training seed is ever the key of a judged set, which is 32 random bytes.
     key = hashlib.sha256(f"substrate/train/{seed}".encode()).digest()
-    items = [item for family in sorted(families) for item in draw_items(key, family, level, num_per_family)]
-    rows = (
-        {
-            "item_id": item.item_id,
-            "family": item.family,
-            "prompt": item.prompt,
-            "answer": item.answer,
-            "trace": FAMILIES[item.family].trace(item.puzzle, _STYLE),
-        }
-        for item in items
-    )
-    data = out / "data"
+    for family in sorted(families):
+        for item in draw_items(key, family, level, num_per_family, exclude):
+            rows.append(_line(item.item_id, family, item.prompt, item.answer, "generated"))
+    _make(out / "data")
+    write_json_lines(out / "data" / "train.jsonl", rows)
+    digests = sorted(prompt_digest(row["prompt"]) for row in rows)
+    write_text(out / "data" / "train_prompts.sha256", "".join(f"{digest}\n" for digest in digests))
+    counts = {
+        source: dict(sorted(Counter(row["family"] for row in rows if row["source"] == source).items()))
+        for source in ("generated", "real")
+    }
+    card: dict[str, Any] = {"schema": 1, "seed": seed, "level": level, "rows": counts, "registered": len(known)}
+    card |= {"real": real.as_json()} if csv else {}
+    write_text(out / "data" / "card.json", json.dumps(card, indent=1) + "\n")
+    if held_out:
+        _write_held_out(real.dev, held_out)
+
+
+def _line(item_id: str, family: str, prompt: str, answer: str, source: str) -> dict[str, Any]:
+    rules = FAMILIES[family]
+    puzzle = rules.parse(prompt)
+    traces = {style: rules.trace(puzzle, style) for style in STYLES}
+    fields = {"item_id": item_id, "family": family, "prompt": prompt, "answer": answer}
+    return {**fields, "traces": traces, "source": source}
+
+
+def _real_id(row: Row) -> str:
+    return f"real-{row.row_id}"
+
+
+def _write_held_out(rows: Sequence[Row], folder: Path) -> None:
+    _make(folder)
+    ordered = sorted(rows, key=_real_id)
+    for name in ("prompt", "answer"):
+        lines = ({"item_id": _real_id(row), "family": row.family, name: getattr(row, name)} for row in ordered)
+        write_json_lines(folder / f"{name}s.jsonl", lines)
+
+
+def _make(folder: Path) -> None:
     try:
-        data.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot make {data}: {error}; a writable folder is needed") from None
-    write_json_lines(data / "train.jsonl", rows)
-    digests = sorted(prompt_digest(item.prompt) for item in items)
-    write_text(data / "train_prompts.sha256", "".join(f"{digest}\n" for digest in digests))
+        raise DataError(f"cannot make {folder}: {error}; a writable folder is needed") from None
 
 
 def main() -> None:
     """Read the command line and do it."""
-    parser = Parser(prog="substrate.payload", description="Make training data from a public seed.")
+    parser = Parser(prog="substrate.payload", description="Make training data from a public seed, and from real rows.")
     parser.add_argument("--out", type=Path, required=True, help="payload folder; data/ is made in it")
     parser.add_argument("--seed", type=int, required=True, help="public training seed")
     parser.add_argument("--level", choices=LEVELS, required=True)
-    parser.add_argument("--num-per-family", type=int, required=True, help="puzzles of each family")
+    parser.add_argument("--num-per-family", type=int, required=True, help="generated puzzles of each family")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="FAMILY")
-    arguments = parser.parse_args()
-    if arguments.num_per_family < 1:
-        raise UsageError(f"--num-per-family {arguments.num_per_family}; valid: 1 or more")
-    write_payload(arguments.out, arguments.seed, arguments.level, arguments.num_per_family, set(arguments.families))
+    parser.add_argument("--csv", type=Path, help="the competition's train.csv")
+    parser.add_argument("--held-out", type=Path, help="folder for a tenth of its rows, which is not trained on")
+    parser.add_argument("--registered", type=Path, action="append", default=[], help="prompts of an evaluation")
+    asked = parser.parse_args()
+    if asked.num_per_family < 1:
+        raise UsageError(f"--num-per-family {asked.num_per_family}; valid: 1 or more")
+    if (asked.csv is None) != (asked.held_out is None):
+        raise UsageError("--csv and --held-out come together; a tenth of the rows goes there")
+    write_payload(
+        asked.out, asked.seed, asked.level, asked.num_per_family, set(asked.families),
+        asked.csv, asked.held_out, asked.registered,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

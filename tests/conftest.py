@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from slurm.testbed.testbed import why_not
+from tests.trainings import alone, inputs  # noqa: F401  fixtures of tests that train
 
 hypothesis.settings.register_profile("shared_machine", deadline=None, max_examples=50)  # which is slow at times
 hypothesis.settings.load_profile("shared_machine")

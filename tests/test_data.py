@@ -1,130 +1,144 @@
-"""The training stream: same seed same batches, shares as asked, prompts and padding not learned."""
+"""What a run learns from: the same for the same seed, in the shares asked for, nothing dropped without a word."""
 
 import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 
-from substrate.data import Batch, Example, Stream, family_order, read_examples
+from substrate.data import Example, Plan, Prepared, Row, family_order, prepare, read_examples
 from substrate.errors import DataError, UsageError
+from substrate.overlap import prompt_digest
 
 MIX = {"roman": 1.0, "unit_conversion": 2.0, "text_cipher": 0.5, "unused": 0.0}
 FAMILIES = [family for family, share in MIX.items() if share]
-EOS = 2
 
 
-def _examples(per_family: int = 10) -> list[Example]:
+def _examples(per_family: int = 10, source: str = "generated") -> list[Example]:
     return [
-        Example(f"{family}-{index:06d}", family, f"p{'x' * (index % 7)}", str(index), "t" * (index % 5))
+        Example(
+            f"{source}-{family}-{n:06d}", family, f"{family} {source} {n}", str(n), {"stepwise": "t" * (n % 5)}, source
+        )
         for family in FAMILIES
-        for index in range(per_family)
+        for n in range(per_family)
     ]
 
 
 def _encode(example: Example) -> tuple[list[int], list[int]]:
-    """A tokenizer of bytes: ids from 3 on, prompts from 200 on."""
-    prompt = [200 + ord(letter) for letter in example.prompt] + [300 + FAMILIES.index(example.family)]
-    return prompt, [3 + ord(letter) for letter in example.trace + example.answer] + [EOS]
+    return [1] * len(example.prompt), [3 + ord(letter) for letter in example.traces["stepwise"] + example.answer] + [2]
 
 
-def _stream(**changes) -> Stream:
-    arguments = {"seed": 7, "num_steps": 20, "batch_size": 8, "micro_batch_size": 3, "sequence_length": 64} | changes
-    return Stream(_examples(), MIX, _encode, **arguments)
+def _plan(**changes) -> Plan:
+    plan = {"mix": MIX, "real_share": 0.0, "epochs": 0.0, "curriculum": "shuffled", "holdout_per_family": 0}
+    return Plan(**(plan | {"sequence_length": 64, "num_places": 160, "seed": 7} | changes))
 
 
-def _rows(stream: Stream) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Tokens, labels and mask of every row."""
-    return [row for batch in stream for micro_batch in batch.micro_batches for row in zip(*micro_batch, strict=True)]
+def _prepared(examples: list[Example] | None = None, **changes) -> Prepared:
+    return prepare(_examples() if examples is None else examples, _encode, _plan(**changes))
+
+
+def _ids(rows: list[Row]) -> list[str]:
+    return [row.item_id for row in rows]
 
 
 def test_shares_are_followed_at_every_prefix():
     total = sum(MIX.values())
     counts: Counter[str] = Counter()
-    for place, family in enumerate(family_order(MIX, 500), start=1):
-        counts[family] += 1
+    for place, row in enumerate(_prepared().rows, start=1):
+        counts[row.family] += 1
         for name, share in MIX.items():
             assert abs(counts[name] - share / total * place) <= 1.0
-    assert counts["unused"] == 0
+    assert counts["unused"] == 0 and counts.total() == 160
+    assert counts == Counter(family_order(MIX, 160))
 
 
-def test_stream_holds_each_family_by_its_share():
-    markers = [int(tokens[(tokens >= 300) & (tokens < 310)][0]) - 300 for tokens, _, _ in _rows(_stream())]
-    counts = Counter(FAMILIES[marker] for marker in markers)
-    assert counts == Counter(family for family in family_order(MIX, 160))
-    assert counts["unit_conversion"] == pytest.approx(160 * 2 / 3.5, abs=1)
+def test_same_seed_same_rows_and_another_seed_another_order():
+    assert _prepared() == _prepared()
+    assert _ids(_prepared().rows) != _ids(_prepared(seed=8).rows)
 
 
-def _equal(one: Batch, other: Batch) -> bool:
-    pairs = zip(one.micro_batches, other.micro_batches, strict=True)
-    return one[1:] == other[1:] and all(torch.equal(a, b) for pair in pairs for a, b in zip(*pair, strict=True))
-
-
-def test_same_seed_same_batches_in_any_order():
-    first, second = _stream(), _stream()
-    assert all(_equal(first[step], second[step]) for step in (13, 0, 19))
-
-
-def test_other_seed_other_order():
-    rows = [[labels.tolist() for _, labels, _ in _rows(_stream(seed=seed))] for seed in (7, 8)]
-    assert rows[0] != rows[1]
+def test_a_longer_run_begins_with_the_shorter():
+    assert _ids(_prepared(num_places=300).rows)[:160] == _ids(_prepared().rows)
 
 
 def test_a_pass_visits_every_example_once():
-    arguments = {"num_steps": 2, "batch_size": 8, "micro_batch_size": 8, "sequence_length": 64}
-    stream = Stream(_examples(8), {"roman": 1}, _encode, seed=1, **arguments)
-    passes = [sorted(map(tuple, batch.micro_batches[0].labels_BL.tolist())) for batch in stream]
-    assert passes[0] == passes[1] and len(set(passes[0])) == 8
+    rows = _prepared(mix={"roman": 1.0}, num_places=30).rows
+    passes = [sorted(_ids(rows[start : start + 10])) for start in (0, 10, 20)]
+    assert passes[0] == passes[1] == passes[2] and len(set(passes[0])) == 10
+    assert _ids(rows[:10]) != _ids(rows[10:20])
 
 
-def test_prompt_and_padding_are_not_learned_and_the_answer_is():
-    for tokens, labels, mask in _rows(_stream()):
-        learned = labels[mask == 1]
-        assert learned[-1] == EOS and not (learned >= 200).any()
-        first, last = int(mask.nonzero()[0]), int(mask.nonzero()[-1])
-        assert mask[first : last + 1].all()
-        assert tokens[first] >= 300  # the prompt's last token predicts the answer's first
-        assert torch.equal(tokens[1 : last + 1], labels[:last])
+@pytest.mark.parametrize(("epochs", "different"), [(0.0, 10), (1.0, 10), (2.0, 10), (5.0, 6), (30.0, 1)])
+def test_epochs_say_how_many_examples_are_different(epochs, different):
+    prepared = _prepared(mix={"roman": 1.0}, num_places=30, epochs=epochs)
+    assert len(set(_ids(prepared.rows))) == different
+    assert prepared.card["families"]["roman"]["examples"] == different
+    counts = Counter(_ids(prepared.rows))
+    assert max(counts.values()) - min(counts.values()) <= 1
 
 
-def test_counts_are_those_of_the_whole_batch():
-    for batch in _stream():
-        assert batch.num_targets == sum(int(micro.mask_BL.sum()) for micro in batch.micro_batches)
-        assert batch.num_tokens == sum(int((micro.tokens_BL != 0).sum()) for micro in batch.micro_batches)
+def test_short_first_within_each_family():
+    prepared = _prepared(curriculum="short_first")
+    for family in FAMILIES:
+        lengths = [len(row.learned) for row in prepared.rows if row.family == family]
+        assert lengths == sorted(lengths)
+    assert Counter(_ids(prepared.rows)) == Counter(_ids(_prepared().rows))
 
 
-def test_padding_is_the_longest_of_the_micro_batch_rounded_up():
-    for batch in _stream(multiple=4):
-        assert [len(micro.tokens_BL) for micro in batch.micro_batches] == [3, 3, 2]
-        for micro in batch.micro_batches:
-            length = micro.tokens_BL.shape[1]
-            assert length % 4 == 0 and (micro.tokens_BL[:, length - 4 :] != 0).any()
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_real_rows_have_their_share_of_each_family(share):
+    examples = _examples() + _examples(source="real")
+    prepared = _prepared(examples, real_share=share)
+    for family in FAMILIES:
+        rows = [row for row in prepared.rows if row.family == family]
+        assert abs(sum(row.item_id.startswith("real") for row in rows) - share * len(rows)) <= 1
 
 
-def test_data_parallel_ranks_share_the_batch_in_equal_shapes():
-    whole, halves = _stream()[3], [_stream(dp_rank=rank, dp_size=2)[3] for rank in range(2)]
-    shapes = [[micro.tokens_BL.shape for micro in half.micro_batches] for half in halves]
-    assert shapes[0] == shapes[1]
-    rows = [
-        sorted(labels[mask == 1].tolist() for micro in batches for labels, mask in zip(*micro[1:], strict=True))
-        for batches in (whole.micro_batches, halves[0].micro_batches + halves[1].micro_batches)
-    ]
-    assert rows[0] == rows[1]
-    assert whole[1:] == halves[0][1:] == halves[1][1:]
+def test_holdout_is_never_trained_on_and_alike_for_all_seeds():
+    one, other = (_prepared(holdout_per_family=3, seed=seed) for seed in (1, 2))
+    assert one.holdout == other.holdout
+    held = {item_id for rows in one.holdout.values() for item_id in _ids(rows)}
+    assert len(held) == 3 * len(FAMILIES) and not held & set(_ids(one.rows + other.rows))
 
 
-def test_too_long_an_example_is_named():
-    with pytest.raises(DataError, match=r"unit_conversion-\d{6} has \d+ tokens; sequence_length allows 4"):
-        list(_stream(sequence_length=4))
+def test_too_long_examples_are_left_out_and_listed():
+    prepared = _prepared(sequence_length=28)
+    for family in FAMILIES:
+        described = prepared.card["families"][family]
+        assert described["longest"] <= 28
+        long = {e.item_id for e in _examples() if e.family == family and sum(map(len, _encode(e))) > 28}
+        assert set(described["too_long"]) == long and not long & set(_ids(prepared.rows))
+    with pytest.raises(DataError, match="every generated example of roman is longer than sequence_length 4"):
+        _prepared(sequence_length=4)
 
 
-def test_family_without_examples_and_uneven_batches_are_refused():
-    with pytest.raises(DataError, match="mix names bit_rules, which the training file lacks; it holds roman"):
-        arguments = {"num_steps": 1, "batch_size": 1, "micro_batch_size": 1, "sequence_length": 9}
-        Stream(_examples(), {"bit_rules": 1.0}, _encode, seed=1, **arguments)
-    with pytest.raises(UsageError, match="batch_size 8 over 3"):
-        _stream(dp_size=3)
+def test_card_counts_what_is_there_and_names_every_prompt():
+    prepared = _prepared(num_places=40, holdout_per_family=1)
+    card = prepared.card
+    assert sum(described["places"] for described in card["families"].values()) == 40
+    assert sum(d["tokens"] for d in card["families"].values()) == sum(row.num_tokens for row in prepared.rows)
+    by_id = {example.item_id: example.prompt for example in _examples()}
+    named = {prompt_digest(by_id[row.item_id]) for row in prepared.rows}
+    assert card["prompts"] == sorted(named)
+    assert json.loads(json.dumps(card)) == card
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"mix": {"sudoku": 1.0}}, DataError, "mix names sudoku, which the training file lacks; it holds roman, text"),
+        ({"mix": {"roman": 0.0}}, UsageError, "valid are shares >= 0, of which one is > 0"),
+        ({"mix": {}}, UsageError, "valid are shares"),
+        ({"mix": {"roman": 2.0, "text_cipher": -1.0}}, UsageError, "valid are shares"),
+        ({"mix": {"roman": float("inf")}}, UsageError, "valid are shares"),
+        ({"curriculum": "hardest_first"}, UsageError, "valid are shuffled, short_first"),
+        ({"real_share": 0.5}, DataError, "no real example of roman is left"),
+        ({"holdout_per_family": 10}, DataError, "no generated example of roman is left"),
+    ],
+)
+def test_what_cannot_be_made_is_refused(changes, error, message):
+    with pytest.raises(error, match=message):
+        _prepared(**changes)
 
 
 def test_reading_names_the_bad_line(tmp_path: Path):
@@ -132,5 +146,5 @@ def test_reading_names_the_bad_line(tmp_path: Path):
     path.write_text("".join(json.dumps(example._asdict()) + "\n" for example in _examples()))
     assert read_examples(path) == _examples()
     path.write_text(path.read_text() + '{"item_id": "x"}\n')
-    with pytest.raises(DataError, match=r"train.jsonl line 31: KeyError\('family'\)"):
+    with pytest.raises(DataError, match=r"train.jsonl line 31: .* an object with item_id"):
         read_examples(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import devices, judge, settings
+from pipeline import devices, pristine, settings
 from pipeline.errors import ConfigError, WorkFailed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ def test_network_variables_pass_and_nothing_else():
 
 def test_a_sandbox_has_the_shared_memory_of_the_sites_file():
     chosen = settings.compose(["cluster.shm_size_gib=7"])
-    assert judge.sandbox_of(chosen, {}, {}).limits.shm_size_bytes == 7 * 2**30
+    assert pristine.sandbox_of(chosen, {}, {}).limits.shm_size_bytes == 7 * 2**30
     with pytest.raises(ConfigError, match="cluster.network = open"):
         settings.compose(["cluster.network=open"])
 

@@ -1,10 +1,12 @@
 """Sets of puzzles: keyed item by item, new, complete when they exist; and the training data they must not repeat."""
 
-import hashlib
+import csv
 import json
+import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from substrate.errors import DataError, UsageError
-from substrate.items import draw_items, prompt_digest, read_task, write_items
+from substrate.items import draw_items, read_task, write_items
+from substrate.overlap import prompt_digest
 from substrate.payload import write_payload
-from substrate.tasks import FAMILIES, LEVELS, roman
+from substrate.tasks import FAMILIES, LEVELS, STYLES, roman
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -143,24 +146,88 @@ def test_three_hundred_items_are_quick(tmp_path):
     assert time.process_time() - start < 0.3
 
 
+def _real(family: str, seed: int) -> tuple[str, str]:
+    puzzle = FAMILIES[family].generate(random.Random(seed), "full")
+    return FAMILIES[family].render(puzzle), FAMILIES[family].solve(puzzle).answer
+
+
+def _csv(path: Path, rows: list[tuple[str, str, str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("id", "prompt", "answer"), *rows])
+    return path
+
+
+def _payload(out: Path, **changes: object) -> dict[str, list[dict]]:
+    arguments = {"seed": 1, "level": "small", "num_per_family": 4, "families": ("roman", "gravity")} | changes
+    write_payload(out, **arguments)
+    return {path.stem: _rows(path) for folder in (out / "data", out / "held") for path in folder.glob("*.jsonl")}
+
+
 def test_training_data_are_reproducible_and_excluded(tmp_path):
     for name in ("one", "two"):
         write_payload(tmp_path / name, seed=1, level="small", num_per_family=30, families=FAMILIES)
     files = [sorted((tmp_path / name / "data").iterdir()) for name in ("one", "two")]
-    assert [file.name for file in files[0]] == ["train.jsonl", "train_prompts.sha256"]
+    assert [file.name for file in files[0]] == ["card.json", "train.jsonl", "train_prompts.sha256"]
     assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
-    rows = _rows(files[0][0])
-    digests = files[0][1].read_text().splitlines()
+    rows = _rows(files[0][1])
     assert len(rows) == 30 * len(FAMILIES)
-    assert digests == sorted(hashlib.sha256(row["prompt"].encode()).hexdigest() for row in rows)
+    assert files[0][2].read_text().splitlines() == sorted(prompt_digest(row["prompt"]) for row in rows)
+    assert json.loads(files[0][0].read_text())["rows"]["generated"] == dict.fromkeys(sorted(FAMILIES), 30)
     for row in rows:
-        assert list(row) == ["item_id", "family", "prompt", "answer", "trace"]
+        assert list(row) == ["item_id", "family", "prompt", "answer", "traces", "source"]
         rules = FAMILIES[row["family"]]
-        assert rules.trace(rules.parse(row["prompt"]), "stepwise") == row["trace"]
+        assert row["traces"] == {style: rules.trace(rules.parse(row["prompt"]), style) for style in STYLES}
+
+
+def test_real_rows_are_split_and_what_is_unfit_is_listed(tmp_path):
+    rows = [(f"r{n}", *_real("roman", n)) for n in range(60)] + [(f"g{n}", *_real("gravity", n)) for n in range(60)]
+    rows += [("cipher", *_real("text_cipher", 1)), ("odd", "What is it?", "7"), ("false", _real("roman", 99)[0], "MMM")]
+    rows += [("brace", _real("roman", 98)[0], "}")]
+    found = _payload(tmp_path, csv=_csv(tmp_path / "train.csv", rows), held_out=tmp_path / "held")
+    card = json.loads((tmp_path / "data/card.json").read_text())
+    listed = {row_id for ids in card["real"]["left_out"].values() for row_id in ids}
+    assert {"odd", "brace"} <= listed <= {"odd", "brace", "false"} and "cipher" not in str(found)
+    real = {row["item_id"] for row in found["train"] if row["source"] == "real"}
+    held = {row["item_id"] for row in found["prompts"]}
+    assert held == {row["item_id"] for row in found["answers"]} and 0 < len(held) < 40
+    assert not real & held and real | held | {"real-false"} == {f"real-{row[0]}" for row in rows[:120]} | {"real-false"}
+    assert card["rows"]["real"] == dict(Counter(row["family"] for row in found["train"] if row["source"] == "real"))
+    assert set(found["prompts"][0]) == {"item_id", "family", "prompt"}
+    digests = (tmp_path / "data/train_prompts.sha256").read_text().split()
+    assert not {prompt_digest(row["prompt"]) for row in found["prompts"]} & set(digests)
+
+
+def test_registered_prompt_among_real_rows_is_refused_by_name(tmp_path):
+    prompt, _ = _real("roman", 5)
+    registered = tmp_path / "mine.jsonl"
+    registered.write_text(json.dumps({"item_id": "exam-7", "prompt": prompt.upper().replace(" ", "  ")}) + "\n")
+    path = _csv(tmp_path / "train.csv", [(f"r{n}", *_real("roman", n)) for n in range(20) if n != 5])
+    _payload(tmp_path, csv=path, held_out=tmp_path / "held", registered=[registered])
+    assert int(prompt_digest(prompt), 16) % 10  # it would be trained on
+    planted = [(f"r{n}", *_real("roman", n)) for n in range(20)]
+    with pytest.raises(DataError, match="rows of .* repeat registered prompts: real-r5 repeats exam-7"):
+        _payload(
+            tmp_path, csv=_csv(path, planted), held_out=tmp_path / "held", registered=[registered]
+        )  # fmt: skip
+
+
+def test_generated_puzzles_keep_away_from_registered_ones(tmp_path):
+    found = _payload(tmp_path / "one")["train"]
+    registered = tmp_path / "mine.jsonl"
+    registered.write_text(json.dumps({"item_id": "exam-1", "prompt": found[0]["prompt"].lower()}) + "\n")
+    again = _payload(tmp_path / "two", registered=[registered])["train"]
+    assert len(again) == len(found) and found[0]["prompt"] not in {row["prompt"] for row in again}
+
+
+def test_csv_without_a_row_to_train_on_is_refused(tmp_path):
+    path = _csv(tmp_path / "train.csv", [("cipher", *_real("text_cipher", 1))])
+    with pytest.raises(DataError, match="has no row of gravity, roman to train on"):
+        _payload(tmp_path, csv=path, held_out=tmp_path / "held")
 
 
 def test_payload_command_line(tmp_path):
     arguments = ("substrate.payload", "--out", tmp_path, "--seed", 1, "--level", "small", "--num-per-family")
     assert _run(*arguments, 2).returncode == 0
-    done = _run(*arguments, 0)
-    assert (done.returncode, done.stderr.count("\n")) == (64, 1)
+    for wrong in ((0,), (2, "--families", "sudoku"), (2, "--csv", "x.csv")):
+        done = _run(*arguments, *wrong)
+        assert (done.returncode, done.stderr.count("\n")) == (64, 1)

@@ -5,20 +5,18 @@ One process (tp 1) is enough for most of it and stays in this one; the kill is a
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.torch import load_file
 from torch import testing
 
 from pipeline import memory
 from substrate.errors import Diverged, Stopped, UsageError
 from substrate.schedule import SHAPES, learning_rates
-from substrate.train import Task
+from substrate.task import Task
+from tests import trainings
+from tests.trainings import ROOT, TINY
 
 # megatron-core 0.16.1 calling itself in ways that it deprecates.
 pytestmark = [
@@ -26,21 +24,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Warning. tp_group is None:DeprecationWarning"),
 ]
 
-ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "train_task.json"
-TINY = {"pattern": "ME*", "hidden_size": 32, "attention_head_dim": 8, "mamba_head_dim": 8, "moe_ffn_size": 16}
-SHORT = {"num_steps": 10, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 2, "checkpoint_every": 3}
-
 # A rank that dies by SIGKILL after the line of step 5, if it is rank 0, and the launcher of two such ranks.
 DYING_RANK = """
 import os, signal
-from substrate import train
-write = train.Progress.write
+from substrate import progress, train
+write = progress.Progress.write
 def writing(self, phase, **values):
     write(self, phase, **values)
     if values.get("step") == 5 and os.environ["RANK"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
-train.Progress.write = writing
+progress.Progress.write = writing
 train.main()
 """
 # The same rank, but it asks to be stopped there.
@@ -53,7 +47,8 @@ import torch
 import nemo.core.optim.lr_scheduler
 import substrate.model
 from substrate.parallel import start
-from substrate.train import Task, Training
+from substrate.task import Task
+from substrate.training import Training
 
 def child(task):
     if pid := os.fork():
@@ -83,119 +78,13 @@ sys.exit(launch.run_ranks("dying_rank", sys.argv[1:], 2))
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """The process groups of a world of one."""
-    import torch
-
-    from substrate.parallel import start
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the ranks of a demo have: sums in the same order
-    parallel = start({axis: 1 for axis in ("tp", "pp", "ep", "cp", "dp")})
-    yield parallel
-    parallel.shutdown()
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def inputs(alone, tmp_path_factory):
-    """A folder with a random base model of TINY's shape and a hundred solved puzzles."""
-    from substrate.model import ModelConfig, build_model, init_weights, save_base
-    from substrate.payload import write_payload
-
-    folder = tmp_path_factory.mktemp("inputs")
-    write_payload(
-        folder, seed=1, level="small", num_per_family=100, families=("roman", "text_cipher", "unit_conversion")
-    )
-    model = build_model(ModelConfig.from_dict(_config("model", "tiny") | TINY), alone)
-    init_weights(model, seed=3)
-    save_base(model, folder / "model.safetensors")
-    return folder
-
-
-def _config(group: str, name: str) -> dict:
-    return yaml.safe_load((ROOT / "hydra_conf" / group / f"{name}.yaml").read_text())
-
-
-def _write_task(folder: Path, inputs: Path, *, tp: int = 1, **recipe) -> Path:
-    """A task file in `folder`, of the shipped recipe made SHORT; dropout, so that random numbers must resume too."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shipped = _config("recipe", "sft_lora")
-    content = {
-        "schema": 1,
-        "kind": "train",
-        "config": {
-            "model": _config("model", "tiny") | TINY,
-            "recipe": shipped | SHORT | {"lora": shipped["lora"] | {"dropout": 0.1}} | recipe,
-            "parallelism": _config("parallelism", "tp2") | {"tp": tp},
-            "seed": 11,
-        },
-        "paths": {
-            "base": str(inputs / "model.safetensors"),
-            "tokenizer": str(ROOT / "substrate/base/tokenizer.json"),
-            "train_data": str(inputs / "data/train.jsonl"),
-            "out": str(folder / "out"),
-            "stop": str(folder / "stop"),
-        },
-    }
-    path = folder / "task.json"
-    path.write_text(json.dumps(content))
-    return path
-
-
-def _train(task: Path, parallel) -> Path:
-    """One start of a training in this process; returns its out folder."""
-    from substrate.train import Training
-
-    checked = Task.read(task)
-    checked.out.mkdir(exist_ok=True)
-    Training(checked, parallel).run()
-    return checked.out
-
-
-def _adapter(out: Path) -> bytes:
-    return (out / "adapter" / "adapter_model.safetensors").read_bytes()
-
-
-def _progress(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
-
-
-def _stop_after(monkeypatch, step: int, stop: Path) -> None:
-    """Makes the stop file appear when the line of `step` has been written."""
-    from substrate.train import Progress
-
-    write = Progress.write
-
-    def writing(self, phase, **values):
-        write(self, phase, **values)
-        if values.get("step") == step:
-            stop.touch()
-
-    monkeypatch.setattr(Progress, "write", writing)
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(alone, inputs, tmp_path_factory) -> Path:
     """The out folder of a training that nothing disturbed."""
-    return _train(_write_task(tmp_path_factory.mktemp("whole"), inputs), alone)
-
-
-def _spawn(code: list[str], task: Path, **env: str) -> subprocess.CompletedProcess:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "TORCHDYNAMO_DISABLE": "1",
-        "PYTHONWARNINGS": "ignore",
-        **env,
-    }
-    command = [sys.executable, "-P", *code, str(task)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    return trainings.train(trainings.write_task(tmp_path_factory.mktemp("whole"), inputs), alone)
 
 
 def test_progress_has_every_key_and_the_loss_falls(uninterrupted):
-    start, *steps = _progress(uninterrupted)
+    start, *steps = trainings.progress(uninterrupted)
     assert start["phase"] == "start" and start["seconds"] > 0
     keys = {"phase", "step", "num_steps", "loss", "grad_norm", "learning_rate", "tokens", "seconds"}
     assert all(set(line) == keys for line in steps)
@@ -206,76 +95,78 @@ def test_progress_has_every_key_and_the_loss_falls(uninterrupted):
 
 
 def test_stop_file_then_resume_equals_the_uninterrupted_run(alone, inputs, uninterrupted, tmp_path, monkeypatch):
-    task = _write_task(tmp_path, inputs)
-    _stop_after(monkeypatch, 4, tmp_path / "stop")
+    task = trainings.write_task(tmp_path, inputs)
+    trainings.stop_after(monkeypatch, 4, tmp_path / "stop")
     with pytest.raises(Stopped, match="stopped after step 4 of 10; the state is saved") as stopped:
-        _train(task, alone)
+        trainings.train(task, alone)
     assert stopped.value.exit_code == 75
     assert not (tmp_path / "out" / "adapter").exists()
     (tmp_path / "stop").unlink()
     monkeypatch.undo()
-    out = _train(task, alone)
-    assert _adapter(out) == _adapter(uninterrupted)
-    assert [line.get("step") for line in _progress(out)] == [None, 1, 2, 3, 4, None, 5, 6, 7, 8, 9, 10]
+    out = trainings.train(task, alone)
+    assert trainings.adapter(out) == trainings.adapter(uninterrupted)
+    assert [line.get("step") for line in trainings.progress(out)] == [None, 1, 2, 3, 4, None, 5, 6, 7, 8, 9, 10]
     same = ("loss", "grad_norm", "learning_rate", "tokens")
-    assert [line[name] for line in _progress(out)[6:] for name in same] == [
-        line[name] for line in _progress(uninterrupted)[5:] for name in same
+    assert [line[name] for line in trainings.progress(out)[6:] for name in same] == [
+        line[name] for line in trainings.progress(uninterrupted)[5:] for name in same
     ]
 
 
 def test_stopped_before_the_first_step(alone, inputs, uninterrupted, tmp_path):
-    task = _write_task(tmp_path, inputs)
+    task = trainings.write_task(tmp_path, inputs)
     (tmp_path / "stop").touch()
     with pytest.raises(Stopped, match="after step 0"):
-        _train(task, alone)
+        trainings.train(task, alone)
     (tmp_path / "stop").unlink()
-    assert _adapter(_train(task, alone)) == _adapter(uninterrupted)
+    assert trainings.adapter(trainings.train(task, alone)) == trainings.adapter(uninterrupted)
 
 
 @pytest.mark.slow
 def test_killed_ranks_resume_to_the_same_adapter(inputs, tmp_path):
-    whole, killed = (_write_task(tmp_path / name, inputs, tp=2) for name in ("whole", "killed"))
-    assert _spawn(["-m", "substrate.train"], whole).returncode == 0
+    whole, killed = (trainings.write_task(tmp_path / name, inputs, tp=2) for name in ("whole", "killed"))
+    assert trainings.spawn(["-m", "substrate.train"], whole).returncode == 0
     (tmp_path / "dying_rank.py").write_text(DYING_RANK)
-    assert _spawn(["-c", LAUNCHER], killed, PYTHONPATH=f"{tmp_path}:{ROOT}").returncode == 128 + 9
+    assert trainings.spawn(["-c", LAUNCHER], killed, PYTHONPATH=f"{tmp_path}:{ROOT}").returncode == 128 + 9
     checkpoints = tmp_path / "killed" / "out" / "checkpoints"
     assert [path.name for path in sorted(checkpoints.glob("step_*"))] == ["step_000003"]
-    resumed = _spawn(["-m", "substrate.train"], killed)
+    resumed = trainings.spawn(["-m", "substrate.train"], killed)
     assert resumed.returncode == 0, resumed.stderr
-    assert _adapter(tmp_path / "killed" / "out") == _adapter(tmp_path / "whole" / "out")
-    steps = [line["step"] for line in _progress(tmp_path / "killed" / "out") if line["phase"] == "train"]
+    assert trainings.adapter(tmp_path / "killed" / "out") == trainings.adapter(tmp_path / "whole" / "out")
+    steps = [line["step"] for line in trainings.progress(tmp_path / "killed" / "out") if line["phase"] == "train"]
     assert steps == list(range(1, 11))
 
 
 def test_ten_killed_runs_resume_to_the_same_adapter(inputs, uninterrupted, tmp_path):
-    tasks = [_write_task(tmp_path / f"run{number}", inputs) for number in range(10)]
-    done = _spawn(["-c", KILLED_RUNS, *map(str, tasks[:-1])], tasks[-1])
+    tasks = [trainings.write_task(tmp_path / f"run{number}", inputs) for number in range(10)]
+    done = trainings.spawn(["-c", KILLED_RUNS, *map(str, tasks[:-1])], tasks[-1])
     assert done.returncode == 0, done.stderr
-    assert {_adapter(task.parent / "out") for task in tasks} == {_adapter(uninterrupted)}
+    assert {trainings.adapter(task.parent / "out") for task in tasks} == {trainings.adapter(uninterrupted)}
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(alone, inputs, tmp_path, monkeypatch):
     """TP=1 to 2, and TP=2 to 1, against a run that stayed; without dropout, whose numbers a layout deals out."""
-    plain = {"lora": _config("recipe", "sft_lora")["lora"]}
-    expected = _progress(_train(_write_task(tmp_path / "whole", inputs, **plain), alone))
-    narrow = _write_task(tmp_path / "narrow", inputs, **plain)
-    _stop_after(monkeypatch, 5, tmp_path / "narrow" / "stop")
+    plain = {"lora": trainings.config("recipe", "sft_lora")["lora"]}
+    expected = trainings.progress(trainings.train(trainings.write_task(tmp_path / "whole", inputs, **plain), alone))
+    narrow = trainings.write_task(tmp_path / "narrow", inputs, **plain)
+    trainings.stop_after(monkeypatch, 5, tmp_path / "narrow" / "stop")
     with pytest.raises(Stopped):
-        _train(narrow, alone)
+        trainings.train(narrow, alone)
     monkeypatch.undo()
     (tmp_path / "narrow" / "stop").unlink()
-    widened = _spawn(["-m", "substrate.train"], _write_task(tmp_path / "narrow", inputs, tp=2, **plain))
+    widened = trainings.spawn(
+        ["-m", "substrate.train"], trainings.write_task(tmp_path / "narrow", inputs, tp=2, **plain)
+    )
     assert widened.returncode == 0, widened.stderr
 
     (tmp_path / "dying_rank.py").write_text(STOPPING_RANK)
-    wide, stop = _write_task(tmp_path / "wide", inputs, tp=2, **plain), tmp_path / "wide" / "stop"
-    stopped = _spawn(["-c", LAUNCHER], wide, PYTHONPATH=f"{tmp_path}:{ROOT}", STOP=str(stop))
+    wide, stop = trainings.write_task(tmp_path / "wide", inputs, tp=2, **plain), tmp_path / "wide" / "stop"
+    stopped = trainings.spawn(["-c", LAUNCHER], wide, PYTHONPATH=f"{tmp_path}:{ROOT}", STOP=str(stop))
     assert "stopped after step 5 of 10" in stopped.stderr
     stop.unlink()
-    _train(_write_task(tmp_path / "wide", inputs, **plain), alone)
+    trainings.train(trainings.write_task(tmp_path / "wide", inputs, **plain), alone)
     for name in ("narrow", "wide"):
-        losses = [line["loss"] for line in _progress(tmp_path / name / "out") if line["phase"] == "train"]
+        losses = [line["loss"] for line in trainings.progress(tmp_path / name / "out") if line["phase"] == "train"]
         assert losses == pytest.approx([line["loss"] for line in expected[1:]], abs=1e-6)
         ours, theirs = (
             load_file(tmp_path / each / "out/adapter/adapter_model.safetensors") for each in (name, "whole")
@@ -284,61 +175,61 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, inputs, tmp_path, mon
 
 
 def test_damaged_checkpoint_is_passed_over(alone, inputs, uninterrupted, tmp_path, monkeypatch):
-    task = _write_task(tmp_path, inputs)
-    _stop_after(monkeypatch, 7, tmp_path / "stop")
+    task = trainings.write_task(tmp_path, inputs)
+    trainings.stop_after(monkeypatch, 7, tmp_path / "stop")
     with pytest.raises(Stopped):
-        _train(task, alone)
+        trainings.train(task, alone)
     monkeypatch.undo()
     (tmp_path / "stop").unlink()
     checkpoints = tmp_path / "out" / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step_000006", "step_000007"]
     newest = next((checkpoints / "step_000007").glob("*.safetensors"))
-    targets = _config("recipe", "sft_lora")["lora"]["targets"]
-    forecast = memory.checkpoint_bytes(_config("model", "tiny") | TINY, 16, targets)
+    targets = trainings.config("recipe", "sft_lora")["lora"]["targets"]
+    forecast = memory.checkpoint_bytes(trainings.config("model", "tiny") | TINY, 16, targets)
     assert newest.stat().st_size == pytest.approx(forecast, rel=0.1)  # names and the generator's state are not counted
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(RuntimeWarning, match=r"step_000007 is damaged .*safetensors.*: passed over"):
-        out = _train(task, alone)
-    assert _adapter(out) == _adapter(uninterrupted)
+        out = trainings.train(task, alone)
+    assert trainings.adapter(out) == trainings.adapter(uninterrupted)
 
 
 def test_checkpoint_of_another_run_is_refused(alone, inputs, tmp_path):
     (tmp_path / "stop").touch()
     with pytest.raises(Stopped):
-        _train(_write_task(tmp_path, inputs), alone)
+        trainings.train(trainings.write_task(tmp_path, inputs), alone)
     with pytest.raises(UsageError, match="was written with another recipe"):
-        _train(_write_task(tmp_path, inputs, learning_rate=1e-3), alone)
+        trainings.train(trainings.write_task(tmp_path, inputs, learning_rate=1e-3), alone)
 
 
 @pytest.mark.parametrize(("rate", "checkpoint_every", "kept"), [(1e30, 3, "none"), (100.0, 1, "step_00000[1-9]")])
 def test_a_diverged_run_names_step_and_checkpoint_and_has_no_adapter(
     alone, inputs, tmp_path, rate, checkpoint_every, kept
 ):
-    task = _write_task(tmp_path, inputs, learning_rate=rate, checkpoint_every=checkpoint_every, clip_norm=1e6)
+    task = trainings.write_task(tmp_path, inputs, learning_rate=rate, checkpoint_every=checkpoint_every, clip_norm=1e6)
     with pytest.raises(
         Diverged, match=rf"the (loss|gradient norm) of step \d+ is .*; .* checkpoint is {kept}"
     ) as diverged:
-        _train(task, alone)
+        trainings.train(task, alone)
     assert diverged.value.exit_code == 66
     assert not (tmp_path / "out" / "adapter").exists()
 
 
 def test_out_of_memory_is_typed_with_what_was_needed_and_there(inputs, tmp_path):
     """A real failed allocation: the address space of the process is limited below what its batch takes."""
-    task = _write_task(tmp_path, inputs, batch_size=512, micro_batch_size=512)
+    task = trainings.write_task(tmp_path, inputs, batch_size=512, micro_batch_size=512)
     limited = """
 import resource, sys
-from substrate import train
+from substrate import train, training
 from substrate.errors import exit_code_of
-run = train.Training.run
+run = training.Training.run
 def limit(self):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
     run(self)
-train.Training.run = limit
+training.Training.run = limit
 sys.exit(exit_code_of(train.main))
 """
-    done = _spawn(["-c", limited], task)
+    done = trainings.spawn(["-c", limited], task)
     assert done.returncode == 67, done.stderr
     assert "error: rank 0: the base alone is 0.00 GB a rank" in done.stderr
     assert "are free now" in done.stderr
@@ -350,7 +241,7 @@ def test_rates_are_nemos(shape, length):
     """The rates of a run against NeMo's class driven at the run's own peak."""
     import torch
 
-    recipe = _config("recipe", "sft_lora")
+    recipe = trainings.config("recipe", "sft_lora")
     steps, warmup, ratio = (recipe[name] for name in ("num_steps", "warmup_steps", "min_lr_ratio"))
     if length == "other":
         steps, warmup = 30, 5
@@ -381,7 +272,7 @@ def test_cosine_rates_follow_the_published_formula():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "grpo"}, "recipe.method 'grpo'; valid are sft_lora"),
+        ({"method": "dpo"}, "recipe.method 'dpo'; valid are grpo, rft, sft_lora"),
         ({"rank": 8}, "unknown recipe.rank; the keys are method, num_steps"),
         ({"schedule": "Cosine"}, "recipe.schedule is 'Cosine'; valid is one of CosineAnnealing"),
         ({"num_steps": 1.5}, "recipe.num_steps is 1.5; it is of type int"),
@@ -393,16 +284,17 @@ def test_wrong_recipes_say_what_is_valid(change, message):
     from substrate.recipes import load_recipe
 
     with pytest.raises(UsageError) as wrong:
-        load_recipe(_config("recipe", "sft_lora") | change)
+        load_recipe(trainings.config("recipe", "sft_lora") | change)
     assert str(wrong.value).startswith(message)
 
 
 def test_recipe_fields_are_the_keys_of_its_yaml():
     import dataclasses
 
-    from substrate.recipes.sft_lora import Lora, SftLora
+    from substrate.recipes.knobs import Lora
+    from substrate.recipes.sft_lora import SftLora
 
-    values = _config("recipe", "sft_lora")
+    values = trainings.config("recipe", "sft_lora")
     assert {field.name for field in dataclasses.fields(SftLora)} == set(values)
     assert {field.name for field in dataclasses.fields(Lora)} == set(values["lora"])
 
@@ -419,9 +311,9 @@ def test_golden_task_is_valid_and_holds_the_shipped_configuration():
     from substrate.recipes import load_recipe
 
     task = Task.read(GOLDEN)
-    assert task.model == _config("model", "tiny")
-    assert task.recipe == _config("recipe", "sft_lora")
-    assert task.parallelism == _config("parallelism", "tp2")
+    assert task.model == trainings.config("model", "tiny")
+    assert task.recipe == trainings.config("recipe", "sft_lora")
+    assert task.parallelism == trainings.config("parallelism", "tp2")
     load_recipe(task.recipe)
 
 
@@ -431,7 +323,7 @@ def test_golden_task_is_valid_and_holds_the_shipped_configuration():
         ({"kind": "generate"}, "valid is (1, 'train')"),
         ({"config": {"seed": 1}}, "valid keys are ['model', 'parallelism', 'recipe', 'seed']"),
         ({"parallelism": {"tp": "two"}}, "config.parallelism.tp"),
-        ({"recipe": {"method": "grpo"}}, "recipe.method 'grpo'"),
+        ({"recipe": {"method": "dpo"}}, "recipe.method 'dpo'; valid are grpo, rft, sft_lora"),
     ],
 )
 def test_wrong_task_file_exits_64_with_one_line(change, message, tmp_path):
@@ -439,11 +331,11 @@ def test_wrong_task_file_exits_64_with_one_line(change, message, tmp_path):
     if not set(change) & set(content):  # a part of config
         change = {"config": content["config"] | change}
     (tmp_path / "task.json").write_text(json.dumps(content | change))
-    ended = _spawn(["-m", "substrate.train"], tmp_path / "task.json")
+    ended = trainings.spawn(["-m", "substrate.train"], tmp_path / "task.json")
     assert (ended.returncode, ended.stdout) == (64, "")
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and message in ended.stderr
 
 
 def test_package_from_elsewhere_is_refused(tmp_path):
-    ended = _spawn(["-m", "substrate.train"], GOLDEN, SUBSTRATE_ROOT=str(tmp_path))
+    ended = trainings.spawn(["-m", "substrate.train"], GOLDEN, SUBSTRATE_ROOT=str(tmp_path))
     assert ended.returncode == 64 and "substrate was imported from" in ended.stderr

@@ -26,7 +26,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from substrate.data import Example, Stream
+from substrate.batches import Shape, Stream
+from substrate.data import Example, Plan, prepare
 from substrate.entry import Parser
 from substrate.errors import exit_code_of
 from substrate.tasks import roman, text_cipher, unit_conversion
@@ -142,7 +143,8 @@ def examples(seed: int, count: int) -> list[Example]:
         rng = random.Random(f"{seed}/{skill}")
         for index in range(count):
             prompt, working, answer = draw(rng)
-            drawn.append(Example(f"{skill}-{index:06d}", skill, prompt, answer, working))
+            traces = {"stepwise": working}
+            drawn.append(Example(f"{skill}-{index:06d}", skill, prompt, answer, traces, "generated"))
     return drawn
 
 
@@ -159,23 +161,29 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
     """Trains all parameters from a seeded start and writes the base checkpoint. Needs a process alone (tp 1)."""
     import torch
 
-    from substrate.model import ModelConfig, build_model, init_weights, save_base, token_losses
+    from substrate.model import ModelConfig, build_model, init_weights, save_base, token_log_probs
     from substrate.parallel import start
     from substrate.schedule import learning_rates
     from substrate.tokenizer import Tokenizer
 
     parallel = start({"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
     encoder = Tokenizer.from_file(Path(__file__).parent / "tokenizer.json")
-    stream = Stream(
-        examples(SEED, EXAMPLES_PER_SKILL),
+    plan = Plan(
         {name: float(share) for name, share in MIX.items()},
-        lambda example: (encoder.encode_prompt(example.prompt), encoder.encode_answer(example.trace, example.answer)),
-        seed=SEED,
-        num_steps=num_steps,
-        batch_size=BATCH_SIZE,
-        micro_batch_size=MICRO_BATCH_SIZE,
+        real_share=0.0,
+        epochs=0.0,
+        curriculum="shuffled",
+        holdout_per_family=0,
         sequence_length=SEQUENCE_LENGTH,
+        num_places=num_steps * BATCH_SIZE,
+        seed=SEED,
     )
+
+    def encode(example: Example) -> tuple[list[int], list[int]]:
+        return encoder.encode_prompt(example.prompt), encoder.encode_answer(example.traces["stepwise"], example.answer)
+
+    rows = prepare(examples(SEED, EXAMPLES_PER_SKILL), encode, plan).rows
+    stream = Stream(rows, BATCH_SIZE, Shape(MICRO_BATCH_SIZE))
     model = build_model(ModelConfig.from_dict(model_config), parallel)
     init_weights(model, SEED)
     model.train()
@@ -191,8 +199,8 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
     for step, batch in enumerate(stream):
         optimizer.zero_grad(set_to_none=True)
         for micro_batch in batch.micro_batches:
-            summed, _ = token_losses(model, *micro_batch)
-            loss = summed / batch.num_targets
+            log_probs_BL = token_log_probs(model, micro_batch.tokens_BL, micro_batch.labels_BL)
+            loss = -(log_probs_BL * micro_batch.weights_BL).sum()
             loss.backward()
             recent += loss.item() / REPORT_EVERY
         parallel.finalize_gradients(model)

@@ -167,7 +167,7 @@ def _line(left: str, result: str = "") -> Line:
     return Line(left[:2] + left[3:], left[2], result.replace(left[2], SIGN))
 
 
-@lru_cache(maxsize=64)  # a generator solves what a trace is then asked for
+@lru_cache(maxsize=2048)  # a generator, or a count of all real rows, solves what a trace is then asked for
 def _solved(puzzle: Puzzle) -> tuple[Solution, Reading | None]:
     """The solution, and the likeliest reading that leads to it; None where nothing fits the examples."""
     known = {digit: digit for digit in _DIGITS} if _has_digits(puzzle) else {}

@@ -1,0 +1,194 @@
+"""The configuration as dataclasses: the keys of hydra_conf/, their types and units. `settings` fills and checks them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Model:
+    """Sizes of a Nemotron-H model; `pattern` has one letter a layer: M Mamba-2, E mixture of experts, * attention."""
+
+    name: str
+    pattern: str
+    hidden_size: int
+    vocab_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    attention_head_dim: int
+    mamba_num_heads: int
+    mamba_head_dim: int
+    mamba_state_dim: int
+    mamba_num_groups: int
+    mamba_conv_kernel: int
+    mamba_chunk_size: int
+    num_experts: int
+    moe_top_k: int
+    moe_ffn_size: int
+    moe_shared_expert_ffn_size: int
+    moe_router_scaling: float
+    norm_eps: float
+    max_sequence_length: int  # tokens
+    dtype: str  # float32 or bfloat16
+    weights: str  # path inside the image
+
+
+@dataclass
+class Lora:
+    """`targets` are module names as the published checkpoint has them."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    targets: list[str]
+
+
+@dataclass
+class Selection:
+    """Which state of a run becomes its adapter."""
+
+    choice: str
+    last_k: int
+    family_weights: dict[str, float]
+
+
+@dataclass
+class Recipe:
+    """How a trial trains; every field is explained in hydra_conf/recipe/ and checked again by the recipe in the image."""
+
+    method: str
+    num_steps: int
+    batch_size: int  # sequences a step, over all data-parallel ranks
+    micro_batch_size: int  # sequences a forward pass of one rank
+    sequence_length: int  # tokens, at most
+    learning_rate: float  # peak
+    weight_decay: float
+    clip_norm: float
+    schedule: str
+    warmup_steps: int
+    min_lr_ratio: float
+    checkpoint_every: int  # steps
+    trace_style: str
+    loss_weighting: str
+    epochs: float
+    curriculum: str
+    real_share: float
+    holdout_per_family: int
+    selection: Selection
+    lora: Lora
+    mix: dict[str, float]
+    options: dict[str, float]  # the method's own numbers
+
+
+@dataclass
+class Parallelism:
+    """Ranks along each axis; `judge_tp` is the tensor parallelism of decoding, `recompute` trades a third more work for memory."""
+
+    tp: int
+    pp: int
+    ep: int
+    cp: int
+    dp: int
+    judge_tp: int
+    recompute: bool
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.cp * self.dp
+
+
+@dataclass
+class Tasks:
+    """Which puzzles at which level, how many, and the decoding limits."""
+
+    level: str
+    families: list[str]
+    train_csv: str  # the competition's rows, for the image; empty: generated puzzles alone
+    registered: list[str]  # files of evaluation prompts, {"item_id", "prompt"} a line, that no real row may repeat
+    num_train_per_family: int
+    num_dev_per_family: int
+    num_fresh_per_family: int
+    max_new_tokens: int
+    decode_batch_size: int
+    engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names
+    engine_version: str  # of vllm: a score is one of its engine and version
+
+
+@dataclass
+class Capacity:
+    """What one device of the site holds and does, for forecasts: assumed until a round has measured it; 0 where nobody knows."""
+
+    gpu_memory_gib: float
+    train_tokens_per_second: float
+    decode_tokens_per_second: float
+    price_per_gpu_hour: float
+    currency: str
+
+
+@dataclass
+class Cluster:
+    """Where a round runs. Empty strings leave the site's default."""
+
+    kind: str  # local or slurm
+    scratch_dir: str  # node-local; empty: $TMPDIR or /tmp
+    weights_dir: str  # published checkpoint of a model whose weights are not in the image
+    stage_dir: str  # node-local folder for a copy of it; empty: read where it is
+    gpus_per_node: int
+    network: str  # of a sandbox: loopback, or fabric for arms of several nodes, which opens the host's network
+    shm_size_gib: int  # of /dev/shm in a sandbox, through which ranks of a node talk
+    cpus_per_task: int
+    mem_gb: int  # 0: the site's default
+    time_limit_minutes: int
+    signal_lead_seconds: int  # USR2 this long before the limit
+    stall_minutes: int  # no step for this long: the trial is killed
+    arms_at_once: int  # 0: as many as fit
+    partition: str
+    account: str
+    qos: str
+    reservation: str
+    constraint: str
+    capacity: Capacity
+    vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
+    setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
+
+
+@dataclass
+class AxisSetting:
+    name: str
+    key: str
+    kind: str
+    low: str = ""
+    high: str = ""
+    choices: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SettingEntry:
+    key: str
+    value: str
+
+
+@dataclass
+class PolicySetting:
+    axes: list[AxisSetting]
+    standing: list[SettingEntry] = field(default_factory=list)
+    dead_ends: list[SettingEntry] = field(default_factory=list)
+
+
+@dataclass
+class Settings:
+    """A whole round's configuration; `round` is empty where only the campaign's defaults were composed."""
+
+    model: Model
+    recipe: Recipe
+    parallelism: Parallelism
+    tasks: Tasks
+    cluster: Cluster
+    policy: PolicySetting
+    seed: int
+    round: str = ""
+    arm: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

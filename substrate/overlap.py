@@ -1,0 +1,134 @@
+"""Whether training prompts repeat evaluation prompts: exactly, under another spelling, or for the most part.
+
+    python -m substrate.overlap --card /in/data_card.json --prompts /in/dev.jsonl --out /out/overlaps.jsonl
+
+    {"item_id": "roman-000012"}                       a line for each evaluation prompt whose digest the card names
+
+A prompt is compared as a list of tokens: words without regard to case, numbers by their value (`16.70` is `16.7`),
+every other character by itself; white space is nothing. Two prompts with equal tokens have equal digests. A prompt
+*overlaps* another when it has at least `SHARE` of its n-grams of `N` tokens, not counting those that lie inside the
+fixed text of a family, which all of its puzzles have.
+
+The n-gram rule is for prompts from elsewhere. Generated puzzles of two independent seeds are draws from one
+distribution, alike by chance as often as any two; of those only equal ones are kept apart.
+
+Standard library only: the entry runs where scores are made.
+"""
+
+import hashlib
+import re
+import sys
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from substrate.entry import Parser, read_json, read_json_lines, write_json_lines
+from substrate.errors import DataError, exit_code_of
+from substrate.tasks import FAMILIES
+
+N = 8  # tokens: longer than what two puzzles of a family have in common by chance
+SHARE = 0.8
+
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|\S")
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+Gram = tuple[str, ...]
+
+
+class Overlap(NamedTuple):
+    """A training prompt and the evaluation prompt that it repeats."""
+
+    training_id: str
+    evaluation_id: str
+    share: float  # of the evaluation prompt's n-grams; 1.0 where the tokens are equal
+
+    def __str__(self) -> str:
+        return f"{self.training_id} repeats {self.evaluation_id} ({self.share:.0%})"
+
+
+def tokens_of(prompt: str) -> list[str]:
+    """The prompt without white space, letter case and ways to write a number."""
+    found = _TOKEN.findall(unicodedata.normalize("NFKC", prompt).casefold())
+    return [_number(token) if token[0].isdigit() else token for token in found]
+
+
+def prompt_digest(prompt: str) -> str:
+    """Name of a prompt in exclusion lists and data cards: equal for prompts with equal tokens."""
+    return hashlib.sha256(" ".join(tokens_of(prompt)).encode()).hexdigest()
+
+
+def overlaps(training: Iterable[tuple[str, str]], evaluation: Iterable[tuple[str, str]]) -> list[Overlap]:
+    """The worst overlap of each training prompt, in order; both are pairs of id and prompt."""
+    ids, sizes, equal = [], [], {}
+    having: defaultdict[Gram, list[int]] = defaultdict(list)
+    for number, (item_id, prompt) in enumerate(evaluation):
+        grams = _grams(prompt)
+        ids.append(item_id)
+        sizes.append(len(grams))
+        equal[prompt_digest(prompt)] = item_id
+        for gram in grams:
+            having[gram].append(number)
+    found = []
+    for training_id, prompt in training:
+        if same := equal.get(prompt_digest(prompt)):
+            found.append(Overlap(training_id, same, 1.0))
+            continue
+        hits = Counter(number for gram in _grams(prompt) for number in having.get(gram, ()))
+        share, worst = max(((count / sizes[number], ids[number]) for number, count in hits.items()), default=(0.0, ""))
+        if share >= SHARE:
+            found.append(Overlap(training_id, worst, share))
+    return found
+
+
+def named_in(digests: Sequence[str], evaluation: Iterable[tuple[str, str]]) -> list[str]:
+    """Ids of the evaluation prompts whose digests are among those of a data card."""
+    known = set(digests)
+    return [item_id for item_id, prompt in evaluation if prompt_digest(prompt) in known]
+
+
+def _number(token: str) -> str:
+    """`007` and `7.00` as `7`: digits alone, so no float rounds and no huge exponent costs memory."""
+    whole, _, part = token.partition(".")
+    return (whole.lstrip("0") or "0") + (f".{part}" if (part := part.rstrip("0")) else "")
+
+
+def _grams(prompt: str) -> set[Gram]:
+    return _windows(tokens_of(prompt)) - _fixed()
+
+
+@cache
+def _fixed() -> frozenset[Gram]:
+    """N-grams inside the fixed texts."""
+    phrases = (phrase for family in FAMILIES.values() for phrase in family.PHRASES)
+    return frozenset(gram for phrase in phrases for gram in _windows(tokens_of(phrase)))
+
+
+def _windows(tokens: list[str]) -> set[Gram]:
+    return {tuple(tokens[start : start + N]) for start in range(len(tokens) - N + 1)}
+
+
+def read_card_digests(path: Path) -> list[str]:
+    """The prompts of a data card, which a trial wrote; DataError where it has no list of digests."""
+    card = read_json(path)
+    digests = card.get("prompts") if isinstance(card, dict) else None
+    if not isinstance(digests, list) or not all(isinstance(each, str) and _DIGEST.fullmatch(each) for each in digests):
+        raise DataError(f"{path.name} has no `prompts` of SHA-256 digests; docs/contract.md has the form")
+    return digests
+
+
+def main() -> None:
+    """Read the command line and do it."""
+    parser = Parser(prog="substrate.overlap", description="Name the evaluation prompts that a data card has.")
+    for name in ("card", "prompts", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    arguments = parser.parse_args()
+    rows = read_json_lines(arguments.prompts, {"item_id": str, "prompt": str})
+    found = named_in(read_card_digests(arguments.card), ((row["item_id"], row["prompt"]) for row in rows))
+    write_json_lines(arguments.out, ({"item_id": item_id} for item_id in found))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,207 @@
+"""GRPO: raise the chance of completions that beat the mean reward of their group (arXiv:2402.03300, section 4.1).
+
+    steps 0 .. sft_steps - 1     as sft_lora; the policy after them is the reference
+    every rollout                `batch_size x updates_per_rollout / samples_per_prompt` prompts of the coming stream, a
+                                 group of `samples_per_prompt` completions each; reward 1 for the right answer, else 0
+    each of its updates          a part of the rollout's completions
+
+    A_i    = (r_i - mean(r)) / (std(r) + eps)                                     the same for all tokens of completion i
+    rho_t  = pi(token t) / pi_old(token t)
+    loss   = - mean_i mean_t [ min(rho_t A_i, clip(rho_t, 1 - clip, 1 + clip) A_i) - kl_weight * KL_t ]
+    KL_t   = pi_ref / pi - log(pi_ref / pi) - 1                                   unbiased and >= 0
+
+The engine that draws the completions rounds differently from the trainer. `pi_old` is therefore the trainer's own
+score of them, taken before the rollout's first update, and the difference to the engine's is in progress.jsonl
+(`log_prob_difference`): where it grows, samples are no longer from the policy that is trained. The router has no
+adapter, so its choice changes only as its input does.
+
+A rollout is written to /out/rollout.json before its first update, so that a run which is started again between two
+updates goes on with it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, pstdev
+from typing import TYPE_CHECKING, NamedTuple
+
+from substrate.data import Row
+from substrate.entry import read_json, write_json
+from substrate.recipes.knobs import require
+from substrate.recipes.sft_lora import SftLora
+
+if TYPE_CHECKING:
+    import torch
+
+    from substrate.batches import Batch, MicroBatch, Shape
+    from substrate.training import Training
+
+EPS = 1e-6  # in the group's deviation: a group of equal rewards has advantages of zero
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The method's own numbers."""
+
+    sft_steps: int  # on worked solutions; a base that solves some puzzles needs none
+    samples_per_prompt: int  # size of a group
+    updates_per_rollout: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    decode_batch_size: int
+    clip: float
+    kl_weight: float
+    learning_rate_scale: float  # of the policy's steps, to the schedule's rate
+
+    def __post_init__(self) -> None:
+        for name in ("updates_per_rollout", "max_new_tokens", "decode_batch_size"):
+            require(getattr(self, name) >= 1, f"options.{name}", getattr(self, name), "at least 1")
+        require(self.samples_per_prompt >= 2, "options.samples_per_prompt", self.samples_per_prompt, "at least 2")
+        for name in ("sft_steps", "kl_weight"):
+            require(getattr(self, name) >= 0, f"options.{name}", getattr(self, name), "at least 0")
+        require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all one")
+        require(0 < self.top_p <= 1, "options.top_p", self.top_p, "above 0, up to 1")
+        require(0 < self.clip < 1, "options.clip", self.clip, "above 0, below 1")
+        require(self.learning_rate_scale > 0, "options.learning_rate_scale", self.learning_rate_scale, "above 0")
+
+
+class Grpo(SftLora):
+    """hydra_conf/recipe/grpo.yaml."""
+
+    OPTIONS = Options
+    own: Options
+
+    def check_layout(self, pp: int, dp: int) -> None:
+        super().check_layout(pp, dp)
+        require(pp == 1, "method", self.method, "another one with pp > 1: its samples need all layers on a rank")
+        require(self.own.sft_steps < self.num_steps, "options.sft_steps", self.own.sft_steps, "below num_steps")
+        require(self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: the ratio to the old policy is exact")
+        whole = self.batch_size % self.own.samples_per_prompt == 0
+        require(whole, "batch_size", self.batch_size, f"a multiple of samples_per_prompt {self.own.samples_per_prompt}")
+
+    def rate_scale(self, step: int) -> float:
+        return self.own.learning_rate_scale if step >= self.own.sft_steps else 1.0
+
+    def batch(self, run: "Training") -> "Batch":
+        if run.step < self.own.sft_steps:
+            return run.stream[run.step]
+        if REFERENCE not in run.copies:
+            run.copy(REFERENCE)
+        number, update = divmod(run.step - self.own.sft_steps, self.own.updates_per_rollout)
+        path = run.task.out / "rollout.json"
+        found = run.parallel.share(read_json(path) if run.parallel.rank == 0 and path.exists() else None)
+        if not found or found["number"] != number:
+            found = {"number": number, "samples": [asdict(each) for each in self._roll_out(run, number)]}
+            if run.parallel.rank == 0:
+                write_json(path, found)
+        part = found["samples"][update * self.batch_size : (update + 1) * self.batch_size]
+        return _batch([Scored(**{**each, "row": Row(*each["row"])}) for each in part], run.shape)
+
+    def loss(self, outputs: "torch.Tensor", batch: "MicroBatch | PolicyBatch") -> "torch.Tensor":
+        """sft_lora's before the rollouts, then the objective above."""
+        if not isinstance(batch, PolicyBatch):
+            return super().loss(outputs, batch)
+        weights, advantages, old, reference = (
+            tensor.to(outputs) for tensor in (batch.weights_BL, batch.advantages_B1, batch.old_BL, batch.reference_BL)
+        )
+        learned = weights > 0
+        # Elsewhere outputs are of no token that was drawn, and may be too far from 0 for exp.
+        ratio = (outputs - old).masked_fill(~learned, 0.0).exp()
+        clipped = ratio.clamp(1 - self.own.clip, 1 + self.own.clip)
+        gain = (ratio * advantages).minimum(clipped * advantages)
+        to_reference = (reference - outputs).masked_fill(~learned, 0.0)
+        divergence = to_reference.exp() - to_reference - 1
+        return -((gain - self.own.kl_weight * divergence) * weights).sum()
+
+    def _roll_out(self, run: "Training", number: int) -> list["Scored"]:
+        """Completions of the next prompts, group after group, with what their tokens' terms need."""
+        from substrate.rollouts import Sampling, by_family
+
+        own, begun = self.own, time.monotonic()
+        num_prompts = self.batch_size * own.updates_per_rollout // own.samples_per_prompt
+        first = own.sft_steps * self.batch_size + number * num_prompts
+        asked = [run.rows[place % len(run.rows)] for place in range(first, first + num_prompts)]
+        how = Sampling(own.temperature, own.top_p, own.max_new_tokens, own.decode_batch_size)
+        groups = run.sampler(how).sample(asked, own.samples_per_prompt, f"{run.task.seed}/rollout/{number}")
+        drawn = [one for group in groups for one in group]
+        rows = [
+            Row(f"{place}/{copy}", row.family, row.prompt, one.ids, row.answer)
+            for place, (row, group) in enumerate(zip(asked, groups, strict=True))
+            for copy, one in enumerate(group)
+        ]
+        old = run.log_probs(rows)
+        reference = run.with_copy(REFERENCE, lambda: run.log_probs(rows))
+        apart = [
+            abs(ours - engines)
+            for row, one in zip(rows, drawn, strict=True)
+            for ours, engines in zip(old[row.item_id], one.log_probs, strict=True)
+        ]
+        run.progress.write(
+            "rollout",
+            step=run.step + 1,
+            reward=fmean(one.reward for one in drawn),
+            by_family=by_family(asked, groups),
+            mixed_groups=sum(len({one.reward for one in group}) > 1 for group in groups),
+            groups=len(groups),
+            mean_tokens=round(fmean(len(one.ids) for one in drawn), 2),
+            log_prob_difference={"mean": fmean(apart), "max": max(apart)},
+            seconds=round(time.monotonic() - begun, 3),
+        )
+        advantages = [advantage for group in groups for advantage in group_advantages([one.reward for one in group])]
+        return [
+            Scored(row, advantage, old[row.item_id], reference[row.item_id])
+            for row, advantage in zip(rows, advantages, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A completion with its advantage, and its tokens' log-probabilities under the old and the reference policy."""
+
+    row: Row
+    advantage: float
+    old: list[float]
+    reference: list[float]
+
+
+class PolicyBatch(NamedTuple):
+    """A micro-batch of completions; B, L and the first four as in `batches.MicroBatch`."""
+
+    tokens_BL: "torch.Tensor"
+    labels_BL: "torch.Tensor"
+    weights_BL: "torch.Tensor"  # one over the completion's tokens and the number of completions
+    rows: list[Row]
+    advantages_B1: "torch.Tensor"
+    old_BL: "torch.Tensor"  # 0 where nothing is learned, as in the next
+    reference_BL: "torch.Tensor"
+
+
+def group_advantages(rewards: Sequence[float]) -> list[float]:
+    """(r - mean) / (std + EPS), std of the group as a population: all zero where all rewards are equal."""
+    mean, deviation = fmean(rewards), pstdev(rewards)
+    return [(reward - mean) / (deviation + EPS) for reward in rewards]
+
+
+def _batch(samples: Sequence[Scored], shape: "Shape") -> "Batch":
+    """This rank's part of an update."""
+    import torch
+
+    from substrate.batches import make_batch
+
+    batch = make_batch([sample.row for sample in samples], shape, "per_row")
+    by_id = {sample.row.item_id: sample for sample in samples}
+    parts = []
+    for each in batch.micro_batches:
+        mine = [by_id[row.item_id] for row in each.rows]
+        old_BL, reference_BL = torch.zeros_like(each.weights_BL), torch.zeros_like(each.weights_BL)
+        for place, sample in enumerate(mine):
+            begin = len(sample.row.prompt) - 1
+            old_BL[place, begin : begin + len(sample.old)] = torch.tensor(sample.old)
+            reference_BL[place, begin : begin + len(sample.reference)] = torch.tensor(sample.reference)
+        advantages_B1 = torch.tensor([[sample.advantage] for sample in mine])
+        parts.append(
+            PolicyBatch(each.tokens_BL, each.labels_BL, each.weights_BL, each.rows, advantages_B1, old_BL, reference_BL)
+        )
+    return batch._replace(micro_batches=parts)

@@ -1,0 +1,188 @@
+"""What every method has: the keys of hydra_conf/recipe/*.yaml, checked, and the parts of a run that they decide.
+
+A method is a subclass in a file of its own. It changes what it is about (which batch a step learns from, with which
+loss), adds its own numbers as an `Options` dataclass, and leaves the rest as it is here.
+
+LoRA: Hu et al., arXiv:2106.09685. y = W x + (alpha / rank) B A x, A random, B zero at the start, so step 0 is the
+base model. The router has no adapter, here and in every method: it stays as pretrained.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from substrate.data import CURRICULA, WEIGHTINGS, Example, Plan, Prepared, prepare, read_examples
+from substrate.errors import DataError, UsageError
+from substrate.fields import read_fields
+from substrate.schedule import SHAPES
+from substrate.selection import CHOICES, Selection
+
+if TYPE_CHECKING:
+    import torch
+
+    from substrate.batches import Batch, MicroBatch
+    from substrate.model import HybridModel
+    from substrate.tokenizer import Tokenizer
+    from substrate.training import Training
+
+TRACE_STYLES = ("stepwise", "short")
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Where the trainable pairs sit and how large they are."""
+
+    rank: int  # r, columns of B and rows of A
+    alpha: int  # the pair's output is scaled by alpha / rank
+    dropout: float  # share of the pair's inputs set to zero in training
+    targets: list[str]  # modules that get a pair, by their published names: substrate.model.lora.TARGETS
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, "lora.rank", self.rank, "at least 1")
+        require(self.alpha > 0, "lora.alpha", self.alpha, "above 0")
+        require(0 <= self.dropout < 1, "lora.dropout", self.dropout, "from 0 to below 1")
+        require(bool(self.targets), "lora.targets", self.targets, "at least one module")
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """Of a method without numbers of its own."""
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """The keys of a recipe."""
+
+    method: str  # a key of substrate.recipes.METHODS
+    num_steps: int  # optimizer steps
+    batch_size: int  # sequences a step, over all data-parallel ranks
+    micro_batch_size: int  # sequences a forward pass of one rank, at most; gradients of a step are summed over passes
+    sequence_length: int  # tokens of an example at most; longer ones are left out, and listed in the data card
+    learning_rate: float  # peak
+    weight_decay: float  # AdamW's, decoupled
+    clip_norm: float  # L2 norm of the gradient over all trainable parameters, at most
+    schedule: str  # shape of the learning rate over the steps, one of substrate.schedule.SHAPES
+    warmup_steps: int  # steps until the peak
+    min_lr_ratio: float  # final learning rate over the peak
+    checkpoint_every: int  # steps between checkpoints, and between candidates of `selection`
+    trace_style: str  # how much of the working is learned, one of TRACE_STYLES
+    loss_weighting: str  # of tokens, rows and families in a batch's loss: substrate.batches.make_batch
+    epochs: float  # passes through the chosen examples; 0: as many different ones as the file has
+    curriculum: str  # order of a family's examples, one of substrate.data.CURRICULA
+    real_share: float  # share of real rows among the examples; the image has them where tasks.train_csv named a file
+    holdout_per_family: int  # examples of each family that are not trained on
+    selection: Selection  # which of the run's states becomes the adapter
+    lora: Lora
+    mix: dict[str, float] = field(hash=False)  # share of each family in the stream; without one it is left out
+    options: dict[str, float] = field(hash=False)  # the method's own numbers
+
+    OPTIONS: ClassVar[type] = NoOptions
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "micro_batch_size", "sequence_length", "checkpoint_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "clip_norm"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        for name in ("weight_decay", "epochs", "holdout_per_family"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for name, valid in (
+            ("schedule", SHAPES),
+            ("trace_style", TRACE_STYLES),
+            ("loss_weighting", WEIGHTINGS),
+            ("curriculum", CURRICULA),
+        ):
+            require(getattr(self, name) in valid, name, getattr(self, name), f"one of {', '.join(valid)}")
+        require(0 <= self.warmup_steps < self.num_steps, "warmup_steps", self.warmup_steps, "0 to num_steps - 1")
+        for name in ("min_lr_ratio", "real_share"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        shares = self.mix.values()
+        require(min(shares, default=-1) >= 0 and sum(shares) > 0, "mix", self.mix, "shares >= 0, one of them > 0")
+        chosen = self.selection
+        require(chosen.choice in CHOICES, "selection.choice", chosen.choice, f"one of {', '.join(CHOICES)}")
+        require(chosen.last_k >= 1, "selection.last_k", chosen.last_k, "at least 1")
+        weights = chosen.family_weights
+        require(set(weights) <= set(self.mix), "selection.family_weights", weights, f"families of the mix {self.mix}")
+        require(
+            min(weights.values(), default=1.0) >= 0 and (not weights or sum(weights.values()) > 0),
+            "selection.family_weights",
+            weights,
+            "weights >= 0, one of them > 0; none for equal ones",
+        )
+        if chosen.choice == "best":
+            require(self.holdout_per_family >= 1, "holdout_per_family", self.holdout_per_family, "above 0 for `best`")
+        self.read_options()
+
+    def read_options(self) -> None:
+        """Builds `own` now, so that a wrong option is told before anything starts."""
+        _ = self.own
+
+    @cached_property
+    def own(self) -> Any:
+        """The method's own numbers, typed."""
+        return read_fields(self.OPTIONS, self.options, "recipe.options")
+
+    def check_layout(self, pp: int, dp: int) -> None:
+        """Raises UsageError where this recipe cannot run on these stages and data-parallel ranks."""
+        if self.selection.choice == "best" and (pp > 1 or self.holdout_per_family % dp):
+            raise UsageError(
+                f"selection best with pp={pp}, dp={dp}, holdout_per_family={self.holdout_per_family}; "
+                "it needs pp=1 and a holdout that dp divides"
+            )
+
+    def prepare(self, train_data: Path, encoder: "Tokenizer", seed: int) -> Prepared:
+        """The rows of the run, chosen from the training file."""
+        plan = Plan(
+            mix=self.mix,
+            real_share=self.real_share,
+            epochs=self.epochs,
+            curriculum=self.curriculum,
+            holdout_per_family=self.holdout_per_family,
+            sequence_length=self.sequence_length,
+            num_places=self.num_steps * self.batch_size,
+            seed=seed,
+        )
+        return prepare(read_examples(train_data), lambda example: self._encode(example, encoder), plan)
+
+    def attach(self, model: "torch.nn.Module", seed: int) -> None:
+        """Freezes the model and gives each target module its pair."""
+        from substrate.model import add_lora
+
+        add_lora(model, self.lora.rank, self.lora.alpha, self.lora.dropout, self.lora.targets, seed)
+
+    def batch(self, run: "Training") -> "Batch":
+        """What the next step learns from: the same on every rank but for the data-parallel slice."""
+        return run.stream[run.step]
+
+    def rate_scale(self, step: int) -> float:
+        """What the schedule's learning rate of a step, from 0, is multiplied with."""
+        return 1.0
+
+    def outputs(self, model: "HybridModel", batch: "MicroBatch") -> "torch.Tensor":
+        """Log-probabilities of the labels, (B, L) in nats; hidden states where the model is not the last stage."""
+        from substrate.model import token_log_probs
+
+        return token_log_probs(model, batch.tokens_BL, batch.labels_BL)
+
+    def loss(self, outputs: "torch.Tensor", batch: "MicroBatch") -> "torch.Tensor":
+        """This micro-batch's part of the step's loss; those of all micro-batches and data-parallel ranks add up."""
+        raise NotImplementedError
+
+    def save(self, model: "torch.nn.Module", folder: Path) -> None:
+        """Writes the adapter (docs/contract.md). All ranks call it."""
+        from substrate.model import save_adapter
+
+        save_adapter(model, folder)
+
+    def _encode(self, example: Example, encoder: "Tokenizer") -> tuple[list[int], list[int]]:
+        try:
+            trace = example.traces[self.trace_style]
+            return encoder.encode_prompt(example.prompt), encoder.encode_answer(trace, example.answer)
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{example.item_id} cannot be written as training tokens: {error!r}") from None
+
+
+def require(holds: bool, key: str, value: object, valid: str) -> None:
+    """UsageError naming the key unless `holds`."""
+    if not holds:
+        raise UsageError(f"recipe.{key} is {value!r}; valid is {valid}")

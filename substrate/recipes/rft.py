@@ -1,0 +1,134 @@
+"""Rejection-sampling fine-tuning: learn from worked solutions, then from one's own completions that came out right.
+
+    steps 0 .. sft_steps - 1     as sft_lora
+    before step sft_steps        `samples_per_prompt` completions of `num_prompts` prompts of the stream that comes next;
+                                 of each prompt the shortest different right ones are kept, `keep_per_prompt` at most
+    the steps after              sft_lora's loss on what was kept, in the same shares of families
+
+A family without one right completion goes on with its worked solutions: left out, it would be forgotten. What was kept
+is written to /out/samples.jsonl, so a run that is started again does not sample again.
+
+Sources: STaR, arXiv:2203.14465 (learn from own right solutions); RFT, arXiv:2308.01825 (several different ones).
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from substrate.data import Row, family_order
+from substrate.entry import read_json_lines, write_json_lines
+from substrate.errors import DataError
+from substrate.recipes.knobs import require
+from substrate.recipes.sft_lora import SftLora
+
+if TYPE_CHECKING:
+    from substrate.batches import Batch
+    from substrate.rollouts import Sample
+    from substrate.training import Training
+
+KEPT_FIELDS: dict[str, type] = {"item_id": str, "family": str, "prompt": list, "learned": list, "answer": str}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The method's own numbers."""
+
+    sft_steps: int  # on worked solutions; a base that solves some puzzles needs none
+    num_prompts: int
+    samples_per_prompt: int
+    keep_per_prompt: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int  # a longer completion is not kept
+    decode_batch_size: int
+    learning_rate_scale: float  # of the steps on kept completions, to the schedule's rate
+
+    def __post_init__(self) -> None:
+        for name in ("num_prompts", "samples_per_prompt", "keep_per_prompt", "max_new_tokens", "decode_batch_size"):
+            require(getattr(self, name) >= 1, f"options.{name}", getattr(self, name), "at least 1")
+        require(self.sft_steps >= 0, "options.sft_steps", self.sft_steps, "at least 0")
+        require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all one")
+        require(0 < self.top_p <= 1, "options.top_p", self.top_p, "above 0, up to 1")
+        require(self.learning_rate_scale > 0, "options.learning_rate_scale", self.learning_rate_scale, "above 0")
+
+
+class Rft(SftLora):
+    """hydra_conf/recipe/rft.yaml."""
+
+    OPTIONS = Options
+    own: Options
+
+    def check_layout(self, pp: int, dp: int) -> None:
+        super().check_layout(pp, dp)
+        require(pp == 1, "method", self.method, "another one with pp > 1: its samples need all layers on a rank")
+        require(self.own.sft_steps < self.num_steps, "options.sft_steps", self.own.sft_steps, "below num_steps")
+
+    def rate_scale(self, step: int) -> float:
+        return self.own.learning_rate_scale if step >= self.own.sft_steps else 1.0
+
+    def batch(self, run: "Training") -> "Batch":
+        if run.step < self.own.sft_steps:
+            return run.stream[run.step]
+        if run.sampled is None:
+            run.sampled = run.stream_of(self._after_sampling(run))
+        return run.sampled[run.step - self.own.sft_steps]
+
+    def _after_sampling(self, run: "Training") -> list[Row]:
+        """The rows of all steps after the sampling."""
+        path = run.task.out / "samples.jsonl"
+        # Rank 0 alone writes; it may be ahead of the others, who must not find what it has just written.
+        if not run.parallel.share(path.exists()):
+            kept = self._kept(run)
+            if run.parallel.rank == 0:
+                write_json_lines(path, (row._asdict() for row in kept))
+        else:
+            kept = [Row(*(line[name] for name in Row._fields)) for line in read_json_lines(path, KEPT_FIELDS)]
+        coming = run.rows[self.own.sft_steps * self.batch_size :]
+        return _filled(kept, coming, {family: share for family, share in self.mix.items() if share > 0})
+
+    def _kept(self, run: "Training") -> list[Row]:
+        """Right completions of the coming prompts, as rows. Raises DataError where there is none at all."""
+        from substrate.rollouts import Sampling, by_family
+
+        own, begun = self.own, time.monotonic()
+        coming = {row.item_id: row for row in run.rows[own.sft_steps * self.batch_size :]}
+        asked = list(coming.values())[: own.num_prompts]
+        how = Sampling(own.temperature, own.top_p, own.max_new_tokens, own.decode_batch_size)
+        groups = run.sampler(how).sample(asked, own.samples_per_prompt, f"{run.task.seed}/samples")
+        kept = [
+            row._replace(learned=sample.ids)
+            for row, group in zip(asked, groups, strict=True)
+            for sample in _best(group, own.keep_per_prompt, self.sequence_length - len(row.prompt))
+        ]
+        rates = by_family(asked, groups)
+        counts = dict(Counter(row.family for row in kept))
+        seconds = round(time.monotonic() - begun, 3)
+        run.progress.write("samples", step=run.step + 1, right=rates, kept=counts, seconds=seconds)
+        if not kept:
+            raise DataError(
+                f"none of {len(asked) * own.samples_per_prompt} samples was right: {json.dumps(rates)}; "
+                "more options.sft_steps, or samples, may find some"
+            )
+        return kept
+
+
+def _best(group: Sequence["Sample"], count: int, longest: int) -> list["Sample"]:
+    """The shortest different right ones."""
+    different = {tuple(one.ids): one for one in group if one.reward == 1.0 and len(one.ids) <= longest}
+    return sorted(different.values(), key=lambda one: (len(one.ids), one.ids))[:count]
+
+
+def _filled(kept: Sequence[Row], coming: Sequence[Row], mix: dict[str, float]) -> list[Row]:
+    """As many rows as were coming, in the mix's shares: kept ones again and again, worked ones for other families."""
+    pools = {family: [row for row in kept if row.family == family] for family in mix}
+    for family, pool in pools.items():
+        pool += [] if pool else [row for row in coming if row.family == family]
+    taken = Counter[str]()
+    rows = []
+    for family in family_order(mix, len(coming)):
+        rows.append(pools[family][taken[family] % len(pools[family])])
+        taken[family] += 1
+    return rows

@@ -1,0 +1,82 @@
+"""A trial's data card: kept where it is one, and an item of a judged set among its prompts fails the arm by name."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pipeline import datacard
+from pipeline.errors import TrialFailed
+from substrate.overlap import prompt_digest
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGESTS = [f"{n:064x}" for n in range(3)]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="dropping to an unprivileged uid needs root")
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Path:
+    path = tmp_path / "train_prompts.sha256"
+    path.write_text("".join(f"{digest}\n" for digest in DIGESTS[:2]))
+    return path
+
+
+def _write(folder: Path, value: object) -> None:
+    (folder / datacard.NAME).write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+def test_card_is_kept_as_it_is(tmp_path: Path, known: Path) -> None:
+    _write(tmp_path, {"schema": 1, "prompts": DIGESTS, "families": {}})
+    assert datacard.take(tmp_path, tmp_path / "kept.json", known) == "3 prompts, 1 of them not from the image"
+    assert (tmp_path / "kept.json").read_bytes() == (tmp_path / datacard.NAME).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "{", "[]", "null", {"schema": 1}, {"schema": 2, "prompts": []}, {"schema": 1, "prompts": "x"},
+     {"schema": 1, "prompts": [1]}, {"schema": 1, "prompts": ["A" * 64]}, {"schema": 1, "prompts": None}, "[" * 99999],
+)  # fmt: skip
+def test_what_is_no_card_is_refused_and_not_kept(tmp_path: Path, known: Path, value: object) -> None:
+    _write(tmp_path, value)
+    with pytest.raises(TrialFailed, match="is not a data card") as failed:
+        datacard.take(tmp_path, tmp_path / "kept.json", known)
+    assert failed.value.kind == "bad_output"
+    assert not (tmp_path / "kept.json").exists()
+
+
+def test_no_card_a_link_and_a_huge_one_are_refused(
+    tmp_path: Path, known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TrialFailed, match="wrote no data_card.json"):
+        datacard.take(tmp_path, tmp_path / "kept.json", known)
+    (tmp_path / datacard.NAME).symlink_to("/etc/passwd")
+    with pytest.raises(TrialFailed, match="not a plain file"):
+        datacard.take(tmp_path, tmp_path / "kept.json", known)
+    (tmp_path / datacard.NAME).unlink()
+    monkeypatch.setattr(datacard, "MAX_BYTES", 10)
+    _write(tmp_path, {"schema": 1, "prompts": DIGESTS})
+    with pytest.raises(TrialFailed, match="longer than 10 bytes"):
+        datacard.take(tmp_path, tmp_path / "kept.json", known)
+
+
+@needs_root
+def test_item_of_a_judged_set_is_named(tmp_path: Path) -> None:
+    """Through the image's own process, in its sandbox; the planted prompt is spelled otherwise than the item's."""
+    root, inputs = tmp_path / "substrate", tmp_path / "in"
+    shutil.copytree(ROOT / "substrate", root / "substrate", ignore=shutil.ignore_patterns("__pycache__"))
+    inputs.mkdir()
+    prompts = {f"roman-{n:06d}": f"Write the number {n}.50 in  Roman" for n in range(5)}
+    rows = ({"item_id": item_id, "family": "roman", "prompt": prompt} for item_id, prompt in prompts.items())
+    (inputs / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = tmp_path / "card.json"
+
+    def check(name: str, *digests: str) -> None:
+        card.write_text(json.dumps({"schema": 1, "prompts": digests}))
+        datacard.check(root, card, inputs, ["dev"], tmp_path / name, tmp_path / "log")
+
+    check("clean", *DIGESTS)
+    with pytest.raises(TrialFailed, match="learned from 1 items of dev: roman-000003") as failed:
+        check("planted", prompt_digest("WRITE the number 3.5 in roman"), *DIGESTS)
+    assert failed.value.kind == "contaminated"
