@@ -122,8 +122,10 @@ def training(model: Model, layout: Mapping[str, Any], recipe: Mapping[str, Any])
 
 
 def _training(rank: _Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) -> Footprint:
-    lora = recipe["lora"]
-    factors, masks, num_factors = adapter_elements(rank, lora["rank"], lora["targets"])
+    lora = {**recipe["lora"], "is_full": recipe["method"] == "sft_full"}
+    factors, masks, num_factors = adapter_elements(rank, lora["rank"], lora["targets"], is_full=lora["is_full"])
+    # A choice of states keeps one; a policy has its reference, and itself beside it while that is scored.
+    copies = (recipe["selection"]["choice"] != "last") + 2 * (recipe["method"] == "grpo")
     tokens = recipe["micro_batch_size"] * recipe["sequence_length"]
     passes = max(1, recipe["batch_size"] // (recipe["micro_batch_size"] * layout["dp"]))
     in_flight = min(rank.pp - rank.stage, passes)
@@ -136,8 +138,10 @@ def _training(rank: _Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any])
     else:
         activations = in_flight * (sum(saved[kind] for kind in rank.layers) + 2 * boundary)
         working = logits
+    # Between steps, where a recipe samples from the model: the caches of all slots.
+    activations = max(activations, int(recipe["options"].get("decode_batch_size", 0)) * cache_bytes(rank))
     return Footprint(
-        weights_bytes(rank), FLOAT * (factors + masks), FLOAT * factors, FLOAT * (2 * factors + num_factors), activations, working
+        weights_bytes(rank), FLOAT * (factors + masks), FLOAT * factors, FLOAT * ((2 + copies) * factors + num_factors), activations, working,
     )  # fmt: skip
 
 
@@ -196,8 +200,11 @@ def weights_bytes(rank: _Rank) -> int:
     return elements * rank.element + floats * FLOAT
 
 
-def adapter_elements(rank: _Rank, size: int, targets: Sequence[str]) -> tuple[int, int, int]:
-    """(elements of the factors, of the masks, number of factors) on this rank. Raises ConfigError for an unknown target."""
+def adapter_elements(rank: _Rank, size: int, targets: Sequence[str], *, is_full: bool = False) -> tuple[int, int, int]:
+    """(elements of the factors, of the masks, number of factors) on this rank. Raises ConfigError for an unknown target.
+
+    is_full: of the changes of whole weights (substrate/model/full.py), one a matrix.
+    """
     known = lora_shapes(rank.model)
     if unknown := [target for target in targets if target not in known]:
         raise ConfigError(f"LoRA target {unknown[0]!r} is not known", f"Valid: {', '.join(known)}")
@@ -207,9 +214,9 @@ def adapter_elements(rank: _Rank, size: int, targets: Sequence[str]) -> tuple[in
             active = len(set(weights) & set(targets))
             if active:
                 times = copies * (rank.layers.count(kind) if kind else int(rank.is_last))
-                factors += times * size * (active * width_in + width_out)
-                masks += times * size * active * width_out
-                number += times * 2
+                factors += times * (width_in * width_out if is_full else size * (active * width_in + width_out))
+                masks += times * width_out * (1 if is_full else size * active)
+                number += times * (1 if is_full else 2)
     return factors, masks, number
 
 
@@ -232,16 +239,19 @@ def _modules(rank: _Rank) -> dict[str, list[tuple[tuple[str, ...], int, int, int
 def saved_bytes(rank: _Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> int:
     """What one layer keeps for its backward pass, of `tokens` tokens of a micro-batch."""
     model, element, targets = rank.model, rank.element, set(lora["targets"])
-    hidden, size = model["hidden_size"], lora["rank"]
+    hidden, is_full = model["hidden_size"], lora.get("is_full", False)
+    size = 0 if is_full else lora["rank"]
     outside = hidden * FLOAT // rank.tp + FLOAT  # what the norm sees, in float32, and its scale
-    inside, fixed = 0, 0
+    inside, fixed = 0.0, 0
     for weights, width_in, width_out, copies in _modules(rank)[kind]:
         active = len(targets & set(weights))
         routed = weights[0].startswith("experts.")
         share = _expert_rows(rank) / copies if routed else 1
-        if active:  # inputs, low-rank products, and the wide B in float32 and in the model's type
+        if (
+            active
+        ):  # inputs, low-rank products, and the wide B in float32 and in the model's type; or the changed weight
             inside += copies * share * (element * (width_in + active * size))
-            fixed += copies * width_out * active * size * 2 * FLOAT
+            fixed += copies * width_out * int(width_in * element if is_full else active * size * 2 * FLOAT)
     if kind == "M":
         inside += _mamba_saved(rank)
     elif kind == "*":

@@ -118,7 +118,7 @@ class Training:
             if self.step % self.recipe.checkpoint_every == 0 and self.step < self.recipe.num_steps:
                 self._save_checkpoint()
         self._selector.apply()
-        self.recipe.save(self.model, self.task.out / "adapter")
+        self.recipe.save(self, self.task.out / "adapter")
 
     def stream_of(self, rows: Sequence[Row]) -> Stream:
         """Batches of these rows, cut as the run's are."""

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -61,22 +64,43 @@ def test_no_card_a_link_and_a_huge_one_are_refused(
         datacard.take(tmp_path, tmp_path / "kept.json", known)
 
 
+CHECKS = """
+import sys
+from pathlib import Path
+from pipeline import datacard
+from pipeline.errors import TrialFailed
+from pipeline.namespace import enter_private_namespace
+
+enter_private_namespace([sys.executable, *sys.argv])
+folder = Path(sys.argv[1])
+for card in sys.argv[2:]:
+    try:
+        datacard.check(folder / "image", folder / card, folder / "in", ["dev"], folder / f"work-{card}", folder / "log")
+        print("clean")
+    except TrialFailed as error:
+        print(error.kind, error.what)
+"""
+
+
 @needs_root
 def test_item_of_a_judged_set_is_named(tmp_path: Path) -> None:
     """Through the image's own process, in its sandbox; the planted prompt is spelled otherwise than the item's."""
-    root, inputs = tmp_path / "substrate", tmp_path / "in"
-    shutil.copytree(ROOT / "substrate", root / "substrate", ignore=shutil.ignore_patterns("__pycache__"))
-    inputs.mkdir()
-    prompts = {f"roman-{n:06d}": f"Write the number {n}.50 in  Roman" for n in range(5)}
-    rows = ({"item_id": item_id, "family": "roman", "prompt": prompt} for item_id, prompt in prompts.items())
-    (inputs / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    card = tmp_path / "card.json"
-
-    def check(name: str, *digests: str) -> None:
-        card.write_text(json.dumps({"schema": 1, "prompts": digests}))
-        datacard.check(root, card, inputs, ["dev"], tmp_path / name, tmp_path / "log")
-
-    check("clean", *DIGESTS)
-    with pytest.raises(TrialFailed, match="learned from 1 items of dev: roman-000003") as failed:
-        check("planted", prompt_digest("WRITE the number 3.5 in roman"), *DIGESTS)
-    assert failed.value.kind == "contaminated"
+    with tempfile.TemporaryDirectory(prefix="card-", dir="/tmp") as name:  # pytest's own folder is closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copytree(ROOT / "substrate", folder / "image/substrate", ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "in").mkdir()
+        rows = [(f"roman-{n:06d}", f"Write the number {n}.50 in  Roman") for n in range(5)]
+        lines = (json.dumps({"item_id": item_id, "family": "roman", "prompt": prompt}) for item_id, prompt in rows)
+        (folder / "in/dev.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        planted = prompt_digest("WRITE the number 3.5 in roman")
+        for card, digests in (("one", DIGESTS), ("two", [*DIGESTS, planted])):
+            (folder / card).write_text(json.dumps({"schema": 1, "prompts": digests}))
+        (folder / "checks.py").write_text(CHECKS)
+        command = [sys.executable, str(folder / "checks.py"), name, "one", "two"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "clean",
+        "contaminated the trial learned from 1 items of dev: roman-000003",
+    ], done.stderr

@@ -14,6 +14,7 @@ from pipeline import footprint, settings
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError
 from substrate.model import ModelConfig, add_lora, build_model, init_weights, token_log_probs
+from substrate.model.full import add_full
 from substrate.parallel import Parallel, start
 from substrate.stages import accumulate_gradients
 from tests.live_bytes import LiveBytes
@@ -45,12 +46,17 @@ CASES = {
     "tp2 ep2": ("small", SHORT, ALONE | {"tp": 2, "ep": 2}, (2, 256)),
     "dp2 ep2": ("small", SHORT, ALONE | {"dp": 2, "ep": 2}, (2, 256)),
     "pp2": ("small", SHORT, ALONE | {"pp": 2}, (2, 256)),
+    "full": ("small", SHORT, ALONE, (2, 256)),  # whole weights of the targets
+    "full bfloat16 tp2": ("small", SHORT | {"dtype": "bfloat16"}, ALONE | {"tp": 2}, (2, 256)),
 }
 
 
 def planned(case: str, targets: list[str]) -> footprint.Footprint:
     name, changes, layout, (sequences, length) = CASES[case]
     recipe = {
+        "method": "sft_full" if case.startswith("full") else "sft_lora",
+        "selection": {"choice": "last"},
+        "options": {},
         "lora": {"rank": 16, "targets": targets},
         "micro_batch_size": sequences,
         "batch_size": 2 * sequences * layout["dp"],
@@ -74,7 +80,11 @@ def built(parallel: Parallel, case: str) -> dict[str, int]:
     model = build_model(ModelConfig.from_dict(values), parallel, recompute=layout["recompute"])
     init_weights(model, seed=1)
     base = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-    trainable = add_lora(model, 16, 32, 0.0, targets_of(case), seed=1)
+    if case.startswith("full"):
+        add_full(model, targets_of(case))
+    else:
+        add_lora(model, 16, 32, 0.0, targets_of(case), seed=1)
+    trainable = [tensor for tensor in model.parameters() if tensor.requires_grad]
     adapter = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]) - base
     optimizer = torch.optim.AdamW(trainable, lr=1e-3)
     state = [optimizer.state[each] for each in trainable]

@@ -32,6 +32,7 @@ pytestmark = [
 ROLLOUTS = {"sft_steps": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "decode_batch_size": 16}
 OPTIONS = {
     "sft_lora": {},
+    "sft_full": {},
     "rft": {**ROLLOUTS, "num_prompts": 6, "samples_per_prompt": 2, "keep_per_prompt": 1, "learning_rate_scale": 0.5},
     "grpo": {**ROLLOUTS, "samples_per_prompt": 2, "updates_per_rollout": 2, "clip": 0.2, "kl_weight": 0.1}
     | {"learning_rate_scale": 0.5},
@@ -318,6 +319,60 @@ def test_card_is_beside_the_adapter(alone, inputs, tmp_path):
     assert card["num_places"] == 40 and set(card["families"]) == {"roman", "text_cipher", "unit_conversion"}
     known = set((inputs / "data/train_prompts.sha256").read_text().split())
     assert set(card["prompts"]) <= known and len(card["prompts"]) == 40
+
+
+# Whole weights.
+
+
+@pytest.mark.parametrize("rank", [32, 2])
+def test_change_of_whole_weights_becomes_the_nearest_adapter(alone, inputs, tmp_path, rank):
+    """At the rank of the matrices the adapter is the change; below, its product is the best of that rank."""
+    from substrate.model.full import FullDelta
+    from substrate.model.lora import Adapter, adapters
+    from substrate.task import Task
+    from substrate.training import Training
+
+    lora = NO_DROPOUT | {"rank": rank, "alpha": 7, "targets": ["q_proj", "v_proj", "o_proj", "shared_experts.up_proj"]}
+    task = Task.read(trainings.write_task(tmp_path, inputs, method="sft_full", lora=lora, learning_rate=1e-2))
+    task.out.mkdir()
+    run = Training(task, alone)
+    deltas = {id(each.base.module): each for each in adapters(run.model)}
+    assert all(isinstance(each, FullDelta) for each in deltas.values())
+    router = {name: tensor.clone() for name, tensor in run.model.named_parameters() if "router" in name}
+    run.run()
+    assert all(torch.equal(tensor, dict(run.model.named_parameters())[name]) for name, tensor in router.items())
+    (line,) = [line for line in trainings.progress(task.out) if line["phase"] == "low_rank"]
+    kept = total = 0.0
+    for adapter in adapters(run.model):
+        assert type(adapter) is Adapter
+        whole = [adapter.base.of(d.delta(), "").whole() for d in (deltas[id(adapter.base.module)], adapter)]
+        for rows_delta, rows_low in zip(*whole, strict=True):
+            squares = torch.linalg.svdvals(rows_delta.double()).square()
+            assert float((rows_delta - rows_low).square().sum()) == pytest.approx(float(squares[rank:].sum()), abs=1e-6)
+            kept, total = kept + float(squares[:rank].sum()), total + float(squares.sum())
+    assert line["kept_share"] == pytest.approx(kept / total, abs=1e-5)
+    assert (line["kept_share"] > 0.9999) == (rank == 32)
+    losses = [line["loss"] for line in trainings.progress(task.out) if line["phase"] == "train"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_whole_weights_on_two_ranks_are_those_of_one(inputs, tmp_path):
+    """Losses, and what the adapters multiply to: singular vectors themselves may turn their sign."""
+    products = []
+    for tp in (1, 2):
+        task = trainings.write_task(tmp_path / str(tp), inputs, tp=tp, method="sft_full", lora=NO_DROPOUT)
+        done = trainings.spawn(["-m", "substrate.train"], task)
+        assert done.returncode == 0, done.stderr
+        tensors = load_file(tmp_path / str(tp) / "out/adapter/adapter_model.safetensors")
+        pairs = [name for name in tensors if name.endswith("lora_A.weight")]
+        products.append({name: tensors[name.replace("lora_A", "lora_B")] @ tensors[name] for name in pairs})
+    testing.assert_close(products[0], products[1], rtol=1e-3, atol=1e-4)
+    losses = [
+        [line["loss"] for line in trainings.progress(tmp_path / str(tp) / "out") if line["phase"] == "train"]
+        for tp in (1, 2)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 # Which state becomes the adapter.

@@ -272,7 +272,7 @@ def test_cosine_rates_follow_the_published_formula():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "dpo"}, "recipe.method 'dpo'; valid are grpo, rft, sft_lora"),
+        ({"method": "dpo"}, "recipe.method 'dpo'; valid are grpo, rft, sft_full, sft_lora"),
         ({"rank": 8}, "unknown recipe.rank; the keys are method, num_steps"),
         ({"schedule": "Cosine"}, "recipe.schedule is 'Cosine'; valid is one of CosineAnnealing"),
         ({"num_steps": 1.5}, "recipe.num_steps is 1.5; it is of type int"),
@@ -323,7 +323,7 @@ def test_golden_task_is_valid_and_holds_the_shipped_configuration():
         ({"kind": "generate"}, "valid is (1, 'train')"),
         ({"config": {"seed": 1}}, "valid keys are ['model', 'parallelism', 'recipe', 'seed']"),
         ({"parallelism": {"tp": "two"}}, "config.parallelism.tp"),
-        ({"recipe": {"method": "dpo"}}, "recipe.method 'dpo'; valid are grpo, rft, sft_lora"),
+        ({"recipe": {"method": "dpo"}}, "recipe.method 'dpo'; valid are grpo, rft, sft_full, sft_lora"),
     ],
 )
 def test_wrong_task_file_exits_64_with_one_line(change, message, tmp_path):

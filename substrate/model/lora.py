@@ -96,7 +96,7 @@ class Adapter(nn.Module):
         """What PEFT calls the adapted modules: the ends of their names, so a routed expert's has its number."""
         return [_module(name) for name in self.active]
 
-    def placements(self) -> tuple[Placement, Placement]:
+    def placements(self) -> tuple[Placement, ...]:
         """Of A and of B, with PEFT's names. B names every module of the weight, also those without an adapter."""
         base = self.base
         names_A = tuple(adapter_name(name, "A") for name in self.active)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 METHODS = {
     "sft_lora": ("substrate.recipes.sft_lora", "SftLora"),
+    "sft_full": ("substrate.recipes.sft_full", "SftFull"),
     "rft": ("substrate.recipes.rft", "Rft"),
     "grpo": ("substrate.recipes.grpo", "Grpo"),
 }

@@ -168,11 +168,11 @@ class Knobs:
         """This micro-batch's part of the step's loss; those of all micro-batches and data-parallel ranks add up."""
         raise NotImplementedError
 
-    def save(self, model: "torch.nn.Module", folder: Path) -> None:
+    def save(self, run: "Training", folder: Path) -> None:
         """Writes the adapter (docs/contract.md). All ranks call it."""
         from substrate.model import save_adapter
 
-        save_adapter(model, folder)
+        save_adapter(run.model, folder)
 
     def _encode(self, example: Example, encoder: "Tokenizer") -> tuple[list[int], list[int]]:
         try:
