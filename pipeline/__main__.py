@@ -164,7 +164,7 @@ def dry_run(campaign: Campaign, overrides: list[str]) -> None:
                 campaign.folder, draft.folder, ignore=shutil.ignore_patterns("a?", "*.h5", "*.sqsh", "meta")
             )
         else:
-            init(draft, overrides, name_weights=False)
+            init(draft, overrides, is_draft=True)
         frozen = launch.freeze(draft, launch.next_round(draft), overrides)
         report.show_plan(frozen)
         chosen = settings.load(frozen.config)

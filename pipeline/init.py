@@ -34,10 +34,10 @@ TRAINING_SEED = 20260602
 """Seed of the training puzzles in the image; public, unlike those of dev and fresh."""
 
 
-def init(campaign: Campaign, overrides: Sequence[str], *, name_weights: bool = True) -> None:
+def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False) -> None:
     """Make `campaign` and everything that must be fixed before round 1.
 
-    name_weights: False for a draft that nobody will run, where a site's checkpoint need not be there nor be hashed.
+    is_draft: for a campaign that nobody will run: its image has a few puzzles, and names no checkpoint of a site's.
     Raises ConfigError when it exists or the configuration does not fit, Refused and IntegrityError by the constitution.
     """
     if campaign.folder.exists():
@@ -57,7 +57,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, name_weights: bool = T
         draft = Campaign(aside)
         aside.chmod(0o755)
         draft.vault.mkdir(mode=0o700)
-        info = build_image(chosen, draft.image, draft.held_out_dir, name_weights=name_weights)
+        info = build_image(chosen, draft.image, draft.held_out_dir, is_draft=is_draft)
         code_digest = freeze_code(draft.code_dir)
         seeds = make_seeds(rules.num_rounds)
         write_file(draft.seeds, seal.canonical(seeds), mode=0o600)
@@ -93,7 +93,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, name_weights: bool = T
 
 
 def build_image(
-    chosen: settings.Settings, out: Path, held_out: Path | None = None, *, name_weights: bool = True
+    chosen: settings.Settings, out: Path, held_out: Path | None = None, *, is_draft: bool = False
 ) -> image.ImageInfo:
     """Pack the substrate with the training puzzles of this configuration. Raises WorkFailed with the generator's last words.
 
@@ -106,14 +106,15 @@ def build_image(
         shutil.copytree(ROOT / "substrate", payload / "substrate", ignore=SKIPPED)
         for name in ("base", "manifest.yaml"):  # they stand beside the package in the image, inside it in the checkout
             shutil.move(payload / "substrate" / name, payload / name)
-        if name_weights and weights.are_outside(chosen.to_dict()["model"]):
+        if not is_draft and weights.are_outside(chosen.to_dict()["model"]):
             name_base(chosen, payload)
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
-        arguments += ["--level", chosen.tasks.level, "--num-per-family", str(chosen.tasks.num_train_per_family)]
+        num_puzzles = 1 if is_draft else chosen.tasks.num_train_per_family
+        arguments += ["--level", chosen.tasks.level, "--num-per-family", str(num_puzzles)]
         arguments += ["--families", *chosen.tasks.families]
         for path in chosen.tasks.registered:
             arguments += ["--registered", str(Path(path).resolve())]
-        if chosen.tasks.train_csv:
+        if chosen.tasks.train_csv and not is_draft:
             arguments += ["--csv", str(Path(chosen.tasks.train_csv).resolve())]
             arguments += ["--held-out", str(held_out or Path(folder, "held-out"))]
         run_substrate(payload, "payload", arguments, "the training puzzles could not be made")

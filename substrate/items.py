@@ -16,8 +16,9 @@ import json
 import random
 import re
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,29 @@ class Item:
     answer: str
 
 
-def draw_items(seed: bytes, family: str, level: str, num_items: int, exclude: Collection[str] = ()) -> list[Item]:
-    """The first `num_items` new puzzles of a family under a seed, by index; `exclude` holds digests of prompts."""
+Map = Callable[[Callable[[int], Item], Iterable[int]], Iterable[Item]]
+
+
+def draw_items(
+    seed: bytes, family: str, level: str, num_items: int, exclude: Collection[str] = (), map_: Map = map
+) -> list[Item]:
+    """The first `num_items` new puzzles of a family under a seed, by index; `exclude` holds digests of prompts.
+
+    map_: calls a function on every index in turn, such as that of a process pool.
+    """
     items: list[Item] = []
     seen = set(exclude)
     index = 0
     while len(items) < num_items:
         if index >= _TRIES_PER_ITEM * num_items:
             raise DataError(f"family {family} at level {level} gave {len(items)} new puzzles in {index}; ask for fewer")
-        item = _draw(seed, family, level, index)
-        digest = prompt_digest(item.prompt)
-        if digest not in seen:
-            seen.add(digest)
-            items.append(item)
-        index += 1
+        block = range(index, index + num_items - len(items))
+        for item in map_(partial(_draw, seed, family, level), block):
+            digest = prompt_digest(item.prompt)
+            if digest not in seen:
+                seen.add(digest)
+                items.append(item)
+        index = block.stop
     return items
 
 

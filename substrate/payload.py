@@ -22,17 +22,20 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Collection, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from substrate.competition import Row, Split, read_rows, split
 from substrate.entry import Parser, read_json_lines, write_json_lines, write_text
 from substrate.errors import DataError, UsageError, exit_code_of
-from substrate.items import draw_items
+from substrate.items import Item, draw_items
 from substrate.overlap import overlaps, prompt_digest
 from substrate.tasks import FAMILIES, LEVELS, STYLES
 
 _SHOWN = 5  # overlaps in a message
+_CHUNK = 100  # puzzles that a process makes at a time
 
 
 def write_payload(
@@ -64,9 +67,11 @@ def write_payload(
     exclude |= {prompt_digest(row.prompt) for row in real.dev}
     # Hashed with a purpose: no training seed is ever the key of a judged set, which is 32 random bytes.
     key = hashlib.sha256(f"substrate/train/{seed}".encode()).digest()
-    for family in sorted(families):
-        for item in draw_items(key, family, level, num_per_family, exclude):
-            rows.append(_line(item.item_id, family, item.prompt, item.answer, "generated"))
+    with ProcessPoolExecutor() as pool:  # searching for equations takes a while
+        in_chunks = partial(pool.map, chunksize=_CHUNK) if num_per_family > _CHUNK else map
+        for family in sorted(families):
+            items = draw_items(key, family, level, num_per_family, exclude, in_chunks)
+            rows += in_chunks(_line_of, items)
     _make(out / "data")
     write_json_lines(out / "data" / "train.jsonl", rows)
     digests = sorted(prompt_digest(row["prompt"]) for row in rows)
@@ -80,6 +85,10 @@ def write_payload(
     write_text(out / "data" / "card.json", json.dumps(card, indent=1) + "\n")
     if held_out:
         _write_held_out(real.dev, held_out)
+
+
+def _line_of(item: Item) -> dict[str, Any]:
+    return _line(item.item_id, item.family, item.prompt, item.answer, "generated")
 
 
 def _line(item_id: str, family: str, prompt: str, answer: str, source: str) -> dict[str, Any]:

@@ -102,11 +102,11 @@ def test_holdout_is_never_trained_on_and_alike_for_all_seeds():
 
 
 def test_too_long_examples_are_left_out_and_listed():
-    prepared = _prepared(sequence_length=28)
+    prepared = _prepared(sequence_length=31)
     for family in FAMILIES:
         described = prepared.card["families"][family]
-        assert described["longest"] <= 28
-        long = {e.item_id for e in _examples() if e.family == family and sum(map(len, _encode(e))) > 28}
+        assert described["longest"] <= 31
+        long = {e.item_id for e in _examples() if e.family == family and sum(map(len, _encode(e))) > 31}
         assert set(described["too_long"]) == long and not long & set(_ids(prepared.rows))
     with pytest.raises(DataError, match="every generated example of roman is longer than sequence_length 4"):
         _prepared(sequence_length=4)

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 import yaml
 from safetensors.torch import load_file, save_file
 
-from substrate.data import MicroBatch
+from substrate.batches import MicroBatch
 from substrate.errors import DataError, UsageError
 from substrate.model import (
     ModelConfig,
@@ -87,13 +87,14 @@ def _batch(seed: int, sequences: int = 4, length: int = 37):
 def _accumulate(model, parallel: Parallel, step: int) -> float:
     """Gradients of one step, this rank's part of three micro-batches of unequal length. Returns the loss of the batch."""
     share = slice(parallel.dp_rank, None, parallel.dp)
-    micro_batches = [MicroBatch(*(part[share] for part in _batch(3 * step + n, 2, 20 + 7 * n))) for n in range(3)]
-    num_targets = parallel.total(sum(float(each.mask_BL.sum()) for each in micro_batches)) / parallel.pp
+    parts = [[part[share] for part in _batch(3 * step + n, 2, 20 + 7 * n)] for n in range(3)]
+    micro_batches = [MicroBatch(tokens, labels, mask, []) for tokens, labels, mask in parts]
+    num_targets = parallel.total(sum(float(each.weights_BL.sum()) for each in micro_batches)) / parallel.pp
     loss = accumulate_gradients(
         model,
         micro_batches,
         lambda batch: token_log_probs(model, batch.tokens_BL, batch.labels_BL),
-        lambda log_probs, batch: -(log_probs * batch.mask_BL).sum() / num_targets,
+        lambda log_probs, batch: -(log_probs * batch.weights_BL).sum() / num_targets,
     )
     parallel.finalize_gradients(model)
     return parallel.total(loss)

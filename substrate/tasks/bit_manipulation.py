@@ -18,10 +18,11 @@ likeliest, and says that it guessed.
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice, product
+from operator import and_, or_, xor
 
 from substrate.tasks.protocol import Solution, check_style
 
@@ -48,24 +49,25 @@ class Rule:
 
     name: str  # as traces write it
     sources: tuple[str, ...]  # rot, shl or shr
-    truth: str  # output for the sources' bits 00, 01, 10, 11 or 000, 001, ..., 111
+    output: Callable[..., int]  # of the sources; bits above the eighth are dropped
     weight: int  # real rows of 1,442 that follow it; expected, where a row allows several
 
 
+THREE = ("rot", "shl", "shr")
 RULES = {
     rule.name: rule
     for rule in (
-        Rule("shl xor shr", ("shl", "shr"), "0110", 368),
-        Rule("rot xor shl", ("rot", "shl"), "0110", 74),
-        Rule("rot xor shr", ("rot", "shr"), "0110", 55),
-        Rule("rot or shl", ("rot", "shl"), "0111", 55),
-        Rule("rot or shr", ("rot", "shr"), "0111", 81),
-        Rule("rot and shl", ("rot", "shl"), "0001", 62),
-        Rule("rot and shr", ("rot", "shr"), "0001", 55),
-        Rule("majority of rot shl shr", ("rot", "shl", "shr"), "00010111", 189),
-        Rule("if shl then shr else rot", ("rot", "shl", "shr"), "00011101", 161),
-        Rule("if rot then shl xor shr else not shl or shr", ("rot", "shl", "shr"), "11010110", 207),
-        Rule("if rot then shl or shr else not shl or shr", ("rot", "shl", "shr"), "11010111", 135),
+        Rule("shl xor shr", ("shl", "shr"), xor, 368),
+        Rule("rot xor shl", ("rot", "shl"), xor, 74),
+        Rule("rot xor shr", ("rot", "shr"), xor, 55),
+        Rule("rot or shl", ("rot", "shl"), or_, 55),
+        Rule("rot or shr", ("rot", "shr"), or_, 81),
+        Rule("rot and shl", ("rot", "shl"), and_, 62),
+        Rule("rot and shr", ("rot", "shr"), and_, 55),
+        Rule("majority of rot shl shr", THREE, lambda r, a, b: r & a | r & b | a & b, 189),
+        Rule("if shl then shr else rot", THREE, lambda r, a, b: a & b | ~a & r, 161),
+        Rule("if rot then shl xor shr else not shl or shr", THREE, lambda r, a, b: r & (a ^ b) | ~r & (~a | b), 207),
+        Rule("if rot then shl or shr else not shl or shr", THREE, lambda r, a, b: r & (a | b) | ~r & (~a | b), 135),
     )
 }
 
@@ -178,11 +180,10 @@ class Reading:
 def readings(puzzle: Puzzle) -> Iterator[Reading]:
     """All rules with amounts that give every example."""
     examples = [(int(given, 2), int(output, 2)) for given, output in puzzle.examples]
-    for rule in RULES.values():
-        for amounts in product(AMOUNTS, repeat=len(rule.sources)):
-            outputs = _table(rule.name, amounts)
-            if all(outputs[given] == output for given, output in examples):
-                yield Reading(rule, amounts)
+    found = _tables()
+    for given, output in examples:
+        found = [(reading, table) for reading, table in found if table[given] == output]
+    yield from (reading for reading, _ in found)
 
 
 def _votes(puzzle: Puzzle) -> dict[str, float]:
@@ -202,14 +203,21 @@ def _row(reading: Reading, given: str) -> list[str]:
 
 
 @cache
+def _tables() -> list[tuple[Reading, tuple[int, ...]]]:
+    """Every reading with the outputs of all inputs."""
+    every = (Reading(rule, each) for rule in RULES.values() for each in product(AMOUNTS, repeat=len(rule.sources)))
+    return [(reading, reading.table()) for reading in every]
+
+
+@cache
 def _table(name: str, amounts: tuple[int, ...]) -> tuple[int, ...]:
     rule = RULES[name]
     return tuple(_apply(rule, amounts, given) for given in range(2**WIDTH))
 
 
 def _apply(rule: Rule, amounts: tuple[int, ...], given: int) -> int:
-    sources = [_text(_source(*each, given)) for each in zip(rule.sources, amounts, strict=True)]
-    return int("".join(rule.truth[int("".join(bits), 2)] for bits in zip(*sources, strict=True)), 2)
+    sources = (_source(*each, given) for each in zip(rule.sources, amounts, strict=True))
+    return rule.output(*sources) & 0xFF
 
 
 def _source(name: str, amount: int, given: int) -> int:
