@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,50 @@ def test_a_closed_box_at_the_end_decides(before, answer):
 @given(st.floats(allow_nan=False, allow_infinity=False), st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_are_close_as_the_rule_says(gold, answer):
     assert is_correct(repr(gold), repr(answer)) is math.isclose(gold, answer, rel_tol=1e-2, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gold", "completion", "correct"),
+    [
+        # A pattern up to the first brace would read `{` + `"` and `1 \\frac{1`.
+        ('{"}', r'\boxed{{"}}', True),
+        (r"1 \frac{1}{2}", r"so \boxed{1 \frac{1}{2}}", True),
+        # As numbers these would be equal within one percent.
+        ("00110100", r"\boxed{110100}", False),
+        ("10000001", r"\boxed{10000000}", False),
+        ("00110100", r"\boxed{00110100}", True),
+    ],
+)
+def test_faults_that_a_simpler_scorer_has(gold, completion, correct):
+    """Boxes cut at their first closing brace, and bit strings taken for numbers."""
+    assert is_correct(gold, extract(completion)) is correct
+
+
+def test_a_hundred_thousand_random_strings_raise_nothing():
+    generator = random.Random(1)
+    words = [
+        r"\boxed{",
+        "{",
+        "}",
+        " ",
+        "\n",
+        "final answer is:",
+        "the final answer is:",
+        "-",
+        "1",
+        "0.5",
+        "e9",
+        "nan",
+        "\0",
+    ]
+    for _ in range(100_000):
+        kind = generator.random()
+        if kind < 0.5:
+            text = "".join(generator.choices(words, k=generator.randint(0, 12)))
+        else:  # any code point, surrogates among them
+            text = "".join(chr(generator.randrange(0x110000)) for _ in range(generator.randint(0, 20)))
+        answer = extract(text)
+        assert isinstance(is_correct(answer, text), bool) and isinstance(is_correct(text, answer), bool)
 
 
 def test_a_box_opened_for_ever_is_quick():
