@@ -2,8 +2,8 @@
 
     round DIR [HYDRA OVERRIDES]    make the campaign if it is not there; freeze the next round, run or submit it
     worker DIR ROUND ARM           one arm              meta DIR [ROUND]      aggregate, decide, write the next overrides
-    status DIR [ROUND]             what is going on     image build|verify|show
-    plan-memory [HYDRA OVERRIDES]  memory, hours, money
+    status DIR, logs DIR ARM       what is going on     cancel, rerun, close, pause, resume, gc DIR
+    plan-memory, doctor [HYDRA OVERRIDES]               image build|verify|show
 
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration, 3 refused by the constitution, 4 integrity, 75 interrupted with the
 state saved (start it again).
@@ -13,18 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import NotFound, PipelineError
-from pipeline.layout import Campaign, read_json
-
-ROOT = Path(__file__).resolve().parent.parent
+from pipeline import verbs
+from pipeline.errors import PipelineError
+from pipeline.layout import Campaign
+from pipeline.verbs import newest_frozen
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,10 +53,10 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = top.add_subparsers(required=True, metavar="VERB")
+    subparsers = top.add_subparsers(required=True, metavar="VERB")
 
     def verb(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text)
+        sub = subparsers.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
 
@@ -86,10 +84,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("campaign", type=Path)
     sub.add_argument("round", nargs="?", help="default: the newest")
 
-    sub = verb("status", status_verb, "Show every arm of a round, from its files.")
-    sub.add_argument("campaign", type=Path)
-    sub.add_argument("round", nargs="?", help="default: the newest")
-    sub.add_argument("--json", action="store_true")
+    verbs.add(verb)
 
     sub = verb(
         "plan-memory",
@@ -174,8 +169,10 @@ def dry_run(campaign: Campaign, overrides: list[str]) -> None:
 
 
 def worker_verb(arguments: argparse.Namespace) -> None:
+    from pipeline import frozen
+
     campaign = Campaign.at(arguments.campaign)
-    run_frozen_code(campaign)
+    frozen.run_frozen_code(campaign)
     from pipeline import worker
 
     arm = f"a{arguments.arm}" if arguments.arm.isdigit() else arguments.arm
@@ -188,8 +185,10 @@ def worker_verb(arguments: argparse.Namespace) -> None:
 
 
 def meta_verb(arguments: argparse.Namespace) -> int:
+    from pipeline import frozen
+
     campaign = Campaign.at(arguments.campaign)
-    run_frozen_code(campaign)
+    frozen.run_frozen_code(campaign)
     from pipeline import meta
 
     folder = campaign.round(arguments.round or newest_frozen(campaign))
@@ -204,34 +203,6 @@ def meta_verb(arguments: argparse.Namespace) -> int:
         return 1
     print(f"next: python -m pipeline round {shown(arguments)}")
     return 0
-
-
-def status_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import status
-
-    campaign = Campaign.at(arguments.campaign)
-    if not campaign.frozen.exists():
-        raise NotFound(
-            f"{arguments.campaign} is not a campaign", f"`python -m pipeline round {shown(arguments)}` makes one"
-        )
-    folder = campaign.round(arguments.round or newest_frozen(campaign))
-    if not folder.plan.exists():
-        raise NotFound(
-            f"round {folder.name} is not frozen", f"Frozen: {', '.join(r.name for r in campaign.frozen_rounds())}"
-        )
-    rows = status.round_status(campaign, folder)
-    submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
-    if arguments.json:
-        facts = {"round": folder.name, "closed": folder.closed.exists(), "submitted": submitted}
-        print(json.dumps(facts | {"arms": status.as_json(rows)}, indent=1))
-        return
-    from rich.console import Console
-
-    Console().print(status.table(rows))
-    if folder.closed.exists():
-        print(f"closed; next: python -m pipeline round {shown(arguments)}")
-    else:
-        print(f"open; when its arms are done: python -m pipeline meta {shown(arguments)} {folder.name}")
 
 
 def plan_memory_verb(arguments: argparse.Namespace) -> None:
@@ -268,28 +239,6 @@ def image_verb(arguments: argparse.Namespace) -> None:
     else:
         info = image.show(arguments.path)
     print(json.dumps({"path": str(arguments.path), **asdict(info)}, indent=1))
-
-
-def newest_frozen(campaign: Campaign) -> str:
-    names = [folder.name for folder in campaign.frozen_rounds()]
-    if not names or names == ["r0000"]:
-        raise NotFound(
-            f"{campaign.folder} has no frozen round yet", f"`python -m pipeline round {campaign.folder}` starts one"
-        )
-    return names[-1]
-
-
-def run_frozen_code(campaign: Campaign) -> None:
-    """Go on as the campaign's frozen code, in a private mount namespace; returns there, and only there."""
-    from pipeline import namespace
-    from pipeline.campaign import facts_of, verified_code
-
-    code_dir = verified_code(campaign, facts_of(campaign))
-    if ROOT != code_dir:
-        os.environ["PYTHONPATH"] = str(code_dir)
-        os.execv(sys.executable, [sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
-    os.environ["PYTHONPATH"] = str(code_dir)
-    namespace.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

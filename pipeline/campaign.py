@@ -82,7 +82,7 @@ def write_overrides(campaign: Campaign, round_name: str, content: Mapping[str, A
 
 def is_operational(override: str) -> bool:
     """Where a round runs may change between rounds; what it computes may not."""
-    return override.lstrip("+~").startswith(("cluster=", "cluster."))
+    return override.lstrip("+~").startswith(("cluster=", "cluster.", "campaign."))
 
 
 def runtime_digest() -> str:

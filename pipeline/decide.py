@@ -15,6 +15,8 @@ from typing import Any
 from pipeline.constitution import Constitution
 from pipeline.records import Arm, Decision, Evidence, Lift, Policy, with_setting
 
+CLOSING = ("decided", "closed")  # states of a decision after which a round is over
+
 
 def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitution: Constitution) -> Decision:
     """One decision for one state of a round. `arms` are the plan's, by name."""
@@ -55,6 +57,12 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
         standing = with_setting(standing, moved)
         reasons.append(f"article 8: {kept.arm}'s {moved[0]}={moved[1]} joins the standing recipe")
     return Decision(evidence.round, "decided", kept.arm if kept else None, standing, tuple(dead_ends), tuple(reasons))
+
+
+def by_hand(decision: Decision, policy: Policy) -> Decision:
+    """What a person's closing makes of an undecided round: the policy as it was, and the next round may come."""
+    reasons = (*decision.reasons, "closed by hand: nothing was decided, the policy stays as it was")
+    return Decision(decision.round, "closed", None, policy.standing, policy.dead_ends, reasons)
 
 
 def compare(lift: Lift, seed_variance: Fraction, constitution: Constitution) -> str:

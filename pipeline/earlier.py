@@ -7,15 +7,20 @@ only when they were decoded with this very adapter under this very plan.
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import adapter
-from pipeline.errors import IntegrityError, PipelineError
+from pipeline.errors import IntegrityError, NoProgress, PipelineError
 from pipeline.layout import Attempt, read_json
+
+KEEP_SECONDS = 20.0  # between two copies of a trial's state: LoRA checkpoints of the 30B are 400 MB
+_STEP = re.compile(r"step_\d{6}")
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,73 @@ def sealed_record(attempt: Attempt) -> dict[str, Any]:
 
 
 def keep_state(out_dir: Path, saved_dir: Path) -> None:
-    """Keep checkpoints and progress for the next attempt; only another sandbox will read them."""
-    aside = saved_dir.with_name(f".{saved_dir.name}")
+    """Keep what a trial has written for the next attempt; only another sandbox will read it.
+
+    Copied aside and renamed to the next number, then the one before goes: whatever is there under a number is whole.
+    """
+    before = _saved(saved_dir)
+    aside = saved_dir / ".part"
+    shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(out_dir, aside, symlinks=True)
-    os.rename(aside, saved_dir)
+    os.rename(aside, saved_dir / f"{int(before[-1].name) + 1 if before else 0:06d}")
+    for old in before:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_state(before: Sequence[Attempt]) -> Path | None:
+    """What the newest of the earlier attempts kept that kept something."""
+    return next((kept[-1] for each in before if (kept := _saved(each.saved_dir))), None)
+
+
+def _saved(saved_dir: Path) -> list[Path]:
+    return sorted(path for path in saved_dir.glob("*") if path.name.isdigit())
+
+
+class Keeper:
+    """Keeps a trial's state outside the node each time that it has a new checkpoint: a node that is lost says nothing first."""
+
+    def __init__(self, out_dir: Path, saved_dir: Path) -> None:
+        self._out_dir, self._saved_dir = out_dir, saved_dir
+        self._kept, self._at = _newest_checkpoint(out_dir), 0.0
+
+    def look(self) -> None:
+        """Call it often. What cannot be copied now (it changes just then, the disk is full) is tried again."""
+        newest = _newest_checkpoint(self._out_dir)
+        if newest == self._kept or time.monotonic() - self._at < KEEP_SECONDS:
+            return
+        self._at = time.monotonic()
+        try:
+            keep_state(self._out_dir, self._saved_dir)
+            self._kept = newest
+        except (OSError, shutil.Error):
+            pass
+
+
+def _newest_checkpoint(out_dir: Path) -> str:
+    """Name of the newest finished checkpoint; empty where there is none."""
+    try:
+        return max((name for name in os.listdir(out_dir / "checkpoints") if _STEP.fullmatch(name)), default="")
+    except OSError:
+        return ""
+
+
+def reached(attempt: Attempt) -> tuple[bool, int, str]:
+    """How far an attempt came, as far as the next one profits: sealed, shards decoded, newest checkpoint kept."""
+    kept = _saved(attempt.saved_dir)
+    shards = len(list(attempt.decoded_dir.glob("*.jsonl"))) if attempt.decoded_dir.exists() else 0
+    return bool(sealed_record(attempt)), shards, _newest_checkpoint(kept[-1]) if kept else ""
+
+
+def check_progress(before: Sequence[Attempt], num_restarts: int) -> None:
+    """Raises NoProgress when Slurm has started this job twice again, and the last two starts came no further than each other.
+
+    before: earlier attempts, the newest first. A person who starts an arm again is never refused.
+    """
+    if num_restarts < 2 or len(before) < 2 or before[0].result.exists():
+        return
+    newest, previous = reached(before[0]), reached(before[1])
+    if newest <= previous:
+        raise NoProgress(
+            f"two starts in a row came to the same point ({newest[2] or 'no checkpoint'})",
+            "A checkpoint must fit between two interruptions: lower recipe.checkpoint_every, or raise the time limit; then `rerun`",
+        )

@@ -33,6 +33,13 @@ class TrialFailed(WorkFailed):
         self.kind = kind
 
 
+class NoProgress(WorkFailed):
+    """Started again and again, and each time cut short where it was before: not started once more by itself."""
+
+    exit_code = 93
+    kind = "no_progress"
+
+
 class Interrupted(WorkFailed):
     """Stopped from outside (signal, preemption) with the state saved; the same attempt may go on."""
 

@@ -8,6 +8,7 @@ A round that was interrupted locally, or has too few scores to decide, goes on w
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, image, plan, results, scheduler, seal, settings
+from pipeline import constitution, image, jobs, plan, results, scheduler, seal, settings
 from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
 from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.layout import Campaign, Round, read_json, write_file
@@ -56,8 +57,9 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
     if not folder.plan.exists():
         check_plan_fits(chosen)
         arms = plan.arms_of(chosen, folder.number, rules)
-        with _held(folder):
+        with held(folder):
             if not folder.plan.exists():  # another `round` may have been faster
+                write_file(folder.operational, json.dumps(operational))
                 _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), arms)
     read_plan(folder)
     if operational and settings.load(folder.config).cluster != chosen.cluster:
@@ -84,34 +86,34 @@ def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
 
 def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
     """Hand a frozen round to Slurm; returns what `submitted.json` holds. Raises ConfigError when it was submitted before."""
-    with _held(folder):
+    with held(folder):
         if folder.submitted.exists():
-            jobs = read_json(folder.submitted).get("array_job_ids", [])
+            ids = read_json(folder.submitted).get("array_job_ids", [])
             raise ConfigError(
-                f"round {folder.name} is submitted already (jobs {', '.join(jobs)})",
+                f"round {folder.name} is submitted already (jobs {', '.join(ids)})",
                 f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta` closes it when its arms are done",
             )
-        code_dir, digest = _verified(campaign, folder)
+        code_dir, digest = verified(campaign, folder)
         seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="slurm")
-        ids = scheduler.submit(
-            folder.slurm_dir, code_dir, arrays(campaign, folder), _meta(campaign, folder), resources(folder)
-        )
+        stages = arrays(campaign, folder)
+        ids = scheduler.submit(folder.slurm_dir, code_dir, stages, meta_stage(campaign, folder), resources(folder))
+        jobs.record_submission(folder, tasks_of(stages, ids), ids["meta_job_id"], "round")
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
         write_file(folder.submitted, seal.canonical(record))
         return record
 
 
-def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None]) -> None:
-    """Run a frozen round on this machine: the arms that have no score yet, then the meta stage.
+def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only: Sequence[str] = ()) -> None:
+    """Run a frozen round on this machine: the arms that have no score yet (of it, `only` those), then the meta stage.
 
     Raises WorkFailed when the meta stage fails, ConfigError when the round belongs to Slurm or runs already.
     """
-    with _held(folder):
+    with held(folder):
         if folder.submitted.exists() and read_json(folder.submitted)["kind"] == "slurm":
             raise ConfigError(
                 f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it"
             )
-        code_dir, digest = _verified(campaign, folder)
+        code_dir, digest = verified(campaign, folder)
         seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="local")
         write_file(folder.submitted, seal.canonical({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
         chosen = settings.load(folder.config)
@@ -120,13 +122,23 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None]) -> No
             for array in arrays(campaign, folder)
             for stage in array
             if results.status_of(campaign.round(stage[2]).published(stage[3])) != "completed"
+            and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
         at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
         scheduler.run_local(stages, code_dir, at_once, folder.logs_dir, watch)
-        codes = scheduler.run_local([_meta(campaign, folder)], code_dir, 1, folder.logs_dir, watch)
+        codes = scheduler.run_local([meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch)
         if codes["meta"]:
             tail = (folder.logs_dir / "meta.log").read_text().strip().splitlines()[-1:]
             raise WorkFailed(f"the meta stage exited {codes['meta']}: {' '.join(tail)}", f"See {folder.logs_dir}")
+
+
+def tasks_of(stages: Sequence[Sequence[scheduler.Stage]], ids: Mapping[str, Any]) -> dict[str, str]:
+    """ "r0001/a3" -> the job or array task that has it."""
+    return {
+        f"{stage[2]}/{stage[3]}": job_id
+        for array, job_ids in zip(stages, ids["task_job_ids"], strict=True)
+        for stage, job_id in zip(array, job_ids, strict=True)
+    }
 
 
 def is_local(folder: Round) -> bool:
@@ -168,11 +180,11 @@ def _write(
         write_file(folder.slurm_dir / f"{name}.sbatch", text)
 
 
-def _meta(campaign: Campaign, folder: Round) -> scheduler.Stage:
+def meta_stage(campaign: Campaign, folder: Round) -> scheduler.Stage:
     return ("meta", str(campaign.folder), folder.name)
 
 
-def _verified(campaign: Campaign, folder: Round) -> tuple[Path, str]:
+def verified(campaign: Campaign, folder: Round) -> tuple[Path, str]:
     """The frozen code's folder and the plan's digest, after everything that jobs rely on was compared with what was frozen."""
     facts = facts_of(campaign)
     code_dir = verified_code(campaign, facts)
@@ -182,7 +194,7 @@ def _verified(campaign: Campaign, folder: Round) -> tuple[Path, str]:
 
 
 @contextmanager
-def _held(folder: Round) -> Iterator[None]:
+def held(folder: Round) -> Iterator[None]:
     """One `round` at a time for one round. Raises ConfigError while another holds it."""
     folder.folder.mkdir(parents=True, exist_ok=True)
     lock = Path(folder.folder, ".lock")

@@ -22,10 +22,11 @@ from pipeline.layout import Campaign, Round, read_json, write_file
 from pipeline.records import Decision, Outcome, Plan
 
 
-def close(campaign: Campaign, folder: Round) -> Decision:
+def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Decision:
     """Take up what is there and decide. The caller has entered a private mount namespace (see namespace).
 
-    Returns the decision; its state is `undecided` below the quorum, and then nothing but evidence and ledger was written.
+    Returns the decision; its state is `undecided` below the quorum, and then nothing but evidence and ledger was written, unless
+    a person closes the round: then it is `closed`, with the policy as it was.
     Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
     """
     with _only_one(folder):
@@ -42,7 +43,9 @@ def close(campaign: Campaign, folder: Round) -> Decision:
         write_file(folder.evidence, seal.canonical(asdict(seen)))
         policy = settings.policy_of(chosen)
         decision = decide.decide(seen, {arm.name: arm for arm in frozen.arms}, policy, rules)
-        if decision.state == "decided":
+        if by_person and decision.state == "undecided":
+            decision = decide.by_hand(decision, policy)
+        if decision.state in decide.CLOSING:
             record_decision(campaign, folder, decision, rules)
             reveal(campaign, folder)
         return decision

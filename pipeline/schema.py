@@ -177,6 +177,14 @@ class PolicySetting:
 
 
 @dataclass
+class Chain:
+    """Whether a campaign goes on by itself: `auto` has each meta job submit the next round, up to `rounds` (0: the constitution's)."""
+
+    auto: bool
+    rounds: int
+
+
+@dataclass
 class Settings:
     """A whole round's configuration; `round` is empty where only the campaign's defaults were composed."""
 
@@ -185,6 +193,7 @@ class Settings:
     parallelism: Parallelism
     tasks: Tasks
     cluster: Cluster
+    campaign: Chain
     policy: PolicySetting
     seed: int
     round: str = ""

@@ -1,19 +1,33 @@
-"""What a round is doing, from its files alone: no scheduler is asked, nothing is imported that takes time.
+"""What a round is doing, from its files and, where it was submitted, from what Slurm says of its jobs. Files come first.
 
-    arm  role     state      phase     step     loss   seconds
-    a0   anchor   completed  published 300/300  0.21   48
+    arm  role     state      node  phase     step     loss   tokens/s  GPU-hours  seconds
+    a0   anchor   completed  n3    completed 300/300  0.21   1812      0.4        48
 
-Phases are the marks that a worker writes (`phases.jsonl`); training progress is the trial's own, shown but never believed.
+Phases are the marks that a worker writes (`phases.jsonl`); training progress is the trial's own, shown but never believed. States:
+
+    waiting      nobody has begun, and no job is known       completed   a score is published, whatever Slurm says
+    queued       its job waits                               failed      an outcome without a score is published
+    starting     its job runs, no claim yet                  interrupted stopped with its state saved
+    running      a worker works                              requeued    cut short, and its job waits to go on
+    lost         its job or process ended without a word     unknown     no sign for long, and Slurm does not say
 """
 
 from __future__ import annotations
 
+import os
+import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from pipeline.layout import Attempt, Campaign, Round, read_json_lines
+import yaml
+
+from pipeline import results
+from pipeline.jobs import Job
+from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines
 from pipeline.trial import progress_lines
 
 GROUPS = {
@@ -22,60 +36,134 @@ GROUPS = {
     "decoding": ("generate",),
     "rest": ("check", "seal", "items", "score", "publish"),
 }
+SILENT_SECONDS = 600.0  # after that long without a sign, and without Slurm's word, a running arm is unknown
+COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
+           "interrupted": "yellow", "requeued": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ArmStatus:
-    """One line of the table. `state` is waiting, running, interrupted, completed or failed; `detail` says why it failed."""
+    """One line of the table; `detail` says why it failed, what its job waits for, or when it may start."""
 
     round: str
     arm: str
     role: str
     state: str
+    node: str
     phase: str
     step: str
     loss: str
+    tokens_per_second: str
+    gpu_hours: float
     seconds: float
     attempt: int | None
+    job: str
     detail: str
 
 
-def round_status(campaign: Campaign, folder: Round) -> list[ArmStatus]:
-    """Every arm of one round."""
-    return [_arm_status(folder, arm.name, arm.role) for arm in folder.frozen_plan().arms]
+def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | None = None) -> list[ArmStatus]:
+    """Every arm of one round. jobs: "r0001/a3" -> what Slurm says of its newest job."""
+    gpus, known = _gpus_of_an_arm(folder.config), jobs or {}
+    return [
+        _arm_status(folder, arm.name, arm.role, gpus, known.get(f"{folder.name}/{arm.name}"))
+        for arm in folder.frozen_plan().arms
+    ]
 
 
-def _arm_status(folder: Round, arm: str, role: str) -> ArmStatus:
+@cache
+def _gpus_of_an_arm(config: Path) -> int:
+    """From the frozen file, which never changes; as plain YAML, for a status must be quick."""
+    chosen = yaml.safe_load(config.read_text())
+    layout = chosen["parallelism"]
+    return int(chosen["cluster"]["gpus_per_node"] and layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"])
+
+
+def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) -> ArmStatus:
     attempts = folder.attempts(arm)
-    if not attempts:
-        return ArmStatus(folder.name, arm, role, "waiting", "", "", "", 0.0, None, "")
-    attempt = attempts[-1]
-    marks = read_json_lines(attempt.phases)
-    last: dict[str, Any] = marks[-1] if marks else {"phase": "claim", "at": time.time()}
-    state, detail = "running", ""
-    if last["phase"] in ("completed", "failed"):
-        state, detail = last["phase"], last.get("detail", "")
-    elif attempt.interrupted.exists():
-        state = "interrupted"
-    end = last["at"] if state != "running" else time.time()
-    step, loss = _progress(attempt)
-    began = marks[0]["at"] if marks else end
+    attempt = attempts[-1] if attempts else None
+    marks = read_json_lines(attempt.phases) if attempt else []
+    now = time.time()
+    last: dict[str, Any] = marks[-1] if marks else {"phase": "claim" if attempt else "", "at": now}
+    state, detail = _state(folder, arm, attempt, last, job)
+    working = state in ("running", "unknown")
+    began = marks[0]["at"] if marks else now
+    seconds = (now if working else last["at"]) - began
+    spent = seconds + sum(_duration(each) for each in attempts[:-1])
+    step, loss, rate = _progress(attempt) if attempt else ("", "", "")
+    claim = read_json(attempt.claim) if attempt and attempt.claim.exists() else {}
     return ArmStatus(
-        folder.name, arm, role, state, last["phase"], step, loss, round(end - began, 1), attempt.number, detail
-    )
+        folder.name, arm, role, state, job.node if job and job.node else str(claim.get("node") or claim.get("host", "")),
+        last["phase"], step, loss, rate, round(gpus * spent / 3600, 3), round(seconds, 1),
+        attempt.number if attempt else None, job.job_id if job else "", detail,
+    )  # fmt: skip
 
 
-def _progress(attempt: Attempt) -> tuple[str, str]:
-    """("step/of", "loss") of the newest training line; empty before the first, "?" for what makes no sense."""
-    lines = progress_lines(attempt, "train")
+def _state(
+    folder: Round, arm: str, attempt: Attempt | None, last: Mapping[str, Any], job: Job | None
+) -> tuple[str, str]:
+    """(state, detail): files first, then the job, then signs of life."""
+    if results.status_of(folder.published(arm)) == "completed":
+        return "completed", ""
+    waits = f"{job.reason} {'starts ' + job.expected_start if job.expected_start else ''}".strip() if job else ""
+    if attempt is None:
+        if job is None or job.state == "UNKNOWN":
+            return "waiting", ""
+        return ("queued", waits) if job.waits else ("starting", "") if job.runs else ("lost", _ended(job))
+    if last["phase"] in ("completed", "failed"):
+        return str(last["phase"]), str(last.get("detail", ""))
+    if job and job.waits:
+        return "requeued", waits
+    if attempt.interrupted.exists():
+        return "interrupted", ""
+    if job and job.ended:
+        return "lost", _ended(job)
+    if _is_dead(attempt):
+        return "lost", "its process is gone"
+    silent = time.time() - max(_touched(attempt), last["at"])
+    if silent > SILENT_SECONDS and not (job and job.runs):
+        return "unknown", f"no sign for {silent:.0f} s"
+    return "running", ""
+
+
+def _ended(job: Job) -> str:
+    return f"{job.state} {job.reason}".strip()
+
+
+def _is_dead(attempt: Attempt) -> bool:
+    """Whether the worker was a process of this host, outside Slurm, that is no more."""
     try:
-        return (
-            (f"{int(lines[-1]['step'])}/{int(lines[-1]['num_steps'])}", f"{float(lines[-1]['loss']):.3f}")
-            if lines
-            else ("", "")
-        )
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return "?", "?"
+        claim = read_json(attempt.claim)
+        if claim["host"] != platform.node() or claim["slurm_job_id"]:
+            return False
+        os.kill(claim["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _touched(attempt: Attempt) -> float:
+    """When the attempt last gave a sign, seconds since the epoch."""
+    return max((path.stat().st_mtime for path in (attempt.progress, attempt.phases) if path.exists()), default=0.0)
+
+
+def _duration(attempt: Attempt) -> float:
+    marks = read_json_lines(attempt.phases) if attempt.phases.exists() else []
+    return float(max(marks[-1]["at"], _touched(attempt)) - marks[0]["at"]) if marks else 0.0
+
+
+def _progress(attempt: Attempt) -> tuple[str, str, str]:
+    """("step/of", "loss", "tokens/s") of the newest training line; empty before the first, "?" for what makes no sense."""
+    lines = progress_lines(attempt, "train")
+    if not lines:
+        return "", "", ""
+    try:
+        line = lines[-1]
+        rate = f"{float(line['tokens']) / float(line['seconds']):,.0f}" if line["seconds"] else ""
+        return f"{int(line['step'])}/{int(line['num_steps'])}", f"{float(line['loss']):.3f}", rate
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return "?", "?", "?"
 
 
 def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
@@ -92,18 +180,24 @@ def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
 
 
 def table(rows: Iterable[ArmStatus]) -> Any:
-    """A rich table of arms, for `status` and the live view."""
+    """A rich table of arms, for `status` and the live view; a column that says nothing is left out."""
     from rich.table import Table
 
-    colours = {"completed": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
+    shown = list(rows)
     view = Table(box=None, pad_edge=False)
-    for column in ("round", "arm", "role", "state", "phase", "step", "loss", "seconds", "detail"):
-        view.add_column(column, justify="right" if column in ("step", "loss", "seconds") else "left")
-    for row in rows:
-        state = f"[{colours[row.state]}]{row.state}[/]"
-        view.add_row(
-            row.round, row.arm, row.role, state, row.phase, row.step, row.loss, f"{row.seconds:.0f}", row.detail
-        )
+    right = ("step", "loss", "tokens/s", "GPU-hours", "seconds")
+    cells = [
+        {"round": row.round, "arm": row.arm, "role": row.role, "state": f"[{COLOURS[row.state]}]{row.state}[/]",
+         "node": row.node, "job": row.job, "phase": row.phase, "step": row.step, "loss": row.loss,
+         "tokens/s": row.tokens_per_second, "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
+         "seconds": f"{row.seconds:.0f}", "detail": row.detail}
+        for row in shown
+    ]  # fmt: skip
+    columns = [name for name in (cells[0] if cells else ()) if any(cell[name] for cell in cells)]
+    for column in columns:
+        view.add_column(column, justify="right" if column in right else "left")
+    for cell in cells:
+        view.add_row(*(cell[name] for name in columns))
     return view
 
 

@@ -39,11 +39,19 @@ def write_task(attempt: Attempt, config: Mapping[str, Any], base: str = PATHS["b
 
 
 def train(
-    sandbox: Sandbox, attempt: Attempt, out_dir: Path, stall_seconds: float, stop_wanted: Callable[[], bool]
+    sandbox: Sandbox,
+    attempt: Attempt,
+    out_dir: Path,
+    stall_seconds: float,
+    stop_wanted: Callable[[], bool],
+    look: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the trial to its end. Raises Interrupted when it stopped on request with its state saved, TrialFailed otherwise."""
+    """Run the trial to its end, calling `look` meanwhile.
+
+    Raises Interrupted when it stopped on request with its state saved, TrialFailed otherwise.
+    """
     with sandbox.start(ENTRY, attempt.trial_log) as process:
-        stalled = _watch(process, attempt, out_dir, stall_seconds, stop_wanted)
+        stalled = _watch(process, attempt, out_dir, stall_seconds, stop_wanted, look)
         code = process.returncode
     if stalled:
         raise TrialFailed("stalled", f"no progress for {stall_seconds:.0f} s", log_tail(attempt.trial_log))
@@ -61,9 +69,17 @@ def train(
 
 
 def _watch(
-    process: Confined, attempt: Attempt, out_dir: Path, stall_seconds: float, stop_wanted: Callable[[], bool]
+    process: Confined,
+    attempt: Attempt,
+    out_dir: Path,
+    stall_seconds: float,
+    stop_wanted: Callable[[], bool],
+    look: Callable[[], None],
 ) -> bool:
     """Follow until the end; True when it was killed for standing still."""
+    attempt.progress.unlink(
+        missing_ok=True
+    )  # of a start of this attempt that stalled: the trial's own file goes on from it
     heard, last_heard = 0, time.monotonic()
     while True:
         ended = process.poll() is not None
@@ -72,6 +88,7 @@ def _watch(
             heard, last_heard = size, time.monotonic()
         if ended:
             return False
+        look()
         if stop_wanted() and not (attempt.task_dir / "stop").exists():
             write_file(attempt.task_dir / "stop", "")
         if time.monotonic() - last_heard > stall_seconds:

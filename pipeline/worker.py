@@ -37,7 +37,7 @@ from pipeline import (
     trial,
 )
 from pipeline.campaign import facts_of, read_plan, verified_code
-from pipeline.errors import ConfigError, IntegrityError, Interrupted, PipelineError, WorkFailed
+from pipeline.errors import ConfigError, IntegrityError, Interrupted, PipelineError, TrialFailed, WorkFailed
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines, write_file
 from pipeline.outcome import Work, conclude
 
@@ -65,16 +65,20 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
     attempt = folder.claim_attempt(arm_name)
     claim = {
         "host": platform.node(),
+        "node": os.environ.get("SLURMD_NODENAME", ""),
+        "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
         "pid": os.getpid(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
         "plan_digest": digest,
     }
     write_file(attempt.claim, json.dumps(claim))
+    num_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt)
     job.mark("claim")
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: job.stop.set())
     try:
+        earlier.check_progress(job.before, num_restarts)
         run(job)
         conclude(job, "completed", "completed")
     except Interrupted as error:
@@ -135,7 +139,7 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     """Fork, probe, train, and take the adapter out."""
     out_dir = scratch / "out"
     out_dir.mkdir()
-    saved = next((attempt.saved_dir for attempt in job.before if attempt.saved_dir.exists()), None)
+    saved = earlier.newest_state(job.before)
     if saved:
         shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
     config = job.chosen.to_dict()
@@ -164,19 +168,33 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
         report = sandbox.probe(confined, forbidden_paths(job), ISOLATION_ARTICLE, job.attempt.probe)
         job.coverage["probe"] = f"{sum(not check['reached'] for check in report.values())}/{len(report)} closed"
         job.mark("train_start")
-        try:
-            trial.train(confined, job.attempt, out_dir, 60.0 * job.chosen.cluster.stall_minutes, job.stop.is_set)
-        except Interrupted:
-            earlier.keep_state(out_dir, job.attempt.saved_dir)
-            raise
-        finally:
-            mark_training(job)
+        train_watched(job, confined, out_dir)
         job.mark("check")
         lora = asdict(job.chosen.recipe.lora)
         shapes = memory.adapter_shapes(config["model"], lora["rank"], lora["targets"])
         lora["targets"] = memory.peft_modules(config["model"], lora["targets"])
         job.coverage["data_card"] = datacard.take(out_dir, job.attempt.data_card, mount.root / KNOWN_PROMPTS)
         job.adapter_digest = adapter.take(out_dir, shapes, lora, job.attempt.adapter_dir)
+
+
+def train_watched(job: Work, confined: sandbox.Sandbox, out_dir: Path) -> None:
+    """Train, keep its state outside the node; a trial that stood still is killed, and goes on once more from its checkpoint."""
+    keeper = earlier.Keeper(out_dir, job.attempt.saved_dir)
+    stall_seconds = 60.0 * job.chosen.cluster.stall_minutes
+    for is_last in (False, True):
+        try:
+            trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop.is_set, keeper.look)
+            return
+        except Interrupted:
+            earlier.keep_state(out_dir, job.attempt.saved_dir)
+            raise
+        except TrialFailed as error:
+            if error.kind != "stalled" or is_last:
+                raise
+            job.mark("stalled", detail=error.what)
+            job.mark("train_start")
+        finally:
+            mark_training(job)
 
 
 def forbidden_paths(job: Work) -> dict[str, Path]:
