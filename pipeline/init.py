@@ -49,6 +49,8 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
     rules = constitution.load()
     chosen = settings.compose(overrides)
     check_plan_fits(chosen)
+    if chosen.tasks.train_csv and not Path(chosen.tasks.train_csv).is_file():
+        raise ConfigError(f"tasks.train_csv = {chosen.tasks.train_csv} is no file", "The competition's page has it")
     plan.arms_of(chosen, 1, rules)  # a campaign that cannot plan its first round is not made
     aside = None
     try:
@@ -106,6 +108,7 @@ def build_image(
         shutil.copytree(ROOT / "substrate", payload / "substrate", ignore=SKIPPED)
         for name in ("base", "manifest.yaml"):  # they stand beside the package in the image, inside it in the checkout
             shutil.move(payload / "substrate" / name, payload / name)
+        check_recipe(chosen, payload)
         if not is_draft and weights.are_outside(chosen.to_dict()["model"]):
             name_base(chosen, payload)
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
@@ -119,6 +122,20 @@ def build_image(
             arguments += ["--held-out", str(held_out or Path(folder, "held-out"))]
         run_substrate(payload, "payload", arguments, "the training puzzles could not be made")
         return image.build(payload, out)
+
+
+def check_recipe(chosen: settings.Settings, payload: Path) -> None:
+    """Have the image's own code look at the recipe: what it knows of a method, nothing here does. Raises ConfigError."""
+    asked = Path(payload.parent, "recipes.json")
+    asked.write_text(
+        json.dumps({"recipes": [chosen.to_dict()["recipe"]], "parallelism": chosen.to_dict()["parallelism"]})
+    )
+    try:
+        run_substrate(payload, "recipes", [str(asked)], "the recipe is refused")
+    except WorkFailed as error:
+        raise ConfigError(
+            error.what, f"hydra_conf/recipe/{chosen.recipe.method}.yaml has every key with its meaning"
+        ) from None
 
 
 def name_base(chosen: settings.Settings, payload: Path) -> None:

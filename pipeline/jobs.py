@@ -80,6 +80,12 @@ def ask(ids: Iterable[str], names: Sequence[str]) -> dict[str, Job]:
         missing = [job_id for job_id in wanted if job_id not in found]
         if missing:
             found |= {job_id: job for job_id, job in source(missing, names).items() if job_id in missing}
+    known_arrays = {job_id.split("_")[0] for job_id, job in found.items() if job.source in ("squeue", "scontrol")}
+    for job_id in wanted:
+        root, _, task = job_id.partition("_")
+        if job_id not in found and task and root in known_arrays:
+            # The controller has the array and not this task: one that is cancelled while it waits leaves no record at all.
+            found[job_id] = Job(job_id, "CANCELLED", "", "while it waited", "", "squeue")
     return {job_id: found.get(job_id, Job(job_id, UNKNOWN)) for job_id in wanted}
 
 
@@ -139,7 +145,7 @@ def _scontrol(ids: Sequence[str], names: Sequence[str]) -> dict[str, Job]:
 
 def _sacct(ids: Sequence[str], names: Sequence[str]) -> dict[str, Job]:
     roots = sorted({job_id.split("_")[0] for job_id in ids})
-    text = _run("sacct", "-X", "-n", "-P", "--array", "-o", "JobID,State,NodeList,ExitCode", "-j", ",".join(roots))
+    text = _run("sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList,ExitCode", "-j", ",".join(roots))
     found = {}
     for line in text.splitlines():
         parts = line.split("|")

@@ -158,14 +158,14 @@ def test_a_trial_that_crashes_is_a_typed_outcome_with_its_traceback_and_no_score
     campaign: Campaign, tmp_path: Path
 ) -> None:
     broken = Campaign.at(tmp_path / "broken")
-    # A warm-up longer than the run passes the pipeline's checks; the recipe in the image refuses it.
-    done = pipeline("round", broken.folder, "experiment=smoke", "recipe.warmup_steps=1000", "--no-submit")
+    # How many puzzles the image has, only the trial sees: it holds out more than there are.
+    done = pipeline("round", broken.folder, "experiment=smoke", "recipe.holdout_per_family=1000", "--no-submit")
     assert done.returncode == 0, done.stderr
     done = pipeline("worker", broken.folder, "r0001", "a0")
     assert done.returncode == 1
     found = read_attributes(broken.round("r0001").published("a0"))
-    assert (found["status"], found["exit_class"]) == ("failed", "configuration")
-    assert "warmup_steps" in found["traceback"]
+    assert (found["status"], found["exit_class"]) == ("failed", "data")
+    assert "no generated example of roman is left" in found["traceback"]
     outcome = read_outcome(broken.round("r0001").published("a0"), "")
     assert not outcome.outcomes
     assert json.loads(found["coverage"])["probe"]

@@ -40,6 +40,8 @@ def test_wrong_usage_is_2(words, capsys):
     [
         (["status", "{}/nothing"], 2, "is not a campaign"),
         (["round", "{}/new", "recipe.num_stepz=3"], 2, "num_stepz"),
+        (["round", "{}/new", "recipe.warmup_steps=1000"], 2, "recipe.warmup_steps is 1000; valid is 0 to num_steps - 1"),
+        (["round", "{}/new", "tasks.train_csv=/absent.csv", "--dry-run"], 2, "/absent.csv is no file"),
         (["round", "{}/new", "parallelism.tp=3"], 2, "tp"),
         (["round", "{}/new", "cluster=moon"], 2, "cluster"),
         (["status", "{}/smoke", "r0007"], 2, "round r0007 is not frozen"),
