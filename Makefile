@@ -11,6 +11,7 @@ RUNS ?= runs
 CAMPAIGN ?= demo
 EXPERIMENT ?= demo
 OVERRIDES ?=
+ROUNDS ?= 4
 
 PYTHON := .venv/bin/python
 # Two at once, a file to one of them: what a file sets up is set up once. The Slurm set has one cluster and runs alone.
@@ -18,18 +19,18 @@ TESTS := $(PYTHON) -m pytest -n 2 --dist loadfile
 TESTBED := python3 slurm/testbed/testbed.py
 
 ifeq ($(CLUSTER),testbed)
-round: NEEDS := testbed
+round campaign: NEEDS := testbed
 ENTER_TESTBED := exports=$$($(TESTBED) up) && eval "$$exports" &&
 endif
-test testbed-up: NEEDS := testbed
+test drill testbed-up: NEEDS := testbed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup round status image test test-fast lint types floors format testbed-up testbed-down clean
+.PHONY: help setup round campaign drill status image test test-fast lint types floors format testbed-up testbed-down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
-	@echo 'Variables: CAMPAIGN=demo  EXPERIMENT=demo  CLUSTER=local|testbed|<site>  OVERRIDES="key=value ..."  RUNS=folder of campaigns'
+	@echo 'Variables: CAMPAIGN=demo  EXPERIMENT=demo  CLUSTER=local|testbed|<site>  OVERRIDES="key=value ..."  RUNS=folder of campaigns  ROUNDS=4'
 
 setup: ## System packages and .venv with pinned versions; nothing to do when they are there
 	@scripts/setup.sh $(NEEDS)
@@ -46,7 +47,13 @@ image: setup ## Build the image that every trial forks
 
 test: setup lint types floors ## All that CI runs: lint, types, floors, every test, rounds on a Slurm of its own (root)
 	REQUIRE_SLURM= $(TESTS) -m 'not slurm'
-	$(PYTHON) -m pytest -m slurm
+	$(PYTHON) -m pytest -m 'slurm and not drill'
+
+drill: setup ## Play real faults on a real Slurm and print what each ends in (root; a quarter of an hour)
+	$(PYTHON) -m pytest -q -m drill
+
+campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
+	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
 
 test-fast: setup ## The tests that need no Slurm, but for the slow ones
 	$(TESTS) -m 'not slurm and not slow'

@@ -74,6 +74,13 @@ def parser() -> argparse.ArgumentParser:
         "--wait", action="store_true", help="follow until the round is closed (always so with cluster=local)"
     )
 
+    sub = verb(
+        "campaign", campaign_verb, "Run rounds one after the other: here, or each submitted by the meta job before it."
+    )
+    sub.add_argument("campaign", type=Path)
+    sub.add_argument("overrides", nargs="*", help="as of `round`")
+    sub.add_argument("--rounds", type=int, default=0, help="stop after this round; default: the constitution's budget")
+
     sub = verb("worker", worker_verb, "Run one arm of a frozen round: what each task of the array does.")
     sub.add_argument("campaign", type=Path)
     sub.add_argument("round")
@@ -137,6 +144,26 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
     )
     print(f"next: python -m pipeline status {name}")
     return report.follow_slurm(name, campaign, folder) if arguments.wait else None
+
+
+def campaign_verb(arguments: argparse.Namespace) -> int | None:
+    """`round` with campaign.auto; where it runs on this machine, again and again until the last round is closed."""
+    from pipeline import constitution, launch
+
+    arguments.overrides = [*arguments.overrides, "campaign.auto=true", f"campaign.rounds={arguments.rounds}"]
+    arguments.dry_run = arguments.no_submit = arguments.wait = False
+    campaign = Campaign.at(arguments.campaign)
+    last = min(arguments.rounds or constitution.load().num_rounds, constitution.load().num_rounds)
+    while True:
+        if campaign.folder.exists() and campaign.paused.exists():
+            print(f"paused; next: python -m pipeline resume {shown(arguments)}")
+            return None
+        if campaign.folder.exists() and campaign.round(f"r{last:04d}").closed.exists():
+            print(f"r{last:04d} is closed; next: python -m pipeline status {shown(arguments)}")
+            return None
+        code = round_verb(arguments)
+        if code or not launch.is_local(campaign.round(newest_frozen(campaign))):
+            return code
 
 
 def shown(arguments: argparse.Namespace) -> str:

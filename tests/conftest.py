@@ -53,5 +53,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     terminalreporter.write_line(f"slurm tests run: {config.stash[SLURM_RAN]}")
+    drilled = [
+        value
+        for each in terminalreporter.getreports("passed")
+        for name, value in each.user_properties
+        if name == "drill"
+    ]
+    for row in drilled:
+        terminalreporter.write_line(f"| {row} |")
     if _slurm_is_missed(config):
         terminalreporter.write_line("FAILED: REQUIRE_SLURM=1, and no Slurm test ran", red=True)
