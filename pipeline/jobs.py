@@ -76,11 +76,13 @@ def ask(ids: Iterable[str], names: Sequence[str]) -> dict[str, Job]:
     """The state of every job in `ids`. names: of the jobs, as they were submitted. Never raises: silence is UNKNOWN."""
     wanted = list(dict.fromkeys(ids))
     found: dict[str, Job] = {}
+    known_arrays: set[str] = set()
     for source in (_squeue, _scontrol, _sacct):
         missing = [job_id for job_id in wanted if job_id not in found]
         if missing:
-            found |= {job_id: job for job_id, job in source(missing, names).items() if job_id in missing}
-    known_arrays = {job_id.split("_")[0] for job_id, job in found.items() if job.source in ("squeue", "scontrol")}
+            answers = source(missing, names)
+            known_arrays |= {job_id.split("_")[0] for job_id in answers} if source is not _sacct else set()
+            found |= {job_id: job for job_id, job in answers.items() if job_id in missing}
     for job_id in wanted:
         root, _, task = job_id.partition("_")
         if job_id not in found and task and root in known_arrays:

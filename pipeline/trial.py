@@ -8,6 +8,7 @@ docs/contract.md.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,6 +51,7 @@ def train(
 
     Raises Interrupted when it stopped on request with its state saved, TrialFailed otherwise.
     """
+    kills = oom_kills()
     with sandbox.start(ENTRY, attempt.trial_log) as process:
         stalled = _watch(process, attempt, out_dir, stall_seconds, stop_wanted, look)
         code = process.returncode
@@ -65,7 +67,23 @@ def train(
         kind = {64: "configuration", 65: "data", 66: "diverged", 67: "out_of_memory", 137: "killed"}.get(
             code, "crashed"
         )
+        if kind == "killed" and oom_kills() > kills:
+            kind = "out_of_memory"
         raise TrialFailed(kind, f"the trial ended with exit code {code}", log_tail(attempt.trial_log))
+
+
+def oom_kills() -> int:
+    """How many processes of our memory cgroup the kernel has killed for want of memory; 0 where it does not say."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for file in (
+            Path(f"/sys/fs/cgroup{path}/memory.events") if not controllers else None,
+            Path(f"/sys/fs/cgroup/memory{path}/memory.oom_control") if "memory" in controllers.split(",") else None,
+        ):
+            if file and file.exists():
+                found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+                return int(found[1]) if found else 0
+    return 0
 
 
 def _watch(

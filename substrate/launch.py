@@ -20,8 +20,8 @@ def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
     """Runs `python -P -m module arguments` once a rank on this host; waits; returns 0, or the exit code of the first
     rank that failed.
 
-    A rank killed by a signal counts as 128 + signal. If this process is killed, the ranks are not: sandboxes end by
-    their pid namespace.
+    A rank killed by a signal counts as 128 + signal, and before others that failed: they did because it was gone.
+    If this process is killed, the ranks are not: sandboxes end by their pid namespace.
     """
     size = str(num_ranks)
     common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
@@ -39,12 +39,13 @@ def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL_SECONDS)
+        codes = [code for rank in ranks if (code := rank.poll())]  # before those that do not end are killed here
     finally:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
                 rank.wait()
-    code = first_failure or next((rank.returncode for rank in ranks if rank.returncode), 0)
+    code = next((code for code in codes if code < 0), 0) or first_failure or next(iter(codes), 0)
     return code if code >= 0 else 128 - code
 
 

@@ -52,7 +52,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("words", [words for words in PIPELINE if "ARM" not in words], ids=" ".join)
 def test_commands_run(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    if words[0] in ("round", "meta", "worker") and not {"--dry-run", "--no-submit"} & set(words):
+    takes_long = words[0] in ("round", "meta", "worker") and not {"--dry-run", "--no-submit"} & set(words)
+    if takes_long or words[0] == "logs":
         parse(words)  # it takes minutes, or becomes another process: test_flow.py and tests/slurm run it
     else:
         assert main(words) == 0

@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.drill, pytest.mark.timeout(900)]
 OVERRIDES = ["cluster=testbed", "experiment=smoke", "recipe.num_steps=150", "recipe.checkpoint_every=15", "recipe.warmup_steps=5",
              "cluster.stall_minutes=1"]  # fmt: skip
 WAIT_SECONDS = 300
+MEMORY = Path("/sys/fs/cgroup/memory")
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +225,37 @@ def test_a_time_limit_is_met_with_a_checkpoint(campaign: Campaign, ends: Callabl
         "time limit of two minutes",
         f"{len(folder.attempts('a5'))} start(s), {time.monotonic() - stopped:.0f} s later complete; job {job}",
     )
+
+
+@pytest.mark.skipif(not MEMORY.is_dir(), reason=f"no memory cgroup at {MEMORY}")
+def test_a_kill_for_want_of_memory_is_typed_with_the_plan(campaign: Campaign, ends: Callable[[str, str], None]) -> None:
+    """The kernel's own kill: the worker runs in a memory cgroup that two ranks do not fit in."""
+    folder, group = campaign.round("r0001"), MEMORY / "drill"
+    group.mkdir(exist_ok=True)
+    (group / "memory.limit_in_bytes").write_text(str(500 * 2**20))
+    try:
+        join = f'echo $$ > {group}/cgroup.procs && exec "$@"'
+        command = [
+            "bash",
+            "-c",
+            join,
+            "-",
+            sys.executable,
+            "-m",
+            "pipeline",
+            "worker",
+            str(campaign.folder),
+            "r0001",
+            "a6",
+        ]
+        done = _run(command)
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text(), "the end of the cgroup's processes")
+        group.rmdir()
+    found = read_attributes(folder.published("a6"))
+    assert done.returncode == 1 and found["exit_class"] == "out_of_memory", found["traceback"]
+    assert "planned: " in found["traceback"] and len(folder.attempts("a6")) == 1
+    ends("killed by the kernel for want of memory", "outcome `out_of_memory` with the memory plan; no retry")
 
 
 def test_two_metas_and_two_rounds_at_once(campaign: Campaign, ends: Callable[[str, str], None]) -> None:
