@@ -24,6 +24,9 @@ from pipeline.errors import ConfigError, NotFound, WorkFailed
 NOBODY = 65534
 MARK = "PIPELINE_PRIVATE_NAMESPACE"
 FUSE_START_SECONDS = 10.0
+# Slurm signals every process of a job that is requeued or cancelled, a terminal every process in its foreground. Only the worker
+# listens: it has the trial save its state. What is started with this goes on meanwhile, and ends by SIGKILL alone.
+UNMOVED = ("/usr/bin/env", "--ignore-signal=TERM,INT,HUP,USR1,USR2")
 
 
 def enter_private_namespace(argv: Sequence[str]) -> None:
@@ -95,7 +98,7 @@ def mount(stack: ExitStack, root: Path, *arguments: str) -> None:
 def serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
     """Run a FUSE daemon in the foreground on `root` until `stack` closes. Raises WorkFailed when it does not mount."""
     with tempfile.TemporaryFile() as log:
-        dies_with_us = ("setpriv", "--pdeathsig", "KILL")
+        dies_with_us = (*UNMOVED, "setpriv", "--pdeathsig", "KILL")
         daemon = subprocess.Popen([*dies_with_us, *command, root], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         stack.callback(daemon.wait)
         stack.callback(daemon.kill)

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pipeline.errors import ConfigError, NotFound, Refused, TrialFailed, WorkFailed
-from pipeline.namespace import Staging, enter_private_namespace, require_private_namespace, trial_uid
+from pipeline.namespace import UNMOVED, Staging, enter_private_namespace, require_private_namespace, trial_uid
 
 # With the two names of namespace.py that whoever starts a sandbox needs as well.
 __all__ = ["Confined", "Limits", "Sandbox", "enter_private_namespace", "open_output", "probe", "trial_uid"]
@@ -270,7 +270,7 @@ def _launch(arguments: list[str], log_path: Path, identity: Mapping[str, Any]) -
         raise NotFound("no program bwrap", "install bubblewrap 0.8 or newer")
     reader, writer = os.pipe()
     with open(reader, "rb") as told, open(log_path, "ab") as log:
-        command = [program, "--info-fd", str(writer), *arguments]
+        command = [*UNMOVED, program, "--info-fd", str(writer), *arguments]
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         try:
             # An empty environment: the one that bubblewrap gets stays readable inside, in /proc/1/environ.

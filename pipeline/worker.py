@@ -183,7 +183,10 @@ def train_watched(job: Work, confined: sandbox.Sandbox, out_dir: Path) -> None:
     stall_seconds = 60.0 * job.chosen.cluster.stall_minutes
     for is_last in (False, True):
         try:
-            trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop.is_set, keeper.look)
+            try:
+                trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop.is_set, keeper.look)
+            finally:
+                mark_training(job)
             return
         except Interrupted:
             earlier.keep_state(out_dir, job.attempt.saved_dir)
@@ -193,8 +196,6 @@ def train_watched(job: Work, confined: sandbox.Sandbox, out_dir: Path) -> None:
                 raise
             job.mark("stalled", detail=error.what)
             job.mark("train_start")
-        finally:
-            mark_training(job)
 
 
 def forbidden_paths(job: Work) -> dict[str, Path]:

@@ -19,6 +19,7 @@ import pytest
 
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines
 from pipeline.results import read_attributes, status_of
+from slurm.testbed.testbed import Testbed
 from tests.slurm.test_round import ROOT, pipeline, run, sbatch, states, wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.drill, pytest.mark.timeout(900)]
@@ -296,6 +297,112 @@ def test_a_damaged_result_is_refused_by_name_and_cured(campaign: Campaign, ends:
     until(lambda: completed(folder, "a6"), "a6's score")
     assert digest(folder, "a6") == undisturbed(campaign, "a6")
     ends("truncated result file", "refused by name in the evidence; started again, its sealed adapter is judged again")
+
+
+def test_a_campaign_goes_on_by_itself_without_accounting_and_over_a_new_controller(
+    testbed: Testbed, tmp_path_factory: pytest.TempPathFactory, ends: Callable[[str, str], None]
+) -> None:
+    """Two rounds; slurmdbd is stopped all through the first, slurmctld is killed in its middle."""
+    made = Campaign.at(tmp_path_factory.mktemp("auto") / "auto")
+    for parent in (made.folder.parent, *made.folder.parents[1:3]):
+        parent.chmod(0o755)
+    controller = next(each for each in testbed.services if each.name == "slurmctld")
+    testbed._stop("slurmdbd")
+    try:
+        begun = time.monotonic()
+        pipeline("campaign", made.folder, "--rounds", "2", "cluster=testbed", "experiment=smoke")
+        submitting = time.monotonic() - begun
+        first = made.round("r0001")
+        until(lambda: completed(first, "a1"), "a1's score")
+        testbed._stop("slurmctld")
+        time.sleep(3)
+        rows = json.loads(pipeline("status", made.folder, "--json"))["arms"]
+        blind = sorted({row["state"] for row in rows})
+        testbed._start(controller)
+        until(lambda: first.closed.exists(), "the end of r0001", 600)
+        assert all(completed(first, f"a{n}") for n in range(8))
+    finally:
+        testbed.up()
+    second = made.round("r0002")
+    until(lambda: second.submitted.exists(), "r0002")
+    meta, following = read_json(first.submitted)["meta_job_id"], read_json(second.submitted)["array_job_ids"][0]
+    # Slurm's times are whole seconds.
+    started, sent, begins = (
+        _when(meta, "StartTime"),
+        _when(following, "SubmitTime"),
+        lambda: _when(f"{following}_0", "StartTime"),
+    )
+    ended = _when(meta, "EndTime")
+    until(lambda: (second.folder / "a0" / "attempt_00" / "claim.json").exists(), "the first claim of r0002")
+    gap = begins() - ended
+    pipeline("pause", made.folder)
+    until(lambda: second.closed.exists(), "the end of r0002", 600)
+    assert not made.round("r0003").submitted.exists()
+    ends("no slurmdbd, slurmctld killed mid-round", f"round complete; status meanwhile: {', '.join(blind)}")
+    ends("two rounds by themselves", f"first submission {submitting:.1f} s (init included); meta's start to the next sbatch "
+         f"{sent - started:.0f} s; idle between rounds {gap:.0f} s")  # fmt: skip
+
+
+NO_OP = """
+import sys, tempfile
+from pathlib import Path
+from pipeline import image, namespace
+from pipeline.sandbox import Sandbox
+
+_, sqsh, digest, number = sys.argv[1:]
+namespace.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
+with tempfile.TemporaryDirectory(prefix="noop-") as folder:
+    scratch = Path(folder)
+    (scratch / "out").mkdir()
+    with image.mounted(Path(sqsh), digest, scratch) as mount, image.forked(mount, scratch, namespace.trial_uid()) as fork:
+        sandbox = Sandbox({}, {"/substrate": fork.root, "/out": scratch / "out"})
+        with sandbox.start(["touch", "/substrate/was_here", "/out/was_here"], scratch / "log") as process:
+            process.process.wait()
+            sys.exit(process.returncode)
+"""
+
+
+def test_a_hundred_rounds_of_eight_leave_nothing_behind(
+    campaign: Campaign, tmp_path: Path, ends: Callable[[str, str], None]
+) -> None:
+    """Arms that mount, fork, enter a sandbox, touch two files and end."""
+    from pipeline import scheduler
+
+    code = tmp_path / "code"
+    shutil.copytree(ROOT / "pipeline", code / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    (code / "pipeline" / "__main__.py").write_text(NO_OP)
+    tree_digest = str(read_json(campaign.image.with_name(campaign.image.name + ".json"))["tree_digest"])
+    seconds, before = [], _left()
+    for _ in range(100):
+        begun = time.monotonic()
+        stages = [("worker", str(campaign.image), tree_digest, f"a{n}") for n in range(8)]
+        codes = scheduler.run_local(stages, code, 2, tmp_path / "logs")
+        assert set(codes.values()) == {0}, [path.read_text()[-500:] for path in (tmp_path / "logs").iterdir()]
+        seconds.append(time.monotonic() - begun)
+    assert _left() == before
+    early, late = sorted(seconds[:20])[10], sorted(seconds[-20:])[10]
+    assert late < 1.2 * early
+    ends(
+        "100 rounds of 8 no-op arms",
+        f"no mount, process or file left; {early:.2f} s a round at the beginning, {late:.2f} s at the end (medians)",
+    )
+
+
+def _left() -> tuple[list[str], list[str], list[str]]:
+    """Mounts, processes and files that arms make."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    names = [name for name in ("squashfuse", "bwrap", "fuse-overlayfs") if _pids(name)]
+    files = [
+        path.name for path in Path("/tmp").iterdir() if path.name.startswith(("noop-", "sandbox-", "arm-", "judge-"))
+    ]
+    return sorted(mounts), names, sorted(files)
+
+
+def _when(job: str, what: str) -> float:
+    """Seconds since the epoch, as the controller remembers it."""
+    text = run("scontrol", "--oneliner", "show", "job", job).splitlines()[0]
+    words = dict(word.split("=", 1) for word in text.split() if "=" in word)
+    return time.mktime(time.strptime(words[what], "%Y-%m-%dT%H:%M:%S"))
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
