@@ -200,9 +200,12 @@ def worker_verb(arguments: argparse.Namespace) -> None:
 
     campaign = Campaign.at(arguments.campaign)
     frozen.run_frozen_code(campaign)
-    from pipeline import worker
+    from pipeline import nodes, worker
 
     arm = f"a{arguments.arm}" if arguments.arm.isdigit() else arguments.arm
+    if nodes.task_number() > 0:
+        nodes.help_with(campaign, campaign.round(arguments.round), arm)
+        return
     attempt = worker.work(campaign, campaign.round(arguments.round), arm, arguments.plan)
     print(
         f"{arguments.round}/{arm} "

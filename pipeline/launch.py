@@ -150,7 +150,6 @@ def resources(folder: Round) -> scheduler.Resources:
     """What the frozen configuration of a round asks of Slurm."""
     chosen = settings.load(folder.config)
     cluster = chosen.cluster
-    per_node = cluster.gpus_per_node or chosen.parallelism.world_size
     flags = ("partition", "account", "qos", "reservation", "constraint")
     return scheduler.Resources(
         job_name=f"{folder.folder.parent.parent.name}-{folder.name}",
@@ -159,7 +158,7 @@ def resources(folder: Round) -> scheduler.Resources:
         gpus_per_node=cluster.gpus_per_node,
         mem_gb=cluster.mem_gb,
         signal_lead_seconds=cluster.signal_lead_seconds,
-        nodes=max(1, chosen.parallelism.world_size // per_node),
+        nodes=chosen.num_nodes,
         arms_at_once=cluster.arms_at_once,
         setup=tuple(cluster.setup),
         flags=tuple((name, getattr(cluster, name)) for name in flags if getattr(cluster, name)),

@@ -63,7 +63,7 @@ def run_stage(*stage: str) -> None:
     for name in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(name, pass_on)
     code = child.wait()
-    if code == Interrupted.exit_code:
+    if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0":
         requeue_this_job()
     if code == 0 and stage[0] == "meta":
         # From here, and not from the stage: it runs in a namespace in which an ordinary user looks like root to sbatch.
@@ -204,7 +204,7 @@ def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, An
     parameters: dict[str, Any] = {
         "job_name": f"{resources.job_name}-{'meta' if role == 'meta' else 'arms'}",
         "time": resources.time_limit_minutes,
-        "nodes": resources.nodes,
+        "nodes": 1 if role == "meta" else resources.nodes,  # judging takes one
         "ntasks_per_node": 1,
         "cpus_per_task": resources.cpus_per_task,
         "signal_delay_s": resources.signal_lead_seconds,

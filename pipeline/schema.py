@@ -135,6 +135,7 @@ class Cluster:
     weights_dir: str  # published checkpoint of a model whose weights are not in the image
     stage_dir: str  # node-local folder for a copy of it; empty: read where it is
     gpus_per_node: int
+    ranks_per_node: int  # of an arm; 0: as many as a node has GPUs, or all of them where it has none
     network: str  # of a sandbox: loopback, or fabric for arms of several nodes, which opens the host's network
     shm_size_gib: int  # of /dev/shm in a sandbox, through which ranks of a node talk
     cpus_per_task: int
@@ -198,6 +199,12 @@ class Settings:
     seed: int
     round: str = ""
     arm: str = ""
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of one arm."""
+        per_node = self.cluster.ranks_per_node or self.cluster.gpus_per_node or self.parallelism.world_size
+        return max(1, self.parallelism.world_size // per_node)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -26,7 +26,7 @@ POSITIVE = (
     "tasks.decode_batch_size", "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes", "cluster.shm_size_gib",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "cluster.gpus_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once",
+    "cluster.gpus_per_node", "cluster.ranks_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once",
     "cluster.capacity.gpu_memory_gib", "cluster.capacity.train_tokens_per_second",
     "cluster.capacity.decode_tokens_per_second", "cluster.capacity.price_per_gpu_hour",
 )  # fmt: skip
@@ -139,6 +139,10 @@ def _check(settings: Settings) -> None:
         (set(recipe.mix) <= set(tasks.families), "recipe.mix", sorted(recipe.mix), f"shares of {tasks.families}"),
         (min(recipe.mix.values(), default=-1) >= 0 < sum(recipe.mix.values()), "recipe.mix", recipe.mix,
          "shares >= 0 that sum to more than 0"),
+        (settings.num_nodes == 1 or cluster.network == "fabric", "cluster.network", cluster.network,
+         f"fabric: an arm of {settings.parallelism.world_size} ranks takes {settings.num_nodes} nodes"),
+        (settings.num_nodes == 1 or cluster.kind == "slurm", "cluster.ranks_per_node", cluster.ranks_per_node,
+         "0 on one machine: several nodes are Slurm's"),
         (settings.campaign.rounds >= 0, "campaign.rounds", settings.campaign.rounds, "0 (the constitution's budget) or more"),
         *((value > 0, key, value, "a number > 0") for key in POSITIVE for value in [attrgetter(key)(settings)]),
         *((value >= 0, key, value, "a number >= 0") for key in NOT_NEGATIVE for value in [attrgetter(key)(settings)]),

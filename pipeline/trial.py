@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.errors import Interrupted, NotFound, TrialFailed
 from pipeline.layout import Attempt, write_file
-from pipeline.sandbox import Confined, Sandbox, open_output
+from pipeline.sandbox import Limits, open_output
 
 ENTRY = ("python", "-P", "-m", "substrate.train")
 PATHS = {
@@ -39,8 +40,31 @@ def write_task(attempt: Attempt, config: Mapping[str, Any], base: str = PATHS["b
     )
 
 
+class Process(Protocol):
+    """A trial that runs."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    @property
+    def timed_out(self) -> bool: ...
+
+    def poll(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+
+class Starts(Protocol):
+    """A sandbox, or those of several nodes."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    def start(self, command: Sequence[str], log_path: Path) -> AbstractContextManager[Process]: ...
+
+
 def train(
-    sandbox: Sandbox,
+    sandbox: Starts,
     attempt: Attempt,
     out_dir: Path,
     stall_seconds: float,
@@ -64,9 +88,14 @@ def train(
     if code == 75 and stop_wanted():
         raise Interrupted("the trial was stopped and saved its state", "Start the arm again and it goes on")
     if code:
-        kind = {64: "configuration", 65: "data", 66: "diverged", 67: "out_of_memory", 137: "killed"}.get(
-            code, "crashed"
-        )
+        kind = {
+            3: "isolation",
+            64: "configuration",
+            65: "data",
+            66: "diverged",
+            67: "out_of_memory",
+            137: "killed",
+        }.get(code, "crashed")
         if kind == "killed" and oom_kills() > kills:
             kind = "out_of_memory"
         raise TrialFailed(kind, f"the trial ended with exit code {code}", log_tail(attempt.trial_log))
@@ -87,7 +116,7 @@ def oom_kills() -> int:
 
 
 def _watch(
-    process: Confined,
+    process: Process,
     attempt: Attempt,
     out_dir: Path,
     stall_seconds: float,

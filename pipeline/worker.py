@@ -17,7 +17,8 @@ import signal
 import tempfile
 import time
 import traceback
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from pipeline import (
@@ -29,6 +30,7 @@ from pipeline import (
     judge,
     memory,
     namespace,
+    nodes,
     pristine,
     results,
     sandbox,
@@ -137,47 +139,67 @@ def take_up_sealed(job: Work) -> bool:
 
 def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     """Fork, probe, train, and take the adapter out."""
-    out_dir = scratch / "out"
-    out_dir.mkdir()
+    num_nodes, shared = job.chosen.num_nodes, job.attempt.folder / "nodes"
+    out_dir = (shared if num_nodes > 1 else scratch) / "out"  # ranks of every node write there
+    out_dir.mkdir(parents=True)
+    try:
+        restore(job, out_dir)
+        base, bound = pristine.base_of(mount.root, job.chosen)
+        config = {name: getattr(job.chosen, name) for name in ("model", "recipe", "parallelism")}
+        trial.write_task(
+            job.attempt, {name: asdict(each) for name, each in config.items()} | {"seed": job.arm.seed}, base
+        )
+        with image.forked(mount, scratch, namespace.trial_uid()) as fork:
+            job.coverage["fork"] = fork.backend
+            train_confined(job, bound, fork.root, out_dir, num_nodes, shared)
+        job.mark("check")
+        take_out(job, mount, out_dir)
+    finally:
+        if num_nodes > 1:
+            write_file(shared / "over", "")
+            shutil.rmtree(out_dir, ignore_errors=True)
+
+
+def restore(job: Work, out_dir: Path) -> None:
+    """Put back what an earlier attempt kept, where one did."""
     saved = earlier.newest_state(job.before)
     if saved:
         shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
-    config = job.chosen.to_dict()
-    base, bound = pristine.base_of(mount.root, job.chosen)
-    trial.write_task(
-        job.attempt,
-        {**{name: config[name] for name in ("model", "recipe", "parallelism")}, "seed": job.arm.seed},
-        base,
-    )
-    uid = namespace.trial_uid()
-    if saved:
+        uid = namespace.trial_uid()
         for path in out_dir.rglob("*"):
             os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, links among them
-    with image.forked(mount, scratch, uid) as fork:
-        job.coverage["fork"] = fork.backend
-        confined = pristine.sandbox_of(
-            job.chosen,
-            {"/task": job.attempt.task_dir, **bound},
-            {"/substrate": fork.root, "/out": out_dir},
-            network=job.chosen.cluster.network,
-        )
-        confined = replace(
-            confined, limits=replace(confined.limits, wall_seconds=60.0 * job.chosen.cluster.time_limit_minutes)
-        )
-        job.mark("probe")
-        report = sandbox.probe(confined, forbidden_paths(job), ISOLATION_ARTICLE, job.attempt.probe)
-        job.coverage["probe"] = f"{sum(not check['reached'] for check in report.values())}/{len(report)} closed"
-        job.mark("train_start")
+
+
+def train_confined(
+    job: Work, bound: Mapping[str, Path], fork_root: Path, out_dir: Path, num_nodes: int, shared: Path
+) -> None:
+    """Probe the sandbox, then train in it; over several nodes with the helpers of the others."""
+    address, port = nodes.here()
+    env = nodes.meeting(num_nodes, 0, address, port)
+    confined = nodes.confine(job.chosen, job.attempt, bound, fork_root, out_dir, env)
+    job.mark("probe")
+    forbidden = forbidden_paths(job)
+    job.coverage["probe"] = nodes.probe(confined, forbidden, ISOLATION_ARTICLE, job.attempt.probe)
+    job.mark("train_start")
+    if num_nodes == 1:
         train_watched(job, confined, out_dir)
-        job.mark("check")
-        lora = asdict(job.chosen.recipe.lora)
-        shapes = memory.adapter_shapes(config["model"], lora["rank"], lora["targets"])
-        lora["targets"] = memory.peft_modules(config["model"], lora["targets"])
-        job.coverage["data_card"] = datacard.take(out_dir, job.attempt.data_card, mount.root / KNOWN_PROMPTS)
-        job.adapter_digest = adapter.take(out_dir, shapes, lora, job.attempt.adapter_dir)
+        return
+    meet = {"num_nodes": num_nodes, "address": address, "port": port, "out_dir": str(out_dir)}
+    closed = {"forbidden": {name: str(path) for name, path in forbidden.items()}, "article": ISOLATION_ARTICLE}
+    train_watched(job, nodes.Spread(confined, shared, num_nodes, meet | closed), out_dir)
+    job.coverage["nodes"] = nodes.check_probes(shared, num_nodes)
 
 
-def train_watched(job: Work, confined: sandbox.Sandbox, out_dir: Path) -> None:
+def take_out(job: Work, mount: image.Mount, out_dir: Path) -> None:
+    """Data card and adapter, checked."""
+    model, lora = asdict(job.chosen.model), asdict(job.chosen.recipe.lora)
+    shapes = memory.adapter_shapes(model, lora["rank"], lora["targets"])
+    lora["targets"] = memory.peft_modules(model, lora["targets"])
+    job.coverage["data_card"] = datacard.take(out_dir, job.attempt.data_card, mount.root / KNOWN_PROMPTS)
+    job.adapter_digest = adapter.take(out_dir, shapes, lora, job.attempt.adapter_dir)
+
+
+def train_watched(job: Work, confined: sandbox.Sandbox | nodes.Spread, out_dir: Path) -> None:
     """Train, keep its state outside the node; a trial that stood still is killed, and goes on once more from its checkpoint."""
     keeper = earlier.Keeper(out_dir, job.attempt.saved_dir)
     stall_seconds = 60.0 * job.chosen.cluster.stall_minutes

@@ -17,18 +17,23 @@ POLL_SECONDS = 0.05
 
 
 def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
-    """Runs `python -P -m module arguments` once a rank on this host; waits; returns 0, or the exit code of the first
+    """Runs `python -P -m module arguments` once a rank of this node; waits; returns 0, or the exit code of the first
     rank that failed.
+
+    Where NUM_NODES is set, this is node NODE_RANK of them, and rank 0 listens at MASTER_ADDR and MASTER_PORT.
 
     A rank killed by a signal counts as 128 + signal, and before others that failed: they did because it was gone.
     If this process is killed, the ranks are not: sandboxes end by their pid namespace.
     """
-    size = str(num_ranks)
-    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    num_nodes, node = int(os.environ.get("NUM_NODES", 1)), int(os.environ.get("NODE_RANK", 0))
+    num_local = num_ranks // num_nodes
+    common = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_local)}
+    if num_nodes == 1:
+        common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     command = [sys.executable, "-P", "-m", module, *arguments]
     ranks = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(num_ranks)
+        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(node * num_local + n), "LOCAL_RANK": str(n)})
+        for n in range(num_local)
     ]
     first_failure, deadline = 0, float("inf")
     try:

@@ -259,6 +259,58 @@ def test_a_kill_for_want_of_memory_is_typed_with_the_plan(campaign: Campaign, en
     ends("killed by the kernel for want of memory", "outcome `out_of_memory` with the memory plan; no retry")
 
 
+@pytest.fixture(scope="module")
+def wide(campaign: Campaign) -> Campaign:
+    """The same recipes, an arm over two nodes."""
+    made = Campaign.at(campaign.folder.parent / "wide")
+    over_two = ["cluster.ranks_per_node=1", "cluster.network=fabric"]
+    pipeline("round", made.folder, *OVERRIDES, *over_two, "--no-submit")
+    return made
+
+
+def test_an_arm_over_two_nodes_is_that_of_one(
+    campaign: Campaign, wide: Campaign, ends: Callable[[str, str], None]
+) -> None:
+    folder = wide.round("r0001")
+    start(wide, "a3", "--nodes=2")
+    until(lambda: completed(folder, "a3"), "a3's score")
+    coverage = json.loads(str(read_attributes(folder.published("a3"))["coverage"]))
+    assert coverage["nodes"] == "2 nodes"
+    assert digest(folder, "a3") == undisturbed(campaign, "a3")
+    assert not (folder.attempts("a3")[0].folder / "nodes" / "out").exists()
+    ends("an arm over two nodes", "the adapter of one node; a probe on each")
+
+
+def test_an_arm_over_two_nodes_is_requeued_and_its_second_node_killed(
+    campaign: Campaign, wide: Campaign, ends: Callable[[str, str], None]
+) -> None:
+    folder = wide.round("r0001")
+    job = start(wide, "a4", "--nodes=2")
+    training(folder, "a4")
+    run("scontrol", "requeue", _task(job, 4))
+    until(lambda: len(folder.attempts("a4")) == 2, "the next start")
+    training(folder, "a4", attempt=1, steps=60)
+    others = [pid for pid in _pids("python") if b"NODE_RANK=1" in _environ(pid)]
+    os.kill(max(others), signal.SIGKILL)
+    until(lambda: folder.published("a4").exists(), "an outcome")
+    found = read_attributes(folder.published("a4"))
+    assert (found["status"], found["exit_class"]) == ("failed", "killed")
+    start(wide, "a4", "--nodes=2")
+    until(lambda: completed(folder, "a4"), "a4's score")
+    assert digest(folder, "a4") == undisturbed(campaign, "a4")
+    ends(
+        "two nodes: requeued, then a rank of the second killed",
+        "saved and resumed; then outcome `killed`; started again: the undisturbed adapter",
+    )
+
+
+def _environ(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
 def test_two_metas_and_two_rounds_at_once(campaign: Campaign, ends: Callable[[str, str], None]) -> None:
     folder = campaign.round("r0001")
     for arm in ("a0", "a6", "a7"):
