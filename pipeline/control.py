@@ -104,7 +104,7 @@ def rerun(
 ) -> list[str]:
     """Start arms without a score again, then the meta stage; nodes that lost one are left out. Says what, a line each.
 
-    Raises ConfigError for an arm that has a score, or whose job waits or runs.
+    Raises ConfigError for an arm that has a score, or whose job waits or runs (unless we are that job, and end now).
     """
     arms = chosen_arms(folder, asked, failed=failed)
     states = job_states(folder)
@@ -112,7 +112,7 @@ def rerun(
         job = states.get(f"{folder.name}/{arm}")
         if results.status_of(folder.published(arm)) == "completed":
             raise ConfigError(f"{folder.name}/{arm} has a score", "It is never run again; another seed is another arm")
-        if job and (job.waits or job.runs):
+        if job and (job.waits or job.runs) and job.job_id != scheduler.this_job():
             raise ConfigError(
                 f"{folder.name}/{arm} is {job.state.lower()} as job {job.job_id}", "`cancel` it first, or wait"
             )

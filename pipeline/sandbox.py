@@ -136,7 +136,8 @@ class Sandbox:
         arguments += ["--proc", "/proc", "--dev", "/dev", "--size", str(self.limits.tmp_size_bytes), "--tmpfs", "/tmp"]
         arguments += ["--size", str(self.limits.shm_size_bytes), "--tmpfs", "/dev/shm"]
         for path in _runtime():
-            if os.path.islink(path):
+            # /lib is a link to usr/lib, which is there too; a link to a virtual environment is to a place that is not.
+            if os.path.islink(path) and path in SYSTEM:
                 arguments += ["--symlink", os.readlink(path), path]
             else:
                 arguments += ["--ro-bind", staging.bind(Path(path)), path]

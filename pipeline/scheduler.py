@@ -63,8 +63,9 @@ def run_stage(*stage: str) -> None:
     for name in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(name, pass_on)
     code = child.wait()
-    if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0":
-        requeue_this_job()
+    if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and not requeue_this_job():
+        # The site forbids it: another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
+        subprocess.run(command(("rerun", stage[1], stage[3], "--round", stage[2])))
     if code == 0 and stage[0] == "meta":
         # From here, and not from the stage: it runs in a namespace in which an ordinary user looks like root to sbatch.
         code = subprocess.run(command(("chain", *stage[1:]))).returncode
@@ -166,6 +167,12 @@ def requeue_this_job() -> bool:
     if not job or shutil.which("scontrol") is None:
         return False
     return subprocess.run(["scontrol", "requeue", job], capture_output=True).returncode == 0
+
+
+def this_job() -> str:
+    """The id of the job or array task that we run in, as Slurm's tables have it; empty outside."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
 def slurm_answers() -> bool:

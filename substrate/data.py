@@ -18,6 +18,7 @@ out and why, and the digest of every prompt that the run can learn from: the jud
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,8 +134,7 @@ class _Family:
         # random.Random hashes a string seed with SHA-512: the same on every host and in every process.
         self._generator = random.Random(f"{plan.seed}/{family}")
         # Held out by the file's order, so that every seed leaves out the same.
-        encoded = self._encoded(members)
-        self.holdout = [row for row, _ in (next(encoded, (None, "")) for _ in range(plan.holdout_per_family)) if row]
+        self.holdout = [row for row, _ in islice(self._encoded(members), plan.holdout_per_family)]
         rest = members[len(self.holdout) + len(self.left_out) :]
         self._by_source = {
             source: [example for example in rest if example.source == source]

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,18 @@ def outsider(arena: Arena) -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "300"], user=uid if os.geteuid() == 0 else None) as process:
         yield process
         process.kill()
+
+
+def test_linked_virtual_environment_is_bound_at_the_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import sandbox
+
+    (tmp_path / "real").mkdir()
+    (tmp_path / "venv").symlink_to(tmp_path / "real")
+    monkeypatch.setattr(sandbox.sys, "prefix", str(tmp_path / "venv"))
+    staging = SimpleNamespace(bind=lambda source: f"bound:{source}", write=lambda text: "text")
+    arguments = sandbox.Sandbox()._arguments(staging)
+    place = arguments.index(str(tmp_path / "venv"))
+    assert arguments[place - 2 : place] == ["--ro-bind", f"bound:{tmp_path / 'venv'}"]
 
 
 def test_the_arena_uses_what_the_node_has(arena: Arena) -> None:

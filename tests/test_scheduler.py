@@ -226,3 +226,27 @@ def test_a_signal_to_the_job_reaches_the_stage_and_an_interrupted_stage_is_reque
         process.send_signal(signal.SIGUSR2)
         assert process.wait(timeout=30) == 75
     assert (tmp_path / "asked").read_text() == "requeue 41\n"
+
+
+@pytest.mark.parametrize(("refused", "task", "continued"), [(1, "0", True), (0, "0", False), (1, "1", False)])
+def test_where_requeueing_is_refused_the_first_task_has_another_job_go_on(code_dir, tmp_path, refused, task, continued):
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\nexit {refused}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    text = f"Path({str(tmp_path)!r}, sys.argv[1]).write_text(' '.join(sys.argv[3:])); sys.exit(75)"
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "41", "SLURM_PROCID": task}
+    with job(code_dir, text, **environment) as process:
+        assert process.wait(timeout=30) == 75
+    assert (tmp_path / "rerun").exists() == continued
+    if continued:
+        assert (tmp_path / "rerun").read_text() == "a0 --round r0001"
+
+
+def test_the_name_of_this_job(monkeypatch):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    assert scheduler.this_job() == ""
+    monkeypatch.setenv("SLURM_JOB_ID", "41")
+    assert scheduler.this_job() == "41"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert scheduler.this_job() == "40_3"

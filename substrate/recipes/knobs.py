@@ -111,11 +111,7 @@ class Knobs:
         )
         if chosen.choice == "best":
             require(self.holdout_per_family >= 1, "holdout_per_family", self.holdout_per_family, "above 0 for `best`")
-        self.read_options()
-
-    def read_options(self) -> None:
-        """Builds `own` now, so that a wrong option is told before anything starts."""
-        _ = self.own
+        _ = self.own  # a wrong option is told now
 
     @cached_property
     def own(self) -> Any:
