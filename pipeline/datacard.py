@@ -21,7 +21,7 @@ from pipeline.layout import write_file
 from pipeline.sandbox import open_output
 
 NAME = "data_card.json"
-MAX_BYTES = 256 * 2**20  # three million digests
+MAX_BYTES = 16 * 2**20  # a quarter of a million digests; parsed here, anything else as long takes some hundred MB
 _DIGEST = re.compile("[0-9a-f]{64}")
 _SHOWN = 5
 
@@ -37,7 +37,9 @@ def take(out_dir: Path, keep: Path, known_prompts: Path) -> str:
     except NotFound as error:
         raise TrialFailed("bad_output", f"the trial wrote no {NAME}; every recipe writes one") from error
     digests = _digests(text)
-    write_file(keep, text)
+    # Made anew: what two programs read must not depend on how a trial wrote it.
+    write_file(keep, json.dumps({"schema": 1, "prompts": digests}))
+    write_file(keep.with_name(f"trial_{keep.name}"), text)
     unknown = len(set(digests) - set(known_prompts.read_text().split()))
     return f"{len(digests)} prompts, {unknown} of them not from the image"
 
@@ -46,10 +48,11 @@ def _digests(text: bytes) -> list[str]:
     if len(text) > MAX_BYTES:
         raise TrialFailed("bad_output", f"{NAME} is longer than {MAX_BYTES} bytes")
     try:
-        card: Any = json.loads(text)
+        card: Any = json.loads(text.decode())
         digests = card["prompts"]
-        if card["schema"] == 1 and all(_DIGEST.fullmatch(digest) for digest in digests):
-            return list(digests)
+        is_card = type(card["schema"]) is int and card["schema"] == 1 and type(digests) is list
+        if is_card and all(type(digest) is str and _DIGEST.fullmatch(digest) for digest in digests):
+            return digests
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise TrialFailed("bad_output", f"{NAME} is not a data card: schema 1 and `prompts`, SHA-256 digests, are needed")

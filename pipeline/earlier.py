@@ -11,15 +11,18 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import adapter
-from pipeline.errors import IntegrityError, NoProgress, PipelineError
+from pipeline.errors import IntegrityError, NoProgress, NotFound, PipelineError, TrialFailed
 from pipeline.layout import Attempt, read_json
+from pipeline.sandbox import open_output
 
 KEEP_SECONDS = 20.0  # between two copies of a trial's state: LoRA checkpoints of the 30B are 400 MB
+MAX_STATE_BYTES = 64 * 2**30
 _STEP = re.compile(r"step_\d{6}")
 
 
@@ -75,10 +78,31 @@ def keep_state(out_dir: Path, saved_dir: Path) -> None:
     before = _saved(saved_dir)
     aside = saved_dir / ".part"
     shutil.rmtree(aside, ignore_errors=True)
-    shutil.copytree(out_dir, aside, symlinks=True)
+    _copy(out_dir, aside)
     os.rename(aside, saved_dir / f"{int(before[-1].name) + 1 if before else 0:06d}")
     for old in before:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Plain files and folders of a trial, MAX_STATE_BYTES at most: no links, pipes or devices, and no sparse file grows whole.
+
+    Raises OSError where it is more, or changes meanwhile.
+    """
+    left = MAX_STATE_BYTES
+    target.mkdir(parents=True)
+    for folder, names, files in os.walk(source):
+        below = target / Path(folder).relative_to(source)
+        for name in names:
+            if not Path(folder, name).is_symlink():
+                (below / name).mkdir()
+        for name in files:
+            with suppress(NotFound, TrialFailed), open_output(Path(folder), name) as file:
+                left -= os.fstat(file.fileno()).st_size
+                if left < 0:
+                    raise OSError(f"{source} has more than {MAX_STATE_BYTES} bytes")
+                with open(below / name, "wb") as copy:
+                    shutil.copyfileobj(file, copy, 2**20)
 
 
 def newest_state(before: Sequence[Attempt]) -> Path | None:

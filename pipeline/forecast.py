@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pipeline import results
 from pipeline.layout import Attempt, Round, read_json_lines
 from pipeline.settings import Settings
-from pipeline.trial import progress_lines
+from pipeline.trial import number, progress_lines
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,10 @@ def _count_training(count: _Count, attempt: Attempt) -> None:
     """By the trainer's own word for all its steps."""
     names = ("step", "tokens", "seconds")
     for line in reversed(progress_lines(attempt, "train")):
-        if all(isinstance(line.get(name), int | float) and line[name] > 0 for name in names):
-            count.times, count.tokens = count.times + int(line["step"]), count.tokens + line["tokens"]
-            count.seconds += line["seconds"]
+        step, tokens, seconds = (number(line.get(name)) or 0 for name in names)
+        if min(step, tokens, seconds) > 0:
+            count.times, count.tokens = count.times + int(step), count.tokens + float(tokens)
+            count.seconds += float(seconds)
             return
 
 

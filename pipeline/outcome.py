@@ -95,14 +95,16 @@ def publish(job: Work, status: str) -> None:
 
 
 def _training_rows(job: Work) -> list[dict[str, Any]]:
-    """The trial's step lines that fit the schema, at most one a step."""
-    names = results.TRAIN_COLUMNS
-    rows = [
-        line
-        for line in trial.progress_lines(job.attempt, "train")
-        if all(isinstance(line.get(n), int | float) for n in names)
-    ]
-    return rows[: job.chosen.recipe.num_steps]
+    """The trial's step lines that fit the schema, the last of each step. A trial may write anything: what is no number is no line."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in trial.progress_lines(job.attempt, "train"):
+        numbers = {name: trial.number(line.get(name)) for name in results.TRAIN_COLUMNS}
+        whole = [numbers[name] for name in ("step", "tokens")]
+        if all(value is not None for value in numbers.values()) and all(
+            type(v) is int and 0 <= v < 2**53 for v in whole
+        ):
+            rows[int(line["step"])] = numbers
+    return [rows[step] for step in sorted(rows)][: job.chosen.recipe.num_steps]
 
 
 def _time(seconds: float) -> str:

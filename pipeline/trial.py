@@ -8,6 +8,7 @@ docs/contract.md.
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -101,6 +102,16 @@ def train(
         raise TrialFailed(kind, f"the trial ended with exit code {code}", log_tail(attempt.trial_log))
 
 
+def number(value: Any) -> int | float | None:
+    """A finite number that a float can hold, as it is; None for everything else that JSON may bring."""
+    if type(value) not in (int, float):
+        return None
+    try:
+        return value if math.isfinite(float(value)) else None
+    except OverflowError:
+        return None
+
+
 def oom_kills() -> int:
     """How many processes of our memory cgroup the kernel has killed for want of memory; 0 where it does not say."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -145,9 +156,15 @@ def _watch(
 
 
 def copy_progress(out_dir: Path, target: Path, copied: int) -> int:
-    """Append to `target` what is new in the trial's progress file; returns how many bytes are copied so far."""
+    """Append to `target` what is new in the trial's progress file; returns how many bytes are copied so far.
+
+    A trial that goes on from a checkpoint takes back the lines of later steps: where the file has become shorter, the copy begins anew.
+    """
     try:
         with open_output(out_dir, "progress.jsonl") as source:
+            if source.seek(0, 2) < copied:
+                target.unlink()
+                copied = 0
             source.seek(copied)
             new = source.read(MAX_PROGRESS_BYTES - copied)
     except NotFound:

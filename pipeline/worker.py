@@ -18,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -211,7 +212,10 @@ def train_watched(job: Work, confined: sandbox.Sandbox | nodes.Spread, out_dir: 
                 mark_training(job)
             return
         except Interrupted:
-            earlier.keep_state(out_dir, job.attempt.saved_dir)
+            with suppress(
+                OSError
+            ):  # what cannot be kept (the disk is full) is trained again; the newest that was kept stays
+                earlier.keep_state(out_dir, job.attempt.saved_dir)
             raise
         except TrialFailed as error:
             if error.kind != "stalled" or is_last:
@@ -238,9 +242,10 @@ def forbidden_paths(job: Work) -> dict[str, Path]:
 def mark_training(job: Work) -> None:
     """Split the trial's wall time into start-up and steps, by its own word (shown, never believed)."""
     began = read_json_lines(job.attempt.phases)[-1]["at"]
-    for line in trial.progress_lines(job.attempt, "start")[:1]:
-        if isinstance(line.get("seconds"), int | float):
-            job.mark("train", at=min(time.time(), began + line["seconds"]))
+    for line in trial.progress_lines(job.attempt, "start")[-1:]:
+        seconds = trial.number(line.get("seconds"))
+        if seconds is not None:
+            job.mark("train", at=min(time.time(), began + max(0.0, seconds)))
 
 
 def seal_adapter(job: Work) -> None:

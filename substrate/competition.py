@@ -92,10 +92,14 @@ def recognise(prompt: str) -> tuple[str, Any]:
 def split(rows: Sequence[Row], families: Collection[str]) -> Split:
     """Rows to train on, rows to judge by (docstring of the module); rows of other families are in no part."""
     found = Split()
+    seen: set[str] = set()
     for row in rows:
         reason = _why_not(row)
         if row.family and row.family not in families:
             continue
+        digest = prompt_digest(row.prompt)
+        reason = reason or ("repeats another row" if digest in seen else "")
+        seen.add(digest)
         if reason:
             found.left_out.setdefault(reason, []).append(row.row_id)
         elif row.is_dev:
@@ -123,10 +127,10 @@ def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if header != COLUMNS:
-                raise DataError(f"{path} line 1: {','.join(header)[:80]!r}; the columns are {','.join(COLUMNS)}")
             try:
+                header = next(reader, [])
+                if header != COLUMNS:
+                    raise DataError(f"{path} line 1: {','.join(header)[:80]!r}; the columns are {','.join(COLUMNS)}")
                 for fields in reader:
                     yield reader.line_num, fields
             except csv.Error as error:

@@ -15,6 +15,7 @@ Everything is a function of (examples, plan, seed). The data card (docs/contract
 out and why, and the digest of every prompt that the run can learn from: the judge compares them with its own prompts.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -161,7 +162,9 @@ class _Family:
         if not num_places:
             return []
         members = self._by_source[source]
-        limit = min(len(members), -int(-num_places // self._plan.epochs)) if self._plan.epochs else len(members)
+        # Fewer than one pass through all of them is all that there is to choose from.
+        passes = max(self._plan.epochs, num_places / len(members)) if self._plan.epochs else num_places / len(members)
+        limit = min(len(members), math.ceil(num_places / passes))
         shuffled = self._generator.sample(members, len(members))
         rows: list[Row] = []
         for row, digest in self._encoded(shuffled):
@@ -201,7 +204,7 @@ class _Family:
 
 
 def family_order(mix: dict[str, float], num_places: int) -> Iterator[str]:
-    """Yields the family of each of `num_places` places so that counts follow the shares to within one at every prefix.
+    """Yields the family of each of `num_places` places so that counts follow the shares to about one at every prefix.
 
     `mix` maps a family to its share, normalised here. The family furthest behind its due is next; the first named wins
     a tie.

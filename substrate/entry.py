@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,7 +45,7 @@ def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, An
     for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path} line {number}: {error}; one JSON object a line is needed") from None
         # `type is`, because a bool would pass for an int.
         if not isinstance(row, dict) or any(type(row.get(name)) is not kind for name, kind in fields.items()):
@@ -74,5 +75,6 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
         raise DataError(f"cannot write {path}: {error}; a writable folder is needed") from None

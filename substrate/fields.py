@@ -3,6 +3,7 @@
 read_fields(Lora, {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": ["q_proj"]}, "recipe.lora")
 """
 
+import math
 import types
 import typing
 from dataclasses import fields, is_dataclass
@@ -14,7 +15,7 @@ from substrate.errors import UsageError
 def read_fields(cls: type, values: Any, where: str) -> Any:
     """Makes the dataclass `cls` from a mapping: every field present, none unknown, each of its annotated type.
 
-    An int passes as float, and a float without a fraction as int. Nested dataclasses, `list[str]` and `dict[str, float]`
+    Numbers are finite. An int passes as float, and a float without a fraction as int. Nested dataclasses, `list[str]` and `dict[str, float]`
     are followed. Raises UsageError naming the key as `where.key`.
     """
     if not isinstance(values, dict):
@@ -37,6 +38,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
             return {str(key): _typed(inner, item, f"{where}.{key}") for key, item in value.items()}
         if isinstance(value, list) and container is list:
             return [_typed(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
+    elif type(value) is float and not math.isfinite(value):
+        raise UsageError(f"{where} is {value!r}; it is a finite number")
     elif hint is float and type(value) is int:
         return float(value)
     elif hint is int and type(value) is float and value.is_integer():

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from substrate.entry import write_text
+
 
 class Progress:
     """Written by rank 0, flushed line by line. Tokens and seconds of a step are sums over all starts."""
@@ -13,7 +15,7 @@ class Progress:
         if rank == 0:
             # Steps after the checkpoint will be made again; their lines of the run that was killed go.
             kept = [line for line in _lines(path) if done_steps and json.loads(line).get("step", 0) <= done_steps]
-            path.write_text("".join(kept), encoding="utf-8")
+            write_text(path, "".join(kept))
 
     def write(self, phase: str, **values: Any) -> None:
         """Appends {"phase": phase, **values}."""

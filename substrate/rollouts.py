@@ -7,8 +7,10 @@ among them (ep > 1) every rank must take part in every step, so all decode every
 reward, whatever it says: it would be cut at the limit of the judge too.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch.distributed as dist
@@ -16,7 +18,10 @@ import torch.distributed as dist
 from substrate.data import Row
 from substrate.decode import Decoding, decode
 from substrate.model.twin import decoding_twin
+from substrate.progress import Progress
 from substrate.scoring import extract, is_correct
+
+HEARTBEAT_SECONDS = 20.0  # a trial that writes nothing for long is taken for one that stands still
 
 if TYPE_CHECKING:
     from substrate.model import HybridModel
@@ -47,7 +52,15 @@ class Sample(NamedTuple):
 class Sampler:
     """The own engine on the model in training."""
 
-    def __init__(self, model: "HybridModel", parallel: "Parallel", tokenizer: "Tokenizer", how: Sampling) -> None:
+    def __init__(
+        self,
+        model: "HybridModel",
+        parallel: "Parallel",
+        tokenizer: "Tokenizer",
+        how: Sampling,
+        progress: "Progress | None" = None,
+    ) -> None:
+        self._progress = progress or Progress(Path(), rank=1, done_steps=0)  # of another rank than 0: writes nothing
         self._model, self._parallel, self._tokenizer, self._how = model, parallel, tokenizer, how
         self._twin = decoding_twin(model, parallel)
 
@@ -65,9 +78,13 @@ class Sampler:
             log_probs=True,
         )
         self._model.eval()
-        done = {
-            each.item_id: (each.ids, each.log_probs, each.truncated) for each in decode(self._twin, asked, decoding)
-        }
+        done: dict[str, tuple[list[int], list[float], bool]] = {}
+        heard = time.monotonic()
+        for each in decode(self._twin, asked, decoding):
+            done[each.item_id] = (each.ids, each.log_probs, each.truncated)
+            if time.monotonic() - heard >= HEARTBEAT_SECONDS:
+                heard = time.monotonic()
+                self._progress.write("sampling", done=len(done), total=len(asked))
         self._model.train()
         if parallel.ep == 1 and parallel.dp > 1:
             parts: list[dict[str, tuple[list[int], list[float], bool]]] = [{} for _ in range(parallel.dp)]

@@ -128,7 +128,7 @@ class Training:
         """The engine on the model as it is now."""
         from substrate.rollouts import Sampler
 
-        return Sampler(self.model, self.parallel, self.tokenizer, how)
+        return Sampler(self.model, self.parallel, self.tokenizer, how, self.progress)
 
     def copy(self, name: str) -> None:
         """Keeps the trainable tensors as they are now, also over a stop."""
@@ -224,8 +224,8 @@ class Training:
             for place in self._placements():
                 fill(place, saved)
             if self._random_name in saved.names:
-                state = torch.get_rng_state()
-                torch.set_rng_state(saved.read(self._random_name, tuple(state.shape), slice(None)))
+                state = self._random_state()
+                self._set_random_state(saved.read(self._random_name, tuple(state.shape), slice(None)))
         for tensor in self.trainable:
             self.optimizer.state[tensor]["step"].fill_(record["step"])
         self.step, self.tokens, self.seconds, self.rates = (
@@ -243,7 +243,18 @@ class Training:
         """What this rank writes of the state, by name, whole and on the host."""
         yield from owned(self._placements(), self.parallel.groups)
         if self.parallel.tp_rank == 0:
-            yield self._random_name, torch.get_rng_state()
+            yield self._random_name, self._random_state()
+
+    def _random_state(self) -> "Tensor":
+        """Of the generator that dropout draws from: the device's own."""
+        on_gpu = self.parallel.device.type == "cuda"
+        return torch.cuda.get_rng_state(self.parallel.device) if on_gpu else torch.get_rng_state()
+
+    def _set_random_state(self, state: "Tensor") -> None:
+        if self.parallel.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.parallel.device)
+        else:
+            torch.set_rng_state(state)
 
     def _placements(self) -> "Iterator[Placement]":
         """Of every trained tensor, of its two moments and of its copies."""

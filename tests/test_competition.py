@@ -49,6 +49,7 @@ def _run(*arguments: object) -> subprocess.CompletedProcess:
     [
         ("", "line 1: ''; the columns are id,prompt,answer"),
         ("id,question,answer\n", "line 1: 'id,question,answer'"),
+        ('"id"x,prompt,answer\n', "line 1: "),
         (HEADER, "has no rows"),
         (HEADER + "1,p,a\n2,p\n", "line 3: 2 fields"),
         (HEADER + "1,p,a,b\n", "line 2: 4 fields"),

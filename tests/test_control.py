@@ -297,3 +297,21 @@ def test_state_that_cannot_be_kept_now_is_tried_again(tmp_path, monkeypatch) -> 
     saved.unlink()
     keeper.look()
     assert [path.name for path in saved.iterdir()] == ["000000"]
+
+
+def test_only_plain_files_of_a_trial_are_kept_and_only_so_much(tmp_path, monkeypatch) -> None:
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    (out / "checkpoints" / "step_000005").mkdir(parents=True)
+    (out / "checkpoints" / "step_000005" / "state").write_bytes(b"x" * 100)
+    os.mkfifo(out / "pipe")
+    (out / "link").symlink_to("/etc/passwd")
+    (out / "folder").symlink_to("/etc")
+    earlier.keep_state(out, saved)
+    kept = sorted(str(path.relative_to(saved)) for path in saved.rglob("*"))
+    assert kept == ["000000", *(f"000000/checkpoints{end}" for end in ("", "/step_000005", "/step_000005/state"))]
+    monkeypatch.setattr(earlier, "MAX_STATE_BYTES", 2**20)
+    with open(out / "sparse", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OSError, match="more than 1048576 bytes"):
+        earlier.keep_state(out, saved)
+    assert [path.name for path in saved.iterdir() if path.name.isdigit()] == ["000000"]

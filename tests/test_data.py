@@ -68,7 +68,7 @@ def test_a_pass_visits_every_example_once():
     assert _ids(rows[:10]) != _ids(rows[10:20])
 
 
-@pytest.mark.parametrize(("epochs", "different"), [(0.0, 10), (1.0, 10), (2.0, 10), (5.0, 6), (30.0, 1)])
+@pytest.mark.parametrize(("epochs", "different"), [(0.0, 10), (1.0, 10), (2.0, 10), (5.0, 6), (30.0, 1), (1e-320, 10)])
 def test_epochs_say_how_many_examples_are_different(epochs, different):
     prepared = _prepared(mix={"roman": 1.0}, num_places=30, epochs=epochs)
     assert len(set(_ids(prepared.rows))) == different

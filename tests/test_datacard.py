@@ -30,16 +30,19 @@ def _write(folder: Path, value: object) -> None:
     (folder / datacard.NAME).write_text(value if isinstance(value, str) else json.dumps(value))
 
 
-def test_card_is_kept_as_it_is(tmp_path: Path, known: Path) -> None:
+def test_card_is_kept_made_anew_and_as_it_was(tmp_path: Path, known: Path) -> None:
     _write(tmp_path, {"schema": 1, "prompts": DIGESTS, "families": {}})
     assert datacard.take(tmp_path, tmp_path / "kept.json", known) == "3 prompts, 1 of them not from the image"
-    assert (tmp_path / "kept.json").read_bytes() == (tmp_path / datacard.NAME).read_bytes()
+    assert json.loads((tmp_path / "kept.json").read_text()) == {"schema": 1, "prompts": DIGESTS}
+    assert (tmp_path / "trial_kept.json").read_bytes() == (tmp_path / datacard.NAME).read_bytes()
 
 
 @pytest.mark.parametrize(
     "value",
     ["", "{", "[]", "null", {"schema": 1}, {"schema": 2, "prompts": []}, {"schema": 1, "prompts": "x"},
-     {"schema": 1, "prompts": [1]}, {"schema": 1, "prompts": ["A" * 64]}, {"schema": 1, "prompts": None}, "[" * 99999],
+     {"schema": 1, "prompts": [1]}, {"schema": 1, "prompts": ["A" * 64]}, {"schema": 1, "prompts": None}, "[" * 99999,
+     {"schema": 1, "prompts": {DIGESTS[0]: 1}}, {"schema": 1, "prompts": ""}, {"schema": True, "prompts": []},
+     "\ufeff" + json.dumps({"schema": 1, "prompts": []})],
 )  # fmt: skip
 def test_what_is_no_card_is_refused_and_not_kept(tmp_path: Path, known: Path, value: object) -> None:
     _write(tmp_path, value)

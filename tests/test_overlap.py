@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,48 @@ def test_nearly_the_same_prompt_is_named_and_another_is_not(family):
     nearly = f"Solve this riddle. {prompt.replace('Alice', 'Bob')} Take your time."
     assert [each.evaluation_id for each in overlaps([("near", nearly)], [("dev", prompt)])] == ["dev"]
     assert not overlaps(others, [("dev", prompt)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_examples_in_another_order_are_the_same_puzzle(family):
+    """Lines of examples are those between the family's fixed first and last sentences."""
+    for item_id, prompt in _prompts(family, 20):
+        header = FAMILIES[family].PHRASES[0]
+        lines = prompt.removeprefix(header).split("\n")
+        count = prompt.count("\n") - header.count("\n") - FAMILIES[family].PHRASES[-1].count("\n")
+        turned = header + "\n".join([*reversed(lines[:count]), *lines[count:]])
+        if count >= 4:
+            assert [each.evaluation_id for each in overlaps([("turned", turned)], [(item_id, prompt)])] == [item_id]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.replace(" ", " \u200b"),
+        lambda p: p.replace("->", "\u2192"),
+        lambda p: p.replace("'", "\u2019"),
+        lambda p: "\ufeff" + p.replace("-", "\u2212"),
+        lambda p: "\n".join(f"**{line}**" if line else line for line in p.split("\n")),
+        lambda p: p.translate({ord(d): 0x660 + int(d) for d in "0123456789"}),
+    ],
+    ids=["zero width", "arrow", "quote", "minus", "emphasis", "digits"],
+)
+def test_characters_that_look_alike_are_alike(change):
+    evaluation = [item for item in DEV if not item[0].startswith("equation")]  # whose symbols are these very characters
+    for item_id, prompt in evaluation:
+        assert prompt_digest(change(prompt)) == prompt_digest(prompt), item_id
+
+
+def test_text_that_is_no_unicode_can_be_compared():
+    assert prompt_digest("\ud800") != prompt_digest("\ud801")
+
+
+def test_many_prompts_of_one_family_are_compared_quickly():
+    prompts = _prompts("gravity", 2000)
+    begun = time.process_time()
+    assert not overlaps([(f"t-{n}", FAMILIES["gravity"].render(FAMILIES["gravity"].generate(random.Random(n), "full")))
+                         for n in range(10_000, 12_000)], prompts)  # fmt: skip
+    assert time.process_time() - begun < 5
 
 
 @given(families, st.integers(0, 2**32))

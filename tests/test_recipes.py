@@ -78,6 +78,17 @@ def test_shipped_configuration_is_a_recipe(method):
         ("sft_lora", {"loss_weighting": "loud"}, "one of uniform, per_family, per_row, min_log_prob"),
         ("sft_lora", {"curriculum": "odd"}, "one of shuffled, short_first"),
         ("sft_lora", {"real_share": 1.5}, "recipe.real_share is 1.5; valid is from 0 to 1"),
+        ("sft_lora", {"epochs": float("inf")}, "recipe.epochs is inf; it is a finite number"),
+        ("sft_lora", {"mix": {"roman": float("nan")}}, "recipe.mix.roman is nan; it is a finite number"),
+        ("grpo", {"options": OPTIONS["grpo"] | {"kl_weight": float("inf")}}, "recipe.options.kl_weight is inf"),
+        (
+            "sft_lora",
+            {
+                "mix": {"roman": 1.0, "text_cipher": 0.0},
+                "selection": {"choice": "last", "last_k": 1, "family_weights": {"text_cipher": 1.0}},
+            },
+            "a weight > 0 of a family with a share",
+        ),
         ("sft_lora", {"epochs": -1.0}, "recipe.epochs is -1.0; valid is at least 0"),
         (
             "sft_lora",
@@ -230,10 +241,18 @@ def test_shortest_different_right_samples_are_kept():
 def test_family_without_a_right_sample_goes_on_with_its_worked_solutions():
     coming = [Row(f"{family}{n}", family, [1], [2], "") for n in range(6) for family in ("roman", "text_cipher")]
     kept = [Row("kept", "roman", [1], [3, 2], "")]
-    rows = _filled(kept, coming, {"roman": 1.0, "text_cipher": 1.0})
+    rows = _filled(kept, coming)
     assert len(rows) == len(coming)
     assert {row.item_id for row in rows if row.family == "roman"} == {"kept"}
     assert {row.item_id for row in rows if row.family == "text_cipher"} == {f"text_cipher{n}" for n in range(6)}
+
+
+def test_family_that_comes_only_once_is_not_missed():
+    """Seen as a division by zero: a share so small that the rows to come have none of it, or one."""
+    coming = [Row(f"roman{n}", "roman", [1], [2], "") for n in range(30)] + [Row("rare", "text_cipher", [1], [2], "")]
+    kept = [Row("kept", "text_cipher", [1], [3, 2], ""), Row("own", "roman", [1], [3, 2], "")]
+    assert [row.item_id for row in _filled(kept, coming)] == ["own"] * 30 + ["kept"]
+    assert [row.item_id for row in _filled(kept, coming[:30])] == ["own"] * 30
 
 
 def test_no_right_sample_at_all_is_told(alone, inputs, tmp_path):

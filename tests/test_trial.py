@@ -97,12 +97,21 @@ def test_what_is_copied_is_bounded(out, tmp_path, monkeypatch):
     assert copied == (tmp_path / "copy").stat().st_size == 1000
 
 
-def test_a_file_that_shrinks_is_not_copied_again(out, tmp_path):
-    (out / "progress.jsonl").write_bytes(b"first\n")
+def test_a_file_that_shrinks_is_copied_anew(out, tmp_path):
+    """A trial that goes on from a checkpoint takes back the lines of the steps after it."""
+    (out / "progress.jsonl").write_bytes(b"first\nsecond\n")
     copied = trial.copy_progress(out, tmp_path / "copy", 0)
-    (out / "progress.jsonl").write_bytes(b"x")
-    assert trial.copy_progress(out, tmp_path / "copy", copied) == copied
-    assert (tmp_path / "copy").read_bytes() == b"first\n"
+    (out / "progress.jsonl").write_bytes(b"first\nx")
+    copied = trial.copy_progress(out, tmp_path / "copy", copied)
+    (out / "progress.jsonl").write_bytes(b"first\nx\n")
+    assert trial.copy_progress(out, tmp_path / "copy", copied) == 8
+    assert (tmp_path / "copy").read_bytes() == b"first\nx\n"
+
+
+@pytest.mark.parametrize("value", [True, None, "1", [1], float("nan"), float("inf"), 10**400])
+def test_what_is_no_finite_number_is_none(value):
+    assert trial.number(value) is None
+    assert trial.number(2**70) == 2**70 and trial.number(-1.5) == -1.5
 
 
 def test_nothing_is_copied_where_nothing_is(out, tmp_path):

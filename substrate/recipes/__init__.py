@@ -24,7 +24,7 @@ METHODS = {
 def load_recipe(values: dict[str, Any]) -> "Knobs":
     """Builds the recipe that `values["method"]` names. Raises UsageError for what the method does not know."""
     method = values.get("method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UsageError(f"recipe.method {method!r}; valid are {', '.join(sorted(METHODS))}")
     module, name = METHODS[method]
     recipe: Knobs = read_fields(getattr(importlib.import_module(module), name), values, "recipe")

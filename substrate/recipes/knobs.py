@@ -109,6 +109,8 @@ class Knobs:
             weights,
             "weights >= 0, one of them > 0; none for equal ones",
         )
+        counted = [family for family, share in self.mix.items() if share > 0 and (not weights or weights.get(family))]
+        require(bool(counted), "selection.family_weights", weights, "a weight > 0 of a family with a share")
         if chosen.choice == "best":
             require(self.holdout_per_family >= 1, "holdout_per_family", self.holdout_per_family, "above 0 for `best`")
         _ = self.own  # a wrong option is told now
@@ -174,7 +176,7 @@ class Knobs:
         try:
             trace = example.traces[self.trace_style]
             return encoder.encode_prompt(example.prompt), encoder.encode_answer(trace, example.answer)
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{example.item_id} cannot be written as training tokens: {error!r}") from None
 
 

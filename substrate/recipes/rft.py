@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from substrate.data import Row, family_order
+from substrate.data import Row
 from substrate.entry import read_json_lines, write_json_lines
 from substrate.errors import DataError
 from substrate.recipes.knobs import require
@@ -87,7 +87,7 @@ class Rft(SftLora):
         else:
             kept = [Row(*(line[name] for name in Row._fields)) for line in read_json_lines(path, KEPT_FIELDS)]
         coming = run.rows[self.own.sft_steps * self.batch_size :]
-        return _filled(kept, coming, {family: share for family, share in self.mix.items() if share > 0})
+        return _filled(kept, coming)
 
     def _kept(self, run: "Training") -> list[Row]:
         """Right completions of the coming prompts, as rows. Raises DataError where there is none at all."""
@@ -121,14 +121,13 @@ def _best(group: Sequence["Sample"], count: int, longest: int) -> list["Sample"]
     return sorted(different.values(), key=lambda one: (len(one.ids), one.ids))[:count]
 
 
-def _filled(kept: Sequence[Row], coming: Sequence[Row], mix: dict[str, float]) -> list[Row]:
-    """As many rows as were coming, in the mix's shares: kept ones again and again, worked ones for other families."""
-    pools = {family: [row for row in kept if row.family == family] for family in mix}
-    for family, pool in pools.items():
-        pool += [] if pool else [row for row in coming if row.family == family]
+def _filled(kept: Sequence[Row], coming: Sequence[Row]) -> list[Row]:
+    """A row for each that was coming, of its family: kept ones again and again, itself where the family has none."""
+    pools = {row.family: [each for each in kept if each.family == row.family] for row in coming}
     taken = Counter[str]()
     rows = []
-    for family in family_order(mix, len(coming)):
-        rows.append(pools[family][taken[family] % len(pools[family])])
-        taken[family] += 1
+    for row in coming:
+        pool = pools[row.family]
+        rows.append(pool[taken[row.family] % len(pool)] if pool else row)
+        taken[row.family] += 1
     return rows

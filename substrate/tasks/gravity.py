@@ -40,7 +40,7 @@ QUESTION = "\nNow, determine the falling distance for t = "
 END = "s given d = 0.5*g*t^2."
 PHRASES = (HEADER, START, BECOMES, QUESTION, END)  # not " m", which begins words too
 
-_NUMBER = r"(?:0|[1-9][0-9]{0,5})\.[0-9]{1,6}"
+_NUMBER = r"(?:0|[1-9][0-9]{0,3})\.[0-9]{1,3}"  # a distance from any of them has less than the 28 digits of decimal
 _LINE = rf"{START}(?!0\.0+s)({_NUMBER}){BECOMES}({_NUMBER}){END_OF_LINE}"  # nothing falls for no time
 _PROMPT = re.compile(f"{re.escape(HEADER)}({_LINE}(?:\n{_LINE})*){QUESTION}(?P<query>{_NUMBER}){re.escape(END)}")
 
