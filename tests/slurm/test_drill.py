@@ -209,22 +209,22 @@ def test_two_requeues_lose_nothing(campaign: Campaign, ends: Callable[[str, str]
 
 
 def test_a_time_limit_is_met_with_a_checkpoint(campaign: Campaign, ends: Callable[[str, str], None]) -> None:
-    """A job of two minutes whose worker is slowed down to need more."""
+    """A job of one minute whose ranks stand still for half of it, so that it must be told to stop before it is done."""
     folder = campaign.round("r0001")
-    job = start(campaign, "a5", "--time=2", "--signal=B:USR2@30")
+    start(campaign, "a5", "--time=1", "--signal=B:USR2@25")
     training(folder, "a5", steps=20)
     slow = ranks(folder, "a5")
     for pid in slow:
         os.kill(pid, signal.SIGSTOP)
-    stopped = time.monotonic()
-    time.sleep(45)  # below the stall limit
+    time.sleep(30)  # below the stall limit
     for pid in slow:
         os.kill(pid, signal.SIGCONT)
     until(lambda: completed(folder, "a5"), "a5's score", 600)
-    assert digest(folder, "a5") == undisturbed(campaign, "a5")
+    starts = len(folder.attempts("a5"))
+    assert starts >= 2 and digest(folder, "a5") == undisturbed(campaign, "a5")
     ends(
-        "time limit of two minutes",
-        f"{len(folder.attempts('a5'))} start(s), {time.monotonic() - stopped:.0f} s later complete; job {job}",
+        "a time limit shorter than the arm",
+        f"told before it, saved, requeued: {starts} starts, the undisturbed adapter",
     )
 
 
@@ -394,14 +394,9 @@ def test_a_campaign_goes_on_by_itself_without_accounting_and_over_a_new_controll
     until(lambda: second.submitted.exists(), "r0002")
     meta, following = read_json(first.submitted)["meta_job_id"], read_json(second.submitted)["array_job_ids"][0]
     # Slurm's times are whole seconds.
-    started, sent, begins = (
-        _when(meta, "StartTime"),
-        _when(following, "SubmitTime"),
-        lambda: _when(f"{following}_0", "StartTime"),
-    )
-    ended = _when(meta, "EndTime")
+    started, sent = _when(meta, "StartTime"), _when(f"{following}_0", "SubmitTime")
     until(lambda: (second.folder / "a0" / "attempt_00" / "claim.json").exists(), "the first claim of r0002")
-    gap = begins() - ended
+    gap = _when(f"{following}_0", "StartTime") - _when(meta, "EndTime")
     pipeline("pause", made.folder)
     until(lambda: second.closed.exists(), "the end of r0002", 600)
     assert not made.round("r0003").submitted.exists()
@@ -424,8 +419,7 @@ with tempfile.TemporaryDirectory(prefix="noop-") as folder:
     with image.mounted(Path(sqsh), digest, scratch) as mount, image.forked(mount, scratch, namespace.trial_uid()) as fork:
         sandbox = Sandbox({}, {"/substrate": fork.root, "/out": scratch / "out"})
         with sandbox.start(["touch", "/substrate/was_here", "/out/was_here"], scratch / "log") as process:
-            process.process.wait()
-            sys.exit(process.returncode)
+            sys.exit(process.wait())
 """
 
 
