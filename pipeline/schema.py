@@ -204,7 +204,7 @@ class Settings:
     def num_nodes(self) -> int:
         """Nodes of one arm."""
         per_node = self.cluster.ranks_per_node or self.cluster.gpus_per_node or self.parallelism.world_size
-        return max(1, self.parallelism.world_size // per_node)
+        return max(1, self.parallelism.world_size // max(1, per_node))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

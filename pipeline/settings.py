@@ -7,7 +7,8 @@ rest of the pipeline sees dataclasses; a substrate process gets the same values 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from operator import attrgetter, getitem
 from pathlib import Path
@@ -123,7 +124,14 @@ def value_of(settings: Settings, key: str) -> str:
 def _check(settings: Settings) -> None:
     """Ranges that a type cannot say."""
     recipe, tasks, cluster = settings.recipe, settings.tasks, settings.cluster
+    sizes = [
+        (f"parallelism.{axis}", getattr(settings.parallelism, axis))
+        for axis in ("tp", "pp", "ep", "cp", "dp", "judge_tp")
+    ]
     rules = [
+        *((size >= 1, key, size, "an integer of at least 1") for key, size in sizes),
+        *((math.isfinite(value), key, value, "a finite number") for key, value in _floats(settings.to_dict())),
+        (len(set(tasks.families)) == len(tasks.families), "tasks.families", tasks.families, "each family once"),
         (settings.model.dtype in ("float32", "bfloat16"), "model.dtype", settings.model.dtype, "float32 or bfloat16"),
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
         (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "native or vllm"),
@@ -154,6 +162,15 @@ def _check(settings: Settings) -> None:
     for holds, key, found, valid in rules:
         if not holds:
             raise ConfigError(f"{key} = {found}", f"Valid: {valid}")
+
+
+def _floats(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every float of a configuration, by its dotted key."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _floats(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, float):
+        yield key, values
 
 
 def _one_line(error: Exception) -> str:

@@ -44,6 +44,12 @@ def test_overrides_are_composed_and_typed():
     ("override", "named"),
     [
         ("recipe.lerning_rate=1", "lerning_rate"),
+        ("parallelism.tp=0", "parallelism.tp = 0. Valid: an integer of at least 1"),
+        ("parallelism.dp=-1", "parallelism.dp = -1"),
+        ("recipe.mix.roman=inf", "recipe.mix.roman = inf. Valid: a finite number"),
+        ("model.norm_eps=nan", "model.norm_eps = nan"),
+        ("tasks.families=[roman,roman]", "each family once"),
+        ("campaign.rounds=-1", "campaign.rounds = -1"),
         ("+recipe.colour=red", "colour"),
         ("model=huge", "huge"),
         ("colour=red", "colour"),
