@@ -198,9 +198,11 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
     begun, recent = time.monotonic(), 0.0
     for step, batch in enumerate(stream):
         optimizer.zero_grad(set_to_none=True)
+        num_targets = sum(len(row.learned) for micro_batch in batch.micro_batches for row in micro_batch.rows)
         for micro_batch in batch.micro_batches:
             log_probs_BL = token_log_probs(model, micro_batch.tokens_BL, micro_batch.labels_BL)
-            loss = -(log_probs_BL * micro_batch.weights_BL).sum()
+            # Summed, then divided: with weights that are divided already the base would differ in its last bits.
+            loss = -(log_probs_BL * (micro_batch.weights_BL > 0)).sum() / num_targets
             loss.backward()
             recent += loss.item() / REPORT_EVERY
         parallel.finalize_gradients(model)
