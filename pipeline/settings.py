@@ -130,6 +130,7 @@ def _check(settings: Settings) -> None:
     ]
     rules = [
         *((size >= 1, key, size, "an integer of at least 1") for key, size in sizes),
+        *((value >= 0, key, value, "a number >= 0") for key in NOT_NEGATIVE for value in [attrgetter(key)(settings)]),
         *((math.isfinite(value), key, value, "a finite number") for key, value in _floats(settings.to_dict())),
         (len(set(tasks.families)) == len(tasks.families), "tasks.families", tasks.families, "each family once"),
         (settings.model.dtype in ("float32", "bfloat16"), "model.dtype", settings.model.dtype, "float32 or bfloat16"),
@@ -153,7 +154,6 @@ def _check(settings: Settings) -> None:
          "0 on one machine: several nodes are Slurm's"),
         (settings.campaign.rounds >= 0, "campaign.rounds", settings.campaign.rounds, "0 (the constitution's budget) or more"),
         *((value > 0, key, value, "a number > 0") for key in POSITIVE for value in [attrgetter(key)(settings)]),
-        *((value >= 0, key, value, "a number >= 0") for key in NOT_NEGATIVE for value in [attrgetter(key)(settings)]),
         (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,
          f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
