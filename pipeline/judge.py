@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,7 +68,8 @@ class Decoding:
         if self.kept_dir:
             for path in self._shards(self.out_dir):
                 if not (self.kept_dir / path.name).exists():
-                    write_file(self.kept_dir / path.name, path.read_bytes())
+                    with suppress(FileNotFoundError):  # the process joins the shards and removes them when it has all
+                        write_file(self.kept_dir / path.name, path.read_bytes())
         if self.stop_wanted():
             raise Interrupted("stopped while judging; finished shards are kept", "Start the arm again and it goes on")
 

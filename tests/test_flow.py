@@ -129,6 +129,14 @@ def test_finished_shards_of_completions_outlive_the_node(tmp_path: Path) -> None
         second.watch()
 
 
+def test_a_shard_that_is_joined_while_it_is_looked_at_is_no_fault(tmp_path: Path) -> None:
+    decoding = Decoding(tmp_path / "out", ["dev"], tmp_path / "kept", lambda: False)
+    decoding.take_up()
+    (tmp_path / "out" / "dev.0000.jsonl").symlink_to("gone")  # listed, and not there when it is opened
+    decoding.watch()
+    assert not (tmp_path / "kept").exists()
+
+
 def test_a_published_arm_is_not_run_again(campaign: Campaign, attempt: Attempt) -> None:
     done = pipeline("worker", campaign.folder, "r0001", "a2")
     assert done.returncode == 0
