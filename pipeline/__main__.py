@@ -2,6 +2,7 @@
 
     round DIR [HYDRA OVERRIDES]    make the campaign if it is not there; freeze the next round, run or submit it
     worker DIR ROUND ARM           one arm              meta DIR [ROUND]      aggregate, decide, write the next overrides
+    reference DIR ROUND            its reference, beside the arms
     status DIR, logs DIR ARM       what is going on     cancel, rerun, close, pause, resume, gc DIR
     plan-memory, doctor [HYDRA OVERRIDES]               image build|verify|show
 
@@ -90,6 +91,12 @@ def parser() -> argparse.ArgumentParser:
     sub = verb("meta", meta_verb, "Aggregate a round's arms, decide, write the next round's overrides.")
     sub.add_argument("campaign", type=Path)
     sub.add_argument("round", nargs="?", help="default: the newest")
+
+    sub = verb(
+        "reference", reference_verb, "Judge the reference on a round's fresh items: what a job beside the array does."
+    )
+    sub.add_argument("campaign", type=Path)
+    sub.add_argument("round")
 
     verbs.add(verb)
 
@@ -212,6 +219,23 @@ def worker_verb(arguments: argparse.Namespace) -> None:
         + (f"is published ({attempt.folder.name})" if attempt else "was published before; nothing to do")
     )
     print(f"next, when all arms are: python -m pipeline meta {shown(arguments)} {arguments.round}")
+
+
+def reference_verb(arguments: argparse.Namespace) -> None:
+    from pipeline import frozen
+
+    campaign = Campaign.at(arguments.campaign)
+    frozen.run_frozen_code(campaign)
+    import signal
+    import threading
+
+    from pipeline import meta
+
+    stop = threading.Event()
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    outcome = meta.judge_reference(campaign, campaign.round(arguments.round), stop.is_set)
+    print(f"the reference is {outcome.status} for {arguments.round}; meta takes it up")
 
 
 def meta_verb(arguments: argparse.Namespace) -> int:

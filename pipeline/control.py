@@ -26,7 +26,7 @@ LOGS = ("trial", "judge", "job")
 
 
 def job_states(folder: Round) -> dict[str, Job]:
-    """ "r0001/a3" and "meta" -> what Slurm says of its newest job; empty where nothing was submitted."""
+    """ "r0001/a3", "reference" and "meta" -> what Slurm says of its newest job; empty where nothing was submitted."""
     ids = jobs.task_ids(folder)
     if not ids:
         return {}
@@ -37,7 +37,7 @@ def job_states(folder: Round) -> dict[str, Job]:
 def job_names(folder: Round) -> list[str]:
     """Of every job of the round, those of reruns among them."""
     name = launch.resources(folder).job_name
-    return [f"{name}-arms", f"{name}-meta"]
+    return [f"{name}-{role}" for role in ("arms", "reference", "meta")]
 
 
 def logs_of(folder: Round, arm: str, which: str | None = None) -> list[Path]:
@@ -70,7 +70,7 @@ def chosen_arms(folder: Round, asked: Sequence[str], *, failed: bool = False) ->
 def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: bool = False) -> list[str]:
     """Stop what waits or runs of these arms; without any, of the whole round, its meta job too. Says what, a line each."""
     states = job_states(folder)
-    wanted = [f"{folder.name}/{arm}" for arm in chosen_arms(folder, asked)] + ([] if asked else ["meta"])
+    wanted = [f"{folder.name}/{arm}" for arm in chosen_arms(folder, asked)] + ([] if asked else ["reference", "meta"])
     ids = {arm: states[arm].job_id for arm in wanted if arm in states and not states[arm].ended}
     said = [f"{arm}: scancel {job_id}" for arm, job_id in ids.items()]
     if ids and not dry_run:

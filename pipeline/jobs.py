@@ -63,7 +63,7 @@ def record_submission(folder: Round, tasks: Mapping[str, str], meta_id: str, why
 
 
 def task_ids(folder: Round) -> dict[str, str]:
-    """Arm ("r0001/a3", and "meta") -> its newest job id."""
+    """Arm ("r0001/a3"; "reference", "meta") -> its newest job id."""
     found: dict[str, str] = {}
     for record in read_json_lines(folder.jobs) if folder.jobs.exists() else []:
         found |= record["tasks"]

@@ -127,13 +127,25 @@ def judge(
 
 
 def judge_once(
-    sqsh: Path, tree_digest: str, chosen: Settings, adapter_dir: Path | None, seeds: Mapping[str, str], log_dir: Path
+    sqsh: Path,
+    tree_digest: str,
+    chosen: Settings,
+    adapter_dir: Path | None,
+    seeds: Mapping[str, str],
+    log_dir: Path,
+    stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Judged:
-    """Mount the image for one judging and nothing else; the log goes to `log_dir`."""
+    """Mount the image for one judging and nothing else; `log_dir` gets the log, and shards of completions while it lasts."""
     log_dir.mkdir(parents=True, exist_ok=True)
+    log_path, kept = log_dir / "judge.log", log_dir / "decoded"
     with tempfile.TemporaryDirectory(prefix="judge-", dir=chosen.cluster.scratch_dir or None) as scratch:
         with image.mounted(sqsh, tree_digest, Path(scratch)) as mount:
-            return judge(mount.root, chosen, adapter_dir, seeds, Path(scratch), log_dir / "judge.log")
+            found = judge(
+                mount.root, chosen, adapter_dir, seeds, Path(scratch), log_path,
+                decoded_dir=kept, stop_wanted=stop_wanted,
+            )  # fmt: skip
+    shutil.rmtree(kept, ignore_errors=True)
+    return found
 
 
 def make_items(root: Path, chosen: Settings, item_set: str, seed_hex: str, work: Path, log_path: Path) -> Path:

@@ -96,8 +96,11 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
         code_dir, digest = verified(campaign, folder)
         seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
-        ids = scheduler.submit(folder.slurm_dir, code_dir, stages, meta_stage(campaign, folder), resources(folder))
-        jobs.record_submission(folder, tasks_of(stages, ids), ids["meta_job_id"], "round")
+        beside: scheduler.Stage = ("reference", str(campaign.folder), folder.name)
+        meta = meta_stage(campaign, folder)
+        ids = scheduler.submit(folder.slurm_dir, code_dir, stages, meta, resources(folder), beside)
+        tasks = tasks_of(stages, ids) | {"reference": ids["reference_job_id"]}
+        jobs.record_submission(folder, tasks, ids["meta_job_id"], "round")
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
         write_file(folder.submitted, seal.canonical(record))
         return record

@@ -2,14 +2,14 @@
 
 It may run at any time and any number of times: what it writes follows from the files that are there, so running it again gives the
 same bytes, and a crash between two writes is cured by running it again. Below the quorum it decides nothing and says what is
-missing. A late arm adds a decision; an override file that another round was planned with never changes. Before it decides, it
-has the reference's adapter evaluated on this round's fresh items, in the pristine image like everybody else.
+missing. A late arm adds a decision; an override file that another round was planned with never changes. The reference's adapter is
+judged on this round's fresh items, in the pristine image like everybody else: on Slurm by a job beside the arms, else here.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +29,7 @@ def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Deci
     a person closes the round: then it is `closed`, with the policy as it was.
     Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
     """
-    with _only_one(folder):
+    with _only_one(folder, "meta"):
         facts = facts_of(campaign)
         verified_code(campaign, facts)
         rules = constitution.load(facts["constitution_digest"])
@@ -81,7 +81,11 @@ def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
 
 
 def reference_outcome(
-    campaign: Campaign, folder: Round, facts: Mapping[str, Any], chosen: settings.Settings
+    campaign: Campaign,
+    folder: Round,
+    facts: Mapping[str, Any],
+    chosen: settings.Settings,
+    stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """The reference on dev (from r0000) and on this round's fresh items (decoded here, once)."""
     first = campaign.round("r0000")
@@ -90,8 +94,9 @@ def reference_outcome(
     if reference.status != "completed":
         return reference
     path = folder.folder / "reference.h5"
-    if not path.exists():
-        evaluate_reference(campaign, folder, first, facts, chosen, path)
+    with _only_one(folder, "reference"):
+        if not path.exists():
+            evaluate_reference(campaign, folder, first, facts, chosen, path, stop_wanted)
     fresh = results.read_outcome(path, seal.file_digest(path))
     if (fresh.adapter_digest, results.read_attributes(path)["round"]) != (reference.adapter_digest, folder.name):
         raise IntegrityError(
@@ -101,15 +106,33 @@ def reference_outcome(
     return Outcome(**{**asdict(reference), "outcomes": {**reference.outcomes, **fresh.outcomes}})
 
 
+def judge_reference(campaign: Campaign, folder: Round, stop_wanted: Callable[[], bool]) -> Outcome:
+    """What the job beside a round's arms does: the reference on this round's fresh items, so that `close` finds it there.
+
+    Raises Interrupted when it is to stop; what is decoded is kept. Else as `close`.
+    """
+    facts = facts_of(campaign)
+    verified_code(campaign, facts)
+    read_plan(folder)
+    return reference_outcome(campaign, folder, facts, settings.load(folder.config), stop_wanted)
+
+
 def evaluate_reference(
-    campaign: Campaign, folder: Round, first: Round, facts: Mapping[str, Any], chosen: settings.Settings, path: Path
+    campaign: Campaign,
+    folder: Round,
+    first: Round,
+    facts: Mapping[str, Any],
+    chosen: settings.Settings,
+    path: Path,
+    stop_wanted: Callable[[], bool],
 ) -> None:
     """Decode and score this round's fresh items with the reference's adapter, and keep them as `reference.h5`."""
     source = first.published("a0")
     attributes = results.read_attributes(source)
     adapter = next(attempt for attempt in first.attempts("a0") if attempt.number == attributes["attempt"]).adapter_dir
     seeds = {"fresh": read_json(campaign.seeds)[f"fresh/{folder.name}"]}
-    judged = judge.judge_once(campaign.image, facts["image"]["tree_digest"], chosen, adapter, seeds, folder.meta_dir)
+    digest = facts["image"]["tree_digest"]
+    judged = judge.judge_once(campaign.image, digest, chosen, adapter, seeds, folder.meta_dir, stop_wanted)
     attributes.update(round=folder.name, config_digest=seal.digest_text(folder.config.read_text()))
     results.write_result(path, attributes, judged.items, [], judged.completions)
 
@@ -155,11 +178,13 @@ def reveal(campaign: Campaign, folder: Round) -> None:
 
 
 @contextmanager
-def _only_one(folder: Round) -> Iterator[None]:
+def _only_one(folder: Round, stage: str) -> Iterator[None]:
     folder.folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.folder / ".meta.lock", "w") as file:
+    with open(folder.folder / f".{stage}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"another meta stage of {folder.name} runs now", "It decides; look at `status`") from None
+            raise ConfigError(
+                f"another {stage} stage of {folder.name} runs now", "It goes on; look at `status`"
+            ) from None
         yield

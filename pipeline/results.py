@@ -9,15 +9,19 @@ An attempt's `result.h5` (schema 1) has its facts as attributes and, where it wa
     /train/                step loss grad_norm learning_rate tokens seconds
     /completions/<set>     text, in item-id order
 
+Before it, in HDF5's user block of 512 bytes, stands the sha256 of all that follows as 64 hex digits: a flipped bit is found, too.
+
 `a3.h5` is a copy of the published attempt's file. `ledger.h5` is rebuilt whole from the arm files and replaced: the same arm files
 give the same bytes. Both are written aside and renamed, so that a name that exists is complete; what is not readable is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from pipeline.layout import write_file
 from pipeline.records import Outcome
 
 SCHEMA = 1
+USER_BLOCK = 512
 TEXT = h5py.string_dtype()
 
 ATTRIBUTES: dict[str, type] = {
@@ -54,7 +59,7 @@ def write_result(
     if set(attributes) != set(ATTRIBUTES):
         raise ValueError(f"result attributes differ from the schema in {set(attributes) ^ set(ATTRIBUTES)}")
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w", track_order=False) as file:
+    with h5py.File(buffer, "w", track_order=False, userblock_size=USER_BLOCK) as file:
         for name in ATTRIBUTES:
             value = ATTRIBUTES[name](attributes[name])
             file.attrs[name] = _text(value) if isinstance(value, str) else value
@@ -65,7 +70,8 @@ def write_result(
         for item_set in sorted(completions):
             data = np.array([_text(text) for text in completions[item_set]], dtype=object)
             file.create_dataset(f"completions/{item_set}", data=data, dtype=TEXT, track_times=False)
-    write_file(path, buffer.getvalue())
+    content = buffer.getvalue()[USER_BLOCK:]
+    write_file(path, hashlib.sha256(content).hexdigest().encode().ljust(USER_BLOCK, b"\0") + content)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -151,8 +157,11 @@ def _read_items(file: h5py.File) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """A file to read. Whatever h5py stumbles over in there is a damaged or foreign file: IntegrityError."""
+    """A file to read. A wrong checksum, and whatever h5py stumbles over, is a damaged or foreign file: IntegrityError."""
     try:
+        status = path.stat()
+        if not _is_whole(path, status.st_mtime_ns, status.st_size):
+            raise ValueError("its content has another checksum than stands before it")
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
@@ -162,6 +171,14 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             else "It was never published"
         )
         raise IntegrityError(f"{path} is not a readable result file ({error})", cure) from error
+
+
+@lru_cache(maxsize=1024)
+def _is_whole(path: Path, mtime_ns: int, size: int) -> bool:
+    """Whether the checksum is that of the rest. Asked for each look at an arm, so a file that did not change is not read again."""
+    with open(path, "rb") as file:
+        block = file.read(USER_BLOCK)
+        return hashlib.file_digest(file, "sha256").hexdigest().encode().ljust(USER_BLOCK, b"\0") == block
 
 
 def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Slurm through submitit, its one door, and the same jobs as child processes where there is no Slurm.
 
 A round is one array of eight workers and one meta job that waits for them with `afterany`: one failed worker must not strand
-it. The first round's array of r0000 (reference and base) is another array beside it. submitit pickles only strings, a stage's
+it. Beside the array one job judges the reference on the round's fresh items, so that meta finds its scores there; the first round's
+array of r0000 (reference and base) is another array. submitit pickles only strings, a stage's
 name and its arguments; the code that runs is the campaign's frozen copy, through PYTHONPATH. Nothing here waits on submitit's
 results: files say what happened.
 """
@@ -64,8 +65,9 @@ def run_stage(*stage: str) -> None:
         signal.signal(name, pass_on)
     code = child.wait()
     if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and not requeue_this_job():
-        # The site forbids it: another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
-        subprocess.run(command(("rerun", stage[1], stage[3], "--round", stage[2])))
+        if stage[0] == "worker":  # what the reference's job leaves is done by the meta stage
+            # The site forbids it: another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
+            subprocess.run(command(("rerun", stage[1], stage[3], "--round", stage[2])))
     if code == 0 and stage[0] == "meta":
         # From here, and not from the stage: it runs in a namespace in which an ordinary user looks like root to sbatch.
         code = subprocess.run(command(("chain", *stage[1:]))).returncode
@@ -74,9 +76,16 @@ def run_stage(*stage: str) -> None:
 
 
 def submit(
-    folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], meta: Stage, resources: Resources
+    folder: Path,
+    code_dir: Path,
+    arrays: Sequence[Sequence[Stage]],
+    meta: Stage,
+    resources: Resources,
+    reference: Stage | None = None,
 ) -> dict[str, Any]:
-    """Submit every array and the meta job that waits for them all; returns their ids.
+    """Submit every array, the job that judges the reference, and the meta job that waits for them all; returns their ids.
+
+    reference: waits for the arrays after the first, which train it.
 
     Raises NotFound without sbatch, WorkFailed with Slurm's own sentence when it refuses; what it took before is then cancelled.
     """
@@ -84,8 +93,9 @@ def submit(
 
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise NotFound("sbatch and srun are not on PATH", "Run on a login node, or use cluster=local")
-    executors = {name: _executor(folder, code_dir, resources, name) for name in ("worker", "meta")}
+    executors = {name: _executor(folder, code_dir, resources, name) for name in ("worker", "reference", "meta")}
     array_ids: list[str] = []
+    reference_id = ""
     task_ids: list[list[str]] = []
     with clean_environment():
         try:
@@ -94,17 +104,26 @@ def submit(
                     jobs = [executors["worker"].submit(run_stage, *stage) for stage in stages]
                 array_ids.append(jobs[0].job_id.split("_")[0])
                 task_ids.append([job.job_id for job in jobs])
-            executors["meta"].update_parameters(dependency="afterany:" + ":".join(array_ids))
+            if reference:
+                if array_ids[1:]:
+                    executors["reference"].update_parameters(dependency=_after(array_ids[1:]))
+                reference_id = executors["reference"].submit(run_stage, *reference).job_id
+            executors["meta"].update_parameters(dependency=_after([*array_ids, *filter(None, [reference_id])]))
             meta_id = executors["meta"].submit(run_stage, *meta).job_id
         except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
-            _cancel(array_ids)
+            _cancel([*array_ids, *filter(None, [reference_id])])
             raise WorkFailed(
                 f"sbatch refused: {_last_line(error)}", "Check `sinfo` and the cluster settings"
             ) from error
         except subprocess.SubprocessError as error:
-            _cancel(array_ids)
+            _cancel([*array_ids, *filter(None, [reference_id])])
             raise WorkFailed(f"sbatch failed: {_last_line(error)}", "Is the controller up? `scontrol ping`") from error
-    return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "meta_job_id": meta_id}
+    return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "reference_job_id": reference_id,
+            "meta_job_id": meta_id}  # fmt: skip
+
+
+def _after(job_ids: Sequence[str]) -> str:
+    return "afterany:" + ":".join(job_ids)
 
 
 def sbatch_texts(
@@ -114,11 +133,12 @@ def sbatch_texts(
     from submitit.slurm.slurm import _make_sbatch_string
 
     text = {}
-    for name, stages in [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), ("meta", [])]:
+    named = [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), ("reference", []), ("meta", [])]
+    for name, stages in named:
         parameters = _parameters(code_dir, resources, name.split("_")[0])
         if stages:
             parameters["map_count"] = len(stages)
-        else:
+        elif name == "meta" or arrays[1:]:
             parameters["dependency"] = "afterany:<array ids>"
         body = f"{shlex.quote(sys.executable)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
         text[name] = _make_sbatch_string(command=body, folder=folder, **parameters)
@@ -209,9 +229,9 @@ def _executor(folder: Path, code_dir: Path, resources: Resources, role: str) -> 
 
 def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, Any]:
     parameters: dict[str, Any] = {
-        "job_name": f"{resources.job_name}-{'meta' if role == 'meta' else 'arms'}",
+        "job_name": f"{resources.job_name}-{role if role in ('meta', 'reference') else 'arms'}",
         "time": resources.time_limit_minutes,
-        "nodes": 1 if role == "meta" else resources.nodes,  # judging takes one
+        "nodes": 1 if role in ("meta", "reference") else resources.nodes,  # judging takes one
         "ntasks_per_node": 1,
         "cpus_per_task": resources.cpus_per_task,
         "signal_delay_s": resources.signal_lead_seconds,

@@ -1,5 +1,6 @@
 """Result files and ledger: what was written is read back, equal rows give equal bytes, damage is refused by name."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline import results
 from pipeline.errors import IntegrityError
+from tests.campaigns import changed_byte
 from tests.full_disk import run_on_small_disk
 
 FAMILIES = ("roman", "text_cipher")
@@ -133,6 +135,20 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, written):
         assert "a new attempt replaces it" in refused(path)
 
 
+def test_a_flipped_bit_anywhere_is_refused(tmp_path, written):
+    whole, path = written.read_bytes(), tmp_path / "a3.h5"
+    for position in {*range(0, len(whole), 211), 0, 63, 64, 511, 512, len(whole) - 1}:
+        path.write_bytes(whole)
+        with changed_byte(path, position):
+            assert "checksum" in refused(path)
+
+
+def reseal(path: Path) -> None:
+    """The checksum that fits what a test has changed."""
+    content = path.read_bytes()[results.USER_BLOCK :]
+    path.write_bytes(hashlib.sha256(content).hexdigest().encode().ljust(results.USER_BLOCK, b"\0") + content)
+
+
 def test_absent_foreign_and_other_files_are_refused(tmp_path):
     assert "It was never published" in refused(tmp_path / "absent.h5")
     (tmp_path / "text.h5").write_text("no HDF5 at all")
@@ -149,6 +165,7 @@ def test_another_schema_is_refused_with_the_one_that_is_read(tmp_path, written):
     path.write_bytes(written.read_bytes())
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = 2
+    reseal(path)
     assert "has schema 2. This version reads 1" in refused(path)
 
 
@@ -169,6 +186,7 @@ def test_what_does_not_fit_the_schema_is_refused(tmp_path, written, damage):
         else:
             del file["items"]
             file["items"] = [1, 2, 3]
+    reseal(path)
     if damage == "attribute of another kind":
         refused(path)
     with pytest.raises(IntegrityError, match="a3.h5 is not a readable result file"):

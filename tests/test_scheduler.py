@@ -19,6 +19,7 @@ FOLDER, CODE = Path("/runs/demo/rounds/r0001/slurm"), Path("/runs/demo/code/0123
 ARRAYS = [[("worker", "/runs/demo", "r0001", f"a{n}") for n in range(8)],
           [("worker", "/runs/demo", "r0000", f"a{n}") for n in range(2)]]  # fmt: skip
 META = ("meta", "/runs/demo", "r0001")
+REFERENCE = ("reference", "/runs/demo", "r0001")
 SMALL = scheduler.Resources("demo-r0001", 30, 2, 0, 0, 30)
 LARGE = scheduler.Resources(
     "big-r0001", 240, 64, 8, 900, 600, nodes=2, arms_at_once=4, setup=("module load cuda",),
@@ -85,25 +86,26 @@ def test_the_sbatch_text_is_the_recorded_one():
 def test_what_is_submitted_is_what_is_shown(stand_in, tmp_path):
     cluster = stand_in()
     folder = tmp_path / "slurm"
-    ids = scheduler.submit(folder, CODE, ARRAYS, META, SMALL)
+    ids = scheduler.submit(folder, CODE, ARRAYS, META, SMALL, REFERENCE)
     assert ids == {
-        "kind": "slurm", "array_job_ids": ["101", "102"], "meta_job_id": "103",
+        "kind": "slurm", "array_job_ids": ["101", "102"], "reference_job_id": "103", "meta_job_id": "104",
         "task_job_ids": [[f"101_{n}" for n in range(8)], ["102_0", "102_1"]],
     }  # fmt: skip
     shown = scheduler.sbatch_texts(folder, CODE, ARRAYS, SMALL)
-    for number, name in ((101, "array_0"), (102, "array_1"), (103, "meta")):
+    waits = {"reference": "102", "meta": "101:102:103"}
+    for number, name in ((101, "array_0"), (102, "array_1"), (103, "reference"), (104, "meta")):
         given, expected = (set(text.split("\n")) for text in ((cluster / f"{number}.sh").read_text(), shown[name]))
         directives = {line for line in given ^ expected if line.startswith("#SBATCH")}
-        assert directives == ({"#SBATCH --dependency='afterany:<array ids>'", "#SBATCH --dependency=afterany:101:102"}
-                              if name == "meta" else set())  # fmt: skip
+        assert directives == ({"#SBATCH --dependency='afterany:<array ids>'", f"#SBATCH --dependency=afterany:{waits[name]}"}
+                              if name in waits else set())  # fmt: skip
         assert {line for line in expected if line.startswith("export")} <= given
 
 
 def test_a_round_is_submitted_whole_or_not_at_all(stand_in, tmp_path):
-    for refused, cancelled in ((101, None), (102, "101"), (103, "101 102")):
+    for refused, cancelled in ((101, None), (102, "101"), (103, "101 102"), (104, "101 102 103")):
         cluster = stand_in(refused)
         with pytest.raises(WorkFailed, match="sbatch refused: .*Invalid account. Check `sinfo`"):
-            scheduler.submit(tmp_path / "slurm", CODE, ARRAYS, META, SMALL)
+            scheduler.submit(tmp_path / "slurm", CODE, ARRAYS, META, SMALL, REFERENCE)
         record = cluster / "cancelled"
         assert (record.read_text().strip() if record.exists() else None) == cancelled
         (cluster / "count").unlink()
