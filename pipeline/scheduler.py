@@ -56,7 +56,8 @@ def run_stage(*stage: str) -> None:
     submitit's own handlers count a signal as a time-out and requeue by their own rule; they are replaced. A stage that ends with 75
     saved its state: the job is requeued from here, outside the worker's namespaces, and the next start goes on.
     """
-    child = subprocess.Popen(command(stage))
+    # The next round is submitted from outside the meta stage: it runs in a namespace in which an ordinary user looks like root to sbatch.
+    child = subprocess.Popen(command(("chain", *stage[1:], "--meta") if stage[0] == "meta" else stage))
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -68,9 +69,6 @@ def run_stage(*stage: str) -> None:
         if stage[0] == "worker":  # what the reference's job leaves is done by the meta stage
             # The site forbids it: another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
             subprocess.run(command(("rerun", stage[1], stage[3], "--round", stage[2])))
-    if code == 0 and stage[0] == "meta":
-        # From here, and not from the stage: it runs in a namespace in which an ordinary user looks like root to sbatch.
-        code = subprocess.run(command(("chain", *stage[1:]))).returncode
     if code:
         raise SystemExit(code)
 

@@ -7,12 +7,13 @@ rest of the pipeline sees dataclasses; a substrate process gets the same values 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from operator import attrgetter, getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pipeline.errors import ConfigError
 from pipeline.records import Axis, Policy, Setting
@@ -96,12 +97,27 @@ def to_yaml(settings: Settings) -> str:
 
 def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings:
     """Settings with dotted keys replaced, typed and checked again. Raises ConfigError for a key that does not exist."""
-    config = settings.to_dict()
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    # Only what changes is merged into the types: all of it took 40 ms, for each of eight arms.
+    changed = copy.deepcopy(settings)
     for key, value in overrides:
         value_of(settings, key)
         *path, last = key.split(".")
-        reduce(getitem, path, config)[last] = value
-    return typed(config)
+        only: Any = reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), cast(Any, value))
+        try:
+            only = OmegaConf.to_container(OmegaConf.create(only), resolve=True)  # first, as in `typed`
+            merged = OmegaConf.merge(OmegaConf.structured(Settings), only)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_one_line(error), "Compare with the files in hydra_conf/") from error
+        place: Any = reduce(lambda at, name: at[name] if isinstance(at, dict) else getattr(at, name), path, changed)
+        if isinstance(place, dict):
+            place[last] = OmegaConf.select(merged, key)
+        else:
+            setattr(place, last, OmegaConf.select(merged, key))
+    _check(changed)
+    return changed
 
 
 def policy_of(settings: Settings) -> Policy:

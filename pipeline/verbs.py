@@ -62,10 +62,9 @@ def add(verb: Verb) -> None:
 
     of_round("pause", pause_verb, "With campaign.auto: the round that runs is the last until `resume`.")
     of_round("resume", resume_verb, "Take a pause back, and start the next round where it can.")
-    sub = of_round(
-        "chain", chain_verb, "What a meta job does at its end: submit the next round if the campaign runs by itself."
-    )
+    sub = of_round("chain", chain_verb, "What a meta job does: submit the next round if the campaign runs by itself.")
     sub.add_argument("round")
+    sub.add_argument("--meta", action="store_true", help="run the meta stage first")
 
     sub = verb("doctor", doctor_verb, "Check this machine or site for a campaign; each finding with its cure.")
     sub.add_argument("overrides", nargs="*", help="Hydra overrides, such as cluster=slurm_pyxis experiment=nano_30b")
@@ -206,11 +205,16 @@ def resume_verb(arguments: argparse.Namespace) -> None:
     tell_chained(control.resume(campaign, folder), arguments)
 
 
-def chain_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import control
+def chain_verb(arguments: argparse.Namespace) -> int:
+    command = [sys.executable, "-P", "-m", "pipeline", "meta", str(arguments.campaign), arguments.round]
+    stage = subprocess.Popen(command) if arguments.meta else None
+    from pipeline import control  # meanwhile
 
+    if code := stage.wait() if stage else 0:
+        return code
     campaign, folder = found(arguments, arguments.round)
     tell_chained(control.chain(campaign, folder), arguments)
+    return 0
 
 
 def tell_chained(started: Any, arguments: argparse.Namespace) -> None:
