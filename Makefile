@@ -49,8 +49,8 @@ test: setup lint types floors ## All that CI runs: lint, types, floors, every te
 	REQUIRE_SLURM= $(TESTS) -m 'not slurm'
 	$(PYTHON) -m pytest -m 'slurm and not drill'
 
-drill: setup ## Play real faults on a real Slurm and print what each ends in (root; a quarter of an hour)
-	$(PYTHON) -m pytest -q -m drill
+drill: setup ## Play real faults on a real Slurm, as an ordinary user of it, and print what each ends in (root; half an hour)
+	unshare --mount --propagation slave $(PYTHON) tests/slurm/as_site.py $(CURDIR)/$(PYTHON) -m pytest -q -m drill
 
 campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)

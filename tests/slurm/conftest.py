@@ -1,19 +1,23 @@
-"""The `testbed` fixture: a real eight-node Slurm (slurm/testbed/testbed.py) under every test of this folder.
+"""The `testbed` fixture: a real eight-node Slurm (slurm/testbed/testbed.py) under every test of this folder, and the drill's campaign.
 
-It is the checkout's own cluster. Where it runs already it stays up after the session; else it is taken down again.
+It is the checkout's own cluster. Where it runs already it stays up after the session; else it is taken down again. The drill has
+a cluster of its own, whose daemons live in its mount namespace (see as_site.py).
 """
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from slurm.testbed.testbed import Testbed
+from pipeline.layout import Campaign
+from slurm.testbed.testbed import FOLDER, Testbed
+from tests.slurm.playing import OVERRIDES, UID, own, pipeline
 
 
 @pytest.fixture(scope="session")
 def _cluster() -> Iterator[Testbed]:
-    cluster = Testbed()
+    cluster = Testbed(FOLDER.with_name("drill") if "DRILL_UID" in os.environ else FOLDER)
     was_up = bool(cluster.processes())
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_"))]:
@@ -32,3 +36,23 @@ def testbed(_cluster: Testbed) -> Testbed:
     """The cluster with all eight nodes in service, whatever the test before did to it; SLURM_CONF points to it."""
     _cluster.up()
     return _cluster
+
+
+@pytest.fixture(scope="session")
+def drilled(_cluster: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """The drill's campaign, frozen, with a copy beside it in which nothing will happen."""
+    made = Campaign.at(own(tmp_path_factory.mktemp("campaigns")) / "drill")
+    pipeline("round", made.folder, *OVERRIDES, "--no-submit")
+    calm = made.folder.parent / "calm"
+    calm.mkdir()
+    own(calm)
+    shutil.copytree(made.folder, calm / "drill")
+    for path in calm.rglob("*"):
+        os.chown(path, UID, UID, follow_symlinks=False)
+    return made
+
+
+@pytest.fixture
+def ends(record_property: Callable[[str, object], None], request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Told the fault and its end, for the table."""
+    return lambda fault, end: record_property("drill", f"{fault} | {end}")

@@ -10,69 +10,22 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.layout import Campaign, read_json
 from pipeline.results import read_attributes
+from tests.slurm.playing import ROOT, WAIT_SECONDS, own, pipeline, run, sbatch, states, wait_for
 
-ROOT = Path(__file__).resolve().parents[2]
 ARMS = tuple(f"a{index}" for index in range(8))
-WAIT_SECONDS = 900
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(WAIT_SECONDS + 60)]
 
 
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    folder = tmp_path_factory.mktemp("campaigns")
-    for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
-    return Campaign.at(folder / "drill")
-
-
-def pipeline(*arguments: object, module: str = "pipeline", **environment: str) -> str:
-    return run(sys.executable, "-m", module, *map(str, arguments), **environment)
-
-
-def run(*command: str, **environment: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
-def sbatch(*arguments: object) -> str:
-    """Submit; the job's id."""
-    command = ["sbatch", "--parsable", "--output=/dev/null", *map(str, arguments)]
-    environment = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def wait_for(path: Path, what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            queue = subprocess.run(["squeue", "--all"], capture_output=True, text=True).stdout
-            logs = "\n".join(log.read_text()[-2000:] for log in path.parent.glob("slurm/*log.out"))
-            pytest.fail(f"{what} did not come in {WAIT_SECONDS} s\n{queue}\n{logs}")
-        time.sleep(0.5)
-
-
-def states(*job_ids: str) -> dict[str, str]:
-    """Job (or array task) -> state, as accounting has it, once every job has ended."""
-    deadline = time.monotonic() + 60
-    while True:
-        command = ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(job_ids)]
-        rows = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        found = dict(row.split("|") for row in rows if "|" in row)
-        running = {"PENDING", "RUNNING", "COMPLETING", "REQUEUED"}
-        if time.monotonic() > deadline or (found and not running & set(found.values())):
-            return found
-        time.sleep(0.5)
+    return Campaign.at(own(tmp_path_factory.mktemp("campaigns")) / "drill")
 
 
 def statuses(campaign: Campaign, round_name: str) -> dict[str, str]:
