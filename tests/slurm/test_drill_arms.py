@@ -149,13 +149,14 @@ def test_a_time_limit_is_met_with_a_checkpoint(drilled: Campaign, ends: Callable
 def test_a_killed_slurmstepd_costs_a_start(drilled: Campaign, ends: Callable[[str, str], None]) -> None:
     """Slurm's own process of the job dies: its ranks go on unwatched, until Slurm finds out and starts the job again."""
     folder = drilled.round("r0001")
-    job = start(drilled, "a0")
-    training(folder, "a0", attempt=len(folder.attempts("a0")) - 1 if folder.attempts("a0") else 0, steps=40)
     number = len(folder.attempts("a0"))
+    job = start(drilled, "a0")
+    training(folder, "a0", attempt=number, steps=40)
     for pid in pids("slurmstepd"):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: completed(folder, "a0") or set(states(job).values()) <= {"FAILED", "NODE_FAIL"}, "an end", 600)
-    how = "Slurm started it again" if len(folder.attempts("a0")) > number else "its worker went on to the score"
+    ended = {"FAILED", "NODE_FAIL", "COMPLETED", "CANCELLED"}
+    until(lambda: completed(folder, "a0") or set(states(job).values()) <= ended, "an end", 600)
+    how = "Slurm started it again" if len(folder.attempts("a0")) > number + 1 else "its worker went on to the score"
     if not completed(folder, "a0"):
         start(drilled, "a0")
         how = "the next start went on"
