@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -78,6 +78,19 @@ class Constitution:
                 )
             if not Decimal(rule["low"]) <= Decimal(value) <= Decimal(rule["high"]):
                 raise Refused("2", "out_of_range", f"{key} = {value}", f"Valid: {rule['low']} to {rule['high']}")
+
+    def check_coverage(self, report: Mapping[str, Any], num_nodes: int) -> None:
+        """Refuse, by article 6, a probe that did not make every check that an arm of so many nodes must pass."""
+        article = self.articles["6"]
+        needed = [*article["checks"], *(article["checks_on_one_node"] if num_nodes == 1 else [])]
+        missing = [name for name in needed if name not in report or report[name]["reached"]]
+        if missing:
+            raise Refused(
+                "6",
+                "coverage",
+                f"the probe lacks {', '.join(missing)}",
+                "`python -m pipeline doctor` shows what a node has",
+            )
 
     def check_round(self, number: int) -> None:
         """Refuse, by article 4, a round beyond the budget."""

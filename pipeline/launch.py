@@ -164,6 +164,7 @@ def resources(folder: Round) -> scheduler.Resources:
         nodes=chosen.num_nodes,
         arms_at_once=cluster.arms_at_once,
         setup=tuple(cluster.setup),
+        runtime=tuple(cluster.runtime),
         flags=tuple((name, getattr(cluster, name)) for name in flags if getattr(cluster, name)),
     )
 

@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import image, namespace, pristine, sandbox, settings
+from pipeline import constitution, image, namespace, pristine, sandbox, settings
 from pipeline.campaign import read_plan
+from pipeline.constitution import Constitution
 from pipeline.errors import PipelineError, TrialFailed
 from pipeline.layout import Attempt, Campaign, Round, read_json, write_file
 from pipeline.sandbox import Confined, Limits, Sandbox
@@ -33,12 +34,13 @@ from pipeline.settings import Settings
 
 GRACE_SECONDS = 30.0  # between the first node that ended and the last; what still trains then is killed
 POLL_SECONDS = 0.2
+ISOLATION_ARTICLE = "6"
 FIRST_PORT, NUM_PORTS = 20000, 10000
 
 
 def task_number() -> int:
     """Which of the job's tasks this process is: 0 is the worker, and the only one outside Slurm."""
-    return int(os.environ.get("SLURM_PROCID", "0"))
+    return int(os.environ.get("POSTRAIN_TASK") or os.environ.get("SLURM_PROCID", "0"))
 
 
 def confine(
@@ -60,9 +62,10 @@ def confine(
     return replace(made, limits=limits, env={**made.env, **env})
 
 
-def probe(confined: Sandbox, forbidden: Mapping[str, Path], article: str, report: Path) -> str:
-    """Run the probe; says in a word how much was closed. Raises Refused where something was not."""
-    found = sandbox.probe(confined, forbidden, article, report)
+def probe(confined: Sandbox, forbidden: Mapping[str, Path], rules: Constitution, num_nodes: int, report: Path) -> str:
+    """Run the probe; says in a word how much was closed. Raises Refused where something was not, or was not tried."""
+    found = sandbox.probe(confined, forbidden, ISOLATION_ARTICLE, report)
+    rules.check_coverage(found, num_nodes)
     return f"{sum(not check['reached'] for check in found.values())}/{len(found)} closed"
 
 
@@ -156,6 +159,7 @@ def help_with(campaign: Campaign, folder: Round, arm_name: str) -> None:
         time.sleep(POLL_SECONDS)
     shared = attempt.folder / "nodes"
     frozen, _ = read_plan(folder)
+    rules = constitution.load(frozen.constitution_digest)
     arm = next(arm for arm in frozen.arms if arm.name == arm_name)
     chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
     with tempfile.TemporaryDirectory(prefix="arm-", dir=chosen.cluster.scratch_dir or None) as scratch:
@@ -165,7 +169,7 @@ def help_with(campaign: Campaign, folder: Round, arm_name: str) -> None:
                 while not _over(attempt, shared):
                     folder_of_turn = shared / f"{turn:02d}"
                     if (folder_of_turn / "order.json").exists():
-                        _serve(chosen, attempt, mount, fork, folder_of_turn, rank)
+                        _serve(chosen, rules, attempt, mount, fork, folder_of_turn, rank)
                         turn += 1
                     time.sleep(POLL_SECONDS)
 
@@ -183,7 +187,15 @@ def _over(attempt: Attempt, shared: Path) -> bool:
     return (shared / "over").exists() or attempt.result.exists() or attempt.interrupted.exists()
 
 
-def _serve(chosen: Settings, attempt: Attempt, mount: image.Mount, fork: image.Fork, turn: Path, rank: int) -> None:
+def _serve(
+    chosen: Settings,
+    rules: Constitution,
+    attempt: Attempt,
+    mount: image.Mount,
+    fork: image.Fork,
+    turn: Path,
+    rank: int,
+) -> None:
     """One order: probe, train, say how it ended."""
     order = read_json(turn / "order.json")
     code = 1
@@ -192,7 +204,7 @@ def _serve(chosen: Settings, attempt: Attempt, mount: image.Mount, fork: image.F
         env = meeting(order["num_nodes"], rank, order["address"], order["port"])
         confined = confine(chosen, attempt, bound, fork.root, Path(order["out_dir"]), env)
         forbidden = {name: Path(path) for name, path in order["forbidden"].items()}
-        probe(confined, forbidden, order["article"], turn / f"{rank}.probe.json")
+        probe(confined, forbidden, rules, order["num_nodes"], turn / f"{rank}.probe.json")
         with confined.start(order["command"], attempt.folder / f"trial.{rank}.log") as process:
             while process.poll() is None and not (turn / "end").exists():
                 time.sleep(POLL_SECONDS)

@@ -23,8 +23,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.errors import Interrupted, NotFound, WorkFailed
+from pipeline.errors import ConfigError, Interrupted, NotFound, WorkFailed
 
+IN_RUNTIME = ("worker", "reference", "meta")
 Stage = tuple[str, ...]
 """A stage's name and its arguments, such as ("worker", "/runs/demo", "r0001", "a3", "--plan", "<sha256>")."""
 
@@ -42,12 +43,21 @@ class Resources:
     nodes: int = 1
     arms_at_once: int = 0
     setup: tuple[str, ...] = ()
+    runtime: tuple[str, ...] = ()
     flags: tuple[tuple[str, str], ...] = ()  # partition, account, qos, reservation, constraint where they are set
 
 
 def command(stage: Stage) -> list[str]:
-    """The process that runs a stage: this Python, safe path, `-m pipeline`."""
-    return [sys.executable, "-P", "-m", "pipeline", *stage]
+    """The process that runs a stage: Python, safe path, `-m pipeline`. What trains or judges does so in the site's runtime.
+
+    The runtime is POSTRAIN_RUNTIME, shell words that end with a Python (cluster.runtime), such as `apptainer exec --nv "$IMAGE" python3`; without
+    it this very Python. Whatever talks to Slurm stays outside. Raises ConfigError for a variable that is not set.
+    """
+    words = shlex.split(os.environ.get("POSTRAIN_RUNTIME", "")) if stage[0] in IN_RUNTIME else []
+    runtime = [os.path.expandvars(word) for word in words] or [sys.executable]
+    if unset := [word for word in runtime if "$" in word]:
+        raise ConfigError(f"cluster.runtime has {unset[0]}, which is not set", "Export it in cluster.setup")
+    return [*runtime, "-P", "-m", "pipeline", *stage]
 
 
 def run_stage(*stage: str) -> None:
@@ -57,7 +67,10 @@ def run_stage(*stage: str) -> None:
     saved its state: the job is requeued from here, outside the worker's namespaces, and the next start goes on.
     """
     # The next round is submitted from outside the meta stage: it runs in a namespace in which an ordinary user looks like root to sbatch.
-    child = subprocess.Popen(command(("chain", *stage[1:], "--meta") if stage[0] == "meta" else stage))
+    # A runtime that is a job step of its own (pyxis) has its own SLURM_PROCID: which task this is stands in POSTRAIN_TASK.
+    task = {"POSTRAIN_TASK": os.environ.get("SLURM_PROCID", "0")}
+    actual = ("chain", *stage[1:], "--meta") if stage[0] == "meta" else stage
+    child = subprocess.Popen(command(actual), env={**os.environ, **task})
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -235,7 +248,11 @@ def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, An
         "signal_delay_s": resources.signal_lead_seconds,
         "stderr_to_stdout": True,
         "wckey": None,
-        "setup": [*resources.setup, f"export PYTHONPATH={shlex.quote(str(code_dir))}"],
+        "setup": [
+            *resources.setup,
+            f"export PYTHONPATH={shlex.quote(str(code_dir))}",
+            *([f"export POSTRAIN_RUNTIME={shlex.quote(shlex.join(resources.runtime))}"] if resources.runtime else []),
+        ],
         "additional_parameters": {"requeue": True, **dict(resources.flags)},
     }
     if resources.gpus_per_node:

@@ -152,6 +152,9 @@ class Cluster:
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
+    runtime: list[str] = field(
+        default_factory=list
+    )  # words before `-m pipeline` of what trains or judges; empty: this Python
 
 
 @dataclass

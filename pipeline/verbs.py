@@ -206,7 +206,9 @@ def resume_verb(arguments: argparse.Namespace) -> None:
 
 
 def chain_verb(arguments: argparse.Namespace) -> int:
-    command = [sys.executable, "-P", "-m", "pipeline", "meta", str(arguments.campaign), arguments.round]
+    from pipeline import scheduler
+
+    command = scheduler.command(("meta", str(arguments.campaign), arguments.round))
     stage = subprocess.Popen(command) if arguments.meta else None
     from pipeline import control  # meanwhile
 

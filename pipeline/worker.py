@@ -24,6 +24,7 @@ from pathlib import Path
 
 from pipeline import (
     adapter,
+    constitution,
     datacard,
     earlier,
     footprint,
@@ -44,7 +45,6 @@ from pipeline.errors import ConfigError, IntegrityError, Interrupted, PipelineEr
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines, write_file
 from pipeline.outcome import Work, conclude
 
-ISOLATION_ARTICLE = "6"
 KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
 
 
@@ -179,14 +179,14 @@ def train_confined(
     env = nodes.meeting(num_nodes, 0, address, port)
     confined = nodes.confine(job.chosen, job.attempt, bound, fork_root, out_dir, env)
     job.mark("probe")
-    forbidden = forbidden_paths(job)
-    job.coverage["probe"] = nodes.probe(confined, forbidden, ISOLATION_ARTICLE, job.attempt.probe)
+    forbidden, rules = forbidden_paths(job), constitution.load(job.plan.constitution_digest)
+    job.coverage["probe"] = nodes.probe(confined, forbidden, rules, num_nodes, job.attempt.probe)
     job.mark("train_start")
     if num_nodes == 1:
         train_watched(job, confined, out_dir)
         return
     meet = {"num_nodes": num_nodes, "address": address, "port": port, "out_dir": str(out_dir)}
-    closed = {"forbidden": {name: str(path) for name, path in forbidden.items()}, "article": ISOLATION_ARTICLE}
+    closed = {"forbidden": {name: str(path) for name, path in forbidden.items()}}
     train_watched(job, nodes.Spread(confined, shared, num_nodes, meet | closed), out_dir)
     job.coverage["nodes"] = nodes.check_probes(shared, num_nodes)
 

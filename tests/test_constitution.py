@@ -1,5 +1,6 @@
 """The constitution: known by its digest to the last byte, open where it says so, and closed to every other key and spelling."""
 
+import re
 import shutil
 from decimal import Decimal
 
@@ -175,3 +176,19 @@ def test_a_round_beyond_the_budget_is_refused():
     RULES.check_round(RULES.num_rounds)
     with pytest.raises(Refused, match="article 4 .rounds_spent.: round 9 is beyond the campaign's 8 rounds"):
         RULES.check_round(RULES.num_rounds + 1)
+
+
+def test_a_probe_that_tried_less_is_refused_by_article_6() -> None:
+    rules = constitution.load()
+    article = rules.articles["6"]
+    several = {name: {"reached": False} for name in article["checks"]}
+    one = several | {name: {"reached": False} for name in article["checks_on_one_node"]}
+    rules.check_coverage(one, 1)
+    rules.check_coverage(several, 2)
+    with pytest.raises(Refused, match="article 6.*namespace net"):
+        rules.check_coverage(several, 1)
+    for name in one:
+        with pytest.raises(Refused, match=f"article 6.*lacks {re.escape(name)}"):
+            rules.check_coverage({**one, name: {"reached": True}}, 1)
+        with pytest.raises(Refused, match=re.escape(name)):
+            rules.check_coverage({key: check for key, check in one.items() if key != name}, 1)
