@@ -50,7 +50,7 @@ test: setup lint types floors ## All that CI runs: lint, types, floors, every te
 	$(PYTHON) -m pytest -m 'slurm and not drill'
 
 drill: setup ## Play real faults on a real Slurm, as an ordinary user of it, and print what each ends in (root; half an hour)
-	unshare --mount --propagation slave $(PYTHON) tests/slurm/as_site.py $(CURDIR)/$(PYTHON) -m pytest -q -m drill
+	unshare --mount --propagation slave $(PYTHON) tests/slurm/as_site.py $(CURDIR)/$(PYTHON) -m pytest -q -m drill --basetemp=/var/tmp/postrain-drill
 
 campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from pipeline import verbs
 from pipeline.errors import PipelineError
-from pipeline.layout import Campaign
+from pipeline.layout import Campaign, user_name
 from pipeline.verbs import newest_frozen
 
 
@@ -34,9 +35,28 @@ def main(argv: list[str] | None = None) -> int:
     except PipelineError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        print(f"PermissionError: {whose(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
+
+
+def whose(error: PermissionError) -> str:
+    """Which file of whom is closed to whom: two people on one campaign meet here."""
+    path = Path(error.filename or ".")
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        owner = user_name(path.stat().st_uid)
+    except OSError:
+        owner = "somebody else"
+    me = user_name(os.geteuid())
+    return (
+        f"{error.filename} is closed to {me}; it belongs to {owner}. A campaign is acted on by the one who made it (its vault holds "
+        f"the secret seeds); others may look: `status`, `logs` and `report` need no more than reading"
+    )
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -129,7 +149,7 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
 
     campaign, name = Campaign.at(arguments.campaign), shown(arguments)
     if arguments.dry_run:
-        dry_run(campaign, arguments.overrides)
+        report.show_dry_run(campaign, arguments.overrides)
         return None
     if not campaign.folder.exists():
         init(campaign, arguments.overrides)
@@ -176,30 +196,6 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
 def shown(arguments: argparse.Namespace) -> str:
     """The campaign's folder as one types it."""
     return shlex.quote(str(arguments.campaign))
-
-
-def dry_run(campaign: Campaign, overrides: list[str]) -> None:
-    """Plan and sbatch texts of the next round, made in a throw-away copy: nothing of the campaign is touched."""
-    import shutil
-    import tempfile
-
-    from pipeline import launch, report, settings
-    from pipeline.init import init
-
-    with tempfile.TemporaryDirectory() as folder:
-        draft = Campaign.at(Path(folder, campaign.name))
-        if campaign.folder.exists():
-            shutil.copytree(
-                campaign.folder, draft.folder, ignore=shutil.ignore_patterns("a?", "*.h5", "*.sqsh", "meta")
-            )
-        else:
-            init(draft, overrides, is_draft=True)
-        frozen = launch.freeze(draft, launch.next_round(draft), overrides)
-        report.show_plan(frozen)
-        chosen = settings.load(frozen.config)
-        report.show_cost(chosen, len(frozen.frozen_plan().arms), campaign.frozen_rounds())
-        for path in sorted(frozen.slurm_dir.glob("*.sbatch")):
-            print(f"\n--- {path.name}\n{path.read_text().replace(str(draft.folder), str(campaign.folder))}")
 
 
 def worker_verb(arguments: argparse.Namespace) -> None:

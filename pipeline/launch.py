@@ -7,11 +7,10 @@ A round that was interrupted locally, or has too few scores to decide, goes on w
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from pipeline import constitution, image, jobs, plan, results, scheduler, seal, settings
 from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
 from pipeline.errors import ConfigError, NotFound, WorkFailed
-from pipeline.layout import Campaign, Round, read_json, write_file
+from pipeline.layout import Campaign, Round, alone, read_json, write_file
 from pipeline.records import Arm, Plan
 
 
@@ -196,16 +195,6 @@ def verified(campaign: Campaign, folder: Round) -> tuple[Path, str]:
     return code_dir, digest
 
 
-@contextmanager
-def held(folder: Round) -> Iterator[None]:
+def held(folder: Round) -> AbstractContextManager[None]:
     """One `round` at a time for one round. Raises ConfigError while another holds it."""
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    lock = Path(folder.folder, ".lock")
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another process runs round {folder.name} (it holds {lock})", "Wait for it, or stop it"
-            ) from None
-        yield
+    return alone(folder.folder / ".lock", f"`round` of {folder.name}")

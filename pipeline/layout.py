@@ -11,11 +11,15 @@ is complete; a claim is an exclusive mkdir, a seal an exclusive create.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import platform
+import pwd
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +59,32 @@ def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     finally:
         if aside is not None:
             Path(aside).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`. Raises ConfigError naming who holds it: several people may share a campaign."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"another {what} runs now ({file.read().strip() or 'nobody knows whose'})",
+                "Wait for it, or look at `status`",
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {user_name(os.getuid())} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 def read_json(path: Path) -> Any:

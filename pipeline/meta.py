@@ -8,17 +8,15 @@ judged on this round's fresh items, in the pristine image like everybody else: o
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline import constitution, decide, evidence, judge, results, seal, settings
 from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
-from pipeline.errors import ConfigError, IntegrityError
-from pipeline.layout import Campaign, Round, read_json, write_file
+from pipeline.errors import IntegrityError
+from pipeline.layout import Campaign, Round, alone, read_json, write_file
 from pipeline.records import Decision, Outcome, Plan
 
 
@@ -29,7 +27,7 @@ def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Deci
     a person closes the round: then it is `closed`, with the policy as it was.
     Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
     """
-    with _only_one(folder, "meta"):
+    with alone(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
         facts = facts_of(campaign)
         verified_code(campaign, facts)
         rules = constitution.load(facts["constitution_digest"])
@@ -94,7 +92,7 @@ def reference_outcome(
     if reference.status != "completed":
         return reference
     path = folder.folder / "reference.h5"
-    with _only_one(folder, "reference"):
+    with alone(folder.folder / ".reference.lock", f"reference stage of {folder.name}"):
         if not path.exists():
             evaluate_reference(campaign, folder, first, facts, chosen, path, stop_wanted)
     fresh = results.read_outcome(path, seal.file_digest(path))
@@ -175,16 +173,3 @@ def reveal(campaign: Campaign, folder: Round) -> None:
     write_file(
         folder.closed, seal.canonical({"round": folder.name, "fresh_seed": seed, "head": head, "signature": signature})
     )
-
-
-@contextmanager
-def _only_one(folder: Round, stage: str) -> Iterator[None]:
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    with open(folder.folder / f".{stage}.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"another {stage} stage of {folder.name} runs now", "It goes on; look at `status`"
-            ) from None
-        yield

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from pipeline import evidence, footprint, forecast, launch, memory, meta, settings, status, view
 from pipeline.campaign import read_plan
+from pipeline.init import init
 from pipeline.layout import Campaign, Round, read_json
 from pipeline.records import Outcome
 
@@ -21,6 +25,24 @@ def show_plan(folder: Round) -> None:
     for arm in frozen.arms:
         moved = ", ".join(f"{key}={value}" for key, value in arm.overrides) or f"repeats the {arm.replicate_of} recipe"
         print(f"  {arm.name}  {arm.role:<9}  {moved}")
+
+
+def show_dry_run(campaign: Campaign, overrides: Sequence[str]) -> None:
+    """Plan and sbatch texts of the next round, made in a throw-away copy: nothing of the campaign is touched."""
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Campaign.at(Path(folder, campaign.name))
+        if campaign.folder.exists():
+            shutil.copytree(
+                campaign.folder, draft.folder, ignore=shutil.ignore_patterns("a?", "*.h5", "*.sqsh", "meta")
+            )
+        else:
+            init(draft, overrides, is_draft=True)
+        frozen = launch.freeze(draft, launch.next_round(draft), overrides)
+        show_plan(frozen)
+        chosen = settings.load(frozen.config)
+        show_cost(chosen, len(frozen.frozen_plan().arms), campaign.frozen_rounds())
+        for path in sorted(frozen.slurm_dir.glob("*.sbatch")):
+            print(f"\n--- {path.name}\n{path.read_text().replace(str(draft.folder), str(campaign.folder))}")
 
 
 def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = ()) -> None:

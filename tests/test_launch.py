@@ -103,7 +103,7 @@ def test_one_round_command_at_a_time(tmp_path):
     with open(folder.folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for start in (launch.submit, lambda campaign, which: launch.run_here(campaign, which, lambda: None)):
-            with pytest.raises(ConfigError, match="another process runs round r0001"):
+            with pytest.raises(ConfigError, match="another `round` of r0001 runs now"):
                 start(Campaign.at(folder.folder.parent.parent), folder)
 
 

@@ -1,6 +1,7 @@
 """The commands as one types them: exit codes, sentences without tracebacks, and what to type next."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main, parse
-from pipeline.layout import Campaign
-from tests.campaigns import OVERRIDES, frozen_campaign, publish, tree
+from pipeline.errors import ConfigError
+from pipeline.layout import Campaign, alone
+from tests.attacks.host import command_as, environment
+from tests.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,3 +98,26 @@ def test_a_closed_pipe_is_no_traceback():
     command = f"{sys.executable} -m pipeline --help | head -c 0"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another person needs root to be played")
+def test_another_person_is_told_whose_campaign_it_is(tmp_path: Path) -> None:
+    campaign = fresh_campaign(tmp_path)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    for words in (["round"], ["pause"]):
+        command = [*command_as("user", sys.executable, "-P", "-m", "pipeline"), words[0], str(campaign.folder)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
+        assert str(campaign.folder) in done.stderr and ("belongs to root" in done.stderr or "Permission" in done.stderr)
+    looked = [*command_as("user", sys.executable, "-P", "-m", "pipeline"), "status", str(campaign.folder), "r0000"]
+    done = subprocess.run(looked, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
+    with alone(tmp_path / "lock", "thing"), pytest.raises(ConfigError, match=f"process {os.getpid()} of "):
+        with alone(tmp_path / "lock", "thing"):
+            pass
+    with alone(tmp_path / "lock", "thing"):
+        assert (tmp_path / "lock").read_text().count("process") == 1
