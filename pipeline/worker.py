@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import signal
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -103,8 +102,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
 def run(job: Work) -> None:
     """Everything between claim and publication."""
     job.mark("mount")
-    with tempfile.TemporaryDirectory(prefix="arm-", dir=job.chosen.cluster.scratch_dir or None) as folder:
-        scratch = Path(folder)
+    with namespace.scratch_folder(job.chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(job.campaign.image, job.plan.image_digest, scratch) as mount:
             job.coverage = {"sandbox": "bubblewrap", "mount": mount.backend}
             kept = None
@@ -158,7 +156,7 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     finally:
         if num_nodes > 1:
             write_file(shared / "over", "")
-            shutil.rmtree(out_dir, ignore_errors=True)
+            namespace.remove_tree(out_dir)
 
 
 def restore(job: Work, out_dir: Path) -> None:
