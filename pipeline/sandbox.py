@@ -5,18 +5,19 @@ command in it. Their sources are first bound under a staging folder that everybo
 drops to an unprivileged uid *before* bubblewrap (limits on processes do not bind root, and root's files stay
 unreadable) and still shows the trial a runtime below /root. An ordinary user takes the same way in a user namespace.
 
-Covered, each by an attack in tests/test_sandbox.py and most by `probe` before every trial: files outside the list, by
+Covered, each by an attack (`make attacks` prints them) and most by `probe` before every trial: files outside the list, by
 path or through /proc; writing, remounting or unmounting what is bound read-only; capabilities, set-uid programs and
 user namespaces; other processes (signals, ptrace, /proc); System V and shared memory; the network with the host's own
-loopback and abstract sockets (level `loopback`); the caller's environment, descriptors and terminal; the number of
-processes, the size of a file, of /tmp and of /dev/shm; processes left behind by a command that has ended.
+loopback and abstract sockets (level `loopback`); the caller's environment, descriptors, terminal and keyring; the
+number of processes, the size of a file, of /tmp and of /dev/shm, by looks now and then (spending.py) that of all it
+writes; processes left behind by a command that has ended.
 
-Not covered: bugs of the kernel (no system call is filtered) and of device drivers; total memory, CPU time and disk
-space, which the scheduler's cgroup and the file system's quota bound; timing and other side channels; the *names* of
-bound paths in /proc/self/mountinfo and kernel-wide facts in /proc; kernel keyrings and AF_VSOCK, which no namespace
-divides. Level `fabric` shares the host's network: loopback services, abstract sockets and every other host are open
-then, so only trials of several nodes should have it. What a trial writes is its own word: `open_output` reads it
-without following a link.
+Not covered: bugs of the kernel (no system call is filtered) and of device drivers; total memory and CPU time, which the
+scheduler's cgroup bounds (where none does, the kernel takes the trial first); disk space between two looks and of files
+without a name; timing and other side channels; the *names* of bound paths in /proc/self/mountinfo and kernel-wide facts
+in /proc; AF_VSOCK, which no namespace divides. Level `fabric` shares the host's network: loopback services, abstract
+sockets and every other host are open then, so only trials of several nodes should have it. What a trial writes is its
+own word: `open_output` reads it without following a link.
 """
 
 import json

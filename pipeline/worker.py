@@ -141,6 +141,8 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     num_nodes, shared = job.chosen.num_nodes, job.attempt.folder / "nodes"
     out_dir = (shared if num_nodes > 1 else scratch) / "out"  # ranks of every node write there
     out_dir.mkdir(parents=True)
+    # Else a set-uid program that a trial leaves there would serve everybody on that file system.
+    out_dir.parent.chmod(0o700)
     try:
         restore(job, out_dir)
         base, bound = pristine.base_of(mount.root, job.chosen)

@@ -6,12 +6,16 @@ The worker's own code reads them, in the arena, as it would after a training (se
 import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline import meta, results
 from pipeline.adapter import CONFIG_KEYS
+from pipeline.layout import read_json
 from tests.attacks.host import Arena
+from tests.campaigns import attributes, frozen_campaign, scored
 
 CONFIG = {
     "peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "r": 2, "lora_alpha": 4, "lora_dropout": 0.0,
@@ -97,6 +101,7 @@ def test_leave_a_set_uid_program(arena: Arena) -> None:
     (arena.world / "out/checkpoints/step_000001").mkdir(parents=True)
     kept = arena.ask("keep")
     assert "evil" in kept["kept"] and kept["modes"] == [0]
+    assert arena.ask("clean", "out")["mode"] == 0o700
 
 
 @pytest.mark.attack("type into the terminal of whoever reads the log", "what is no text is shown as a mark")
@@ -105,3 +110,19 @@ def test_escape_sequences_in_the_log(arena: Arena) -> None:
     answered = arena.ask("train", code)
     assert answered["kind"] == "crashed" and "text" in answered["what"]
     assert answered["what"].replace("\n", "").isprintable()
+
+
+def test_no_decision_reads_what_a_trial_says_of_its_time(tmp_path: Path) -> None:
+    """Two rounds with equal answers, in one of which every trial lies about steps and seconds."""
+    decided = []
+    for told in (1.0, 1e300):
+        campaign = frozen_campaign(tmp_path / str(told))
+        folder = campaign.round("r0001")
+        for arm in folder.frozen_plan().arms:
+            rows = [{"step": 1, "loss": told, "grad_norm": 0.0, "learning_rate": 0.0, "tokens": 5, "seconds": -told}]
+            items = dict.fromkeys(("dev", "fresh"), scored(38 if arm.name == "a2" else 20))
+            results.write_result(folder.published(arm.name), attributes(folder.frozen_plan(), arm), items, rows, {})
+            os.utime(folder.published(arm.name), (told % 2**32, told % 2**32))
+        decision = meta.close(campaign, folder)
+        decided.append((decision.state, decision.kept, decision.standing, read_json(folder.evidence)["lifts"]))
+    assert decided[0] == decided[1] and decided[0][1] == "a2"

@@ -21,11 +21,8 @@ def refused(error: Exception | int | None) -> str:
     elif isinstance(error, subprocess.CalledProcessError):
         # A shell's line tells by its last words why; what else refuses says it in many.
         words = (error.stderr or b"").decode(errors="replace").strip().splitlines()
-        name = (
-            words[-1][:100].replace(",", ";")
-            if words and error.cmd[0] == "sh"
-            else f"{error.cmd[0]} exit {error.returncode}"
-        )
+        said = words[-1].replace("error: ", "").replace(",", ";").strip() if words and error.cmd[0] == "sh" else ""
+        name = said.split('"')[0].strip()[:70] or f"{error.cmd[0]} exit {error.returncode}"
     else:
         name = type(error).__name__
     REFUSED.add(name)

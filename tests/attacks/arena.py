@@ -121,8 +121,9 @@ class Stage:
         """Remove what a trial has left, as the worker removes its scratch."""
         with scratch_folder(self.world / "scratch", "arm-") as folder:
             (self.world / name).rename(folder / "out")
+            mode = folder.stat().st_mode & 0o777
         (self.world / name).mkdir()
-        return {"left": sorted(path.name for path in (self.world / "scratch").iterdir())}
+        return {"mode": mode, "left": sorted(path.name for path in (self.world / "scratch").iterdir())}
 
     def _attempt(self) -> Attempt:
         """A new and empty one."""

@@ -11,6 +11,7 @@ import stat
 import struct
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +219,7 @@ def kernel_settings() -> list[str]:
         ("sethostname", socket.sethostname, "evil"),
         ("swapoff", LIBC.swapoff, b"/swap"),
     ]
-    acts += [("load a module", LIBC.syscall, 175, b"", 0, b""), ("bpf", LIBC.syscall, 321, 0, b"", 0)]
+    acts += [("load a module", LIBC.syscall, 175, b"", 0, b"")]
     return successes(acts)
 
 
@@ -265,8 +266,10 @@ def names_and_raw_sockets() -> list[str]:
 
 
 def commands(*lines: str) -> list[str]:
-    """Shell commands, each line one attempt; those that ended with 0."""
-    return successes([(line, run, "sh", "-c", line) for line in lines])
+    """Shell commands, some at once, each line one attempt; those that ended with 0."""
+    with ThreadPoolExecutor(6) as pool:
+        done = pool.map(lambda line: successes([(line, run, "sh", "-c", line)]), lines)
+        return [line for each in done for line in each]
 
 
 def allocate(gib: str) -> str:
