@@ -53,6 +53,8 @@ class Spending:
         now = time.monotonic()
         # The second count of the start comes at once; what is spent until then is not counted.
         self._next = now + max(PAUSE_SECONDS, 20 * (now - self._began)) if len(self._before) == len(COUNTS) else now
+        if len(lines) < 2:  # it was killed; the next look will tell
+            return ""
         total = int(lines[-2].split()[0])  # the last line, also where files went while it looked
         spent = total - self._before.setdefault(self._count, total)
         limit = self._limits[self._count]

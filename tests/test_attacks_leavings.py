@@ -5,6 +5,8 @@ The worker's own code reads them, in the arena, as it would after a training (se
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 from pipeline import meta, results
 from pipeline.adapter import CONFIG_KEYS
 from pipeline.layout import read_json
-from tests.attacks.host import Arena
+from tests.attacks.host import ROOT, Arena
 from tests.campaigns import attributes, frozen_campaign, scored
 
 CONFIG = {
@@ -126,3 +128,12 @@ def test_no_decision_reads_what_a_trial_says_of_its_time(tmp_path: Path) -> None
         decision = meta.close(campaign, folder)
         decided.append((decision.state, decision.kept, decision.standing, read_json(folder.evidence)["lifts"]))
     assert decided[0] == decided[1] and decided[0][1] == "a2"
+
+
+def test_logs_are_shown_without_what_a_terminal_obeys(tmp_path: Path) -> None:
+    campaign = frozen_campaign(tmp_path)
+    attempt = campaign.round("r0001").claim_attempt("a1")
+    attempt.trial_log.write_bytes(b"\x1b]0;evil\x07 text \xff\n")
+    command = [sys.executable, "-m", "pipeline", "logs", str(campaign.folder), "a1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "\ufffd]0;evil\ufffd text \ufffd\n", done.stderr

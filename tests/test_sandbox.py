@@ -1,12 +1,14 @@
-"""The sandbox against a hostile trial: one attack a test, each as root of the machine and as an ordinary user.
+"""The sandbox for an honest trial, its probe, its end; the attacks of a hostile one are in test_attacks_*.py.
 
-Nothing is simulated: a real image is mounted and forked, the attacks of attacks/inside.py run in the real sandbox, and
-where it says something, the same act is shown to succeed outside first. The victim is attacks/arena.py.
+Nothing is simulated, here and there: a real image is mounted and forked, as root of the machine and as an ordinary user,
+the attacks of attacks/inside.py and leavings.py run in the real sandbox, and where it says something, the same act is
+shown to succeed outside first. The victim is attacks/arena.py.
 """
 
 import importlib.util
 import json
 import os
+import platform
 import signal
 import sys
 import time
@@ -19,7 +21,7 @@ import pytest
 from pipeline.errors import ConfigError
 from pipeline.namespace import enter_private_namespace, in_private_namespace
 from pipeline.sandbox import Sandbox
-from tests.attacks.host import ROOT, SECRETS, WHO, Arena, lay_out, why_not
+from tests.attacks.host import ADD_KEY, ROOT, SECRETS, WHO, Arena, lay_out, why_not
 
 ALL_REDUCE = """
 import os, torch, torch.distributed as dist
@@ -91,10 +93,13 @@ def test_probe_sees_everything_where_there_is_no_sandbox(arena: Arena) -> None:
         "network": "loopback",
         "namespaces": {"pid": os.readlink("/proc/self/ns/pid")},
     }
+    if platform.machine() == "x86_64":
+        arena.ask("outside", sys.executable, "-c", ADD_KEY)
     answered = arena.ask("outside", sys.executable, "-I", str(ROOT / "pipeline/probe.py"), json.dumps(asked))
     report = json.loads(answered["log"].splitlines()[-1])
     reached = {name for name, check in report.items() if check["reached"]}
     assert {"path vault", "paths through /proc", "namespace pid", "environment", "capabilities"} <= reached
+    assert "keys" in reached or platform.machine() != "x86_64"
     assert f"write {arena.world}/scratch" in reached and "user namespace" in reached
 
 

@@ -76,7 +76,9 @@ class Stage:
 
     def train(self, code: str, limits: dict[str, Any] | None = None, stall_seconds: float = 60.0) -> dict[str, Any]:
         """The worker's own way through a training; the trial has changed its fork's code to `code`."""
-        shutil.rmtree(self.fork.root / "substrate/__pycache__", ignore_errors=True)  # an attack before may have poisoned it
+        shutil.rmtree(
+            self.fork.root / "substrate/__pycache__", ignore_errors=True
+        )  # an attack before may have poisoned it
         (self.fork.root / "substrate/train.py").write_text(code)
         attempt = self._attempt()
         shown = {"/task": self.world / "task"}
