@@ -22,11 +22,11 @@ ifeq ($(CLUSTER),testbed)
 round campaign: NEEDS := testbed
 ENTER_TESTBED := exports=$$($(TESTBED) up) && eval "$$exports" &&
 endif
-test drill testbed-up: NEEDS := testbed
+test drill attacks testbed-up: NEEDS := testbed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup round campaign drill status image test test-fast lint types floors format testbed-up testbed-down clean
+.PHONY: help setup round campaign drill attacks status image test test-fast lint types floors format testbed-up testbed-down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
@@ -51,6 +51,9 @@ test: setup lint types floors ## All that CI runs: lint, types, floors, every te
 
 drill: setup ## Play real faults on a real Slurm, as an ordinary user of it, and print what each ends in (root; half an hour)
 	unshare --mount --propagation slave $(PYTHON) tests/slurm/as_site.py $(CURDIR)/$(PYTHON) -m pytest -q -m drill --basetemp=/var/tmp/postrain-drill
+
+attacks: setup ## Attack the sandbox in every way we know and print how each ended, and where it ran
+	$(PYTHON) -m pytest -q -m attack
 
 campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)

@@ -23,6 +23,7 @@ from pipeline.sandbox import open_output
 
 KEEP_SECONDS = 20.0  # between two copies of a trial's state: LoRA checkpoints of the 30B are 400 MB
 MAX_STATE_BYTES = 64 * 2**30
+MAX_STATE_DEPTH = 50  # os.walk recurses: a deeper tree would end the worker, not the copy
 _STEP = re.compile(r"step_\d{6}")
 
 
@@ -87,12 +88,14 @@ def keep_state(out_dir: Path, saved_dir: Path) -> None:
 def _copy(source: Path, target: Path) -> None:
     """Plain files and folders of a trial, MAX_STATE_BYTES at most: no links, pipes or devices, and no sparse file grows whole.
 
-    Raises OSError where it is more, or changes meanwhile.
+    Raises OSError where it is more, is nested too deep, or changes meanwhile.
     """
     left = MAX_STATE_BYTES
     target.mkdir(parents=True)
     for folder, names, files in os.walk(source):
         below = target / Path(folder).relative_to(source)
+        if len(below.relative_to(target).parts) > MAX_STATE_DEPTH:
+            raise OSError(f"{source} has folders nested deeper than {MAX_STATE_DEPTH}")
         for name in names:
             if not Path(folder, name).is_symlink():
                 (below / name).mkdir()

@@ -26,7 +26,7 @@ class WorkFailed(PipelineError):
 
 class TrialFailed(WorkFailed):
     """The trial's own process failed; `kind` tells how: configuration, data, diverged, out_of_memory, killed, crashed,
-    stalled, timeout, bad_output."""
+    stalled, timeout, disk_limit, bad_output."""
 
     def __init__(self, kind: str, what: str, cure: str = "") -> None:
         super().__init__(what, cure)

@@ -31,7 +31,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, IntegrityError, NotFound, WorkFailed
-from pipeline.namespace import is_machine_root, mount, require_private_namespace, run_program, serve_fuse
+from pipeline.namespace import (
+    is_machine_root,
+    mount,
+    require_private_namespace,
+    run_program,
+    scratch_folder,
+    serve_fuse,
+)
 
 BACKENDS = ("loop", "squashfuse", "unpack")
 FORK_BACKENDS = ("overlay", "fuse-overlayfs", "copy")
@@ -171,7 +178,7 @@ def mounted(sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: s
     require_private_namespace()
     _verify_file(sqsh, expected_tree_digest)
     with ExitStack() as stack:
-        folder = _scratch_folder(stack, scratch_dir, "pristine-")
+        folder = stack.enter_context(scratch_folder(scratch_dir, "pristine-"))
         root = folder / "root"
         root.mkdir()
         if backend == "loop":
@@ -202,7 +209,7 @@ def forked(pristine: Mount, scratch_dir: Path, owner: int, backend: str | None =
     failures = []
     for candidate in FORK_BACKENDS if backend is None else (backend,):
         with ExitStack() as stack:
-            folder = _scratch_folder(stack, scratch_dir, "fork-")
+            folder = stack.enter_context(scratch_folder(scratch_dir, "fork-"))
             try:
                 _fork_by(candidate, stack, pristine.root, folder, owner)
             except (WorkFailed, NotFound) as error:
@@ -276,10 +283,3 @@ def _publish(aside: Path, path: Path) -> None:
 
 def _unpack(sqsh: Path, folder: Path) -> None:
     run_program("unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(folder), str(sqsh))
-
-
-def _scratch_folder(stack: ExitStack, scratch_dir: Path, prefix: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_dir))
-    # Errors are ignored: left-overs in scratch cost space, and must not hide what became of the trial.
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    return folder

@@ -15,8 +15,8 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import ConfigError, NotFound, WorkFailed
@@ -109,6 +109,22 @@ def serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
                 raise WorkFailed(f"{command[0]} did not mount {root}: {log.read().decode(errors='replace').strip()}")
             time.sleep(0.005)
     stack.callback(run_program, "umount", "--lazy", str(root))
+
+
+@contextmanager
+def scratch_folder(scratch_dir: Path | str | None, prefix: str) -> Iterator[Path]:
+    """A new folder that only this process's user may enter, removed afterwards with all that a trial left there."""
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_dir))
+    try:
+        yield folder
+    finally:
+        remove_tree(folder)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove what a trial wrote. Not shutil.rmtree: it recurses, and a trial may nest folders deeper than Python's stack."""
+    # Errors are ignored: left-overs in scratch cost space, and must not hide what became of the trial.
+    subprocess.run(["rm", "-rf", "--", str(folder)], stdin=subprocess.DEVNULL, capture_output=True)
 
 
 class Staging:

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -124,6 +123,10 @@ class Together:
     def timed_out(self) -> bool:
         return self._local.timed_out
 
+    @property
+    def overspent(self) -> str:
+        return self._local.overspent
+
     def poll(self) -> int | None:
         """The exit code once every node has ended."""
         if self.returncode is not None:
@@ -162,9 +165,9 @@ def help_with(campaign: Campaign, folder: Round, arm_name: str) -> None:
     rules = constitution.load(frozen.constitution_digest)
     arm = next(arm for arm in frozen.arms if arm.name == arm_name)
     chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
-    with tempfile.TemporaryDirectory(prefix="arm-", dir=chosen.cluster.scratch_dir or None) as scratch:
-        with image.mounted(campaign.image, frozen.image_digest, Path(scratch)) as mount:
-            with image.forked(mount, Path(scratch), namespace.trial_uid()) as fork:
+    with namespace.scratch_folder(chosen.cluster.scratch_dir or None, "arm-") as scratch:
+        with image.mounted(campaign.image, frozen.image_digest, scratch) as mount:
+            with image.forked(mount, scratch, namespace.trial_uid()) as fork:
                 turn = 0
                 while not _over(attempt, shared):
                     folder_of_turn = shared / f"{turn:02d}"

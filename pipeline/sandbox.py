@@ -5,37 +5,35 @@ command in it. Their sources are first bound under a staging folder that everybo
 drops to an unprivileged uid *before* bubblewrap (limits on processes do not bind root, and root's files stay
 unreadable) and still shows the trial a runtime below /root. An ordinary user takes the same way in a user namespace.
 
-Covered, each by an attack in tests/test_sandbox.py and most by `probe` before every trial: files outside the list, by
+Covered, each by an attack (`make attacks` prints them) and most by `probe` before every trial: files outside the list, by
 path or through /proc; writing, remounting or unmounting what is bound read-only; capabilities, set-uid programs and
 user namespaces; other processes (signals, ptrace, /proc); System V and shared memory; the network with the host's own
-loopback and abstract sockets (level `loopback`); the caller's environment, descriptors and terminal; the number of
-processes, the size of a file, of /tmp and of /dev/shm; processes left behind by a command that has ended.
+loopback and abstract sockets (level `loopback`); the caller's environment, descriptors, terminal and keyring; the
+number of processes, the size of a file, of /tmp and of /dev/shm, by looks now and then (spending.py) that of all it
+writes; processes left behind by a command that has ended.
 
-Not covered: bugs of the kernel (no system call is filtered) and of device drivers; total memory, CPU time and disk
-space, which the scheduler's cgroup and the file system's quota bound; timing and other side channels; the *names* of
-bound paths in /proc/self/mountinfo and kernel-wide facts in /proc; kernel keyrings and AF_VSOCK, which no namespace
-divides. Level `fabric` shares the host's network: loopback services, abstract sockets and every other host are open
-then, so only trials of several nodes should have it. What a trial writes is its own word: `open_output` reads it
-without following a link.
+Not covered: bugs of the kernel (no system call is filtered) and of device drivers; total memory and CPU time, which the
+scheduler's cgroup bounds (where none does, the kernel takes the trial first); disk space between two looks and of files
+without a name; timing and other side channels; the *names* of bound paths in /proc/self/mountinfo and kernel-wide facts
+in /proc; AF_VSOCK, which no namespace divides. Level `fabric` shares the host's network: loopback services, abstract
+sockets and every other host are open then, so only trials of several nodes should have it. What a trial writes is its
+own word: `open_output` reads it without following a link.
 """
 
 import json
 import os
-import select
-import shutil
-import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.confined import Confined, launch
 from pipeline.errors import ConfigError, NotFound, Refused, TrialFailed, WorkFailed
-from pipeline.namespace import UNMOVED, Staging, enter_private_namespace, require_private_namespace, trial_uid
+from pipeline.namespace import Staging, enter_private_namespace, require_private_namespace, trial_uid
+from pipeline.spending import Spending
 
 # With the two names of namespace.py that whoever starts a sandbox needs as well.
 __all__ = ["Confined", "Limits", "Sandbox", "enter_private_namespace", "open_output", "probe", "trial_uid"]
@@ -63,6 +61,9 @@ class Limits:
     address_space_bytes: int | None = None
     tmp_size_bytes: int = 4 * 2**30
     shm_size_bytes: int = 4 * 2**30
+    disk_size_bytes: int | None = None  # of all that it writes; None: half of what is free when it starts
+    num_files: int = 1_000_000
+    log_size_bytes: int = 2**28
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Sandbox:
         limits = [f"--nproc={self.limits.num_processes}", f"--fsize={self.limits.file_size_bytes}", "--core=0"]
         if self.limits.address_space_bytes is not None:
             limits.append(f"--as={self.limits.address_space_bytes}")
+        bounds = (self.limits.disk_size_bytes, self.limits.num_files, self.limits.log_size_bytes)
+        spending = Spending(list(self.read_write.values()), log_path, *bounds)
         identity: dict[str, Any] = {}
         if self.uid != os.geteuid():
             identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
@@ -103,12 +106,13 @@ class Sandbox:
         staging = Staging()
         try:
             # The limits are set inside, where processes are counted per sandbox and nobody may raise them again.
-            inner = ["--", "/usr/bin/prlimit", *limits, "--", *command]
-            process, init = _launch([*self._arguments(staging), *inner], log_path, identity)
+            # And where memory ends, the kernel takes the trial before the worker or a neighbour.
+            inner = ["--", "/usr/bin/choom", "-n", "1000", "--", "/usr/bin/prlimit", *limits, "--", *command]
+            process, init = launch([*self._arguments(staging), *inner], log_path, identity)
         except BaseException:
             staging.remove()
             raise
-        return Confined(process, init, staging, time.monotonic() + self.limits.wall_seconds)
+        return Confined(process, init, staging, time.monotonic() + self.limits.wall_seconds, spending)
 
     def environment(self) -> dict[str, str]:
         """All the variables that the command gets."""
@@ -152,63 +156,6 @@ class Sandbox:
         for name, value in self.environment().items():
             arguments += ["--setenv", name, value]
         return arguments
-
-
-class Confined:
-    """A running sandbox. `poll` and `wait` enforce its wall limit; leaving a `with` block kills what still runs.
-
-    `returncode` is the command's, 128 + n when signal n ended it; `timed_out` tells that the wall limit did.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], init: int, staging: Staging, deadline: float) -> None:
-        self.returncode: int | None = None
-        self.timed_out = False
-        self._process = process
-        self._init = init  # a pidfd of the sandbox's pid 1: readable when that, and so every process inside, is gone
-        self._staging = staging
-        self._deadline = deadline
-
-    def __enter__(self) -> "Confined":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def poll(self) -> int | None:
-        """The exit code, or None while anything inside still runs."""
-        if self.returncode is None:
-            if self._is_over(0.0):
-                self._finish()
-            elif time.monotonic() > self._deadline:
-                self.timed_out = True
-                self.kill()
-        return self.returncode
-
-    def wait(self) -> int:
-        """Wait for the end, or kill at the wall limit; the exit code."""
-        while self.poll() is None:
-            self._is_over(max(0.0, self._deadline - time.monotonic()))
-        assert self.returncode is not None
-        return self.returncode
-
-    def kill(self) -> None:
-        """Kill every process inside and return when none is left."""
-        if self.returncode is None:
-            with suppress(ProcessLookupError):  # it may have ended by itself just now
-                signal.pidfd_send_signal(self._init, signal.SIGKILL)
-            self._finish()
-
-    def _is_over(self, seconds: float | None) -> bool:
-        gone = select.poll()
-        gone.register(self._init, select.POLLIN)
-        return bool(gone.poll(None if seconds is None else seconds * 1000))
-
-    def _finish(self) -> None:
-        # bubblewrap returns when the command does; what the command left behind dies with pid 1 a moment later.
-        self._is_over(None)
-        os.close(self._init)
-        self.returncode = self._process.wait()
-        self._staging.remove()
 
 
 def probe(sandbox: Sandbox, forbidden: Mapping[str, Path], article: str, report_path: Path) -> dict[str, Any]:
@@ -262,27 +209,6 @@ def open_output(folder: Path, name: str) -> IO[bytes]:
         os.close(descriptor)
         raise TrialFailed("bad_output", f"{name} in {folder} is not a plain file")
     return open(descriptor, "rb")
-
-
-def _launch(arguments: list[str], log_path: Path, identity: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes], int]:
-    """Start bubblewrap and return it with a pidfd of the sandbox's pid 1."""
-    program = shutil.which("bwrap")
-    if program is None:
-        raise NotFound("no program bwrap", "install bubblewrap 0.8 or newer")
-    reader, writer = os.pipe()
-    with open(reader, "rb") as told, open(log_path, "ab") as log:
-        command = [*UNMOVED, program, "--info-fd", str(writer), *arguments]
-        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
-        try:
-            # An empty environment: the one that bubblewrap gets stays readable inside, in /proc/1/environ.
-            process = subprocess.Popen(command, env={}, pass_fds=(writer,), **streams, **identity)
-        finally:
-            os.close(writer)
-        try:
-            return process, os.pidfd_open(json.loads(told.read())["child-pid"])
-        except (ValueError, ProcessLookupError) as error:
-            process.wait()
-            raise WorkFailed(f"the sandbox did not start: {log_path.read_text()[-2000:]}") from error
 
 
 def _runtime() -> list[str]:

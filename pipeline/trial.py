@@ -50,6 +50,9 @@ class Process(Protocol):
     @property
     def timed_out(self) -> bool: ...
 
+    @property
+    def overspent(self) -> str: ...
+
     def poll(self) -> int | None: ...
 
     def kill(self) -> None: ...
@@ -86,6 +89,8 @@ def train(
         raise TrialFailed(
             "timeout", f"the trial used up its {sandbox.limits.wall_seconds:.0f} s", log_tail(attempt.trial_log)
         )
+    if process.overspent:
+        raise TrialFailed("disk_limit", f"the trial wrote too much: {process.overspent}", log_tail(attempt.trial_log))
     if code == 75 and stop_wanted():
         raise Interrupted("the trial was stopped and saved its state", "Start the arm again and it goes on")
     if code:
@@ -190,12 +195,17 @@ def progress_lines(attempt: Attempt, phase: str) -> list[dict[str, Any]]:
     return found
 
 
+def printable(text: str) -> str:
+    """Lines with a mark for each character that is no text: a terminal would obey what a trial has put into its log."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
+
+
 def log_tail(path: Path) -> str:
     """The end of a log, for an outcome's traceback."""
     try:
         with open(path, "rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace")
+            return printable(file.read().decode(errors="replace"))
     except FileNotFoundError:
         return ""

@@ -125,12 +125,16 @@ def states_of(folder: Round) -> dict[str, Any]:
 
 
 def logs_verb(arguments: argparse.Namespace) -> int:
-    from pipeline import control
+    from pipeline import control, trial
 
     _, folder = found(arguments, arguments.round)
     paths = control.logs_of(folder, arguments.arm, arguments.which)
     command = ["tail", "-n", str(arguments.lines), *(["-F"] if arguments.follow else []), *map(str, paths)]
-    return subprocess.run(command).returncode
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
+        assert tail.stdout is not None
+        for line in tail.stdout:
+            print(trial.printable(line), end="", flush=arguments.follow)
+    return tail.returncode
 
 
 def cancel_verb(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import signal
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping
@@ -103,8 +102,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
 def run(job: Work) -> None:
     """Everything between claim and publication."""
     job.mark("mount")
-    with tempfile.TemporaryDirectory(prefix="arm-", dir=job.chosen.cluster.scratch_dir or None) as folder:
-        scratch = Path(folder)
+    with namespace.scratch_folder(job.chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(job.campaign.image, job.plan.image_digest, scratch) as mount:
             job.coverage = {"sandbox": "bubblewrap", "mount": mount.backend}
             kept = None
@@ -143,6 +141,8 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     num_nodes, shared = job.chosen.num_nodes, job.attempt.folder / "nodes"
     out_dir = (shared if num_nodes > 1 else scratch) / "out"  # ranks of every node write there
     out_dir.mkdir(parents=True)
+    # Else a set-uid program that a trial leaves there would serve everybody on that file system.
+    out_dir.parent.chmod(0o700)
     try:
         restore(job, out_dir)
         base, bound = pristine.base_of(mount.root, job.chosen)
@@ -158,7 +158,7 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     finally:
         if num_nodes > 1:
             write_file(shared / "over", "")
-            shutil.rmtree(out_dir, ignore_errors=True)
+            namespace.remove_tree(out_dir)
 
 
 def restore(job: Work, out_dir: Path) -> None:

@@ -5,12 +5,15 @@ With REQUIRE_SLURM=1, as in CI, a session in which no Slurm test ran has failed:
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from slurm.testbed.testbed import why_not
+from tests.attacks import table
+from tests.attacks.fixtures import arena, folder, outsider  # noqa: F401  fixtures of tests that attack
 from tests.trainings import alone, inputs  # noqa: F401  fixtures of tests that train
 
 hypothesis.settings.register_profile("shared_machine", deadline=None, max_examples=50)  # which is slow at times
@@ -26,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest itself selects by `-m`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        table.announce(item)
         if "testbed" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slurm)
     no_gpu = "" if any(Path("/dev").glob("nvidia[0-9]*")) else "no NVIDIA GPU on this machine"
@@ -37,9 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slurm") is not None)  # the fast ones first
 
 
-def pytest_runtest_call(item: pytest.Item) -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     if item.get_closest_marker("slurm"):
         item.config.stash[SLURM_RAN] += 1
+    yield from table.watch(item)
 
 
 def _slurm_is_missed(config: pytest.Config) -> bool:
@@ -61,5 +67,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     ]
     for row in drilled:
         terminalreporter.write_line(f"| {row} |")
+    reports = [each for outcome in ("passed", "failed", "skipped") for each in terminalreporter.getreports(outcome)]
+    for line in table.rows(reports):
+        terminalreporter.write_line(line)
     if _slurm_is_missed(config):
         terminalreporter.write_line("FAILED: REQUIRE_SLURM=1, and no Slurm test ran", red=True)

@@ -24,7 +24,7 @@ class Local:
     """This node's process."""
 
     def __init__(self, code: int | None) -> None:
-        self.returncode, self.timed_out, self.killed = code, False, False
+        self.returncode, self.timed_out, self.overspent, self.killed = code, False, "", False
 
     def poll(self) -> int | None:
         return self.returncode

@@ -40,6 +40,7 @@ class Unconfined:
 
     process: subprocess.Popen[bytes]
     timed_out: bool = False
+    overspent: str = ""
 
     returncode = property(lambda self: self.process.returncode)
 

@@ -2,27 +2,32 @@
 
     python arena.py WORLD TERMINAL     then one JSON request a line on stdin, one JSON answer a line on stdout
 
-A request has `do` (attack, plain, probe or outside), and `arguments`; the world is laid out by test_sandbox.py. Only
-the walls of the sandbox stand between an attack and the world: both belong to the same uid where that is not root.
+A request has `do` (a method of Stage) and `arguments`; the world is laid out by host.py. Only the walls of the sandbox
+stand between an attack and the world: both belong to the same uid where that is not root.
 """
 
+import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import image
+from pipeline import adapter, earlier, image, pristine, trial
 from pipeline.errors import PipelineError
-from pipeline.namespace import enter_private_namespace, trial_uid
+from pipeline.layout import Attempt
+from pipeline.namespace import enter_private_namespace, scratch_folder, trial_uid
 from pipeline.sandbox import Confined, Limits, Sandbox, open_output, probe
 
 MIB = 2**20
 LIMITS = Limits(60, num_processes=64, file_size_bytes=8 * MIB, tmp_size_bytes=4 * MIB, shm_size_bytes=4 * MIB)
-PYTHON = [sys.executable, "-I", "/task/inside.py"]
+SHAPES = {"w": (2, 2)}
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj"]}
+PYTHON = [sys.executable, "-sE", "/task/inside.py"]
 
 
 def answer(process: Confined, log: Path) -> dict[str, Any]:
@@ -31,49 +36,127 @@ def answer(process: Confined, log: Path) -> dict[str, Any]:
     return {"code": code, "timed_out": process.timed_out, "got": lines[-1] if lines else "", "log": lines}
 
 
-def handle(world: Path, pristine: image.Mount, fork: image.Fork, sandbox: Sandbox, request: dict[str, Any]) -> Any:
-    log = world / "log"
-    log.unlink(missing_ok=True)
-    if request["do"] == "attack":
-        with sandbox.start([*PYTHON, *request["arguments"]], log) as process:
-            answered = answer(process, log)
-        answered["got"] = json.loads(answered["got"]) if answered["code"] == 0 else None
-    elif request["do"] == "plain":
-        limits = replace(LIMITS, **request.get("limits", {}))
-        changed = replace(sandbox, limits=limits, devices=tuple(request.get("devices", ())))
-        with changed.start(request["arguments"], log) as process:
-            answered = answer(process, log)
-    elif request["do"] == "probe":
-        forbidden = {name: Path(path) for name, path in request["forbidden"].items()}
-        shown = {inside: Path(path) for inside, path in request.get("show", {}).items()}
-        changed = replace(sandbox, read_only={**sandbox.read_only, **shown}, network=request.get("network", "loopback"))
-        answered = {"report": probe(changed, forbidden, "7", world / "probe.json")}
-    elif request["do"] == "read":
-        with open_output(world / "out", request["arguments"][0]) as file:
-            answered = {"got": file.read().decode()}
-    elif request["do"] == "outside":
-        done = subprocess.run(request["arguments"], capture_output=True, text=True)
-        answered = {"code": done.returncode, "log": done.stdout + done.stderr}
-    else:
-        raise ValueError(f"no request {request['do']!r}")
-    pristine.verify()
-    return {**answered, "backends": [pristine.backend, fork.backend], "uid": sandbox.uid}
+@dataclass
+class Stage:
+    """What is there for every request."""
+
+    world: Path
+    pristine: image.Mount
+    fork: image.Fork
+    sandbox: Sandbox
+
+    @property
+    def log(self) -> Path:
+        return self.world / "log"
+
+    def attack(self, *arguments: str, **more: Any) -> dict[str, Any]:
+        with replace(self.sandbox, **more).start([*PYTHON, *arguments], self.log) as process:
+            answered = answer(process, self.log)
+        told = json.loads(answered["got"]) if answered["code"] == 0 else {"got": None, "refused": []}
+        return answered | told
+
+    def plain(self, *arguments: str, limits: dict[str, Any] | None = None, devices: tuple[str, ...] = ()) -> Any:
+        changed = replace(self.sandbox, limits=replace(LIMITS, **(limits or {})), devices=tuple(devices))
+        with changed.start(arguments, self.log) as process:
+            return answer(process, self.log)
+
+    def probe(self, forbidden: dict[str, str], show: dict[str, str] | None = None, network: str = "loopback") -> Any:
+        shown = {inside: Path(path) for inside, path in (show or {}).items()}
+        changed = replace(self.sandbox, read_only={**self.sandbox.read_only, **shown}, network=network)
+        closed = {name: Path(path) for name, path in forbidden.items()}
+        return {"report": probe(changed, closed, "7", self.world / "probe.json")}
+
+    def read(self, name: str) -> dict[str, Any]:
+        with open_output(self.world / "out", name) as file:
+            return {"got": file.read().decode()}
+
+    def outside(self, *arguments: str) -> dict[str, Any]:
+        done = subprocess.run(arguments, capture_output=True, text=True)
+        return {"code": done.returncode, "log": done.stdout + done.stderr}
+
+    def train(self, code: str, limits: dict[str, Any] | None = None, stall_seconds: float = 60.0) -> dict[str, Any]:
+        """The worker's own way through a training; the trial has changed its fork's code to `code`."""
+        shutil.rmtree(
+            self.fork.root / "substrate/__pycache__", ignore_errors=True
+        )  # an attack before may have poisoned it
+        (self.fork.root / "substrate/train.py").write_text(code)
+        attempt = self._attempt()
+        shown = {"/task": self.world / "task"}
+        written = {"/substrate": self.fork.root, "/out": self.world / "out"}
+        confined = Sandbox(shown, written, pristine.SUBSTRATE_ENV, limits=replace(LIMITS, **(limits or {})))
+        trial.train(confined, attempt, self.world / "out", stall_seconds, lambda: False)
+        return {"log": trial.log_tail(attempt.trial_log), "progress": trial.progress_lines(attempt, "train")}
+
+    def judge(self) -> dict[str, Any]:
+        """The image's train.py as the judge starts its processes, and as the trial's fork would run it."""
+        work = self._attempt().folder
+        out = pristine.start(self.pristine.root, "train", [], {}, work, self.log)
+        forked = Sandbox({"/substrate": self.fork.root}, env=pristine.SUBSTRATE_ENV)
+        with forked.start(["python", "-P", "-m", "substrate.train"], work / "fork.log") as process:
+            process.wait()
+        return {"got": self.log.read_text(), "out": os.listdir(out), "fork": (work / "fork.log").read_text()}
+
+    def take(self) -> dict[str, Any]:
+        """What the worker takes of /out after a training: the files that are then in the attempt."""
+        attempt = self._attempt()
+        found: dict[str, Any] = {}
+        try:
+            found["digest"] = adapter.take(self.world / "out", SHAPES, LORA, attempt.adapter_dir)
+        finally:
+            found["kept"] = sorted(str(p.relative_to(attempt.folder)) for p in attempt.folder.rglob("*"))
+            (self.world / "kept.json").write_text(json.dumps(found["kept"]))
+        return found
+
+    def keep(self) -> dict[str, Any]:
+        """Keep the trial's state, as the worker does at each checkpoint, and list it."""
+        saved = self._attempt().saved_dir
+        try:
+            earlier.keep_state(self.world / "out", saved)
+        except OSError as error:
+            return {"kept": [], "why": str(error)}
+        kept = [path for path in saved.rglob("*")]
+        return {
+            "kept": sorted(path.name for path in kept),
+            "modes": sorted({path.stat().st_mode & 0o7000 for path in kept}),
+        }
+
+    def clean(self, name: str) -> dict[str, Any]:
+        """Remove what a trial has left, as the worker removes its scratch."""
+        with scratch_folder(self.world / "scratch", "arm-") as folder:
+            (self.world / name).rename(folder / "out")
+            mode = folder.stat().st_mode & 0o777
+        (self.world / name).mkdir()
+        return {"mode": mode, "left": sorted(path.name for path in (self.world / "scratch").iterdir())}
+
+    def _attempt(self) -> Attempt:
+        """A new and empty one."""
+        folder = self.world / "attempt"
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "task").mkdir(parents=True)
+        return Attempt(folder)
 
 
 def main(world: Path, terminal: str) -> None:
     # The first terminal that the leader of a session opens becomes the session's own.
     os.close(os.open(terminal, os.O_RDWR))
+    # As a login does, so that there is a keyring of the session to steal from.
+    ctypes.CDLL(None).syscall(250, 1, None)
     enter_private_namespace([sys.executable, "-W", "error", *sys.argv])
     with ExitStack() as stack:
         digest = image.show(world / "image.sqsh").tree_digest
-        pristine = stack.enter_context(image.mounted(world / "image.sqsh", digest, world / "scratch"))
-        fork = stack.enter_context(image.forked(pristine, world / "scratch", trial_uid()))
-        shown = {"/substrate": pristine.root, "/task": world / "task"}
+        pristine_mount = stack.enter_context(image.mounted(world / "image.sqsh", digest, world / "scratch"))
+        fork = stack.enter_context(image.forked(pristine_mount, world / "scratch", trial_uid()))
+        shown = {"/substrate": pristine_mount.root, "/task": world / "task"}
         sandbox = Sandbox(shown, {"/fork": fork.root, "/out": world / "out"}, limits=LIMITS)
-        print(json.dumps({"ready": True}), flush=True)
+        stage = Stage(world, pristine_mount, fork, sandbox)
+        backends = [pristine_mount.backend, fork.backend]
+        print(json.dumps({"ready": True, "backends": backends, "uid": sandbox.uid}), flush=True)
         for line in sys.stdin:
+            request = json.loads(line)
+            stage.log.unlink(missing_ok=True)
             try:
-                answered = handle(world, pristine, fork, sandbox, json.loads(line))
+                answered = getattr(stage, request.pop("do"))(*request.pop("arguments"), **request)
+                pristine_mount.verify()
             except PipelineError as error:
                 answered = {"error": type(error).__name__, "what": str(error), "kind": error.kind}
             print(json.dumps(answered), flush=True)

@@ -16,8 +16,25 @@ ROOT = Path(__file__).parents[2]
 ATTACKS = Path(__file__).parent
 USER = 12345 if os.geteuid() == 0 else os.geteuid()
 PROGRAMS = ("bwrap", "unshare", "setpriv", "prlimit", "mksquashfs", "unsquashfs", "squashfuse", "fuse-overlayfs")
+# A key for the session's keyring; the system call's number is that of x86_64.
+ADD_KEY = "import ctypes; print(ctypes.CDLL(None).syscall(248, b'user', b'arena', b'the secret', 10, -3))"
+LOOKS = ("read", "take", "keep", "clean", "judge")
 WHO = ("root", "user")
-SECRETS = ("vault/seed", "ledger.h5", "answers.jsonl", "constitution/constitution.yaml", "a1/attempt_00/result.h5")
+SECRETS = (
+    "vault/seed",
+    "ledger.h5",
+    "answers.jsonl",
+    "constitution/constitution.yaml",
+    "a1/attempt_00/result.h5",
+    "rounds/r0000/a0.h5",
+)
+
+# Says what it finds in the places from which libraries load what an earlier process compiled.
+HONEST = """
+import os, sys
+found = [p for d in ("/tmp", "/dev/shm", "/out", os.environ["HOME"]) for _, ds, fs in os.walk(d) for p in ds + fs]
+print("honest", sorted(found), sys.modules.get("usercustomize"), __spec__.cached and os.path.exists(__spec__.cached))
+"""
 
 
 def command_as(who: str, *command: str) -> list[str]:
@@ -67,7 +84,11 @@ class Arena:
         self.errors = open(world.parent / "arena.log", "w+")
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
         self.process = subprocess.Popen(command, env=environment(), text=True, start_new_session=True, **pipes)
-        assert self._line() == {"ready": True}
+        ready = self._line()
+        assert ready["ready"]
+        self.backends, self.uid = ready["backends"], ready["uid"]
+        # For the table of `make attacks`: what stood in the way since somebody cleared it.
+        self.refusals: set[str] = set()
 
     def _line(self) -> Any:
         assert self.process.stdout is not None
@@ -83,14 +104,22 @@ class Arena:
         self.process.stdin.flush()
 
     def ask(self, do: str, *arguments: str, **more: Any) -> dict[str, Any]:
-        for path in (self.world / "out").iterdir():
-            if do != "read":
-                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        # Those that look at what the attack before them has left.
+        for path in (self.world / "out").iterdir() if do not in LOOKS else ():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.send(do, *arguments, **more)
-        return self._line()
+        answered = self._line()
+        self.refusals |= set(answered.get("refused", []))
+        if "error" in answered:
+            self.refusals.add(answered["kind"])
+        return answered
 
-    def attack(self, name: str, *arguments: str) -> Any:
-        answered = self.ask("attack", name, *arguments)
+    @property
+    def backend(self) -> str:
+        return f"{'+'.join(self.backends)} as {'root' if self.who == 'root' else 'an ordinary user'}"
+
+    def attack(self, name: str, *arguments: str, **more: Any) -> Any:
+        answered = self.ask("attack", name, *arguments, **more)
         assert answered.get("code") == 0, answered
         return answered["got"]
 
@@ -121,10 +150,11 @@ def lay_out(who: str, folder: Path) -> Path:
         (world / name).write_text("what a trial must not see")
         (world / name).chmod(0o600)
     (world / "vault").chmod(0o700)
-    shutil.copy(ATTACKS / "inside.py", world / "task/inside.py")
+    for name in ("acts.py", "inside.py", "leavings.py"):
+        shutil.copy(ATTACKS / name, world / "task")
     payload = folder / "payload"
     (payload / "substrate").mkdir(parents=True)
-    (payload / "substrate/train.py").write_text("print('honest')\n")
+    (payload / "substrate/train.py").write_text(HONEST)
     (payload / "manifest.yaml").write_text("name: arena\n")
     image.build(payload, world / "image.sqsh")
     if who == "user" and os.geteuid() == 0:

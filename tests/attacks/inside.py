@@ -1,11 +1,10 @@
-"""What a hostile trial tries. Runs inside the sandbox as `python -I /task/inside.py ATTACK ARGUMENT...`.
+"""What a hostile trial tries. Runs inside the sandbox as `python -sE /task/inside.py ATTACK ARGUMENT...`.
 
-Each function is one attack and returns what it got, which is nothing (or the allowed) where the wall holds. The answer
-is the last line of output, as JSON.
+Each function, here and in leavings.py, is one attack and returns what it got, which is nothing (or the allowed) where
+the wall holds. The answer is the last line of output: JSON of what it got and of what refused it.
 """
 
 import ctypes
-import errno
 import glob
 import itertools
 import json
@@ -17,32 +16,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-LIBC = ctypes.CDLL(None, use_errno=True)
-MS_REMOUNT, MS_BIND, MNT_DETACH, CLONE_NEWNS, CLONE_NEWUSER, PTRACE_ATTACH = 0x20, 0x1000, 2, 0x20000, 0x10000000, 16
-
-
-Act = tuple[Any, ...]  # a name, a function, its arguments
-
-
-def successes(acts: Iterable[Act]) -> list[str]:
-    """The names of the acts that were not refused."""
-    done = []
-    for name, act, *arguments in acts:
-        try:
-            result = act(*arguments)
-        except (OSError, ValueError, subprocess.CalledProcessError):
-            continue
-        if result != -1:  # a libc call that failed
-            done.append(name)
-    return done
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=5)
+import leavings
+from acts import (
+    CLONE_NEWNS,
+    CLONE_NEWUSER,
+    LIBC,
+    MNT_DETACH,
+    MS_BIND,
+    MS_REMOUNT,
+    PTRACE_ATTACH,
+    REFUSED,
+    Act,
+    refused,
+    run,
+    successes,
+)
 
 
 def write_mount(*folders: str) -> list[str]:
@@ -112,18 +103,35 @@ def signal_process(pid: str) -> list[str]:
     target = int(pid)
     acts: list[Act] = [
         ("kill", os.kill, target, signal.SIGKILL),
-        ("ptrace", LIBC.ptrace, PTRACE_ATTACH, target, None, None),
+        ("its group", os.killpg, target, signal.SIGKILL),
         ("pidfd", os.pidfd_open, target),
-        ("memory", os.open, f"/proc/{target}/mem", os.O_RDWR),
         ("limits", resource.prlimit, target, resource.RLIMIT_NOFILE, (8, 8)),
         ("priority", os.setpriority, os.PRIO_PROCESS, target, 19),
+        ("affinity", os.sched_setaffinity, target, {0}),
     ]
     done = successes(acts)
+    # Everybody of this uid, here and outside; the one who called asks whether it changed.
+    os.setpriority(os.PRIO_USER, 0, 10)
     # Everybody it may signal, apart from itself and pid 1: nobody outside may be among them.
     with subprocess.Popen(["sleep", "60"]) as own:
         os.kill(-1, signal.SIGKILL)
         own.wait()
     return done
+
+
+def trace(pid: str) -> list[str]:
+    """Stop a process of the same uid, read its memory, its environment, its open files."""
+    target = int(pid)
+    local, remote = ctypes.create_string_buffer(8), (ctypes.c_void_p * 2)(0x400000, 8)
+    here = (ctypes.c_void_p * 2)(ctypes.addressof(local), 8)
+    return successes(
+        [
+            ("ptrace", LIBC.ptrace, PTRACE_ATTACH, target, None, None),
+            ("process_vm_readv", LIBC.process_vm_readv, target, here, 1, remote, 1, 0),
+            *((name, os.open, f"/proc/{target}/{name}", os.O_RDONLY) for name in ("mem", "environ", "maps", "fd/0")),
+            ("pidfd_getfd", lambda: LIBC.syscall(438, os.pidfd_open(target), 0, 0)),
+        ]
+    )
 
 
 def host_processes() -> dict[str, Any]:
@@ -151,12 +159,12 @@ def descriptors() -> list[str]:
 def fork_bomb(ceiling: str) -> dict[str, int]:
     """Fork until refused, at most to `ceiling`."""
     children: list[int] = []
-    reason = 0
+    reason = ""
     for _ in range(int(ceiling)):
         try:
             child = os.fork()
         except OSError as error:
-            reason = error.errno or -1
+            reason = refused(error)
             break
         if child == 0:
             time.sleep(60)
@@ -165,7 +173,7 @@ def fork_bomb(ceiling: str) -> dict[str, int]:
     for child in children:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-    return {"children": len(children), "refused_again": reason == errno.EAGAIN}
+    return {"children": len(children), "refused_again": reason == "EAGAIN"}
 
 
 def raise_limits() -> list[str]:
@@ -190,7 +198,7 @@ def fill(path: str, size_mib: str) -> str:
             for _ in range(int(size_mib)):
                 file.write(bytes(2**20))
     except OSError as error:
-        return errno.errorcode[error.errno or 0]
+        return refused(error)
     return "filled"
 
 
@@ -250,4 +258,6 @@ def pseudo_terminal() -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])), flush=True)
+    attack = globals().get(sys.argv[1]) or getattr(leavings, sys.argv[1])
+    got = attack(*sys.argv[2:])
+    print(json.dumps({"got": got, "refused": sorted(REFUSED)}), flush=True)
