@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """The parts of a checkout that a family's tests need, with the module of the page."""
-    for name in ("substrate", "tests", "slurm"):
+    for name in ("substrate", "pipeline", "tests", "slurm"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     shutil.copyfile(ROOT / "setup.cfg", tmp_path / "setup.cfg")
     (module,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/families.md").read_text(), re.DOTALL)
