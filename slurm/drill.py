@@ -1,126 +1,206 @@
-"""Does a sandbox on this node see its GPUs, and do two ranks in it reach each other? `srun --gpus=2 python slurm/drill.py`
+"""What only a real cluster can show, played with small jobs of a few CPU-minutes: `python slurm/drill.py cluster=slurm_pyxis`
 
-Runs what a trial runs: the same bubblewrap, device nodes, driver libraries, /dev/shm and network level, and in it an
-all-reduce over NCCL (gloo on a node without GPUs). Prints what was seen; exit code 0 when all of it worked.
+From a login node, in a folder that nodes see. Submits with the account, partition and so on of the cluster's file, waits, prints a
+table; exit code 0 when nothing is bad. A row is `unknown` where its job did not start in time: the queue is no fault.
 
-    gpus       2 x NVIDIA H200
-    shm        32.0 GiB
-    all-reduce 2 ranks over nccl, 256 MiB: the sum is right, 120.4 GB/s
+    requeue      may a job requeue itself, and does it come back knowing that it was?        (preempted arms go on)
+    signal       does USR2 come before the limit, and how long before?                       (arms save their state)
+    claim        do two nodes that make one folder at once agree on who did?                 (attempts of an arm)
+    lock         does a file lock on one node hold on another?                               (one meta stage, one log)
+    rename       how long until a file renamed on a node is seen here?                       (results)
+    hop          from the end of an array to the start of the job that waits for it          (rounds)
+    sandbox      does the sandbox hold on a node, and do two ranks in it reach each other?   (arms)
 """
 
 import argparse
-import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+LEAD_SECONDS = 30
+LIMIT_SECONDS = 60  # the shortest that Slurm takes
+
+REQUEUE = """
+echo "${SLURM_RESTART_COUNT:-0}" >> requeue.starts
+[ "${SLURM_RESTART_COUNT:-0}" = 0 ] && { scontrol requeue "$SLURM_JOB_ID" || echo refused > requeue.refused; sleep 60; }
+exit 0
+"""
+SIGNAL = """
+trap 'date +%s.%N > signal.told; exit 0' USR2
+date +%s.%N > signal.began
+sleep 300 & wait
+"""
+TOGETHER = """
+me=$SLURM_ARRAY_TASK_ID
+touch together.$me
+for _ in $(seq 600); do [ -e together.0 ] && [ -e together.1 ] && break; sleep 0.1; done
+[ -e together.0 ] && [ -e together.1 ] || exit 1
+mkdir claim 2>/dev/null && hostname > claim.won.$me || hostname > claim.lost.$me
+exec 9> lock
+flock -w 60 9 && { date +%s.%N > lock.from.$me; sleep 2; date +%s.%N > lock.to.$me; }
+date +%s.%N > aside.$me && mv aside.$me renamed.$me
+date +%s.%N > together.ended.$me
+"""
+AFTER = "date +%s.%N > after.began"
 
 
-def inside(num_ranks: int, size_bytes: int) -> int:
-    """In the sandbox: starts the ranks and waits for them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    command = [sys.executable, "-P", "/drill.py", "--rank", "--bytes", str(size_bytes)]
-    ranks = [subprocess.Popen(command, env={**os.environ, **common, "RANK": str(n)}) for n in range(num_ranks)]
-    return max(abs(rank.wait()) for rank in ranks)
+@dataclass(frozen=True)
+class Row:
+    """verdict: good, bad or unknown."""
+
+    name: str
+    verdict: str
+    seen: str
 
 
-def rank(size_bytes: int) -> None:
-    """One rank: sums a tensor over all, checks the sum, times it; rank 0 writes what it saw."""
-    import torch
-    import torch.distributed as dist
+class Site:
+    """A folder that nodes see, and the flags with which jobs are submitted."""
 
-    number, on_gpu = int(os.environ["RANK"]), torch.cuda.is_available()
-    device = torch.device("cuda", number) if on_gpu else torch.device("cpu")
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    world = dist.get_world_size()
-    tensor = torch.full((size_bytes // 4,), float(number + 1), device=device)
-    dist.all_reduce(tensor)
-    right = bool((tensor == world * (world + 1) / 2).all())
-    dist.barrier()
-    began = time.perf_counter()
-    for _ in range(5):
-        dist.all_reduce(tensor)
-    float(tensor[0].item())  # waits for the device
-    seconds = (time.perf_counter() - began) / 5
-    shm = os.statvfs("/dev/shm")
-    seen = {
-        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if on_gpu else [],
-        "shm_bytes": shm.f_frsize * shm.f_blocks,
-        "backend": dist.get_backend(),
-        "ranks": world,
-        "bytes": size_bytes,
-        "right": right,
-        "bytes_per_second": 2 * (world - 1) / world * size_bytes / seconds,
-    }
-    if number == 0:
-        print(json.dumps(seen), flush=True)
-    dist.destroy_process_group()
+    def __init__(self, folder: Path, flags: list[str], wait_seconds: float) -> None:
+        self.folder, self.flags = folder, flags
+        self.deadline = time.monotonic() + wait_seconds
+        self.jobs: list[str] = []
+
+    def submit(self, text: str, *flags: str) -> str:
+        """The job's id. Raises SystemExit with Slurm's own sentence."""
+        fixed = ["--parsable", "--time=1", "--nodes=1", "--ntasks=1", "--open-mode=append", f"--chdir={self.folder}",
+                 f"--output={self.folder}/%x.log"]  # fmt: skip
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SBATCH_", "SLURM_"))}
+        if "SLURM_CONF" in os.environ:
+            environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
+        command = ["sbatch", *fixed, *self.flags, *flags]
+        done = subprocess.run(command, input=f"#!/bin/bash\n{text}", env=environment, capture_output=True, text=True)
+        if done.returncode:
+            self.cancel()
+            raise SystemExit(
+                f"sbatch refused: {done.stderr.strip()}. Check account and partition of the cluster's file"
+            )
+        self.jobs.append(done.stdout.split(";")[0].strip())
+        return self.jobs[-1]
+
+    def until(self, there: Callable[[], bool]) -> bool:
+        while not there() and time.monotonic() < self.deadline:
+            time.sleep(0.05)
+        return there()
+
+    def has(self, *names: str) -> bool:
+        return all((self.folder / name).exists() for name in names)
+
+    def number(self, name: str) -> float:
+        return float((self.folder / name).read_text())
+
+    def cancel(self) -> None:
+        if self.jobs:
+            subprocess.run(["scancel", *self.jobs], capture_output=True)
 
 
-def drill(overrides: list[str], num_ranks: int, size_bytes: int, log: Path) -> dict[str, Any]:
-    """Runs the drill in a sandbox of the composed configuration; what rank 0 saw."""
-    from pipeline import pristine, settings
+def requeue(site: Site) -> Row:
+    def starts() -> list[str]:
+        path = site.folder / "requeue.starts"
+        return path.read_text().split() if path.exists() else []
+
+    if not site.until(lambda: len(starts()) > 1 or site.has("requeue.refused")):
+        return Row("requeue", "unknown", f"starts so far: {', '.join(starts()) or 'none'}")
+    if site.has("requeue.refused"):
+        return Row("requeue", "unknown", "the site refuses it: another job takes an arm on (`rerun`)")
+    good = starts()[:2] == ["0", "1"]
+    return Row("requeue", "good" if good else "bad", f"restart counts {', '.join(starts())}")
+
+
+def signalled(site: Site) -> Row:
+    if not site.until(lambda: site.has("signal.began")):
+        return Row("signal", "unknown", "the job did not start in time")
+    if not site.until(lambda: site.has("signal.told")):
+        return Row("signal", "bad", "USR2 never came")
+    after = site.number("signal.told") - site.number("signal.began")
+    return Row(
+        "signal", "good", f"USR2 after {after:.0f} s of a {LIMIT_SECONDS} s limit, {LEAD_SECONDS} s of lead asked"
+    )
+
+
+def together(site: Site) -> list[Row]:
+    """Two tasks, on two nodes where there are two."""
+    if not site.until(lambda: site.has("together.ended.0", "together.ended.1")):
+        return [Row(name, "unknown", "two tasks did not run at the same time") for name in ("claim", "lock", "rename")]
+    seen_at = time.time()
+    won = [n for n in (0, 1) if site.has(f"claim.won.{n}")]
+    nodes = sorted({path.read_text().strip() for path in site.folder.glob("claim.*.*")})
+    where = f"between {' and '.join(nodes)}" if len(nodes) > 1 else f"both tasks on {nodes[0]}"
+    (first_from, first_to), (second_from, _) = sorted(
+        (site.number(f"lock.from.{n}"), site.number(f"lock.to.{n}")) for n in (0, 1)
+    )
+    apart = second_from >= first_to - 0.5  # clocks of two nodes
+    delay = seen_at - max(site.number(f"renamed.{n}") for n in (0, 1))
+    return [
+        Row("claim", "good" if len(won) == 1 else "bad", f"{len(won)} of 2 made the folder, {where}"),
+        Row(
+            "lock",
+            "good" if apart else "bad",
+            f"held one after the other, {where}" if apart else f"held at once, {where}",
+        ),
+        Row("rename", "good" if delay < 10 else "bad", f"seen here {max(0.0, delay):.1f} s later"),
+    ]
+
+
+def hop(site: Site) -> Row:
+    if not site.until(lambda: site.has("after.began")) or not site.has("together.ended.0", "together.ended.1"):
+        return Row("hop", "unknown", "the job that waits did not start in time")
+    seconds = site.number("after.began") - max(site.number(f"together.ended.{n}") for n in (0, 1))
+    return Row("hop", "good", f"{seconds:.1f} s")
+
+
+def sandbox(site: Site) -> Row:
+    if not site.until(lambda: site.has("sandbox.code")):
+        return Row("sandbox", "unknown", "the job did not end in time")
+    lines = (site.folder / "sandbox.out").read_text().strip().splitlines()
+    good = (site.folder / "sandbox.code").read_text().strip() == "0"
+    return Row("sandbox", "good" if good else "bad", lines[-1] if lines else "no output")
+
+
+def play(overrides: list[str], wait_seconds: float) -> list[Row]:
+    """Submit everything, wait, judge."""
+    sys.path.insert(0, str(ROOT))
+    from pipeline import settings
 
     chosen = settings.compose(overrides)
-    confined = pristine.sandbox_of(chosen, {"/drill.py": Path(__file__)}, {}, network=chosen.cluster.network)
-    command = [sys.executable, "-P", "/drill.py", "--inside", "--ranks", str(num_ranks), "--bytes", str(size_bytes)]
-    with confined.start(command, log) as process:
-        code = process.wait()
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("{")]
-    if code or not lines:
-        from pipeline.errors import WorkFailed
-
-        raise WorkFailed(f"the drill ended with exit code {code}: {log.read_text(errors='replace')[-2000:]}")
-    return dict(json.loads(lines[-1]))
-
-
-def outside(overrides: list[str], num_ranks: int, size_bytes: int) -> int:
-    """On the node: goes into a private mount namespace, drills, prints."""
-    sys.path.insert(0, str(ROOT))
-    from pipeline.errors import PipelineError
-    from pipeline.namespace import enter_private_namespace
-
-    try:
-        enter_private_namespace([sys.executable, *sys.argv])
-        with tempfile.TemporaryDirectory(prefix="drill-") as folder:
-            seen = drill(overrides, num_ranks, size_bytes, Path(folder, "drill.log"))
-    except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    gpus = seen["gpus"]
-    print(f"gpus       {f'{len(gpus)} x {gpus[0]}' if gpus else 'none: this drill ran on CPUs'}")
-    print(f"shm        {seen['shm_bytes'] / 2**30:.1f} GiB")
-    verdict = "the sum is right" if seen["right"] else "THE SUM IS WRONG"
-    rate = seen["bytes_per_second"] / 1e9
-    print(
-        f"all-reduce {seen['ranks']} ranks over {seen['backend']}, {seen['bytes'] / 2**20:.0f} MiB: {verdict}, {rate:.1f} GB/s"
-    )
-    return 0 if seen["right"] else 1
+    cluster = chosen.cluster
+    named = ("partition", "account", "qos", "reservation", "constraint")
+    flags = [f"--{name}={getattr(cluster, name)}" for name in named if getattr(cluster, name)]
+    gpus = ["--gpus-per-node=2"] if cluster.gpus_per_node else []
+    ranks = " ".join(map(repr, [sys.executable, str(ROOT / "slurm" / "all_reduce.py"), *overrides]))
+    with tempfile.TemporaryDirectory(prefix=".drill-", dir=Path.cwd()) as folder:
+        site = Site(Path(folder), flags, wait_seconds)
+        try:
+            site.submit(REQUEUE, "--job-name=requeue", "--requeue")
+            site.submit(SIGNAL, "--job-name=signal", f"--signal=B:USR2@{LEAD_SECONDS}")
+            array = site.submit(TOGETHER, "--job-name=together", "--array=0-1", "--exclusive")
+            site.submit(AFTER, "--job-name=after", f"--dependency=afterany:{array}")
+            setup = "\n".join(cluster.setup)
+            text = f"{setup}\n{ranks} > sandbox.out 2>&1\necho $? > sandbox.code"
+            site.submit(text, "--job-name=sandbox", "--cpus-per-task=2", "--time=5", *gpus)
+            return [*together(site), hop(site), sandbox(site), requeue(site), signalled(site)]
+        finally:
+            site.cancel()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as cluster=slurm_pyxis")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--bytes", type=int, default=2**28)
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "overrides", nargs="*", help="Hydra overrides, such as cluster=slurm_pyxis cluster.partition=gpu"
+    )
+    parser.add_argument("--wait", type=float, default=600.0, help="seconds to wait for the queue")
     arguments = parser.parse_args()
-    if arguments.rank:
-        rank(arguments.bytes)
-        return 0
-    if arguments.inside:
-        return inside(arguments.ranks, arguments.bytes)
-    return outside(arguments.overrides, arguments.ranks, arguments.bytes)
+    rows = play(arguments.overrides, arguments.wait)
+    for row in rows:
+        print(f"{row.name:<10} {row.verdict:<8} {row.seen}")
+    print("next: python -m pipeline doctor " + " ".join(arguments.overrides))
+    return int(any(row.verdict == "bad" for row in rows))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ WHO: dict[str, Any] = {"user": UID, "group": UID, "extra_groups": []} if UID != 
 
 def own(folder: Path) -> Path:
     """A folder of ours that belongs to whoever plays, and that nodes and other users may walk to."""
+    folder.mkdir(parents=True, exist_ok=True)
     for parent in (folder, *folder.parents[:2]):
         parent.chmod(0o755)
     os.chown(folder, UID, UID)

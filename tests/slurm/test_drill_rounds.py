@@ -20,6 +20,7 @@ from tests.campaigns import publish, publish_reference, tree
 from tests.slurm.playing import (
     ROOT,
     UID,
+    WHO,
     attempted,
     completed,
     digest,
@@ -279,3 +280,20 @@ def _left() -> tuple[list[str], list[str], list[str]]:
         path.name for path in Path("/tmp").iterdir() if path.name.startswith(("noop-", "sandbox-", "arm-", "judge-"))
     ]
     return sorted(mounts), names, sorted(files)
+
+
+def test_the_site_s_own_drill_finds_nothing_bad_here(ends: Callable[[str, str], None], testbed: Testbed) -> None:
+    folder = own(ROOT / "build" / "site")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "slurm/drill.py"), "cluster=testbed"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        **WHO,
+    )
+    rows = [line.split(None, 2) for line in done.stdout.splitlines()[:-1]]
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {name: verdict for name, verdict, _ in rows} == dict.fromkeys(
+        ("claim", "lock", "rename", "hop", "sandbox", "requeue", "signal"), "good"
+    )
+    ends("python slurm/drill.py", "; ".join(f"{name} {seen}" for name, _, seen in rows))
