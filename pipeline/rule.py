@@ -1,0 +1,101 @@
+"""The rule: all rounds so far -> what the three tests say at the newest one. Pure; the same bytes in, the same verdict out.
+
+    gap     gaptest     dev against fresh, by family and by arm      (C1: overfit)
+    board   boardtest   dev and fresh against the board, by family   (C2: shift)
+    leak    leaktest    the board against fresh                      (C3: the board is learned)
+
+A campaign's false alarms (gap or board, over all rounds and families) are at most 5 % by the critical values it froze at `init`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+
+from pipeline.boardtest import BoardRound, BoardTest, board_test
+from pipeline.counts import Counts
+from pipeline.design import CriticalValues, Design
+from pipeline.gaptest import GapTest, Look, arm_tests, family_tests, latest_gap, shares
+from pipeline.gaussian import decimal_of, exactly, upper_quantile
+from pipeline.leaktest import LeakTest, leak_test
+
+NAMED = Decimal("0.5")  # share of E from which the board test names a family
+BOUND_LEVEL = Fraction(1, 20)  # of the upper bound that trust rests on
+
+
+@dataclass(frozen=True)
+class RoundCounts:
+    """One round as the rule sees it. Families in name order; arms in the order of their counts.
+
+    `scores`: position of an arm -> printed board score minus the mean of the reference's. `ahead`: the arm ahead on dev.
+    """
+
+    dev: Mapping[str, Counts]
+    fresh: Mapping[str, Counts]
+    scores: Mapping[int, Decimal]
+    ahead: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rule says of the newest round. Empty tuples and False where nothing is wrong."""
+
+    gap_alarms: tuple[GapTest, ...]
+    gap_suspects: tuple[GapTest, ...]
+    arm_alarms: tuple[GapTest, ...]
+    upper_bounds: Mapping[str, Decimal]  # 95 % one-sided, of each family's gap in this round
+    board: BoardTest
+    board_alarm: bool
+    board_suspect: bool
+    board_near: bool  # within the guard band of its critical value: no alarm, and told
+    leak: LeakTest
+    leak_alarm: bool
+
+    @property
+    def alarm(self) -> bool:
+        return bool(self.gap_alarms or self.arm_alarms or self.board_alarm)
+
+    @property
+    def named(self) -> str | None:
+        """The family that carries half of E, if any does."""
+        family, share = max(self.board.posteriors.items(), key=lambda item: item[1])
+        return family if share >= NAMED else None
+
+
+def verdict(rounds: Sequence[RoundCounts], design: Design, critical: CriticalValues) -> Verdict:
+    """At the newest of `rounds`. A family's earlier rounds count as long as its dev items are the same."""
+    newest = rounds[-1]
+    families = sorted(newest.dev)
+    portions = shares({family: (counts.reference, counts.num_items) for family, counts in rounds[0].dev.items()})
+    tests, arms, bounds = [], [], {}
+    for family in families:
+        looks = [Look(seen.dev[family], seen.fresh[family]) for seen in rounds]
+        tests += family_tests(family, looks)
+        arms += arm_tests(family, looks[-1])
+        bounds[family] = upper_bound(*latest_gap(looks[-1]))
+    boards = [
+        BoardRound(tuple(seen.dev[f] for f in families), tuple(seen.fresh[f] for f in families), seen.scores)
+        for seen in rounds
+    ]
+    board = board_test(boards, {family: portions[family] for family in families}, design)
+    leak = leak_test(boards, [seen.ahead for seen in rounds], design)
+    return Verdict(
+        gap_alarms=tuple(test for test in tests if test.exceeds(critical.gap_level * portions[test.family])),
+        gap_suspects=tuple(test for test in tests if test.exceeds(critical.gap_suspect_level * portions[test.family])),
+        arm_alarms=tuple(test for test in arms if test.exceeds(critical.arm_level * portions[test.family])),
+        upper_bounds=bounds,
+        board=board,
+        board_alarm=board.exceeds(critical.board_alarm),
+        board_suspect=board.exceeds(critical.board_suspect),
+        board_near=board.is_near(critical.board_alarm) or board.is_near(critical.board_suspect),
+        leak=leak,
+        leak_alarm=leak.exceeds(critical.leak_level),
+    )
+
+
+def upper_bound(gap: Fraction, variance: Fraction) -> Decimal:
+    """One-sided 95 % bound of a gap."""
+    with exactly():
+        return decimal_of(gap) + upper_quantile(BOUND_LEVEL) * decimal_of(variance).sqrt()
