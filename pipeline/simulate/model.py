@@ -113,20 +113,23 @@ class Sampler:
         return self._noise < level[..., None]
 
     def counts(self, accuracy: Floats) -> Counts:
-        answers = self.answers(accuracy)
-        arms = accuracy.shape[2]
-        bits = answers.view(np.int8)
-        total = np.add.reduce(bits, axis=2, dtype=np.int8)
-        wide = total.astype(np.float32)
-        with_others = (answers.astype(np.float32) @ wide[..., None])[..., 0]
-        return Counts(
-            self.ease.shape[2],
-            bits.sum(-1, dtype=np.int32),
-            with_others.astype(np.int32),
-            np.einsum("cfm,cfm->cf", wide, wide).astype(np.int32),
-            self.reference.sum(-1, dtype=np.int32),
-            total - np.int8(arms) * self.reference.view(np.int8),
-        )
+        return counts_of(self.answers(accuracy), self.reference)
+
+
+def counts_of(answers: Any, reference: Any) -> Counts:
+    """(C, F, A, M) and (C, F, M) booleans -> their integers."""
+    bits = answers.view(np.int8)
+    total = np.add.reduce(bits, axis=2, dtype=np.int8)
+    wide = total.astype(np.float32)
+    with_others = (answers.astype(np.float32) @ wide[..., None])[..., 0]
+    return Counts(
+        answers.shape[3],
+        bits.sum(-1, dtype=np.int32),
+        with_others.astype(np.int32),
+        np.einsum("cfm,cfm->cf", wide, wide).astype(np.int32),
+        reference.sum(-1, dtype=np.int32),
+        total - np.int8(answers.shape[2]) * reference.view(np.int8),
+    )
 
 
 def play(world: World, design: Design, choose: Choose, rng: np.random.Generator, num: int) -> list[RoundSeen]:
