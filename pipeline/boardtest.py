@@ -136,9 +136,13 @@ def healthy_model(rounds: Sequence[BoardRound], num_families: int, design: Desig
         observed: list[Decimal] = []
         own: list[Decimal] = []
         for number, seen in enumerate(rounds):
-            lifts = [shrunk(dev, fresh, noise[d][0]) for d, (dev, fresh) in enumerate(zip(seen.dev, seen.fresh, strict=True))]
+            lifts = [
+                shrunk(dev, fresh, noise[d][0]) for d, (dev, fresh) in enumerate(zip(seen.dev, seen.fresh, strict=True))
+            ]
             means.append([weight * mean for _, mean, _ in lifts])
-            spread = sum((weight**2 * noise[d][0] * kept / _items(seen, d) for d, (_, _, kept) in enumerate(lifts)), Decimal(0))
+            spread = sum(
+                (weight**2 * noise[d][0] * kept / _items(seen, d) for d, (_, _, kept) in enumerate(lifts)), Decimal(0)
+            )
             for arm in sorted(seen.scores):
                 numbers.append(number)
                 effects.append([weight * values[arm] for values, _, _ in lifts])
@@ -150,7 +154,13 @@ def healthy_model(rounds: Sequence[BoardRound], num_families: int, design: Desig
         for i, number in enumerate(numbers):
             row = [
                 PRINT_VARIANCE / 2
-                + sum((weight**2 * shared * _shared(rounds[number], rounds[other], d, hidden, number == other) for d, (_, shared) in enumerate(noise)), Decimal(0))
+                + sum(
+                    (
+                        weight**2 * shared * _shared(rounds[number], rounds[other], d, hidden, number == other)
+                        for d, (_, shared) in enumerate(noise)
+                    ),
+                    Decimal(0),
+                )
                 + HEALTHY_SD**2 * dot(effects[i], effects[j])
                 for j, other in enumerate(numbers)
             ]

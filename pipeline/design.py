@@ -50,9 +50,15 @@ class CriticalValues:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CriticalValues:
-        """Decimal strings, as constitution/nulls and a campaign's frozen facts hold them. Raises KeyError, ArithmeticError, ValueError."""
-        levels = (Fraction(Decimal(data[name])) for name in ("gap_level", "gap_suspect_level", "arm_level", "leak_level"))
-        return cls(*levels, Decimal(data["board_alarm"]), Decimal(data["board_suspect"]))
+        """Decimal strings, as constitution/nulls and a campaign's frozen facts hold them. Raises KeyError, TypeError, ArithmeticError, ValueError."""
+        return cls(
+            gap_level=Fraction(data["gap_level"]),
+            gap_suspect_level=Fraction(data["gap_suspect_level"]),
+            arm_level=Fraction(data["arm_level"]),
+            leak_level=Fraction(data["leak_level"]),
+            board_alarm=Decimal(data["board_alarm"]),
+            board_suspect=Decimal(data["board_suspect"]),
+        )
 
 
 def _between(place: Decimal) -> Decimal:

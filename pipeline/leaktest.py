@@ -39,7 +39,9 @@ def leak_test(rounds: Sequence[BoardRound], winners: Sequence[int | None], desig
         hidden = weight * design.board_rows
         noise = [item_noise(rounds, family) for family in families]
         effects = [[weight * decimal_of(seen.fresh[d].arm_lifts()[arm]) for d in families] for seen, arm in pairs]
-        residual = [seen.scores[arm] - sum(effect, Decimal(0)) for (seen, arm), effect in zip(pairs, effects, strict=True)]
+        residual = [
+            seen.scores[arm] - sum(effect, Decimal(0)) for (seen, arm), effect in zip(pairs, effects, strict=True)
+        ]
         common = PRINT_VARIANCE / 2 + sum((weight**2 * shared / hidden for _, shared in noise), Decimal(0))
         covariance: Matrix = []
         for i, (seen, _) in enumerate(pairs):

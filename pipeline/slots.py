@@ -43,4 +43,7 @@ def _told(spread: Matrix, effect: Sequence[Decimal]) -> Matrix:
     """Posterior covariance after one more score (Sherman-Morrison)."""
     along = [dot(row, effect) for row in spread]
     scale = SCORE_VARIANCE + dot(effect, along)
-    return [[value - a * b / scale for value, b in zip(row, along, strict=True)] for row, a in zip(spread, along, strict=True)]
+    return [
+        [value - a * b / scale for value, b in zip(row, along, strict=True)]
+        for row, a in zip(spread, along, strict=True)
+    ]

@@ -17,15 +17,32 @@ from pipeline.simulate.twin import LookSeen, Twin
 
 def critical_at_random(rng: np.random.Generator) -> CriticalValues:
     """Levels and values that about half of the ledgers are beyond."""
-    levels = {name: str(round(10 ** rng.uniform(-3, -0.5), 6)) for name in ("gap_level", "gap_suspect_level", "arm_level", "leak_level")}
-    return CriticalValues.from_json({**levels, "board_alarm": str(round(rng.uniform(0.8, 3), 6)), "board_suspect": str(round(rng.uniform(0.6, 2), 6))})
+    levels = {
+        name: str(round(10 ** rng.uniform(-3, -0.5), 6))
+        for name in ("gap_level", "gap_suspect_level", "arm_level", "leak_level")
+    }
+    return CriticalValues.from_json(
+        {
+            **levels,
+            "board_alarm": str(round(rng.uniform(0.8, 3), 6)),
+            "board_suspect": str(round(rng.uniform(0.6, 2), 6)),
+        }
+    )
 
 
 def ledger(rng: np.random.Generator) -> tuple[Design, list[dict[str, Any]]]:
     """A design, and per round: arrays of answers, printed scores, the scored arms and the arm ahead on dev."""
     families, arms = int(rng.integers(1, 5)), int(rng.integers(3, 9))
     dev_items, fresh_items = (int(n) for n in rng.integers(20, 80, 2))
-    design = Design(int(rng.integers(2, 5)), arms, families, dev_items, fresh_items, int(rng.integers(100, 2000)), int(rng.integers(0, arms + 1)))
+    design = Design(
+        int(rng.integers(2, 5)),
+        arms,
+        families,
+        dev_items,
+        fresh_items,
+        int(rng.integers(100, 2000)),
+        int(rng.integers(0, arms + 1)),
+    )
     levels = rng.uniform(0.1, 0.97, (1, families, 1))
     dev = Sampler.new(rng, (1, families, dev_items), levels[0])
     exploit = rng.uniform(0, 0.3) * (rng.random(families) < 0.3)[:, None]
@@ -58,7 +75,10 @@ def exact_rounds(rounds: list[dict[str, Any]]) -> list[rule.RoundCounts]:
             }
             for item_set in ("dev", "fresh")
         }  # fmt: skip
-        scores = {int(arm): Decimal(f"{each['board'][arm]:.2f}") - Decimal(f"{each['board_reference']:.3f}") for arm in each["scored"]}
+        scores = {
+            int(arm): Decimal(f"{each['board'][arm]:.2f}") - Decimal(f"{each['board_reference']:.3f}")
+            for arm in each["scored"]
+        }
         seen.append(rule.RoundCounts(counted["dev"], counted["fresh"], scores, each["ahead"]))
     return seen
 
@@ -67,7 +87,15 @@ def twin_looks(design: Design, rounds: list[dict[str, Any]]) -> list[LookSeen]:
     twin, looks = Twin(design, design.families), []
     for each in rounds:
         counted = [counts_of(each[item_set], each[f"{item_set}_reference"]) for item_set in ("dev", "fresh")]
-        twin.take(RoundSeen(counted[0], counted[1], each["board"][None], np.array([each["board_reference"]]), np.zeros((1, design.arms))))
+        twin.take(
+            RoundSeen(
+                counted[0],
+                counted[1],
+                each["board"][None],
+                np.array([each["board_reference"]]),
+                np.zeros((1, design.arms)),
+            )
+        )
         looks.append(twin.look(each["scored"][None], np.array([each["ahead"]])))
     return looks
 

@@ -21,6 +21,7 @@ from pipeline.design import Design
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Ints = np.ndarray[Any, np.dtype[np.integer[Any]]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 BATCH = 50  # campaigns at once: 2.9 MB of draws a set at 300 items stay in the cache
 ITEM_CORRELATION = 0.8
@@ -162,7 +163,9 @@ def play(world: World, design: Design, choose: Choose, rng: np.random.Generator,
         fresh_accuracy = honest + gain if world.fools_fresh else honest
         hidden_answers = hidden.answers(_clip(base + target + (gain if world.fools_board else 0)))
         true_score = hidden_answers.mean((1, 3))
-        printed = true_score + rng.normal(0, INFERENCE_SD, true_score.shape) + rng.normal(0, world.stack_sd, true_score.shape)
+        printed = (
+            true_score + rng.normal(0, INFERENCE_SD, true_score.shape) + rng.normal(0, world.stack_sd, true_score.shape)
+        )
         rounds.append(
             RoundSeen(
                 dev.counts(_clip(base + honest + gain)),
@@ -180,9 +183,7 @@ def play(world: World, design: Design, choose: Choose, rng: np.random.Generator,
     return rounds
 
 
-def batches(
-    world: World, design: Design, choose: Choose, seed: tuple[int, ...], num: int
-) -> Iterator[list[RoundSeen]]:
+def batches(world: World, design: Design, choose: Choose, seed: tuple[int, ...], num: int) -> Iterator[list[RoundSeen]]:
     """The same campaigns for the same seed, `BATCH` at a time, whatever the number asked for."""
     for start in range(0, num, BATCH):
         rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence((*seed, start // BATCH))))

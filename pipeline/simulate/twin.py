@@ -7,6 +7,7 @@ stands in the exact modules; here is only how.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -15,7 +16,7 @@ from pipeline import boardtest, slots
 from pipeline.design import CriticalValues, Design
 from pipeline.gaptest import LEAST_GAP
 from pipeline.rule import BOUND_LEVEL, NAMED
-from pipeline.simulate.model import Counts, Floats, Ints, RoundSeen
+from pipeline.simulate.model import Counts, Flags, Floats, Ints, RoundSeen
 
 HEALTHY_VARIANCE = float(boardtest.HEALTHY_SD) ** 2
 STOPPED_VARIANCE = float(boardtest.STOPPED_SD) ** 2
@@ -38,23 +39,23 @@ class LookSeen:
     carried: Floats  # (C, F)
     leak_scores: Floats  # (C,)
 
-    def gap(self, level: float) -> Floats:
+    def gap(self, level: float) -> Flags:
         """(C, F) booleans."""
         return np.asarray(self.gap_scores > _quantile(level * self.shares))
 
-    def arm(self, level: float) -> Floats:
+    def arm(self, level: float) -> Flags:
         return np.asarray(self.arm_scores > _quantile(level * self.shares))
 
-    def alarm(self, critical: CriticalValues) -> Floats:
+    def alarm(self, critical: CriticalValues) -> Flags:
         """(C,) booleans: gap, arm or board."""
         gap, arm = self.gap(float(critical.gap_level)), self.arm(float(critical.arm_level))
         return np.asarray(gap.any(1) | arm.any(1) | self.board(critical.board_alarm))
 
-    def board(self, value: object) -> Floats:
-        return np.asarray(self.e_value > float(str(value)) * (1 + float(boardtest.GUARD)))
+    def board(self, value: Decimal) -> Flags:
+        return np.asarray(self.e_value > float(value) * (1 + float(boardtest.GUARD)))
 
-    def leak(self, level: float) -> Floats:
-        return np.asarray(self.leak_scores > _quantile(np.float64(level)))
+    def leak(self, level: float) -> Flags:
+        return np.asarray(self.leak_scores > _quantile(np.asarray(level)))
 
     def named(self) -> Ints:
         """(C,) the family that carries half of E, -1 where none does."""
@@ -99,8 +100,8 @@ class Twin:
         grown[..., number, number] += fresh_variance + floor
         self._covariance = grown
         dev_variance = grown[..., number, number] - fresh_variance - floor
-        sets = [_noise(seen.dev, dev_variance), _noise(seen.fresh, fresh_variance)]
-        self._noise.append((sum(own for own, _ in sets) / 2, sum(shared for _, shared in sets) / 2))
+        dev_noise, fresh_noise = _noise(seen.dev, dev_variance), _noise(seen.fresh, fresh_variance)
+        self._noise.append(((dev_noise[0] + fresh_noise[0]) / 2, (dev_noise[1] + fresh_noise[1]) / 2))
         m, n = design.dev_items, design.fresh_items
         self._raw.append(((arm_lifts(seen.dev) * m + arm_lifts(seen.fresh) * n) / (m + n)).swapaxes(1, 2))
 
@@ -192,7 +193,9 @@ class Twin:
         dev_part, fresh_part = design.dev_items / items**2, design.fresh_items / items**2
         same = rounds[:, None] == rounds
         common = (weight**2 * shared).sum(1)[:, None, None] * (1 / hidden + dev_part + fresh_part * same)
-        alone = PRINT_VARIANCE + SLACK_VARIANCE + (weight**2 * own / hidden).sum(1)[:, None] + np.concatenate(spreads, 1)
+        alone = (
+            PRINT_VARIANCE + SLACK_VARIANCE + (weight**2 * own / hidden).sum(1)[:, None] + np.concatenate(spreads, 1)
+        )
         covariance = PRINT_VARIANCE / 2 + common + HEALTHY_VARIANCE * effect @ effect.swapaxes(1, 2)
         covariance[:, np.arange(len(rounds)), np.arange(len(rounds))] += alone
         lower = np.linalg.cholesky(covariance)
