@@ -107,7 +107,7 @@ class Twin:
 
     def shrunk(self, number: int) -> tuple[Floats, Floats, Floats]:
         """Of a round: (C, A, F) shrunk lifts, (C, F) their means, (C, F) how much of a deviation is kept."""
-        raw, own = self._raw[number], self._item_noise()[0] / (self.design.dev_items + self.design.fresh_items)
+        raw, own = self._raw[number], self.item_noise()[0] / (self.design.dev_items + self.design.fresh_items)
         mean = raw.mean(1, keepdims=True)
         spread = np.maximum(LEAST_SPREAD, raw.var(1, ddof=1) - own)
         kept = spread / (spread + own)
@@ -168,7 +168,7 @@ class Twin:
         score = np.where(gap >= float(LEAST_GAP), gap / np.sqrt(dev_variance + fresh_variance + floor), -np.inf)
         return np.asarray(score.max(2))
 
-    def _item_noise(self) -> tuple[Floats, Floats]:
+    def item_noise(self) -> tuple[Floats, Floats]:
         own = sum(own for own, _ in self._noise) / len(self._noise)
         return np.asarray(own), np.asarray(sum(shared for _, shared in self._noise) / len(self._noise))
 
@@ -180,7 +180,7 @@ class Twin:
         rounds = np.repeat(np.arange(number), per_round)
         weight, design = 1 / self.families, self.design
         items, hidden = design.dev_items + design.fresh_items, design.board_rows / self.families
-        own, shared = self._item_noise()
+        own, shared = self.item_noise()
         at = np.arange(len(shares))[:, None]
         effects, means, spreads, observed = [], [], [], []
         for i, (seen, scored) in enumerate(zip(self._seen, self._scored, strict=True)):
@@ -212,7 +212,7 @@ class Twin:
         for i, (kind, _) in enumerate(lost):
             start = 1 + self.families * (i + 1)
             v = white[..., start : start + self.families]
-            carried += _bayes_factor(e, v, all_of_it - v) / (design.rounds - int(kind == "gain"))
+            carried += bayes_factor(e, v, all_of_it - v) / (design.rounds - int(kind == "gain"))
         ahead = design.rounds - number
         carried += ahead / design.rounds + ahead / max(1, design.rounds - 1)
         carried *= shares / len(boardtest.KINDS)
@@ -228,7 +228,7 @@ class Twin:
         if not used:
             return np.full(len(at), -np.inf)
         weight, hidden = 1 / self.families, self.design.board_rows / self.families
-        own, shared = self._item_noise()
+        own, shared = self.item_noise()
         effect = np.stack([weight * arm_lifts(self._seen[i].fresh)[at, :, arm] for i, arm in used], 1)
         printed = np.stack([self._seen[i].board[at, arm] - self._seen[i].board_reference for i, arm in used], 1)
         covariance = np.broadcast_to(
@@ -250,7 +250,7 @@ def arm_lifts(counts: Counts) -> Floats:
     return np.asarray((counts.right - counts.reference[..., None]) / counts.num_items)
 
 
-def _bayes_factor(e: Floats, v: Floats, u: Floats) -> Floats:
+def bayes_factor(e: Floats, v: Floats, u: Floats) -> Floats:
     """(C, N, 1), (C, N, F), (C, N, F) -> (C, F); see boardtest.bayes_factor."""
     shifted = e + v
     across, own = -HEALTHY_VARIANCE, STOPPED_VARIANCE - HEALTHY_VARIANCE
