@@ -88,9 +88,8 @@ def replay_verb(arguments: argparse.Namespace) -> None:
     show(found, [header, *([str(line[key]) for key in keys] for line in found["rounds"])], arguments.json)
     if not arguments.json:
         critical = found["critical"]
-        print(
-            f"alarm from E {critical['alarm']}, suspicion from {critical['suspect']}: 2.5 and 10 % of {found['nulls']} campaigns in which nothing is wrong"
-        )
+        print(f"alarm from E {critical['alarm']}, suspicion from {critical['suspect']}:", end=" ")
+        print(f"2.5 and 10 % of {found['nulls']} campaigns in which nothing is wrong ({critical['worst_null']})")
         print(
             f"assumed: {found['dev_rows']} dev and {found['board_rows']} board rows, two equal models differ on 12 % of them"
         )

@@ -17,7 +17,7 @@ from fractions import Fraction
 from pipeline.boardtest import BoardRound, BoardTest, board_test
 from pipeline.counts import Counts
 from pipeline.design import CriticalValues, Design
-from pipeline.gaptest import GapTest, Look, arm_tests, family_tests, latest_gap, shares
+from pipeline.gaptest import GapTest, Look, arm_tests, family_tests, latest_gap, mean_tests, portion, shares
 from pipeline.gaussian import decimal_of, exactly, upper_quantile
 from pipeline.leaktest import LeakTest, leak_test
 
@@ -69,12 +69,12 @@ def verdict(rounds: Sequence[RoundCounts], design: Design, critical: CriticalVal
     newest = rounds[-1]
     families = sorted(newest.dev)
     portions = shares({family: (counts.reference, counts.num_items) for family, counts in rounds[0].dev.items()})
-    tests, arms, bounds = [], [], {}
-    for family in families:
-        looks = [Look(seen.dev[family], seen.fresh[family]) for seen in rounds]
-        tests += family_tests(family, looks)
-        arms += arm_tests(family, looks[-1])
-        bounds[family] = upper_bound(*latest_gap(looks[-1]))
+    looks = {family: [Look(seen.dev[family], seen.fresh[family]) for seen in rounds] for family in families}
+    tests = [test for family in families for test in family_tests(family, looks[family])] + mean_tests(
+        [*looks.values()]
+    )
+    arms = [test for family in families for test in arm_tests(family, looks[family][-1])]
+    bounds = {family: upper_bound(*latest_gap(looks[family][-1])) for family in families}
     boards = [
         BoardRound(tuple(seen.dev[f] for f in families), tuple(seen.fresh[f] for f in families), seen.scores)
         for seen in rounds
@@ -82,8 +82,10 @@ def verdict(rounds: Sequence[RoundCounts], design: Design, critical: CriticalVal
     board = board_test(boards, {family: portions[family] for family in families}, design)
     leak = leak_test(boards, [seen.ahead for seen in rounds], design)
     return Verdict(
-        gap_alarms=tuple(test for test in tests if test.exceeds(critical.gap_level * portions[test.family])),
-        gap_suspects=tuple(test for test in tests if test.exceeds(critical.gap_suspect_level * portions[test.family])),
+        gap_alarms=tuple(test for test in tests if test.exceeds(critical.gap_level * portion(test.family, portions))),
+        gap_suspects=tuple(
+            test for test in tests if test.exceeds(critical.gap_suspect_level * portion(test.family, portions))
+        ),
         arm_alarms=tuple(test for test in arms if test.exceeds(critical.arm_level * portions[test.family])),
         upper_bounds=bounds,
         board=board,

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline import rule
 from pipeline.counts import count
 from pipeline.design import CriticalValues, Design
+from pipeline.gaptest import ALL
 from pipeline.simulate.model import RoundSeen, Sampler, counts_of
 from pipeline.simulate.twin import LookSeen, Twin
 
@@ -105,7 +106,8 @@ def decisions(exact: rule.Verdict, look: LookSeen, critical: CriticalValues) -> 
     families = sorted(exact.upper_bounds)
 
     def named(tests: Any) -> set[str]:
-        return {test.family for test in tests}
+        found = {test.family for test in tests}
+        return set(families) if ALL in found else found
 
     def marked(flags: Any) -> set[str]:
         return {family for family, flag in zip(families, flags[0], strict=True) if flag}

@@ -49,7 +49,7 @@ def maxima(world: World, design: Design, seed: tuple[int, ...], num: int) -> Flo
 
 def statistics(look: twin.LookSeen) -> Floats:
     """(C, 4) of one look."""
-    gap = twin.tail_per_share(look.gap_scores, look.shares)
+    gap = twin.gap_tail(look)
     arm = twin.tail_per_share(look.arm_scores, look.shares)
     return np.stack([gap, arm, 1 / look.e_value, ndtr(-look.leak_scores)], 1)
 
@@ -107,7 +107,7 @@ def code_digest() -> str:
         digest.update(_tokens(Path(str(module.__file__)).read_text()).encode())
     constants = (
         boardtest.HEALTHY_SD, boardtest.STOPPED_SD, boardtest.PRINT_VARIANCE, boardtest.SLACK_VARIANCE, boardtest.LEAST_SPREAD,
-        boardtest.GUARD, gaptest.LEAST_GAP, slots.SLOPE_VARIANCE, slots.SCORE_VARIANCE, rule.NAMED, rule.BOUND_LEVEL,
+        boardtest.GUARD, gaptest.LEAST_GAP, gaptest.LEAST_MEAN_GAP, gaptest.MEAN_SHARE, slots.SLOPE_VARIANCE, slots.SCORE_VARIANCE, rule.NAMED, rule.BOUND_LEVEL,
         list(worlds.NULLS.items()), SPENT, SPENT_WITHOUT_BOARD, SUSPECTED, SEED,
     )  # fmt: skip
     digest.update(repr(constants).encode())

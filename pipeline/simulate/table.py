@@ -90,7 +90,8 @@ def alarms(world: World, design: Design, critical: CriticalValues, number: int, 
             board = look.board(critical.board_alarm)
             suspect = look.gap(float(critical.gap_suspect_level)).any(1) | look.board(critical.board_suspect) | gap
             leak, sign = look.leak(float(critical.leak_level)), printed.sign(seen, ahead)
-            for rule, flag in zip(RULES, (gap, board, gap | board, suspect, leak, sign), strict=True):
+            flags: tuple[Flags, ...] = (gap, board, np.logical_or(gap, board), suspect, leak, sign)
+            for rule, flag in zip(RULES, flags, strict=True):
                 looks[rule].append(flag)
             first = board & ~stopped
             named, fired = named + int((look.named()[first] == design.families - 1).sum()), fired + int(first.sum())

@@ -14,7 +14,7 @@ from scipy.special import ndtr, ndtri
 
 from pipeline import boardtest, slots
 from pipeline.design import CriticalValues, Design
-from pipeline.gaptest import LEAST_GAP
+from pipeline.gaptest import LEAST_GAP, LEAST_MEAN_GAP, MEAN_SHARE
 from pipeline.rule import BOUND_LEVEL, NAMED
 from pipeline.simulate.model import Counts, Flags, Floats, Ints, RoundSeen
 
@@ -33,6 +33,7 @@ class LookSeen:
 
     shares: Floats  # (C, F)
     gap_scores: Floats  # (C, F) the largest over c
+    mean_scores: Floats  # (C,) of the mean gap over families
     arm_scores: Floats  # (C, F) the largest over arms
     bounds: Floats  # (C, F) upper 95 % of this round's gap
     e_value: Floats  # (C,)
@@ -40,8 +41,9 @@ class LookSeen:
     leak_scores: Floats  # (C,)
 
     def gap(self, level: float) -> Flags:
-        """(C, F) booleans."""
-        return np.asarray(self.gap_scores > _quantile(level * self.shares))
+        """(C, F) booleans; all of a campaign's where the mean over families is too large."""
+        mean = self.mean_scores > _quantile(np.asarray(level * float(MEAN_SHARE)))
+        return np.asarray((self.gap_scores > _quantile(level * float(1 - MEAN_SHARE) * self.shares)) | mean[:, None])
 
     def arm(self, level: float) -> Flags:
         return np.asarray(self.arm_scores > _quantile(level * self.shares))
@@ -144,19 +146,17 @@ class Twin:
         assert self._covariance is not None
         spread = np.sqrt(self._covariance[..., newest, newest])
         bounds = self._gaps[newest] + BOUND * spread
-        return LookSeen(shares, self._gap_scores(), self._arm_scores(), bounds, e_value, carried, self._leak())
+        return LookSeen(shares, *self._gap_scores(), self._arm_scores(), bounds, e_value, carried, self._leak())
 
-    def _gap_scores(self) -> Floats:
+    def _gap_scores(self) -> tuple[Floats, Floats]:
+        """(C, F) and, of the mean over families, (C,)."""
         assert self._covariance is not None
-        inverse, gaps = np.linalg.inv(self._covariance), np.stack(self._gaps, -1)
-        best = np.full(gaps.shape[:2], -np.inf)
-        for since in range(len(self._seen)):
-            weights = inverse[..., since:].sum(-1)
-            information = weights[..., since:].sum(-1)
-            total = (weights * gaps).sum(-1)
-            score = np.where(total / information >= float(LEAST_GAP), total / np.sqrt(information), -np.inf)
-            best = np.maximum(best, score)
-        return best
+        gaps = np.stack(self._gaps, -1)
+        best = _least_squares(gaps, self._covariance, float(LEAST_GAP))
+        if self.families < 2:
+            return best, np.full(len(gaps), -np.inf)
+        covariance = self._covariance.sum(1) / self.families**2
+        return best, _least_squares(gaps.mean(1), covariance, float(LEAST_MEAN_GAP))
 
     def _arm_scores(self) -> Floats:
         seen = self._seen[-1]
@@ -263,6 +263,18 @@ def bayes_factor(e: Floats, v: Floats, u: Floats) -> Floats:
     return np.asarray(np.exp(-change / 2) / np.sqrt(determinant))
 
 
+def _least_squares(gaps: Floats, covariance: Floats, least: float) -> Floats:
+    """(..., R) and (..., R, R) -> (...): the largest standardised gap over the rounds from which it may be."""
+    inverse = np.linalg.inv(covariance)
+    best = np.full(gaps.shape[:-1], -np.inf)
+    for since in range(gaps.shape[-1]):
+        weights = inverse[..., since:].sum(-1)
+        information = weights[..., since:].sum(-1)
+        total = (weights * gaps).sum(-1)
+        best = np.maximum(best, np.where(total / information >= least, total / np.sqrt(information), -np.inf))
+    return best
+
+
 def _mean(counts: Counts) -> Floats:
     arms = counts.right.shape[2]
     return np.asarray((counts.right.sum(2) - arms * counts.reference) / (arms * counts.num_items))
@@ -294,6 +306,12 @@ def _contrasts(counts: Counts) -> tuple[Floats, Floats]:
 def _quantile(level: Floats) -> Floats:
     """Rounded up to 0.0001 as gaussian.upper_quantile has it."""
     return np.asarray(np.ceil(-ndtri(np.minimum(level, 0.5)) * 10000 - 1e-9) / 10000)
+
+
+def gap_tail(look: LookSeen) -> Floats:
+    """(C,) the level at which the gap test of a look would just alarm."""
+    alone = tail_per_share(look.gap_scores, float(1 - MEAN_SHARE) * look.shares)
+    return np.minimum(alone, ndtr(-look.mean_scores) / float(MEAN_SHARE))
 
 
 def tail_per_share(scores: Floats, shares: Floats) -> Floats:
