@@ -22,6 +22,7 @@ from pipeline.gaussian import decimal_of, exactly, upper_quantile
 from pipeline.leaktest import LeakTest, leak_test
 
 NAMED = Decimal("0.5")  # share of E from which the board test names a family
+SHIFT_PRIOR = Decimal("0.1")
 BOUND_LEVEL = Fraction(1, 20)  # of the upper bound that trust rests on
 
 
@@ -62,6 +63,12 @@ class Verdict:
         """The family that carries half of E, if any does."""
         family, share = max(self.board.posteriors.items(), key=lambda item: item[1])
         return family if share >= NAMED else None
+
+    def shift_posterior(self, family: str) -> Decimal:
+        """P(this family stopped | scores), one campaign in ten taken to have a family that stops."""
+        with exactly():
+            odds = SHIFT_PRIOR * self.board.carried[family]
+            return odds / (1 - SHIFT_PRIOR + SHIFT_PRIOR * self.board.e_value)
 
 
 def verdict(rounds: Sequence[RoundCounts], design: Design, critical: CriticalValues) -> Verdict:

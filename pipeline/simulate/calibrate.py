@@ -106,8 +106,9 @@ def code_digest() -> str:
     for module in (model, twin):
         digest.update(_tokens(Path(str(module.__file__)).read_text()).encode())
     constants = (
-        boardtest.HEALTHY_SD, boardtest.STOPPED_SD, boardtest.PRINT_VARIANCE, boardtest.SLACK_VARIANCE, boardtest.LEAST_SPREAD,
-        boardtest.GUARD, gaptest.LEAST_GAP, gaptest.LEAST_MEAN_GAP, gaptest.MEAN_SHARE, slots.SLOPE_VARIANCE, slots.SCORE_VARIANCE, rule.NAMED, rule.BOUND_LEVEL,
+        boardtest.HEALTHY_SD, boardtest.STOPPED_SD, boardtest.PRINT_VARIANCE, boardtest.SLACK_VARIANCE,
+        boardtest.LEAST_SPREAD, boardtest.GUARD, gaptest.LEAST_GAP, gaptest.LEAST_MEAN_GAP, gaptest.MEAN_SHARE,
+        slots.SLOPE_VARIANCE, slots.SCORE_VARIANCE, rule.NAMED, rule.BOUND_LEVEL,
         list(worlds.NULLS.items()), SPENT, SPENT_WITHOUT_BOARD, SUSPECTED, SEED,
     )  # fmt: skip
     digest.update(repr(constants).encode())

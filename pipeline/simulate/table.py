@@ -86,9 +86,13 @@ def alarms(world: World, design: Design, critical: CriticalValues, number: int, 
             ahead = max_dev([seen])
             scored = rule_twin.choose(ahead, design.submissions if design.board_rows else 0)
             look = rule_twin.look(scored, ahead)
-            gap = look.gap(float(critical.gap_level)).any(1) | look.arm(float(critical.arm_level)).any(1)
+            gap: Flags = np.logical_or(
+                look.gap(float(critical.gap_level)).any(1), look.arm(float(critical.arm_level)).any(1)
+            )
             board = look.board(critical.board_alarm)
-            suspect = look.gap(float(critical.gap_suspect_level)).any(1) | look.board(critical.board_suspect) | gap
+            suspect: Flags = (
+                gap | look.gap(float(critical.gap_suspect_level)).any(1) | look.board(critical.board_suspect)
+            )
             leak, sign = look.leak(float(critical.leak_level)), printed.sign(seen, ahead)
             flags: tuple[Flags, ...] = (gap, board, np.logical_or(gap, board), suspect, leak, sign)
             for rule, flag in zip(RULES, flags, strict=True):
