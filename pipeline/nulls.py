@@ -83,7 +83,7 @@ def bounds(design: Design, alpha: Fraction = Fraction(44, 1000)) -> dict[str, st
     gap, arm, board = (alpha * Fraction(part, 44) for part in (18, 4, 22))
     looks = Fraction(design.rounds * (design.rounds + 1), 2)
     if not (design.board_rows and design.submissions):
-        gap, board = gap + board, Fraction(1, 20)
+        gap += board
     return {
         "gap_level": _text(gap / looks, ROUND_FLOOR),
         "gap_suspect_level": _text(Fraction(1, 20) / looks, ROUND_FLOOR),
