@@ -187,16 +187,18 @@ def healthy_model(rounds: Sequence[BoardRound], num_families: int, design: Desig
         return Model(numbers, effects, means, lower, whiten(lower, residual))
 
 
-def shrunk(dev: Counts, fresh: Counts, own_variance: Decimal) -> tuple[list[Decimal], Decimal, Decimal]:
+def shrunk(
+    dev: Counts, fresh: Counts, own_variance: Decimal, use_dev: bool = True
+) -> tuple[list[Decimal], Decimal, Decimal]:
     """Empirical Bayes: lifts of a round's arms in a family, their mean, and the share of each deviation that is kept.
 
     Raw lifts overstate whoever is ahead; a normal prior whose spread is what the arms vary by beyond item noise (method of moments)
-    shrinks them to the mean.
+    shrinks them to the mean. `use_dev=False`: from fresh items alone, for a family whose dev is suspect.
     """
     with exactly():
-        items = dev.num_items + fresh.num_items
+        from_dev, items = dev.num_items * int(use_dev), dev.num_items * int(use_dev) + fresh.num_items
         raw = [
-            (decimal_of(a) * dev.num_items + decimal_of(b) * fresh.num_items) / items
+            (decimal_of(a) * from_dev + decimal_of(b) * fresh.num_items) / items
             for a, b in zip(dev.arm_lifts(), fresh.arm_lifts(), strict=True)
         ]
         mean = sum(raw, Decimal(0)) / len(raw)

@@ -15,11 +15,12 @@ from decimal import Decimal
 from fractions import Fraction
 
 from pipeline.boardtest import BoardRound, BoardTest, board_test
-from pipeline.counts import Counts
+from pipeline.counts import Counts, count
 from pipeline.design import CriticalValues, Design
 from pipeline.gaptest import GapTest, Look, arm_tests, family_tests, latest_gap, mean_tests, portion, shares
 from pipeline.gaussian import decimal_of, exactly, upper_quantile
 from pipeline.leaktest import LeakTest, leak_test
+from pipeline.records import Outcome
 
 NAMED = Decimal("0.5")  # share of E from which the board test names a family
 SHIFT_PRIOR = Decimal("0.1")
@@ -37,6 +38,7 @@ class RoundCounts:
     fresh: Mapping[str, Counts]
     scores: Mapping[int, Decimal]
     ahead: int | None = None
+    names: tuple[str, ...] = ()  # of the arms, in the order of their counts
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,44 @@ class Verdict:
         family, share = max(self.board.posteriors.items(), key=lambda item: item[1])
         return family if share >= NAMED else None
 
-    def shift_posterior(self, family: str) -> Decimal:
-        """P(this family stopped | scores), one campaign in ten taken to have a family that stops."""
+    def shift_posterior(self, family: str, prior: Decimal = SHIFT_PRIOR) -> Decimal:
+        """P(this family stopped | scores), if a share `prior` of campaigns has a family that stops."""
         with exactly():
-            odds = SHIFT_PRIOR * self.board.carried[family]
-            return odds / (1 - SHIFT_PRIOR + SHIFT_PRIOR * self.board.e_value)
+            return prior * self.board.carried[family] / (1 - prior + prior * self.board.e_value)
+
+
+def round_counts(
+    reference: Outcome, outcomes: Sequence[Outcome], scores: Mapping[str, Decimal], reference_score: Decimal
+) -> RoundCounts:
+    """Of one round's arms, those with dev and fresh scores; `scores`: arm name -> printed board score, of those that were submitted.
+
+    Raises IntegrityError when an arm and the reference were not scored on the same items.
+    """
+    arms = [outcome for outcome in outcomes if outcome.scored("dev") and outcome.scored("fresh")]
+    counted = {
+        item_set: {
+            family: count([arm.outcomes[item_set][family] for arm in arms], marks)
+            for family, marks in sorted(reference.outcomes[item_set].items())
+        }
+        for item_set in ("dev", "fresh")
+    }
+    right = [sum(counts.right[position] for counts in counted["dev"].values()) for position in range(len(arms))]
+    with exactly():
+        printed = {
+            position: scores[arm.arm] - reference_score for position, arm in enumerate(arms) if arm.arm in scores
+        }
+    return RoundCounts(
+        counted["dev"], counted["fresh"], printed, right.index(max(right)), tuple(arm.arm for arm in arms)
+    )
+
+
+def board_rounds(rounds: Sequence[RoundCounts]) -> list[BoardRound]:
+    """As the board and leak tests take them: families in name order."""
+    families = sorted(rounds[-1].dev)
+    return [
+        BoardRound(tuple(seen.dev[f] for f in families), tuple(seen.fresh[f] for f in families), seen.scores)
+        for seen in rounds
+    ]
 
 
 def verdict(rounds: Sequence[RoundCounts], design: Design, critical: CriticalValues) -> Verdict:
@@ -82,10 +117,7 @@ def verdict(rounds: Sequence[RoundCounts], design: Design, critical: CriticalVal
     )
     arms = [test for family in families for test in arm_tests(family, looks[family][-1])]
     bounds = {family: upper_bound(*latest_gap(looks[family][-1])) for family in families}
-    boards = [
-        BoardRound(tuple(seen.dev[f] for f in families), tuple(seen.fresh[f] for f in families), seen.scores)
-        for seen in rounds
-    ]
+    boards = board_rounds(rounds)
     board = board_test(boards, {family: portions[family] for family in families}, design)
     leak = leak_test(boards, [seen.ahead for seen in rounds], design)
     return Verdict(

@@ -131,8 +131,8 @@ def family_seen(
 ) -> FamilySeen:
     """What the rule's verdict means for one family.
 
-    A gap of the mean over families reverses those that are suspect of one themselves and makes the others suspect; a board alarm that names
-    none makes suspect whoever carries a tenth of E. An arm's alarm is held against the arm, and makes its family suspect.
+    A gap of the mean over families reverses those that are suspect of one themselves; where none is, it makes all suspect. A board alarm
+    that names none makes suspect whoever carries a tenth of E. An arm's alarm is held against the arm, and makes its family suspect.
     """
     alarms = {test.family for test in verdict.gap_alarms}
     suspects = {test.family for test in verdict.gap_suspects}
@@ -140,7 +140,7 @@ def family_seen(
     share = verdict.board.posteriors[family]
     return FamilySeen(
         gap_alarm=family in alarms or (ALL in alarms and family in suspects),
-        gap_suspect=bool({family, ALL} & (suspects | alarms)) or family in arms,
+        gap_suspect=family in suspects | alarms | arms or suspects | alarms == {ALL},
         board_alarm=verdict.board_alarm and verdict.named == family,
         board_suspect=verdict.board_suspect and share >= SMALL_POSTERIOR,
         num_canaries=num_canaries,

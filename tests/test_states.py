@@ -142,9 +142,11 @@ def test_what_a_verdict_means_for_a_family():
     assert [seen(family, gap_alarms=gap_of("roman")).gap_alarm for family in ("gravity", "roman")] == [False, True]
     mean = {"gap_alarms": gap_of(ALL), "gap_suspects": gap_of(ALL) + gap_of("roman")}
     assert [(seen(f, **mean).gap_alarm, seen(f, **mean).suspicion) for f in ("gravity", "roman")] == [
-        (False, "gap_suspect"),
+        (False, ""),
         (True, "gap_suspect"),
     ]
+    nobody = {"gap_alarms": gap_of(ALL), "gap_suspects": gap_of(ALL)}
+    assert [seen(f, **nobody).suspicion for f in ("gravity", "roman")] == ["gap_suspect"] * 2
     assert seen("gravity", arm_alarms=gap_of("gravity", 3)).suspicion == "gap_suspect"
     assert not seen("gravity", arm_alarms=gap_of("gravity", 3)).gap_alarm
     fired = {"board_alarm": True, "board_suspect": True}

@@ -6,15 +6,14 @@ Regret is to the best of the 32 arms that the policy's own path came to. A polic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from pipeline.design import CriticalValues, Design
+from pipeline.selection import STOPPED_PRIOR
 from pipeline.simulate.model import Flags, Floats, Ints, RoundSeen, World, batches, max_dev
 from pipeline.simulate.twin import HEALTHY_VARIANCE, LEAST_SPREAD, PRINT_VARIANCE, LookSeen, Twin, arm_lifts
-
-STOPPED_PRIOR = 0.2  # that some family stops within a campaign; only a coefficient of the choice, no verdict
 
 
 @dataclass
@@ -120,7 +119,11 @@ class Rule(Policy):
         num = self.design.submissions if self.use_board else 0
         self.scored.append(self.twin.choose(np.asarray(before.argmax(1)), num))
         look = self.look = self.twin.look(self.scored[-1], max_dev(rounds))
-        self.suspects |= look.gap(float(self.critical.gap_suspect_level)) | look.arm(float(self.critical.arm_level))
+        level = float(self.critical.gap_suspect_level)
+        alone = replace(look, mean_scores=np.full(len(look.mean_scores), -np.inf)).gap(level)
+        self.suspects |= alone | look.arm(float(self.critical.arm_level))
+        mean: Flags = np.logical_and(look.gap(level).all(1), ~self.suspects.any(1))
+        self.suspects |= mean[:, None]  # where none is suspect alone, all are
         self.leaks |= look.leak(float(self.critical.leak_level))
         self.values = [self._value(number) for number in range(len(rounds))]
         return self.values[-1]
@@ -137,14 +140,15 @@ class Rule(Policy):
         mean = raw.mean(1, keepdims=True)
         spread = np.maximum(LEAST_SPREAD, raw.var(1, ddof=1) - error)
         kept = spread / (spread + error)
-        return mean + kept[:, None] * (raw - mean), kept * error
+        level = np.where(alone[:, None], mean, dev.mean(1, keepdims=True))
+        return level + kept[:, None] * (raw - mean), kept * error
 
     def _value(self, number: int) -> Floats:
         assert self.look is not None and self.twin is not None and self.leaks is not None
         weight = 1 / self.design.families
         lifts, left = self._predicted(number)
-        odds = STOPPED_PRIOR * self.look.carried
-        slopes = 1 - odds / (1 - STOPPED_PRIOR + odds.sum(1, keepdims=True))
+        odds = float(STOPPED_PRIOR) * self.look.carried
+        slopes = 1 - odds / (1 - float(STOPPED_PRIOR) + odds.sum(1, keepdims=True))
         effects = weight * slopes[:, None] * lifts
         value = effects.sum(2)
         scored = self.scored[number]
