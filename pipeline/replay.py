@@ -27,7 +27,6 @@ from pipeline.gaussian import Matrix, cholesky, decimal_of, dot, exactly, upper_
 EXAMPLE = Path(__file__).resolve().parent / "examples" / "published_campaign.csv"
 DISAGREEMENT = Decimal("0.12")  # share of items on which two equal models differ (statistics.md 1.3)
 INFERENCE_VARIANCE = Decimal("0.004") ** 2  # of a board score under repetition
-SEED = 20261124
 NUM_NULLS = 20_000
 ALARM, SUSPECT = 0.975, 0.90  # points of the largest E of a campaign under the worst null
 TOTAL = "all families"
@@ -72,6 +71,8 @@ def read(path: Path, dev_rows: int | None = None, board_rows: int | None = None)
     )
     if board[0] is None:
         raise ConfigError(f"{path}, line 2: the reference has no board score", "Every lift is over it")
+    if not any(score is not None for score in board[1:]):
+        raise ConfigError(f"{path}: no line after the reference has a board score", "One is needed to judge anything")
     return Scores(
         rounds=tuple(str(row["round"]).strip() for row in rows),
         dev=dev,
@@ -95,13 +96,7 @@ def judge(scores: Scores, num_nulls: int = NUM_NULLS) -> dict[str, Any]:
         with exactly():
             share = carried[biggest] / e_value
         p_value = tail(critical["nulls"], float(e_value))
-        state = (
-            "alarm"
-            if float(e_value) >= critical["alarm"]
-            else "suspect"
-            if float(e_value) >= critical["suspect"]
-            else "none"
-        )
+        state = next((word for word in ("alarm", "suspect") if float(e_value) >= critical[word]), "none")
         found.append({
             "round": scores.rounds[number],
             "e_value": f"{e_value:.4f}",
@@ -182,53 +177,14 @@ def healthy_model(scores: Scores, upto: int) -> Model:
 
 
 def critical_values(scores: Scores, num: int) -> dict[str, Any]:
-    """Points of the largest E under two nulls on this table's own dev lifts: every slope 1; slopes .6 to 1.4 and another evaluation stack."""
-    import numpy as np
+    """Points of the campaign's largest E under the worst null on this table's own dev lifts, and all of that null's."""
+    from pipeline.simulate.printed import largest_e
 
-    from pipeline.simulate.twin import bayes_factor as bayes_factors
-
-    families, last = len(scores.dev[0]), len(scores.rounds) - 1
-    final = healthy_model(scores, last)
-    size = len(final.rounds)
-    effects = np.array([[float(value) for value in row] for row in final.effects]).reshape(size, families)
-    means = np.array([[float(value) for value in row] for row in final.means])
-    rounds = np.array(final.rounds)
-    lower = np.zeros((size, size))
-    for i, row in enumerate(final.lower):
-        lower[i, : i + 1] = [float(value) for value in row]
-    slack = float(SLACK_VARIANCE)
-    noise = lower @ lower.T - float(HEALTHY_SD) ** 2 * effects @ effects.T - slack * np.eye(size)
-    largest = {}
-    for position, (name, slope_sd, stack_sd) in enumerate((("healthy", 0.0, 0.0), ("het", 0.2, 0.007))):
-        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence((SEED, position))))
-        slopes = np.clip(rng.normal(1, slope_sd, (num, families)), 0.6, 1.4)
-        errors = rng.standard_normal((num, size)) @ np.linalg.cholesky(noise).T + rng.normal(0, stack_sd, (num, size))
-        residual = (slopes - 1) @ effects.T + errors
-        most = np.zeros(num)
-        for upto in range(1, last + 1):
-            known = rounds < upto
-            if not known.any():
-                continue
-            white = np.linalg.inv(lower[np.ix_(known, known)])
-            e = (residual[:, known] @ white.T)[..., None]
-            total = np.zeros(num)
-            for kind in KINDS:
-                first = int(kind == "gain")
-                if last - first < 1:
-                    total += 1 / len(KINDS)
-                    continue
-                opened = np.zeros(num)
-                for since in range(first, upto):
-                    start = means[since - 1] if kind == "gain" else 0
-                    lost = (effects[known] - start) * (rounds[known] >= since)[:, None]
-                    v, u = (white @ part for part in (lost, effects[known] - lost))
-                    opened += bayes_factors(e, v[None], u[None]).mean(1)
-                total += (opened + last - first - (upto - first)) / (last - first) / len(KINDS)
-            most = np.maximum(most, total)
-        largest[name] = np.sort(most)
-    worst = max(largest, key=lambda name: float(largest[name][int(ALARM * num)]))
-    points = {word: float(largest[worst][int(point * num)]) for word, point in (("alarm", ALARM), ("suspect", SUSPECT))}
-    return {**points, "worst": worst, "nulls": largest[worst]}
+    last = len(scores.rounds) - 1
+    nulls = largest_e(healthy_model(scores, last), last, num)
+    worst = max(nulls, key=lambda name: float(nulls[name][int(ALARM * num)]))
+    points = {word: float(nulls[worst][int(point * num)]) for word, point in (("alarm", ALARM), ("suspect", SUSPECT))}
+    return {**points, "worst": worst, "nulls": nulls[worst]}
 
 
 def tail(sorted_values: Any, value: float) -> float:

@@ -66,7 +66,7 @@ def test_a_round_that_was_not_submitted_is_passed_over(tmp_path):
         (["round,dev,board", "0,.7,", "1,.8,.8"], "the reference has no board score"),
         (["round,dev,board", "0,.7,.7", "1,.8,.8"], "Give a column dev_rows or --dev-rows N"),
         (["round,dev,board", "0,.7,.7", "1,NaN,.8"], "line 3: dev is 'NaN'"),
-        (["round,dev,board", "0,.7,.7", "1,.8"], "Give a column"),
+        (["round,dev,board", "0,.7,.7", "1,.8"], "no line after the reference has a board score"),
     ],
 )  # fmt: skip
 def test_a_table_that_is_wrong_is_told_where(tmp_path, lines, said):
