@@ -10,7 +10,7 @@ A campaign's false alarms (gap or board, over all rounds and families) are at mo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -39,6 +39,14 @@ class RoundCounts:
     scores: Mapping[int, Decimal]
     ahead: int | None = None
     names: tuple[str, ...] = ()  # of the arms, in the order of their counts
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a family is looked at. `since`: position of the first round on its present dev items; after a repair half the level."""
+
+    since: int = 0
+    level_factor: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -106,27 +114,40 @@ def board_rounds(rounds: Sequence[RoundCounts]) -> list[BoardRound]:
     ]
 
 
-def verdict(rounds: Sequence[RoundCounts], design: Design, critical: CriticalValues) -> Verdict:
-    """At the newest of `rounds`. A family's earlier rounds count as long as its dev items are the same."""
-    newest = rounds[-1]
-    families = sorted(newest.dev)
+def verdict(
+    rounds: Sequence[RoundCounts], design: Design, critical: CriticalValues, terms: Mapping[str, Terms] | None = None
+) -> Verdict:
+    """At the newest of `rounds`. terms: of families that were repaired; the others stand as they began."""
+    families = sorted(rounds[-1].dev)
+    kept = {family: (terms or {}).get(family, Terms()) for family in families}
     portions = shares({family: (counts.reference, counts.num_items) for family, counts in rounds[0].dev.items()})
     looks = {family: [Look(seen.dev[family], seen.fresh[family]) for seen in rounds] for family in families}
-    tests = [test for family in families for test in family_tests(family, looks[family])] + mean_tests(
-        [*looks.values()]
-    )
+    tests = [
+        replace(test, since=test.since + kept[family].since)
+        for family in families
+        for test in family_tests(family, looks[family][kept[family].since :])
+    ]
+    common = max(each.since for each in kept.values())
+    tests += [
+        replace(test, since=test.since + common) for test in mean_tests([each[common:] for each in looks.values()])
+    ]
     arms = [test for family in families for test in arm_tests(family, looks[family][-1])]
-    bounds = {family: upper_bound(*latest_gap(looks[family][-1])) for family in families}
     boards = board_rounds(rounds)
     board = board_test(boards, {family: portions[family] for family in families}, design)
     leak = leak_test(boards, [seen.ahead for seen in rounds], design)
+
+    def beyond(level: Fraction, candidates: Sequence[GapTest]) -> tuple[GapTest, ...]:
+        def own(test: GapTest) -> Fraction:
+            share = portions[test.family] if test.arm is not None else portion(test.family, portions)
+            return level * share * (kept[test.family].level_factor if test.family in kept else 1)
+
+        return tuple(test for test in candidates if test.exceeds(own(test)))
+
     return Verdict(
-        gap_alarms=tuple(test for test in tests if test.exceeds(critical.gap_level * portion(test.family, portions))),
-        gap_suspects=tuple(
-            test for test in tests if test.exceeds(critical.gap_suspect_level * portion(test.family, portions))
-        ),
-        arm_alarms=tuple(test for test in arms if test.exceeds(critical.arm_level * portions[test.family])),
-        upper_bounds=bounds,
+        gap_alarms=beyond(critical.gap_level, tests),
+        gap_suspects=beyond(critical.gap_suspect_level, tests),
+        arm_alarms=beyond(critical.arm_level, arms),
+        upper_bounds={family: upper_bound(*latest_gap(looks[family][-1])) for family in families},
         board=board,
         board_alarm=board.exceeds(critical.board_alarm),
         board_suspect=board.exceeds(critical.board_suspect),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from pipeline import rule, selection
 from pipeline.design import CriticalValues
 from pipeline.errors import IntegrityError
+from pipeline.gaptest import ALL
 from pipeline.nulls import bounds
 from pipeline.records import Outcome
 from pipeline.simulate import policies
@@ -106,3 +108,17 @@ def test_a_suspect_board_has_no_word():
     assert selection.arm_values(seen, verdict, permitted, design, use_board=False) == selection.arm_values(
         silent, verdict, permitted, design
     )
+
+
+def test_a_repaired_family_begins_anew_at_half_the_level():
+    design, rounds = ledger(np.random.default_rng([58, 1]))
+    seen, critical = exact_rounds(rounds), CriticalValues.from_json(bounds(design))
+    wide = replace(critical, gap_level=Fraction(1, 2), gap_suspect_level=Fraction(1, 2))
+    family, last = sorted(seen[0].dev)[0], len(seen) - 1
+    whole = rule.verdict(seen, design, wide)
+    anew = rule.verdict(seen, design, wide, {family: rule.Terms(last, Fraction(1, 2))})
+    assert {test.since for test in anew.gap_suspects if test.family in (family, ALL)} <= {last}
+    assert [test for test in anew.gap_suspects if test.family not in (family, ALL)] == [
+        test for test in whole.gap_suspects if test.family not in (family, ALL)
+    ]
+    assert (anew.board, anew.leak) == (whole.board, whole.leak)

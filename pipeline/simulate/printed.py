@@ -22,7 +22,7 @@ def largest_e(model: Model, num_rounds: int, num: int) -> dict[str, Floats]:
     lower = np.zeros((len(effects), len(effects)))
     for i, row in enumerate(model.lower):
         lower[i, : i + 1] = [float(value) for value in row]
-    found = {}
+    found: dict[str, Floats] = {}
     for position, (name, (slope_sd, stack_sd)) in enumerate(NULLS.items()):
         rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence((SEED, position))))
         residual = _residuals(rng, effects, lower, slope_sd, stack_sd, num)
