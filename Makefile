@@ -26,7 +26,7 @@ test drill attacks testbed-up: NEEDS := testbed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup round campaign drill attacks status image test test-fast lint types floors format testbed-up testbed-down clean
+.PHONY: help setup round campaign drill attacks status image simulate nulls test test-fast lint types floors format testbed-up testbed-down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
@@ -57,6 +57,13 @@ attacks: setup ## Attack the sandbox in every way we know and print how each end
 
 campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
+
+simulate: setup ## Measure the decision rule: false alarms, power and regret in simulated campaigns (five minutes)
+	$(PYTHON) -m pipeline evidence simulate
+	$(PYTHON) -m pipeline evidence simulate --regret
+
+nulls: setup ## Compute the critical values of constitution/nulls anew (half an hour)
+	$(PYTHON) -m pipeline evidence nulls
 
 test-fast: setup ## The tests that need no Slurm, but for the slow ones
 	$(TESTS) -m 'not slurm and not slow'

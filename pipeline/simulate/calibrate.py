@@ -1,0 +1,158 @@
+"""Critical values of a design: quantiles of each test's campaign maximum under the worst null.
+
+Of a campaign's 5 % the gap test gets 1.8, the arm test 0.4 and the board test 2.2; the rest is left for the error of the simulation.
+Without a board its part goes to the gap test. Suspicion: 5 % for gap and for board. The leak test has 2.5 % of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tokenize
+from collections.abc import Callable
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import ndtr
+
+from pipeline import boardtest, gaptest, rule, slots
+from pipeline.design import Design
+from pipeline.simulate import model, twin, worlds
+from pipeline.simulate.model import BATCH, Floats, World, batches, max_dev
+
+SEED = 20261124
+STATISTICS = ("gap", "arm", "board", "leak")
+SPENT = {"gap": 0.018, "arm": 0.004, "board": 0.022, "leak": 0.025}
+SPENT_WITHOUT_BOARD = {"gap": 0.04, "arm": 0.004}
+SUSPECTED = {"gap": 0.05, "board": 0.05}
+NULL_NUMBERS = {name: number for number, name in enumerate(worlds.NULLS)}
+
+Progress = Callable[[str], None]
+
+
+def maxima(world: World, design: Design, seed: tuple[int, ...], num: int) -> Floats:
+    """(C, R, 4): gap, arm and leak as the level at which the campaign would have alarmed by this round, board as 1 / E. Small is alarming."""
+    runs = []
+    for rounds in batches(world, design, max_dev, seed, num):
+        rule_twin, looks = twin.Twin(design, design.families), []
+        for seen in rounds:
+            rule_twin.take(seen)
+            ahead = max_dev([seen])
+            scored = rule_twin.choose(ahead, design.submissions if design.board_rows else 0)
+            looks.append(statistics(rule_twin.look(scored, ahead)))
+        runs.append(np.minimum.accumulate(np.stack(looks, 1), 1))
+    return np.concatenate(runs)
+
+
+def statistics(look: twin.LookSeen) -> Floats:
+    """(C, 4) of one look."""
+    gap = twin.gap_tail(look)
+    arm = twin.tail_per_share(look.arm_scores, look.shares)
+    return np.stack([gap, arm, 1 / look.e_value, ndtr(-look.leak_scores)], 1)
+
+
+def calibrate(design: Design, num: int, tell: Progress = lambda line: None) -> dict[str, Any]:
+    """The content of one file of constitution/nulls. `num` campaigns of each null; the same for the same code and seed."""
+    seen: dict[str, Floats] = {}
+    for name, world in worlds.NULLS.items():
+        tell(f"{name}: {num} campaigns")
+        seen[name] = maxima(world, design, (SEED, NULL_NUMBERS[name]), num)
+    last = {name: runs[:, -1] for name, runs in seen.items()}
+    spent = SPENT if design.board_rows and design.submissions else SPENT_WITHOUT_BOARD
+    critical, errors, worst = {}, {}, {}
+    for label, statistic, shares in (
+        ("gap_level", "gap", spent), ("gap_suspect_level", "gap", SUSPECTED), ("arm_level", "arm", spent),
+        ("leak_level", "leak", spent), ("board_alarm", "board", spent), ("board_suspect", "board", SUSPECTED),
+    ):  # fmt: skip
+        if statistic not in spent:  # no board: E is 1 for ever and the leak test has nothing to see
+            critical[label] = {"leak_level": "0.0025", "board_alarm": "45.46", "board_suspect": "20"}[label]
+            continue
+        column = STATISTICS.index(statistic)
+        points = {name: _quantile(runs[:, column], shares[statistic]) for name, runs in last.items()}
+        worst[label] = min(points, key=lambda name: points[name][0])
+        point, low, high = points[worst[label]]
+        if statistic == "board":
+            point, low, high = 1 / point, 1 / high, 1 / low
+        critical[label] = _text(point, ROUND_CEILING if statistic == "board" else ROUND_FLOOR)
+        errors[label] = f"{_text(low, ROUND_FLOOR)} to {_text(high, ROUND_CEILING)}"
+    rates = {name: _alarms(runs, critical) for name, runs in last.items()}
+    result = {
+        "schema": 1,
+        "design": design.to_json(),
+        "critical": critical,
+        "monte_carlo_95": errors,
+        "worst_null": worst,
+        "false_alarms": rates,
+        "campaigns_per_null": num,
+        "seed": SEED,
+        "code_digest": code_digest(),
+        "first_batch": {name: first_batch(runs) for name, runs in last.items()},
+    }
+    result["result_digest"] = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+    return result
+
+
+def first_batch(last: Floats) -> list[str]:
+    """Means over the first batch, to four digits: what a rerun of 50 campaigns a null must reproduce."""
+    return [f"{value:.4g}" for value in last[:BATCH].mean(0)]
+
+
+def code_digest() -> str:
+    """sha256 over the tokens of what simulates (not comments, docstrings or layout) and over the constants of the exact rule."""
+    digest = hashlib.sha256()
+    for module in (model, twin):
+        digest.update(_tokens(Path(str(module.__file__)).read_text()).encode())
+    constants = (
+        boardtest.HEALTHY_SD, boardtest.STOPPED_SD, boardtest.PRINT_VARIANCE, boardtest.SLACK_VARIANCE,
+        boardtest.LEAST_SPREAD, boardtest.GUARD, gaptest.LEAST_GAP, gaptest.LEAST_MEAN_GAP, gaptest.MEAN_SHARE,
+        slots.SLOPE_VARIANCE, slots.SCORE_VARIANCE, rule.NAMED, rule.BOUND_LEVEL,
+        list(worlds.NULLS.items()), SPENT, SPENT_WITHOUT_BOARD, SUSPECTED, SEED,
+    )  # fmt: skip
+    digest.update(repr(constants).encode())
+    return digest.hexdigest()
+
+
+def _tokens(source: str) -> str:
+    """What of a module computes: its tokens without comments, layout and texts that stand alone, and without trailing commas."""
+    kept: list[str] = []
+    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
+    previous = tokenize.NEWLINE
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        alone = token.type == tokenize.STRING and previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if token.type not in (tokenize.COMMENT, tokenize.NL):
+            previous = token.type
+        if token.type in skipped or alone:
+            continue
+        if token.string in ")]}" and kept and kept[-1] == ",":
+            kept.pop()
+        kept.append(token.string)
+    return "\n".join(kept)
+
+
+def _quantile(values: Floats, share: float) -> tuple[float, float, float]:
+    """The order statistic that `share` of the campaigns stay below, and its 95 % interval (binomial, normal approximation)."""
+    ordered, n = np.sort(values), len(values)
+    spread = 1.96 * (n * share * (1 - share)) ** 0.5
+    ranks = (n * share, n * share - spread, n * share + spread)
+    point, low, high = (float(ordered[min(n - 1, max(0, int(rank)))]) for rank in ranks)
+    return point, low, high
+
+
+def _alarms(last: Floats, critical: dict[str, str]) -> dict[str, str]:
+    flags = {
+        "gap": last[:, 0] < float(critical["gap_level"]),
+        "arm": last[:, 1] < float(critical["arm_level"]),
+        "board": last[:, 2] * float(critical["board_alarm"]) < 1,
+        "leak": last[:, 3] < float(critical["leak_level"]),
+    }
+    flags["rule"] = flags["gap"] | flags["arm"] | flags["board"]
+    return {name: f"{flag.mean():.4f}" for name, flag in flags.items()}
+
+
+def _text(value: float, rounding: str) -> str:
+    """Four digits, to the safe side."""
+    number = Decimal(value)
+    return format(number.quantize(Decimal(1).scaleb(number.adjusted() - 3), rounding=rounding), "f")

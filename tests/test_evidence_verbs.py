@@ -1,0 +1,67 @@
+"""`evidence simulate` and `evidence nulls` as one types them; numpy is not loaded by any other command."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.nulls import read
+from pipeline.simulate import worlds
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_a_report_for_programs(capsys):
+    assert main(["evidence", "simulate", "--json", "--campaigns", "20"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {*worlds.NULLS, *worlds.DESIGNED, *worlds.BEYOND_NULLS, *worlds.BEYOND}
+    for rules in found.values():
+        assert {"gap", "board", "rule", "leak"} <= set(rules)
+        for numbers in rules.values():
+            assert len(numbers["false_alarm_or_power_by_round"]) == 4
+            assert numbers["n"] in (10, 20) and 0 <= numbers["se"] < 0.2
+
+
+def test_a_report_for_people(capsys):
+    assert main(["evidence", "simulate", "--campaigns", "20"]) == 0
+    shown = capsys.readouterr()
+    assert "three D-optimal ones" in shown.out and "next: python -m pipeline evidence simulate --regret" in shown.out
+    assert "healthy: 20 campaigns" in shown.err
+
+
+def test_regret(capsys):
+    assert main(["evidence", "simulate", "--regret", "--json", "--campaigns", "20"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {*worlds.NULLS, *worlds.DESIGNED}
+    assert all(cost["regret"] >= 0 and cost["n"] == 20 for costs in found.values() for cost in costs.values())
+
+
+def test_critical_values_of_one_design(tmp_path, capsys):
+    text = "rounds=2,arms=3,families=2,dev_items=20,fresh_items=20,board_rows=0,submissions=0"
+    assert main(["evidence", "nulls", "--campaigns", "50", "--out", str(tmp_path), "--design", text]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["r2_a3_f2_d20_s20_b0_k0.json"]
+    assert "gap_level" in capsys.readouterr().out
+    assert json.loads((tmp_path / "r2_a3_f2_d20_s20_b0_k0.json").read_text())["campaigns_per_null"] == 50
+    assert read.__doc__
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["simulate", "--campaigns", "0"], "says nothing"), (["nulls", "--design", "round=3"], "is no design"),
+        (["nulls", "--design", "arms=2"], "out of range"), (["nulls", "--design", "rounds=x"], "is no design"),
+        (["nulls", "--design", "submissions=9"], "out of range"), (["replay", "nothing.csv"], "cannot read"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_sentence(words, said, capsys):
+    assert main(["evidence", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error
+
+
+def test_other_commands_start_without_numpy():
+    code = "import sys, pipeline.__main__ as m; m.parser(); sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
