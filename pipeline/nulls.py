@@ -78,12 +78,13 @@ def read(design: Design, folder: Path = HERE) -> dict[str, Any]:
 def bounds(design: Design, alpha: Fraction = Fraction(44, 1000)) -> dict[str, str]:
     """Critical values that need no simulation: Bonferroni for gap and arm, Ville's inequality for E (under the healthy model alone).
 
-    For designs off the grid. They spend what the simulated ones spend, 1.8 + 0.4 + 2.2 % of a campaign, and cost power: C2 half of it.
+    For designs off the grid. They spend what the simulated ones spend, 1.8 + 0.4 + 2.2 % of a campaign (3.4 + 0.4 without a
+    board), and cost power: C2 half of it.
     """
     gap, arm, board = (alpha * Fraction(part, 44) for part in (18, 4, 22))
     looks = Fraction(design.rounds * (design.rounds + 1), 2)
     if not (design.board_rows and design.submissions):
-        gap += board
+        gap = alpha * Fraction(34, 44)
     return {
         "gap_level": _text(gap / looks, ROUND_FLOOR),
         "gap_suspect_level": _text(Fraction(1, 20) / looks, ROUND_FLOOR),

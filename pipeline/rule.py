@@ -89,7 +89,7 @@ class Verdict:
             "upper_bounds": {family: _digits(bound) for family, bound in sorted(self.upper_bounds.items())},
             "e_value": _digits(self.board.e_value),
             "carried": {family: _digits(value) for family, value in sorted(self.board.carried.items())},
-            "named": self.named,
+            "named": self.named if self.board_suspect else None,
             "board_alarm": self.board_alarm,
             "board_suspect": self.board_suspect,
             "board_near": self.board_near,

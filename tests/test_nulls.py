@@ -19,7 +19,7 @@ def test_a_shipped_file_is_whole_and_of_this_code(design):
     content = nulls.read(design)
     stated = content.pop("result_digest")
     assert hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() == stated
-    assert content["code_digest"] == calibrate.code_digest(), "what simulates has changed: `make nulls`"
+    assert content["code_digest"] == calibrate.code_digest(design), "what simulates has changed: `make nulls`"
     assert content["campaigns_per_null"] == 20_000
     assert set(content["false_alarms"]) == set(worlds.NULLS)
     assert max(float(rates["rule"]) for rates in content["false_alarms"].values()) <= 0.045
