@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def whose(error: PermissionError) -> str:
     """Which file of whom is closed to whom: two people on one campaign meet here."""
     path = Path(error.filename or ".")
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # Path.exists raises where a folder above is closed
         path = path.parent
     try:
         owner = user_name(path.stat().st_uid)

@@ -239,7 +239,7 @@ def _nodes(cluster: Any) -> Iterator[Check]:
                 "" if programs == "2" else "install bubblewrap and squashfuse on the nodes")  # fmt: skip
     if cluster.gpus_per_node:
         yield Check("GPUs on a node", "good" if int(gpus) >= cluster.gpus_per_node else "unknown", f"nvidia-smi lists {gpus}",
-                    "" if int(gpus) >= cluster.gpus_per_node else "slurm/drill.py asks inside a job")  # fmt: skip
+                    "" if int(gpus) >= cluster.gpus_per_node else "slurm/all_reduce.py asks inside a job")  # fmt: skip
 
 
 def _campaign(campaign: Campaign, chosen: settings.Settings) -> Iterator[Check]:

@@ -69,25 +69,25 @@ def test_a_sandbox_has_the_shared_memory_of_the_sites_file():
         settings.compose(["cluster.network=open"])
 
 
-def drill(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "slurm" / "drill.py"), "--bytes", str(2**20), *arguments]
+def all_reduce(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "slurm" / "all_reduce.py"), "--bytes", str(2**20), *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
 
 
-def test_the_drill_reaches_from_rank_to_rank():
-    done = drill("cluster.shm_size_gib=1")
+def test_all_reduce_reaches_from_rank_to_rank():
+    done = all_reduce("cluster.shm_size_gib=1")
     assert done.returncode == 0, done.stderr
     assert "shm        1.0 GiB" in done.stdout
     assert "all-reduce 2 ranks over" in done.stdout
     assert "the sum is right" in done.stdout
 
 
-def test_the_drill_says_when_a_node_lacks_its_gpus():
+def test_all_reduce_says_when_a_node_lacks_its_gpus():
     if any(Path("/dev").glob("nvidia[0-9]*")):
         pytest.skip("this machine has an NVIDIA GPU")
-    done = drill("cluster.gpus_per_node=2")
+    done = all_reduce("cluster.gpus_per_node=2")
     assert (done.returncode, done.stdout) == (1, "")
     assert "no GPU opens here" in done.stderr
     assert "Traceback" not in done.stderr
