@@ -104,6 +104,8 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
     changed = copy.deepcopy(settings)
     for key, value in overrides:
         value_of(settings, key)
+        if value == "???":  # OmegaConf's own sign for a value that is missing
+            raise ConfigError(f"{key} = ??? is no value", "Compare with the files in hydra_conf/")
         *path, last = key.split(".")
         only: Any = reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), cast(Any, value))
         try:

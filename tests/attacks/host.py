@@ -32,7 +32,9 @@ SECRETS = (
 # Says what it finds in the places from which libraries load what an earlier process compiled.
 HONEST = """
 import os, sys
-found = [p for d in ("/tmp", "/dev/shm", "/out", os.environ["HOME"]) for _, ds, fs in os.walk(d) for p in ds + fs]
+runtime = tuple(sys.path[1:] + [sys.prefix])  # a checkout may itself lie in /tmp
+found = [p for d in ("/tmp", "/dev/shm", "/out", os.environ["HOME"]) for at, ds, fs in os.walk(d) for p in ds + fs
+         if not at.startswith(runtime) and not any(way.startswith(os.path.join(at, p)) for way in runtime)]
 print("honest", sorted(found), sys.modules.get("usercustomize"), __spec__.cached and os.path.exists(__spec__.cached))
 """
 
