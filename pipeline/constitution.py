@@ -15,8 +15,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.errors import IntegrityError, Refused
 from pipeline.records import Setting
 
@@ -51,6 +49,34 @@ class Constitution:
     @property
     def z(self) -> Decimal:
         return Decimal(self.articles["7"]["z"])
+
+    @property
+    def plateau_looks(self) -> int:
+        return int(self.articles["11"]["plateau_looks"])
+
+    @property
+    def least_axes(self) -> int:
+        return int(self.articles["11"]["least_axes"])
+
+    @property
+    def most_replicates(self) -> int:
+        return int(self.articles["11"]["most_replicates"])
+
+    @property
+    def most_contrasts(self) -> int:
+        return int(self.articles["11"]["most_contrasts"])
+
+    @property
+    def ladder_step(self) -> Decimal:
+        return Decimal(self.articles["11"]["ladder_step"])
+
+    @property
+    def open_keys(self) -> frozenset[str]:
+        return frozenset(self.articles["2"]["keys"])
+
+    def is_fenced(self, model: str) -> bool:
+        """By article 13: results with this model say nothing of capability."""
+        return model not in self.articles["13"]["models_with_a_human_baseline"]
 
     def check_settings(self, overrides: Iterable[Setting]) -> None:
         """Refuse, by article 2, the first override that is not on the allow-list or out of its range."""
@@ -120,6 +146,8 @@ def load(expected_digest: str | None = None, folder: Path = HERE) -> Constitutio
                 f"{path} has digest {found[:16]}, {where} says {expected[:16]}",
                 "A changed constitution needs a new campaign (and its new sha256 in constitution/DIGEST)",
             )
+    import yaml  # here, for whoever audits has the articles from the log and needs no more than the standard library
+
     return Constitution(found, yaml.safe_load(content)["articles"])
 
 

@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, image, jobs, plan, results, scheduler, seal, settings
+from pipeline import constitution, image, jobs, plan, referee, results, scheduler, seal, settings
 from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
 from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
-from pipeline.records import Arm, Plan
+from pipeline.records import Arm, Plan, Policy
 
 
 def next_round(campaign: Campaign) -> str:
@@ -55,11 +55,13 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
     if not folder.plan.exists():
         check_plan_fits(chosen)
+        policy = settings.policy_of(chosen)
+        referee.check_policy(seal.Log(campaign.log).records(), round_name, policy)
         arms = plan.arms_of(chosen, folder.number, rules)
         with held(folder):
             if not folder.plan.exists():  # another `round` may have been faster
                 write_file(folder.operational, json.dumps(operational))
-                _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), arms)
+                _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), policy, arms)
     read_plan(folder)
     if operational and settings.load(folder.config).cluster != chosen.cluster:
         raise ConfigError(
@@ -93,7 +95,7 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
                 f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta` closes it when its arms are done",
             )
         code_dir, digest = verified(campaign, folder)
-        seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="slurm")
+        seal.Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
         beside: scheduler.Stage = ("reference", str(campaign.folder), folder.name)
         meta = meta_stage(campaign, folder)
@@ -116,7 +118,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
                 f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it"
             )
         code_dir, digest = verified(campaign, folder)
-        seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="local")
+        seal.Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="local")
         write_file(folder.submitted, seal.canonical({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
         chosen = settings.load(folder.config)
         stages = [
@@ -173,10 +175,12 @@ def available_cores() -> int:
 
 
 def _write(
-    campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, config: str, arms: tuple[Arm, ...]
-) -> None:
+    campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, config: str, policy: Policy, arms: tuple[Arm, ...]
+) -> None:  # fmt: skip
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
-    freeze_plan(campaign, Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), arms), config)
+    freeze_plan(
+        campaign, Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), policy, arms), config
+    )
     texts = scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder))
     for name, text in texts.items():
         write_file(folder.slurm_dir / f"{name}.sbatch", text)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from pipeline.gaptest import ALL
+from pipeline.records import FamilyState
 from pipeline.rule import Verdict
 
 UNPROVEN, TRUSTED, SUSPECT, RESTORED = "UNPROVEN", "TRUSTED", "SUSPECT", "RESTORED"
@@ -54,16 +55,6 @@ PERMITS: Mapping[str, Permit] = {
     RESTORED: Permit(True, False, False, True, False, False, False, False, "0.5"),
 }
 """UNPROVEN dev is pooled with fresh: simulated, that chooses better than fresh alone in every world (docs/evidence.md)."""
-
-
-@dataclass(frozen=True)
-class FamilyState:
-    """`clean_looks` counts those since a repair or a suspicion; `was_restored` outlives a TRUSTED round. `code` says what moved it."""
-
-    name: str = UNPROVEN
-    clean_looks: int = 0
-    was_restored: bool = False
-    code: str = "start"
 
 
 @dataclass(frozen=True)

@@ -53,14 +53,14 @@ def test_a_replaced_setting_stands_once_and_last(settings_before, setting):
 
 @given(st.lists(arms_of_any_kind))
 def test_plan_survives_its_own_json(arms):
-    frozen = Plan("demo-1", "r0001", "i" * 64, "c" * 64, "d" * 64, "e" * 64, tuple(arms))
+    frozen = Plan("demo-1", "r0001", "i" * 64, "c" * 64, "d" * 64, "e" * 64, Policy((), (RATE, RANK)), tuple(arms))
     assert Plan.from_json(json.loads(seal.canonical(frozen.to_json()))) == frozen
 
 
 @pytest.mark.parametrize("change", [{"schema": 2}, {"colour": "red"}, {"arms": [{"index": 0}]}, {"arms": 3}, []])
 def test_plan_of_another_form_is_refused(change, tmp_path):
     folder = Campaign(tmp_path).round("r0001")
-    frozen = Plan("demo-1", "r0001", "i", "c", "d", "e", plan.reference_arms(1)).to_json()
+    frozen = Plan("demo-1", "r0001", "i", "c", "d", "e", Policy((), ()), plan.reference_arms(1)).to_json()
     write_file(folder.plan, json.dumps(frozen))
     assert folder.frozen_plan().to_json() == frozen
     write_file(folder.plan, json.dumps(change if isinstance(change, list) else {**frozen, **change}))
