@@ -8,10 +8,12 @@ the environment could name.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -128,9 +130,29 @@ class Constitution:
                 "Start a new campaign",
             )
 
+    def check_spending(
+        self, tokens_per_arm: int, gpu_hours_per_arm: Fraction, num_arms: int, gpu_hours_spent: Fraction
+    ) -> None:
+        """Refuse, by article 4, a round that could cost more than an arm, a round or the campaign may. Hours are those of its time limits."""
+        article = self.articles["4"]
+        round_hours = num_arms * gpu_hours_per_arm
+        for code, what, wanted, most in (
+            ("arms", "arms", num_arms, article["arms_per_round"]),
+            ("optimizer_tokens", "optimizer tokens an arm", tokens_per_arm, article["optimizer_tokens_per_arm"]),
+            ("gpu_hours_per_arm", "GPU-hours an arm", gpu_hours_per_arm, article["gpu_hours_per_arm"]),
+            ("gpu_hours_per_round", "GPU-hours a round", round_hours, article["gpu_hours_per_round"]),
+            ("gpu_hours", "GPU-hours of the campaign", gpu_hours_spent + round_hours, article["gpu_hours"]),
+        ):
+            if wanted > most:
+                raise Refused(
+                    "4", code, f"{float(wanted):g} {what} are more than the {most} that are budgeted",
+                    "Fewer steps, smaller batches, or a lower cluster.time_limit_minutes",
+                )  # fmt: skip
+
 
 def load(expected_digest: str | None = None, folder: Path = HERE) -> Constitution:
-    """Read and verify. Raises IntegrityError when the file does not match `DIGEST` or what the campaign froze."""
+    """Read and verify. Raises IntegrityError when the file does not match `DIGEST` or what the campaign froze, and where the
+    environment holds what somebody may take for another constitution."""
     path = folder / "constitution.yaml"
     try:
         if path.is_symlink():
@@ -146,9 +168,26 @@ def load(expected_digest: str | None = None, folder: Path = HERE) -> Constitutio
                 f"{path} has digest {found[:16]}, {where} says {expected[:16]}",
                 "A changed constitution needs a new campaign (and its new sha256 in constitution/DIGEST)",
             )
+    _check_environment(found)
     import yaml  # here, for whoever audits has the articles from the log and needs no more than the standard library
 
     return Constitution(found, yaml.safe_load(content)["articles"])
+
+
+def _check_environment(digest: str) -> None:
+    """Nothing there is ever read as a constitution; who tries is told, rather than left to believe that it took effect."""
+    for name in os.environ:
+        if "CONSTITUTION" in name.upper():
+            raise IntegrityError(
+                f"the environment names a constitution ({name})", f"Unset {name}: a campaign has the one that it froze"
+            )
+    for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        other = Path(folder, "constitution", "constitution.yaml")
+        if other.is_file() and hashlib.sha256(other.read_bytes()).hexdigest() != digest:
+            raise IntegrityError(
+                f"{other} in PYTHONPATH is another constitution than the campaign's, {digest[:16]}",
+                "Take it out of PYTHONPATH",
+            )
 
 
 def _is_number(kind: str, value: str) -> bool:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
         policy = settings.policy_of(chosen)
         referee.check_policy(seal.Log(campaign.log).records(), round_name, policy)
         arms = plan.arms_of(chosen, folder.number, rules)
+        check_budget(campaign, chosen, len(arms), rules)
         with held(folder):
             if not folder.plan.exists():  # another `round` may have been faster
                 write_file(folder.operational, json.dumps(operational))
@@ -69,6 +71,23 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
             "Leave the cluster out, or as it was; the next round may run elsewhere",
         )
     return folder
+
+
+def check_budget(
+    campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution
+) -> None:
+    """What the round could cost at most, beside what was spent, against article 4. Raises Refused."""
+    recipe, gpus = chosen.recipe, chosen.parallelism.world_size if chosen.cluster.gpus_per_node else 0
+    ended = [
+        path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)
+    ]
+    spent = sum(results.read_attributes(path)["gpu_seconds"] for path in ended)
+    rules.check_spending(
+        recipe.num_steps * recipe.batch_size * recipe.sequence_length,
+        Fraction(gpus * chosen.cluster.time_limit_minutes, 60),
+        num_arms,
+        Fraction(int(spent), 3600),
+    )
 
 
 def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
