@@ -78,10 +78,10 @@ def arm_seed(campaign_seed: int, round_name: str, arm: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Mapping[str, str]) -> Setting:
+def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Mapping[str, str]) -> Setting | None:
     """The setting that an axis takes in a round: the next of its values that is neither what the standing recipe has nor a dead end.
 
-    `reference` is the value of every axis key in the reference recipe; the standing settings replace it.
+    None where there is none. `reference` is the value of every axis key in the reference recipe; the standing settings replace it.
     """
     current = {**reference, **dict(policy.standing)}[axis.key]
     dead = {value for key, value in policy.dead_ends if key == axis.key}
@@ -90,9 +90,7 @@ def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Ma
         value = axis_value(axis, index, base)
         if value not in dead and not same_value(value, current):
             return (axis.key, value)
-    raise ConfigError(
-        f"axis {axis.name} has no value left that is neither standing nor a dead end", "Give it a wider range"
-    )
+    return None
 
 
 def same_value(one: str, other: str) -> bool:
@@ -150,11 +148,19 @@ def _beside(policy: Policy, num_replicates: int, reference: Mapping[str, str]) -
 def _moves(
     policy: Policy, round_number: int, num_slots: int, reference: Mapping[str, str]
 ) -> list[tuple[Axis, Setting]]:
-    """One move for each slot, axes taking turns where there are more of them."""
+    """One move for each slot, axes taking turns where there are more of them; one whose values are all spent gives up its turn."""
     open_axes = [(PRIMES[n], axis) for n, axis in enumerate(policy.axes) if axis.name not in policy.retired]
-    first = (round_number - 1) * num_slots
-    turns = [open_axes[(first + n) % len(open_axes)] for n in range(min(num_slots, len(open_axes)))]
-    return [(axis, move(policy, axis, round_number, base, reference)) for base, axis in turns]
+    first = (round_number - 1) * num_slots % max(1, len(open_axes))
+    moves = [
+        (axis, setting)
+        for base, axis in open_axes[first:] + open_axes[:first]
+        if (setting := move(policy, axis, round_number, base, reference))
+    ]
+    if not moves:
+        raise ConfigError(
+            "no axis has a value left that is neither standing nor a dead end", "Another campaign with other axes or ranges"
+        )
+    return moves[:num_slots]
 
 
 def arms_of(chosen: settings.Settings, round_number: int, rules: Constitution) -> tuple[Arm, ...]:

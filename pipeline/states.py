@@ -51,7 +51,7 @@ PERMITS: Mapping[str, Permit] = {
     TRUSTED: Permit(True, True, True, True, False, False, False, False, "1"),
     SUSPECT: Permit(False, False, False, False, False, True, False, False, "1"),
     OVERFIT: Permit(False, False, False, False, True, False, False, True, "1"),
-    SHIFT: Permit(False, False, False, False, True, True, True, False, "1"),
+    SHIFT: Permit(False, False, False, False, True, False, True, False, "1"),
     RESTORED: Permit(True, False, False, True, False, False, False, False, "0.5"),
 }
 """UNPROVEN dev is pooled with fresh: simulated, that chooses better than fresh alone in every world (docs/evidence.md)."""

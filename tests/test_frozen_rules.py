@@ -162,7 +162,9 @@ def test_a_round_over_the_budget_is_not_planned(tmp_path: Path) -> None:
     campaign = fresh_campaign(tmp_path)
     with pytest.raises(Refused, match="gpu_hours_per_arm"):
         launch.freeze(
-            campaign, "r0001", [*OVERRIDES, "cluster=slurm", "cluster.gpus_per_node=2", "cluster.time_limit_minutes=600000"]
+            campaign,
+            "r0001",
+            [*OVERRIDES, "cluster=slurm", "cluster.gpus_per_node=2", "cluster.time_limit_minutes=600000"],
         )
     assert not campaign.round("r0001").plan.exists()
 
