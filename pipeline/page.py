@@ -1,0 +1,251 @@
+"""One page a decision: what was seen, which article decided, what was refused and why, what would have changed it.
+
+The sections are data (`sections`); `as_text` and `as_html` only lay them out. Nothing is computed here that the decision rests on: floats
+are for people.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from pipeline import decide, evidence, figures
+from pipeline.constitution import Constitution
+from pipeline.records import Arm, Evidence, Outcome, Plan
+from pipeline.referee import Derived
+
+Table = list[list[str]]
+
+
+@dataclass
+class Section:
+    """A heading with lines, a table (its first row is the header), figures as SVG."""
+
+    title: str
+    lines: list[str] = field(default_factory=list)
+    table: Table = field(default_factory=list)
+    svg: list[str] = field(default_factory=list)
+
+
+def sections(
+    plan: Plan, derived: Derived, history: Sequence[tuple[str, Mapping[str, str]]], refusals: Sequence[Mapping[str, Any]],
+    rules: Constitution, model: str,
+) -> list[Section]:  # fmt: skip
+    """The page of one round. history: (round, family -> state) of all rounds so far; refusals: the log's records of this round."""
+    seen, decision = derived.evidence, derived.decision
+    arms = {arm.name: arm for arm in plan.arms}
+    fence = (
+        [
+            f"Article 13: no human baseline exists at the scale of {model}: this is evidence about the machinery, not of capability."
+        ]
+        if rules.is_fenced(model)
+        else []
+    )
+    head = [
+        f"{plan.round} is {decision.state}; " + (f"{decision.kept} is kept" if decision.kept else "nothing is kept"),
+        *fence,
+    ]
+    if decision.winner:
+        head.append(f"Best so far: {decision.winner[1]} of {decision.winner[0]}")
+    if decision.ladder:
+        head.append(f"Board score that may be told: {decision.ladder}")
+    return [
+        Section(f"Decision of {plan.round}", head),
+        Section(
+            "What was seen",
+            table=_arms_table(seen, arms),
+            svg=[figures.strip(_points(seen, arms)), figures.gaps(_gaps(seen))],
+        ),
+        Section("What the tests said", _tests(seen), _families_table(seen), [figures.timeline(history)]),
+        Section("Which article decided", list(decision.reasons)),
+        Section("What was refused", _refused(seen, refusals) or ["nothing"]),
+        Section("What would have changed the decision", _margins(seen, arms, plan, rules)),
+        Section("What the next round gets", _next(derived)),
+    ]
+
+
+def _arms_table(seen: Evidence, arms: Mapping[str, Arm]) -> Table:
+    board, values = seen.board.get(seen.round, {}), seen.look.values if seen.look else {}
+    rows = [["arm", "role", "moved", "dev %", "fresh %", "fresh lift, 95 %", "board", "value"]]
+    for run in seen.outcomes:
+        arm = arms.get(run.arm)
+        lift = seen.lift(run.arm, "reference", "fresh")
+        moved = ", ".join(f"{key}={value}" for key, value in arm.overrides[-1:]) if arm and not arm.replicate_of else ""
+        rows.append([
+            run.arm, run.role, moved or (arm.replicate_of or "" if arm else ""), _percent(run, "dev"), _percent(run, "fresh"),
+            interval(lift.mean, lift.variance + 2 * seen.seed_variance) if lift else run.exit_class if run.status != "completed" else "",
+            board.get(run.arm, ""), f"{float(values[run.arm]):+.4f}" if run.arm in values else "",
+        ])  # fmt: skip
+    return rows
+
+
+def _families_table(seen: Evidence) -> Table:
+    if seen.look is None:
+        return []
+    gaps, bounds, power = _gaps(seen), seen.look.verdict["upper_bounds"], seen.look.power["gap_now"]
+    rows = [["family", "state", "by", "dev - fresh", "at most (95 %)", "seen with 80 % from", "canaries"]]
+    for family, state in sorted(seen.families.items()):
+        dev, fresh = gaps[family]
+        rows.append([
+            family, state.name, state.code, f"{100 * (dev - fresh):+.1f} %", f"{100 * float(bounds[family]):+.1f} %",
+            f"{100 * float(power[family]):.1f} %", ", ".join(seen.look.canaries[family]) or "-",
+        ])  # fmt: skip
+    return rows
+
+
+def _tests(seen: Evidence) -> list[str]:
+    if seen.look is None:
+        return ["Too few arms, or no reference: nothing was looked at."]
+    verdict = seen.look.verdict
+    said = "alarm" if verdict["board_alarm"] else "suspicion" if verdict["board_suspect"] else "no alarm"
+    lines = [f"Rounds looked at together: {', '.join(seen.look.rounds)}."]
+    lines += [
+        f"Gap alarm: {test['family']} since {test['since']}, {evidence.show(Fraction(test['gap']))}"
+        for test in verdict["gap_alarms"]
+    ]
+    lines += [
+        f"Arm alarm: {test['arm']} in {test['family']}, {evidence.show(Fraction(test['gap']))}"
+        for test in verdict["arm_alarms"]
+    ]
+    if any(seen.board.values()):
+        lines.append(
+            f"Board test: E = {float(verdict['e_value']):.2f}, {said}; leak test: {'alarm' if verdict['leak_alarm'] else 'no alarm'}."
+        )
+        if verdict["board_near"]:
+            lines.append("E is within a millionth of its critical value: counted as no alarm.")
+    else:
+        lines.append("No board scores: whether fresh items still mean what the target means cannot be known.")
+    return lines
+
+
+def _refused(seen: Evidence, refusals: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [f"article {each['article']} ({each['code']}): {each['what']}" for each in refusals]
+    lines += [
+        f"{run.arm} has no score: {run.status}, {run.exit_class}" for run in seen.outcomes if not run.scored("fresh")
+    ]
+    return lines
+
+
+def _margins(seen: Evidence, arms: Mapping[str, Arm], plan: Plan, rules: Constitution) -> list[str]:
+    """How far each axis was from another verdict, the quorum from failing, the tests from speaking."""
+    baseline = "standing" if plan.policy.standing else "reference"
+    scored = [run for run in seen.outcomes if run.arm in arms and run.scored("fresh")]
+    lines = [f"{len(scored) - rules.quorum:+d} arms beyond the quorum of {rules.quorum}."]
+    for run in scored:
+        lift = seen.lift(run.arm, baseline, "fresh")
+        if arms[run.arm].role != "axis" or lift is None:
+            continue
+        limit = decide.limit_of(lift, seen.seed_variance, rules)
+        verdict = decide.compare(lift, seen.seed_variance, rules)
+        if verdict == "within noise":
+            lines.append(
+                f"{run.arm} would be above noise from {evidence.show(limit)} on, {evidence.show(limit - lift.mean)} more than it has; "
+                f"a dead end from {evidence.show(-limit)}."
+            )
+        else:
+            lines.append(f"{run.arm} is {verdict} by {evidence.show(abs(lift.mean) - limit)}.")
+    if seen.look:
+        for family, bound in sorted(seen.look.verdict["upper_bounds"].items()):
+            if seen.families[family].name == "UNPROVEN":
+                lines.append(
+                    f"dev of {family} could be TRUSTED with a gap of at most 5 % (now at most {100 * float(bound):.1f} %) and four board scores."
+                )
+    return lines
+
+
+def _next(derived: Derived) -> list[str]:
+    policy = derived.decision.policy
+    if derived.overrides is None:
+        return ["No round follows: the budget is spent, or nothing is decided."]
+    shown = {
+        "standing recipe": ", ".join(f"{key}={value}" for key, value in policy.standing) or "the reference",
+        "dead ends": ", ".join(f"{key}={value}" for key, value in policy.dead_ends),
+        "retired axes": ", ".join(policy.retired),
+        "replicates bought": str(policy.replicates or ""),
+        "contrasts": ", ".join(f"half of {each.key}" for each in policy.contrasts),
+        "control": ""
+        if policy.control is None
+        else ", ".join(f"{k}={v}" for k, v in policy.control) or "the reference",
+        "new dev items": ", ".join(f"{family} since {name}" for family, name in policy.repaired),
+    }
+    return [f"{name}: {value}" for name, value in shown.items() if value]
+
+
+def _points(seen: Evidence, arms: Mapping[str, Arm]) -> list[figures.Point]:
+    board = {arm: float(score) for arm, score in seen.board.get(seen.round, {}).items()}
+    points = []
+    for run in seen.outcomes:
+        dev, fresh = evidence.accuracy(run, "dev"), evidence.accuracy(run, "fresh")
+        if dev is not None and fresh is not None:
+            items = sum(map(len, run.outcomes["fresh"].values()))
+            half = 1.96 * float(fresh * (1 - fresh) / items) ** 0.5
+            points.append(figures.Point(run.arm, float(dev), float(fresh), half, board.get(run.arm), run.arm in arms))
+    return points
+
+
+def _gaps(seen: Evidence) -> dict[str, tuple[float, float]]:
+    """Of each family the arms' mean lift over the reference, on dev and on fresh."""
+    reference, *runs = seen.outcomes
+    runs = [run for run in runs if run.scored("dev") and run.scored("fresh")]
+    if not runs or not (reference.scored("dev") and reference.scored("fresh")):
+        return {}
+
+    def mean(item_set: str, family: str) -> float:
+        base = reference.outcomes[item_set][family]
+        lifts = [run.outcomes[item_set][family].count("1") - base.count("1") for run in runs]
+        return sum(lifts) / len(lifts) / len(base)
+
+    return {family: (mean("dev", family), mean("fresh", family)) for family in sorted(reference.outcomes["dev"])}
+
+
+def interval(mean: Fraction, variance: Fraction) -> str:
+    half = Fraction(Decimal("1.96") * Decimal(float(variance)).sqrt())
+    return f"{evidence.show(mean)} ({evidence.show(mean - half)} to {evidence.show(mean + half)})"
+
+
+def _percent(run: Outcome, item_set: str) -> str:
+    value = evidence.accuracy(run, item_set)
+    return "" if value is None else f"{100 * float(value):.1f}"
+
+
+def as_text(page: Sequence[Section]) -> str:
+    """For a terminal."""
+    out = []
+    for section in page:
+        out += ["", section.title, "-" * len(section.title), *section.lines]
+        if section.table:
+            widths = [max(len(row[column]) for row in section.table) for column in range(len(section.table[0]))]
+            out += [
+                "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                for row in section.table
+            ]
+    return "\n".join(out).lstrip("\n") + "\n"
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#1b1f24}h1,h2{line-height:1.2}
+table{border-collapse:collapse;margin:.7em 0}td,th{padding:.15em .8em .15em 0;text-align:left;border-bottom:1px solid #d8dee4;font-size:13px}
+svg{max-width:100%;margin:.5em 2em .5em 0}li{margin:.15em 0}"""
+
+
+def as_html(page: Sequence[Section]) -> str:
+    """One file that needs nothing else: every text is escaped, no script."""
+    out = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(page[0].title)}</title><style>{STYLE}</style>'
+    ]
+    for number, section in enumerate(page):
+        level = "h1" if number == 0 else "h2"
+        out.append(f"<{level}>{html.escape(section.title)}</{level}>")
+        out.append("".join(section.svg))
+        if section.lines:
+            out.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in section.lines) + "</ul>")
+        if section.table:
+            rows = [
+                "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+                for tag, row in zip(["th", *["td"] * len(section.table)], section.table, strict=False)
+            ]
+            out.append("<table>" + "".join(rows) + "</table>")
+    return "\n".join(filter(None, out)) + "</html>\n"
