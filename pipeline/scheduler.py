@@ -10,6 +10,7 @@ results: files say what happened.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -26,6 +27,7 @@ from typing import Any
 from pipeline.errors import ConfigError, Interrupted, NotFound, WorkFailed
 
 IN_RUNTIME = ("worker", "reference", "meta")
+REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
 Stage = tuple[str, ...]
 """A stage's name and its arguments, such as ("worker", "/runs/demo", "r0001", "a3", "--plan", "<sha256>")."""
 
@@ -78,9 +80,9 @@ def run_stage(*stage: str) -> None:
     for name in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(name, pass_on)
     code = child.wait()
-    if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and not requeue_this_job():
+    if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and requeue_this_job() == FORBIDDEN:
         if stage[0] == "worker":  # what the reference's job leaves is done by the meta stage
-            # The site forbids it: another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
+            # Another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
             subprocess.run(command(("rerun", stage[1], stage[3], "--round", stage[2])))
     if code:
         raise SystemExit(code)
@@ -192,12 +194,22 @@ def run_local(
     return codes
 
 
-def requeue_this_job() -> bool:
-    """Ask Slurm to requeue the job that we run in; False outside Slurm or when the site refuses."""
+def requeue_this_job() -> str:
+    """Have Slurm start the job that we run in again; returns REQUEUED, FORBIDDEN, or ENDED where that is not ours to say.
+
+    FORBIDDEN: there is no Slurm, or it refuses. ENDED: the job does not run any more, for somebody cancelled or requeued it. From inside,
+    `scontrol requeue` would bring a cancelled job back; it is refused to one that goes back by itself, beside which no other may
+    start. A job whose time is up may go on.
+    """
     job = os.environ.get("SLURM_JOB_ID")
     if not job or shutil.which("scontrol") is None:
-        return False
-    return subprocess.run(["scontrol", "requeue", job], capture_output=True).returncode == 0
+        return FORBIDDEN
+    said = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True).stdout
+    words: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", said))
+    if words.get("JobState", "RUNNING") != "RUNNING" and words.get("Reason") != "TimeLimit":
+        return ENDED
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True)
+    return FORBIDDEN if done.returncode else REQUEUED
 
 
 def this_job() -> str:

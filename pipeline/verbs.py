@@ -51,6 +51,9 @@ def add(verb: Verb) -> None:
         sub.add_argument("--dry-run", action="store_true")
         if name == "rerun":
             sub.add_argument("--failed", action="store_true", help="those that began and have no score")
+            sub.add_argument(
+                "--saved", action="store_true", help="from inside an arm's job: requeue it, else another job"
+            )
 
     sub = of_round("close", close_verb, "Close a round by hand, with what is there; below the quorum nothing changes.")
     sub.add_argument("round", nargs="?", help="default: the newest")
@@ -147,9 +150,15 @@ def cancel_verb(arguments: argparse.Namespace) -> None:
 
 
 def rerun_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import control, status, view
+    from pipeline import control, scheduler, status, view
 
     campaign, folder = found(arguments, arguments.round)
+    if arguments.saved and (done := scheduler.requeue_this_job()) != scheduler.FORBIDDEN:
+        print(
+            f"job {scheduler.this_job()} is {done}"
+            + ("" if done == scheduler.REQUEUED else " by somebody's word: no other is started")
+        )
+        return
     with view.follow(lambda: status.round_status(campaign, folder)) as watch:
         said = control.rerun(
             campaign, folder, arguments.arms, failed=arguments.failed, dry_run=arguments.dry_run, watch=watch

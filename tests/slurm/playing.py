@@ -190,7 +190,17 @@ def task(job: str, index: int) -> str:
     return job if "_" in job else f"{job}_{index}"
 
 
-def first_step(folder: Round, attempt: int) -> int:
-    lines = read_json_lines(Attempt(folder.folder / "a4" / f"attempt_{attempt:02d}").progress)
+def first_step(folder: Round, arm: str, attempt: int) -> int:
+    """The first that an attempt trained itself: what stands before its newest start came along with the state."""
+    lines = read_json_lines(Attempt(folder.folder / arm / f"attempt_{attempt:02d}").progress)
     begun = max((number for number, line in enumerate(lines) if line["phase"] == "start"), default=0)
     return next((line["step"] for line in lines[begun:] if line["phase"] == "train"), 0)
+
+
+def submissions(folder: Round) -> list[dict[str, Any]]:
+    return read_json_lines(folder.jobs)
+
+
+def queued() -> list[str]:
+    """Every job and array task that waits or runs."""
+    return run("squeue", "--all", "--noheader", "--array", "--format=%i").split()
