@@ -85,11 +85,19 @@ def status_verb(arguments: argparse.Namespace) -> None:
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     if arguments.json:
         facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
-        print(json.dumps({**facts, "submitted": submitted, "arms": status.as_json(rows)}, indent=1))
+        hours = status.gpu_hours(campaign, folder, rows)
+        print(json.dumps({**facts, "submitted": submitted, "gpu_hours": hours, "arms": status.as_json(rows)}, indent=1))
         return
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
+    if hours := status.gpu_hours(campaign, folder, rows):
+        forecast = (
+            f"{hours['forecast']:,.2f} forecast, {hours['source']}"
+            if hours["forecast"]
+            else "no rate is known to forecast"
+        )
+        print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
     shown = shlex.quote(str(arguments.campaign))
     without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
     if folder.closed.exists():
