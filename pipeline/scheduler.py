@@ -29,6 +29,8 @@ from pipeline.errors import ConfigError, Interrupted, NotFound, WorkFailed
 
 IN_RUNTIME = ("worker", "reference", "meta")
 REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
+SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
+"""In the name of a variable whose value nobody but its owner may see."""
 Stage = tuple[str, ...]
 """A stage's name and its arguments, such as ("worker", "/runs/demo", "r0001", "a3", "--plan", "<sha256>")."""
 
@@ -248,10 +250,14 @@ def slurm_answers() -> bool:
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Without the caller's SBATCH_* and SLURM_* variables, which would leak into the submission; SLURM_CONF is kept."""
+    """Without the caller's SBATCH_* and SLURM_* variables, which would leak into the submission; SLURM_CONF is kept.
+
+    And without what is named as a secret is: sbatch copies its environment into job records. What a job must know lies in files.
+    """
     kept = dict(os.environ)
     for name in kept:
-        if name.startswith(("SBATCH_", "SLURM_", "SRUN_")) and name != "SLURM_CONF":
+        leaks = name.startswith(("SBATCH_", "SLURM_", "SRUN_")) and name != "SLURM_CONF"
+        if leaks or SECRET.search(name):
             del os.environ[name]
     try:
         yield

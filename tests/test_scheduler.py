@@ -111,8 +111,16 @@ def test_a_round_is_submitted_whole_or_not_at_all(stand_in, tmp_path):
         (cluster / "count").unlink()
 
 
-def test_the_callers_slurm_variables_do_not_leak(stand_in, tmp_path, monkeypatch):
-    for name in ("SBATCH_PARTITION", "SLURM_JOB_ID", "SRUN_DEBUG"):
+def test_the_caller_s_slurm_variables_and_secrets_do_not_leak(stand_in, tmp_path, monkeypatch):
+    for name in (
+        "SBATCH_PARTITION",
+        "SLURM_JOB_ID",
+        "SRUN_DEBUG",
+        "HF_TOKEN",
+        "KAGGLE_API_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "DB_PASSWORD",
+    ):
         monkeypatch.setenv(name, "of-the-caller")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
     before = dict(os.environ)
@@ -120,7 +128,9 @@ def test_the_callers_slurm_variables_do_not_leak(stand_in, tmp_path, monkeypatch
     before["PATH"] = os.environ["PATH"]
     scheduler.submit(tmp_path / "slurm", CODE, ARRAYS[:1], META, SMALL)
     seen = (cluster / "101.env").read_text()
-    assert "of-the-caller" not in seen
+    written = [path.read_bytes() for path in (tmp_path / "slurm").iterdir()]  # texts and pickles
+    assert "of-the-caller" not in seen and written
+    assert not any(b"of-the-caller" in content for content in written)
     assert "SLURM_CONF=/etc/slurm/slurm.conf" in seen
     assert dict(os.environ) == before
 
