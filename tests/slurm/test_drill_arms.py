@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,16 @@ def test_a_lost_node_s_arm_goes_elsewhere_while_the_old_one_still_runs(
     slurmd = [pid for pid in pids("slurmd") if b"n2" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
     for pid in slurmd:
         os.kill(pid, signal.SIGKILL)
+    slow = ranks(folder, "a3")
+    for pid in slow:  # else it might be done before the second begins
+        os.kill(pid, signal.SIGSTOP)
     admin("scontrol", "update", "nodename=n2", "state=down", "reason=drill")
     admin("scontrol", "update", f"jobid={task(job, 3)}", "reqnodelist=n3")
     until(lambda: len(folder.attempts("a3")) == 2, "the second instance")
     assert Path(f"/proc/{old}").exists(), "the old instance must still run for this drill"
+    for pid in slow:
+        with suppress(ProcessLookupError):  # it stood still for long, was killed as stalled, and goes on
+            os.kill(pid, signal.SIGCONT)
     until(lambda: completed(folder, "a3"), "a3's score")
     until(lambda: not Path(f"/proc/{old}").exists(), "the old instance's end")
     found = read_attributes(folder.published("a3"))
