@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines
 from pipeline.results import read_attributes, status_of
+from slurm.testbed.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 900
@@ -175,15 +176,17 @@ def attempted(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **WHO)
 
 
-def pids(name: str) -> list[int]:
+def pids(cluster: Testbed, name: str) -> list[int]:
+    """Processes of that name, of this cluster's daemons and jobs and nobody else's."""
+    own = set(cluster.processes())
     found = []
-    for entry in Path("/proc").glob("[0-9]*/comm"):
+    for pid in own.union(*map(descendants, own)):
         try:
-            if entry.read_text().strip() == name:
-                found.append(int(entry.parent.name))
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                found.append(pid)
         except OSError:
             continue
-    return found
+    return sorted(found)
 
 
 def task(job: str, index: int) -> str:

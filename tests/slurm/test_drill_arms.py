@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.layout import Campaign, read_json_lines
 from pipeline.results import read_attributes
+from slurm.testbed.testbed import Testbed
 from tests.slurm.playing import (
     OVERRIDES,
     ROOT,
@@ -94,13 +95,13 @@ def test_a_stopped_rank_is_killed_as_stalled_and_goes_on(drilled: Campaign, ends
 
 
 def test_a_lost_node_s_arm_goes_elsewhere_while_the_old_one_still_runs(
-    drilled: Campaign, ends: Callable[[str, str], None]
+    drilled: Campaign, testbed: Testbed, ends: Callable[[str, str], None]
 ) -> None:
     folder = drilled.round("r0001")
     job = start(drilled, "a3", "--nodelist=n2", "--exclude=")
     training(folder, "a3", steps=40)
     old = int(str(claim(folder, "a3")["pid"]))
-    slurmd = [pid for pid in pids("slurmd") if b"n2" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    slurmd = [pid for pid in pids(testbed, "slurmd") if b"n2" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
     for pid in slurmd:
         os.kill(pid, signal.SIGKILL)
     slow = ranks(folder, "a3")
@@ -165,13 +166,15 @@ def test_a_time_limit_is_met_with_a_checkpoint(drilled: Campaign, ends: Callable
     )
 
 
-def test_a_killed_slurmstepd_costs_a_start(drilled: Campaign, ends: Callable[[str, str], None]) -> None:
+def test_a_killed_slurmstepd_costs_a_start(
+    drilled: Campaign, testbed: Testbed, ends: Callable[[str, str], None]
+) -> None:
     """Slurm's own process of the job dies: its ranks go on unwatched, until Slurm finds out and starts the job again."""
     folder = drilled.round("r0001")
     number = len(folder.attempts("a0"))
     job = start(drilled, "a0")
     training(folder, "a0", attempt=number, steps=40)
-    for pid in pids("slurmstepd"):
+    for pid in pids(testbed, "slurmstepd"):
         os.kill(pid, signal.SIGKILL)
     ended = {"FAILED", "NODE_FAIL", "COMPLETED", "CANCELLED"}
     until(lambda: completed(folder, "a0") or set(states(job).values()) <= ended, "an end", 600)
@@ -258,7 +261,7 @@ def test_an_arm_over_two_nodes_is_that_of_one(
 
 
 def test_an_arm_over_two_nodes_is_requeued_and_its_second_node_killed(
-    drilled: Campaign, wide: Campaign, ends: Callable[[str, str], None]
+    drilled: Campaign, wide: Campaign, testbed: Testbed, ends: Callable[[str, str], None]
 ) -> None:
     folder = wide.round("r0001")
     job = start(wide, "a4", "--nodes=2")
@@ -266,7 +269,7 @@ def test_an_arm_over_two_nodes_is_requeued_and_its_second_node_killed(
     admin("scontrol", "requeue", task(job, 4))
     until(lambda: len(folder.attempts("a4")) == 2, "the next start")
     training(folder, "a4", attempt=1, steps=60)
-    others = [pid for pid in pids("python") if b"NODE_RANK=1" in environ_of(pid)]
+    others = [pid for pid in pids(testbed, "python") if b"NODE_RANK=1" in environ_of(pid)]
     os.kill(max(others), signal.SIGKILL)
     until(lambda: folder.published("a4").exists(), "an outcome")
     found = read_attributes(folder.published("a4"))
