@@ -140,9 +140,9 @@ def test_two_requeues_lose_nothing(drilled: Campaign, ends: Callable[[str, str],
 
 
 def test_a_time_limit_is_met_with_a_checkpoint(drilled: Campaign, ends: Callable[[str, str], None]) -> None:
-    """A job of two minutes, told to stop at any time of its second half; its ranks stand still until then, and the next start has time."""
+    """A job of one minute, told to stop at any time of its first half; its ranks stand still until then, and the next start has time."""
     folder = drilled.round("r0001")
-    job = start(drilled, "a5", "--time=2", "--signal=B:USR2@25")
+    job = start(drilled, "a5", "--time=1", "--signal=B:USR2@25")
     until(lambda: folder.attempts("a5"), "a5's start")
     (first, *_) = folder.attempts("a5")
     told = first.task_dir / "stop"
