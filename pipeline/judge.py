@@ -205,7 +205,12 @@ def generate(
     decoding.take_up()
     entry = "generate" if chosen.tasks.engine == "native" else f"generate_{chosen.tasks.engine}"
     out = pristine.run(root, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen)
-    decoding_seconds = sum({row["set"]: row["seconds"] for row in pristine.rows_of(out / "progress.jsonl")}.values())
+    told = (
+        out / "progress.jsonl"
+    )  # absent where every set was taken up whole, from an attempt that ended before it was published
+    decoding_seconds = (
+        sum({row["set"]: row["seconds"] for row in pristine.rows_of(told)}.values()) if told.exists() else 0.0
+    )
     mark("generate", at=time.time() - decoding_seconds)
     return out
 

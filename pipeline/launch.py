@@ -56,6 +56,8 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
     if not folder.plan.exists():
         check_plan_fits(chosen)
+        if chosen.cluster.kind == "local":  # a frozen round cannot take another runtime
+            scheduler.command(meta_stage(campaign, folder), chosen.cluster.runtime)
         policy = settings.policy_of(chosen)
         referee.check_policy(seal.Log(campaign.log).records(), round_name, policy)
         arms = plan.arms_of(chosen, folder.number, rules)
@@ -148,8 +150,10 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
         at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
-        scheduler.run_local(stages, code_dir, at_once, folder.logs_dir, watch)
-        codes = scheduler.run_local([meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch)
+        scheduler.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime)
+        codes = scheduler.run_local(
+            [meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch, chosen.cluster.runtime
+        )
         if codes["meta"]:
             tail = (folder.logs_dir / "meta.log").read_text().strip().splitlines()[-1:]
             raise WorkFailed(f"the meta stage exited {codes['meta']}: {' '.join(tail)}", f"See {folder.logs_dir}")
