@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import evidence_verbs, verbs
+from pipeline import board_verbs, evidence_verbs, verbs
 from pipeline.errors import PipelineError
 from pipeline.layout import Campaign, user_name
 from pipeline.verbs import newest_frozen
@@ -121,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
 
     verbs.add(verb)
     evidence_verbs.add(verb)
+    board_verbs.add(verb)
 
     sub = verb(
         "plan-memory",

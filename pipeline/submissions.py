@@ -2,6 +2,7 @@
 
     submission      number 3, round r0002, arm a5, purpose slot, adapter_digest, target kaggle, day 2026-11-24     the reservation
     board_attempt   number 3, day 2026-11-25                                             about to be sent, written before the act
+    board_sent      number 3                                                      the target took it: it is asked, never sent again
     board_score     number 3, score "0.84" | null with why, withdrawn true | absent      the newest of a number counts
 
 A submission is reserved before anything is sent, so that no crash, requeue or second process spends more than the caps. A day is UTC
@@ -23,7 +24,7 @@ from pipeline.errors import ConfigError, IntegrityError, Refused
 PURPOSES = ("reference", "slot", "finalist")
 REFERENCE = "reference"
 SCORE = re.compile(r"0(\.[0-9]{1,5})?|1(\.0{1,5})?")
-EVENTS = ("submission", "board_attempt", "board_score")
+EVENTS = ("submission", "board_attempt", "board_sent", "board_score")
 
 Record = Mapping[str, Any]
 
@@ -42,8 +43,9 @@ class Caps:
 class Submission:
     """One number of the ledger as the log has it so far.
 
-    `attempts` are the days on which it was about to be sent. `state`: reserved (nothing was sent), attempted (sent, or cut short
-    while sending), scored, failed (`why` says how; it is tried again) or withdrawn. `printed` is the score as the target wrote it.
+    `attempts` are the days on which it was about to be sent. `state`: reserved (nothing was sent), attempted (cut short while sending,
+    or sent), sent (the target took it), scored, failed (`why` says how; it is tried again) or withdrawn. `printed` is the score as
+    the target wrote it.
     """
 
     number: int
@@ -54,6 +56,7 @@ class Submission:
     target: str
     day: str
     attempts: tuple[str, ...] = ()
+    is_sent: bool = False
     state: str = "reserved"
     printed: str | None = None
     why: str = ""
@@ -100,11 +103,17 @@ def ledger(records: Iterable[Record]) -> tuple[Submission, ...]:
             )
         known = found[number - 1]
         if record["event"] == "board_attempt":
-            state = known.state if known.state == "scored" else "attempted"
-            found[number - 1] = replace(known, attempts=(*known.attempts, record["day"]), state=state)
+            found[number - 1] = replace(_moved(known, "attempted"), attempts=(*known.attempts, record["day"]))
+        elif record["event"] == "board_sent":
+            found[number - 1] = replace(_moved(known, "sent"), is_sent=True)
         else:
             found[number - 1] = _scored(known, record)
     return tuple(found)
+
+
+def _moved(known: Submission, state: str) -> Submission:
+    """On its way; a score or a withdrawal that a person wrote meanwhile stays."""
+    return known if known.state in ("scored", "withdrawn") else replace(known, state=state, why="")
 
 
 def _scored(known: Submission, record: Record) -> Submission:
@@ -225,6 +234,14 @@ def _check_caps(known: tuple[Submission, ...], caps: Caps, purpose: str, day: st
         )  # fmt: skip
     if used_on(known, day) >= caps.per_day:
         raise _daily_cap(used_on(known, day), caps, day)
+
+
+def left_of(known: tuple[Submission, ...], caps: Caps, day: str) -> dict[str, int]:
+    """Submissions that the caps still allow: on the day, in the campaign, and those of it that are kept for finalists alone."""
+    others = sum(one.purpose != "finalist" for one in known)
+    in_all = max(0, caps.per_campaign - len(known))
+    to_others = min(in_all, max(0, caps.per_campaign - caps.held_back - others))
+    return {"day": max(0, caps.per_day - used_on(known, day)), "campaign": to_others, "finalists": in_all - to_others}
 
 
 def attempt_day(known: tuple[Submission, ...], caps: Caps, number: int, today: str) -> str:
