@@ -146,7 +146,7 @@ def set_score(campaign: Campaign, number: int, score: str | None) -> None:
 
 
 def record(log: seal.Log, payload: Mapping[str, Any]) -> bool:
-    """Append a `board_score` unless it is the newest word on its number already; a withdrawal is taken back by persons alone.
+    """Append a `board_score` unless it is the newest record of its number already; a withdrawal is taken back by persons alone.
 
     Returns whether it was appended. Raises NotFound for a number that is not reserved.
     """
@@ -156,13 +156,14 @@ def record(log: seal.Log, payload: Mapping[str, Any]) -> bool:
         num_reserved = len(submissions.ledger(records))
         if not 1 <= payload["number"] <= num_reserved:
             raise NotFound(f"number {payload['number']} is not reserved", f"The log has {num_reserved} submissions")
-        earlier = [one for one in records if one["event"] == "board_score" and one["number"] == payload["number"]]
-        newest = (
-            {key: value for key, value in earlier[-1].items() if key not in ("seq", "previous", "event")}
-            if earlier
-            else {}
-        )
-        if newest == payload or (newest.get("withdrawn") and "by" not in payload):
+        mine = [one for one in records if one["event"].startswith("board_") and one["number"] == payload["number"]]
+        scores = [one for one in mine if one["event"] == "board_score"]
+        if scores and scores[-1].get("withdrawn") and "by" not in payload:
+            return None
+        if (
+            mine
+            and {key: value for key, value in mine[-1].items() if key not in ("seq", "previous", "event")} == payload
+        ):
             return None
         done.append(True)
         return "board_score", payload
