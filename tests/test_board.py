@@ -258,6 +258,37 @@ def test_a_second_meta_stage_leaves_the_board_to_the_first(campaign, client):
     assert num_sent(client) == 1
 
 
+class Killed(BaseException):
+    """Ends a stage where nothing can be caught, as SIGKILL does."""
+
+
+@pytest.mark.parametrize("is_written", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("event", ["board_attempt", "board_sent", "board_score"])
+def test_killed_at_any_record_it_is_sent_once_and_scored(campaign, client, monkeypatch, event, is_written):
+    reserve(campaign)
+    write = seal.Log._write
+
+    def killed(self, file, name, payload):
+        if name != event or is_written:
+            write(self, file, name, payload)
+        if name == event:
+            raise Killed
+
+    def meta() -> None:
+        take(campaign)
+        if num_sent(client):
+            show(client, 1, publicScore="0.84")
+            take(campaign)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(seal.Log, "_write", killed)
+        with pytest.raises(Killed):
+            meta()
+    meta()
+    assert (known(campaign)[0].printed, num_sent(client)) == ("0.84", 1)
+    assert events(campaign).count("board_score") == 1
+
+
 PUSH = """
 import sys
 from dataclasses import replace
