@@ -5,6 +5,7 @@
     reference DIR ROUND            its reference, beside the arms
     status DIR, logs DIR ARM       what is going on     cancel, rerun, close, pause, resume, gc DIR
     plan-memory, doctor [HYDRA OVERRIDES]               image build|verify|show
+    board status|push|score DIR                         the external target: what was sent, send, type a score
     evidence simulate|replay|nulls                      how far verdicts can be believed; a table of scores judged
 
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration, 3 refused by the constitution, 4 integrity, 75 interrupted with the

@@ -213,12 +213,13 @@ class Board:
     def send(self, wait_seconds: float) -> list[str]:
         """Send and ask, until everything is settled or the time is over."""
         deadline = time.monotonic() + wait_seconds
+        told: dict[int, str] = {}
         while True:
             known = [one for one in self.ledger() if one.state != "withdrawn"]
-            said = [line for one in known if (line := self.look(one))]
+            told |= {one.number: line for one in known if (line := self.look(one))}
             waits = any(one.state in ("sent", "attempted") for one in self.ledger())
             if not waits or time.monotonic() >= deadline:
-                return said
+                return [told[number] for number in sorted(told)]
             time.sleep(max(0.0, min(POLL_SECONDS, deadline - time.monotonic())))
 
     def look(self, one: Submission) -> str:

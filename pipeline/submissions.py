@@ -197,11 +197,7 @@ def reservation(
             f"purpose {purpose!r} of arm {arm!r}", "Valid: slot or finalist of an arm, reference of the reference"
         )
     known = ledger(records)
-    same = [
-        one
-        for one in known
-        if (one.arm, one.purpose) == (arm, purpose) and (purpose == REFERENCE or one.round == round_name)
-    ]
+    same = _same(known, round_name, arm, purpose)
     most = {"reference": caps.reference, "slot": 1, "finalist": caps.per_campaign}[purpose]
     if not 1 <= copy <= min(most, len(same) + 1):
         raise Refused(
@@ -219,6 +215,44 @@ def reservation(
     day = counted_day(known, today)
     _check_caps(known, caps, purpose, day)
     return Submission(len(known) + 1, round_name, arm, purpose, adapter_digest, target, day)
+
+
+def _same(known: tuple[Submission, ...], round_name: str, arm: str, purpose: str) -> list[Submission]:
+    """Earlier submissions of the same; the reference is the campaign's, whichever round sends it."""
+    return [
+        one
+        for one in known
+        if (one.arm, one.purpose) == (arm, purpose) and (purpose == REFERENCE or one.round == round_name)
+    ]
+
+
+def verify(records: Iterable[Record], caps: Caps) -> int:
+    """Replay every reservation on the records before it; returns how many there are. For an audit, which trusts no writer.
+
+    Raises IntegrityError naming the first number that the caps, or the newest day in the log, would not have given.
+    """
+    before: list[Record] = []
+    count = 0
+    for record in records:
+        if record["event"] == "submission" and "number" in record:
+            arm, purpose, round_name = record["arm"], record["purpose"], record["round"]
+            same = _same(ledger(before), round_name, arm, purpose)
+            try:
+                given = reservation(
+                    before, caps, round_name=round_name, arm=arm, purpose=purpose, adapter_digest=record["adapter_digest"],
+                    target=record["target"], today=record["day"], copy=len(same) + 1,
+                )  # fmt: skip
+            except (ConfigError, Refused) as error:
+                raise IntegrityError(
+                    f"submission {record['number']} was not allowed: {error.what}", error.cure
+                ) from None
+            if (given.number, given.day) != (record["number"], record["day"]):
+                raise IntegrityError(
+                    f"submission {record['number']} of {record['day']} should be {given.number} of {given.day}", "Compare the log with a copy"
+                )  # fmt: skip
+            count += 1
+        before.append(record)
+    return count
 
 
 def _check_caps(known: tuple[Submission, ...], caps: Caps, purpose: str, day: str) -> None:

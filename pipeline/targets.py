@@ -120,7 +120,8 @@ class Kaggle:
         mine = [row for row in rows if row.get("description", "").strip() == ticket.message]
         if mine:
             return self.read(mine[0])
-        if ticket.since and len(rows) >= PAGE and min(row.get("date", "")[:10] for row in rows) >= ticket.since:
+        days = [row.get("date", "")[:10] or ticket.since for row in rows]
+        if ticket.since and len(rows) >= PAGE and min(days) >= ticket.since:
             raise TargetFailed(
                 "unclear", f"number {ticket.number} is not among the newest {len(rows)} submissions, and may be older",
                 f"Look for {ticket.message!r} on the competition's page, then `board score`",

@@ -449,14 +449,16 @@ def test_a_scorer_that_can_be_asked_is_not_run_twice(campaign, tmp_path):
     assert seen.read_text() == "1\n"
 
 
-def test_waiting_ends_when_the_score_is_there(campaign, tmp_path, monkeypatch):
+def test_waiting_ends_when_the_scores_are_there_and_tells_of_all(campaign, tmp_path, monkeypatch):
     monkeypatch.setattr(board, "POLL_SECONDS", 0.01)
-    reserve(campaign, target="command")
+    for arm in ("a1", "a2"):
+        reserve(campaign, arm, target="command")
     count = tmp_path / "count"
-    scorer = command(
-        "sh", "-c", f"echo x >> {count}; test $(wc -l < {count}) -gt 2 && echo 0.5 || echo pending", wait_seconds=60
+    script = (
+        f"test $0 = 1 && echo 0.4 && exit; echo x >> {count}; test $(wc -l < {count}) -gt 2 && echo 0.5 || echo pending"
     )
-    assert take(campaign, scorer) == ["number 1 (r0001/a1, slot) scored 0.5"]
+    scorer = command("sh", "-c", script, "{number}", wait_seconds=60)
+    assert take(campaign, scorer) == ["number 1 (r0001/a1, slot) scored 0.4", "number 2 (r0001/a2, slot) scored 0.5"]
 
 
 def test_a_person_sends_what_is_in_the_outbox_and_types_the_score(campaign):

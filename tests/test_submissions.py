@@ -20,6 +20,7 @@ from pipeline.submissions import (
     parse_score,
     reference_score,
     reservation,
+    verify,
 )
 
 CAPS = Caps(per_day=3, per_campaign=9, held_back=2, reference=2)
@@ -151,6 +152,7 @@ def test_caps_hold_whatever_is_asked_on_whatever_clock(asked, caps):
         assert log.reserve(arm, round_name, purpose, BEFORE, caps, copy, digest=arm) == number and log == again
         assert max(day for one in ledger(log) for day in one.days) >= newest
     known = ledger(log)
+    assert verify(log, caps) == len(known)
     assert [one.number for one in known] == list(range(1, len(known) + 1))
     assert len(known) <= caps.per_campaign
     assert sum(one.purpose != "finalist" for one in known) <= max(0, caps.per_campaign - caps.held_back)
@@ -159,6 +161,27 @@ def test_caps_hold_whatever_is_asked_on_whatever_clock(asked, caps):
         assert sum(day in one.days for one in known) <= caps.per_day
     for one in known:
         assert min(left_of(known, caps, one.day).values()) >= 0
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ([{"arm": "a4"}], "3 are allowed"),
+        ([{"arm": "a4", "day": BEFORE}], "3 are allowed"),
+        ([{"arm": "a4", "day": NEXT}, {"arm": "a5", "day": DAY, "number": 5}], "should be 5 of 2026-11-25"),
+        ([{"arm": "a1", "day": NEXT}], "sent 1 times"),
+        ([{"arm": "a4", "day": NEXT, "number": 9}], "should be 4"),
+        ([{"arm": "a4", "day": NEXT, "purpose": "gift"}], "purpose 'gift'"),
+    ],
+)
+def test_an_audit_names_the_submission_that_was_not_allowed(more, what):
+    log = Log()
+    for arm in ("a1", "a2", "a3"):
+        log.reserve(arm)
+    assert verify(log, CAPS) == 3
+    log.extend({**log[-1], "number": 4, "adapter_digest": "r0001/a1", **change} for change in more)
+    with pytest.raises(IntegrityError, match=what):
+        verify(log, CAPS)
 
 
 def scored_log() -> Log:
