@@ -278,11 +278,12 @@ class Board:
 
     def fail(self, one: Submission, error: PipelineError) -> str:
         """Log why there is no score; a score that is known stays."""
-        if one.state != "scored":
-            what = (
-                "adapter or record changed" if isinstance(error, IntegrityError) else error.what
-            )  # whose words hold paths
-            record(self.log, {"number": one.number, "score": None, "why": f"{error.kind}: {what}"})
+        if one.state == "scored":
+            return f"{name_of(one)} could not be asked for again: {error}"
+        what = (
+            "adapter or record changed" if isinstance(error, IntegrityError) else error.what
+        )  # whose words hold paths
+        record(self.log, {"number": one.number, "score": None, "why": f"{error.kind}: {what}"})
         return f"{name_of(one)} has no score: {error}"
 
 

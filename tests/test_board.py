@@ -153,6 +153,8 @@ def test_a_revised_score_is_a_new_record_and_a_withdrawal_stays(campaign, client
     show(client, 1, publicScore="0.9")
     take(campaign)
     assert known(campaign)[0].state == "withdrawn"
+    assert not board.record(seal.Log(campaign.log), {"number": 1, "score": "0.9"})  # asked for before it was withdrawn
+    assert known(campaign)[0].state == "withdrawn"
     board.set_score(campaign, 1, "0.84")  # a person gives it back
     assert known(campaign)[0].printed == "0.84"
 
@@ -199,6 +201,16 @@ def test_a_target_that_is_down_stops_nobody_and_is_asked_again(campaign, client,
     show(client, 1, publicScore="0.8")
     take(campaign)
     assert (known(campaign)[0].printed, num_sent(client)) == ("0.8", 1)
+
+
+def test_a_score_that_is_known_stays_when_the_target_is_down(campaign, client):
+    reserve(campaign)
+    take(campaign)
+    show(client, 1, publicScore="0.84")
+    take(campaign)
+    (client / "mode").write_text("down")
+    assert "could not be asked for again" in take(campaign)[0]
+    assert (known(campaign)[0].state, known(campaign)[0].printed) == ("scored", "0.84")
 
 
 def test_an_upload_whose_answer_was_lost_is_not_sent_again(campaign, client):
