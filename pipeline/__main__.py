@@ -5,6 +5,7 @@
     reference DIR ROUND            its reference, beside the arms
     status DIR, logs DIR ARM       what is going on     cancel, rerun, close, pause, resume, gc DIR
     plan-memory, doctor [HYDRA OVERRIDES]               image build|verify|show
+    board status|push|score DIR                         the external target: what was sent, send, type a score
     evidence simulate|replay|nulls                      how far verdicts can be believed; a table of scores judged
 
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration, 3 refused by the constitution, 4 integrity, 75 interrupted with the
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import evidence_verbs, verbs
+from pipeline import board_verbs, evidence_verbs, verbs
 from pipeline.errors import PipelineError
 from pipeline.layout import Campaign, whose
 from pipeline.verbs import newest_frozen
@@ -111,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
 
     verbs.add(verb)
     evidence_verbs.add(verb)
+    board_verbs.add(verb)
 
     sub = verb(
         "plan-memory",

@@ -33,6 +33,15 @@ class TrialFailed(WorkFailed):
         self.kind = kind
 
 
+class TargetFailed(WorkFailed):
+    """The external target gave no score, and may be asked again; `kind` tells how: client_missing, credentials, rules, limit,
+    rejected, unreachable, timeout, not_a_score, unclear, no_archive, local_board."""
+
+    def __init__(self, kind: str, what: str, cure: str = "") -> None:
+        super().__init__(what, cure)
+        self.kind = kind
+
+
 class NoProgress(WorkFailed):
     """Started again and again, and each time cut short where it was before: not started once more by itself."""
 

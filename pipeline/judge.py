@@ -56,6 +56,7 @@ class Decoding:
     sets: list[str]
     kept_dir: Path | None
     stop_wanted: Callable[[], bool]
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature and seed; greedy without
 
     def take_up(self) -> None:
         """Give the process what is there already."""
@@ -88,11 +89,14 @@ def judge(
     decoded_dir: Path | None = None,
     stop_wanted: Callable[[], bool] = lambda: False,
     data_card: Path | None = None,
+    made: Mapping[str, Path] | None = None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> Judged:
-    """Score an adapter (None: the base as it is) on the sets whose seeds are given.
+    """Score an adapter (None: the base as it is) on the sets whose seeds are given, or which are made already.
 
     root: of the mounted image. `mark` is told each phase as it begins. decoded_dir: where shards of completions are kept as they
-    finish, and taken from when an earlier judging of the same adapter was cut short. data_card: of the adapter's trial.
+    finish, and taken from when an earlier judging of the same adapter was cut short. data_card: of the adapter's trial. made: set
+    -> folder with its prompts.jsonl and answers.jsonl. sampling: temperature and seed of the decoding, greedy without.
     Raises TrialFailed (judge_failed) with the log's tail, (contaminated) where the card names an item; IntegrityError when a
     process wrote what it should not; Interrupted when `stop_wanted` says so while decoding.
     """
@@ -101,22 +105,25 @@ def judge(
         inputs = work / "in"
         inputs.mkdir(mode=0o755)
         mark("items")
+        folders = dict(made or {})
         for item_set, seed in seeds.items():
-            made = make_items(root, chosen, item_set, seed, work / f"items-{item_set}", log_path)
-            shutil.copyfile(made / "prompts.jsonl", inputs / f"{item_set}.jsonl")
+            folders[item_set] = make_items(root, chosen, item_set, seed, work / f"items-{item_set}", log_path)
+        sets = list(folders)
+        for item_set in sets:
+            shutil.copyfile(folders[item_set] / "prompts.jsonl", inputs / f"{item_set}.jsonl")
         if data_card is not None:
-            datacard.check(root, data_card, inputs, list(seeds), work, log_path)
+            datacard.check(root, data_card, inputs, sets, work, log_path)
         if adapter_dir is not None:
             shutil.copytree(adapter_dir, inputs / "adapter")
         mark("generate_start")
-        decoding = Decoding(work / "generate" / "out", list(seeds), decoded_dir, stop_wanted)
+        decoding = Decoding(work / "generate" / "out", sets, decoded_dir, stop_wanted, sampling or {})
         completions = generate(
-            root, chosen, list(seeds), adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
+            root, chosen, sets, adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
         )
         mark("score")
         judged = Judged(engine=engine_of(completions, chosen))
-        for item_set in seeds:
-            answers = work / f"items-{item_set}" / "out" / "answers.jsonl"
+        for item_set in sets:
+            answers = folders[item_set] / "answers.jsonl"
             judged.items[item_set] = score(
                 root, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path
             )
@@ -160,8 +167,13 @@ def dev_seeds(secrets: Mapping[str, str], families: Sequence[str], repaired: Map
 
 
 def make_items(root: Path, chosen: Settings, item_set: str, seeds: Seeds, work: Path, log_path: Path) -> Path:
-    """The folder with prompts.jsonl and answers.jsonl of one set, dev or fresh."""
-    tasks = chosen.tasks
+    """The folder with prompts.jsonl and answers.jsonl of one set: dev, fresh, or the generated rows of the local board."""
+    tasks, board = chosen.tasks, chosen.external
+    num_items, shift = {
+        "dev": (tasks.num_dev_per_family, 0),
+        "fresh": (tasks.num_fresh_per_family, 0),
+        "board": (board.generated_rows // len(tasks.families), board.shift),
+    }[item_set]
     of_family = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks.families, seeds)
     made = []
     for number, seed in enumerate(sorted(set(of_family.values()))):
@@ -169,7 +181,8 @@ def make_items(root: Path, chosen: Settings, item_set: str, seeds: Seeds, work: 
             "seed_hex": seed,
             "families": [family for family in tasks.families if of_family[family] == seed],
             "level": tasks.level,
-            "num_items_per_family": {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set],
+            "num_items_per_family": num_items,
+            "shift": shift,
         }
         paths = {"exclude": "/substrate/data/train_prompts.sha256", "out": "/out"}
         made.append(pristine.run(root, "items", config, paths, {}, work / f"{number}", log_path))
@@ -193,6 +206,7 @@ def generate(
     """The folder with <set>.jsonl of completions."""
     layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
     how = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
+    how |= decoding.sampling
     config = {"model": asdict(chosen.model), "parallelism": layout, "decoding": how}
     base, bound = pristine.base_of(root, chosen)
     paths = {

@@ -4,6 +4,7 @@
       campaign.yaml  ledger.h5  log.jsonl  hydra/round/r0001.yaml  vault/  code/<digest>/  image/
       rounds/r0001/  config.yaml  plan.json  submitted.json  slurm/
                      a0/attempt_00/...   a0.h5   evidence.json   decisions/00.json   closed.json
+      outbox/0003.json  outbox/0003/         what is to be sent to the external target
 
 The folder is the interface between stages. Files are written aside, synced and renamed (`write_file`), so that a name that exists
 is complete; a claim is an exclusive mkdir, a seal an exclusive create.
@@ -229,6 +230,9 @@ class Campaign:
     seeds = property(lambda self: self.folder / "vault" / "seeds.json")
     signing_key = property(lambda self: self.folder / "vault" / "signing_key.pem")
     held_out_dir = property(lambda self: self.folder / "vault" / "real")
+    board_dir = property(lambda self: self.folder / "vault" / "board")
+    board_lock = property(lambda self: self.folder / ".board.lock")
+    outbox = property(lambda self: self.folder / "outbox")
     code_dir = property(lambda self: self.folder / "code")
     image = property(lambda self: self.folder / "image" / "substrate.sqsh")
 

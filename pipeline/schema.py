@@ -158,6 +158,32 @@ class Cluster:
 
 
 @dataclass
+class External:
+    """Who scores chosen adapters besides the pipeline. Every field is explained in hydra_conf/external/; a round may change none."""
+
+    kind: str = "none"  # none, local, kaggle, command or manual
+    rows: int = 0  # hidden rows: made by the local board; of another target what is known of it, for the power of the board test
+    submissions: int = 0  # arms a round that are sent
+    push: str = (
+        "meta"  # who sends: the meta job, or `board push` on a login node (login) from what that job leaves in outbox/
+    )
+    wait_seconds: int = 0  # for scores after sending; what comes later is taken up by the next meta stage
+    timeout_seconds: int = 600  # of one call of a client or scorer
+    shift: int = 0  # local: each item is the longest of 1 + shift draws
+    real_share: float = 0.0  # local: share of the rows taken from the held-out real rows
+    temperature: float = 0.0  # local: of its decoding, which is where its inference noise comes from
+    competition: str = ""  # kaggle: the last part of the competition's address
+    score: str = "public"  # kaggle: public, or private, which is shown after the deadline
+    command: list[str] = field(default_factory=list)  # command: argv with {adapter}, {archive}, {number}, {message}
+    poll_command: list[str] = field(default_factory=list)  # command: argv that asks again; empty: `command` is repeated
+
+    @property
+    def generated_rows(self) -> int:
+        """Rows of the local board that a generator makes; the others are real."""
+        return self.rows - round(self.rows * self.real_share)
+
+
+@dataclass
 class AxisSetting:
     name: str
     key: str
@@ -228,6 +254,7 @@ class Settings:
     campaign: Chain
     policy: PolicySetting
     seed: int
+    external: External = field(default_factory=External)
     round: str = ""
     arm: str = ""
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -135,6 +135,19 @@ class Log:
             ]
             if not same or {key: same[-1].get(key) for key in wanted} != wanted:
                 self._write(file, event, wanted)
+
+    def append_from(
+        self, make: Callable[[list[dict[str, Any]]], tuple[str, Mapping[str, Any]] | None]
+    ) -> list[dict[str, Any]]:
+        """Append what `make` says of the records so far, both under the lock: (event, payload), or None for nothing.
+
+        Returns the records that `make` saw. For what may be written only once, or only so often, whoever asks at the same time.
+        """
+        with self._held() as file:
+            records = self.records()
+            if made := make(records):
+                self._write(file, made[0], made[1])
+            return records
 
     def records(self) -> list[dict[str, Any]]:
         """All records. Raises IntegrityError naming the first record whose chain does not hold."""

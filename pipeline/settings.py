@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.errors import ConfigError
-from pipeline.records import Axis, Contrast, Policy, Setting
+from pipeline.records import NUM_ARMS, Axis, Contrast, Policy, Setting
 from pipeline.schema import SettingEntry, Settings
 
 SOURCE = Path(__file__).resolve().parent.parent / "hydra_conf"
@@ -25,12 +25,14 @@ SOURCE = Path(__file__).resolve().parent.parent / "hydra_conf"
 POSITIVE = (
     "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_size", "recipe.checkpoint_every",
     "tasks.num_train_per_family", "tasks.num_dev_per_family", "tasks.num_fresh_per_family", "tasks.max_new_tokens",
-    "tasks.decode_batch_size", "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes", "cluster.shm_size_gib",
+    "tasks.decode_batch_size", "external.timeout_seconds",
+    "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes", "cluster.shm_size_gib",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "cluster.gpus_per_node", "cluster.ranks_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once",
     "cluster.capacity.gpu_memory_gib", "cluster.capacity.train_tokens_per_second",
-    "cluster.capacity.decode_tokens_per_second", "cluster.capacity.price_per_gpu_hour",
+    "cluster.capacity.decode_tokens_per_second", "cluster.capacity.price_per_gpu_hour", "external.rows", "external.submissions",
+    "external.wait_seconds", "external.shift", "external.temperature",
 )  # fmt: skip
 
 
@@ -186,11 +188,37 @@ def _check(settings: Settings) -> None:
         (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,
          f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
+        *_external(settings),
         (1 <= recipe.lora.rank <= 32, "recipe.lora.rank", recipe.lora.rank, "1 to 32, the competition's limit"),
     ]  # fmt: skip
     for holds, key, found, valid in rules:
         if not holds:
             raise ConfigError(f"{key} = {found}", f"Valid: {valid}")
+
+
+def _external(settings: Settings) -> list[tuple[bool, str, object, str]]:
+    """Rules of the external target: (holds, key, found, valid)."""
+    target = settings.external
+    kind, is_local = target.kind, target.kind == "local"
+    kinds = ("none", "local", "kaggle", "command", "manual")
+    return [
+        (kind in kinds, "external.kind", kind, ", ".join(kinds)),
+        (target.push in ("meta", "login"), "external.push", target.push, "meta or login"),
+        (kind in ("kaggle", "command") or target.push == "meta", "external.push", target.push, f"meta, with external={kind}"),
+        (target.score in ("public", "private"), "external.score", target.score, "public or private"),
+        (0 <= target.submissions <= NUM_ARMS, "external.submissions", target.submissions, f"0 to {NUM_ARMS}"),
+        (kind == "none" or target.submissions > 0, "external.submissions", target.submissions, f"at least 1, with external={kind}"),
+        (kind == "none" or target.rows >= len(settings.tasks.families), "external.rows", target.rows,
+         f"with external={kind} at least one of each of the {len(settings.tasks.families)} families"),
+        (not is_local or not 0 < target.generated_rows < len(settings.tasks.families), "external.real_share", target.real_share,
+         "a share that leaves no generated row, or one of each family"),
+        (not is_local or target.shift < 100, "external.shift", target.shift, "0 to 99"),
+        (0 <= target.real_share <= 1, "external.real_share", target.real_share, "0 to 1"),
+        (not target.real_share or (is_local and bool(settings.tasks.train_csv)), "external.real_share", target.real_share,
+         "0 without external=local and tasks.train_csv, from which the held-out real rows are"),
+        (kind != "kaggle" or bool(target.competition), "external.competition", "empty", "the last part of the competition's address"),
+        (kind != "command" or bool(target.command), "external.command", "empty", "the site's scorer and its arguments"),
+    ]  # fmt: skip
 
 
 def _floats(values: Any, key: str = "") -> Iterator[tuple[str, float]]:

@@ -8,6 +8,9 @@
 Item 12 of a family is drawn by a generator seeded with HMAC-SHA-256(seed, "roman/12"): who holds some items cannot
 compute others, and item 12 is the same however many items are asked for. A prompt that is in the training data, or
 came before in the same set, in whatever spelling (`substrate.overlap`), is skipped; its index stays unused.
+
+A shifted set (`shift` 3) has the longest prompt of 1 + 3 that are drawn for each item: more examples, operands of more
+digits, longer words. It holds for any family, and its puzzles are still of the level that a model was trained on.
 """
 
 import hashlib
@@ -45,11 +48,18 @@ Map = Callable[[Callable[[int], Item], Iterable[int]], Iterable[Item]]
 
 
 def draw_items(
-    seed: bytes, family: str, level: str, num_items: int, exclude: Collection[str] = (), map_: Map = map
+    seed: bytes,
+    family: str,
+    level: str,
+    num_items: int,
+    exclude: Collection[str] = (),
+    map_: Map = map,
+    shift: int = 0,
 ) -> list[Item]:
     """The first `num_items` new puzzles of a family under a seed, by index; `exclude` holds digests of prompts.
 
-    map_: calls a function on every index in turn, such as that of a process pool.
+    map_: calls a function on every index in turn, such as that of a process pool. shift: how many more are drawn
+    for each item, of which the longest stays.
     """
     items: list[Item] = []
     seen = set(exclude)
@@ -58,7 +68,7 @@ def draw_items(
         if index >= _TRIES_PER_ITEM * num_items:
             raise DataError(f"family {family} at level {level} gave {len(items)} new puzzles in {index}; ask for fewer")
         block = range(index, index + num_items - len(items))
-        for item in map_(partial(_draw, seed, family, level), block):
+        for item in map_(partial(_draw, seed, family, level, shift), block):
             digest = prompt_digest(item.prompt)
             if digest not in seen:
                 seen.add(digest)
@@ -67,10 +77,11 @@ def draw_items(
     return items
 
 
-def _draw(seed: bytes, family: str, level: str, index: int) -> Item:
+def _draw(seed: bytes, family: str, level: str, shift: int, index: int) -> Item:
     key = hmac.new(seed, f"{family}/{index}".encode(), hashlib.sha256).digest()
-    rules = FAMILIES[family]
-    puzzle = rules.generate(random.Random(int.from_bytes(key)), level)
+    rules, rng = FAMILIES[family], random.Random(int.from_bytes(key))
+    drawn = [rules.generate(rng, level) for _ in range(1 + shift)]
+    puzzle = max(drawn, key=lambda each: len(rules.render(each)))  # the first of equals
     return Item(f"{family}-{index:06d}", family, puzzle, rules.render(puzzle), rules.solve(puzzle).answer)
 
 
@@ -82,6 +93,7 @@ class Task:
     families: tuple[str, ...]
     level: str
     num_items_per_family: int
+    shift: int
     exclude: Path
     out: Path
 
@@ -103,6 +115,9 @@ def read_task(path: Path) -> Task:
     num_items = config.get("num_items_per_family")
     if type(num_items) is not int or not 0 < num_items <= 10**6:
         raise UsageError(f"num_items_per_family {num_items!r}; valid: 1 to 1000000")
+    shift = config.get("shift", 0)
+    if type(shift) is not int or not 0 <= shift < 100:
+        raise UsageError(f"shift {shift!r}; valid: 0 (none) to 99")
     seed_hex = config.get("seed_hex")
     if not isinstance(seed_hex, str) or not re.fullmatch("[0-9a-f]{64}", seed_hex):
         raise UsageError("seed_hex is not 64 hex digits")  # the value is a secret: not in a log
@@ -110,7 +125,8 @@ def read_task(path: Path) -> Task:
         if not isinstance(paths.get(name), str):
             raise UsageError(f"paths.{name} {paths.get(name)!r}; valid: a path")
     unique = tuple(dict.fromkeys(families))
-    return Task(bytes.fromhex(seed_hex), unique, config["level"], num_items, Path(paths["exclude"]), Path(paths["out"]))
+    files = Path(paths["exclude"]), Path(paths["out"])
+    return Task(bytes.fromhex(seed_hex), unique, config["level"], num_items, shift, *files)
 
 
 def _object(task: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -133,7 +149,7 @@ def write_items(task: Task) -> None:
     items = [
         item
         for family in sorted(task.families)
-        for item in draw_items(task.seed, family, task.level, task.num_items_per_family, exclude)
+        for item in draw_items(task.seed, family, task.level, task.num_items_per_family, exclude, shift=task.shift)
     ]
     for name in ("prompt", "answer"):
         rows = ({"item_id": item.item_id, "family": item.family, name: getattr(item, name)} for item in items)

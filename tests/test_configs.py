@@ -18,7 +18,8 @@ def composed(path: Path) -> settings.Settings:
     if path == Path("campaign.yaml"):
         return settings.compose()
     group, option = path.parent.name, path.stem
-    return settings.compose([f"{group}={option}"])
+    needs = {"external/command": ["external.command=[score]"]}  # what only a site can say
+    return settings.compose([f"{group}={option}", *needs.get(f"{group}/{option}", [])])
 
 
 def files(*groups: str) -> pytest.MarkDecorator:
@@ -28,7 +29,7 @@ def files(*groups: str) -> pytest.MarkDecorator:
 def test_the_files_were_found():
     assert len(FILES) >= 20
     assert {path.parent.name for path in FILES} == GROUPS | {""}
-    assert GROUPS == {"arm", "cluster", "experiment", "model", "parallelism", "policy", "recipe", "tasks"}
+    assert GROUPS == {"arm", "cluster", "experiment", "external", "model", "parallelism", "policy", "recipe", "tasks"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

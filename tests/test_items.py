@@ -1,6 +1,7 @@
 """Sets of puzzles: keyed item by item, new, complete when they exist; and the training data they must not repeat."""
 
 import csv
+import hmac
 import json
 import random
 import subprocess
@@ -72,6 +73,27 @@ def test_a_used_up_family_ends_with_a_message(monkeypatch):
         draw_items(SEED, "roman", "small", 2)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shifted_set_has_longer_prompts_that_a_family_still_reads_and_solves(family):
+    plain, shifted = (draw_items(SEED, family, "small", 40, shift=shift) for shift in (0, 3))
+    lengths = [sum(len(item.prompt) for item in items) for items in (plain, shifted)]
+    assert lengths[1] > lengths[0]
+    for item in shifted:
+        rules = FAMILIES[family]
+        assert rules.parse(item.prompt) == item.puzzle and rules.solve(item.puzzle).determined
+
+
+@settings(max_examples=20)
+@given(families, seeds, st.integers(1, 3))
+def test_a_shift_keeps_the_longest_of_what_the_same_key_draws(family, seed, shift):
+    """Independent of `draw_items`: by drawing anew from the key as the contract states it."""
+    [item] = draw_items(seed, family, "small", 1, shift=shift)
+    key = hmac.new(seed, f"{family}/0".encode(), "sha256").digest()
+    rng, rules = random.Random(int.from_bytes(key)), FAMILIES[family]
+    drawn = [rules.render(rules.generate(rng, "small")) for _ in range(shift + 1)]
+    assert item.prompt in drawn and len(item.prompt) == max(map(len, drawn))
+
+
 def test_golden_task_gives_golden_files(tmp_path):
     """The keys, the generators and the printed form: a change here changes every sealed set."""
     write_items(read_task(_task(tmp_path)))
@@ -100,6 +122,8 @@ def test_prompts_and_answers_are_apart_and_in_order(tmp_path):
         ({"level": "medium"}, "valid: small, full"),
         ({"num_items_per_family": 0}, "valid: 1 to"),
         ({"num_items_per_family": True}, "valid: 1 to"),
+        ({"shift": -1}, "valid: 0"),
+        ({"shift": "1"}, "valid: 0"),
         ({"seed_hex": "ab"}, "64 hex digits"),
     ],
 )

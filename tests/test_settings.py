@@ -50,6 +50,24 @@ def test_overrides_are_composed_and_typed():
         ("model.norm_eps=nan", "model.norm_eps = nan"),
         ("tasks.families=[roman,roman]", "each family once"),
         ("campaign.rounds=-1", "campaign.rounds = -1"),
+        ("external.kind=lottery", "external.kind = lottery. Valid: none, local"),
+        ("external=local +external.push=login", "external.push = login. Valid: meta, with external=local"),
+        (
+            "external=local external.rows=2",
+            "external.rows = 2. Valid: with external=local at least one of each of the 3",
+        ),
+        ("external=local external.submissions=9", "external.submissions = 9. Valid: 0 to 8"),
+        ("external=local external.submissions=0", "external.submissions = 0. Valid: at least 1"),
+        ("external=local external.shift=100", "external.shift = 100. Valid: 0 to 99"),
+        (
+            "external=local external.real_share=0.5",
+            "external.real_share = 0.5. Valid: 0 without external=local and tasks",
+        ),
+        ("external=local external.real_share=0.995 tasks.train_csv=x", "leaves no generated row, or one of each"),
+        ("external=kaggle external.competition=", "external.competition = empty"),
+        ("external=kaggle external.score=best", "external.score = best. Valid: public or private"),
+        ("external=kaggle external.timeout_seconds=0", "external.timeout_seconds = 0"),
+        ("external=command", "external.command = empty"),
         ("+recipe.colour=red", "colour"),
         ("model=huge", "huge"),
         ("colour=red", "colour"),
@@ -66,7 +84,7 @@ def test_overrides_are_composed_and_typed():
 )
 def test_a_wrong_override_is_named_in_one_sentence(override, named):
     with pytest.raises(ConfigError) as error:
-        settings.compose([override])
+        settings.compose(override.split())
     assert named in str(error.value)
     assert "\n" not in str(error.value)
     assert error.value.cure
