@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -29,13 +29,13 @@ MAX_NAME, MAX_VALUE = 80, 64
 
 CODES: Mapping[str, str] = {
     # the whole answer
-    "too_large": "2", "not_utf8": "2", "too_deep": "2", "not_json": "2", "duplicate_key": "2", "not_finite": "2",
-    "no_content": "2", "wrong_shape": "2", "too_many": "4",
+    "too_large": "14", "not_utf8": "14", "too_deep": "14", "not_json": "14", "duplicate_key": "14", "not_finite": "14",
+    "no_content": "14", "wrong_shape": "14", "too_many": "14",
     # one proposal
-    "missing_field": "2", "unknown_field": "2", "wrong_type": "2", "not_plain": "2", "bad_text": "2",
+    "missing_field": "14", "unknown_field": "14", "wrong_type": "14", "not_plain": "14", "bad_text": "14",
     "instantiation": "2", "resolver": "2", "budget": "4", "threshold": "7", "closed_key": "2", "absent_key": "2",
-    "wrong_axis": "2", "not_a_choice": "2", "not_a_number": "2", "out_of_range": "2", "does_not_fit": "2",
-    "unchanged": "2", "dead_end": "8", "repeated": "2",
+    "wrong_axis": "14", "not_a_choice": "2", "not_a_number": "2", "out_of_range": "2", "does_not_fit": "14",
+    "unchanged": "14", "dead_end": "8", "repeated": "14",
 }  # fmt: skip
 """Each reason code and the number of its article."""
 
@@ -84,7 +84,8 @@ Fits = Callable[[tuple[Setting, ...]], str]
 class Verdict:
     """On one proposal (`slot` from 1), or on the whole answer (`slot` 0, then there is no other).
 
-    `code` is "" where it is accepted. `what` never quotes the answer but for names and values in plain characters.
+    `code` is "" where it is accepted; `setting` is None where it is refused, but for `does_not_fit`. `what` quotes nothing of the answer but
+    names and values in plain characters.
     """
 
     slot: int
@@ -131,9 +132,12 @@ def judge(
             axis, setting = _checked(proposal, policy, reference, constitution)
             if setting in earlier:
                 raise _No("repeated", f"{setting[0]} = {setting[1]} was proposed before in this answer")
-            why = fits(with_setting(policy.standing, setting))
-            if why:
-                raise _No("does_not_fit", f"{setting[0]} = {setting[1]} makes no configuration")
+            if fits(with_setting(policy.standing, setting)):
+                misfit = refused(slot, "does_not_fit", f"{setting[0]} = {setting[1]} makes no configuration")
+                verdicts.append(
+                    replace(misfit, axis=axis, setting=setting)
+                )  # for whoever replays it without a configuration
+                continue
             verdicts.append(Verdict(slot, True, axis, setting))
         except _No as no:
             verdicts.append(refused(slot, no.code, no.what))
@@ -141,8 +145,8 @@ def judge(
 
 
 def refused(slot: int, code: str, what: str) -> Verdict:
-    """A refusal with its code's article; a code of somebody else's (an endpoint's) is article 2's."""
-    return Verdict(slot, False, article=CODES.get(code, "2"), code=code, what=what)
+    """A refusal with its code's article; a code of somebody else's (an endpoint's) is article 14's."""
+    return Verdict(slot, False, article=CODES.get(code, "14"), code=code, what=what)
 
 
 def content_of(envelope: bytes, max_bytes: int) -> bytes:

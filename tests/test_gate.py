@@ -244,7 +244,9 @@ def test_every_code_is_in_the_table_with_its_article():
 
 def test_every_code_that_the_source_raises_is_known_and_reached():
     source = Path(gate.__file__).read_text()
-    raised = set(re.findall(r'_No\(\s*"(\w+)"', source)) | set(re.findall(r'\("(\w+)", _[A-Z]+, "', source))
+    raised = set(re.findall(r'(?:_No\(|refused\(slot, )\s*"(\w+)"', source)) | set(
+        re.findall(r'\("(\w+)", _[A-Z]+, "', source)
+    )
     raised |= set(re.findall(r'Refused\(\s*"2",\s*"(\w+)"', Path(constitution.__file__).read_text()))
     assert raised == set(gate.CODES)
     assert {*WHOLE, *HOSTILE, "repeated", "does_not_fit"} == set(gate.CODES)
