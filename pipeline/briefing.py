@@ -81,7 +81,9 @@ def request_of(
         "standing": _settings(policy.standing, constitution),
         "dead_ends": _settings(policy.dead_ends, constitution),
         "axes": [
-            _axis(axis, constitution) for axis in policy.axes if axis.key in opened and _NAME.fullmatch(axis.name)
+            _axis(axis, constitution)
+            for axis in policy.axes
+            if axis.key in opened and axis.name not in policy.retired and _NAME.fullmatch(axis.name)
         ],
         "open_keys": opened,
     }

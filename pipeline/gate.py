@@ -23,7 +23,7 @@ from pipeline.records import Policy, Setting, with_setting
 
 MAX_BYTES = 65_536
 MAX_DEPTH = 8
-MAX_PROPOSALS = 7
+MAX_PROPOSALS = 7  # article 14's, by which answers are judged; this one stands in the schema that is sent
 MAX_HYPOTHESIS = 400  # characters
 MAX_NAME, MAX_VALUE = 80, 64
 
@@ -35,7 +35,7 @@ CODES: Mapping[str, str] = {
     "missing_field": "14", "unknown_field": "14", "wrong_type": "14", "not_plain": "14", "bad_text": "14",
     "instantiation": "2", "resolver": "2", "budget": "4", "threshold": "7", "closed_key": "2", "absent_key": "2",
     "wrong_axis": "14", "not_a_choice": "2", "not_a_number": "2", "out_of_range": "2", "does_not_fit": "14",
-    "unchanged": "14", "dead_end": "8", "repeated": "14",
+    "unchanged": "14", "dead_end": "8", "repeated": "14", "retired": "11",
 }  # fmt: skip
 """Each reason code and the number of its article."""
 
@@ -122,7 +122,7 @@ def judge(
     reference: every open key that this campaign's recipe has, with its value there.
     """
     try:
-        proposals = read(answer)
+        proposals = read(answer, int(constitution.articles["14"]["most_proposals"]))
     except _No as no:
         return (refused(0, no.code, no.what),)
     verdicts: list[Verdict] = []
@@ -196,15 +196,15 @@ def depth(text: str) -> int:
     return deepest
 
 
-def read(answer: bytes) -> list[Any]:
+def read(answer: bytes, most: int = MAX_PROPOSALS) -> list[Any]:
     """The list of proposals, each not looked at yet."""
     if not answer.strip():
         raise _No("no_content", "the answer holds no text")
     found = strict(answer)
     if not isinstance(found, dict) or set(found) != {"proposals"} or not isinstance(found["proposals"], list):
         raise _No("wrong_shape", 'the answer is not {"proposals": [...]} alone')
-    if len(found["proposals"]) > MAX_PROPOSALS:
-        raise _No("too_many", f"{len(found['proposals'])} proposals; a round has {MAX_PROPOSALS} arms to give")
+    if len(found["proposals"]) > most:
+        raise _No("too_many", f"{len(found['proposals'])} proposals; at most {most} are read")
     return found["proposals"]
 
 
@@ -299,6 +299,8 @@ def _check_axis(axis: str, key: str, policy: Policy) -> None:
     taken = any(each.name == axis for each in policy.axes)
     if by_key is None and taken or by_key not in (None, axis) or not _AXIS.fullmatch(axis):
         raise _No("wrong_axis", f"{axis} is not the name of an axis on {key}")
+    if axis in policy.retired:
+        raise _No("retired", f"{axis} gained nothing in its last looks and is retired")
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ none     nobody          llm     an endpoint that speaks OpenAI's /v1/chat/compl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline import briefing, chat, gate, proposals, sampler, seal, settings
+from pipeline import briefing, chat, evidence, gate, proposals, referee, sampler, seal, settings
 from pipeline.constitution import Constitution
 from pipeline.errors import ConfigError
 from pipeline.layout import Round
@@ -17,30 +18,47 @@ from pipeline.schema import Proposals
 
 
 def with_proposals(
-    folder: Round,
-    chosen: settings.Settings,
-    arms: Sequence[Arm],
-    rounds: Sequence[tuple[Sequence[Arm], Mapping[str, Any]]],
-    constitution: Constitution,
-    external: str = "",
-    ladder: str = "",
+    folder: Round, chosen: settings.Settings, arms: Sequence[Arm], constitution: Constitution
 ) -> tuple[Arm, ...]:
     """The deterministic arms of a round, or in mode `active` with what was accepted in their places.
 
-    rounds, external, ladder: as briefing.request_of has them. The caller holds the round, and has not planned it yet. Raises
-    ConfigError for a proposer that cannot be asked as configured, IntegrityError and WorkFailed as proposals.propose.
+    The caller holds the round, and has not planned it yet. Raises ConfigError for a proposer that cannot be asked as configured,
+    IntegrityError and WorkFailed as proposals.propose.
     """
     asked = chosen.policy.proposals
     if asked.kind == "none":
         return tuple(arms)
-    policy, reference = settings.policy_of(chosen), open_values(chosen, constitution)
-    num_slots = sum(arm.role == "axis" for arm in arms)
+    policy, past = settings.policy_of(chosen), past_of(seal.Log(folder.campaign.log).records(), folder.name)
     facts = briefing.request_of(
-        folder.number, num_slots, rounds, policy, reference, chosen.tasks.families, constitution, external, ladder
-    )
+        folder.number, sum(arm.role == "axis" for arm in arms), past.rounds, policy, open_values(chosen, constitution),
+        chosen.tasks.families, constitution, past.external, past.ladder,
+    )  # fmt: skip
     request, ask = proposer(asked, facts)
     proposed = proposals.propose(folder, asked.kind, asked.mode, request, ask, policy, constitution, fits_of(chosen))
     return proposals.merge(arms, proposed.verdicts, asked.mode, policy.standing)
+
+
+@dataclass(frozen=True)
+class Past:
+    """Of the rounds before this one: arms as planned and evidence as JSON, and what the newest decision says of the board."""
+
+    rounds: Sequence[tuple[Sequence[Arm], Mapping[str, Any]]]
+    external: str = ""
+    ladder: str = ""
+
+
+def past_of(records: Sequence[Mapping[str, Any]], round_name: str) -> Past:
+    """From the log alone, so that an audit can make the same request again.
+
+    Lifts are counted anew; the states are those that the newest decision left.
+    """
+    ledger, rounds = referee.read(records), []
+    for name in sorted(name for name in ledger.plans if "r0000" < name < round_name):
+        played, arms = ledger.played(name), ledger.plans[name].arms
+        seen = evidence.gather(name, played.reference, played.outcomes, arms)
+        rounds.append((arms, {**seal.plain(asdict(seen)), **ledger.decisions.get(name, {})}))
+    newest = rounds[-1][1] if rounds else {}
+    return Past(rounds, newest.get("external", ""), newest.get("ladder", ""))
 
 
 def proposer(asked: Proposals, facts: Mapping[str, Any]) -> tuple[bytes, proposals.Ask]:

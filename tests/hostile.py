@@ -13,7 +13,9 @@ POLICY = Policy(
     axes=(
         Axis("learning_rate", "recipe.learning_rate", "log", "0.001", "0.016"),
         Axis("lora_rank", "recipe.lora.rank", "choice", choices=("8", "32")),
+        Axis("clip_norm", "recipe.clip_norm", "log", "0.1", "4"),
     ),
+    retired=("clip_norm",),
     dead_ends=(("recipe.learning_rate", "0.002"), ("recipe.trace_style", "short")),
 )
 REFERENCE = {
@@ -246,5 +248,6 @@ HOSTILE: dict[str, list[Any]] = {
         proposal(value="0.00400"),
         proposal(axis="lora_rank", key="recipe.lora.rank", value="16"),
     ],
+    "retired": [proposal(axis="clip_norm", key="recipe.clip_norm", value="0.5")],
     "dead_end": [proposal(value="0.002"), proposal(value="0.0020000")],
 }

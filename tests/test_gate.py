@@ -173,7 +173,7 @@ def legal() -> st.SearchStrategy[dict[str, Any]]:
         others = [current, *(dead for at, dead in POLICY.dead_ends if at == key)]
         return all(Decimal(value) != Decimal(other) if numeric else value != other for other in others)
 
-    return st.sampled_from(sorted(REFERENCE)).flatmap(whole).filter(moves)
+    return st.sampled_from(sorted(set(REFERENCE) - {"recipe.clip_norm"})).flatmap(whole).filter(moves)
 
 
 @settings(max_examples=1000)
