@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import replace
 from functools import cache
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import briefing, constitution, plan, proposals, proposers, sampler, seal, settings
+from pipeline import briefing, constitution, launch, plan, proposals, proposers, sampler, seal, settings
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.gate import Verdict
+from pipeline.init import init
 from pipeline.layout import Campaign, Round
 from pipeline.records import Arm, Policy, with_setting
 from tests import logs
@@ -328,6 +330,30 @@ def test_what_is_no_proposer_is_refused(override):
 def test_an_address_that_cannot_be_asked_is_refused(folder, composed):
     with pytest.raises(ConfigError, match="in clear"):
         run(folder, asked(composed, "http://example.com/v1", api_key_env="MODEL_KEY"))
+
+
+def test_a_round_that_is_frozen_has_asked_and_its_plan_says_so(tmp_path):
+    with server(lambda handler, content: send(handler, envelope(*GOOD))) as (url, seen):
+        campaign = Campaign.at(tmp_path / "asked")
+        overrides = ["experiment=smoke", "policy=llm", f"policy.proposals.url={url}", "policy.proposals.mode=active"]
+        init(campaign, overrides)
+        copied = Campaign.at(shutil.copytree(campaign.folder, tmp_path / "draft"))
+        launch.freeze(copied, "r0001", overrides, is_draft=True)
+        assert not seen
+        frozen = launch.freeze(campaign, "r0001", overrides)
+        launch.freeze(campaign, "r0001", overrides)
+        assert len(seen) == 1
+    arms = frozen.frozen_plan().arms
+    assert [arm.overrides[-1] for arm in arms[1:3]] == [
+        ("recipe.learning_rate", "0.003"),
+        ("recipe.weight_decay", "0.02"),
+    ]
+    names = [record["event"] for record in seal.Log(campaign.log).records()]
+    assert names.index("proposal") < names.index("plan", names.index("plan") + 1)  # r0000's plan is init's
+    chosen = settings.load(frozen.config)
+    (record,) = [r for r in seal.Log(campaign.log).records() if r["event"] == "proposal"]
+    again = proposals.replayed(frozen, record, settings.policy_of(chosen), RULES)
+    assert proposals.merge(arms_of(chosen), again.verdicts, record["mode"], ()) == arms
 
 
 # Optuna
