@@ -134,9 +134,8 @@ def judge(
                 raise _No("repeated", f"{setting[0]} = {setting[1]} was proposed before in this answer")
             if fits(with_setting(policy.standing, setting)):
                 misfit = refused(slot, "does_not_fit", f"{setting[0]} = {setting[1]} makes no configuration")
-                verdicts.append(
-                    replace(misfit, axis=axis, setting=setting)
-                )  # for whoever replays it without a configuration
+                # Named, so that whoever replays it needs no configuration.
+                verdicts.append(replace(misfit, axis=axis, setting=setting))
                 continue
             verdicts.append(Verdict(slot, True, axis, setting))
         except _No as no:

@@ -158,7 +158,8 @@ def _moves(
     ]
     if not moves:
         raise ConfigError(
-            "no axis has a value left that is neither standing nor a dead end", "Another campaign with other axes or ranges"
+            "no axis has a value left that is neither standing nor a dead end",
+            "Another campaign with other axes or ranges",
         )
     return moves[:num_slots]
 

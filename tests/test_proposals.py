@@ -64,8 +64,10 @@ def asked(composed: settings.Settings, url: str, **changes: Any) -> settings.Set
     return replace(composed, policy=replace(composed.policy, proposals=chosen))
 
 
-def arms_of(composed: settings.Settings) -> tuple[Arm, ...]:
-    return plan.arms_of(composed, 1, RULES)
+@cache
+def planned() -> tuple[Arm, ...]:
+    """The deterministic arms: the same whoever is asked."""
+    return plan.arms_of(settings.compose(), 1, RULES)
 
 
 def events(folder: Round, name: str) -> list[dict[str, Any]]:
@@ -73,14 +75,14 @@ def events(folder: Round, name: str) -> list[dict[str, Any]]:
 
 
 def run(folder: Round, chosen: settings.Settings) -> tuple[Arm, ...]:
-    return proposers.with_proposals(folder, chosen, arms_of(chosen), RULES)
+    return proposers.with_proposals(folder, chosen, planned(), RULES)
 
 
 def test_shadow_logs_and_leaves_the_plan_as_it_was(folder, composed):
     answer = envelope(*GOOD)
     with server(lambda handler, content: send(handler, answer)) as (url, seen):
         chosen = asked(composed, url)
-        assert run(folder, chosen) == arms_of(chosen)
+        assert run(folder, chosen) == planned()
     assert folder.proposal(0, "request").read_bytes() == seen[0][1]
     assert folder.proposal(0, "response").read_bytes() == answer
     (record,) = events(folder, "proposal")
@@ -96,7 +98,7 @@ def test_active_takes_the_first_slots_and_a_refused_proposal_none(folder, compos
     with server(lambda handler, content: send(handler, envelope(*GOOD))) as (url, _):
         chosen = asked(composed, url, mode="active")
         merged = run(folder, chosen)
-    before = arms_of(chosen)
+    before = planned()
     moved = [arm.overrides[-1] for arm in merged if arm.role == "axis"]
     assert moved[:2] == [("recipe.learning_rate", "0.003"), ("recipe.weight_decay", "0.02")]
     assert [arm.axis for arm in merged][1:3] == ["learning_rate", "weight_decay"]
@@ -135,8 +137,8 @@ def test_another_question_of_a_round_has_the_next_number(folder, composed):
 def test_a_dead_endpoint_costs_a_round_nothing(folder, composed):
     with server(status(500)) as (url, seen):
         chosen = asked(composed, url, mode="active")
-        assert run(folder, chosen) == arms_of(chosen)
-        assert run(folder, chosen) == arms_of(chosen) and len(seen) == 1  # what the log says of it stands
+        assert run(folder, chosen) == planned()
+        assert run(folder, chosen) == planned() and len(seen) == 1  # what the log says of it stands
     (record,), (refusal,) = events(folder, "proposal"), events(folder, "refusal")
     assert record["response_digest"] == "" and refusal["code"] == "endpoint_status" and refusal["slot"] == 0
     assert not folder.proposal(0, "response").exists()
@@ -310,7 +312,7 @@ def test_without_an_accepted_proposal_the_plan_is_the_deterministic_one():
 def test_by_default_nobody_is_asked(folder):
     chosen = settings.compose()
     assert chosen.policy.proposals.kind == "none"
-    assert run(folder, chosen) == arms_of(chosen)
+    assert run(folder, chosen) == planned()
     assert not events(folder, "proposal") and not folder.proposals_dir.exists()
 
 
@@ -353,7 +355,7 @@ def test_a_round_that_is_frozen_has_asked_and_its_plan_says_so(tmp_path):
     chosen = settings.load(frozen.config)
     (record,) = [r for r in seal.Log(campaign.log).records() if r["event"] == "proposal"]
     again = proposals.replayed(frozen, record, settings.policy_of(chosen), RULES)
-    assert proposals.merge(arms_of(chosen), again.verdicts, record["mode"], ()) == arms
+    assert proposals.merge(plan.arms_of(chosen, 1, RULES), again.verdicts, record["mode"], ()) == arms
 
 
 # Optuna
@@ -369,7 +371,7 @@ def test_optuna_is_recorded_and_passes_the_same_gate(folder):
     merged = run(folder, chosen)
     (record,) = events(folder, "proposal")
     assert record["policy"] == "optuna" and sum(each["accepted"] for each in record["verdicts"]) >= 4
-    assert merged != arms_of(chosen)
+    assert merged != planned()
     for arm in merged:
         RULES.check_settings(arm.overrides)
     again = proposals.replayed(folder, record, settings.policy_of(chosen), RULES)
