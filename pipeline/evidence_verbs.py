@@ -1,4 +1,4 @@
-"""`evidence`: how far its verdicts can be believed (`simulate`), a table of scores from anywhere judged (`replay`), critical values (`nulls`).
+"""`evidence`: how far its verdicts can be believed (`simulate`, `campaigns`), scores from anywhere judged (`replay`), critical values (`nulls`).
 
 Only these commands import numpy, and only when they run.
 """
@@ -34,6 +34,14 @@ def add(verb: Verb) -> None:
     sub = act("simulate", simulate_verb, "False alarms, power and regret of the rule in simulated campaigns.")
     sub.add_argument("--campaigns", type=int, default=4000, help="of each null and designed world; default 4000")
     sub.add_argument("--regret", action="store_true", help="what each policy's choice costs, instead of alarms")
+    sub.add_argument("--json", action="store_true")
+
+    sub = act(
+        "campaigns",
+        campaigns_verb,
+        "Run the real plan and decision in simulated campaigns, beside four simple policies.",
+    )
+    sub.add_argument("--campaigns", type=int, default=300, help="of each world and policy; default 300")
     sub.add_argument("--json", action="store_true")
 
     sub = act("replay", replay_verb, "Judge a CSV of scores: round,dev,board and what its rows were.")
@@ -76,6 +84,24 @@ def simulate_verb(arguments: argparse.Namespace) -> None:
         print(
             "cumulative rates by round 2, 3, 4 on the max-dev path; submitted: the arm ahead on dev and three D-optimal ones"
         )
+        print("next: python -m pipeline evidence simulate --regret")
+
+
+def campaigns_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.simulate import closed_loop, worlds
+
+    if arguments.campaigns < 2:
+        raise ConfigError(f"--campaigns {arguments.campaigns} has no interval", "Valid: 2 or more")
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+    rows = list(closed_loop.measure({**worlds.NULLS, **worlds.DESIGNED}, Design(), arguments.campaigns, tell))
+    show(rows, closed_loop.table(rows), arguments.json)
+    if not arguments.json:
+        print("points of the target: true gain of what goes out, and regret to the best arm of the policy's own path;")
+        print(f"in brackets 95 % of the mean over {arguments.campaigns} campaigns; differences are paired by campaign")
         print("next: python -m pipeline evidence simulate --regret")
 
 

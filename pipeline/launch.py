@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, image, jobs, plan, referee, results, scheduler, seal, settings
+from pipeline import constitution, image, jobs, plan, proposers, referee, results, scheduler, seal, settings
 from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
 from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
@@ -33,8 +33,10 @@ def next_round(campaign: Campaign) -> str:
     return rounds[-1]
 
 
-def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Round:
+def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_draft: bool = False) -> Round:
     """Write plan, configuration and sbatch texts of a round; a frozen round is left as it is.
+
+    is_draft: for a copy that nobody will run: no proposer is asked.
 
     Raises ConfigError for overrides that change what a campaign computes, Refused by articles 2 and 4, IntegrityError by digests.
     """
@@ -64,6 +66,8 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
         check_budget(campaign, chosen, len(arms), rules)
         with held(folder):
             if not folder.plan.exists():  # another `round` may have been faster
+                if not is_draft:
+                    arms = proposers.with_proposals(folder, chosen, arms, rules)
                 write_file(folder.operational, json.dumps(operational))
                 _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), policy, arms)
     read_plan(folder)

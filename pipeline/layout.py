@@ -169,6 +169,7 @@ class Round:
     meta_dir = property(lambda self: self.folder / "meta")
     evidence = property(lambda self: self.folder / "evidence.json")
     decisions_dir = property(lambda self: self.folder / "decisions")
+    proposals_dir = property(lambda self: self.folder / "proposals")
     closed = property(lambda self: self.folder / "closed.json")
 
     @property
@@ -193,6 +194,10 @@ class Round:
             raise IntegrityError(
                 f"{self.plan} is not a plan of this version ({error})", "Restore it from a copy"
             ) from error
+
+    def proposal(self, number: int, name: str) -> Path:
+        """name: request or response."""
+        return self.proposals_dir / f"{number:02d}.{name}.json"
 
     def published(self, arm: str) -> Path:
         return self.folder / f"{arm}.h5"

@@ -37,9 +37,12 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str]) -> None:
             )
         else:
             init(draft, overrides, is_draft=True)
-        frozen = launch.freeze(draft, launch.next_round(draft), overrides)
+        frozen = launch.freeze(draft, launch.next_round(draft), overrides, is_draft=True)
         show_plan(frozen)
         chosen = settings.load(frozen.config)
+        asked = chosen.policy.proposals
+        if asked.kind != "none":
+            print(f"{asked.kind} ({asked.mode}) would be asked for proposals beside these; a dry run asks nobody")
         show_cost(chosen, len(frozen.frozen_plan().arms), campaign.frozen_rounds())
         for path in sorted(frozen.slurm_dir.glob("*.sbatch")):
             print(f"\n--- {path.name}\n{path.read_text().replace(str(draft.folder), str(campaign.folder))}")

@@ -219,6 +219,20 @@ class RepairEntry:
 
 
 @dataclass
+class Proposals:
+    """Who is asked for axes beside the sequence's, and whether the answer counts; docs/proposals.md."""
+
+    kind: str = "none"  # none, llm (an OpenAI-compatible endpoint) or optuna
+    mode: str = "shadow"  # shadow: logged only; active: what is accepted takes axis slots
+    url: str = ""  # whole address, such as https://api.example.com/v1/chat/completions
+    model: str = ""  # the endpoint's name for it
+    api_key_env: str = ""  # variable that holds the key when it is asked; empty: none. Never the key itself
+    api_key_file: str = ""  # or a file that holds it
+    timeout_seconds: int = 120  # of a whole call
+    seed: int = 0  # sent to the endpoint, or of Optuna's sampler
+
+
+@dataclass
 class PolicySetting:
     """`axes` are a person's choice; the rest is what the last decision wrote (records.Policy)."""
 
@@ -232,6 +246,7 @@ class PolicySetting:
     has_control: bool = False
     control: list[SettingEntry] = field(default_factory=list)
     repaired: list[RepairEntry] = field(default_factory=list)
+    proposals: Proposals = field(default_factory=Proposals)
 
 
 @dataclass

@@ -28,6 +28,7 @@ POSITIVE = (
     "tasks.decode_batch_size", "external.timeout_seconds",
     "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes", "cluster.shm_size_gib",
 )  # fmt: skip
+PROPOSERS = ("none", "llm", "optuna")
 NOT_NEGATIVE = (
     "cluster.gpus_per_node", "cluster.ranks_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once",
     "cluster.capacity.gpu_memory_gib", "cluster.capacity.train_tokens_per_second",
@@ -189,6 +190,11 @@ def _check(settings: Settings) -> None:
          f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
         *_external(settings),
+        (settings.policy.proposals.kind in PROPOSERS, "policy.proposals.kind", settings.policy.proposals.kind, ", ".join(PROPOSERS)),
+        (settings.policy.proposals.mode in ("shadow", "active"), "policy.proposals.mode", settings.policy.proposals.mode,
+         "shadow (logged only) or active"),
+        (settings.policy.proposals.timeout_seconds > 0, "policy.proposals.timeout_seconds",
+         settings.policy.proposals.timeout_seconds, "a number > 0"),
         (1 <= recipe.lora.rank <= 32, "recipe.lora.rank", recipe.lora.rank, "1 to 32, the competition's limit"),
     ]  # fmt: skip
     for holds, key, found, valid in rules:

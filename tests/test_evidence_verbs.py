@@ -65,3 +65,15 @@ def test_wrong_usage_is_one_sentence(words, said, capsys):
 def test_other_commands_start_without_numpy():
     code = "import sys, pipeline.__main__ as m; m.parser(); sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_campaigns_say_their_table_or_json_and_refuse_a_number_without_an_interval(capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.simulate.worlds.DESIGNED", {})
+    monkeypatch.setattr("pipeline.simulate.worlds.NULLS", {"healthy": worlds.NULLS["healthy"]})
+    assert main(["evidence", "campaigns", "--campaigns", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["world", "policy", "true"] and len(lines) == 1 + 5 + 3
+    assert lines[-1].startswith("next: python -m pipeline evidence")
+    assert main(["evidence", "campaigns", "--campaigns", "2", "--json"]) == 0
+    assert [row["policy"] for row in json.loads(capsys.readouterr().out)][0] == "ours"
+    assert main(["evidence", "campaigns", "--campaigns", "1"]) == 2
