@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, decide, judge, referee, results, seal, settings
+from pipeline import anchors, attempts, constitution, decide, judge, referee, results, seal, settings
 from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
 from pipeline.errors import IntegrityError
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
@@ -36,6 +36,7 @@ def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Deci
         outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
         reference = reference_outcome(campaign, folder, facts, chosen)
         write_ledger(campaign)
+        attempts.log_attempts(campaign, folder)
         log_outcomes(campaign, folder, [*outcomes, replace(reference, arm=referee.REFERENCE)])
         log = seal.Log(campaign.log)
         derived = referee.derive(log.records(), folder.name)
@@ -43,7 +44,8 @@ def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Deci
             log.append_once("by_hand", round=folder.name)
             derived = referee.derive(log.records(), folder.name)
         content = seal.canonical(asdict(derived.evidence))
-        log.append_news("evidence", {"round": folder.name}, sha256=seal.digest_bytes(content))
+        ledger = seal.file_digest(campaign.ledger)
+        log.append_news("evidence", {"round": folder.name}, sha256=seal.digest_bytes(content), ledger=ledger)
         write_file(folder.evidence, content)
         if derived.decision.state in decide.CLOSING:
             record_decision(campaign, folder, derived)
@@ -55,7 +57,9 @@ def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome])
     """Take the workers' results into the sealed log: digests, and the outcome string of every set and family."""
     log = seal.Log(campaign.log)
     for outcome in outcomes:
-        log.append_news("outcome", {"round": folder.name, "arm": outcome.arm}, outcome=asdict(outcome))
+        is_news = log.append_news("outcome", {"round": folder.name, "arm": outcome.arm}, outcome=asdict(outcome))
+        if is_news and folder.closed.exists():
+            log.append("late_arm", round=folder.name, arm=outcome.arm)
 
 
 def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
@@ -136,6 +140,8 @@ def evaluate_reference(
     digest = facts["image"]["tree_digest"]
     judged = judge.judge_once(campaign.image, digest, chosen, adapter, seeds, folder.meta_dir, stop_wanted)
     attributes.update(round=folder.name, config_digest=seal.digest_text(folder.config.read_text()))
+    for item_set, lines in judged.raw.items():
+        write_file(folder.meta_dir / "completions" / f"{item_set}.jsonl", lines)
     results.write_result(path, attributes, judged.items, [], judged.completions)
 
 
@@ -165,14 +171,10 @@ def record_decision(campaign: Campaign, folder: Round, derived: referee.Derived)
 
 
 def reveal(campaign: Campaign, folder: Round) -> None:
-    """Close the round: its fresh seed becomes public, the head of the log is signed."""
-    if folder.closed.exists():
-        return
+    """Close the round: its fresh seed becomes public, the head of the log is signed. Again where something of the round came since."""
     seed = read_json(campaign.seeds)[f"fresh/{folder.name}"]
     log = seal.Log(campaign.log)
     log.append_once("reveal", round=folder.name, name=f"fresh/{folder.name}", seed=seed)
-    head = log.head()
-    signature = seal.sign(campaign.signing_key, f"{folder.name} {head}".encode())
-    write_file(
-        folder.closed, seal.canonical({"round": folder.name, "fresh_seed": seed, "head": head, "signature": signature})
-    )
+    closed = log.close(campaign.signing_key, facts_of(campaign)["campaign"], folder.name)
+    write_file(folder.closed, seal.canonical({"fresh_seed": seed, **closed, "anchor": str(log.anchor(closed["seq"]))}))
+    anchors.keep(settings.load(folder.config).campaign, log.anchor(closed["seq"]))
