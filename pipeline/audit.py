@@ -49,7 +49,5 @@ def examine(folder: Path, anchors: Sequence[Anchor] = (), known: dict[tuple[str,
 def reader(folder: Path) -> planned.Read:
     """Files below a folder, and none outside of it."""
 
-    def read(path: str) -> bytes | None:
-        return (folder / path).read_bytes() if filed.digest_of(folder, path) is not None else None
-
-    return read
+    there = filed.plain_files(folder)
+    return lambda path: (folder / path).read_bytes() if path in there else None

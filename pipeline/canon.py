@@ -15,12 +15,17 @@ from fractions import Fraction
 from typing import Any
 
 LARGEST = 2**53 - 1
+_HIGH = re.compile("[\ud800-\U0010ffff]")
 _SCALAR = re.compile(r"( *)(- )?([A-Za-z0-9_]+):(?: (.*))?")
 
 
 def plain(value: Any) -> Any:
     """Records to JSON values: fractions become "p/q", tuples lists; a float is a defect and raises TypeError."""
-    if value is None or isinstance(value, str | bool | int):
+    if value is None or isinstance(value, str | bool):
+        return value
+    if isinstance(value, int):
+        if not -LARGEST <= value <= LARGEST:  # what every JSON reader holds
+            raise ValueError(f"{value} is beyond 2^53 - 1")
         return value
     if isinstance(value, Fraction):
         return f"{value.numerator}/{value.denominator}"
@@ -33,23 +38,32 @@ def plain(value: Any) -> Any:
 
 def encoded(value: Any) -> bytes:
     """RFC 8785 bytes. Raises TypeError for a type that a record may not hold, ValueError for an integer from 2^53 on or half a character."""
-    return json.dumps(_ordered(plain(value)), separators=(",", ":"), ensure_ascii=False).encode()
+    return dumped(plain(value))
+
+
+def dumped(value: Any) -> bytes:
+    """As `encoded`, of what is plain already."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    if _HIGH.search(text):  # Python sorts by character, the RFC by UTF-16 unit: they differ from there on
+        text = json.dumps(_ordered(value), separators=(",", ":"), ensure_ascii=False)
+    return text.encode()
 
 
 def _ordered(value: Any) -> Any:
-    """Keys by their UTF-16 units, as the RFC says; integers within what every JSON reader holds."""
     if isinstance(value, dict):
         return {key: _ordered(value[key]) for key in sorted(value, key=lambda key: key.encode("utf-16-be"))}
-    if isinstance(value, list):
-        return [_ordered(item) for item in value]
-    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
-        raise ValueError(f"{value} is beyond 2^53 - 1")
-    return value
+    return [_ordered(item) for item in value] if isinstance(value, list) else value
 
 
 def strict(line: bytes) -> Any:
-    """JSON without floats, NaN or a key twice. Raises ValueError."""
-    return json.loads(line, object_pairs_hook=_once, parse_float=_no_number, parse_constant=_no_number)
+    """JSON without floats, NaN, integers from 2^53 on or a key twice. Raises ValueError."""
+    return json.loads(
+        line, object_pairs_hook=_once, parse_float=_no_number, parse_constant=_no_number, parse_int=_whole
+    )
+
+
+def _whole(digits: str) -> Any:
+    return plain(int(digits)) if len(digits) < 20 else _no_number(digits)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

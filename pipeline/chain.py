@@ -43,7 +43,7 @@ def read(content: bytes, report: Report) -> Chain:
     for number, line in enumerate(lines):
         try:
             record = canon.strict(line)
-            canonical = canon.encoded(record) == line
+            canonical = canon.dumped(record) == line
         except (ValueError, TypeError, RecursionError):
             record, canonical = None, False
         if not canonical or not isinstance(record, dict):

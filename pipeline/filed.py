@@ -6,6 +6,7 @@ listed as what could not be verified. A plan, decision or seal without a record 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,27 +28,26 @@ TAKEN = re.compile(
 def check(records: Sequence[Record], hashes: Sequence[str], folder: Path, report: Report) -> None:
     """All files of a campaign's folder, of a log whose chain holds and whose records have their form."""
     since = len(report.findings)
-    wanted = named(records, hashes)
+    wanted, there = named(records, hashes), plain_files(folder)
     left_out = []
     for path, (digest, seq) in sorted(wanted.items()):
-        found = digest_of(folder, path)
+        found = seal.file_digest(folder / path) if path in there else None
         if found is None and path.endswith(HEAVY):
             left_out.append(path)
         elif found is None:
             report.file(path, f"is not there; record {seq} names it")
         elif found != digest:
             report.file(path, f"is not what record {seq} says: {found[:16]} and not {digest[:16]}")
-    for found_path in sorted(folder.glob("hydra/round/*")) + sorted(folder.glob("rounds/**/*")):
-        path = found_path.relative_to(folder).as_posix()
-        if TAKEN.fullmatch(path) and path not in wanted and not found_path.name.startswith("."):
+    for path in sorted(there):
+        if TAKEN.fullmatch(path) and path not in wanted and not path.rpartition("/")[2].startswith("."):
             report.file(path, "is named by no record of the log")
     report.checked(f"{len(wanted) - len(left_out)} files that the log names", since)
     if left_out:
         report.unknown(f"{len(left_out)} files are not there and known by digest alone: {shown(left_out)}")
     facts = records[0]["facts"]
     check_code(folder, facts, report)
-    check_image(folder, facts, report)
-    check_adapters(records, folder, report)
+    check_image(folder, facts, there, report)
+    check_adapters(records, folder, there, report)
 
 
 def shown(paths: Sequence[str], most: int = 4) -> str:
@@ -63,12 +63,15 @@ def named(records: Sequence[Record], hashes: Sequence[str]) -> dict[str, tuple[s
     return found
 
 
-def digest_of(folder: Path, path: str) -> str | None:
-    """None where there is no such plain file; links are not followed out of the campaign."""
-    whole = folder / path
-    if whole.is_symlink() or not whole.is_file() or not whole.resolve().is_relative_to(folder.resolve()):
-        return None
-    return seal.file_digest(whole)
+def plain_files(folder: Path) -> set[str]:
+    """Paths below a campaign; links are not followed, and stand for nothing."""
+    found = set()
+    for at, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(at, name)
+            if not os.path.islink(path):
+                found.add(os.path.relpath(path, folder).replace(os.sep, "/"))
+    return found
 
 
 def nothing(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:
@@ -149,34 +152,33 @@ def check_code(folder: Path, facts: Mapping[str, Any], report: Report) -> None:
         found = repr(error)
     if found != facts["code_digest"]:
         report.file(name, "is not the code that was frozen")
-    elif digest_of(folder, f"{name}/constitution/constitution.yaml") != facts["constitution_digest"]:
+    elif seal.file_digest(folder / name / "constitution" / "constitution.yaml") != facts["constitution_digest"]:
         report.file(f"{name}/constitution/constitution.yaml", "is not the constitution that was frozen")
     report.checked("the frozen code and its constitution", since)
 
 
-def check_image(folder: Path, facts: Mapping[str, Any], report: Report) -> None:
+def check_image(folder: Path, facts: Mapping[str, Any], there: set[str], report: Report) -> None:
     """The image's file, by its checksum. Its tree digest needs unsquashfs: --rescore unpacks it."""
     path = "image/substrate.sqsh"
-    found = digest_of(folder, path)
-    if found is None:
+    if path not in there:
         report.unknown("the image is not there: known by digest alone")
-    elif found != facts["image"]["sqsh_sha256"]:
+    elif seal.file_digest(folder / path) != facts["image"]["sqsh_sha256"]:
         report.file(path, "is not the image that was frozen")
     else:
         report.verified.append("the image's file")
 
 
-def check_adapters(records: Sequence[Record], folder: Path, report: Report) -> None:
+def check_adapters(records: Sequence[Record], folder: Path, there: set[str], report: Report) -> None:
     """Every kept adapter is the one that was sealed: sha256 of its tensors and its configuration, one after the other."""
     since, missing, count = len(report.findings), [], 0
     for record in records:
         if record["event"] != "attempt" or not record["adapter_digest"] or record["arm"] == "reference":
             continue
         path = f"rounds/{record['round']}/{record['arm']}/attempt_{record['attempt']:02d}/adapter"
-        parts = [folder / path / name for name in ("adapter_model.safetensors", "adapter_config.json")]
-        if not all(part.is_file() and not part.is_symlink() for part in parts):
+        parts = [f"{path}/{name}" for name in ("adapter_model.safetensors", "adapter_config.json")]
+        if not there.issuperset(parts):
             missing.append(path)
-        elif canon.sha256(b"".join(part.read_bytes() for part in parts)) != record["adapter_digest"]:
+        elif canon.sha256(b"".join((folder / part).read_bytes() for part in parts)) != record["adapter_digest"]:
             report.file(path, f"is not the adapter that record {record['seq']} has")
         else:
             count += 1
