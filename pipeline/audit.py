@@ -19,7 +19,9 @@ from pipeline.heads import Anchor
 from pipeline.referee import Derived
 
 
-def examine(folder: Path, anchors: Sequence[Anchor] = (), known: dict[tuple[str, str], Derived] | None = None) -> Report:
+def examine(
+    folder: Path, anchors: Sequence[Anchor] = (), known: dict[tuple[str, str], Derived] | None = None
+) -> Report:
     """Everything that needs neither the image's code nor a model. known: what was derived before, for many audits of one campaign.
 
     Raises NotFound where there is no log at all.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +39,11 @@ def audit_verb(arguments: argparse.Namespace) -> int:
 
     if arguments.reinfer < 0:
         raise ConfigError(f"--reinfer {arguments.reinfer}", "Valid: a number of items a family, such as 20")
+    if arguments.reinfer:
+        from pipeline import namespace
+
+        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+        namespace.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
     with bundle.opened(arguments.path) as folder:
         report = audit.examine(folder, anchors_of(arguments.anchor))
         if arguments.rescore:
@@ -68,7 +75,9 @@ def anchors_of(given: list[str]) -> list[Anchor]:
         path = Path(text)
         anchors = anchors_in(text) or (anchors_in(path.read_text(errors="replace")) if path.is_file() else [])
         if not anchors:
-            raise ConfigError(f"{text!r} holds no anchor", "Valid: postrain-log/CAMPAIGN/RECORD/SHA256, or a file with such")
+            raise ConfigError(
+                f"{text!r} holds no anchor", "Valid: postrain-log/CAMPAIGN/RECORD/SHA256, or a file with such"
+            )
         found += anchors
     return found
 
@@ -81,7 +90,9 @@ def tell(report: Report, shown: str, arguments: argparse.Namespace) -> None:
         print(f"not verifiable  {what}")
     for finding in report.findings:
         print(f"FOUND           {finding}")
-    print(f"{'ok' if report.ok else f'{len(report.findings)} findings'}; docs/seal.md says what this proves and what it does not")
+    print(
+        f"{'ok' if report.ok else f'{len(report.findings)} findings'}; docs/seal.md says what this proves and what it does not"
+    )
     if not report.ok:
         print(f"next: python -m pipeline audit {shown} --json")
     elif arguments.export:

@@ -127,7 +127,9 @@ def unpack(archive: zipfile.ZipFile, folder: Path) -> None:
         target = folder / entry.filename
         mode = entry.external_attr >> 16
         if not target.resolve().is_relative_to(folder.resolve()) or stat.S_ISLNK(mode):
-            raise IntegrityError(f"the bundle has {entry.filename!r}, which is no path in it", "It is no bundle of ours")
+            raise IntegrityError(
+                f"the bundle has {entry.filename!r}, which is no path in it", "It is no bundle of ours"
+            )
         archive.extract(entry, folder)  # checks the CRC
         if not entry.is_dir():
             target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)

@@ -118,7 +118,9 @@ def check_anchors(chain: Chain, anchors: Sequence[Anchor], report: Report) -> No
                 "log.jsonl", f"ends with record {len(chain.lines) - 1}; an anchor has record {anchor.seq}: it was cut"
             )
         elif canon.sha256(chain.lines[anchor.seq]) != anchor.head:
-            report.record(anchor.seq, f"is not the record that the anchor has ({anchor.head[:16]}): history was rewritten")
+            report.record(
+                anchor.seq, f"is not the record that the anchor has ({anchor.head[:16]}): history was rewritten"
+            )
     if anchors:
         report.checked(f"{len(anchors)} anchors from elsewhere", since)
     newest = max((anchor.seq for anchor in anchors), default=-1)

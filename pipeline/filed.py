@@ -80,7 +80,10 @@ def nothing(record: Record, records: Sequence[Record], hashes: Sequence[str]) ->
 
 def _init(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:
     texts = {f"hydra/round/{name}.yaml": canon.overrides_text({"round": name}) for name in ("r0000", "r0001")}
-    return {"campaign.yaml": record["campaign_yaml"], **{path: canon.sha256(text.encode()) for path, text in texts.items()}}
+    return {
+        "campaign.yaml": record["campaign_yaml"],
+        **{path: canon.sha256(text.encode()) for path, text in texts.items()},
+    }
 
 
 def _plan(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:

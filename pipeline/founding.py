@@ -57,7 +57,11 @@ def check_design(facts: Mapping[str, Any], report: Report) -> None:
     """Critical values are those that ship for the design, or the bounds that need no simulation. Rounds and arms are the constitution's."""
     design = Design(**facts["design"])
     article = facts["articles"]["4"]
-    if (design.rounds, design.arms, design.families) != (article["rounds"], article["arms_per_round"], len(facts["families"])):
+    if (design.rounds, design.arms, design.families) != (
+        article["rounds"],
+        article["arms_per_round"],
+        len(facts["families"]),
+    ):
         report.record(0, "the design has other rounds, arms or families than the articles and the campaign")
     known = [nulls.bounds(design)]
     try:
@@ -65,7 +69,9 @@ def check_design(facts: Mapping[str, Any], report: Report) -> None:
     except PipelineError:
         pass  # not on the grid: the bounds are all there is
     if facts["critical"] not in known:
-        report.record(0, "the critical values are neither those simulated for this design (constitution/nulls) nor its bounds")
+        report.record(
+            0, "the critical values are neither those simulated for this design (constitution/nulls) nor its bounds"
+        )
 
 
 def check_reveals(records: Sequence[Record], facts: Mapping[str, Any], report: Report) -> None:

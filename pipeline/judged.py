@@ -14,7 +14,17 @@ from pipeline.referee import Derived
 
 Record = Mapping[str, Any]
 STUMBLES = (PipelineError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError)
-TELLING = ("init", "plan", "outcome", "decision", "by_hand", "submission", "board_score", "submissions_chosen", "finalists_chosen")
+TELLING = (
+    "init",
+    "plan",
+    "outcome",
+    "decision",
+    "by_hand",
+    "submission",
+    "board_score",
+    "submissions_chosen",
+    "finalists_chosen",
+)
 """Records that a decision follows from; others between it and them do not change it."""
 MARKS = frozenset("01T")
 
@@ -43,7 +53,10 @@ class Deriver:
 
 
 def check(
-    records: Sequence[Record], hashes: Sequence[str], report: Report, known: dict[tuple[str, str], Derived] | None = None
+    records: Sequence[Record],
+    hashes: Sequence[str],
+    report: Report,
+    known: dict[tuple[str, str], Derived] | None = None,
 ) -> None:
     """Of a log whose chain holds and whose records have their form."""
     check_attempts(records, report)
@@ -106,7 +119,9 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
         report.checked(f"{count} outcomes belong to a logged attempt and have a mark for each item", since)
 
 
-def _outcome_wrong(record: Record, results: Mapping[tuple[str, str], set[tuple[str, str]]], tasks: Mapping[str, Any]) -> str:
+def _outcome_wrong(
+    record: Record, results: Mapping[tuple[str, str], set[tuple[str, str]]], tasks: Mapping[str, Any]
+) -> str:
     """Empty where nothing is."""
     outcome, is_reference = record["outcome"], record["arm"] == referee.REFERENCE
     if outcome.get("arm") != record["arm"]:
@@ -120,10 +135,18 @@ def _outcome_wrong(record: Record, results: Mapping[tuple[str, str], set[tuple[s
     if (outcome.get("adapter_digest"), outcome.get("result_digest")) not in results.get(of, set()):
         return "no attempt with this adapter and result file was logged before it"
     for item_set, families in marks.items():
-        if item_set not in ("dev", "fresh") or not isinstance(families, dict) or sorted(families) != sorted(tasks["families"]):
+        if (
+            item_set not in ("dev", "fresh")
+            or not isinstance(families, dict)
+            or sorted(families) != sorted(tasks["families"])
+        ):
             return f"{item_set} has other families than the campaign"
         for family, text in families.items():
-            if not isinstance(text, str) or len(text) != tasks[f"num_{item_set}_per_family"] or not MARKS.issuperset(text):
+            if (
+                not isinstance(text, str)
+                or len(text) != tasks[f"num_{item_set}_per_family"]
+                or not MARKS.issuperset(text)
+            ):
                 return f"{item_set} of {family} is not a mark for each of {tasks[f'num_{item_set}_per_family']} items"
     return ""
 
@@ -172,7 +195,10 @@ def check_submissions(records: Sequence[Record], report: Report) -> None:
     try:
         submissions.verify(records, caps_of(article, target))
     except STUMBLES as error:
-        report.record(_first_refused(sent, records, article, target), f"the caps of article 4 are exceeded, or the ledger is none ({error})")
+        report.record(
+            _first_refused(sent, records, article, target),
+            f"the caps of article 4 are exceeded, or the ledger is none ({error})",
+        )
     report.checked(f"{len(sent)} submissions within the caps of article 4", since)
 
 

@@ -88,9 +88,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
     return folder
 
 
-def check_budget(
-    campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution
-) -> int:
+def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution) -> int:
     """What the round could cost at most, beside what was spent, against article 4; returns the GPU-seconds spent. Raises Refused."""
     recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
     ended = [

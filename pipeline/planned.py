@@ -36,7 +36,9 @@ def check(records: Sequence[Record], read: Read, report: Report) -> None:
             check_config(record["round"], frozen, basis, read, report)
         except STUMBLES as error:
             report.record(record["seq"], f"the plan cannot be derived again ({error})")
-    report.checked("plans: arms from policy, seed and round; policy from the decision before; articles 2, 4, 5 and 8", since)
+    report.checked(
+        "plans: arms from policy, seed and round; policy from the decision before; articles 2, 4, 5 and 8", since
+    )
     check_proposals(records, rules, read, report)
 
 
@@ -69,16 +71,22 @@ def check_arms(
     else:
         replicates = rules.first_round_replicates if number == 1 else 0
         expected = plan.make_arms(frozen.policy, number, basis["seed"], replicates, basis["reference"])
-        expected = proposals.merge(expected, verdicts_of(before, frozen.round), basis["proposals"]["mode"], frozen.policy.standing)
+        expected = proposals.merge(
+            expected, verdicts_of(before, frozen.round), basis["proposals"]["mode"], frozen.policy.standing
+        )
     if frozen.arms != expected:
-        wrong = [arm.name for arm, other in zip(frozen.arms, expected, strict=False) if arm != other] or ["their number"]
+        wrong = [arm.name for arm, other in zip(frozen.arms, expected, strict=False) if arm != other] or [
+            "their number"
+        ]
         report.record(seq, f"the arms do not follow from policy, seed and round: {', '.join(wrong)}")
     for arm in frozen.arms:
         rules.check_settings(arm.overrides)
     referee.check_policy(before, frozen.round, frozen.policy)
     common = set(basis["reference"]) & set(first[0]["reference"])
     same = all(basis["reference"][key] == first[0]["reference"][key] for key in common)
-    if not same or (basis["seed"], basis["tasks"], basis["proposals"]) != tuple(first[0][n] for n in ("seed", "tasks", "proposals")):
+    if not same or (basis["seed"], basis["tasks"], basis["proposals"]) != tuple(
+        first[0][n] for n in ("seed", "tasks", "proposals")
+    ):
         report.record(seq, "seed, items, proposals or reference recipe are not those that the campaign began with")
     if frozen.policy.axes != first[1].policy.axes:
         report.record(seq, "the axes are not those that the campaign began with")
@@ -90,10 +98,14 @@ def check_spending(
     before: Sequence[Record], basis: Record, num_arms: int, number: int, rules: constitution.Constitution, report: Report, seq: int
 ) -> None:  # fmt: skip
     """Article 4, with hours that are no fewer than the log's attempts took."""
-    newest = {(r["round"], r["arm"], r["attempt"]): r for r in before if r["event"] == "attempt" and r["arm"] != "reference"}
+    newest = {
+        (r["round"], r["arm"], r["attempt"]): r for r in before if r["event"] == "attempt" and r["arm"] != "reference"
+    }
     logged = sum(record["gpu_seconds"] for record in newest.values()) if basis["gpus_per_arm"] else 0
     if basis["spent_gpu_seconds"] < logged:
-        report.record(seq, f"{basis['spent_gpu_seconds']} GPU-seconds were counted as spent, the attempts before took {logged}")
+        report.record(
+            seq, f"{basis['spent_gpu_seconds']} GPU-seconds were counted as spent, the attempts before took {logged}"
+        )
     rules.check_round(number)
     hours = Fraction(basis["gpus_per_arm"] * basis["time_limit_minutes"], 60)
     rules.check_spending(basis["tokens_per_arm"], hours, num_arms, Fraction(basis["spent_gpu_seconds"], 3600))
@@ -132,7 +144,10 @@ def check_proposals(records: Sequence[Record], rules: constitution.Constitution,
     for record in asked:
         kept = {}
         for name in ("request", "response"):
-            path, wanted = f"rounds/{record['round']}/proposals/{record['number']:02d}.{name}.json", record[f"{name}_digest"]
+            path, wanted = (
+                f"rounds/{record['round']}/proposals/{record['number']:02d}.{name}.json",
+                record[f"{name}_digest"],
+            )
             kept[name] = read(path) or b""
             if wanted and canon.sha256(kept[name]) != wanted:
                 report.file(path, f"is not what record {record['seq']} has")
@@ -162,4 +177,3 @@ def check_refusals(records: Sequence[Record], proposal: Record, report: Report) 
             report.record(record["seq"], f"is no verdict of proposal {about[1]} of {about[0]}")
     if len(told) < len(refused):
         report.record(proposal["seq"], f"{len(refused)} proposals were refused, {len(told)} refusals are logged")
-

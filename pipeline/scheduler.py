@@ -50,7 +50,9 @@ class Resources:
     setup: tuple[str, ...] = ()
     runtime: tuple[str, ...] = ()
     flags: tuple[tuple[str, str], ...] = ()  # partition, account, qos, reservation, constraint where they are set
-    comment: str = ""  # an anchor of the sealed log (heads.py), which Slurm's accounting keeps where the site has it keep comments
+    comment: str = (
+        ""  # an anchor of the sealed log (heads.py), which Slurm's accounting keeps where the site has it keep comments
+    )
 
 
 def command(stage: Stage, runtime: Sequence[str] = ()) -> list[str]:

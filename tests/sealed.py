@@ -93,8 +93,10 @@ class SealedCampaign(LogCampaign):
     def plan(self, name: str, arms: tuple[Arm, ...]) -> None:
         """Basis and plan, and the files of both."""
         items = [f"tasks.num_{each}_per_family={self.num_items}" for each in ("dev", "fresh")]
-        config = settings.to_yaml(settings.compose(["experiment=nano_30b", "policy=optuna", "seed=1", *items])).encode() if not self.config else self.config
-        self.config = config
+        if not self.config:
+            chosen = settings.compose(["experiment=nano_30b", "policy=optuna", "seed=1", *items])
+            self.config = settings.to_yaml(chosen).encode()
+        config = self.config
         config_digest = canon.sha256(config)
         tasks = {
             "families": sorted(self.levels), "level": "full", "num_dev_per_family": self.num_items,
@@ -209,7 +211,10 @@ class SealedCampaign(LogCampaign):
     def propose(self, name: str) -> None:
         """One accepted proposal and a refused one, in shadow."""
         request = canon.encoded({"open_keys": {key: {"reference": value} for key, value in self.reference.items()}})
-        offers = [{"axis": "learning_rate", "key": "recipe.learning_rate", "value": value, "hypothesis": "none"} for value in ("0.00037", "7")]
+        offers = [
+            {"axis": "learning_rate", "key": "recipe.learning_rate", "value": value, "hypothesis": "none"}
+            for value in ("0.00037", "7")
+        ]
         answer = json.dumps({"proposals": offers}).encode()
         verdicts = gate.judge(answer, self.policy, self.reference, RULES)
         path = f"rounds/{name}/proposals/00"
@@ -248,11 +253,15 @@ _KEEP: list[TemporaryDirectory[str]] = []
 
 
 @cache
-def played(rounds: int = 4, num_items: int = 40, num_families: int = 3, campaign: str = "sealed-0001") -> SealedCampaign:
+def played(
+    rounds: int = 4, num_items: int = 40, num_families: int = 3, campaign: str = "sealed-0001"
+) -> SealedCampaign:
     """Made once a session; nobody changes it."""
     _KEEP.append(TemporaryDirectory(prefix="sealed-"))
     levels = dict(list(logs.LEVELS.items())[:num_families])
-    found = SealedCampaign(gains, levels=levels, num_items=num_items, campaign=campaign, key=Path(_KEEP[-1].name, "key"))
+    found = SealedCampaign(
+        gains, levels=levels, num_items=num_items, campaign=campaign, key=Path(_KEEP[-1].name, "key")
+    )
     for _ in range(rounds):
         found.play()
     return found

@@ -128,7 +128,11 @@ def lost_file(rng: random.Random, ours: SealedCampaign, other: SealedCampaign) -
 
 def foreign_file(rng: random.Random, ours: SealedCampaign, other: SealedCampaign) -> Change:
     """A file of another campaign of the same name."""
-    names = [name for name in ours.files if other.files.get(name, ours.files[name]) != ours.files[name] and name != "log.jsonl"]
+    names = [
+        name
+        for name in ours.files
+        if other.files.get(name, ours.files[name]) != ours.files[name] and name != "log.jsonl"
+    ]
     name = rng.choice(names)
     return Change(ours.lines, {name: other.files[name]})
 
@@ -141,7 +145,13 @@ def foreign_log(rng: random.Random, ours: SealedCampaign, other: SealedCampaign)
 def added_file(rng: random.Random, ours: SealedCampaign, other: SealedCampaign) -> Change:
     """A decision, override or plan that no record has."""
     number = rng.randrange(5, 60)
-    name = rng.choice([f"hydra/round/r{number + 1:04d}.yaml", f"rounds/r{number:04d}/plan.json", f"rounds/r0002/decisions/{number:02d}.json"])
+    name = rng.choice(
+        [
+            f"hydra/round/r{number + 1:04d}.yaml",
+            f"rounds/r{number:04d}/plan.json",
+            f"rounds/r0002/decisions/{number:02d}.json",
+        ]
+    )
     return Change(ours.lines, {name: rng.randbytes(9)})
 
 
@@ -161,7 +171,9 @@ def cut_to_a_head(rng: random.Random, ours: SealedCampaign, other: SealedCampaig
     round_name = ours.records[seq]["round"]
     files: dict[str, bytes | None] = {}
     for name in ours.files:
-        of = next((part.removesuffix(".yaml") for part in name.split("/") if part[:1] == "r" and part[1:5].isdigit()), "")
+        of = next(
+            (part.removesuffix(".yaml") for part in name.split("/") if part[:1] == "r" and part[1:5].isdigit()), ""
+        )
         last = f"r{int(round_name[1:]) + 1:04d}" if name.startswith("hydra/") else round_name
         if of > last:
             files[name] = None

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pipeline import audit, bundle, canon, heads, referee, search, seal
+from pipeline import audit, bundle, canon, heads, referee, seal, search
 from pipeline.__main__ import main
 from pipeline.findings import Report
 from pipeline.records import Decision
@@ -20,7 +20,21 @@ from tests import tampering
 from tests.sealed import RULES, SealedCampaign, gains, played, rechained
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_NEEDED = ("torch", "numpy", "scipy", "h5py", "omegaconf", "hydra", "yaml", "rich", "submitit", "rfc8785", "optuna", "megatron", "nemo")
+NOT_NEEDED = (
+    "torch",
+    "numpy",
+    "scipy",
+    "h5py",
+    "omegaconf",
+    "hydra",
+    "yaml",
+    "rich",
+    "submitit",
+    "rfc8785",
+    "optuna",
+    "megatron",
+    "nemo",
+)
 KNOWN: dict[tuple[str, str], referee.Derived] = {}
 
 
@@ -310,7 +324,10 @@ def test_plain_python_and_cryptography_are_enough(folder: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("changes", "umask"),
-    [({"TZ": "Asia/Kathmandu", "LC_ALL": "C", "PYTHONHASHSEED": "random"}, 0o077), ({"LC_ALL": "tr_TR.UTF-8", "PYTHONHASHSEED": "7"}, 0)],
+    [
+        ({"TZ": "Asia/Kathmandu", "LC_ALL": "C", "PYTHONHASHSEED": "random"}, 0o077),
+        ({"LC_ALL": "tr_TR.UTF-8", "PYTHONHASHSEED": "7"}, 0),
+    ],
 )
 def test_bytes_derived_again_are_the_same_elsewhere(
     changes: dict[str, str], umask: int, ours: SealedCampaign, tmp_path: Path
@@ -326,7 +343,9 @@ def test_bytes_derived_again_are_the_same_elsewhere(
     elsewhere = ours.write(tmp_path / "an other place" / "ä")
     run = [sys.executable, "-P", "-c", code, str(elsewhere / "log.jsonl")]
     done = subprocess.run(run, capture_output=True, text=True, env=environment(**changes), umask=umask)
-    derived = [[asdict(d.evidence), asdict(d.decision), canon.overrides_text(d.overrides or {})] for d in ours.derived.values()]
+    derived = [
+        [asdict(d.evidence), asdict(d.decision), canon.overrides_text(d.overrides or {})] for d in ours.derived.values()
+    ]
     assert done.stdout.strip() == canon.sha256(canon.encoded(derived)), done.stderr
     command = [sys.executable, "-P", "-m", "pipeline", "audit", str(elsewhere), "--json"]
     report = subprocess.run(command, capture_output=True, text=True, env=environment(**changes), umask=umask)
@@ -370,7 +389,9 @@ def test_a_bundle_is_the_same_bytes_again_and_describes_its_files(folder: Path, 
     assert "vault" not in json.dumps(graph)
 
 
-def test_the_command_says_what_to_type_next(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ours: SealedCampaign) -> None:
+def test_the_command_says_what_to_type_next(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ours: SealedCampaign
+) -> None:
     assert main(["audit", str(folder), "--anchor", str(anchor_of(ours))]) == 0
     said = capsys.readouterr().out
     assert "verified        hash chain of" in said and f"next: python -m pipeline audit {folder} --rescore" in said
