@@ -44,9 +44,11 @@ class SealedCampaign(LogCampaign):
     lines: list[bytes] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     config: bytes = b""
+    rules: constitution.Constitution = RULES
+    text: bytes = b""  # of the constitution, where it is another than ours
 
     def __post_init__(self) -> None:
-        num_rounds = RULES.num_rounds
+        num_rounds = self.rules.num_rounds
         self.design = Design(num_rounds, 8, len(self.levels), self.num_items, self.num_items, 1000, 2)
         keys = [axis.key for axis in self.policy.axes] + [f"recipe.mix.{family}" for family in CHOSEN.tasks.families]
         self.reference = {key: settings.value_of(CHOSEN, key) for key in keys}
@@ -62,7 +64,7 @@ class SealedCampaign(LogCampaign):
             code = Path(folder, "code")
             (code / "constitution").mkdir(parents=True)
             for name in ("constitution.yaml", "articles.json"):
-                (code / "constitution" / name).write_bytes((constitution.HERE / name).read_bytes())
+                (code / "constitution" / name).write_bytes(self.text or (constitution.HERE / name).read_bytes())
             self.code_digest = image.tree_digest(code)
             for path in code.rglob("*.*"):
                 self.files[f"code/{self.code_digest[:16]}/{path.relative_to(code)}"] = path.read_bytes()
@@ -73,9 +75,9 @@ class SealedCampaign(LogCampaign):
             critical = nulls.bounds(self.design)
         facts = {
             "schema": 1, "campaign": self.campaign, "image": {"tree_digest": MODEL, "sqsh_sha256": canon.sha256(b"squashed")},
-            "runtime_digest": MODEL, "constitution_digest": RULES.digest, "code_digest": self.code_digest, "revision": "unknown",
+            "runtime_digest": MODEL, "constitution_digest": self.rules.digest, "code_digest": self.code_digest, "revision": "unknown",
             "overrides": [], "commitments": {name: seal.commitment(name, seed) for name, seed in self.seeds.items()},
-            "articles": RULES.articles, "design": self.design.to_json(), "critical": critical, "critical_source": "",
+            "articles": self.rules.articles, "design": self.design.to_json(), "critical": critical, "critical_source": "",
             "families": sorted(self.levels), "public_key": self.public_key,
         }  # fmt: skip
         self.files["campaign.yaml"] = json.dumps(facts).encode()
@@ -107,7 +109,7 @@ class SealedCampaign(LogCampaign):
             proposals={"kind": "optuna", "mode": "shadow"}, tokens_per_arm=10**6, gpus_per_arm=2, time_limit_minutes=60,
             spent_gpu_seconds=sum(r["gpu_seconds"] for r in self.records if r["event"] == "attempt" and r["arm"] != "reference"),
         )  # fmt: skip
-        digests = (MODEL, RULES.digest, self.code_digest, config_digest)
+        digests = (MODEL, self.rules.digest, self.code_digest, config_digest)
         frozen = Plan(self.campaign, name, *digests, self.policy, arms)
         self.add("plan", round=name, plan_digest=seal.digest(frozen.to_json()), plan=frozen.to_json())
         self.files[f"rounds/{name}/config.yaml"] = config
@@ -144,7 +146,7 @@ class SealedCampaign(LogCampaign):
         self.add("decision", round=name, number=number, decision=asdict(decision))
         content = {**self.records[-1]["decision"], "evidence_digest": canon.sha256(evidence)}
         self.files[f"rounds/{name}/decisions/{number:02d}.json"] = canon.encoded(content)
-        overrides = referee.next_overrides(decision, RULES)
+        overrides = referee.next_overrides(decision, self.rules)
         if overrides is not None:
             self.add("overrides", round=overrides["round"], overrides=overrides)
             self.files[f"hydra/round/{overrides['round']}.yaml"] = canon.overrides_text(overrides).encode()
@@ -216,7 +218,7 @@ class SealedCampaign(LogCampaign):
             for value in ("0.00037", "7")
         ]
         answer = json.dumps({"proposals": offers}).encode()
-        verdicts = gate.judge(answer, self.policy, self.reference, RULES)
+        verdicts = gate.judge(answer, self.policy, self.reference, self.rules)
         path = f"rounds/{name}/proposals/00"
         self.files[f"{path}.request.json"], self.files[f"{path}.response.json"] = request, answer
         self.add(
