@@ -40,7 +40,12 @@ def audited(folder: Path) -> tuple[float, float, float, bool]:
         command = [sys.executable, "-P", "-m", "pipeline", "audit", str(folder), "--json"]
         process = subprocess.Popen(command, stdout=file, env={**os.environ, "PYTHONPATH": str(ROOT)})
         _, _, used = os.wait4(process.pid, 0)
-    return time.monotonic() - began, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, json.loads(out.read_text())["ok"]
+    return (
+        time.monotonic() - began,
+        used.ru_utime + used.ru_stime,
+        used.ru_maxrss / 1024,
+        json.loads(out.read_text())["ok"],
+    )
 
 
 def main() -> None:
@@ -57,7 +62,10 @@ def main() -> None:
             folder = grown.write(Path(scratch, f"rounds-{rounds}"))
             size = (folder / "log.jsonl").stat().st_size / 1e6
             wall, cpu, most, ok = audited(folder)
-            print(f"{rounds:6}  {len(grown.lines):7}  {size:6.1f}  {wall:6.1f}  {cpu:5.1f}  {cpu / rounds:7.2f}  {most:3.0f}  {ok}", flush=True)
+            print(
+                f"{rounds:6}  {len(grown.lines):7}  {size:6.1f}  {wall:6.1f}  {cpu:5.1f}  {cpu / rounds:7.2f}  {most:3.0f}  {ok}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

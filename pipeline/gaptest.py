@@ -152,8 +152,10 @@ def _one_item(counts: Counts) -> Fraction:
 
 
 def _inverse(matrix: Sequence[Sequence[Fraction]]) -> tuple[list[list[int]], Fraction]:
-    """The inverse as whole numbers, and the unit that they count. Gauss-Jordan on whole numbers (Bareiss 1968: each division is exact), without pivoting, which a positive definite matrix does not
-    need. With ratios the same elimination takes a greatest common divisor at every step: 50 times as long for forty rounds.
+    """The inverse as whole numbers, and the unit that they count.
+
+    Gauss-Jordan on whole numbers (Bareiss 1968: each division is exact), without pivoting, which a positive definite matrix does not need.
+    With ratios the same elimination takes a greatest common divisor at every step: ten times as long for twenty rounds.
     """
     size, scale = len(matrix), lcm(*(value.denominator for row in matrix for value in row))
     rows = [

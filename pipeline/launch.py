@@ -69,8 +69,10 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
         check_plan_fits(chosen)
         if chosen.cluster.kind == "local":  # a frozen round cannot take another runtime
             scheduler.command(meta_stage(campaign, folder), chosen.cluster.runtime)
-        policy = settings.policy_of(chosen)
-        referee.check_policy(seal.Log(campaign.log).records(), round_name, policy)
+        policy, records = settings.policy_of(chosen), seal.Log(campaign.log).records()
+        if any(record["event"] == "end" for record in records):
+            raise ConfigError(f"campaign {campaign.name} has ended: its dev items are public", "Start another campaign")
+        referee.check_policy(records, round_name, policy)
         arms = plan.arms_of(chosen, folder.number, rules)
         spent = check_budget(campaign, chosen, len(arms), rules)
         with held(folder):

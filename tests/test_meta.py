@@ -159,7 +159,10 @@ def test_a_late_arm_adds_a_decision_and_replaces_overrides_while_no_round_rests_
     assert sorted(path.name for path in folder.decisions_dir.iterdir()) == ["00.json", "01.json"]
     assert (folder.decisions_dir / "00.json").read_bytes() == first
     again = read_json(folder.closed)
-    assert (again["fresh_seed"], again["number"]) == (closed["fresh_seed"], closed["number"] + 1)  # the head is signed again
+    assert (again["fresh_seed"], again["number"]) == (
+        closed["fresh_seed"],
+        closed["number"] + 1,
+    )  # the head is signed again
     late = [record["arm"] for record in seal.Log(campaign.log).records() if record["event"] == "late_arm"]
     assert late == [BEST]
     assert "lora.rank" in campaign.overrides("r0002").read_text()
