@@ -82,7 +82,10 @@ def sha256(content: bytes) -> str:
 
 
 def overrides_text(content: Mapping[str, Any]) -> str:
-    """A round's Hydra file: keys in order, every text quoted as JSON quotes it, two blanks a level. Nothing else is in it."""
+    """A round's Hydra file: keys in order, every text quoted as JSON quotes it, two blanks a level. Nothing else is in it.
+
+    Raises ValueError for a character from U+D800 on, which JSON and YAML may write apart.
+    """
     return "# @package _global_\n" + "".join(_yaml_lines(plain(content), ""))
 
 
@@ -95,15 +98,23 @@ def _yaml_lines(value: Mapping[str, Any], indent: str) -> list[str]:
         elif isinstance(item, list) and item:
             lines += [f"{indent}{key}:\n", *(line for each in item for line in _yaml_item(each, indent))]
         else:
-            lines.append(f"{indent}{key}: {json.dumps(item)}\n")
+            lines.append(f"{indent}{key}: {_quoted(item)}\n")
     return lines
 
 
 def _yaml_item(item: Any, indent: str) -> list[str]:
     if not isinstance(item, dict):
-        return [f"{indent}- {json.dumps(item)}\n"]
+        return [f"{indent}- {_quoted(item)}\n"]
     first, *others = _yaml_lines(item, indent + "  ")
     return [f"{indent}- {first.lstrip()}", *others]
+
+
+def _quoted(item: Any) -> str:
+    """As JSON, which YAML reads the same but for characters that need two escapes."""
+    text = json.dumps(item)
+    if _HIGH.search(str(item)):
+        raise ValueError(f"{item!r} has no place in an override")
+    return text
 
 
 def scalars(text: str) -> dict[str, str]:
