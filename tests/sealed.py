@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from datetime import date, timedelta
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -233,7 +234,7 @@ class SealedCampaign(LogCampaign):
     def score(self, name: str, arm: str, value: float) -> None:
         number = sum(record["event"] == "submission" for record in self.records) + 1
         adapters = {(r["round"], r["arm"]): r["adapter_digest"] for r in self.records if r["event"] == "attempt"}
-        day = f"2026-11-{int(name[1:]):02d}"
+        day = (date(2026, 11, 1) + timedelta(days=int(name[1:]))).isoformat()
         self.add(
             "submission", number=number, round=name, arm=arm, purpose="reference" if arm == "reference" else "slot",
             adapter_digest=adapters[name, arm], target="local", day=day,
