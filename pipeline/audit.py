@@ -40,9 +40,18 @@ def examine(
     if not records or not grammar.check(records, report) or not founding.check(records, report):
         report.unknown("plans, decisions and files: the records do not have the form that they would be derived from")
         return report
-    planned.check(records, reader(folder), report)
-    judged.check(records, links.hashes, report, known)
-    filed.check(records, links.hashes, folder, report)
+    for what, part in (
+        ("plans", lambda: planned.check(records, reader(folder), report)),
+        ("outcomes and decisions", lambda: judged.check(records, links.hashes, report, known)),
+        ("files", lambda: filed.check(records, links.hashes, folder, report)),
+    ):
+        try:
+            part()
+        except planned.STUMBLES as error:
+            # A record of good form in a place where its fellows are missing; the order said so, and if not, this does.
+            report.unknown(f"{what} after the first that cannot be: {error!r}")
+            if report.ok:
+                report.file("log.jsonl", f"holds {what} that nothing follows from ({error!r})")
     if not any(record["event"] == "decision" for record in records):
         report.unknown("nothing is decided yet")
     return report

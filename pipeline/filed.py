@@ -95,7 +95,13 @@ def _plan(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> d
 
 
 def _attempt(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:
-    return {path: digest for path, digest in record["files"].items() if is_below(path)}
+    found = {path: digest for path, digest in record["files"].items() if is_below(path)}
+    if (
+        record["round"] == "r0000" and record["status"] == "completed"
+    ):  # the base has no outcome that would name what is published
+        folder = f"rounds/r0000/{record['arm']}"
+        found |= {f"{folder}.h5": digest for path, digest in found.items() if path.endswith("/result.h5")}
+    return found
 
 
 def is_below(path: str) -> bool:

@@ -172,7 +172,9 @@ def _not_derived(record: Record, deriver: Deriver, position: int) -> str:
     """What a record says that does not follow; empty where it does."""
     event, name = record["event"], record["round"]
     if event == "overrides":
-        derived = deriver.at(position, f"r{int(name[1:]) - 1:04d}")
+        before = f"r{int(name[1:]) - 1:04d}"
+        decided = [r["seq"] for r in deriver.records[:position] if (r["event"], r.get("round")) == ("decision", before)]
+        derived = deriver.at(decided[-1], before)  # where the decision was derived already
         same = derived.overrides is not None and canon.encoded(derived.overrides) == canon.encoded(record["overrides"])
         return "" if same else f"the overrides of {name} do not follow from the decision before them"
     derived = deriver.at(position, name)
