@@ -236,7 +236,7 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     from pipeline import meta
 
     folder = campaign.round(arguments.round or newest_frozen(campaign))
-    decision = meta.close(campaign, folder)
+    decision = meta.close(campaign, folder, tell=print)
     print(f"{folder.name}: {decision.state}" + (f", kept {decision.kept}" if decision.kept else ""))
     for reason in decision.reasons:
         print(f"  {reason}")

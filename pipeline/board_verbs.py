@@ -133,7 +133,7 @@ def local_verb(arguments: argparse.Namespace) -> None:
 
 def frozen_campaign(arguments: argparse.Namespace) -> tuple[Campaign, dict[str, Any], Any, Any]:
     """(campaign, its frozen facts, its newest frozen configuration, the caps of its own constitution)."""
-    from pipeline import board, constitution, settings
+    from pipeline import constitution, settings, submissions
     from pipeline.campaign import facts_of, verified_code
 
     campaign = Campaign.at(arguments.campaign)
@@ -141,4 +141,4 @@ def frozen_campaign(arguments: argparse.Namespace) -> tuple[Campaign, dict[str, 
     rules = constitution.load(facts["constitution_digest"], verified_code(campaign, facts) / "constitution")
     newest = list(campaign.frozen_rounds())[-1]  # `init` froze r0000
     chosen = settings.load(newest.config)
-    return campaign, facts, chosen, board.caps_of(rules.articles["4"])
+    return campaign, facts, chosen, submissions.caps_of(rules.articles["4"], chosen.external.kind)

@@ -99,8 +99,9 @@ class LogCampaign:
     def score(self, name: str, arm: str, value: float) -> None:
         number = sum(record["event"] == "submission" for record in self.records) + 1
         self.add(
-            "submission", number=number, round=name, arm=arm, purpose="reference" if arm == "reference" else "slot"
-        )
+            "submission", number=number, round=name, arm=arm, purpose="reference" if arm == "reference" else "slot",
+            adapter_digest="", target="local", day="2026-11-24",
+        )  # fmt: skip
         self.add("board_score", number=number, score=f"{value:.2f}")
 
     def outcome(self, name: str, arm: Arm, truth: Truth) -> Outcome:

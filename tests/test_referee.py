@@ -146,9 +146,10 @@ def test_a_late_score_counts_from_the_next_round_on():
     late_arm = min({f"a{n}" for n in range(8)} - set(first.evidence.board["r0001"]))
     held = [record for record in campaign.records if record["event"] != "decision"]
     late = (
-        {"event": "submission", "number": 90, "round": "r0001", "arm": late_arm, "purpose": "slot"},
-        {"event": "board_score", "number": 90, "score": "0.71"},
-    )
+        {"event": "submission", "number": 5, "round": "r0001", "arm": late_arm, "purpose": "slot", "adapter_digest": "",
+         "target": "local", "day": "2026-11-24"},
+        {"event": "board_score", "number": 5, "score": "0.71"},
+    )  # fmt: skip
     campaign.records += late
     second = campaign.play()
     assert late_arm not in first.evidence.board["r0001"] and arm in first.evidence.board["r0001"]
