@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, decide, judge, referee, results, seal, settings, turn
+from pipeline import constitution, decide, judge, page, referee, results, seal, settings, turn
 from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
 from pipeline.errors import IntegrityError
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
@@ -26,8 +26,8 @@ def close(
 ) -> Decision:
     """Take up what is there and decide. The caller has entered a private mount namespace (see namespace).
 
-    tell: is given what happened at the external target, a line each. Returns the decision; its state is `undecided` below the quorum, and then nothing but evidence and ledger was written, unless
-    a person closes the round: then it is `closed`, with the policy as it was.
+    tell: is given what happened at the external target, a line each. Returns the decision; its state is `undecided` below the quorum, and
+    then nothing but evidence and ledger was written, unless a person closes the round: then it is `closed`, with the policy as it was.
     Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
     """
     with alone(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
@@ -54,9 +54,19 @@ def close(
             if folder.number >= rules.num_rounds:
                 told += turn.finish(campaign, folder.name, facts, chosen, rules)
             reveal(campaign, folder)
+            told += write_page(campaign, folder, chosen.model.name)
         for line in told:
             tell(line)
         return derived.decision
+
+
+def write_page(campaign: Campaign, folder: Round, model: str) -> list[str]:
+    """`report.html`, for people: derived from the log, so that whatever is wrong with it costs a round nothing but a line."""
+    try:
+        write_file(folder.report, page.as_html(page.of_log(seal.Log(campaign.log).records(), folder.name, model)))
+    except Exception as error:  # of any kind: nothing rests on this file
+        return [f"{folder.report.name} could not be written: {error!r}"]
+    return []
 
 
 def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome]) -> None:

@@ -189,8 +189,12 @@ def check_submissions(records: Sequence[Record]) -> int:
     """
     count = 0
     for position, record in enumerate(records):
-        if record["event"] == CHOSEN and tuple(record["arms"]) != choose_submissions(records[:position], record["round"]):
-            raise IntegrityError(f"the arms to submit of {record['round']} do not follow from the log: {record['arms']}")
+        if record["event"] == CHOSEN and tuple(record["arms"]) != choose_submissions(
+            records[:position], record["round"]
+        ):
+            raise IntegrityError(
+                f"the arms to submit of {record['round']} do not follow from the log: {record['arms']}"
+            )
         if record["event"] == FINALISTS:
             expected = [list(each) for each in choose_finalists(records[:position])]
             if record["finalists"] != expected:
@@ -204,7 +208,9 @@ def check_submissions(records: Sequence[Record]) -> int:
                 "finalist": (name, arm) in ledger.finalists,
             }
             if not chosen.get(record["purpose"]) or record["adapter_digest"] != digest_of(ledger, name, arm):
-                raise IntegrityError(f"submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen")
+                raise IntegrityError(
+                    f"submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen"
+                )
     return count
 
 

@@ -23,7 +23,9 @@ Wanted = tuple[str, str, str, int]
 """Of a submission: round, arm, purpose, copy."""
 
 
-def take(campaign: Campaign, folder: Round, facts: Mapping[str, Any], chosen: Settings, rules: Constitution) -> list[str]:
+def take(
+    campaign: Campaign, folder: Round, facts: Mapping[str, Any], chosen: Settings, rules: Constitution
+) -> list[str]:
     """Reserve what this round calls for, send what is reserved, take what scores there are; what to tell, a line each.
 
     The caller holds the round's meta lock, in a private mount namespace. Never raises for a target that is down or a cap that is

@@ -150,7 +150,7 @@ def walk(name: str, arm: Arm) -> Truth:
 def leaky(name: str, arm: Arm) -> Truth:
     """The board runs ahead of everything, and in round 2 one arm has learned the roman dev items beside a true gain."""
     number = int(name[1:])
-    cheats = arm.axis == "lora_alpha" and number == 2
+    cheats = arm.axis == "clip_norm" and number == 2
     gain = {HARD: 0.02 * number, "equation": 0.25 if cheats else 0.0}
     return Truth(gain, {"roman": 0.12} if cheats else {}, board=0.05 * (number - 1))
 
