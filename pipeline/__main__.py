@@ -5,7 +5,7 @@
     reference DIR ROUND            its reference, beside the arms
     status DIR, logs DIR ARM       what is going on     cancel, rerun, close, pause, resume, gc DIR
     plan-memory, doctor [HYDRA OVERRIDES]               image build|verify|show
-    board status|push|score DIR                         the external target: what was sent, send, type a score
+    board status|push|score|finalists DIR               the external target: what was sent, send, type a score
     report DIR [ROUND]                                  the one page of a decision
     evidence simulate|replay|nulls                      how far verdicts can be believed; a table of scores judged
 
