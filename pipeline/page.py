@@ -100,7 +100,7 @@ def _planned(ledger: referee.Ledger, round_name: str, proposals: Sequence[Mappin
     policy = plan.policy
     told = f"as {earlier[-1]} decided" if earlier else "as the campaign began"
     lines = [f"Standing recipe, {told}: {_settings(policy.standing) or 'the reference'}."]
-    axes = [arm.axis for arm in plan.arms if arm.role == "axis"]
+    axes = [arm.axis or "" for arm in plan.arms if arm.role == "axis"]
     lines.append(f"Axes that moved from it: {', '.join(axes)}." if axes else "No axis moved.")
     out = {
         "Retired": ", ".join(policy.retired),

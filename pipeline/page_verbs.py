@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.verbs import found
+
 Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
 
@@ -24,7 +26,6 @@ def add(verb: Verb) -> None:
 
 def report_verb(arguments: argparse.Namespace) -> None:
     from pipeline import page, referee, seal, settings
-    from pipeline.verbs import found
 
     campaign, folder = found(arguments, arguments.round)
     records = seal.Log(campaign.log).records()

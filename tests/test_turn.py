@@ -31,14 +31,15 @@ _KEEP: list[TemporaryDirectory[str]] = []
 
 
 @cache
-def template() -> Path:
-    """A campaign with external=command whose r0001 is frozen; made once."""
+def template(*more: str) -> Path:
+    """A campaign with external=command, and other overrides, whose r0001 is frozen; made once."""
     _KEEP.append(TemporaryDirectory(prefix="turns-"))
     place = Path(_KEEP[0].name)
     (place / "score.sh").write_text(SCORER)
     overrides = [
         "experiment=smoke", "external=command", "external.rows=30", "external.wait_seconds=0",
         f"external.command=[sh,{place}/score.sh,'{{number}}']",
+        *more,
     ]  # fmt: skip
     campaign = Campaign.at(place / "smoke")
     init(campaign, overrides)
@@ -368,3 +369,29 @@ def test_first_come_the_reference_and_a_day_s_room_is_that_of_the_kind():
         design = replace(turn.referee.Design(), rounds=RULES.num_rounds, submissions=2)
         assert given.reference + design.submissions <= given.per_day  # the first round fits a day
         assert given.reference + design.rounds * design.submissions + given.held_back <= given.per_campaign
+
+
+@pytest.mark.parametrize("kind", ["llm", "optuna"])
+def test_who_proposes_and_who_scores_work_together(tmp_path, scores, kind):
+    """An endpoint that nobody answers at, and an Optuna that does: either way the plan in the log is what is played, scored and decided."""
+    if kind == "optuna":
+        pytest.importorskip("optuna")
+    asked = ["policy.proposals.url=http://127.0.0.1:9/v1/chat/completions", "policy.proposals.model=any"] * (
+        kind == "llm"
+    )
+    made = template(f"policy={kind}", "policy.proposals.mode=active", *asked)
+    campaign = Campaign.at(shutil.copytree(made, tmp_path / "asked"))
+    seal_adapter(campaign, "r0000", "a0")
+    for name in ("r0001", "r0002"):
+        folder = publish_round(campaign, name)
+        assert meta.close(campaign, folder).state == "decided"
+        shown = page.as_text(page.of_log(log_of(campaign), name, "tiny"))
+        assert f"{kind} (active) was asked: " in shown
+        assert ("article 14 (endpoint_unreachable)" in shown) == (kind == "llm")
+    records = log_of(campaign)
+    assert referee.check_submissions(records) == 6
+    if kind == "optuna":
+        [first, *_] = [record for record in records if record["event"] == "proposal"]
+        accepted = [(each["key"], each["value"]) for each in first["verdicts"] if each["accepted"]]
+        arms = campaign.round("r0001").frozen_plan().arms
+        assert accepted and set(accepted) <= {arm.overrides[-1] for arm in arms if arm.overrides}
