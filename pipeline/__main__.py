@@ -5,7 +5,8 @@
     reference DIR ROUND            its reference, beside the arms
     status DIR, logs DIR ARM       what is going on     cancel, rerun, close, pause, resume, gc DIR
     plan-memory, doctor [HYDRA OVERRIDES]               image build|verify|show
-    board status|push|score DIR                         the external target: what was sent, send, type a score
+    board status|push|score|finalists DIR               the external target: what was sent, send, type a score
+    report DIR [ROUND]                                  the one page of a decision
     evidence simulate|replay|nulls                      how far verdicts can be believed; a table of scores judged
 
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration, 3 refused by the constitution, 4 integrity, 75 interrupted with the
@@ -22,13 +23,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import board_verbs, evidence_verbs, verbs
+from pipeline import board_verbs, evidence_verbs, page_verbs, verbs
 from pipeline.errors import PipelineError
 from pipeline.layout import Campaign, whose
 from pipeline.verbs import newest_frozen
 
-AS_FROZEN = ("round", "campaign", "cancel", "rerun", "chain", "pause", "resume")
-"""What acts on a campaign does so with the code that it was frozen with. Stages and `close` go further: into a namespace of their own."""
+AS_FROZEN = ("round", "campaign", "cancel", "rerun", "chain", "pause", "report", "resume")
+"""What acts on a campaign, or derives its decisions anew, does so with the code that it was frozen with. Stages and `close` go further: into
+a namespace of their own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -113,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add(verb)
     evidence_verbs.add(verb)
     board_verbs.add(verb)
+    page_verbs.add(verb)
 
     sub = verb(
         "plan-memory",
@@ -236,7 +239,7 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     from pipeline import meta
 
     folder = campaign.round(arguments.round or newest_frozen(campaign))
-    decision = meta.close(campaign, folder)
+    decision = meta.close(campaign, folder, tell=print)
     print(f"{folder.name}: {decision.state}" + (f", kept {decision.kept}" if decision.kept else ""))
     for reason in decision.reasons:
         print(f"  {reason}")

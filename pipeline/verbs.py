@@ -187,7 +187,7 @@ def close_verb(arguments: argparse.Namespace) -> int:
         )
         return 0
     frozen.run_frozen_code(campaign)
-    decision = meta.close(campaign, folder, by_person=True)
+    decision = meta.close(campaign, folder, by_person=True, tell=print)
     print(f"{folder.name}: {decision.state}")
     for reason in decision.reasons:
         print(f"  {reason}")
