@@ -7,6 +7,7 @@
     plan-memory, doctor [HYDRA OVERRIDES]               image build|verify|show
     board status|push|score|finalists DIR               the external target: what was sent, send, type a score
     report DIR [ROUND]                                  the one page of a decision
+    audit DIR|BUNDLE                                    check it as an outsider would; --export a bundle
     evidence simulate|replay|nulls                      how far verdicts can be believed; a table of scores judged
 
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration, 3 refused by the constitution, 4 integrity, 75 interrupted with the
@@ -23,9 +24,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import board_verbs, evidence_verbs, page_verbs, verbs
+from pipeline import audit_verbs, board_verbs, evidence_verbs, page_verbs, verbs
 from pipeline.errors import PipelineError
-from pipeline.layout import Campaign, whose
+from pipeline.layout import Campaign, read_json, whose
 from pipeline.verbs import newest_frozen
 
 AS_FROZEN = ("round", "campaign", "cancel", "rerun", "chain", "pause", "report", "resume")
@@ -116,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
     evidence_verbs.add(verb)
     board_verbs.add(verb)
     page_verbs.add(verb)
+    audit_verbs.add(verb)
 
     sub = verb(
         "plan-memory",
@@ -248,6 +250,7 @@ def meta_verb(arguments: argparse.Namespace) -> int:
             f"next: run the missing arms (python -m pipeline worker {shown(arguments)} {folder.name} aN), then meta again"
         )
         return 1
+    print(f"signed head, to keep somewhere else: {read_json(folder.closed)['anchor']}")
     print(f"next: python -m pipeline round {shown(arguments)}")
     return 0
 

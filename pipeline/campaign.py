@@ -15,10 +15,10 @@ from typing import Any
 
 import yaml
 
-from pipeline import footprint, image, memory, seal, settings
+from pipeline import canon, footprint, image, memory, seal, settings
 from pipeline.errors import IntegrityError, NotFound
 from pipeline.layout import Campaign, Round, write_file
-from pipeline.records import Plan
+from pipeline.records import Plan, Policy
 
 
 def check_plan_fits(chosen: settings.Settings) -> None:
@@ -64,9 +64,13 @@ def verified_code(campaign: Campaign, facts: Mapping[str, Any]) -> Path:
     return folder
 
 
-def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str) -> str:
-    """Log a plan, then write it and its configuration; returns the plan's digest. What is already there stays as it is."""
+def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str, basis: Mapping[str, Any]) -> str:
+    """Log a plan, then write it and its configuration; returns the plan's digest. What is already there stays as it is.
+
+    basis: what of the configuration the arms follow from (plan_basis), for whoever derives them again without reading YAML.
+    """
     digest = seal.digest(frozen.to_json())
+    seal.Log(campaign.log).append_once("basis", round=frozen.round, **basis)
     seal.Log(campaign.log).append_once("plan", round=frozen.round, plan_digest=digest, plan=frozen.to_json())
     folder = campaign.round(frozen.round)
     write_file(folder.config, config_yaml)
@@ -74,10 +78,40 @@ def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str) -> str:
     return digest
 
 
+def plan_basis(chosen: settings.Settings, policy: Policy, spent_gpu_seconds: int) -> dict[str, Any]:
+    """Of a round's configuration what its arms, its items and its cost follow from, as text and integers.
+
+    spent_gpu_seconds: of all attempts before this round.
+    """
+    keys = [axis.key for axis in policy.axes] + [contrast.key for contrast in policy.contrasts]
+    tasks, recipe, gpus = chosen.tasks, chosen.recipe, gpus_of_arm(chosen)
+    return {
+        "config_digest": seal.digest_text(settings.to_yaml(chosen)),
+        "seed": chosen.seed,
+        "reference": {key: settings.value_of(chosen, key) for key in keys},
+        "tasks": {
+            "families": list(tasks.families),
+            "level": tasks.level,
+            "num_dev_per_family": tasks.num_dev_per_family,
+            "num_fresh_per_family": tasks.num_fresh_per_family,
+        },
+        "proposals": {"kind": chosen.policy.proposals.kind, "mode": chosen.policy.proposals.mode},
+        "external": chosen.external.kind,
+        "tokens_per_arm": recipe.num_steps * recipe.batch_size * recipe.sequence_length,
+        "gpus_per_arm": gpus,
+        "time_limit_minutes": chosen.cluster.time_limit_minutes,
+        "spent_gpu_seconds": spent_gpu_seconds,
+    }
+
+
+def gpus_of_arm(chosen: settings.Settings) -> int:
+    """Whose hours an arm takes; none on a site without GPUs."""
+    return chosen.parallelism.world_size if chosen.cluster.gpus_per_node else 0
+
+
 def write_overrides(campaign: Campaign, round_name: str, content: Mapping[str, Any]) -> None:
-    """One round's Hydra file. Everything in it is a string or a list of strings; no time, host or path."""
-    text = "# @package _global_\n" + yaml.safe_dump(dict(content), sort_keys=True, default_flow_style=False)
-    write_file(campaign.overrides(round_name), text)
+    """One round's Hydra file. Everything in it is a string, a whole number or a list of these; no time, host or path."""
+    write_file(campaign.overrides(round_name), canon.overrides_text(content))
 
 
 def is_operational(override: str) -> bool:

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property, lru_cache
 from itertools import compress
+from operator import mul
 
 from pipeline.errors import IntegrityError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Counts:
-    """Sufficient integers. `lifts[i]` is S_i - A Y_i0, from -A to A."""
+    """Sufficient integers. `lifts[i]` is S_i - A Y_i0, from -A to A. Known by identity: `count` gives the same strings the same object."""
 
     right: tuple[int, ...]  # sum_i Y_ij of each arm
     with_others: tuple[int, ...]  # sum_i Y_ij S_i of each arm
@@ -42,7 +44,7 @@ class Counts:
     def arm_lifts(self) -> tuple[Fraction, ...]:
         return tuple(Fraction(right - self.reference, self.num_items) for right in self.right)
 
-    @property
+    @cached_property
     def own_variance(self) -> Fraction:
         """Per item, of one arm's answer around the mean of the arms (within-item mean square)."""
         if self.num_arms < 2:
@@ -50,7 +52,7 @@ class Counts:
         within = sum(self.right) - Fraction(self.squares, self.num_arms)
         return within / (self.num_items * (self.num_arms - 1))
 
-    @property
+    @cached_property
     def shared_variance(self) -> Fraction:
         """Per item, of the lift that all arms have in common; the arms' own part is taken out (floor 0)."""
         total = covariance(self, self) * self.num_items
@@ -68,6 +70,12 @@ class Counts:
 
 def count(arms: Sequence[str], reference: str) -> Counts:
     """Raises IntegrityError when the strings are not equally long, or shorter than two items."""
+    return _count(tuple(arms), reference)
+
+
+@lru_cache(maxsize=4096)
+def _count(arms: tuple[str, ...], reference: str) -> Counts:
+    """A campaign's rounds are looked at again in every later round, and in an audit in all of them: each is counted once."""
     lengths = sorted({len(reference), *map(len, arms)})
     if len(lengths) != 1 or lengths[0] < 2 or not arms:
         raise IntegrityError(f"{len(arms)} arms and a reference with {lengths} items cannot be paired")
@@ -83,14 +91,12 @@ def count(arms: Sequence[str], reference: str) -> Counts:
     )
 
 
+@lru_cache(maxsize=65536)
 def covariance(one: Counts, other: Counts) -> Fraction:
     """Of the mean lifts of two rounds on the same items (of a round with itself: the variance of its mean lift)."""
     n = one.num_items
     if other.num_items != n:
         raise IntegrityError(f"rounds with {n} and {other.num_items} items were not scored on the same set")
-    if one is other:
-        products = sum(lift * lift for lift in one.lifts)
-    else:
-        products = sum(a * b for a, b in zip(one.lifts, other.lifts, strict=True))
+    products = sum(map(mul, one.lifts, other.lifts))
     centred = products - Fraction(sum(one.lifts) * sum(other.lifts), n)
     return centred / (one.num_arms * other.num_arms * n * (n - 1))

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from pipeline import constitution, image, nulls, plan, seal, settings, weights
-from pipeline.campaign import check_plan_fits, freeze_plan, is_operational, runtime_digest, write_overrides
+from pipeline.campaign import check_plan_fits, freeze_plan, is_operational, plan_basis, runtime_digest, write_overrides
 from pipeline.design import Design
 from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.layout import Campaign, write_file
@@ -85,15 +85,16 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
             "external": chosen.external.kind,
             "public_key": seal.make_key(draft.signing_key),
         }
-        write_file(draft.frozen, yaml.safe_dump(facts, sort_keys=False))
-        seal.Log(draft.log).append("init", facts=facts)
+        frozen_yaml = yaml.safe_dump(facts, sort_keys=False)
+        write_file(draft.frozen, frozen_yaml)
+        seal.Log(draft.log).append("init", facts=facts, campaign_yaml=seal.digest_text(frozen_yaml))
         for name in ("r0000", "r0001"):
             write_overrides(draft, name, {"round": name})
         frozen = Plan(
             facts["campaign"], "r0000", info.tree_digest, rules.digest, code_digest, seal.digest_text(settings.to_yaml(chosen)),
             settings.policy_of(chosen), plan.reference_arms(chosen.seed),
         )  # fmt: skip
-        freeze_plan(draft, frozen, settings.to_yaml(chosen))
+        freeze_plan(draft, frozen, settings.to_yaml(chosen), plan_basis(chosen, settings.policy_of(chosen), 0))
         os.rename(aside, campaign.folder)
     except OSError as error:
         raise WorkFailed(

@@ -16,11 +16,20 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, image, jobs, plan, proposers, referee, results, scheduler, seal, settings
-from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
+from pipeline import constitution, heads, image, jobs, plan, proposers, referee, results, scheduler, seal, settings
+from pipeline.campaign import (
+    check_plan_fits,
+    facts_of,
+    freeze_plan,
+    gpus_of_arm,
+    is_operational,
+    plan_basis,
+    read_plan,
+    verified_code,
+)
 from pipeline.errors import ConfigError, NotFound, Refused, WorkFailed
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
-from pipeline.records import Arm, Plan, Policy
+from pipeline.records import Arm, Plan
 
 MAY_DIFFER = ("arm", "campaign", "cluster", "round")
 """Parts of the configuration that are where and when a round runs, and not what it computes."""
@@ -63,17 +72,19 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
         check_plan_fits(chosen)
         if chosen.cluster.kind == "local":  # a frozen round cannot take another runtime
             scheduler.command(meta_stage(campaign, folder), chosen.cluster.runtime)
-        policy = settings.policy_of(chosen)
+        policy, records = settings.policy_of(chosen), seal.Log(campaign.log).records()
+        if any(record["event"] == "end" for record in records):
+            raise ConfigError(f"campaign {campaign.name} has ended: its dev items are public", "Start another campaign")
         check_unchanged(campaign, chosen, round_name)
-        referee.check_policy(seal.Log(campaign.log).records(), round_name, policy)
+        referee.check_policy(records, round_name, policy)
         arms = plan.arms_of(chosen, folder.number, rules)
-        check_budget(campaign, chosen, len(arms), rules)
+        spent = check_budget(campaign, chosen, len(arms), rules)
         with held(folder):
             if not folder.plan.exists():  # another `round` may have been faster
                 if not is_draft:
                     arms = proposers.with_proposals(folder, chosen, arms, rules)
                 write_file(folder.operational, json.dumps(operational))
-                _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), policy, arms)
+                _write(campaign, folder, facts, code_dir, chosen, plan_basis(chosen, policy, spent), arms)
     read_plan(folder)
     if operational and settings.load(folder.config).cluster != chosen.cluster:
         raise ConfigError(
@@ -96,11 +107,9 @@ def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: s
         )  # fmt: skip
 
 
-def check_budget(
-    campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution
-) -> None:
-    """What the round could cost at most, beside what was spent, against article 4. Raises Refused."""
-    recipe, gpus = chosen.recipe, chosen.parallelism.world_size if chosen.cluster.gpus_per_node else 0
+def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution) -> int:
+    """What the round could cost at most, beside what was spent, against article 4; returns the GPU-seconds spent. Raises Refused."""
+    recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
     ended = [
         path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)
     ]
@@ -111,6 +120,7 @@ def check_budget(
         num_arms,
         Fraction(int(spent), 3600),
     )
+    return int(spent)
 
 
 def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
@@ -211,7 +221,15 @@ def resources(folder: Round) -> scheduler.Resources:
         setup=tuple(cluster.setup),
         runtime=tuple(cluster.runtime),
         flags=tuple((name, getattr(cluster, name)) for name in flags if getattr(cluster, name)),
+        comment=str(anchor_of_plan(folder)),
     )
+
+
+def anchor_of_plan(folder: Round) -> heads.Anchor:
+    """The round's plan in the sealed log, and with it everything before: what each of its jobs carries as its comment."""
+    log = seal.Log(folder.campaign.log)
+    planned = [one["seq"] for one in log.records() if (one["event"], one.get("round")) == ("plan", folder.name)]
+    return log.anchor(planned[-1])
 
 
 def available_cores() -> int:
@@ -219,12 +237,13 @@ def available_cores() -> int:
 
 
 def _write(
-    campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, config: str, policy: Policy, arms: tuple[Arm, ...]
+    campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, chosen: settings.Settings, basis: Mapping[str, Any],
+    arms: tuple[Arm, ...],
 ) -> None:  # fmt: skip
+    config, policy = settings.to_yaml(chosen), settings.policy_of(chosen)
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
-    freeze_plan(
-        campaign, Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), policy, arms), config
-    )
+    frozen = Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), policy, arms)
+    freeze_plan(campaign, frozen, config, basis)
     texts = scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder))
     for name, text in texts.items():
         write_file(folder.slurm_dir / f"{name}.sbatch", text)

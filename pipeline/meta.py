@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, decide, judge, page, referee, results, seal, settings, turn
+from pipeline import anchors, attempts, constitution, decide, judge, page, referee, results, seal, settings, turn
 from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
 from pipeline.errors import IntegrityError
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
@@ -39,6 +39,7 @@ def close(
         outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
         reference = reference_outcome(campaign, folder, facts, chosen)
         write_ledger(campaign)
+        attempts.log_attempts(campaign, folder)
         log_outcomes(campaign, folder, [*outcomes, replace(reference, arm=referee.REFERENCE)])
         log = seal.Log(campaign.log)
         told = turn.take(campaign, folder, facts, chosen, rules)
@@ -47,7 +48,8 @@ def close(
             log.append_once("by_hand", round=folder.name)
             derived = referee.derive(log.records(), folder.name)
         content = seal.canonical(asdict(derived.evidence))
-        log.append_news("evidence", {"round": folder.name}, sha256=seal.digest_bytes(content))
+        ledger = seal.file_digest(campaign.ledger)
+        log.append_news("evidence", {"round": folder.name}, sha256=seal.digest_bytes(content), ledger=ledger)
         write_file(folder.evidence, content)
         if derived.decision.state in decide.CLOSING:
             record_decision(campaign, folder, derived)
@@ -73,7 +75,9 @@ def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome])
     """Take the workers' results into the sealed log: digests, and the outcome string of every set and family."""
     log = seal.Log(campaign.log)
     for outcome in outcomes:
-        log.append_news("outcome", {"round": folder.name, "arm": outcome.arm}, outcome=asdict(outcome))
+        is_news = log.append_news("outcome", {"round": folder.name, "arm": outcome.arm}, outcome=asdict(outcome))
+        if is_news and folder.closed.exists():
+            log.append("late_arm", round=folder.name, arm=outcome.arm)
 
 
 def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
@@ -154,6 +158,8 @@ def evaluate_reference(
     digest = facts["image"]["tree_digest"]
     judged = judge.judge_once(campaign.image, digest, chosen, adapter, seeds, folder.meta_dir, stop_wanted)
     attributes.update(round=folder.name, config_digest=seal.digest_text(folder.config.read_text()))
+    for item_set, lines in judged.raw.items():
+        write_file(folder.meta_dir / "completions" / f"{item_set}.jsonl", lines)
     results.write_result(path, attributes, judged.items, [], judged.completions)
 
 
@@ -183,14 +189,10 @@ def record_decision(campaign: Campaign, folder: Round, derived: referee.Derived)
 
 
 def reveal(campaign: Campaign, folder: Round) -> None:
-    """Close the round: its fresh seed becomes public, the head of the log is signed."""
-    if folder.closed.exists():
-        return
+    """Close the round: its fresh seed becomes public, the head of the log is signed. Again where something of the round came since."""
     seed = read_json(campaign.seeds)[f"fresh/{folder.name}"]
     log = seal.Log(campaign.log)
     log.append_once("reveal", round=folder.name, name=f"fresh/{folder.name}", seed=seed)
-    head = log.head()
-    signature = seal.sign(campaign.signing_key, f"{folder.name} {head}".encode())
-    write_file(
-        folder.closed, seal.canonical({"round": folder.name, "fresh_seed": seed, "head": head, "signature": signature})
-    )
+    closed = log.close(campaign.signing_key, facts_of(campaign)["campaign"], folder.name)
+    write_file(folder.closed, seal.canonical({"fresh_seed": seed, **closed, "anchor": str(log.anchor(closed["seq"]))}))
+    anchors.keep(settings.load(folder.config).campaign, log.anchor(closed["seq"]))

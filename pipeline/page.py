@@ -45,7 +45,7 @@ def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) ->
         if name <= round_name
     ]
     mine = [each for each in records if each.get("round") == round_name]
-    refusals = [each for each in mine if each["event"] == "refusal"]
+    refusals = [each for each in mine if each["event"] in ("refusal", "submission_refused")]
     proposals = [each for each in mine if each["event"] == "proposal"]
     page = sections(ledger.plans[round_name], derived, history, refusals, ledger.rules, model)
     page.insert(1, Section("What it was planned with", _planned(ledger, round_name, proposals)))

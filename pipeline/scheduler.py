@@ -50,6 +50,9 @@ class Resources:
     setup: tuple[str, ...] = ()
     runtime: tuple[str, ...] = ()
     flags: tuple[tuple[str, str], ...] = ()  # partition, account, qos, reservation, constraint where they are set
+    comment: str = (
+        ""  # an anchor of the sealed log (heads.py), which Slurm's accounting keeps where the site has it keep comments
+    )
 
 
 def command(stage: Stage, runtime: Sequence[str] = ()) -> list[str]:
@@ -291,6 +294,8 @@ def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, An
         ],
         "additional_parameters": {"requeue": True, **dict(resources.flags)},
     }
+    if resources.comment:
+        parameters["comment"] = resources.comment
     if resources.gpus_per_node:
         parameters["gpus_per_node"] = resources.gpus_per_node
     if resources.mem_gb:

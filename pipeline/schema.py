@@ -251,10 +251,15 @@ class PolicySetting:
 
 @dataclass
 class Chain:
-    """Whether a campaign goes on by itself: `auto` has each meta job submit the next round, up to `rounds` (0: the constitution's)."""
+    """Whether a campaign goes on by itself: `auto` has each meta job submit the next round, up to `rounds` (0: the constitution's).
+
+    `anchor_file`, `anchor_git`: a file and a git repository elsewhere that get every signed head of the log (docs/seal.md); empty: none.
+    """
 
     auto: bool
     rounds: int
+    anchor_file: str = ""
+    anchor_git: str = ""
 
 
 @dataclass

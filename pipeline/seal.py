@@ -1,7 +1,7 @@
 """Canonical bytes, hash chain, signatures and commitments: what lets an outsider check that nothing was changed afterwards.
 
 A record is canonical JSON (RFC 8785) without floats: integers under 2^53, strings, booleans, null. `log.jsonl` is one record a
-line, each with the sha256 of the line before it; its head is signed (ed25519) when a round closes. A commitment is the sha256 of a
+line, each with the sha256 of the line before it; a `close` record signs the head (ed25519) when a round closes. A commitment is the sha256 of a
 random 32-byte seed under a label, published at `init`, checked when the seed is revealed.
 """
 
@@ -14,34 +14,25 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fractions import Fraction
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from pipeline import heads
+from pipeline.canon import plain
 from pipeline.errors import IntegrityError, WorkFailed
+from pipeline.heads import GENESIS
 
-GENESIS = "0" * 64
-
-
-def plain(value: Any) -> Any:
-    """Records to JSON values: fractions become "p/q", tuples lists; a float is a defect and raises TypeError."""
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, Fraction):
-        return f"{value.numerator}/{value.denominator}"
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    raise TypeError(f"{type(value).__name__} has no place in a sealed record: {value!r}")
+__all__ = ["GENESIS", "Log", "canonical", "commitment", "digest", "digest_bytes", "plain"]
 
 
 def canonical(value: Any) -> bytes:
     """RFC 8785 bytes of a record. Raises TypeError for a type that a record may not hold, ValueError for an integer from 2^53 on."""
+    import rfc8785  # here, for whoever audits has canon.py's encoder and needs no package for it
+
     return rfc8785.dumps(plain(value))
 
 
@@ -95,7 +86,7 @@ def signature_holds(public_key_hex: str, message: bytes, signature_hex: str) -> 
 
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key_hex)).verify(bytes.fromhex(signature_hex), message)
-    except InvalidSignature:
+    except (InvalidSignature, ValueError, TypeError):  # what is no key or no signature holds for nothing
         return False
     return True
 
@@ -124,8 +115,11 @@ class Log:
                     return
             self._write(file, event, payload)
 
-    def append_news(self, event: str, about: Mapping[str, Any], **payload: Any) -> None:
-        """Append unless the newest record of this event about the same thing says the same: what is true again is told again."""
+    def append_news(self, event: str, about: Mapping[str, Any], **payload: Any) -> bool:
+        """Append unless the newest record of this event about the same thing says the same: what is true again is told again.
+
+        Returns whether it was appended.
+        """
         wanted = plain({**about, **payload})
         with self._held() as file:
             same = [
@@ -133,8 +127,10 @@ class Log:
                 for record in self.records()
                 if record["event"] == event and all(record.get(name) == value for name, value in plain(about).items())
             ]
-            if not same or {key: same[-1].get(key) for key in wanted} != wanted:
-                self._write(file, event, wanted)
+            if same and {key: same[-1].get(key) for key in wanted} == wanted:
+                return False
+            self._write(file, event, wanted)
+            return True
 
     def append_from(
         self, make: Callable[[list[dict[str, Any]]], tuple[str, Mapping[str, Any]] | None]
@@ -148,6 +144,26 @@ class Log:
             if made := make(records):
                 self._write(file, made[0], made[1])
             return records
+
+    def close(self, key: Path, campaign: str, round_name: str) -> dict[str, Any]:
+        """Sign the head under the lock; returns the round's newest `close` record, which is the one there is if nothing of the round came since."""
+        with self._held() as file:
+            records = self.records()
+            mine = [record for record in records if record.get("round") == round_name]
+            if mine and mine[-1]["event"] == "close":
+                return mine[-1]
+            number = sum(record["event"] == "close" for record in mine)
+            lines = self._whole_lines(file)
+            head = heads.head_over(lines, records, campaign, round_name, number)
+            signed = {"signature": sign(key, head.message)}
+            self._write(file, "close", {**asdict(head), **signed})
+            return self.records()[-1]
+
+    def anchor(self, seq: int | None = None) -> heads.Anchor:
+        """Of one record, or of the last: what is put where the campaign cannot rewrite it."""
+        lines, records = self.path.read_bytes().split(b"\n")[:-1], self.records()
+        upto = lines if seq is None else lines[: seq + 1]
+        return heads.newest_anchor(upto, records[0]["facts"]["campaign"])
 
     def records(self) -> list[dict[str, Any]]:
         """All records. Raises IntegrityError naming the first record whose chain does not hold."""

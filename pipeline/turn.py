@@ -100,7 +100,9 @@ def reserve(
             )  # fmt: skip
         except Refused as error:
             about = {"round": round_name, "submission": f"{name}/{arm}", "purpose": purpose, "copy": copy}
-            log.append_news("refusal", about, article=error.article, code=error.code, what=error.what, cure=error.cure)
+            log.append_news(
+                "submission_refused", about, article=error.article, code=error.code, what=error.what, cure=error.cure
+            )
             said.append(f"{name}/{arm} ({purpose}) is not submitted: {error}")
             closed.add((name, arm, purpose))
     return said

@@ -59,6 +59,7 @@ def add(verb: Verb) -> None:
     sub = of_round("close", close_verb, "Close a round by hand, with what is there; below the quorum nothing changes.")
     sub.add_argument("round", nargs="?", help="default: the newest")
     sub.add_argument("--dry-run", action="store_true")
+    sub.add_argument("--end", action="store_true", help="end the campaign: dev's and the board's seeds become public")
 
     sub = of_round("gc", gc_verb, "Say what no later run needs; --delete frees it.")
     sub.add_argument("--delete", action="store_true")
@@ -180,6 +181,8 @@ def close_verb(arguments: argparse.Namespace) -> int:
     from pipeline import decide, frozen, meta
 
     campaign, folder = found(arguments, arguments.round)
+    if arguments.end:
+        return end_verb(campaign, arguments)
     if arguments.dry_run:
         states = {arm.name: folder.published(arm.name).exists() for arm in folder.frozen_plan().arms}
         print(
@@ -193,6 +196,19 @@ def close_verb(arguments: argparse.Namespace) -> int:
         print(f"  {reason}")
     print(f"next: python -m pipeline round {shlex.quote(str(arguments.campaign))}")
     return 0 if decision.state in decide.CLOSING else 1
+
+
+def end_verb(campaign: Campaign, arguments: argparse.Namespace) -> int:
+    from pipeline import ending, frozen
+
+    if not arguments.dry_run:
+        frozen.run_frozen_code(campaign)
+    names = ending.end(campaign, dry_run=arguments.dry_run)
+    print(
+        f"{'would reveal' if arguments.dry_run else 'ended; revealed'} the seeds of {', '.join(names)}; no round follows"
+    )
+    print(f"next: python -m pipeline audit {shlex.quote(str(arguments.campaign))} --rescore")
+    return 0
 
 
 def gc_verb(arguments: argparse.Namespace) -> None:

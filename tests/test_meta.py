@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from pipeline import launch, meta, results, seal
+from pipeline import heads, launch, meta, results, seal
 from pipeline.campaign import facts_of, write_overrides
 from pipeline.errors import ConfigError, IntegrityError
 from pipeline.layout import Campaign, Round, read_json
@@ -57,11 +57,15 @@ def test_closing_reveals_the_seed_and_signs_the_log(campaign, folder):
     meta.close(campaign, folder)
     closed, facts = read_json(folder.closed), facts_of(campaign)
     assert seal.commitment("fresh/r0001", closed["fresh_seed"]) == facts["commitments"]["fresh/r0001"]
-    signed = f"r0001 {closed['head']}".encode()
-    assert seal.signature_holds(facts["public_key"], signed, closed["signature"])
-    assert seal.Log(campaign.log).head() == closed["head"]
-    events = [record["event"] for record in seal.Log(campaign.log).records()]
-    assert events == ["init", "plan", "plan", *["outcome"] * 9, "evidence", "decision", "overrides", "reveal"]
+    head = heads.Head(*(closed[name] for name in ("campaign", "round", "number", "first", "last", "head", "root")))
+    assert seal.signature_holds(facts["public_key"], head.message, closed["signature"])
+    log = seal.Log(campaign.log)
+    assert heads.anchors_in(closed["anchor"]) == [heads.Anchor(facts["campaign"], closed["seq"], log.head())]
+    events = [record["event"] for record in log.records()]
+    planned = ["init", "basis", "plan", "basis", "plan", "attempt"]
+    assert events == [*planned, *["outcome"] * 9, "evidence", "decision", "overrides", "reveal", "close"]
+    meta.close(campaign, folder)
+    assert len(log.records()) == len(events)
 
 
 def test_the_ledger_has_every_readable_file(campaign, folder):
@@ -128,7 +132,7 @@ def test_below_the_quorum_there_is_evidence_and_nothing_else(campaign, folder):
     new = tree(campaign.folder).keys() - before.keys()
     assert new == {"ledger.h5", "rounds/r0001/evidence.json"}
     events = {record["event"] for record in seal.Log(campaign.log).records()}
-    assert events == {"init", "plan", "outcome", "evidence"}
+    assert events == {"init", "basis", "plan", "attempt", "outcome", "evidence"}
 
     publish(folder, "a0", 20)  # the fifth arm makes the quorum, and the round goes on
     assert meta.close(campaign, folder).state == "decided"
@@ -149,12 +153,18 @@ def test_a_late_arm_adds_a_decision_and_replaces_overrides_while_no_round_rests_
     publish_all(folder, BEST)
     assert meta.close(campaign, folder).kept is None
     first = (folder.decisions_dir / "00.json").read_bytes()
-    closed = folder.closed.read_bytes()
+    closed = read_json(folder.closed)
     publish(folder, BEST, 38)
     assert meta.close(campaign, folder).kept == BEST
     assert sorted(path.name for path in folder.decisions_dir.iterdir()) == ["00.json", "01.json"]
     assert (folder.decisions_dir / "00.json").read_bytes() == first
-    assert folder.closed.read_bytes() == closed  # a seed is revealed once
+    again = read_json(folder.closed)
+    assert (again["fresh_seed"], again["number"]) == (
+        closed["fresh_seed"],
+        closed["number"] + 1,
+    )  # the head is signed again
+    late = [record["arm"] for record in seal.Log(campaign.log).records() if record["event"] == "late_arm"]
+    assert late == [BEST]
     assert "lora.rank" in campaign.overrides("r0002").read_text()
 
 

@@ -203,7 +203,7 @@ def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_roo
     assert meta.close(campaign, folder, tell=told.append).state == "decided"
     assert len(events(campaign, "submission")) == 3
     assert sum("is not submitted: article 4 (daily_cap)" in line for line in told) == 1
-    [refusal] = [record for record in log_of(campaign) if record["event"] == "refusal"]
+    [refusal] = [record for record in log_of(campaign) if record["event"] == "submission_refused"]
     assert (refusal["round"], refusal["purpose"], refusal["article"], refusal["code"]) == (
         "r0001",
         "slot",
@@ -212,7 +212,7 @@ def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_roo
     )
     assert "article 4 (daily_cap): 3 submissions count on 2026-11-24 UTC" in folder.report.read_text()
     meta.close(campaign, folder)
-    assert len([record for record in log_of(campaign) if record["event"] == "refusal"]) == 1  # told once
+    assert len([record for record in log_of(campaign) if record["event"] == "submission_refused"]) == 1  # told once
     monkeypatch.setattr(board, "utc_day", lambda: "2026-11-25")
     second = publish_round(campaign, "r0002", best="a5")
     meta.close(campaign, second)
@@ -314,7 +314,7 @@ def test_what_is_held_back_is_there_for_finalists_when_all_else_is_spent(campaig
     caps(monkeypatch, per_day=9, per_campaign=5)
     folder = publish_round(campaign, "r0001")
     meta.close(campaign, folder)
-    assert [record["code"] for record in log_of(campaign) if record["event"] == "refusal"] == ["held_back"]
+    assert [record["code"] for record in log_of(campaign) if record["event"] == "submission_refused"] == ["held_back"]
     turn.finish(campaign, "r0001", facts_of(campaign), settings.load(folder.config), RULES)
     assert [one.purpose for one in submissions.ledger(log_of(campaign))] == ["reference"] * 2 + ["slot"] + [
         "finalist"

@@ -1,0 +1,72 @@
+"""How long an audit takes and how much memory, by the number of rounds: eight arms, six families of 2,000 items, with an external target.
+
+    python -m bench.audit [--rounds 4 8 20 40] [--items 2000]
+
+Campaigns are made as in the tests (tests/sealed.py), with a constitution of forty rounds; each audit is the command, in a process of its own.
+Seconds are of its processor, and hash everything that is there.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipeline.constitution import Constitution
+from tests import logs
+from tests.sealed import RULES, SealedCampaign, gains
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = b"a constitution of forty rounds\n"
+
+
+def campaign(items: int, key: Path) -> SealedCampaign:
+    articles = copy.deepcopy(RULES.articles)
+    articles["4"] |= {"rounds": 40, "submissions": 200}
+    rules = Constitution(hashlib.sha256(TEXT).hexdigest(), articles)
+    return SealedCampaign(gains, levels=logs.LEVELS, num_items=items, campaign="bench", key=key, rules=rules, text=TEXT)
+
+
+def audited(folder: Path) -> tuple[float, float, float, bool]:
+    """Wall and processor seconds, MB at most, and whether nothing was found."""
+    out = folder.parent / "report.json"
+    began = time.monotonic()
+    with open(out, "w") as file:
+        command = [sys.executable, "-P", "-m", "pipeline", "audit", str(folder), "--json"]
+        process = subprocess.Popen(command, stdout=file, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        _, _, used = os.wait4(process.pid, 0)
+    return (
+        time.monotonic() - began,
+        used.ru_utime + used.ru_stime,
+        used.ru_maxrss / 1024,
+        json.loads(out.read_text())["ok"],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, nargs="+", default=[4, 8, 20, 40])
+    parser.add_argument("--items", type=int, default=2000)
+    arguments = parser.parse_args()
+    print("rounds  records  log MB  wall s  cpu s  s/round  MB  ok")
+    with tempfile.TemporaryDirectory() as scratch:
+        grown = campaign(arguments.items, Path(scratch, "key"))
+        for rounds in sorted(arguments.rounds):
+            while len(grown.derived) < rounds:
+                grown.play()
+            folder = grown.write(Path(scratch, f"rounds-{rounds}"))
+            size = (folder / "log.jsonl").stat().st_size / 1e6
+            wall, cpu, most, ok = audited(folder)
+            print(
+                f"{rounds:6}  {len(grown.lines):7}  {size:6.1f}  {wall:6.1f}  {cpu:5.1f}  {cpu / rounds:7.2f}  {most:3.0f}  {ok}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""What the log says was run and what followed: attempts against what was frozen, outcomes against attempts, and every evidence, decision and
+override derived again from the records before it, by the very lines that the meta stage runs (referee.derive)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import canon, decide, referee, submissions
+from pipeline.errors import PipelineError
+from pipeline.findings import Report
+from pipeline.referee import Derived
+
+Record = Mapping[str, Any]
+STUMBLES = (PipelineError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError)
+TELLING = (
+    "init",
+    "plan",
+    "outcome",
+    "decision",
+    "by_hand",
+    "submission",
+    "board_score",
+    "submissions_chosen",
+    "finalists_chosen",
+)
+"""Records that a decision follows from; others between it and them do not change it."""
+MARKS = frozenset("01T")
+
+
+class Deriver:
+    """Derives each round once for each state of the records that tell. `known`: what was derived before, by (hash of a record, round)."""
+
+    def __init__(
+        self, records: Sequence[Record], hashes: Sequence[str], known: dict[tuple[str, str], Derived] | None
+    ) -> None:
+        self.records, self.hashes = records, hashes
+        self.known = {} if known is None else known
+        self.newest: list[int] = []  # of each position the last record before it that tells
+        last = 0
+        for position, record in enumerate(records):
+            self.newest.append(last)
+            last = position if record["event"] in TELLING else last
+
+    def at(self, position: int, round_name: str) -> Derived:
+        """From the records before this position. The chain makes the hash of one record stand for all before it."""
+        last = self.newest[position]
+        key = self.hashes[last], round_name
+        if key not in self.known:
+            self.known[key] = referee.derive(self.records[: last + 1], round_name)
+        return self.known[key]
+
+
+def check(
+    records: Sequence[Record],
+    hashes: Sequence[str],
+    report: Report,
+    known: dict[tuple[str, str], Derived] | None = None,
+) -> None:
+    """Of a log whose chain holds and whose records have their form."""
+    check_attempts(records, report)
+    check_outcomes(records, report)
+    check_decisions(records, Deriver(records, hashes, known), report)
+    check_submissions(records, report)
+
+
+def check_attempts(records: Sequence[Record], report: Report) -> None:
+    """Every attempt ran the image, runtime, constitution, configuration and plan that were frozen."""
+    since, facts = len(report.findings), records[0]["facts"]
+    plans = {record["round"]: record for record in records if record["event"] == "plan"}
+    count = 0
+    for record in records:
+        if record["event"] != "attempt":
+            continue
+        count += 1
+        planned = plans[record["round"]]
+        is_reference = record["arm"] == referee.REFERENCE
+        arms = {f"a{arm['index']}": arm for arm in planned["plan"]["arms"]}
+        expected = {
+            "image_digest": facts["image"]["tree_digest"], "runtime_digest": facts["runtime_digest"],
+            "constitution_digest": facts["constitution_digest"], "config_digest": planned["plan"]["config_digest"],
+            "plan_digest": "" if is_reference else planned["plan_digest"],
+        }  # fmt: skip
+        if not is_reference:
+            arm = arms.get(record["arm"], {})
+            expected |= {"role": arm.get("role"), "seed": arm.get("seed")}
+        wrong = [name for name, value in expected.items() if record[name] != value]
+        if wrong:
+            report.record(record["seq"], f"the attempt had another {', '.join(wrong)} than was frozen")
+    if count:
+        report.checked(f"image, runtime, constitution, configuration and plan of {count} attempts", since)
+
+
+def check_outcomes(records: Sequence[Record], report: Report) -> None:
+    """A scored outcome is that of a logged attempt, and has a mark for each item of the campaign's sets."""
+    since = len(report.findings)
+    bases = {record["round"]: record for record in records if record["event"] == "basis"}
+    results: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    revealed, count = set(), 0
+    for record in records:
+        if record["event"] == "attempt":
+            of = record["round"], record["arm"]
+            digests = {digest for path, digest in record["files"].items() if path.endswith(".h5")}
+            results.setdefault(of, set()).update((record["adapter_digest"], digest) for digest in digests)
+        elif record["event"] == "reveal":
+            revealed.add(record["round"])
+        elif record["event"] == "outcome":
+            count += 1
+            why = _outcome_wrong(record, results, bases[record["round"]]["tasks"])
+            if why:
+                report.record(record["seq"], why)
+            if record["round"] in revealed and record["outcome"].get("outcomes", {}).get("fresh"):
+                report.unknown(
+                    f"record {record['seq']}: {record['arm']} of {record['round']} has fresh outcomes that were logged after the seed was "
+                    "revealed; whether it was sealed before rests on the operator"
+                )
+    if count:
+        report.checked(f"{count} outcomes belong to a logged attempt and have a mark for each item", since)
+
+
+def _outcome_wrong(
+    record: Record, results: Mapping[tuple[str, str], set[tuple[str, str]]], tasks: Mapping[str, Any]
+) -> str:
+    """Empty where nothing is."""
+    outcome, is_reference = record["outcome"], record["arm"] == referee.REFERENCE
+    if outcome.get("arm") != record["arm"]:
+        return "the outcome is another arm's"
+    marks = outcome.get("outcomes")
+    if not isinstance(marks, dict):
+        return "the outcome has no sets"
+    if outcome.get("status") != "completed":
+        return "an arm without a score has outcomes" if marks else ""
+    of = ("r0000", "a0") if is_reference else (record["round"], record["arm"])
+    if (outcome.get("adapter_digest"), outcome.get("result_digest")) not in results.get(of, set()):
+        return "no attempt with this adapter and result file was logged before it"
+    for item_set, families in marks.items():
+        if (
+            item_set not in ("dev", "fresh")
+            or not isinstance(families, dict)
+            or sorted(families) != sorted(tasks["families"])
+        ):
+            return f"{item_set} has other families than the campaign"
+        for family, text in families.items():
+            if (
+                not isinstance(text, str)
+                or len(text) != tasks[f"num_{item_set}_per_family"]
+                or not MARKS.issuperset(text)
+            ):
+                return f"{item_set} of {family} is not a mark for each of {tasks[f'num_{item_set}_per_family']} items"
+    return ""
+
+
+def check_decisions(records: Sequence[Record], deriver: Deriver, report: Report) -> None:
+    """Evidence, decision and overrides, each from the records before it, to the byte."""
+    since, count = len(report.findings), 0
+    for position, record in enumerate(records):
+        if record["event"] not in ("evidence", "decision", "overrides"):
+            continue
+        count += record["event"] == "decision"
+        try:
+            why = _not_derived(record, deriver, position)
+        except STUMBLES as error:
+            why = f"cannot be derived from the records before it ({error})"
+        if why:
+            report.record(record["seq"], why)
+    if count:
+        report.checked(f"{count} decisions with evidence and overrides, derived again to the byte", since)
+
+
+def _not_derived(record: Record, deriver: Deriver, position: int) -> str:
+    """What a record says that does not follow; empty where it does."""
+    event, name = record["event"], record["round"]
+    if event == "overrides":
+        derived = deriver.at(position, f"r{int(name[1:]) - 1:04d}")
+        same = derived.overrides is not None and canon.encoded(derived.overrides) == canon.encoded(record["overrides"])
+        return "" if same else f"the overrides of {name} do not follow from the decision before them"
+    derived = deriver.at(position, name)
+    if event == "evidence":
+        same = canon.sha256(canon.encoded(asdict(derived.evidence))) == record["sha256"]
+        return "" if same else f"the evidence of {name} does not follow from the outcomes before it"
+    if derived.decision.state not in decide.CLOSING:
+        return f"{name} could not be decided by the records before it"
+    same = canon.encoded(asdict(derived.decision)) == canon.encoded(record["decision"])
+    return "" if same else f"the decision of {name} does not follow from its evidence"
+
+
+def check_submissions(records: Sequence[Record], report: Report) -> None:
+    """Every reservation replayed against article 4's caps."""
+    sent = [record for record in records if record["event"] == "submission"]
+    if not sent:
+        return
+    since = len(report.findings)
+    article, target = records[0]["facts"]["articles"]["4"], sent[-1]["target"]
+    try:
+        submissions.verify(records, caps_of(article, target))
+    except STUMBLES as error:
+        report.record(
+            _first_refused(sent, records, article, target),
+            f"the caps of article 4 are exceeded, or the ledger is none ({error})",
+        )
+    report.checked(f"{len(sent)} submissions within the caps of article 4", since)
+
+
+def _first_refused(sent: Sequence[Record], records: Sequence[Record], article: Mapping[str, Any], target: str) -> int:
+    """Number of the first submission at which the replay stops."""
+    for record in sent:
+        try:
+            submissions.verify(records[: record["seq"] + 1], caps_of(article, target))
+        except STUMBLES:
+            return int(record["seq"])
+    return int(sent[-1]["seq"])
+
+
+def caps_of(article: Mapping[str, Any], target: str) -> submissions.Caps:
+    """Article 4's numbers; submissions a day are one number, or one for each kind of target."""
+    a_day = article.get("submissions_per_day", 0)
+    per_day = a_day.get(target, 0) if isinstance(a_day, Mapping) else a_day
+    names = ("submissions", "submissions_held_back", "reference_submissions")
+    return submissions.Caps(int(per_day), *(int(article.get(name, 0)) for name in names))
