@@ -5,7 +5,8 @@
     reference DIR ROUND            its reference, beside the arms
     status DIR, logs DIR ARM       what is going on     cancel, rerun, close, pause, resume, gc DIR
     plan-memory, doctor [HYDRA OVERRIDES]               image build|verify|show
-    board status|push|score DIR                         the external target: what was sent, send, type a score
+    board status|push|score|finalists DIR               the external target: what was sent, send, type a score
+    report DIR [ROUND]                                  the one page of a decision
     audit DIR|BUNDLE                                    check it as an outsider would; --export a bundle
     evidence simulate|replay|nulls                      how far verdicts can be believed; a table of scores judged
 
@@ -23,13 +24,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import audit_verbs, board_verbs, evidence_verbs, verbs
+from pipeline import audit_verbs, board_verbs, evidence_verbs, page_verbs, verbs
 from pipeline.errors import PipelineError
 from pipeline.layout import Campaign, read_json, whose
 from pipeline.verbs import newest_frozen
 
-AS_FROZEN = ("round", "campaign", "cancel", "rerun", "chain", "pause", "resume")
-"""What acts on a campaign does so with the code that it was frozen with. Stages and `close` go further: into a namespace of their own."""
+AS_FROZEN = ("round", "campaign", "cancel", "rerun", "chain", "pause", "report", "resume")
+"""What acts on a campaign, or derives its decisions anew, does so with the code that it was frozen with. Stages and `close` go further: into
+a namespace of their own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     verbs.add(verb)
     evidence_verbs.add(verb)
     board_verbs.add(verb)
+    page_verbs.add(verb)
     audit_verbs.add(verb)
 
     sub = verb(
@@ -238,7 +241,7 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     from pipeline import meta
 
     folder = campaign.round(arguments.round or newest_frozen(campaign))
-    decision = meta.close(campaign, folder)
+    decision = meta.close(campaign, folder, tell=print)
     print(f"{folder.name}: {decision.state}" + (f", kept {decision.kept}" if decision.kept else ""))
     for reason in decision.reasons:
         print(f"  {reason}")

@@ -32,12 +32,6 @@ def utc_day() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def caps_of(article: Mapping[str, Any]) -> Caps:
-    """Caps from the content of article 4; a constitution that names none allows none."""
-    names = ("submissions_per_day", "submissions_per_campaign", "submissions_held_back", "reference_submissions")
-    return Caps(*(int(article.get(name, 0)) for name in names))
-
-
 def reserve(
     campaign: Campaign,
     round_name: str,

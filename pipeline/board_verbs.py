@@ -1,4 +1,5 @@
-"""`board`: the external target by hand: what was sent and what is left (`status`), send from a login node (`push`), type a score (`score`)."""
+"""`board`: the external target by hand: what was sent and what is left (`status`), send from a login node (`push`), type a score (`score`), the
+finalists' repeats (`finalists`)."""
 
 from __future__ import annotations
 
@@ -43,6 +44,13 @@ def add(verb: Verb) -> None:
     sub.add_argument("number", type=int)
     sub.add_argument("score", nargs="?", help="0 to 1, at most five places")
     sub.add_argument("--withdraw", action="store_true")
+    sub.add_argument("--dry-run", action="store_true")
+
+    sub = act(
+        "finalists",
+        finalists_verb,
+        "After the last round: have the campaign's best scored once more, by what was held back for it.",
+    )
     sub.add_argument("--dry-run", action="store_true")
 
     sub = act("local", local_verb, "What the meta stage starts: score a reserved submission with the local board.")
@@ -121,6 +129,25 @@ def score_verb(arguments: argparse.Namespace) -> None:
     print(f"next: python -m pipeline board status {shlex.quote(str(arguments.campaign))}")
 
 
+def finalists_verb(arguments: argparse.Namespace) -> None:
+    from pipeline import frozen
+
+    campaign = Campaign.at(arguments.campaign)
+    frozen.run_frozen_code(campaign)
+    from pipeline import constitution, turn
+
+    campaign, facts, chosen, _ = frozen_campaign(arguments)
+    if chosen.external.kind == "none":
+        raise ConfigError("this campaign has no external target", "external=local, in a new campaign")
+    newest = list(campaign.frozen_rounds())[-1].name
+    rules = constitution.load(facts["constitution_digest"])
+    for line in turn.finish(campaign, newest, facts, chosen, rules, dry_run=arguments.dry_run) or [
+        "nothing is to be sent"
+    ]:
+        print(f"would: {line}" if arguments.dry_run else line)
+    print(f"next: python -m pipeline report {shlex.quote(str(arguments.campaign))}")
+
+
 def local_verb(arguments: argparse.Namespace) -> None:
     from pipeline import frozen
 
@@ -133,7 +160,7 @@ def local_verb(arguments: argparse.Namespace) -> None:
 
 def frozen_campaign(arguments: argparse.Namespace) -> tuple[Campaign, dict[str, Any], Any, Any]:
     """(campaign, its frozen facts, its newest frozen configuration, the caps of its own constitution)."""
-    from pipeline import board, constitution, settings
+    from pipeline import constitution, settings, submissions
     from pipeline.campaign import facts_of, verified_code
 
     campaign = Campaign.at(arguments.campaign)
@@ -141,4 +168,4 @@ def frozen_campaign(arguments: argparse.Namespace) -> tuple[Campaign, dict[str, 
     rules = constitution.load(facts["constitution_digest"], verified_code(campaign, facts) / "constitution")
     newest = list(campaign.frozen_rounds())[-1]  # `init` froze r0000
     chosen = settings.load(newest.config)
-    return campaign, facts, chosen, board.caps_of(rules.articles["4"])
+    return campaign, facts, chosen, submissions.caps_of(rules.articles["4"], chosen.external.kind)

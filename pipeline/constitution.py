@@ -53,6 +53,10 @@ class Constitution:
         return Decimal(self.articles["7"]["z"])
 
     @property
+    def promotion_margin(self) -> Decimal:
+        return Decimal(self.articles["7"]["promotion_margin"])
+
+    @property
     def plateau_looks(self) -> int:
         return int(self.articles["11"]["plateau_looks"])
 

@@ -1,10 +1,8 @@
 """Evidence + articles -> Decision: what is kept, what is learned of the search, the next round's policy. Exact arithmetic, no I/O.
 
-The rule of article 7: an axis is above noise when its lift > z * sqrt(item variance + 2 * seed variance) on fresh items, that is when lift
-> 0 and lift^2 > z^2 * variance, which needs no square root. The lift is over the recipe that the axis moved from: the reference, or
-this round's run of the standing recipe once there is one. Of several above noise the one of largest value (pipeline.selection) is kept,
-never one whose own dev runs ahead of its fresh; ties go to the lower arm. An axis that is as far below becomes a dead end. Below the
-quorum nothing is decided at all.
+The axis of largest shrunk value joins the standing recipe when that value exceeds its baseline's (pipeline.promotion), never one whose own dev
+runs ahead of its fresh. That is what the search builds on; an improvement is claimed only of one whose fresh lift is above noise, by
+article 7's z. An axis that is as far below becomes a dead end. Below the quorum nothing is decided at all.
 """
 
 from __future__ import annotations
@@ -14,11 +12,10 @@ from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
-from pipeline import search, states
+from pipeline import promotion, search, states
 from pipeline.constitution import Constitution
 from pipeline.evidence import show
-from pipeline.gaussian import decimal_of, exactly
-from pipeline.records import Arm, Decision, Evidence, Finalist, Lift, Policy, with_setting
+from pipeline.records import Arm, Decision, Evidence, Finalist, Policy, with_setting
 
 CLOSING = ("decided", "closed")  # states of a decision after which a round is over
 
@@ -39,27 +36,47 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
     for name in scored:
         lift = evidence.lift(name, baseline, "fresh")
         if arms[name].role == "axis" and lift is not None:
-            verdicts[name] = compare(lift, evidence.seed_variance, constitution)
+            verdicts[name] = promotion.compare(lift, evidence.seed_variance, constitution)
             key, value = arms[name].overrides[-1]
-            limit = show(limit_of(lift, evidence.seed_variance, constitution))
+            limit = show(promotion.limit_of(lift, evidence.seed_variance, constitution))
             reasons.append(
                 f"article 7: {name} ({key}={value}) fresh lift {show(lift.mean)} over the {baseline} is {verdicts[name]}; "
                 f"noise reaches to {limit}"
             )
-    above = [name for name, verdict in verdicts.items() if verdict == "above noise"]
-    kept, why_not = choose(evidence, baseline, above)
-    reasons += why_not
+    values = evidence.look.values if evidence.look else {}
+    gains = promotion.gaining(values, arms, baseline, verdicts, constitution)
+    closed = promotion.alarmed(evidence)
+    kept = promotion.best(gains, evidence, baseline, closed)
+    claimed = kept is not None and verdicts[kept] == promotion.ABOVE
+    reasons += [
+        f"article 9: {arm} is not kept: its dev runs ahead of its fresh in {closed[arm]}"
+        for arm in gains
+        if arm in closed
+    ]
     standing = policy.standing
     if kept is None:
-        reasons.append("article 7: no axis is kept; the standing recipe stays")
+        reasons.append(
+            f"article 7: no axis is worth more than the {baseline} recipe: nothing is kept; the standing recipe stays"
+        )
     else:
         moved = arms[kept].overrides[-1]
         standing = with_setting(standing, moved)
+        told = "is an improvement" if claimed else "is provisional, and no improvement is claimed"
+        reasons.append(
+            f"article 7: {kept} is worth most, {show(gains[kept])} more than the {baseline} recipe; that {told}"
+        )
         reasons.append(f"article 8: {kept}'s {moved[0]}={moved[1]} joins the standing recipe")
-    below = [arms[name].overrides[-1] for name, verdict in verdicts.items() if verdict == "below noise"]
+    below = [arms[name].overrides[-1] for name, verdict in verdicts.items() if verdict == promotion.BELOW]
     dead_ends = policy.dead_ends + tuple(setting for setting in below if setting not in policy.dead_ends)
     following, more = search.following(
-        replace(policy, standing=standing, dead_ends=dead_ends), policy, evidence, arms, verdicts, kept, constitution
+        replace(policy, standing=standing, dead_ends=dead_ends),
+        policy,
+        evidence,
+        arms,
+        verdicts,
+        gains,
+        claimed,
+        constitution,
     )
     finalists = evidence.look.finalists if evidence.look else ()
     return Decision(
@@ -70,8 +87,9 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
         (*reasons, *more),
         evidence.families,
         evidence.external,
-        winner(finalists),
+        winner(finalists, promotion.tie_distance(constitution)),
         ladder(evidence.board, constitution.ladder_step),
+        claimed,
     )
 
 
@@ -108,36 +126,19 @@ def _said(evidence: Evidence) -> list[str]:
     return lines
 
 
-def choose(evidence: Evidence, baseline: str, above: list[str], old: bool = False) -> tuple[str | None, list[str]]:
-    """The arm to keep of those above noise, and what was said against others. old: by the objective in which every dev counts."""
-    look = evidence.look
-    alarmed = {} if look is None else {test["arm"]: test["family"] for test in look.verdict["arm_alarms"]}
-    worth = {} if look is None else (look.old_values if old else look.values)
-    said = [
-        f"article 9: {arm} is not kept: its dev runs ahead of its fresh in {alarmed[arm]}"
-        for arm in above
-        if arm in alarmed
-    ]
-    open_ = [arm for arm in above if old or arm not in alarmed]
-
-    def by(arm: str) -> tuple[Decimal, Fraction]:
-        lift = evidence.lift(arm, baseline, "fresh")
-        assert lift is not None
-        return Decimal(worth.get(arm, "0")), lift.mean
-
-    return max(open_, key=by, default=None), said
-
-
-def winner(finalists: tuple[Finalist, ...]) -> tuple[str, str] | None:
-    """(round, arm). Within one standard error of the best: fewest families of its own alarm, then the earlier round, the lower arm."""
+def winner(finalists: tuple[Finalist, ...], distance: Fraction = Fraction(1)) -> tuple[str, str] | None:
+    """(round, arm). Of those within so many standard errors (`distance`: their square) of the best: fewest families of its own alarm, then the
+    largest value; the earlier round and the lower arm only between equals."""
     if not finalists:
         return None
     top = finalists[0]
 
     def ties(each: Finalist) -> bool:
-        return (Fraction(top.value) - Fraction(each.value)) ** 2 <= top.variance + each.variance
+        return (Fraction(top.value) - Fraction(each.value)) ** 2 <= distance * (top.variance + each.variance)
 
-    chosen = min(filter(ties, finalists), key=lambda each: (len(each.alarms), each.round, each.arm))
+    chosen = min(
+        filter(ties, finalists), key=lambda each: (len(each.alarms), -Fraction(each.value), each.round, each.arm)
+    )
     return chosen.round, chosen.arm
 
 
@@ -154,17 +155,3 @@ def by_hand(decision: Decision, policy: Policy) -> Decision:
     """What a person's closing makes of an undecided round: the policy as it was, and the next round may come."""
     reasons = (*decision.reasons, "closed by hand: nothing was decided, the policy stays as it was")
     return replace(decision, state="closed", policy=policy, reasons=reasons)
-
-
-def compare(lift: Lift, seed_variance: Fraction, constitution: Constitution) -> str:
-    """'above noise', 'below noise' or 'within noise', by lift^2 against z^2 times its variance."""
-    variance = lift.variance + 2 * seed_variance
-    if lift.mean**2 <= Fraction(constitution.z) ** 2 * variance:
-        return "within noise"
-    return "above noise" if lift.mean > 0 else "below noise"
-
-
-def limit_of(lift: Lift, seed_variance: Fraction, constitution: Constitution) -> Fraction:
-    """What a lift must exceed to be above noise, for people: z times the root, to 34 digits."""
-    with exactly():
-        return Fraction(constitution.z * decimal_of(lift.variance + 2 * seed_variance).sqrt())

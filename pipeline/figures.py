@@ -61,26 +61,29 @@ def strip(points: Sequence[Point]) -> str:
 
 
 def gaps(families: Mapping[str, tuple[float, float]]) -> str:
-    """Mean lift of the arms on dev (across) and fresh (up), by family; on the line dev promises what fresh keeps."""
+    """A row a family: the arms' mean lift over the reference on dev (circle) and on fresh (dot); what is between them is the gap."""
     if not families:
         return ""
     values = [value for pair in families.values() for value in pair] + [0.0]
-    low, high = min(values) - 0.02, max(values) + 0.02
-    size, left = 260, 40
+    low, high = min(values) - 0.01, max(values) + 0.01
+    width, left, height = 460, 130, 48 + 22 * len(families)
 
-    def at(value: float) -> float:
-        return (value - low) / (high - low) * (size - left - 20)
+    def x(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - 20)
 
-    parts = [_line(left, size - 30, left + at(high), size - 30 - at(high), "#afb8c1")]
-    for family, (dev, fresh) in sorted(families.items()):
-        x, y = left + at(dev), size - 30 - at(fresh)
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#0969da" fill-opacity=".7"/>' + _text(x + 8, y + 4, family)
-        )
-    parts.append(
-        _text(left, size - 8, f"dev lift {100 * low:+.0f} to {100 * high:+.0f} %") + _text(4, 13, "fresh lift")
-    )
-    return _svg(size + 120, size, parts)
+    parts = [_line(x(0), 22, x(0), height - 24, "#d8dee4"), _text(x(0), height - 9, "0", "middle")]
+    parts += [
+        _text(x(value), height - 9, f"{100 * value:+.0f} %", "middle")
+        for value in (low, high)
+        if abs(x(value) - x(0)) > 40
+    ]
+    for row, (family, (dev, fresh)) in enumerate(sorted(families.items())):
+        y = 34 + 22 * row
+        parts += [_text(4, y + 4, family), _line(x(dev), y, x(fresh), y, "#afb8c1", 2)]
+        parts.append(f'<circle cx="{x(fresh):.1f}" cy="{y}" r="4.5" fill="#0969da"/>')
+        parts.append(f'<circle cx="{x(dev):.1f}" cy="{y}" r="4" fill="none" stroke="#57606a" stroke-width="1.6"/>')
+    parts.append(_text(left, 13, "mean lift of the arms by family: circle dev, dot fresh"))
+    return _svg(width, height, parts)
 
 
 def timeline(history: Sequence[tuple[str, Mapping[str, str]]]) -> str:

@@ -1,6 +1,6 @@
 """The campaign's frozen code: what acts on a campaign, judges and decides is the copy that `init` made, and nothing else.
 
-A checkout that was updated meanwhile only looks: its `status`, `logs`, `report`, `doctor` and `gc` are its own.
+A checkout that was updated meanwhile only looks: its `status`, `logs`, `doctor` and `gc` are its own.
 """
 
 from __future__ import annotations

@@ -53,6 +53,9 @@ FIELDS: Mapping[str, Mapping[str, Form]] = {
     "refusal": {"round": ROUND, "number": int, "slot": int, "article": str, "code": str, "what": str},
     "submissions_chosen": {"round": ROUND, "arms": list},
     "finalists_chosen": {"finalists": list},
+    "submission_refused": {
+        "round": ROUND, "submission": str, "purpose": str, "copy": int, "article": str, "code": str, "what": str, "cure": str,
+    },
     "end": {"round": ROUND},
 }  # fmt: skip
 MAY_HAVE: Mapping[str, frozenset[str]] = {"board_score": frozenset({"score", "why", "withdrawn", "by", "note"})}
@@ -199,5 +202,5 @@ def _end(record: Record, seen: Seen) -> str:
 ORDER: Mapping[str, Callable[[Record, Seen], str]] = {
     "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "attempt": _planned, "outcome": _outcome, "late_arm": _late_arm,
     "by_hand": _planned, "evidence": _evidence, "decision": _decision, "overrides": _overrides, "reveal": _reveal, "close": _close,
-    "submission": _planned, "submissions_chosen": _planned, "end": _end,
+    "submission": _planned, "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,
 }  # fmt: skip

@@ -61,6 +61,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
         aside.chmod(0o755)
         draft.vault.mkdir(mode=0o700)
         info = build_image(chosen, draft.image, draft.held_out_dir, is_draft=is_draft)
+        check_real_rows(chosen, draft, is_draft)
         code_digest = freeze_code(draft.code_dir)
         seeds = make_seeds(rules.num_rounds)
         write_file(draft.seeds, seal.canonical(seeds), mode=0o600)
@@ -81,6 +82,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
             "critical": critical,
             "critical_source": source,
             "families": sorted(chosen.tasks.families),
+            "external": chosen.external.kind,
             "public_key": seal.make_key(draft.signing_key),
         }
         frozen_yaml = yaml.safe_dump(facts, sort_keys=False)
@@ -196,16 +198,28 @@ def make_seeds(num_rounds: int) -> dict[str, str]:
 
 def design_of(chosen: settings.Settings, rules: constitution.Constitution) -> Design:
     """What the power of this campaign's tests depends on."""
-    tasks = chosen.tasks
+    tasks, target = chosen.tasks, chosen.external
     return Design(
         rounds=rules.num_rounds,
         arms=rules.arms_per_round,
         families=len(tasks.families),
         dev_items=tasks.num_dev_per_family,
         fresh_items=tasks.num_fresh_per_family,
-        board_rows=0,
-        submissions=0,
+        board_rows=0 if target.kind == "none" else target.rows,
+        submissions=0 if target.kind == "none" else target.submissions,
     )
+
+
+def check_real_rows(chosen: settings.Settings, draft: Campaign, is_draft: bool) -> None:
+    """Whether as many real rows are held out as the local board wants: it could not score anything later. Raises ConfigError."""
+    wanted = chosen.external.rows - chosen.external.generated_rows if chosen.external.kind == "local" else 0
+    if not wanted or is_draft:
+        return
+    found = len((draft.held_out_dir / "prompts.jsonl").read_text("utf-8").splitlines())
+    if found < wanted:
+        raise ConfigError(
+            f"{found} real rows are held out, the board wants {wanted}", "Lower external.rows or external.real_share"
+        )
 
 
 def critical_of(design: Design) -> tuple[dict[str, str], str]:

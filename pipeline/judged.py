@@ -188,35 +188,26 @@ def _not_derived(record: Record, deriver: Deriver, position: int) -> str:
 
 
 def check_submissions(records: Sequence[Record], report: Report) -> None:
-    """Every reservation replayed against article 4's caps."""
-    sent = [record for record in records if record["event"] == "submission"]
+    """What was chosen to be submitted follows from the log, and every reservation from article 4's caps, replayed."""
+    events = (*submissions.EVENTS, "submissions_chosen", "finalists_chosen")
+    sent = [record for record in records if record["event"] in events]
     if not sent:
         return
     since = len(report.findings)
-    article, target = records[0]["facts"]["articles"]["4"], sent[-1]["target"]
+    why = _refused(records)
+    if why:
+        seq = next(record["seq"] for record in sent if _refused(records[: record["seq"] + 1]))
+        report.record(seq, f"the caps of article 4 are exceeded, or nobody chose this ({why})")
+    count = sum(record["event"] == "submission" for record in sent)
+    report.checked(f"{count} submissions, chosen by the log and within the caps of article 4", since)
+
+
+def _refused(records: Sequence[Record]) -> str:
+    """Why a replay of the submissions stops; empty where it does not."""
+    facts = records[0]["facts"]
     try:
-        submissions.verify(records, caps_of(article, target))
+        submissions.verify(records, submissions.caps_of(facts["articles"]["4"], facts["external"]))
+        referee.check_submissions(records)
     except STUMBLES as error:
-        report.record(
-            _first_refused(sent, records, article, target),
-            f"the caps of article 4 are exceeded, or the ledger is none ({error})",
-        )
-    report.checked(f"{len(sent)} submissions within the caps of article 4", since)
-
-
-def _first_refused(sent: Sequence[Record], records: Sequence[Record], article: Mapping[str, Any], target: str) -> int:
-    """Number of the first submission at which the replay stops."""
-    for record in sent:
-        try:
-            submissions.verify(records[: record["seq"] + 1], caps_of(article, target))
-        except STUMBLES:
-            return int(record["seq"])
-    return int(sent[-1]["seq"])
-
-
-def caps_of(article: Mapping[str, Any], target: str) -> submissions.Caps:
-    """Article 4's numbers; submissions a day are one number, or one for each kind of target."""
-    a_day = article.get("submissions_per_day", 0)
-    per_day = a_day.get(target, 0) if isinstance(a_day, Mapping) else a_day
-    names = ("submissions", "submissions_held_back", "reference_submissions")
-    return submissions.Caps(int(per_day), *(int(article.get(name, 0)) for name in names))
+        return str(error) or repr(error)
+    return ""

@@ -27,9 +27,12 @@ from pipeline.campaign import (
     read_plan,
     verified_code,
 )
-from pipeline.errors import ConfigError, NotFound, WorkFailed
+from pipeline.errors import ConfigError, NotFound, Refused, WorkFailed
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
 from pipeline.records import Arm, Plan
+
+MAY_DIFFER = ("arm", "campaign", "cluster", "round")
+"""Parts of the configuration that are where and when a round runs, and not what it computes."""
 
 
 def next_round(campaign: Campaign) -> str:
@@ -72,6 +75,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
         policy, records = settings.policy_of(chosen), seal.Log(campaign.log).records()
         if any(record["event"] == "end" for record in records):
             raise ConfigError(f"campaign {campaign.name} has ended: its dev items are public", "Start another campaign")
+        check_unchanged(campaign, chosen, round_name)
         referee.check_policy(records, round_name, policy)
         arms = plan.arms_of(chosen, folder.number, rules)
         spent = check_budget(campaign, chosen, len(arms), rules)
@@ -88,6 +92,19 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
             "Leave the cluster out, or as it was; the next round may run elsewhere",
         )
     return folder
+
+
+def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: str) -> None:
+    """What a campaign froze (model, recipe, tasks, the external target, who proposes) no round's file may change. Raises Refused by article 8."""
+    frozen, now = settings.load(campaign.round("r0000").config).to_dict(), chosen.to_dict()
+    for each in (frozen, now):
+        each["proposals"] = each.pop("policy")["proposals"]
+    changed = sorted(key for key, value in frozen.items() if key not in MAY_DIFFER and value != now[key])
+    if changed:
+        raise Refused(
+            "8", "settings_changed", f"{round_name} would be planned with another {', '.join(changed)} than the campaign froze",
+            f"Restore hydra/round/{round_name}.yaml; what a person wants to change needs a new campaign",
+        )  # fmt: skip
 
 
 def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution) -> int:

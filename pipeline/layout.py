@@ -171,6 +171,7 @@ class Round:
     decisions_dir = property(lambda self: self.folder / "decisions")
     proposals_dir = property(lambda self: self.folder / "proposals")
     closed = property(lambda self: self.folder / "closed.json")
+    report = property(lambda self: self.folder / "report.html")
 
     @property
     def name(self) -> str:

@@ -2,7 +2,8 @@
 
 It may run at any time and any number of times: what it writes follows from the files that are there, so running it again gives the
 same bytes, and a crash between two writes is cured by running it again. Below the quorum it decides nothing and says what is
-missing. A late arm adds a decision; an override file that another round was planned with never changes. The reference's adapter is
+missing. A late arm adds a decision; an override file that another round was planned with never changes. Before it decides, it has the
+chosen arms scored by the external target where there is one (turn), and waits for nobody. The reference's adapter is
 judged on this round's fresh items, in the pristine image like everybody else: on Slurm by a job beside the arms, else here.
 """
 
@@ -13,24 +14,26 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import anchors, attempts, constitution, decide, judge, referee, results, seal, settings
+from pipeline import anchors, attempts, constitution, decide, judge, page, referee, results, seal, settings, turn
 from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
 from pipeline.errors import IntegrityError
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
 from pipeline.records import Decision, Outcome, Plan
 
 
-def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Decision:
+def close(
+    campaign: Campaign, folder: Round, *, by_person: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> Decision:
     """Take up what is there and decide. The caller has entered a private mount namespace (see namespace).
 
-    Returns the decision; its state is `undecided` below the quorum, and then nothing but evidence and ledger was written, unless
-    a person closes the round: then it is `closed`, with the policy as it was.
+    tell: is given what happened at the external target, a line each. Returns the decision; its state is `undecided` below the quorum, and
+    then nothing but evidence and ledger was written, unless a person closes the round: then it is `closed`, with the policy as it was.
     Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
     """
     with alone(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
         facts = facts_of(campaign)
         verified_code(campaign, facts)
-        constitution.load(facts["constitution_digest"])
+        rules = constitution.load(facts["constitution_digest"])
         frozen, _ = read_plan(folder)
         chosen = settings.load(folder.config)
         outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
@@ -39,6 +42,7 @@ def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Deci
         attempts.log_attempts(campaign, folder)
         log_outcomes(campaign, folder, [*outcomes, replace(reference, arm=referee.REFERENCE)])
         log = seal.Log(campaign.log)
+        told = turn.take(campaign, folder, facts, chosen, rules)
         derived = referee.derive(log.records(), folder.name)
         if by_person and derived.decision.state == "undecided":
             log.append_once("by_hand", round=folder.name)
@@ -49,8 +53,22 @@ def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Deci
         write_file(folder.evidence, content)
         if derived.decision.state in decide.CLOSING:
             record_decision(campaign, folder, derived)
+            if folder.number >= rules.num_rounds:
+                told += turn.finish(campaign, folder.name, facts, chosen, rules)
             reveal(campaign, folder)
+            told += write_page(campaign, folder, chosen.model.name)
+        for line in told:
+            tell(line)
         return derived.decision
+
+
+def write_page(campaign: Campaign, folder: Round, model: str) -> list[str]:
+    """`report.html`, for people: derived from the log, so that whatever is wrong with it costs a round nothing but a line."""
+    try:
+        write_file(folder.report, page.as_html(page.of_log(seal.Log(campaign.log).records(), folder.name, model)))
+    except Exception as error:  # of any kind: nothing rests on this file
+        return [f"{folder.report.name} could not be written: {error!r}"]
+    return []
 
 
 def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome]) -> None:

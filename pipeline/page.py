@@ -13,7 +13,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from pipeline import decide, evidence, figures
+from pipeline import evidence, figures, promotion, referee, submissions
 from pipeline.constitution import Constitution
 from pipeline.records import Arm, Evidence, Outcome, Plan
 from pipeline.referee import Derived
@@ -31,11 +31,34 @@ class Section:
     svg: list[str] = field(default_factory=list)
 
 
+def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) -> list[Section]:
+    """The page of a round, from the log alone: as things were known when it was last decided, and what became of its submissions since.
+
+    Raises as `referee.derive`.
+    """
+    decided = [n for n, each in enumerate(records) if (each["event"], each.get("round")) == ("decision", round_name)]
+    derived = referee.derive(records[: decided[-1]] if decided else records, round_name)
+    ledger = referee.read(records)
+    history = [
+        (name, {family: state["name"] for family, state in ledger.decisions[name]["families"].items()})
+        for name in sorted(ledger.decisions)
+        if name <= round_name
+    ]
+    mine = [each for each in records if each.get("round") == round_name]
+    refusals = [each for each in mine if each["event"] in ("refusal", "submission_refused")]
+    proposals = [each for each in mine if each["event"] == "proposal"]
+    page = sections(ledger.plans[round_name], derived, history, refusals, ledger.rules, model)
+    page.insert(1, Section("What it was planned with", _planned(ledger, round_name, proposals)))
+    sent = _sent(submissions.ledger(records), ledger, round_name)
+    page.insert(4, Section("What the external target said", _target(ledger, round_name), sent if len(sent) > 1 else []))
+    return page
+
+
 def sections(
     plan: Plan, derived: Derived, history: Sequence[tuple[str, Mapping[str, str]]], refusals: Sequence[Mapping[str, Any]],
     rules: Constitution, model: str,
 ) -> list[Section]:  # fmt: skip
-    """The page of one round. history: (round, family -> state) of all rounds so far; refusals: the log's records of this round."""
+    """What follows from one decision. history: (round, family -> state) of all rounds so far; refusals: the log's records of this round."""
     seen, decision = derived.evidence, derived.decision
     arms = {arm.name: arm for arm in plan.arms}
     fence = (
@@ -63,9 +86,69 @@ def sections(
         Section("What the tests said", _tests(seen), _families_table(seen), [figures.timeline(history)]),
         Section("Which article decided", list(decision.reasons)),
         Section("What was refused", _refused(seen, refusals) or ["nothing"]),
-        Section("What would have changed the decision", _margins(seen, arms, plan, rules)),
+        Section(
+            "What would have changed the decision", _choice(derived, arms, rules) + _margins(seen, arms, plan, rules)
+        ),
         Section("What the next round gets", _next(derived)),
     ]
+
+
+def _planned(ledger: referee.Ledger, round_name: str, proposals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What of this round followed from the round before."""
+    plan = ledger.plans[round_name]
+    earlier = [name for name in sorted(ledger.decisions) if name < round_name]
+    policy = plan.policy
+    told = f"as {earlier[-1]} decided" if earlier else "as the campaign began"
+    lines = [f"Standing recipe, {told}: {_settings(policy.standing) or 'the reference'}."]
+    axes = [arm.axis or "" for arm in plan.arms if arm.role == "axis"]
+    lines.append(f"Axes that moved from it: {', '.join(axes)}." if axes else "No axis moved.")
+    out = {
+        "Retired": ", ".join(policy.retired),
+        "Dead ends, not tried again": _settings(policy.dead_ends),
+        "Replicates bought": str(policy.replicates or ""),
+        "Contrasts": ", ".join(f"half of {each.key}" for each in policy.contrasts),
+        "Control": "" if policy.control is None else _settings(policy.control) or "the reference",
+    }
+    lines += [f"{name}: {value}." for name, value in out.items() if value]
+    for each in proposals:
+        accepted = [verdict for verdict in each["verdicts"] if verdict["accepted"]]
+        lines.append(
+            f"{each['policy']} ({each['mode']}) was asked: {len(accepted)} of {len(each['verdicts'])} proposals pass."
+        )
+    return lines
+
+
+def _settings(settings: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings)
+
+
+def _target(ledger: referee.Ledger, round_name: str) -> list[str]:
+    if not ledger.target.exists:
+        return ["There is none: whether fresh items still mean what a target means cannot be known."]
+    chosen = ledger.chosen.get(round_name)
+    if chosen is None:
+        return ["Nothing was chosen to be scored: the round was not decided by its arms."]
+    lines = [
+        f"Chosen to be scored: {', '.join(chosen)}; first who is ahead on dev, then contrasts, then who tells most about the families' slopes."
+        if chosen
+        else "Nothing is sent any more: the board is suspect itself (article 9)."
+    ]
+    if ledger.finalists and ledger.decided == round_name:
+        lines.append(
+            "Finalists, scored once more: " + ", ".join(f"{arm} of {name}" for name, arm in ledger.finalists) + "."
+        )
+    return lines
+
+
+def _sent(known: Sequence[submissions.Submission], ledger: referee.Ledger, round_name: str) -> Table:
+    """Submissions of this round, and the finalists' at the last."""
+    is_last = ledger.decided == round_name
+    rows = [["number", "arm", "as", "day", "state", "printed"]]
+    for one in known:
+        if (one.purpose == "finalist" and is_last) or (one.purpose != "finalist" and one.round == round_name):
+            arm = one.arm if one.round == round_name else f"{one.arm} of {one.round}"
+            rows.append([str(one.number), arm, one.purpose, one.day, one.state, one.printed or one.why])
+    return rows
 
 
 def _arms_table(seen: Evidence, arms: Mapping[str, Arm]) -> Table:
@@ -130,6 +213,53 @@ def _refused(seen: Evidence, refusals: Sequence[Mapping[str, Any]]) -> list[str]
     return lines
 
 
+def _choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) -> list[str]:
+    """By how much an arm was kept, or not; who is as good as the campaign's best so far."""
+    seen, decision = derived.evidence, derived.decision
+    if seen.look is None or decision.state != "decided":
+        return []
+    baseline = promotion.baseline_of(arms)
+    base = promotion.baseline_value(seen.look.values, arms, baseline)
+    over = {
+        arm: Fraction(value) - base
+        for arm, value in seen.look.values.items()
+        if arms[arm].role == "axis" and arm != decision.kept
+    }
+    lines = []
+    if decision.kept:
+        mine = Fraction(seen.look.values[decision.kept]) - base
+        lines.append(
+            f"{decision.kept} would not have been kept with {evidence.show(mine)} less value, the {baseline} recipe's."
+        )
+        if over:
+            after = max(over, key=lambda arm: (over[arm], -arms[arm].index))
+            lines.append(
+                f"{after} comes next: with {evidence.show(mine - over[after])} more value it would have been kept."
+            )
+    elif over:
+        after = max(over, key=lambda arm: (over[arm], -arms[arm].index))
+        lines.append(
+            f"{after} comes nearest to the {baseline} recipe: {evidence.show(over[after])}; above 0 it would have been kept."
+        )
+    first, *others = seen.look.finalists or (None,)
+    if first:
+        distance = promotion.tie_distance(rules)
+        ties = [
+            f"{each.arm} of {each.round} ({evidence.show(Fraction(each.value))}{', alarms of its own' if each.alarms else ''})"
+            for each in others
+            if (Fraction(first.value) - Fraction(each.value)) ** 2 <= distance * (first.variance + each.variance)
+        ]
+        lines.append(
+            f"Best so far by value: {first.arm} of {first.round} ({evidence.show(Fraction(first.value))}); "
+            + (
+                f"within a standard error of it: {', '.join(ties)}."
+                if ties
+                else "nobody is within a standard error of it."
+            )
+        )
+    return lines
+
+
 def _margins(seen: Evidence, arms: Mapping[str, Arm], plan: Plan, rules: Constitution) -> list[str]:
     """How far each axis was from another verdict, the quorum from failing, the tests from speaking."""
     baseline = "standing" if plan.policy.standing else "reference"
@@ -139,8 +269,8 @@ def _margins(seen: Evidence, arms: Mapping[str, Arm], plan: Plan, rules: Constit
         lift = seen.lift(run.arm, baseline, "fresh")
         if arms[run.arm].role != "axis" or lift is None:
             continue
-        limit = decide.limit_of(lift, seen.seed_variance, rules)
-        verdict = decide.compare(lift, seen.seed_variance, rules)
+        limit = promotion.limit_of(lift, seen.seed_variance, rules)
+        verdict = promotion.compare(lift, seen.seed_variance, rules)
         if verdict == "within noise":
             lines.append(
                 f"{run.arm} would be above noise from {evidence.show(limit)} on, {evidence.show(limit - lift.mean)} more than it has; "

@@ -243,6 +243,7 @@ class Decision:
     """What the round changed. `kept` is the promoted arm or None, `policy` the next round's; `reasons` name the article of every step.
 
     `winner`: (round, arm) with the campaign's largest value so far. `ladder`: the board score that workers and proposers may know.
+    `claimed`: whether what is kept is above noise; else it is provisional.
     """
 
     round: str
@@ -254,3 +255,4 @@ class Decision:
     external: str = "EXTERNAL-CLEAR"
     winner: tuple[str, str] | None = None
     ladder: str = ""
+    claimed: bool = False

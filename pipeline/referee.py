@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from pipeline import constitution, decide, evidence, look, search
+from pipeline import constitution, decide, evidence, look, search, submissions
 from pipeline.design import CriticalValues, Design
 from pipeline.errors import IntegrityError, NotFound, Refused
-from pipeline.gaussian import exactly
 from pipeline.records import Decision, Evidence, FamilyState, Outcome, Plan, Policy
 
 Record = Mapping[str, Any]
-REFERENCE = "reference"
+REFERENCE = submissions.REFERENCE
+CHOSEN, FINALISTS = "submissions_chosen", "finalists_chosen"
+"""Events: the arms of a round that are to be scored, and the (round, arm) of those that the held-back submissions are for."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,21 @@ class Ledger:
     plans: Mapping[str, Plan]
     outcomes: Mapping[tuple[str, str], Outcome]
     scores: Mapping[str, Mapping[str, Decimal]]
+    references: Mapping[str, Mapping[str, Decimal]]
+    reference_score: Decimal | None
     decisions: Mapping[str, Mapping[str, Any]]
+    chosen: Mapping[str, tuple[str, ...]]
+    finalists: tuple[tuple[str, str], ...]
 
     @property
     def target(self) -> look.Target:
-        printed = [score for arms in self.scores.values() for arm, score in arms.items() if arm.startswith(REFERENCE)]
-        with exactly():
-            mean = sum(printed, Decimal(0)) / len(printed) if printed else None
-        return look.Target(Design(**self.facts["design"]), CriticalValues.from_json(self.facts["critical"]), mean)
+        critical = CriticalValues.from_json(self.facts["critical"])
+        return look.Target(Design(**self.facts["design"]), critical, self.reference_score)
+
+    @property
+    def decided(self) -> str | None:
+        """The newest round that has a decision."""
+        return max(self.decisions, default=None)
 
     @property
     def rules(self) -> constitution.Constitution:
@@ -59,8 +67,18 @@ class Ledger:
     def played(self, name: str) -> look.Played:
         repeats = frozenset(arm.name for arm in self.plans[name].arms if arm.replicate_of == "reference")
         reference = self.outcomes.get((name, REFERENCE)) or Outcome(REFERENCE, REFERENCE, "absent", "never_started")
-        scores = {arm: score for arm, score in self.scores.get(name, {}).items() if not arm.startswith(REFERENCE)}
-        return look.Played(name, reference, tuple(self.round_outcomes(name)), repeats, scores)
+        return look.Played(name, reference, tuple(self.round_outcomes(name)), repeats, self.scores.get(name, {}))
+
+    def board_until(self, name: str) -> dict[str, dict[str, str]]:
+        """What the board printed for rounds up to this one, the reference's repeats too."""
+        rounds = sorted({each for each in (*self.scores, *self.references) if each <= name})
+        return {
+            each: {
+                arm: format(score, "f")
+                for arm, score in (*self.references.get(each, {}).items(), *self.scores.get(each, {}).items())
+            }
+            for each in rounds
+        }
 
 
 def read(records: Sequence[Record]) -> Ledger:
@@ -68,6 +86,8 @@ def read(records: Sequence[Record]) -> Ledger:
     plans: dict[str, Plan] = {}
     outcomes: dict[tuple[str, str], Outcome] = {}
     decisions: dict[str, Mapping[str, Any]] = {}
+    chosen: dict[str, tuple[str, ...]] = {}
+    finalists: tuple[tuple[str, str], ...] = ()
     try:
         facts = records[0]["facts"]
         for record in records:
@@ -77,25 +97,18 @@ def read(records: Sequence[Record]) -> Ledger:
                 outcomes[record["round"], record["arm"]] = Outcome(**record["outcome"])
             elif record["event"] == "decision":
                 decisions[record["round"]] = record["decision"]
-        return Ledger(facts, plans, outcomes, board_scores(records), decisions)
+            elif record["event"] == CHOSEN:
+                chosen[record["round"]] = tuple(record["arms"])
+            elif record["event"] == FINALISTS:
+                finalists = tuple((name, arm) for name, arm in record["finalists"])
+        return Ledger(
+            facts, plans, outcomes, submissions.known_scores(records), submissions.known_scores(records, REFERENCE),
+            submissions.reference_score(records), decisions, chosen, finalists,
+        )  # fmt: skip
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"the log holds no campaign of this version ({error!r})", "Restore it from a copy"
         ) from error
-
-
-def board_scores(records: Sequence[Record]) -> dict[str, dict[str, Decimal]]:
-    """Printed scores by round and arm; the newest of a submission counts, what was withdrawn or failed is not there."""
-    submitted = {r["number"]: r for r in records if r["event"] == "submission"}
-    printed = {r["number"]: r for r in records if r["event"] == "board_score"}
-    found: dict[str, dict[str, Decimal]] = {}
-    for number, record in sorted(printed.items()):
-        if record.get("score") is None or record.get("withdrawn") or submitted[number]["purpose"] == "finalist":
-            continue
-        of = submitted[number]
-        name = of["arm"] if of["arm"] != REFERENCE else f"{REFERENCE}-{number}"
-        found.setdefault(of["round"], {})[name] = Decimal(record["score"])
-    return found
 
 
 def derive(records: Sequence[Record], round_name: str) -> Derived:
@@ -126,9 +139,8 @@ def gather(ledger: Ledger, round_name: str) -> Evidence:
     found = evidence.gather(round_name, played.reference, played.outcomes, plan.arms)
     before, external = states_before(ledger, round_name)
     seen = look.look(rounds, before, external, dict(plan.policy.repaired), target)
-    board = {name: scores for name, scores in ledger.scores.items() if name <= round_name}
-    printed = {name: {arm: format(score, "f") for arm, score in arms.items()} for name, arms in board.items()}
-    return replace(found, board=printed, look=seen.look, families=seen.families, external=seen.external)
+    board = ledger.board_until(round_name)
+    return replace(found, board=board, look=seen.look, families=seen.families, external=seen.external)
 
 
 def states_before(ledger: Ledger, round_name: str) -> tuple[dict[str, FamilyState], str]:
@@ -149,6 +161,57 @@ def choose_submissions(records: Sequence[Record], round_name: str) -> tuple[str,
         return ()
     contrasts = [arm.name for arm in ledger.plans[round_name].arms if arm.role == "contrast"]
     return look.submissions(rounds, before, ledger.target, contrasts)
+
+
+def choose_finalists(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
+    """(round, arm) of those that the held-back submissions are for: the winner, then who comes next; none without a target or a decision."""
+    ledger = read(records)
+    if ledger.decided is None or not ledger.target.exists:
+        return ()
+    found = derive(records, ledger.decided)
+    if found.decision.winner is None or found.evidence.look is None:
+        return ()
+    ranked = [found.decision.winner, *((each.round, each.arm) for each in found.evidence.look.finalists)]
+    return tuple(dict.fromkeys(ranked))[: int(ledger.rules.articles["4"]["submissions_held_back"])]
+
+
+def digest_of(ledger: Ledger, round_name: str, arm: str) -> str:
+    """Digest of the adapter that an arm of a round was scored with (of the reference: in any round); empty without one."""
+    outcome = ledger.outcomes.get((round_name, arm))
+    return outcome.adapter_digest if outcome and outcome.status == "completed" else ""
+
+
+def check_submissions(records: Sequence[Record]) -> int:
+    """Replay what was chosen to be submitted on the records before it; returns how many submissions there are. For an audit.
+
+    Raises IntegrityError naming the first choice that does not follow from the log, and the first submission that nobody chose or that
+    is of another adapter than the arm's outcome.
+    """
+    count = 0
+    for position, record in enumerate(records):
+        if record["event"] == CHOSEN and tuple(record["arms"]) != choose_submissions(
+            records[:position], record["round"]
+        ):
+            raise IntegrityError(
+                f"the arms to submit of {record['round']} do not follow from the log: {record['arms']}"
+            )
+        if record["event"] == FINALISTS:
+            expected = [list(each) for each in choose_finalists(records[:position])]
+            if record["finalists"] != expected:
+                raise IntegrityError(f"the finalists do not follow from the log: {record['finalists']}, not {expected}")
+        if record["event"] == "submission" and "number" in record:
+            ledger, count = read(records[:position]), count + 1
+            name, arm = record["round"], record["arm"]
+            chosen = {
+                "reference": arm == REFERENCE,
+                "slot": arm in ledger.chosen.get(name, ()),
+                "finalist": (name, arm) in ledger.finalists,
+            }
+            if not chosen.get(record["purpose"]) or record["adapter_digest"] != digest_of(ledger, name, arm):
+                raise IntegrityError(
+                    f"submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen"
+                )
+    return count
 
 
 def check_policy(records: Sequence[Record], round_name: str, policy: Policy) -> None:

@@ -129,6 +129,7 @@ def report_end(shown: str, campaign: Campaign, folder: Round, seconds: float) ->
         return 1
     for line in read_json(sorted(folder.decisions_dir.glob("*.json"))[-1])["reasons"]:
         print(f"  {line}")
+    print(f"page: {folder.report}; the same here: python -m pipeline report {shown} {folder.name}")
     print(f"signed head, to keep somewhere else: {read_json(folder.closed)['anchor']}")
     print(f"next: python -m pipeline round {shown}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
     return 0

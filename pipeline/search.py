@@ -10,7 +10,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from pipeline import states
+from pipeline import promotion, states
 from pipeline.constitution import Constitution
 from pipeline.evidence import paired_lift, show
 from pipeline.records import Arm, Contrast, Decision, Evidence, Policy, Setting, with_setting
@@ -18,34 +18,35 @@ from pipeline.records import Arm, Contrast, Decision, Evidence, Policy, Setting,
 
 def following(
     policy: Policy, before: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str],
-    kept: str | None, rules: Constitution,
+    gains: Mapping[str, Fraction], claimed: bool, rules: Constitution,
 ) -> tuple[Policy, list[str]]:  # fmt: skip
     """The next policy and the reasons for what changed in it besides standing recipe and dead ends, which `policy` has already.
 
-    before: what this round was planned with. verdicts: of each scored axis arm, as decide.compare says.
+    before: what this round was planned with. verdicts: of each scored axis arm, as promotion.compare says. gains: of those that are worth
+    more than what they moved from. claimed: whether what was kept is above noise.
     """
     reasons: list[str] = []
-    policy, said = _retire(policy, arms, verdicts, rules)
+    policy, said = _retire(policy, arms, verdicts, gains, rules)
     reasons += said
-    policy, said = _replicates(policy, evidence, arms, verdicts, kept, rules)
+    policy, said = _replicates(policy, evidence, arms, verdicts, claimed, rules)
     reasons += said
     reasons += _contrasts_told(evidence, before, arms)
     policy, said = _contrasts(policy, evidence, rules)
     reasons += said
-    policy, said = _control(policy, before, evidence, arms, verdicts)
+    policy, said = _control(policy, before, evidence, arms, verdicts, rules)
     reasons += said
     policy, said = _repair(policy, evidence)
     return policy, reasons + said
 
 
 def _retire(
-    policy: Policy, arms: Mapping[str, Arm], verdicts: Mapping[str, str], rules: Constitution
-) -> tuple[Policy, list[str]]:
+    policy: Policy, arms: Mapping[str, Arm], verdicts: Mapping[str, str], gains: Mapping[str, Fraction], rules: Constitution
+) -> tuple[Policy, list[str]]:  # fmt: skip
     """An axis that gained nothing in so many looks in a row stays out, while enough others are left."""
     quiet = dict(policy.quiet)
-    for name, verdict in verdicts.items():
+    for name in verdicts:
         axis = arms[name].axis or ""
-        quiet[axis] = 0 if verdict == "above noise" else quiet.get(axis, 0) + 1
+        quiet[axis] = 0 if name in gains else quiet.get(axis, 0) + 1
     retired, reasons = list(policy.retired), []
     for axis in (each.name for each in policy.axes):
         is_left = len(policy.axes) - len(retired) > rules.least_axes
@@ -56,13 +57,13 @@ def _retire(
 
 
 def _replicates(
-    policy: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str], kept: str | None, rules: Constitution
+    policy: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str], claimed: bool, rules: Constitution
 ) -> tuple[Policy, list[str]]:  # fmt: skip
-    """One more replicate instead of an axis while the noise of retraining is as large as the largest gain; none once something is kept."""
-    baseline = "standing" if any(arm.replicate_of == "standing" for arm in arms.values()) else "reference"
+    """One more replicate instead of an axis while the noise of retraining is as large as the largest gain; none once an improvement is claimed."""
+    baseline = promotion.baseline_of(arms)
     lifts = [evidence.lift(name, baseline, "fresh") for name in verdicts]
     largest = max((lift.mean for lift in lifts if lift), default=Fraction(0))
-    if kept is not None or largest <= 0 or 2 * evidence.seed_variance < largest**2:
+    if claimed or largest <= 0 or 2 * evidence.seed_variance < largest**2:
         return replace(policy, replicates=0), []
     bought = min(policy.replicates + 1, rules.most_replicates)
     reason = f"article 11: retraining alone moves a score as much as the largest gain ({show(largest)}): {bought} more replicate(s) instead of axes"
@@ -107,7 +108,12 @@ def _contrasts_told(evidence: Evidence, before: Policy, arms: Mapping[str, Arm])
 
 
 def _control(
-    policy: Policy, before: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str]
+    policy: Policy,
+    before: Policy,
+    evidence: Evidence,
+    arms: Mapping[str, Arm],
+    verdicts: Mapping[str, str],
+    rules: Constitution,
 ) -> tuple[Policy, list[str]]:
     """Where a state took some dev out of the objective and that changes what is kept, the old objective's recipe runs beside."""
     reasons = []
@@ -119,9 +125,10 @@ def _control(
         reasons.append(f"article 9: the new objective's recipe {told} the old one's: {show(lift.mean)} on fresh items")
     if evidence.look is None or all(states.PERMITS[each.name].dev_in_selection for each in evidence.families.values()):
         return policy, reasons
-    above = [name for name, verdict in verdicts.items() if verdict == "above noise"]
-    worth = evidence.look.old_values
-    old = max(above, key=lambda arm: (Fraction(worth.get(arm, "0")), -arms[arm].index), default=None)
+    baseline = promotion.baseline_of(arms)
+    old = promotion.best(
+        promotion.gaining(evidence.look.old_values, arms, baseline, verdicts, rules), evidence, baseline
+    )
     recipe = before.standing if before.control is None else before.control
     control = with_setting(recipe, arms[old].overrides[-1]) if old else recipe
     if control == policy.standing:

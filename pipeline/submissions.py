@@ -39,6 +39,13 @@ class Caps:
     reference: int
 
 
+def caps_of(article: Mapping[str, Any], target: str) -> Caps:
+    """Caps from the content of article 4 for a kind of target; a constitution that names none allows none."""
+    a_day = article.get("submissions_per_day", {}).get(target, 0)
+    names = ("submissions", "submissions_held_back", "reference_submissions")
+    return Caps(int(a_day), *(int(article.get(name, 0)) for name in names))
+
+
 @dataclass(frozen=True)
 class Submission:
     """One number of the ledger as the log has it so far.
@@ -129,18 +136,20 @@ def _scored(known: Submission, record: Record) -> Submission:
         raise IntegrityError(f"board_score of number {known.number} is {printed!r}", "Compare with a copy") from None
 
 
-def known_scores(records: Iterable[Record]) -> dict[str, dict[str, Decimal]]:
-    """Round -> arm -> score of what was sent to be judged (purpose slot); without a score nothing stands there."""
+def known_scores(records: Iterable[Record], purpose: str = "slot") -> dict[str, dict[str, Decimal]]:
+    """Round -> arm -> score of what was sent for this purpose; without a score nothing stands there. Repeats of the reference are
+    `reference-1`, `reference-2`, by number."""
     found: dict[str, dict[str, Decimal]] = {}
     for one in ledger(records):
-        if one.purpose == "slot" and one.score is not None:
-            found.setdefault(one.round, {})[one.arm] = one.score
+        if one.purpose == purpose and one.score is not None:
+            name = f"{REFERENCE}-{one.number}" if one.arm == REFERENCE else one.arm
+            found.setdefault(one.round, {})[name] = one.score
     return found
 
 
 def reference_score(records: Iterable[Record]) -> Decimal | None:
     """Mean of the reference's scores that are known and not withdrawn (34 digits); None without any."""
-    scores = [one.score for one in ledger(records) if one.purpose == REFERENCE and one.score is not None]
+    scores = [score for found in known_scores(records, REFERENCE).values() for score in found.values()]
     exact = Context(prec=34)
     total = Decimal(0)
     for score in scores:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def close_verb(arguments: argparse.Namespace) -> int:
         )
         return 0
     frozen.run_frozen_code(campaign)
-    decision = meta.close(campaign, folder, by_person=True)
+    decision = meta.close(campaign, folder, by_person=True, tell=print)
     print(f"{folder.name}: {decision.state}")
     for reason in decision.reasons:
         print(f"  {reason}")
@@ -246,7 +247,10 @@ def chain_verb(arguments: argparse.Namespace) -> int:
     from pipeline import scheduler
 
     command = scheduler.command(("meta", str(arguments.campaign), arguments.round))
-    stage = subprocess.Popen(command) if arguments.meta else None
+    code_dir = str(
+        Path(__file__).resolve().parent.parent
+    )  # `python -P` looks nowhere else, and slurm/meta.sbatch sets nothing
+    stage = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": code_dir}) if arguments.meta else None
     from pipeline import control  # meanwhile
 
     if code := stage.wait() if stage else 0:

@@ -99,8 +99,9 @@ class LogCampaign:
     def score(self, name: str, arm: str, value: float) -> None:
         number = sum(record["event"] == "submission" for record in self.records) + 1
         self.add(
-            "submission", number=number, round=name, arm=arm, purpose="reference" if arm == "reference" else "slot"
-        )
+            "submission", number=number, round=name, arm=arm, purpose="reference" if arm == "reference" else "slot",
+            adapter_digest="", target="local", day="2026-11-24",
+        )  # fmt: skip
         self.add("board_score", number=number, score=f"{value:.2f}")
 
     def outcome(self, name: str, arm: Arm, truth: Truth) -> Outcome:
@@ -149,7 +150,7 @@ def walk(name: str, arm: Arm) -> Truth:
 def leaky(name: str, arm: Arm) -> Truth:
     """The board runs ahead of everything, and in round 2 one arm has learned the roman dev items beside a true gain."""
     number = int(name[1:])
-    cheats = arm.axis == "lora_alpha" and number == 2
+    cheats = arm.axis == "clip_norm" and number == 2
     gain = {HARD: 0.02 * number, "equation": 0.25 if cheats else 0.0}
     return Truth(gain, {"roman": 0.12} if cheats else {}, board=0.05 * (number - 1))
 

@@ -257,7 +257,7 @@ def rig_reveal(record: dict[str, Any]) -> None:
 
 def rig_caps(record: dict[str, Any]) -> None:
     if record["event"] == "submission":
-        record["day"] = "2026-11-01"
+        record["adapter_digest"] = "1" * 64
 
 
 def rig_verdict(record: dict[str, Any]) -> None:
@@ -282,7 +282,7 @@ RIGGED = {
     rig_spent: "0 GPU-seconds were counted as spent",
     rig_image: "the attempt had another image_digest than was frozen",
     rig_reveal: "the seed of fresh/r0002 is not the one that was committed to",
-    rig_caps: "the caps of article 4 are exceeded",
+    rig_caps: "the caps of article 4 are exceeded, or nobody chose this",
     rig_verdict: "the proposal replayed has other verdicts",
     rig_marks: "the evidence of r0001 does not follow from the outcomes before it",
 }

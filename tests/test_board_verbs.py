@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import adapter, board, launch, outbox, seal, submissions
+from pipeline import adapter, board, constitution, launch, outbox, seal, submissions
 from pipeline.__main__ import main
 from pipeline.init import init
 from pipeline.layout import Campaign, write_file
@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def campaign(made, tmp_path, monkeypatch) -> Campaign:
-    monkeypatch.setattr(board, "caps_of", lambda article: CAPS)
+    monkeypatch.setattr(submissions, "caps_of", lambda article, target: CAPS)
     return Campaign.at(shutil.copytree(made, tmp_path / "mine"))
 
 
@@ -108,8 +108,8 @@ def test_what_is_wrong_is_said_and_nothing_is_written(campaign, capfd, words, sa
 
 
 def test_a_constitution_without_caps_allows_nothing():
-    assert board.caps_of({}) == Caps(0, 0, 0, 0)
-    article = {
-        "submissions_per_day": 5, "submissions_per_campaign": 40, "submissions_held_back": 2, "reference_submissions": 2
-    }  # fmt: skip
-    assert board.caps_of(article) == Caps(5, 40, 2, 2)
+    assert submissions.caps_of({}, "local") == Caps(0, 0, 0, 0)
+    article = constitution.load().articles["4"]
+    assert submissions.caps_of(article, "kaggle") == Caps(5, 40, 2, 2)
+    assert submissions.caps_of(article, "local") == Caps(40, 40, 2, 2)
+    assert submissions.caps_of(article, "another").per_day == 0

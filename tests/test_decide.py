@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from pipeline import constitution, decide, evidence, seal, search
+from pipeline import constitution, decide, evidence, promotion, seal, search
 from pipeline.errors import IntegrityError, Refused
 from pipeline.records import Arm, Evidence, Lift, Outcome, Policy
 
@@ -116,7 +116,7 @@ def test_evidence_holds_no_float_and_seals_to_the_same_bytes():
 @given(st.fractions(-1, 1), st.fractions(0, 1, max_denominator=1000), st.fractions(0, 1, max_denominator=1000))
 def test_verdict_is_the_rule_of_article_7(mean, variance, seed_variance):
     limit = float(RULES.z) * float(variance + 2 * seed_variance) ** 0.5
-    verdict = decide.compare(Lift("a1", "reference", "fresh", 9, mean, variance), seed_variance, RULES)
+    verdict = promotion.compare(Lift("a1", "reference", "fresh", 9, mean, variance), seed_variance, RULES)
     if abs(abs(float(mean)) - limit) > 1e-9:
         assert verdict == ("within noise" if abs(mean) <= limit else "above noise" if mean > 0 else "below noise")
 
@@ -124,9 +124,9 @@ def test_verdict_is_the_rule_of_article_7(mean, variance, seed_variance):
 def test_a_lift_exactly_at_the_limit_is_noise():
     z = Fraction(RULES.z)
     at_limit = Lift("a1", "reference", "fresh", 9, z / 10, Fraction(1, 100))
-    assert decide.compare(at_limit, Fraction(0), RULES) == "within noise"
-    assert decide.compare(replace(at_limit, mean=z / 10 + Fraction(1, 10**9)), Fraction(0), RULES) == "above noise"
-    assert decide.compare(replace(at_limit, mean=-z / 10 - Fraction(1, 10**9)), Fraction(0), RULES) == "below noise"
+    assert promotion.compare(at_limit, Fraction(0), RULES) == "within noise"
+    assert promotion.compare(replace(at_limit, mean=z / 10 + Fraction(1, 10**9)), Fraction(0), RULES) == "above noise"
+    assert promotion.compare(replace(at_limit, mean=-z / 10 - Fraction(1, 10**9)), Fraction(0), RULES) == "below noise"
 
 
 def test_the_largest_lift_above_noise_joins_the_standing_recipe():
@@ -157,7 +157,7 @@ def test_equal_arms_change_nothing():
         (),
         (),
     )
-    assert any("no axis is kept" in reason for reason in decision.reasons)
+    assert any("nothing is kept" in reason for reason in decision.reasons)
 
 
 def test_the_anchor_and_its_replicate_are_never_kept():

@@ -24,6 +24,7 @@ def code(document: Path) -> list[str]:
 
 PIECES = sorted({piece for document in DOCUMENTS for piece in code(document)})
 MAKE = [shlex.split(piece) for piece in PIECES if piece.startswith("make ")]
+NEW = ("runs/nano", "runs/mine")  # campaigns that the documents make, and do not go on with
 PIPELINE = [shlex.split(piece)[3:] for piece in PIECES if piece.startswith("python -m pipeline ")]
 
 
@@ -39,7 +40,7 @@ def test_make_targets_and_variables_exist(words: list[str]) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with the campaigns that the documents speak of; rounds run in tests/slurm, so their arms are made up here."""
     place = tmp_path_factory.mktemp("documents")
-    for name in {word for words in PIPELINE for word in words if word.startswith("runs/") and word != "runs/nano"}:
+    for name in {word for words in PIPELINE for word in words if word.startswith("runs/") and word not in NEW}:
         campaign = frozen_campaign(place / name)
         campaign.folder.rename(place / "moved")
         campaign.folder.parent.rmdir()
@@ -53,8 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_run(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     takes_long = words[0] in ("round", "meta", "worker") and not {"--dry-run", "--no-submit"} & set(words)
-    if takes_long or words[0] == "logs":
-        parse(words)  # it takes minutes, or becomes another process: test_flow.py and tests/slurm run it
+    if takes_long or words[0] == "logs" or words[:2] == ["evidence", "simulate"]:
+        parse(
+            words
+        )  # it takes minutes, or becomes another process: test_flow.py, test_evidence_verbs.py and tests/slurm run it
     else:
         assert main(words) == 0
 

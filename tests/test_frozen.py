@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import frozen
 from pipeline.layout import Campaign
-from tests.campaigns import changed_byte, fresh_campaign, frozen_campaign, tree
+from tests.campaigns import changed_byte, fresh_campaign, frozen_campaign, publish, tree
 
 ROOT = Path(__file__).resolve().parents[1]
 UPDATED = "\nimport sys\nprint('the updated checkout is here', file=sys.stderr)\n"
@@ -55,6 +55,16 @@ def test_an_updated_checkout_acts_with_the_campaign_s_own_code(tmp_path, updated
         assert said in done.stdout + done.stderr
         assert "this checkout is another than smoke was frozen with" in done.stderr
         assert "the updated checkout is here" not in done.stderr
+
+
+def test_a_plain_meta_job_closes_a_round_from_a_checkout(tmp_path):
+    """As slurm/meta.sbatch does: no PYTHONPATH, and the stage that decides is a process of its own."""
+    campaign = frozen_campaign(tmp_path)
+    for number in range(8):
+        publish(campaign.round("r0001"), f"a{number}")
+    done = typed(ROOT, "chain", campaign.folder, "r0001", "--meta")
+    assert done.returncode == 0, done.stderr
+    assert campaign.round("r0001").closed.exists()
 
 
 def test_a_round_is_frozen_as_the_old_checkout_would(tmp_path, updated):

@@ -45,7 +45,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     place = tmp_path_factory.mktemp("board")
     campaign = Campaign.at(place / "board")
     overrides = [
-        "experiment=smoke", "external=local", "external.rows=6", "external.real_share=0.5", "external.temperature=1",
+        "experiment=smoke", "external=local", "external.rows=6", "external.real_share=0.5", "external.temperature=2",
         f"tasks.train_csv={real_rows(place / 'train.csv')}",
     ]  # fmt: skip
     init(campaign, overrides)

@@ -81,7 +81,7 @@ def test_a_cheating_arm_is_not_kept_and_the_old_objective_runs_beside():
     )
     assert second.decision.kept is None
     control = second.decision.policy.control
-    assert control == (("recipe.lora.alpha", "16"),)
+    assert control == (("recipe.lora.rank", "8"), ("recipe.clip_norm", "0.196"))
     third = next(r for r in played("leaky").records if r["event"] == "plan" and r["round"] == "r0003")["plan"]["arms"]
     assert [arm["overrides"] for arm in third if arm["role"] == "control"] == [[list(setting) for setting in control]]
     contrast = next(arm for arm in third if arm["role"] == "contrast")
@@ -146,9 +146,10 @@ def test_a_late_score_counts_from_the_next_round_on():
     late_arm = min({f"a{n}" for n in range(8)} - set(first.evidence.board["r0001"]))
     held = [record for record in campaign.records if record["event"] != "decision"]
     late = (
-        {"event": "submission", "number": 90, "round": "r0001", "arm": late_arm, "purpose": "slot"},
-        {"event": "board_score", "number": 90, "score": "0.71"},
-    )
+        {"event": "submission", "number": 5, "round": "r0001", "arm": late_arm, "purpose": "slot", "adapter_digest": "",
+         "target": "local", "day": "2026-11-24"},
+        {"event": "board_score", "number": 5, "score": "0.71"},
+    )  # fmt: skip
     campaign.records += late
     second = campaign.play()
     assert late_arm not in first.evidence.board["r0001"] and arm in first.evidence.board["r0001"]
@@ -169,7 +170,7 @@ def test_below_the_quorum_a_person_may_close():
 
 
 def test_axes_retire_while_enough_are_left_and_leave_their_slots_to_replicates():
-    campaign = small()
+    campaign = small(lambda name, arm: Truth(dict.fromkeys(logs.LEVELS, -0.05)) if arm.role == "axis" else Truth())
     for _ in range(6):
         found = campaign.play()
     retired = found.decision.policy.retired
@@ -227,7 +228,10 @@ def test_finalists_within_a_standard_error_go_by_their_own_alarms():
     assert decide.winner(()) is None
     assert decide.winner((finalist("a3", "0.10", "roman"), finalist("a5", "0.09"))) == ("r0001", "a5")
     assert decide.winner((finalist("a3", "0.10", "roman"), finalist("a5", "0.08"))) == ("r0001", "a3")
-    assert decide.winner((finalist("a3", "0.10"), finalist("a1", "0.099"))) == ("r0001", "a1")
+    assert decide.winner((finalist("a3", "0.10"), finalist("a1", "0.099"))) == ("r0001", "a3")
+    assert decide.winner((finalist("a1", "0.10"), finalist("a3", "0.10"))) == ("r0001", "a1")
+    wide = (finalist("a3", "0.10", "roman"), finalist("a5", "0.08"))
+    assert decide.winner(wide, Fraction(4)) == ("r0001", "a5")
 
 
 def test_a_log_that_is_none_is_refused():

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 900
 OVERRIDES = ["cluster=testbed", "experiment=smoke", "recipe.num_steps=150", "recipe.checkpoint_every=15", "recipe.warmup_steps=5",
              "cluster.stall_minutes=1"]  # fmt: skip
+SAID = Path(tempfile.gettempdir()) / f"postrain-slurm-{os.environ.get('DRILL_UID', os.geteuid())}"
 UID = int(os.environ.get("DRILL_UID", os.geteuid()))
 WHO: dict[str, Any] = {"user": UID, "group": UID, "extra_groups": []} if UID != os.geteuid() else {}
 
@@ -48,8 +50,10 @@ def admin(*command: str) -> None:
 
 
 def sbatch(*arguments: object) -> str:
-    """Submit; the job's id."""
-    command = ["sbatch", "--parsable", "--output=/dev/null", *map(str, arguments)]
+    """Submit; the job's id. What the job says is kept for whoever waits in vain."""
+    SAID.mkdir(exist_ok=True)
+    os.chown(SAID, UID, UID)
+    command = ["sbatch", "--parsable", f"--output={SAID}/%x-%j.out", *map(str, arguments)]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **WHO)
     assert done.returncode == 0, done.stderr
@@ -57,12 +61,18 @@ def sbatch(*arguments: object) -> str:
 
 
 def wait_for(path: Path, what: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
+    """Until the file is there; not longer than half a minute after the last job that could make it has ended."""
+    deadline, last_job = time.monotonic() + WAIT_SECONDS, time.monotonic()
     while not path.exists():
-        if time.monotonic() > deadline:
+        last_job = time.monotonic() if queued() else last_job
+        if time.monotonic() > min(deadline, last_job + 30):
             queue = subprocess.run(["squeue", "--all"], capture_output=True, text=True, **WHO).stdout
-            logs = "\n".join(log.read_text()[-2000:] for log in path.parent.glob("slurm/*log.out"))
-            pytest.fail(f"{what} did not come in {WAIT_SECONDS} s\n{queue}\n{logs}")
+            logs = [*path.parent.glob("slurm/*log.out"), *SAID.glob("*.out")]
+            newest = sorted(logs, key=lambda log: log.stat().st_mtime)[-12:]
+            said = "\n".join(f"--- {log}\n{log.read_text()[-2000:]}" for log in newest)
+            pytest.fail(
+                f"{what} did not come, the last job ended {time.monotonic() - last_job:.0f} s ago\n{queue}\n{said}"
+            )
         time.sleep(0.5)
 
 

@@ -1,0 +1,42 @@
+"""`report`: the one page of a decision, for a terminal or a program; the meta stage leaves the same as report.html in the round's folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.verbs import found
+
+Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+
+
+def add(verb: Verb) -> None:
+    """Declare the command. verb: makes a sub-parser from name, function and text."""
+    sub = verb(
+        "report", report_verb, "What a round's decision rests on, which article decided, what would have changed it."
+    )
+    sub.add_argument("campaign", type=Path)
+    sub.add_argument("round", nargs="?", help="default: the newest that has a decision, else the newest frozen")
+    sub.add_argument("--json", action="store_true")
+
+
+def report_verb(arguments: argparse.Namespace) -> None:
+    from pipeline import page, referee, seal, settings
+
+    campaign, folder = found(arguments, arguments.round)
+    records = seal.Log(campaign.log).records()
+    newest = referee.read(records).decided
+    if arguments.round is None and newest:
+        folder = campaign.round(newest)
+    shown = page.of_log(records, folder.name, settings.load(folder.config).model.name)
+    if arguments.json:
+        sections = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in shown]
+        print(json.dumps({"round": folder.name, "sections": sections}, indent=1))
+        return
+    print(page.as_text(shown), end="")
+    where = f"    (with figures: {folder.report})" if folder.report.exists() else ""
+    print(f"next: python -m pipeline round {shlex.quote(str(arguments.campaign))}{where}")
