@@ -17,7 +17,7 @@ from pipeline.findings import Report
 Record = Mapping[str, Any]
 NEEDED = (
     "campaign", "image", "runtime_digest", "constitution_digest", "code_digest", "overrides", "commitments", "articles", "design",
-    "critical", "families", "external", "public_key",
+    "critical", "families", "public_key",
 )  # fmt: skip
 ARTICLES = "articles.json"
 

@@ -206,7 +206,7 @@ def _refused(records: Sequence[Record]) -> str:
     """Why a replay of the submissions stops; empty where it does not."""
     facts = records[0]["facts"]
     try:
-        submissions.verify(records, submissions.caps_of(facts["articles"]["4"], facts["external"]))
+        submissions.verify(records, submissions.caps_of(facts["articles"]["4"], facts.get("external", "none")))
         referee.check_submissions(records)
     except STUMBLES as error:
         return str(error) or repr(error)
