@@ -19,6 +19,7 @@ from pipeline.records import Arm, Evidence, Outcome, Plan
 from pipeline.referee import Derived
 
 Table = list[list[str]]
+WORDS = 60  # letters of a client's own words that a page has room for
 
 
 @dataclass
@@ -147,8 +148,13 @@ def _sent(known: Sequence[submissions.Submission], ledger: referee.Ledger, round
     for one in known:
         if (one.purpose == "finalist" and is_last) or (one.purpose != "finalist" and one.round == round_name):
             arm = one.arm if one.round == round_name else f"{one.arm} of {one.round}"
-            rows.append([str(one.number), arm, one.purpose, one.day, one.state, one.printed or one.why])
+            rows.append([str(one.number), arm, one.purpose, one.day, one.state, one.printed or _short(one.why)])
     return rows
+
+
+def _short(why: str) -> str:
+    """Of a client's words the first; `board status` has them all."""
+    return why if len(why) <= WORDS else f"{why[:WORDS].rstrip()} ..."
 
 
 def _arms_table(seen: Evidence, arms: Mapping[str, Arm]) -> Table:
