@@ -45,6 +45,7 @@ JOB = "job"  # the name, among our processes, of everything that is not a daemon
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # an ordinary user's PATH lacks sbin
 PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 PACKAGES = "slurm-wlm slurmdbd munge mariadb-server"
+GONE_SECONDS = 3  # without a process of that name: it has ended
 START_SECONDS = 60  # the longest wait for one daemon; each needs about a second on an idle core
 STOP_SECONDS = 10  # from SIGTERM to SIGKILL
 
@@ -172,9 +173,13 @@ class Testbed:
                     command, cwd="/", env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True
                 )
         for daemon in daemons:
-            deadline = time.monotonic() + START_SECONDS
+            seen = time.monotonic()
+            deadline = seen + START_SECONDS
             while not self._answers(daemon):
-                if daemon.name not in self.processes().values() or time.monotonic() > deadline:
+                if daemon.name in self.processes().values():
+                    seen = time.monotonic()
+                # One that begins another program has no environment for a moment, and is not to be known by it.
+                if time.monotonic() > min(deadline, seen + GONE_SECONDS):
                     output_path = self._output(daemon)
                     tail = output_path.read_text(errors="replace").splitlines()[-15:]
                     raise TestbedError("\n".join([f"{daemon.name} does not answer; {output_path} ends:", *tail]))
