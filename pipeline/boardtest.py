@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import cached_property
 
 from pipeline.counts import Counts
 from pipeline.design import Design
@@ -79,6 +80,25 @@ class Model:
     lower: Matrix
     residual: list[Decimal]
 
+    @cached_property
+    def whitened(self) -> list[list[list[Decimal]]]:
+        """Of each family its effects, and last a vector of ones: for every round c, whitened, what the arms from round c on have of it.
+
+        Whitening is linear: a system is solved for each round's part once, and not for each alternative.
+        """
+        columns = [list(column) for column in zip(*self.effects, strict=True)] + [[Decimal(1)] * len(self.rounds)]
+        return [self._from_each_round(column) for column in columns]
+
+    def _from_each_round(self, column: list[Decimal]) -> list[list[Decimal]]:
+        rest = [Decimal(0)] * len(column)
+        found = []
+        with exactly():
+            for since in reversed(range(len(self.means))):
+                part = [x if number == since else Decimal(0) for number, x in zip(self.rounds, column, strict=True)]
+                rest = [a + b for a, b in zip(rest, whiten(self.lower, part), strict=True)]
+                found.append(rest)
+        return found[::-1]
+
 
 def board_test(rounds: Sequence[BoardRound], shares: Mapping[str, Fraction], design: Design) -> BoardTest:
     """Families weigh the same on the board. With no scored arm E is 1."""
@@ -107,12 +127,10 @@ def bayes_factor(model: Model, family: int, since: int, kind: str) -> Decimal:
     Woodbury leave a system of two equations.
     """
     with exactly():
-        lost, kept = [], []
-        for number, effects in zip(model.rounds, model.effects, strict=True):
-            start = model.means[since - 1][family] if kind == "gain" else Decimal(0)
-            lost.append(effects[family] - start if number >= since else Decimal(0))
-            kept.append(effects[family] - lost[-1])
-        v, u = whiten(model.lower, lost), whiten(model.lower, kept)
+        whole, level, ones = model.whitened[family][0], model.whitened[family][since], model.whitened[-1][since]
+        start = model.means[since - 1][family] if kind == "gain" else Decimal(0)
+        v = [a - start * b for a, b in zip(level, ones, strict=True)]
+        u = [a - b for a, b in zip(whole, v, strict=True)]
         e = model.residual
         shifted = [a + b for a, b in zip(e, v, strict=True)]
         across, own = -(HEALTHY_SD**2), STOPPED_SD**2 - HEALTHY_SD**2

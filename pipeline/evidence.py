@@ -25,16 +25,15 @@ def paired_lift(
 
     Raises IntegrityError when the two were not scored on the same items.
     """
-    ours, theirs = arm.correct(item_set, families), baseline.correct(item_set, families)
+    (ours, n), (theirs, _) = arm.right(item_set, families), baseline.right(item_set, families)
     sizes = [{family: len(marks) for family, marks in run.outcomes[item_set].items()} for run in (arm, baseline)]
     if sizes[0] != sizes[1]:
         raise IntegrityError(
             f"{arm.arm} and the {name} were scored on different items of {item_set}: {sizes[0]}, {sizes[1]}"
         )
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    n = len(differences)
-    mean = Fraction(sum(differences), n)
-    squares = sum(d * d for d in differences) - n * mean**2
+    won, lost = (ours & ~theirs).bit_count(), (theirs & ~ours).bit_count()
+    mean = Fraction(won - lost, n)
+    squares = won + lost - n * mean**2
     variance = squares / (n * (n - 1)) if n > 1 else Fraction(1)
     return Lift(arm.arm, name, item_set, n, mean, variance)
 
@@ -81,8 +80,8 @@ def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:
     """Share of right answers, or None where there is no score."""
     if not outcome.scored(item_set):
         return None
-    marks = outcome.correct(item_set)
-    return Fraction(sum(marks), len(marks))
+    right, num_items = outcome.right(item_set)
+    return Fraction(right.bit_count(), num_items)
 
 
 def show(value: Fraction) -> str:

@@ -85,10 +85,11 @@ def cholesky(matrix: Matrix) -> Matrix:
 
 def whiten(lower: Matrix, vector: Sequence[Decimal]) -> list[Decimal]:
     """x with L x = vector."""
-    found: list[Decimal] = []
+    first = next((i for i, value in enumerate(vector) if value), len(vector))
+    found = [Decimal(0)] * first
     with exactly():
-        for row, value in zip(lower, vector, strict=True):
-            found.append((value - dot(row[:-1], found)) / row[-1])
+        for row, value in zip(lower[first:], vector[first:], strict=True):
+            found.append((value - dot(row[first:-1], found[first:])) / row[-1])
     return found
 
 

@@ -37,6 +37,7 @@ class Deriver:
     ) -> None:
         self.records, self.hashes = records, hashes
         self.known = {} if known is None else known
+        self.reader, self.taken = referee.Reader(), 0
         self.newest: list[int] = []  # of each position the last record before it that tells
         last = 0
         for position, record in enumerate(records):
@@ -48,8 +49,16 @@ class Deriver:
         last = self.newest[position]
         key = self.hashes[last], round_name
         if key not in self.known:
-            self.known[key] = referee.derive(self.records[: last + 1], round_name)
+            self.known[key] = referee.derived(self.ledger_at(last + 1), round_name)
         return self.known[key]
+
+    def ledger_at(self, end: int) -> referee.Ledger:
+        """Of the records before `end`; those that were taken are not read again where it only grows, as in a log it does."""
+        if end < self.taken:
+            return referee.read(self.records[:end])
+        self.reader.take(self.records[self.taken : end])
+        self.taken = end
+        return self.reader.ledger
 
 
 def check(

@@ -152,12 +152,11 @@ class Outcome:
     def scored(self, item_set: str) -> bool:
         return self.status == "completed" and bool(self.outcomes.get(item_set))
 
-    def correct(self, item_set: str, families: Iterable[str] | None = None) -> list[int]:
-        """1 or 0 an item, families in name order; the order in which two arms of one set are paired."""
+    def right(self, item_set: str, families: Iterable[str] | None = None) -> tuple[int, int]:
+        """(bits, items): a bit an item, 1 where it is right, families in name order: the order in which two arms of one set are paired."""
         found = self.outcomes[item_set]
-        return [
-            int(mark == "1") for family in sorted(found if families is None else families) for mark in found[family]
-        ]
+        marks = "".join(found[family] for family in sorted(found if families is None else families))
+        return int(marks.replace("T", "0") or "0", 2), len(marks)
 
 
 @dataclass(frozen=True)

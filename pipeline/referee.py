@@ -6,7 +6,7 @@ record gives the same evidence, decision and overrides anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -44,6 +44,7 @@ class Ledger:
     decisions: Mapping[str, Mapping[str, Any]]
     chosen: Mapping[str, tuple[str, ...]]
     finalists: tuple[tuple[str, str], ...]
+    by_hand: frozenset[str]
 
     @property
     def target(self) -> look.Target:
@@ -81,45 +82,85 @@ class Ledger:
         }
 
 
+class Reader:
+    """Takes a log's records in order, some at a time; `ledger` is what all of them say."""
+
+    def __init__(self) -> None:
+        self.facts: Mapping[str, Any] | None = None
+        self.plans: dict[str, Plan] = {}
+        self.outcomes: dict[tuple[str, str], Outcome] = {}
+        self.decisions: dict[str, Mapping[str, Any]] = {}
+        self.chosen: dict[str, tuple[str, ...]] = {}
+        self.finalists: tuple[tuple[str, str], ...] = ()
+        self.by_hand: set[str] = set()
+        self.board: list[Record] = []  # what submissions are read from
+
+    def take(self, records: Iterable[Record]) -> None:
+        """Raises IntegrityError for records that are not of their form."""
+        try:
+            for record in records:
+                self._take(record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable(error) from error
+
+    def _take(self, record: Record) -> None:
+        event = record["event"]
+        if self.facts is None:
+            self.facts = record["facts"]
+        elif event == "plan":
+            self.plans[record["round"]] = Plan.from_json(record["plan"])
+        elif event == "outcome":
+            self.outcomes[record["round"], record["arm"]] = Outcome(**record["outcome"])
+        elif event == "decision":
+            self.decisions[record["round"]] = record["decision"]
+        elif event == CHOSEN:
+            self.chosen[record["round"]] = tuple(record["arms"])
+        elif event == FINALISTS:
+            self.finalists = tuple((name, arm) for name, arm in record["finalists"])
+        elif event == "by_hand":
+            self.by_hand.add(record["round"])
+        elif event in submissions.EVENTS:
+            self.board.append(record)
+
+    @property
+    def ledger(self) -> Ledger:
+        """Raises IntegrityError where there is no record yet, or those of the board contradict one another."""
+        if self.facts is None:
+            raise _unreadable(IndexError("no record"))
+        try:
+            scores, references = (submissions.known_scores(self.board, *of) for of in ((), (REFERENCE,)))
+            return Ledger(
+                self.facts, dict(self.plans), dict(self.outcomes), scores, references, submissions.reference_score(self.board),
+                dict(self.decisions), dict(self.chosen), self.finalists, frozenset(self.by_hand),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> IntegrityError:
+    return IntegrityError(f"the log holds no campaign of this version ({error!r})", "Restore it from a copy")
+
+
 def read(records: Sequence[Record]) -> Ledger:
     """Raises IntegrityError for a log that does not begin with what a campaign froze, or whose records are not of their form."""
-    plans: dict[str, Plan] = {}
-    outcomes: dict[tuple[str, str], Outcome] = {}
-    decisions: dict[str, Mapping[str, Any]] = {}
-    chosen: dict[str, tuple[str, ...]] = {}
-    finalists: tuple[tuple[str, str], ...] = ()
-    try:
-        facts = records[0]["facts"]
-        for record in records:
-            if record["event"] == "plan":
-                plans[record["round"]] = Plan.from_json(record["plan"])
-            elif record["event"] == "outcome":
-                outcomes[record["round"], record["arm"]] = Outcome(**record["outcome"])
-            elif record["event"] == "decision":
-                decisions[record["round"]] = record["decision"]
-            elif record["event"] == CHOSEN:
-                chosen[record["round"]] = tuple(record["arms"])
-            elif record["event"] == FINALISTS:
-                finalists = tuple((name, arm) for name, arm in record["finalists"])
-        return Ledger(
-            facts, plans, outcomes, submissions.known_scores(records), submissions.known_scores(records, REFERENCE),
-            submissions.reference_score(records), decisions, chosen, finalists,
-        )  # fmt: skip
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise IntegrityError(
-            f"the log holds no campaign of this version ({error!r})", "Restore it from a copy"
-        ) from error
+    reader = Reader()
+    reader.take(records)
+    return reader.ledger
 
 
 def derive(records: Sequence[Record], round_name: str) -> Derived:
     """Evidence, decision and overrides of a round from the log so far. Raises NotFound for a round that was not planned, IntegrityError."""
-    ledger = read(records)
+    return derived(read(records), round_name)
+
+
+def derived(ledger: Ledger, round_name: str) -> Derived:
+    """`derive`, of a log that was read."""
     if round_name not in ledger.plans:
         raise NotFound(f"round {round_name} has no plan in the log", f"Planned: {', '.join(sorted(ledger.plans))}")
     plan, rules = ledger.plans[round_name], ledger.rules
     seen = gather(ledger, round_name)
     decision = decide.decide(seen, {arm.name: arm for arm in plan.arms}, plan.policy, rules)
-    if decision.state == "undecided" and any(r["event"] == "by_hand" and r["round"] == round_name for r in records):
+    if decision.state == "undecided" and round_name in ledger.by_hand:
         decision = decide.by_hand(decision, plan.policy)
     return Derived(seen, decision, next_overrides(decision, rules))
 
@@ -152,9 +193,8 @@ def states_before(ledger: Ledger, round_name: str) -> tuple[dict[str, FamilyStat
     return {family: FamilyState(**state) for family, state in decision["families"].items()}, decision["external"]
 
 
-def choose_submissions(records: Sequence[Record], round_name: str) -> tuple[str, ...]:
+def choose_submissions(ledger: Ledger, round_name: str) -> tuple[str, ...]:
     """Arms of a round to give to the external target, in order of need; none without one, or once it is suspect itself."""
-    ledger = read(records)
     rounds = [ledger.played(name) for name in sorted(ledger.plans) if "r0000" < name <= round_name]
     before, external = states_before(ledger, round_name)
     if external != "EXTERNAL-CLEAR":
@@ -163,12 +203,11 @@ def choose_submissions(records: Sequence[Record], round_name: str) -> tuple[str,
     return look.submissions(rounds, before, ledger.target, contrasts)
 
 
-def choose_finalists(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
+def choose_finalists(ledger: Ledger) -> tuple[tuple[str, str], ...]:
     """(round, arm) of those that the held-back submissions are for: the winner, then who comes next; none without a target or a decision."""
-    ledger = read(records)
     if ledger.decided is None or not ledger.target.exists:
         return ()
-    found = derive(records, ledger.decided)
+    found = derived(ledger, ledger.decided)
     if found.decision.winner is None or found.evidence.look is None:
         return ()
     ranked = [found.decision.winner, *((each.round, each.arm) for each in found.evidence.look.finalists)]
@@ -187,40 +226,44 @@ def check_submissions(records: Sequence[Record]) -> int:
     Raises IntegrityError naming the first choice that does not follow from the log, and the first submission that nobody chose or that
     is of another adapter than the arm's outcome.
     """
-    count = 0
-    for position, record in enumerate(records):
-        if record["event"] == CHOSEN and tuple(record["arms"]) != choose_submissions(
-            records[:position], record["round"]
-        ):
-            raise IntegrityError(
-                f"the arms to submit of {record['round']} do not follow from the log: {record['arms']}"
-            )
-        if record["event"] == FINALISTS:
-            expected = [list(each) for each in choose_finalists(records[:position])]
+    reader, count = Reader(), 0
+    for record in records:
+        if record["event"] == CHOSEN:
+            _check_choice(record, choose_submissions(reader.ledger, record["round"]))
+        elif record["event"] == FINALISTS:
+            expected = [list(each) for each in choose_finalists(reader.ledger)]
             if record["finalists"] != expected:
                 raise IntegrityError(f"the finalists do not follow from the log: {record['finalists']}, not {expected}")
-        if record["event"] == "submission" and "number" in record:
-            ledger, count = read(records[:position]), count + 1
-            name, arm = record["round"], record["arm"]
-            chosen = {
-                "reference": arm == REFERENCE,
-                "slot": arm in ledger.chosen.get(name, ()),
-                "finalist": (name, arm) in ledger.finalists,
-            }
-            if not chosen.get(record["purpose"]) or record["adapter_digest"] != digest_of(ledger, name, arm):
-                raise IntegrityError(
-                    f"submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen"
-                )
+        elif record["event"] == "submission":
+            _check_reserved(record, reader.ledger)
+            count += 1
+        reader.take([record])
     return count
+
+
+def _check_choice(record: Record, expected: tuple[str, ...]) -> None:
+    if tuple(record["arms"]) != expected:
+        raise IntegrityError(f"the arms to submit of {record['round']} do not follow from the log: {record['arms']}")
+
+
+def _check_reserved(record: Record, ledger: Ledger) -> None:
+    name, arm = record["round"], record["arm"]
+    chosen = {
+        "reference": arm == REFERENCE,
+        "slot": arm in ledger.chosen.get(name, ()),
+        "finalist": (name, arm) in ledger.finalists,
+    }
+    if not chosen.get(record["purpose"]) or record["adapter_digest"] != digest_of(ledger, name, arm):
+        raise IntegrityError(f"submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen")
 
 
 def check_policy(records: Sequence[Record], round_name: str, policy: Policy) -> None:
     """Refuse, by article 8, to plan a round with another policy than the last decision wrote; its axes are a person's choice."""
-    ledger = read(records)
-    earlier = [name for name in sorted(ledger.decisions) if name < round_name]
+    decisions = {r["round"]: r["decision"] for r in records if r["event"] == "decision" and r["round"] < round_name}
+    earlier = sorted(decisions)
     if not earlier:
         return  # what a campaign begins with is its own choice
-    written = Policy.from_json(ledger.decisions[earlier[-1]]["policy"])
+    written = Policy.from_json(decisions[earlier[-1]]["policy"])
     if replace(policy, axes=()) == replace(written, axes=()):
         return
     lost = [setting for setting in written.dead_ends if setting not in policy.dead_ends]

@@ -49,7 +49,8 @@ def finish(
         return []
     log = seal.Log(campaign.log)
     if dry_run:
-        known = referee.read(log.records()).finalists or referee.choose_finalists(log.records())
+        ledger = referee.read(log.records())
+        known = ledger.finalists or referee.choose_finalists(ledger)
         return [f"send {name}/{arm} once more, as a finalist" for name, arm in known]
     log.append_from(finals)
     wanted = [(name, arm, "finalist", 1) for name, arm in referee.read(log.records()).finalists]
@@ -63,14 +64,16 @@ def caps_of(rules: Constitution, chosen: Settings) -> submissions.Caps:
 
 def choice(records: list[dict[str, Any]], round_name: str) -> tuple[str, dict[str, Any]] | None:
     """The record of a round's arms to submit; None where it is there."""
-    if round_name in referee.read(records).chosen:
+    ledger = referee.read(records)
+    if round_name in ledger.chosen:
         return None
-    return referee.CHOSEN, {"round": round_name, "arms": list(referee.choose_submissions(records, round_name))}
+    return referee.CHOSEN, {"round": round_name, "arms": list(referee.choose_submissions(ledger, round_name))}
 
 
 def finals(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | None:
     """The record of the finalists; None where it is there, or where there are none."""
-    found = [] if referee.read(records).finalists else [list(each) for each in referee.choose_finalists(records)]
+    ledger = referee.read(records)
+    found = [] if ledger.finalists else [list(each) for each in referee.choose_finalists(ledger)]
     return (referee.FINALISTS, {"finalists": found}) if found else None
 
 

@@ -91,7 +91,7 @@ class LogCampaign:
             for _ in range(2):
                 self.score(name, "reference", sum(self.levels.values()) / len(self.levels))
         truths = {arm.name: self.world(name, arm) for arm in arms}
-        for arm in referee.choose_submissions(self.records, name):
+        for arm in referee.choose_submissions(referee.read(self.records), name):
             truth = truths[arm]
             kept = [self.levels[f] + truth.gain.get(f, 0) - truth.lost.get(f, 0) for f in self.levels]
             self.score(name, arm, sum(kept) / len(kept) + truth.board)

@@ -233,7 +233,9 @@ class SealedCampaign(LogCampaign):
 
     def submit(self, name: str, arms: tuple[Arm, ...]) -> None:
         """Chosen before anything is known of the round, then the reference, once, and the arms."""
-        self.add("submissions_chosen", round=name, arms=list(referee.choose_submissions(self.records, name)))
+        self.add(
+            "submissions_chosen", round=name, arms=list(referee.choose_submissions(referee.read(self.records), name))
+        )
         chosen = self.records[-1]["arms"]
         for arm in (["reference"] * 2 if name == "r0001" else []) + chosen:
             self.score(name, arm, 0.7 + len(self.lines) % 9 / 100)

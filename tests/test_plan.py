@@ -75,7 +75,7 @@ def test_a_crash_has_no_score():
 
 def test_truncated_items_count_as_wrong_and_families_come_in_name_order():
     outcome = Outcome("a1", "axis", "completed", "completed", outcomes={"dev": {"b": "1T", "a": "0"}})
-    assert outcome.correct("dev") == [0, 1, 0]
+    assert outcome.right("dev") == (0b010, 3)
 
 
 def test_radical_inverses_are_the_halton_sequence():

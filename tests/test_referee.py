@@ -142,7 +142,7 @@ def test_scores_may_be_revised_withdrawn_or_missing():
 def test_a_late_score_counts_from_the_next_round_on():
     campaign = small()
     first = campaign.play()
-    arm = referee.choose_submissions(campaign.records, "r0001")[0]
+    arm = referee.choose_submissions(referee.read(campaign.records), "r0001")[0]
     late_arm = min({f"a{n}" for n in range(8)} - set(first.evidence.board["r0001"]))
     held = [record for record in campaign.records if record["event"] != "decision"]
     late = (

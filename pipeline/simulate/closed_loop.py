@@ -98,7 +98,7 @@ class Ours:
         if name == "r0001" and self.design.board_rows:
             for score in self.nature.reference_scores:
                 self._submit(name, "reference", score)
-        for arm in referee.choose_submissions(self.records, name):
+        for arm in referee.choose_submissions(referee.read(self.records), name):
             self._submit(name, arm, played.board[arm])
         self.decision = referee.derive(self.records, name).decision
         self._add("decision", round=name, number=0, decision=asdict(self.decision))
