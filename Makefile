@@ -46,8 +46,8 @@ image: setup ## Build the image that every trial forks
 	$(PYTHON) -m pipeline image build
 
 test: setup lint types floors ## All that CI runs: lint, types, floors, every test, rounds on a Slurm of its own (root)
-	REQUIRE_SLURM= $(TESTS) -m 'not slurm'
-	$(PYTHON) -m pytest -m 'slurm and not drill'
+	REQUIRE_SLURM= $(TESTS) --durations=15 -m 'not slurm'
+	$(PYTHON) -m pytest --durations=5 -m 'slurm and not drill'
 
 drill: setup ## Play real faults on a real Slurm, as an ordinary user of it, and print what each ends in (root; half an hour)
 	unshare --mount --propagation slave $(PYTHON) tests/slurm/as_site.py $(CURDIR)/$(PYTHON) -m pytest -q -m drill --basetemp=/var/tmp/postrain-drill

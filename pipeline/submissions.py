@@ -91,8 +91,8 @@ def ledger(records: Iterable[Record]) -> tuple[Submission, ...]:
     """Every submission in the order of its number. Raises IntegrityError where the records contradict one another."""
     found: list[Submission] = []
     for record in records:
-        if record["event"] not in EVENTS or "number" not in record:
-            continue  # `submission` is also what a round's jobs are logged as, without a number
+        if record["event"] not in EVENTS:
+            continue
         number = record["number"]
         if record["event"] == "submission":
             if number != len(found) + 1:
@@ -243,7 +243,7 @@ def verify(records: Iterable[Record], caps: Caps) -> int:
     before: list[Record] = []
     count = 0
     for record in records:
-        if record["event"] == "submission" and "number" in record:
+        if record["event"] == "submission":
             arm, purpose, round_name = record["arm"], record["purpose"], record["round"]
             same = _same(ledger(before), round_name, arm, purpose)
             try:
