@@ -256,10 +256,6 @@ def test_the_newest_word_on_a_number_counts(happened):
     assert reference_score(log) == (sum(repeats) / len(repeats) if repeats else None)
 
 
-def test_the_jobs_of_a_round_are_logged_under_the_same_word_and_are_none():
-    assert ledger([{"event": "submission", "round": "r0001", "plan_digest": "x", "kind": "slurm"}]) == ()
-
-
 @pytest.mark.parametrize(
     ("record", "what"),
     [
