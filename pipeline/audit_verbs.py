@@ -49,13 +49,13 @@ def audit_verb(arguments: argparse.Namespace) -> int:
         if arguments.rescore:
             from pipeline import rescore
 
-            rescore.check(folder, report)
+            again(report, "items and scores", lambda: rescore.check(folder, report))
         else:
             report.unknown("items and scores were not made again: --rescore does (it runs the image's code)")
         if arguments.reinfer:
             from pipeline import reinfer
 
-            reinfer.check(folder, arguments.reinfer, report)
+            again(report, "completions", lambda: reinfer.check(folder, arguments.reinfer, report))
         else:
             report.unknown("that these adapters gave these completions: --reinfer N decodes some again")
         if arguments.export and report.ok:
@@ -68,12 +68,29 @@ def audit_verb(arguments: argparse.Namespace) -> int:
     return 0 if report.ok else IntegrityError.exit_code
 
 
+def again(report: Report, what: str, check: Callable[[], None]) -> None:
+    """What is made again from a log. One in which something was found already may trip code that expects honest records."""
+    try:
+        check()
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        if report.ok:
+            raise
+        report.unknown(f"{what} were not made again to the end: what was found comes first ({error!r})")
+
+
+def printable(text: str) -> str:
+    """A line as it may go to a terminal: names of files and words of a log could move its cursor, and hide what was found."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "backslashreplace").decode() for each in text
+    )
+
+
 def anchors_of(given: list[str]) -> list[Anchor]:
     """Anchors of the command line, each a text or a file. Raises ConfigError for what holds none."""
     found = []
     for text in given:
         path = Path(text)
-        anchors = anchors_in(text) or (anchors_in(path.read_text(errors="replace")) if path.is_file() else [])
+        anchors = anchors_in(text) or (anchors_in(path.read_text(errors="replace")) if os.path.isfile(path) else [])
         if not anchors:
             raise ConfigError(
                 f"{text!r} holds no anchor", "Valid: postrain-log/CAMPAIGN/RECORD/SHA256, or a file with such"
@@ -85,11 +102,11 @@ def anchors_of(given: list[str]) -> list[Anchor]:
 def tell(report: Report, shown: str, arguments: argparse.Namespace) -> None:
     """For people: what holds, what nobody can tell from here, what is wrong, and what to type next."""
     for what in report.verified:
-        print(f"verified        {what}")
+        print(f"verified        {printable(what)}")
     for what in report.not_verifiable:
-        print(f"not verifiable  {what}")
+        print(f"not verifiable  {printable(what)}")
     for finding in report.findings:
-        print(f"FOUND           {finding}")
+        print(f"FOUND           {printable(str(finding))}")
     print(
         f"{'ok' if report.ok else f'{len(report.findings)} findings'}; docs/seal.md says what this proves and what it does not"
     )

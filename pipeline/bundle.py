@@ -12,6 +12,7 @@ import re
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ CHOICES = {
     "hdf5": re.compile(r"ledger\.h5|rounds/r[0-9]{4}/([^/]+|a[0-9]+/attempt_[0-9]+/result)\.h5"),
     "image": re.compile(r"image/[^/]+\.sqsh"),
 }
+BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, IndexError)
+"""What `zipfile` raises on archives that it cannot read, each by another byte that was changed."""
 MOST_BYTES = 2**40  # of an archive that is opened, unpacked
 _STAMP = (2000, 1, 1, 0, 0, 0)  # the same campaign gives the same archive
 
@@ -102,16 +105,16 @@ def crate(folder: Path, paths: Collection[str]) -> dict[str, Any]:
 @contextmanager
 def opened(path: Path) -> Iterator[Path]:
     """The folder of a campaign: the path itself, or a bundle unpacked for as long as the body lasts. Raises NotFound, IntegrityError."""
-    if path.is_dir():
+    if os.path.isdir(path):  # pathlib's own raise for a name that is too long
         yield path
         return
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise NotFound(f"{path} does not exist", "Give the folder of a campaign, or a bundle that --export made")
     with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
         try:
             with zipfile.ZipFile(path) as archive:
                 unpack(archive, Path(scratch))
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        except BROKEN as error:
             raise IntegrityError(f"{path} is no whole bundle ({error})", "Fetch it again") from error
         yield Path(scratch)
 

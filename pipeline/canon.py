@@ -15,8 +15,9 @@ from fractions import Fraction
 from typing import Any
 
 LARGEST = 2**53 - 1
+DEEPEST = 64  # levels that a record may nest; ours have ten or so, and code that walks them calls itself at each
 _HIGH = re.compile("[\ud800-\U0010ffff]")
-_SCALAR = re.compile(r"( *)(- )?([A-Za-z0-9_]+):(?: (.*))?")
+_SCALAR = re.compile(r"( *)(- )?([A-Za-z0-9_/]+):(?: (.*))?")
 
 
 def plain(value: Any) -> Any:
@@ -60,6 +61,19 @@ def strict(line: bytes) -> Any:
     return json.loads(
         line, object_pairs_hook=_once, parse_float=_no_number, parse_constant=_no_number, parse_int=_whole
     )
+
+
+def is_deep(value: Any) -> bool:
+    """Whether JSON values nest deeper than a record may; counted level by level, for what is deep cannot be walked by recursion."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            each
+            for one in level
+            if isinstance(one, dict | list)
+            for each in (one.values() if isinstance(one, dict) else one)
+        ]
+    return bool(level)
 
 
 def _whole(digits: str) -> Any:

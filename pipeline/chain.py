@@ -43,11 +43,11 @@ def read(content: bytes, report: Report) -> Chain:
     for number, line in enumerate(lines):
         try:
             record = canon.strict(line)
-            canonical = canon.dumped(record) == line
+            canonical = canon.dumped(record) == line and not canon.is_deep(record)
         except (ValueError, TypeError, RecursionError):
             record, canonical = None, False
         if not canonical or not isinstance(record, dict):
-            report.record(number, "is not canonical JSON: the line was changed")
+            report.record(number, "is not canonical JSON, or nests deeper than any record: the line was changed")
             break
         if type(record.get("seq")) is not int or record["seq"] != number or record.get("previous") != previous:
             report.record(number, "does not follow the record before it: one was changed, taken out, put in or moved")
@@ -96,9 +96,9 @@ def _wrong(record: Record, chain: Chain, begin: int, numbers: dict[str, int], ke
         head = Head(**{name: record[name] for name in names[:-1]})
         if not seal.signature_holds(key, head.message, record["signature"]):
             return "the signature is not that of the campaign's key"
+        number, last = numbers.get(head.round, 0), record["seq"] - 1  # a round that is a list cannot be counted
     except (TypeError, ValueError):
         return "it has other types"
-    number, last = numbers.get(head.round, 0), record["seq"] - 1
     numbers[head.round] = number + 1
     if (head.campaign, head.number, head.first, head.last) != (chain.campaign, number, begin, last):
         return "it is of another campaign, another place, or not the next of its round"

@@ -1,28 +1,38 @@
 """Every file that the log names, against what the log says of it: by digest, or by the very bytes that follow from a record.
 
 Small files that decisions rest on must be there. Heavy ones (HDF5, adapters, the image) may have been left out of a bundle: then they are
-listed as what could not be verified. A plan, decision or seal without a record is a finding; anything else without one is not looked at.
+listed as what could not be verified. A plan, decision or seal without a record is a finding, be it a file or a link; anything else without
+one (a page, a log, a result that is not taken up yet) is told and not looked at.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline import canon, image, seal
 from pipeline.errors import PipelineError
 from pipeline.findings import Report
+from pipeline.grammar import HEX
 from pipeline.heads import Anchor
 
 Record = Mapping[str, Any]
 HEAVY = (".h5", ".sqsh", ".safetensors")
 TAKEN = re.compile(
-    r"hydra/round/[^/]+|rounds/[^/]+/(plan\.json|config\.yaml|evidence\.json|closed\.json|decisions/[^/]+|proposals/[^/]+)"
+    r"hydra/round/.+|rounds/[^/]+/(plan\.json|config\.yaml|evidence\.json|closed\.json|decisions/.+|proposals/.+)"
 )
 """Paths that no campaign has without a record that names them."""
+WORD = re.compile("[A-Za-z0-9_./+-]*")
+HOLDS_TAKEN = re.compile(r"hydra|hydra/round|rounds|rounds/[^/]+|rounds/[^/]+/(decisions|proposals)")
+"""Folders of such: a link in their place shows a reader what no record names."""
+OURS = re.compile(
+    r"(.*/)?\.[^/]*|log\.jsonl(\.torn)?|code/.*|image/.*|vault/.*|ro-crate-metadata\.json|rounds/.*/adapter/[^/]+"
+)
+"""What is there for a reason of its own: locks, and what another part looks at."""
 
 
 def check(records: Sequence[Record], hashes: Sequence[str], folder: Path, report: Report) -> None:
@@ -38,9 +48,21 @@ def check(records: Sequence[Record], hashes: Sequence[str], folder: Path, report
             report.file(path, f"is not there; record {seq} names it")
         elif found != digest:
             report.file(path, f"is not what record {seq} says: {found[:16]} and not {digest[:16]}")
-    for path in sorted(there):
-        if TAKEN.fullmatch(path) and path not in wanted and not path.rpartition("/")[2].startswith("."):
-            report.file(path, "is named by no record of the log")
+    unnamed = sorted(there - set(wanted))
+    taken = [path for path in unnamed if TAKEN.fullmatch(path) and not path.rpartition("/")[2].startswith(".")]
+    for path in taken:
+        report.file(path, "is named by no record of the log")
+    for path in sorted(odd_files(folder)):
+        if TAKEN.fullmatch(path) or HOLDS_TAKEN.fullmatch(path):
+            report.file(path, "is a link or no plain file: a campaign has none there")
+    others = [path for path in unnamed if path not in taken and not OURS.fullmatch(path)]
+    if others:
+        report.unknown(
+            f"{len(others)} files are named by no record and were not looked at, pages and logs among them: {shown(others)}"
+        )
+    check_paths(records, report)
+    if "campaign.yaml" in there:
+        check_facts((folder / "campaign.yaml").read_bytes(), records[0]["facts"], report)
     report.checked(f"{len(wanted) - len(left_out)} files that the log names", since)
     if left_out:
         report.unknown(f"{len(left_out)} files are not there and known by digest alone: {shown(left_out)}")
@@ -64,14 +86,32 @@ def named(records: Sequence[Record], hashes: Sequence[str]) -> dict[str, tuple[s
 
 
 def plain_files(folder: Path) -> set[str]:
-    """Paths below a campaign; links are not followed, and stand for nothing."""
-    found = set()
-    for at, _, names in os.walk(folder):
-        for name in names:
+    """Paths below a campaign; links are not followed, and stand for nothing. Nor does a fifo, of which no reader would see the end."""
+    return {path for path, mode in entries(folder) if stat.S_ISREG(mode)}
+
+
+def odd_files(folder: Path) -> set[str]:
+    """Paths below a campaign of what is neither a plain file nor a folder: links to whatever, fifos, devices."""
+    return {path for path, mode in entries(folder) if not stat.S_ISREG(mode)}
+
+
+def entries(folder: Path) -> Iterator[tuple[str, int]]:
+    """(path below a campaign, mode) of everything in it that is no folder."""
+    for at, folders, names in os.walk(folder):
+        for name in names + [name for name in folders if os.path.islink(os.path.join(at, name))]:
             path = os.path.join(at, name)
-            if not os.path.islink(path):
-                found.add(os.path.relpath(path, folder).replace(os.sep, "/"))
-    return found
+            yield os.path.relpath(path, folder).replace(os.sep, "/"), os.lstat(path).st_mode
+
+
+def check_paths(records: Sequence[Record], report: Report) -> None:
+    """Files of attempts are in the campaign, with a digest: what stands elsewhere is nothing that anybody else could compare."""
+    for record in records:
+        files = record["files"] if record["event"] == "attempt" else {}
+        outside = [path for path in files if not is_below(path)]
+        if outside:
+            report.record(record["seq"], f"names files outside of the campaign: {shown(outside)}")
+        if not all(isinstance(digest, str) and HEX.fullmatch(digest) for digest in files.values()):
+            report.record(record["seq"], "names a file without a digest")
 
 
 def nothing(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:
@@ -149,6 +189,23 @@ NAMES = {
 }  # fmt: skip
 
 
+def check_facts(content: bytes, facts: Mapping[str, Any], report: Report) -> None:
+    """campaign.yaml, which people read, says what the init record says, which everything is derived from; as far as it stands in plain lines."""
+    found = canon.scalars(content.decode("utf-8", "replace"))
+    wrong = sorted(key for key, value in leaves(facts, "") if key in found and found[key] != value)
+    if wrong:
+        report.file("campaign.yaml", f"says something else than the init record of {shown(wrong)}")
+
+
+def leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of what is one word or number, so that YAML has it on one line, in quotes or not."""
+    for key, each in value.items():
+        if isinstance(each, dict):
+            yield from leaves(each, f"{prefix}{key}.")
+        elif type(each) is int or (isinstance(each, str) and WORD.fullmatch(each)):
+            yield prefix + key, str(each)
+
+
 def check_code(folder: Path, facts: Mapping[str, Any], report: Report) -> None:
     """What judged and decided, as frozen: its tree digest, and the constitution in it."""
     since, name = len(report.findings), f"code/{facts['code_digest'][:16]}"
@@ -161,7 +218,9 @@ def check_code(folder: Path, facts: Mapping[str, Any], report: Report) -> None:
         found = repr(error)
     if found != facts["code_digest"]:
         report.file(name, "is not the code that was frozen")
-    elif seal.file_digest(folder / name / "constitution" / "constitution.yaml") != facts["constitution_digest"]:
+    elif not (rules := folder / name / "constitution" / "constitution.yaml").is_file() or (
+        seal.file_digest(rules) != facts["constitution_digest"]
+    ):
         report.file(f"{name}/constitution/constitution.yaml", "is not the constitution that was frozen")
     report.checked("the frozen code and its constitution", since)
 

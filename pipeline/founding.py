@@ -13,6 +13,7 @@ from pipeline.canon import encoded
 from pipeline.design import Design
 from pipeline.errors import PipelineError
 from pipeline.findings import Report
+from pipeline.grammar import HEX
 
 Record = Mapping[str, Any]
 NEEDED = (
@@ -30,6 +31,9 @@ def check(records: Sequence[Record], report: Report) -> bool:
     missing = [name for name in NEEDED if name not in facts]
     if missing:
         report.record(0, f"init lacks {', '.join(missing)}")
+        return False
+    if not isinstance(facts["code_digest"], str) or not HEX.fullmatch(facts["code_digest"]):  # part of a path later
+        report.record(0, "init has no valid code_digest")
         return False
     since = len(report.findings)
     try:
@@ -78,13 +82,18 @@ def check_design(facts: Mapping[str, Any], report: Report) -> None:
 
 def check_reveals(records: Sequence[Record], facts: Mapping[str, Any], report: Report) -> None:
     """Each revealed seed is the one that was committed to. What is still secret is told."""
-    revealed = set()
+    revealed, seeds = set(), dict[str, str]()
     for record in records:
         if record["event"] == "reveal":
             name = record["name"]
             revealed.add(name)
             if seal.commitment(name, record["seed"]) != facts["commitments"].get(name):
                 report.record(record["seq"], f"the seed of {name} is not the one that was committed to at init")
+            if record["seed"] in seeds:  # its items were known to everybody, and to trials, before
+                report.record(
+                    record["seq"], f"the seed of {name} is that of {seeds[record['seed']]}: the same items again"
+                )
+            seeds.setdefault(record["seed"], name)
     decided = {record["round"] for record in records if record["event"] == "decision"}
     secret = sorted({"dev", "board"} - revealed)
     if secret:

@@ -110,7 +110,9 @@ def misfit(record: Record) -> str:
         if isinstance(form, re.Pattern):
             fits = isinstance(value, str) and bool(form.fullmatch(value))
         else:
-            fits = type(value) is form
+            fits = type(value) is form and not (
+                isinstance(value, int) and value < 0
+            )  # nothing that is counted is negative
         if not fits:
             return f"{record['event']} has no valid {name}"
     return ""

@@ -106,19 +106,35 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
     since = len(report.findings)
     bases = {record["round"]: record for record in records if record["event"] == "basis"}
     results: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    roles = {
+        (record["round"], f"a{arm['index']}"): arm["role"]
+        for record in records
+        if record["event"] == "plan"
+        for arm in record["plan"]["arms"]
+    }
+    completed: dict[tuple[str, str], int] = {}
     revealed, count = set(), 0
     for record in records:
         if record["event"] == "attempt":
             of = record["round"], record["arm"]
+            if record["status"] == "completed":
+                completed[of] = record["seq"]
             digests = {digest for path, digest in record["files"].items() if path.endswith(".h5")}
             results.setdefault(of, set()).update((record["adapter_digest"], digest) for digest in digests)
         elif record["event"] == "reveal":
             revealed.add(record["round"])
         elif record["event"] == "outcome":
             count += 1
-            why = _outcome_wrong(record, results, bases[record["round"]]["tasks"])
+            of = record["round"], record["arm"]
+            role = roles.get(of, referee.REFERENCE if record["arm"] == referee.REFERENCE else None)
+            why = _outcome_wrong(record, role, results, bases[record["round"]]["tasks"])
             if why:
                 report.record(record["seq"], why)
+            if record["outcome"].get("status") != "completed" and of in completed:
+                report.unknown(
+                    f"record {record['seq']}: {record['arm']} of {record['round']} has no score ({record['outcome'].get('exit_class')}) though "
+                    f"its attempt of record {completed[of]} was completed; why rests on the operator"
+                )
             if record["round"] in revealed and record["outcome"].get("outcomes", {}).get("fresh"):
                 report.unknown(
                     f"record {record['seq']}: {record['arm']} of {record['round']} has fresh outcomes that were logged after the seed was "
@@ -129,12 +145,14 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
 
 
 def _outcome_wrong(
-    record: Record, results: Mapping[tuple[str, str], set[tuple[str, str]]], tasks: Mapping[str, Any]
+    record: Record, role: str | None, results: Mapping[tuple[str, str], set[tuple[str, str]]], tasks: Mapping[str, Any]
 ) -> str:
-    """Empty where nothing is."""
+    """Empty where nothing is. role: that the plan gave the arm."""
     outcome, is_reference = record["outcome"], record["arm"] == referee.REFERENCE
     if outcome.get("arm") != record["arm"]:
         return "the outcome is another arm's"
+    if outcome.get("role") != role:
+        return f"the outcome is that of {outcome.get('role')!r}, the arm was planned as {role!r}"
     marks = outcome.get("outcomes")
     if not isinstance(marks, dict):
         return "the outcome has no sets"
@@ -143,6 +161,8 @@ def _outcome_wrong(
     of = ("r0000", "a0") if is_reference else (record["round"], record["arm"])
     if (outcome.get("adapter_digest"), outcome.get("result_digest")) not in results.get(of, set()):
         return "no attempt with this adapter and result file was logged before it"
+    if missing := sorted({"dev", "fresh"} - set(marks)):  # what is left out cannot speak against an arm
+        return f"a completed arm has no marks on {' and '.join(missing)}"
     for item_set, families in marks.items():
         if (
             item_set not in ("dev", "fresh")
@@ -207,6 +227,19 @@ def check_submissions(records: Sequence[Record], report: Report) -> None:
     if why:
         seq = next(record["seq"] for record in sent if _refused(records[: record["seq"] + 1]))
         report.record(seq, f"the caps of article 4 are exceeded, or nobody chose this ({why})")
+    other = next(
+        (r for r in sent if r["event"] == "submission" and r["target"] != records[0]["facts"].get("external")), None
+    )
+    if other:
+        report.record(other["seq"], f"the submission is for {other['target']}, whose caps are not the campaign's")
+    scores = [record for record in sent if record["event"] == "board_score"]
+    if scores:
+        again = len(scores) - len({record["number"] for record in scores})
+        by_people = sum("by" in record for record in scores)
+        report.unknown(
+            f"{len(scores)} records of scores of the external target are its word, or that of who typed it ({by_people} typed, {again} "
+            "said something else before): compare them with the target"
+        )
     count = sum(record["event"] == "submission" for record in sent)
     report.checked(f"{count} submissions, chosen by the log and within the caps of article 4", since)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from math import prod
 from typing import Any
 
 from pipeline import canon, constitution, plan, proposals, referee
@@ -15,6 +17,11 @@ from pipeline.records import Plan
 Record = Mapping[str, Any]
 Read = Callable[[str], bytes | None]
 """Path below the campaign -> content; None where it is not there."""
+COST = {
+    "tokens_per_arm": ("recipe.num_steps", "recipe.batch_size", "recipe.sequence_length"),
+    "gpus_per_arm": ("parallelism.tp", "parallelism.pp", "parallelism.cp", "parallelism.dp"),
+}
+"""What a round costs, as a product of what its configuration says."""
 STUMBLES = (PipelineError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError)
 """What code that expects honest records may raise on others: that is then the finding."""
 
@@ -58,6 +65,10 @@ def check_digests(record: Record, frozen: Plan, basis: Record, facts: Mapping[st
     wrong = [name for name, value in expected.items() if getattr(frozen, name) != value]
     if wrong:
         report.record(record["seq"], f"the plan has another {', '.join(wrong)} than the campaign froze")
+    if basis["external"] != facts.get("external", basis["external"]):  # caps are by kind of target
+        report.record(basis["seq"], "the round has another external target than the campaign froze")
+    if sorted(basis["tasks"]["families"]) != sorted(facts["families"]):
+        report.record(basis["seq"], "the round has other families than the campaign froze")
 
 
 def check_arms(
@@ -121,12 +132,27 @@ def check_config(round_name: str, frozen: Plan, basis: Record, read: Read, repor
     wanted = {**basis["reference"], "seed": str(basis["seed"]), "tasks.level": basis["tasks"]["level"]}
     wanted |= {f"tasks.{name}": str(basis["tasks"][name]) for name in ("num_dev_per_family", "num_fresh_per_family")}
     wanted |= {"policy.proposals.mode": basis["proposals"]["mode"], "policy.proposals.kind": basis["proposals"]["kind"]}
+    wanted |= {"external.kind": basis["external"], "cluster.time_limit_minutes": str(basis["time_limit_minutes"])}
+    wanted |= {name: str(basis[name]) for name in COST}
+    found |= cost_of(found)
     wrong = [key for key, value in wanted.items() if key in found and not plan.same_value(found[key], value)]
     if wrong:
         report.file(path, f"says something else than the log of {', '.join(sorted(wrong))}")
     unread = sorted(set(wanted) - set(found))
     if unread:
         report.unknown(f"{path} has no plain line for {', '.join(unread)}: the log is believed")
+
+
+def cost_of(found: Mapping[str, str]) -> dict[str, str]:
+    """What article 4 is about, which stands in no line: products of what does, as far as it does."""
+    told = {}
+    for name, factors in COST.items():
+        numbers = [found[factor] for factor in factors if re.fullmatch("[0-9]{1,9}", found.get(factor, ""))]
+        if len(numbers) == len(factors):
+            told[name] = str(prod(map(int, numbers)))
+    if found.get("cluster.gpus_per_node") == "0":  # nobody's hours
+        told["gpus_per_arm"] = "0"
+    return told
 
 
 def verdicts_of(records: Sequence[Record], round_name: str) -> tuple[Verdict, ...]:
@@ -141,8 +167,12 @@ def check_proposals(records: Sequence[Record], rules: constitution.Constitution,
     asked = [record for record in records if record["event"] == "proposal"]
     since = len(report.findings)
     plans = {record["round"]: record["plan"] for record in records if record["event"] == "plan"}
+    modes = {record["round"]: record["proposals"] for record in records if record["event"] == "basis"}
     for record in asked:
         kept = {}
+        asked_for = {"kind": record["policy"], "mode": record["mode"]}
+        if asked_for != modes.get(record["round"], asked_for):  # of a round that is not planned yet nothing is known
+            report.record(record["seq"], "the proposal is of another kind or mode than its round was configured with")
         for name in ("request", "response"):
             path, wanted = (
                 f"rounds/{record['round']}/proposals/{record['number']:02d}.{name}.json",

@@ -135,7 +135,7 @@ def reference_of(request: bytes) -> dict[str, str]:
         if "messages" in facts:
             facts = json.loads(facts["messages"][-1]["content"])
         return {key: rule["reference"] for key, rule in facts["open_keys"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise IntegrityError(f"a stored request is none ({error!r})", "Restore it from a copy") from error
 
 

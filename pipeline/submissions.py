@@ -261,6 +261,7 @@ def verify(records: Iterable[Record], caps: Caps) -> int:
                 )  # fmt: skip
             count += 1
         before.append(record)
+    ledger(before)  # what came after the last reservation, too
     return count
 
 

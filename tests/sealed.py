@@ -20,6 +20,7 @@ from tests import logs
 from tests.logs import RULES, LogCampaign, Truth
 
 CHOSEN = settings.compose(["experiment=nano_30b"])
+GPUS = ("cluster.gpus_per_node=64", "cluster.time_limit_minutes=60")  # so that an arm has a price
 MODEL = "0" * 64  # stands for what is not looked at
 
 
@@ -35,6 +36,16 @@ def gains(name: str, arm: Arm) -> Truth:
     return Truth(dict.fromkeys(logs.LEVELS, gain))
 
 
+def cost_of(chosen: settings.Settings) -> dict[str, int]:
+    """Of an arm, as the basis of a plan has it."""
+    recipe = chosen.recipe
+    return {
+        "tokens_per_arm": recipe.num_steps * recipe.batch_size * recipe.sequence_length,
+        "gpus_per_arm": chosen.parallelism.world_size if chosen.cluster.gpus_per_node else 0,
+        "time_limit_minutes": chosen.cluster.time_limit_minutes,
+    }
+
+
 @dataclass
 class SealedCampaign(LogCampaign):
     """As a campaign's folder holds it after so many rounds: `lines` of the log, `files` by path."""
@@ -45,6 +56,7 @@ class SealedCampaign(LogCampaign):
     lines: list[bytes] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     config: bytes = b""
+    cost: dict[str, int] = field(default_factory=dict)
     rules: constitution.Constitution = RULES
     text: bytes = b""  # of the constitution, where it is another than ours
 
@@ -97,8 +109,10 @@ class SealedCampaign(LogCampaign):
         """Basis and plan, and the files of both."""
         items = [f"tasks.num_{each}_per_family={self.num_items}" for each in ("dev", "fresh")]
         if not self.config:
-            chosen = settings.compose(["experiment=nano_30b", "policy=optuna", "seed=1", *items])
-            self.config = settings.to_yaml(chosen).encode()
+            chosen = settings.compose(
+                ["experiment=nano_30b", "policy=optuna", "external=local", "seed=1", *GPUS, *items]
+            )
+            self.config, self.cost = settings.to_yaml(chosen).encode(), cost_of(chosen)
         config = self.config
         config_digest = canon.sha256(config)
         tasks = {
@@ -107,7 +121,7 @@ class SealedCampaign(LogCampaign):
         }  # fmt: skip
         self.add(
             "basis", round=name, config_digest=config_digest, seed=1, reference=self.reference, tasks=tasks, external="local",
-            proposals={"kind": "optuna", "mode": "shadow"}, tokens_per_arm=10**6, gpus_per_arm=2, time_limit_minutes=60,
+            proposals={"kind": "optuna", "mode": "shadow"}, **self.cost,
             spent_gpu_seconds=sum(r["gpu_seconds"] for r in self.records if r["event"] == "attempt" and r["arm"] != "reference"),
         )  # fmt: skip
         digests = (MODEL, self.rules.digest, self.code_digest, config_digest)
