@@ -8,14 +8,14 @@ the environment could name.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from pipeline.errors import IntegrityError, Refused
 from pipeline.records import Setting
@@ -51,34 +51,6 @@ class Constitution:
     @property
     def z(self) -> Decimal:
         return Decimal(self.articles["7"]["z"])
-
-    @property
-    def plateau_looks(self) -> int:
-        return int(self.articles["11"]["plateau_looks"])
-
-    @property
-    def least_axes(self) -> int:
-        return int(self.articles["11"]["least_axes"])
-
-    @property
-    def most_replicates(self) -> int:
-        return int(self.articles["11"]["most_replicates"])
-
-    @property
-    def most_contrasts(self) -> int:
-        return int(self.articles["11"]["most_contrasts"])
-
-    @property
-    def ladder_step(self) -> Decimal:
-        return Decimal(self.articles["11"]["ladder_step"])
-
-    @property
-    def open_keys(self) -> frozenset[str]:
-        return frozenset(self.articles["2"]["keys"])
-
-    def is_fenced(self, model: str) -> bool:
-        """By article 13: results with this model say nothing of capability."""
-        return model not in self.articles["13"]["models_with_a_human_baseline"]
 
     def check_settings(self, overrides: Iterable[Setting]) -> None:
         """Refuse, by article 2, the first override that is not on the allow-list or out of its range."""
@@ -130,29 +102,9 @@ class Constitution:
                 "Start a new campaign",
             )
 
-    def check_spending(
-        self, tokens_per_arm: int, gpu_hours_per_arm: Fraction, num_arms: int, gpu_hours_spent: Fraction
-    ) -> None:
-        """Refuse, by article 4, a round that could cost more than an arm, a round or the campaign may. Hours are those of its time limits."""
-        article = self.articles["4"]
-        round_hours = num_arms * gpu_hours_per_arm
-        for code, what, wanted, most in (
-            ("arms", "arms", num_arms, article["arms_per_round"]),
-            ("optimizer_tokens", "optimizer tokens an arm", tokens_per_arm, article["optimizer_tokens_per_arm"]),
-            ("gpu_hours_per_arm", "GPU-hours an arm", gpu_hours_per_arm, article["gpu_hours_per_arm"]),
-            ("gpu_hours_per_round", "GPU-hours a round", round_hours, article["gpu_hours_per_round"]),
-            ("gpu_hours", "GPU-hours of the campaign", gpu_hours_spent + round_hours, article["gpu_hours"]),
-        ):
-            if wanted > most:
-                raise Refused(
-                    "4", code, f"{float(wanted):g} {what} are more than the {most} that are budgeted",
-                    "Fewer steps, smaller batches, or a lower cluster.time_limit_minutes",
-                )  # fmt: skip
-
 
 def load(expected_digest: str | None = None, folder: Path = HERE) -> Constitution:
-    """Read and verify. Raises IntegrityError when the file does not match `DIGEST` or what the campaign froze, and where the
-    environment holds what somebody may take for another constitution."""
+    """Read and verify. Raises IntegrityError when the file does not match `DIGEST` or what the campaign froze."""
     path = folder / "constitution.yaml"
     try:
         if path.is_symlink():
@@ -168,26 +120,7 @@ def load(expected_digest: str | None = None, folder: Path = HERE) -> Constitutio
                 f"{path} has digest {found[:16]}, {where} says {expected[:16]}",
                 "A changed constitution needs a new campaign (and its new sha256 in constitution/DIGEST)",
             )
-    _check_environment(found)
-    import yaml  # here, for whoever audits has the articles from the log and needs no more than the standard library
-
     return Constitution(found, yaml.safe_load(content)["articles"])
-
-
-def _check_environment(digest: str) -> None:
-    """Nothing there is ever read as a constitution; who tries is told, rather than left to believe that it took effect."""
-    for name in os.environ:
-        if "CONSTITUTION" in name.upper():
-            raise IntegrityError(
-                f"the environment names a constitution ({name})", f"Unset {name}: a campaign has the one that it froze"
-            )
-    for folder in filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)):
-        other = Path(folder, "constitution", "constitution.yaml")
-        if other.is_file() and hashlib.sha256(other.read_bytes()).hexdigest() != digest:
-            raise IntegrityError(
-                f"{other} in PYTHONPATH is another constitution than the campaign's, {digest[:16]}",
-                "Take it out of PYTHONPATH",
-            )
 
 
 def _is_number(kind: str, value: str) -> bool:

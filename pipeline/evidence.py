@@ -18,14 +18,9 @@ from pipeline.records import Arm, Evidence, Lift, Outcome
 SETS = ("dev", "fresh")
 
 
-def paired_lift(
-    arm: Outcome, baseline: Outcome, item_set: str, name: str = "reference", families: Sequence[str] | None = None
-) -> Lift:
-    """Lift of one arm on one set (all of it, or some families) over the baseline called `name`.
-
-    Raises IntegrityError when the two were not scored on the same items.
-    """
-    ours, theirs = arm.correct(item_set, families), baseline.correct(item_set, families)
+def paired_lift(arm: Outcome, baseline: Outcome, item_set: str, name: str = "reference") -> Lift:
+    """Lift of one arm on one set over the baseline called `name`. Raises IntegrityError when the two were not scored on the same items."""
+    ours, theirs = arm.correct(item_set), baseline.correct(item_set)
     sizes = [{family: len(marks) for family, marks in run.outcomes[item_set].items()} for run in (arm, baseline)]
     if sizes[0] != sizes[1]:
         raise IntegrityError(
@@ -39,17 +34,16 @@ def paired_lift(
     return Lift(arm.arm, name, item_set, n, mean, variance)
 
 
-def seed_variance(groups: Sequence[Sequence[Outcome]], item_set: str) -> tuple[Fraction, int]:
-    """Variance of one training run's true score under other seeds, and from how many repeats it is known. Each group has runs of one recipe.
+def seed_variance(replicates: Sequence[Outcome], reference: Outcome, item_set: str) -> Fraction:
+    """Variance of one training run's true score under other seeds, from runs of the reference recipe (the reference included).
 
-    A run's difference to the first of its group has expected square 2 s^2 + item variance; the mean over all gives s^2 (0 where there
-    are none).
+    Each replicate's difference to the reference has expected square 2 s^2 + item variance; the mean over replicates gives s^2.
     """
-    lifts = [paired_lift(run, first, item_set) for first, *others in filter(None, groups) for run in others]
+    lifts = [paired_lift(run, reference, item_set) for run in replicates]
     if not lifts:
-        return Fraction(0), 0
+        return Fraction(0)
     mean_square = sum((lift.mean**2 - lift.variance for lift in lifts), Fraction(0)) / len(lifts)
-    return max(Fraction(0), mean_square / 2), len(lifts)
+    return max(Fraction(0), mean_square / 2)
 
 
 def gather(round_name: str, reference: Outcome, outcomes: Sequence[Outcome], plan: Sequence[Arm]) -> Evidence:
@@ -60,8 +54,7 @@ def gather(round_name: str, reference: Outcome, outcomes: Sequence[Outcome], pla
     reference = replace(reference, arm="reference")
     repeats_of = {arm.name: arm.replicate_of for arm in plan}
     standing = [("standing", outcome) for outcome in outcomes if repeats_of[outcome.arm] == "standing"]
-    control = [("control", outcome) for outcome in outcomes if repeats_of[outcome.arm] == "control"]
-    baselines = dict([("reference", reference), *reversed(standing), *control])
+    baselines = dict([("reference", reference), *standing])
     lifts = tuple(
         paired_lift(outcome, baseline, item_set, name)
         for outcome in outcomes
@@ -69,12 +62,9 @@ def gather(round_name: str, reference: Outcome, outcomes: Sequence[Outcome], pla
         for item_set in SETS
         if outcome is not baseline and outcome.scored(item_set) and baseline.scored(item_set)
     )
-    groups = [
-        [reference] + [run for run in outcomes if repeats_of[run.arm] == "reference"],
-        [run for _, run in standing],
-    ]
-    noise, num_replicates = seed_variance([[run for run in runs if run.scored("fresh")] for runs in groups], "fresh")
-    return Evidence(round_name, (reference, *outcomes), lifts, num_replicates, noise)
+    repeats = [outcome for outcome in outcomes if repeats_of[outcome.arm] == "reference" and outcome.scored("fresh")]
+    noise = seed_variance(repeats, reference, "fresh") if reference.scored("fresh") else Fraction(0)
+    return Evidence(round_name, (reference, *outcomes), lifts, len(repeats), noise)
 
 
 def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:
@@ -83,10 +73,3 @@ def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:
         return None
     marks = outcome.correct(item_set)
     return Fraction(sum(marks), len(marks))
-
-
-def show(value: Fraction) -> str:
-    """A ratio in hundredths of a percent, rounded half to even, as text: exact input, the same text anywhere."""
-    basis_points = round(value * 10000)
-    sign = "-" if basis_points < 0 else "+"
-    return f"{sign}{abs(basis_points) // 100}.{abs(basis_points) % 100:02d} %"

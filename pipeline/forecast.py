@@ -110,8 +110,8 @@ def _count_training(count: _Count, attempt: Attempt) -> None:
 
 
 def _count_decoding(count: _Count, attempt: Attempt) -> None:
-    """By the worker's clock, of attempts that came to an end. A later one may have taken up what the first had decoded: its clock tells nothing."""
-    seconds = _seconds(attempt, "generate") if attempt.number == 0 else 0.0
+    """By the worker's clock, of attempts that came to an end."""
+    seconds = _seconds(attempt, "generate")
     if seconds and results.status_of(attempt.result) == "completed":
         tokens, items = results.num_tokens(attempt.result)
         count.tokens, count.times, count.seconds = count.tokens + tokens, count.times + items, count.seconds + seconds

@@ -20,10 +20,9 @@ from typing import Any
 
 import yaml
 
-from pipeline import constitution, image, nulls, plan, seal, settings, weights
+from pipeline import constitution, image, plan, seal, settings, weights
 from pipeline.campaign import check_plan_fits, freeze_plan, is_operational, runtime_digest, write_overrides
-from pipeline.design import Design
-from pipeline.errors import ConfigError, NotFound, WorkFailed
+from pipeline.errors import ConfigError, WorkFailed
 from pipeline.layout import Campaign, write_file
 from pipeline.records import Plan
 
@@ -64,8 +63,6 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
         code_digest = freeze_code(draft.code_dir)
         seeds = make_seeds(rules.num_rounds)
         write_file(draft.seeds, seal.canonical(seeds), mode=0o600)
-        design = design_of(chosen, rules)
-        critical, source = critical_of(design)
         facts: dict[str, Any] = {
             "schema": 1,
             "campaign": f"{campaign.name}-{os.urandom(4).hex()}",
@@ -76,11 +73,6 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
             "revision": revision(),
             "overrides": [item for item in overrides if not is_operational(item)],
             "commitments": {name: seal.commitment(name, seed) for name, seed in seeds.items()},
-            "articles": rules.articles,
-            "design": design.to_json(),
-            "critical": critical,
-            "critical_source": source,
-            "families": sorted(chosen.tasks.families),
             "public_key": seal.make_key(draft.signing_key),
         }
         write_file(draft.frozen, yaml.safe_dump(facts, sort_keys=False))
@@ -89,7 +81,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
             write_overrides(draft, name, {"round": name})
         frozen = Plan(
             facts["campaign"], "r0000", info.tree_digest, rules.digest, code_digest, seal.digest_text(settings.to_yaml(chosen)),
-            settings.policy_of(chosen), plan.reference_arms(chosen.seed),
+            plan.reference_arms(chosen.seed),
         )  # fmt: skip
         freeze_plan(draft, frozen, settings.to_yaml(chosen))
         os.rename(aside, campaign.folder)
@@ -187,35 +179,9 @@ def freeze_code(code_dir: Path) -> str:
 
 
 def make_seeds(num_rounds: int) -> dict[str, str]:
-    """Secret seeds of the whole campaign: dev, the board, each budgeted round's fresh set, and dev sets to replace reversed ones."""
-    rounds = [f"r{number:04d}" for number in range(1, num_rounds + 1)]
-    names = ["dev", "board", *(f"fresh/{name}" for name in rounds), *(f"dev/{name}" for name in rounds[1:])]
+    """Secret seeds of the whole campaign: dev, the board, and each budgeted round's fresh set."""
+    names = ["dev", "board", *(f"fresh/r{number:04d}" for number in range(1, num_rounds + 1))]
     return {name: seal.new_seed() for name in names}
-
-
-def design_of(chosen: settings.Settings, rules: constitution.Constitution) -> Design:
-    """What the power of this campaign's tests depends on."""
-    tasks = chosen.tasks
-    return Design(
-        rounds=rules.num_rounds,
-        arms=rules.arms_per_round,
-        families=len(tasks.families),
-        dev_items=tasks.num_dev_per_family,
-        fresh_items=tasks.num_fresh_per_family,
-        board_rows=0,
-        submissions=0,
-    )
-
-
-def critical_of(design: Design) -> tuple[dict[str, str], str]:
-    """Critical values and where they come from: simulated for this design, else bounds that hold without a simulation."""
-    try:
-        content = nulls.read(design)
-    except NotFound:
-        return nulls.bounds(
-            design
-        ), "bounds: Bonferroni and Ville; `python -m pipeline evidence nulls --design` has sharper ones"
-    return content["critical"], f"constitution/nulls/{nulls.file_name(design)}"
 
 
 def revision() -> str:

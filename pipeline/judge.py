@@ -81,7 +81,7 @@ def judge(
     root: Path,
     chosen: Settings,
     adapter_dir: Path | None,
-    seeds: Mapping[str, Seeds],
+    seeds: Mapping[str, str],
     scratch_dir: Path,
     log_path: Path,
     mark: Mark = _unmarked,
@@ -131,7 +131,7 @@ def judge_once(
     tree_digest: str,
     chosen: Settings,
     adapter_dir: Path | None,
-    seeds: Mapping[str, Seeds],
+    seeds: Mapping[str, str],
     log_dir: Path,
     stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Judged:
@@ -148,35 +148,18 @@ def judge_once(
     return found
 
 
-Seeds = str | Mapping[str, str]
-"""Of a set: one seed as hex, or one for each family (of those whose dev items were replaced the new one)."""
-
-
-def dev_seeds(secrets: Mapping[str, str], families: Sequence[str], repaired: Mapping[str, str]) -> Seeds:
-    """secrets: the vault's seeds by name; repaired: family -> round from which its dev items are new."""
-    if not repaired:
-        return secrets["dev"]
-    return {name: secrets[f"dev/{repaired[name]}" if name in repaired else "dev"] for name in families}
-
-
-def make_items(root: Path, chosen: Settings, item_set: str, seeds: Seeds, work: Path, log_path: Path) -> Path:
+def make_items(root: Path, chosen: Settings, item_set: str, seed_hex: str, work: Path, log_path: Path) -> Path:
     """The folder with prompts.jsonl and answers.jsonl of one set, dev or fresh."""
     tasks = chosen.tasks
-    of_family = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks.families, seeds)
-    made = []
-    for number, seed in enumerate(sorted(set(of_family.values()))):
-        config = {
-            "seed_hex": seed,
-            "families": [family for family in tasks.families if of_family[family] == seed],
-            "level": tasks.level,
-            "num_items_per_family": {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set],
-        }
-        paths = {"exclude": "/substrate/data/train_prompts.sha256", "out": "/out"}
-        made.append(pristine.run(root, "items", config, paths, {}, work / f"{number}", log_path))
-    for name in ("prompts.jsonl", "answers.jsonl"):
-        lines = sorted(line for folder in made for line in (folder / name).read_text("utf-8").splitlines(keepends=True))
-        write_file(work / "out" / name, "".join(lines))
-    return work / "out"
+    num_items = {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set]
+    config = {
+        "seed_hex": seed_hex,
+        "families": list(tasks.families),
+        "level": tasks.level,
+        "num_items_per_family": num_items,
+    }
+    paths = {"exclude": "/substrate/data/train_prompts.sha256", "out": "/out"}
+    return pristine.run(root, "items", config, paths, {}, work, log_path)
 
 
 def generate(
@@ -205,12 +188,7 @@ def generate(
     decoding.take_up()
     entry = "generate" if chosen.tasks.engine == "native" else f"generate_{chosen.tasks.engine}"
     out = pristine.run(root, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen)
-    told = (
-        out / "progress.jsonl"
-    )  # absent where every set was taken up whole, from an attempt that ended before it was published
-    decoding_seconds = (
-        sum({row["set"]: row["seconds"] for row in pristine.rows_of(told)}.values()) if told.exists() else 0.0
-    )
+    decoding_seconds = sum({row["set"]: row["seconds"] for row in pristine.rows_of(out / "progress.jsonl")}.values())
     mark("generate", at=time.time() - decoding_seconds)
     return out
 

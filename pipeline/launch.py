@@ -12,15 +12,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, image, jobs, plan, referee, results, scheduler, seal, settings
+from pipeline import constitution, image, jobs, plan, results, scheduler, seal, settings
 from pipeline.campaign import check_plan_fits, facts_of, freeze_plan, is_operational, read_plan, verified_code
 from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
-from pipeline.records import Arm, Plan, Policy
+from pipeline.records import Arm, Plan
 
 
 def next_round(campaign: Campaign) -> str:
@@ -56,16 +55,11 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
     if not folder.plan.exists():
         check_plan_fits(chosen)
-        if chosen.cluster.kind == "local":  # a frozen round cannot take another runtime
-            scheduler.command(meta_stage(campaign, folder), chosen.cluster.runtime)
-        policy = settings.policy_of(chosen)
-        referee.check_policy(seal.Log(campaign.log).records(), round_name, policy)
         arms = plan.arms_of(chosen, folder.number, rules)
-        check_budget(campaign, chosen, len(arms), rules)
         with held(folder):
             if not folder.plan.exists():  # another `round` may have been faster
                 write_file(folder.operational, json.dumps(operational))
-                _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), policy, arms)
+                _write(campaign, folder, facts, code_dir, settings.to_yaml(chosen), arms)
     read_plan(folder)
     if operational and settings.load(folder.config).cluster != chosen.cluster:
         raise ConfigError(
@@ -73,23 +67,6 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str]) -> Rou
             "Leave the cluster out, or as it was; the next round may run elsewhere",
         )
     return folder
-
-
-def check_budget(
-    campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution
-) -> None:
-    """What the round could cost at most, beside what was spent, against article 4. Raises Refused."""
-    recipe, gpus = chosen.recipe, chosen.parallelism.world_size if chosen.cluster.gpus_per_node else 0
-    ended = [
-        path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)
-    ]
-    spent = sum(results.read_attributes(path)["gpu_seconds"] for path in ended)
-    rules.check_spending(
-        recipe.num_steps * recipe.batch_size * recipe.sequence_length,
-        Fraction(gpus * chosen.cluster.time_limit_minutes, 60),
-        num_arms,
-        Fraction(int(spent), 3600),
-    )
 
 
 def arrays(campaign: Campaign, folder: Round) -> list[list[scheduler.Stage]]:
@@ -116,7 +93,7 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
                 f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta` closes it when its arms are done",
             )
         code_dir, digest = verified(campaign, folder)
-        seal.Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")
+        seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
         beside: scheduler.Stage = ("reference", str(campaign.folder), folder.name)
         meta = meta_stage(campaign, folder)
@@ -139,7 +116,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
                 f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it"
             )
         code_dir, digest = verified(campaign, folder)
-        seal.Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="local")
+        seal.Log(campaign.log).append_once("submission", round=folder.name, plan_digest=digest, kind="local")
         write_file(folder.submitted, seal.canonical({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
         chosen = settings.load(folder.config)
         stages = [
@@ -150,10 +127,8 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
         at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
-        scheduler.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime)
-        codes = scheduler.run_local(
-            [meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch, chosen.cluster.runtime
-        )
+        scheduler.run_local(stages, code_dir, at_once, folder.logs_dir, watch)
+        codes = scheduler.run_local([meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch)
         if codes["meta"]:
             tail = (folder.logs_dir / "meta.log").read_text().strip().splitlines()[-1:]
             raise WorkFailed(f"the meta stage exited {codes['meta']}: {' '.join(tail)}", f"See {folder.logs_dir}")
@@ -198,12 +173,10 @@ def available_cores() -> int:
 
 
 def _write(
-    campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, config: str, policy: Policy, arms: tuple[Arm, ...]
-) -> None:  # fmt: skip
+    campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, config: str, arms: tuple[Arm, ...]
+) -> None:
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
-    freeze_plan(
-        campaign, Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), policy, arms), config
-    )
+    freeze_plan(campaign, Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), arms), config)
     texts = scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder))
     for name, text in texts.items():
         write_file(folder.slurm_dir / f"{name}.sbatch", text)

@@ -87,22 +87,6 @@ def user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
-def whose(error: PermissionError) -> str:
-    """Which file of whom is closed to whom: two people on one campaign meet here."""
-    path = Path(error.filename or ".")
-    while not os.path.exists(path) and path != path.parent:  # Path.exists raises where a folder above is closed
-        path = path.parent
-    try:
-        owner = user_name(path.stat().st_uid)
-    except OSError:
-        owner = "somebody else"
-    me = user_name(os.geteuid())
-    return (
-        f"{error.filename} is closed to {me}; it belongs to {owner}. A campaign is acted on by the one who made it (its vault holds "
-        f"the secret seeds); others may look: `status`, `logs` and `report` need no more than reading"
-    )
-
-
 def read_json(path: Path) -> Any:
     """Raises NotFound when absent, IntegrityError when it is not whole JSON."""
     try:

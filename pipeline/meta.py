@@ -9,11 +9,11 @@ judged on this round's fresh items, in the pristine image like everybody else: o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline import constitution, decide, judge, referee, results, seal, settings
+from pipeline import constitution, decide, evidence, judge, results, seal, settings
 from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
 from pipeline.errors import IntegrityError
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
@@ -30,32 +30,31 @@ def close(campaign: Campaign, folder: Round, *, by_person: bool = False) -> Deci
     with alone(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
         facts = facts_of(campaign)
         verified_code(campaign, facts)
-        constitution.load(facts["constitution_digest"])
+        rules = constitution.load(facts["constitution_digest"])
         frozen, _ = read_plan(folder)
         chosen = settings.load(folder.config)
         outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
         reference = reference_outcome(campaign, folder, facts, chosen)
         write_ledger(campaign)
-        log_outcomes(campaign, folder, [*outcomes, replace(reference, arm=referee.REFERENCE)])
-        log = seal.Log(campaign.log)
-        derived = referee.derive(log.records(), folder.name)
-        if by_person and derived.decision.state == "undecided":
-            log.append_once("by_hand", round=folder.name)
-            derived = referee.derive(log.records(), folder.name)
-        content = seal.canonical(asdict(derived.evidence))
-        log.append_news("evidence", {"round": folder.name}, sha256=seal.digest_bytes(content))
-        write_file(folder.evidence, content)
-        if derived.decision.state in decide.CLOSING:
-            record_decision(campaign, folder, derived)
+        log_outcomes(campaign, folder, [*outcomes, reference])
+        seen = evidence.gather(folder.name, reference, outcomes, frozen.arms)
+        write_file(folder.evidence, seal.canonical(asdict(seen)))
+        policy = settings.policy_of(chosen)
+        decision = decide.decide(seen, {arm.name: arm for arm in frozen.arms}, policy, rules)
+        if by_person and decision.state == "undecided":
+            decision = decide.by_hand(decision, policy)
+        if decision.state in decide.CLOSING:
+            record_decision(campaign, folder, decision, rules)
             reveal(campaign, folder)
-        return derived.decision
+        return decision
 
 
 def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome]) -> None:
     """Take the workers' results into the sealed log: digests, and the outcome string of every set and family."""
     log = seal.Log(campaign.log)
     for outcome in outcomes:
-        log.append_news("outcome", {"round": folder.name, "arm": outcome.arm}, outcome=asdict(outcome))
+        if outcome.status != "absent":
+            log.append_once("outcome", round=folder.name, outcome=asdict(outcome))
 
 
 def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
@@ -125,14 +124,11 @@ def evaluate_reference(
     path: Path,
     stop_wanted: Callable[[], bool],
 ) -> None:
-    """Decode and score this round's fresh items (and dev items that are new) with the reference's adapter: `reference.h5`."""
+    """Decode and score this round's fresh items with the reference's adapter, and keep them as `reference.h5`."""
     source = first.published("a0")
     attributes = results.read_attributes(source)
     adapter = next(attempt for attempt in first.attempts("a0") if attempt.number == attributes["attempt"]).adapter_dir
-    secrets, repaired = read_json(campaign.seeds), dict(settings.policy_of(chosen).repaired)
-    seeds: dict[str, judge.Seeds] = {"fresh": secrets[f"fresh/{folder.name}"]}
-    if repaired:  # its dev score from r0000 is on items that some families have no more
-        seeds["dev"] = judge.dev_seeds(secrets, chosen.tasks.families, repaired)
+    seeds = {"fresh": read_json(campaign.seeds)[f"fresh/{folder.name}"]}
     digest = facts["image"]["tree_digest"]
     judged = judge.judge_once(campaign.image, digest, chosen, adapter, seeds, folder.meta_dir, stop_wanted)
     attributes.update(round=folder.name, config_digest=seal.digest_text(folder.config.read_text()))
@@ -148,20 +144,21 @@ def write_ledger(campaign: Campaign) -> None:
     results.write_ledger(campaign.ledger, rounds)
 
 
-def record_decision(campaign: Campaign, folder: Round, derived: referee.Derived) -> None:
+def record_decision(campaign: Campaign, folder: Round, decision: Decision, rules: constitution.Constitution) -> None:
     """Log the decision, write it as the next number unless it is the newest already, then the overrides that follow from it."""
-    log = seal.Log(campaign.log)
-    content = seal.canonical({**asdict(derived.decision), "evidence_digest": seal.file_digest(folder.evidence)})
+    content = seal.canonical({**asdict(decision), "evidence_digest": seal.file_digest(folder.evidence)})
     earlier = sorted(folder.decisions_dir.glob("*.json"))
     if not earlier or earlier[-1].read_bytes() != content:
-        about = {"round": folder.name, "number": len(earlier)}
-        log.append_news("decision", about, decision=asdict(derived.decision))
+        seal.Log(campaign.log).append_once(
+            "decision", round=folder.name, number=len(earlier), decision=asdict(decision)
+        )
         write_file(folder.decisions_dir / f"{len(earlier):02d}.json", content)
     following = f"r{folder.number + 1:04d}"
-    if derived.overrides is None or campaign.round(following).plan.exists():
+    if folder.number >= rules.num_rounds or campaign.round(following).plan.exists():
         return  # the budget is spent, or the next round was planned with what an earlier decision wrote
-    log.append_news("overrides", {"round": following}, overrides=derived.overrides)
-    write_overrides(campaign, following, derived.overrides)
+    overrides = decide.next_overrides(decision, following, rules)
+    seal.Log(campaign.log).append_once("overrides", round=following, overrides=overrides)
+    write_overrides(campaign, following, overrides)
 
 
 def reveal(campaign: Campaign, folder: Round) -> None:

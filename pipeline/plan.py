@@ -2,8 +2,7 @@
 
 a0 is always the reference recipe under a new seed. Round 1 repeats it on its last arms, as many times as the constitution says; once a
 standing recipe differs from the reference, the last arm runs it unchanged, so that a moved axis is compared with what it moved
-from. What the last decision registered comes before that: contrasts, a control on the old objective, bought replicates. Every other arm
-is the standing recipe with one axis moved. Values come from the van der Corput sequence (radical inverse in a prime
+from. Every other arm is the standing recipe with one axis moved. Values come from the van der Corput sequence (radical inverse in a prime
 base per axis, as in Halton 1960), which fills a range evenly however many rounds a campaign lasts.
 """
 
@@ -11,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, localcontext
 from fractions import Fraction
 
@@ -78,10 +76,10 @@ def arm_seed(campaign_seed: int, round_name: str, arm: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Mapping[str, str]) -> Setting | None:
+def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Mapping[str, str]) -> Setting:
     """The setting that an axis takes in a round: the next of its values that is neither what the standing recipe has nor a dead end.
 
-    None where there is none. `reference` is the value of every axis key in the reference recipe; the standing settings replace it.
+    `reference` is the value of every axis key in the reference recipe; the standing settings replace it.
     """
     current = {**reference, **dict(policy.standing)}[axis.key]
     dead = {value for key, value in policy.dead_ends if key == axis.key}
@@ -90,7 +88,9 @@ def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Ma
         value = axis_value(axis, index, base)
         if value not in dead and not same_value(value, current):
             return (axis.key, value)
-    return None
+    raise ConfigError(
+        f"axis {axis.name} has no value left that is neither standing nor a dead end", "Give it a wider range"
+    )
 
 
 def same_value(one: str, other: str) -> bool:
@@ -104,71 +104,40 @@ def same_value(one: str, other: str) -> bool:
 def make_arms(
     policy: Policy, round_number: int, campaign_seed: int, num_replicates: int, reference: Mapping[str, str]
 ) -> tuple[Arm, ...]:
-    """The eight arms of a round; `num_replicates` of them repeat a recipe unchanged, besides a0 and those that the policy bought.
+    """The eight arms of a round; `num_replicates` of them repeat a recipe unchanged, besides a0.
 
-    `reference` maps every axis key (and a contrast's) to its value in the reference recipe. Raises ConfigError when the axes do not suffice.
+    `reference` maps every axis key to its value in the reference recipe. Raises ConfigError when the axes do not suffice.
     """
-    round_name = f"r{round_number:04d}"
+    last = "standing" if policy.standing else "reference"
+    num_replicates = max(num_replicates, 1) if policy.standing else num_replicates
+    num_axes = NUM_ARMS - 1 - num_replicates
+    if not num_axes <= len(policy.axes) <= len(PRIMES):
+        raise ConfigError(
+            f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_axes} to {len(PRIMES)}"
+        )
     for axis in policy.axes:
         check_axis(axis)
-    beside = _beside(policy, num_replicates, reference)
-    num_slots = NUM_ARMS - 1 - len(beside)
-    if not num_slots <= len(policy.axes) <= len(PRIMES):
-        raise ConfigError(
-            f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_slots} to {len(PRIMES)}"
-        )
-    arms = [Arm(0, "anchor", 0, replicate_of="reference")]
-    moves = _moves(policy, round_number, num_slots, reference)
-    for index, (axis, setting) in enumerate(moves, 1):
-        arms.append(Arm(index, "axis", 0, with_setting(policy.standing, setting), axis=axis.name))
-    beside += [replicate(policy)] * (num_slots - len(moves))  # what retired axes leave free
-    arms += [replace(arm, index=index) for index, arm in enumerate(beside, len(arms))]
-    return tuple(replace(arm, seed=arm_seed(campaign_seed, round_name, arm.name)) for arm in arms)
+    round_name = f"r{round_number:04d}"
 
+    def seed(index: int) -> int:
+        return arm_seed(campaign_seed, round_name, f"a{index}")
 
-def replicate(policy: Policy) -> Arm:
-    """The standing recipe unchanged; the reference as long as nothing else stands."""
-    return Arm(0, "replicate", 0, policy.standing, replicate_of="standing" if policy.standing else "reference")
-
-
-def _beside(policy: Policy, num_replicates: int, reference: Mapping[str, str]) -> list[Arm]:
-    """The arms besides anchor and axes: contrasts, the control, replicates."""
-    arms = []
-    for contrast in policy.contrasts:
-        share = Decimal({**reference, **dict(policy.standing)}[contrast.key])
-        if share > 0:  # what is not in the mix cannot be halved
-            setting = (contrast.key, format(Context(prec=3).divide(share, Decimal(2)).normalize(), "f"))
-            arms.append(Arm(0, "contrast", 0, with_setting(policy.standing, setting), axis=contrast.family))
-    if policy.control is not None:
-        arms.append(Arm(0, "control", 0, policy.control, replicate_of="control"))
-    wanted = max(num_replicates, 1 if policy.standing else 0) + policy.replicates
-    return arms + [replicate(policy)] * wanted
-
-
-def _moves(
-    policy: Policy, round_number: int, num_slots: int, reference: Mapping[str, str]
-) -> list[tuple[Axis, Setting]]:
-    """One move for each slot, axes taking turns where there are more of them; one whose values are all spent gives up its turn."""
-    open_axes = [(PRIMES[n], axis) for n, axis in enumerate(policy.axes) if axis.name not in policy.retired]
-    first = (round_number - 1) * num_slots % max(1, len(open_axes))
-    moves = [
-        (axis, setting)
-        for base, axis in open_axes[first:] + open_axes[:first]
-        if (setting := move(policy, axis, round_number, base, reference))
-    ]
-    if not moves:
-        raise ConfigError(
-            "no axis has a value left that is neither standing nor a dead end",
-            "Another campaign with other axes or ranges",
-        )
-    return moves[:num_slots]
+    arms = [Arm(0, "anchor", seed(0), replicate_of="reference")]
+    first = (round_number - 1) * num_axes  # axes take turns where there are more of them than arms
+    for index in range(1, num_axes + 1):
+        number = (first + index - 1) % len(policy.axes)
+        axis = policy.axes[number]
+        setting = move(policy, axis, round_number, PRIMES[number], reference)
+        arms.append(Arm(index, "axis", seed(index), with_setting(policy.standing, setting), axis=axis.name))
+    for index in range(len(arms), NUM_ARMS):
+        arms.append(Arm(index, "replicate", seed(index), policy.standing, replicate_of=last))
+    return tuple(arms)
 
 
 def arms_of(chosen: settings.Settings, round_number: int, rules: Constitution) -> tuple[Arm, ...]:
     """The arms that a configuration gives a round, each checked. Raises ConfigError, and Refused by article 2."""
     policy = settings.policy_of(chosen)
-    keys = [axis.key for axis in policy.axes] + [contrast.key for contrast in policy.contrasts]
-    reference = {key: settings.value_of(chosen, key) for key in keys}
+    reference = {axis.key: settings.value_of(chosen, axis.key) for axis in policy.axes}
     replicates = rules.first_round_replicates if round_number == 1 else 0
     arms = make_arms(policy, round_number, chosen.seed, replicates, reference)
     for arm in arms:

@@ -8,7 +8,7 @@ record holds a float, a time or a host, so that the same inputs give the same by
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -30,8 +30,8 @@ def with_setting(settings: tuple[Setting, ...], setting: Setting) -> tuple[Setti
 class Arm:
     """One of the eight: which recipe, under which seed, and why it is in the plan.
 
-    `overrides` apply to the reference recipe, in order. `axis` names the axis that an `axis` arm moves (of a `contrast` the family); its
-    moved setting is the last override. `replicate_of` names the recipe that this arm repeats: "reference", "standing" or "control".
+    `overrides` apply to the reference recipe, in order. `axis` names the axis that an `axis` arm moves; its moved setting is
+    the last override. `replicate_of` names the recipe that this arm repeats: "reference" or "standing".
     """
 
     index: int
@@ -47,64 +47,6 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One thing a campaign may vary. `kind` is log, linear, int or choice; low and high are decimal strings."""
-
-    name: str
-    key: str
-    kind: str
-    low: str = ""
-    high: str = ""
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """An intervention that is registered before it runs: the key that is halved for a family's sake, and what that is expected to show."""
-
-    family: str
-    key: str
-    expects: str = "dev_falls_fresh_holds"
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What passes from round to round, and the only thing that does: settings, never weights.
-
-    `quiet`: of each axis, how many looks in a row gained nothing. `retired`: axes that stay out. `replicates`: repeats of the
-    standing recipe that were bought instead of axes. `contrasts`: see there. `control`: the recipe that the objective as it was before
-    a family became suspect would have made standing, None while there is no difference. `repaired`: families whose dev items are
-    new, each with the round from which on.
-    """
-
-    standing: tuple[Setting, ...]
-    axes: tuple[Axis, ...]
-    dead_ends: tuple[Setting, ...] = ()
-    quiet: tuple[tuple[str, int], ...] = ()
-    retired: tuple[str, ...] = ()
-    replicates: int = 0
-    contrasts: tuple[Contrast, ...] = ()
-    control: tuple[Setting, ...] | None = None
-    repaired: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Policy:
-        """Raises ValueError, KeyError or TypeError for what is no policy."""
-        fields = dict(data)
-        fields["axes"] = tuple(Axis(**{**axis, "choices": tuple(axis["choices"])}) for axis in data["axes"])
-        fields["contrasts"] = tuple(Contrast(**each) for each in data["contrasts"])
-        fields["control"] = None if data["control"] is None else _pairs(data["control"])
-        fields["retired"] = tuple(data["retired"])
-        for name in ("standing", "dead_ends", "quiet", "repaired"):
-            fields[name] = _pairs(data[name])
-        return cls(**fields)
-
-
-def _pairs(data: Iterable[Any]) -> tuple[tuple[Any, Any], ...]:
-    return tuple((first, second) for first, second in data)
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a round will do, frozen before anything is submitted; jobs get its sha256 as an argument and compare."""
 
@@ -114,7 +56,6 @@ class Plan:
     constitution_digest: str
     code_digest: str
     config_digest: str
-    policy: Policy
     arms: tuple[Arm, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -130,7 +71,28 @@ class Plan:
             Arm(**{**arm, "overrides": tuple((key, value) for key, value in arm["overrides"])})
             for arm in fields.pop("arms")
         )
-        return cls(policy=Policy.from_json(fields.pop("policy")), arms=arms, **fields)
+        return cls(arms=arms, **fields)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing a campaign may vary. `kind` is log, linear, int or choice; low and high are decimal strings."""
+
+    name: str
+    key: str
+    kind: str
+    low: str = ""
+    high: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What passes from round to round, and the only thing that does: settings, never weights."""
+
+    standing: tuple[Setting, ...]
+    axes: tuple[Axis, ...]
+    dead_ends: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,12 +114,10 @@ class Outcome:
     def scored(self, item_set: str) -> bool:
         return self.status == "completed" and bool(self.outcomes.get(item_set))
 
-    def correct(self, item_set: str, families: Iterable[str] | None = None) -> list[int]:
+    def correct(self, item_set: str) -> list[int]:
         """1 or 0 an item, families in name order; the order in which two arms of one set are paired."""
-        found = self.outcomes[item_set]
-        return [
-            int(mark == "1") for family in sorted(found if families is None else families) for mark in found[family]
-        ]
+        families = self.outcomes[item_set]
+        return [int(mark == "1") for family in sorted(families) for mark in families[family]]
 
 
 @dataclass(frozen=True)
@@ -177,61 +137,14 @@ class Lift:
 
 
 @dataclass(frozen=True)
-class FamilyState:
-    """`clean_looks` counts those since a repair or a suspicion; `was_restored` outlives a TRUSTED round. `code` says what moved it."""
-
-    name: str = "UNPROVEN"
-    clean_looks: int = 0
-    was_restored: bool = False
-    code: str = "start"
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """`value` as in Look, `variance` of its fresh lift over the reference, `alarms`: families in which its own dev runs ahead of fresh."""
-
-    round: str
-    arm: str
-    value: str
-    variance: Fraction
-    alarms: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the tests said of all rounds so far, at one of them. Decimals are strings, ratios "p/q".
-
-    `rounds`: those that were looked at together. `verdict`: rule.Verdict.to_json, arms by name and rounds by name. `canaries`: of each family,
-    those that fired. `values`: of each of this round's scored arms, what the choice goes by. `old_values`: the same by the objective in
-    which every family's dev counts. `finalists`: the campaign's best so far, the best first. `power`: the gap that would have been seen.
-    """
-
-    rounds: tuple[str, ...]
-    verdict: Mapping[str, Any]
-    canaries: Mapping[str, tuple[str, ...]]
-    values: Mapping[str, str]
-    old_values: Mapping[str, str]
-    finalists: tuple[Finalist, ...]
-    power: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Evidence:
-    """All that a decision rests on: lifts on every set, the noise of retraining one recipe under other seeds, what the tests say.
-
-    `board`: of each round the printed scores that were known, by arm; `families` and `external`: the states after this look (pipeline.states).
-    `look` is None where the reference or too few arms have a score.
-    """
+    """All that a decision rests on: lifts on every set, and the noise of retraining one recipe under other seeds."""
 
     round: str
     outcomes: tuple[Outcome, ...]
     lifts: tuple[Lift, ...]
     num_replicates: int
     seed_variance: Fraction
-    board: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    look: Look | None = None
-    families: Mapping[str, FamilyState] = field(default_factory=dict)
-    external: str = "EXTERNAL-CLEAR"
 
     def lift(self, arm: str, baseline: str, item_set: str) -> Lift | None:
         wanted = (arm, baseline, item_set)
@@ -240,17 +153,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the round changed. `kept` is the promoted arm or None, `policy` the next round's; `reasons` name the article of every step.
-
-    `winner`: (round, arm) with the campaign's largest value so far. `ladder`: the board score that workers and proposers may know.
-    """
+    """What the round changed. `kept` is the promoted arm or None; `reasons` name the article of every step."""
 
     round: str
     state: str
     kept: str | None
-    policy: Policy
+    standing: tuple[Setting, ...]
+    dead_ends: tuple[Setting, ...]
     reasons: tuple[str, ...]
-    families: Mapping[str, FamilyState] = field(default_factory=dict)
-    external: str = "EXTERNAL-CLEAR"
-    winner: tuple[str, str] | None = None
-    ladder: str = ""

@@ -86,14 +86,14 @@ class Verdict:
             "gap_alarms": [_test_json(test) for test in self.gap_alarms],
             "gap_suspects": [_test_json(test) for test in self.gap_suspects],
             "arm_alarms": [_test_json(test) for test in self.arm_alarms],
-            "upper_bounds": {family: digits(bound) for family, bound in sorted(self.upper_bounds.items())},
-            "e_value": digits(self.board.e_value),
-            "carried": {family: digits(value) for family, value in sorted(self.board.carried.items())},
+            "upper_bounds": {family: _digits(bound) for family, bound in sorted(self.upper_bounds.items())},
+            "e_value": _digits(self.board.e_value),
+            "carried": {family: _digits(value) for family, value in sorted(self.board.carried.items())},
             "named": self.named if self.board_suspect else None,
             "board_alarm": self.board_alarm,
             "board_suspect": self.board_suspect,
             "board_near": self.board_near,
-            "leak_scores": [digits(score) for score in self.leak.scores],
+            "leak_scores": [_digits(score) for score in self.leak.scores],
             "leak_alarm": self.leak_alarm,
             "alarm": self.alarm,
         }
@@ -192,6 +192,5 @@ def _test_json(test: GapTest) -> dict[str, Any]:
     }
 
 
-def digits(value: Decimal) -> str:
-    """Twelve of them, as text."""
+def _digits(value: Decimal) -> str:
     return f"{value:.11E}"

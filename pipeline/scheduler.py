@@ -10,8 +10,6 @@ results: files say what happened.
 from __future__ import annotations
 
 import os
-import platform
-import re
 import shlex
 import shutil
 import signal
@@ -28,9 +26,6 @@ from typing import Any
 from pipeline.errors import ConfigError, Interrupted, NotFound, WorkFailed
 
 IN_RUNTIME = ("worker", "reference", "meta")
-REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
-SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
-"""In the name of a variable whose value nobody but its owner may see."""
 Stage = tuple[str, ...]
 """A stage's name and its arguments, such as ("worker", "/runs/demo", "r0001", "a3", "--plan", "<sha256>")."""
 
@@ -52,23 +47,17 @@ class Resources:
     flags: tuple[tuple[str, str], ...] = ()  # partition, account, qos, reservation, constraint where they are set
 
 
-def command(stage: Stage, runtime: Sequence[str] = ()) -> list[str]:
+def command(stage: Stage) -> list[str]:
     """The process that runs a stage: Python, safe path, `-m pipeline`. What trains or judges does so in the site's runtime.
 
-    The runtime is words that end with a Python (cluster.runtime), such as `apptainer exec --nv $IMAGE python3`; inside a job they come as
-    POSTRAIN_RUNTIME. Without any it is this very Python. Whatever talks to Slurm stays outside. Raises ConfigError for a
-    variable that is not set, NotFound where the first word is no program here.
+    The runtime is POSTRAIN_RUNTIME, shell words that end with a Python (cluster.runtime), such as `apptainer exec --nv "$IMAGE" python3`; without
+    it this very Python. Whatever talks to Slurm stays outside. Raises ConfigError for a variable that is not set.
     """
-    words = list(runtime) or shlex.split(os.environ.get("POSTRAIN_RUNTIME", ""))
-    chosen = [os.path.expandvars(word) for word in words] if stage[0] in IN_RUNTIME else []
-    if unset := [word for word in chosen if "$" in word]:
+    words = shlex.split(os.environ.get("POSTRAIN_RUNTIME", "")) if stage[0] in IN_RUNTIME else []
+    runtime = [os.path.expandvars(word) for word in words] or [sys.executable]
+    if unset := [word for word in runtime if "$" in word]:
         raise ConfigError(f"cluster.runtime has {unset[0]}, which is not set", "Export it in cluster.setup")
-    if chosen and shutil.which(chosen[0]) is None:
-        raise NotFound(
-            f"cluster.runtime begins with {chosen[0]}, which is no program on {platform.node()}",
-            "Install it there, or put it on PATH in cluster.setup (`module load ...`); cluster.runtime=[] takes this Python",
-        )
-    return [*(chosen or [sys.executable]), "-P", "-m", "pipeline", *stage]
+    return [*runtime, "-P", "-m", "pipeline", *stage]
 
 
 def run_stage(*stage: str) -> None:
@@ -81,11 +70,7 @@ def run_stage(*stage: str) -> None:
     # A runtime that is a job step of its own (pyxis) has its own SLURM_PROCID: which task this is stands in POSTRAIN_TASK.
     task = {"POSTRAIN_TASK": os.environ.get("SLURM_PROCID", "0")}
     actual = ("chain", *stage[1:], "--meta") if stage[0] == "meta" else stage
-    try:
-        child = subprocess.Popen(command(actual), env={**os.environ, **task})
-    except ConfigError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+    child = subprocess.Popen(command(actual), env={**os.environ, **task})
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -93,9 +78,9 @@ def run_stage(*stage: str) -> None:
     for name in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(name, pass_on)
     code = child.wait()
-    if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and requeue_this_job() == FORBIDDEN:
+    if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and not requeue_this_job():
         if stage[0] == "worker":  # what the reference's job leaves is done by the meta stage
-            # Another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
+            # The site forbids it: another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
             subprocess.run(command(("rerun", stage[1], stage[3], "--round", stage[2])))
     if code:
         raise SystemExit(code)
@@ -172,34 +157,27 @@ def sbatch_texts(
 
 
 def run_local(
-    stages: Sequence[Stage],
-    code_dir: Path,
-    at_once: int,
-    logs_dir: Path,
-    watch: Callable[[], None] = lambda: None,
-    runtime: Sequence[str] = (),
+    stages: Sequence[Stage], code_dir: Path, at_once: int, logs_dir: Path, watch: Callable[[], None] = lambda: None
 ) -> dict[str, int]:
     """Run stages as child processes, `at_once` side by side; `watch` is called between polls. Returns exit codes by log name.
-
-    runtime: as of `command`, whose errors come before anything runs.
 
     A failed stage does not stop the others. On Ctrl-C or SIGTERM every running stage is ended (it saves what it can) and the
     interrupt goes on to the caller.
     """
     logs_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(code_dir)}
-    waiting = [(stage, command(stage, runtime)) for stage in stages]
+    waiting = list(stages)
     running: dict[str, subprocess.Popen[bytes]] = {}
     codes: dict[str, int] = {}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as Ctrl-C does
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                stage, words = waiting.pop(0)
+                stage = waiting.pop(0)
                 name = "_".join(stage[2:4]) if stage[0] == "worker" else stage[0]
                 with open(logs_dir / f"{name}.log", "ab") as log:
                     running[name] = subprocess.Popen(
-                        words, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                        command(stage), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
                     )
             watch()
             time.sleep(0.1)
@@ -214,22 +192,12 @@ def run_local(
     return codes
 
 
-def requeue_this_job() -> str:
-    """Have Slurm start the job that we run in again; returns REQUEUED, FORBIDDEN, or ENDED where that is not ours to say.
-
-    FORBIDDEN: there is no Slurm, or it refuses. ENDED: the job does not run any more, for somebody cancelled or requeued it. From inside,
-    `scontrol requeue` would bring a cancelled job back; it is refused to one that goes back by itself, beside which no other may
-    start. A job whose time is up may go on.
-    """
+def requeue_this_job() -> bool:
+    """Ask Slurm to requeue the job that we run in; False outside Slurm or when the site refuses."""
     job = os.environ.get("SLURM_JOB_ID")
     if not job or shutil.which("scontrol") is None:
-        return FORBIDDEN
-    said = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True).stdout
-    words: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", said))
-    if words.get("JobState", "RUNNING") != "RUNNING" and words.get("Reason") != "TimeLimit":
-        return ENDED
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True)
-    return FORBIDDEN if done.returncode else REQUEUED
+        return False
+    return subprocess.run(["scontrol", "requeue", job], capture_output=True).returncode == 0
 
 
 def this_job() -> str:
@@ -250,14 +218,10 @@ def slurm_answers() -> bool:
 
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Without the caller's SBATCH_* and SLURM_* variables, which would leak into the submission; SLURM_CONF is kept.
-
-    And without what is named as a secret is: sbatch copies its environment into job records. What a job must know lies in files.
-    """
+    """Without the caller's SBATCH_* and SLURM_* variables, which would leak into the submission; SLURM_CONF is kept."""
     kept = dict(os.environ)
     for name in kept:
-        leaks = name.startswith(("SBATCH_", "SLURM_", "SRUN_")) and name != "SLURM_CONF"
-        if leaks or SECRET.search(name):
+        if name.startswith(("SBATCH_", "SLURM_", "SRUN_")) and name != "SLURM_CONF":
             del os.environ[name]
     try:
         yield

@@ -174,38 +174,10 @@ class SettingEntry:
 
 
 @dataclass
-class QuietEntry:
-    axis: str
-    looks: int
-
-
-@dataclass
-class ContrastEntry:
-    family: str
-    key: str
-    expects: str
-
-
-@dataclass
-class RepairEntry:
-    family: str
-    round: str
-
-
-@dataclass
 class PolicySetting:
-    """`axes` are a person's choice; the rest is what the last decision wrote (records.Policy)."""
-
     axes: list[AxisSetting]
     standing: list[SettingEntry] = field(default_factory=list)
     dead_ends: list[SettingEntry] = field(default_factory=list)
-    quiet: list[QuietEntry] = field(default_factory=list)
-    retired: list[str] = field(default_factory=list)
-    replicates: int = 0
-    contrasts: list[ContrastEntry] = field(default_factory=list)
-    has_control: bool = False
-    control: list[SettingEntry] = field(default_factory=list)
-    repaired: list[RepairEntry] = field(default_factory=list)
 
 
 @dataclass

@@ -46,15 +46,11 @@ def canonical(value: Any) -> bytes:
 
 
 def digest(value: Any) -> str:
-    return digest_bytes(canonical(value))
+    return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def digest_text(text: str) -> str:
-    return digest_bytes(text.encode())
-
-
-def digest_bytes(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -123,18 +119,6 @@ class Log:
                 if {key: value for key, value in record.items() if key not in ("seq", "previous")} == wanted:
                     return
             self._write(file, event, payload)
-
-    def append_news(self, event: str, about: Mapping[str, Any], **payload: Any) -> None:
-        """Append unless the newest record of this event about the same thing says the same: what is true again is told again."""
-        wanted = plain({**about, **payload})
-        with self._held() as file:
-            same = [
-                record
-                for record in self.records()
-                if record["event"] == event and all(record.get(name) == value for name, value in plain(about).items())
-            ]
-            if not same or {key: same[-1].get(key) for key in wanted} != wanted:
-                self._write(file, event, wanted)
 
     def records(self) -> list[dict[str, Any]]:
         """All records. Raises IntegrityError naming the first record whose chain does not hold."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from pipeline.errors import ConfigError
-from pipeline.records import Axis, Contrast, Policy, Setting
-from pipeline.schema import SettingEntry, Settings
+from pipeline.records import Axis, Policy, Setting
+from pipeline.schema import Settings
 
 SOURCE = Path(__file__).resolve().parent.parent / "hydra_conf"
 """Beside the package: in the checkout, and in the frozen code of a campaign."""
@@ -124,22 +124,11 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
 
 def policy_of(settings: Settings) -> Policy:
     """The policy as a record."""
-    policy = settings.policy
-    return Policy(
-        axes=tuple(Axis(a.name, a.key, a.kind, a.low, a.high, tuple(a.choices)) for a in policy.axes),
-        standing=_pairs(policy.standing),
-        dead_ends=_pairs(policy.dead_ends),
-        quiet=tuple((each.axis, each.looks) for each in policy.quiet),
-        retired=tuple(policy.retired),
-        replicates=policy.replicates,
-        contrasts=tuple(Contrast(each.family, each.key, each.expects) for each in policy.contrasts),
-        control=_pairs(policy.control) if policy.has_control else None,
-        repaired=tuple((each.family, each.round) for each in policy.repaired),
-    )
-
-
-def _pairs(entries: Iterable[SettingEntry]) -> tuple[Setting, ...]:
-    return tuple((entry.key, entry.value) for entry in entries)
+    pairs = {
+        name: tuple((s.key, s.value) for s in getattr(settings.policy, name)) for name in ("standing", "dead_ends")
+    }
+    axes = tuple(Axis(a.name, a.key, a.kind, a.low, a.high, tuple(a.choices)) for a in settings.policy.axes)
+    return Policy(axes=axes, **pairs)
 
 
 def value_of(settings: Settings, key: str) -> str:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from pipeline.gaptest import ALL
-from pipeline.records import FamilyState
 from pipeline.rule import Verdict
 
 UNPROVEN, TRUSTED, SUSPECT, RESTORED = "UNPROVEN", "TRUSTED", "SUSPECT", "RESTORED"
@@ -51,10 +50,20 @@ PERMITS: Mapping[str, Permit] = {
     TRUSTED: Permit(True, True, True, True, False, False, False, False, "1"),
     SUSPECT: Permit(False, False, False, False, False, True, False, False, "1"),
     OVERFIT: Permit(False, False, False, False, True, False, False, True, "1"),
-    SHIFT: Permit(False, False, False, False, True, False, True, False, "1"),
+    SHIFT: Permit(False, False, False, False, True, True, True, False, "1"),
     RESTORED: Permit(True, False, False, True, False, False, False, False, "0.5"),
 }
 """UNPROVEN dev is pooled with fresh: simulated, that chooses better than fresh alone in every world (docs/evidence.md)."""
+
+
+@dataclass(frozen=True)
+class FamilyState:
+    """`clean_looks` counts those since a repair or a suspicion; `was_restored` outlives a TRUSTED round. `code` says what moved it."""
+
+    name: str = UNPROVEN
+    clean_looks: int = 0
+    was_restored: bool = False
+    code: str = "start"
 
 
 @dataclass(frozen=True)

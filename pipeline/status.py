@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -63,7 +63,7 @@ class ArmStatus:
 
 def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | None = None) -> list[ArmStatus]:
     """Every arm of one round. jobs: "r0001/a3" -> what Slurm says of its newest job."""
-    gpus, known = gpus_of_an_arm(folder.config), jobs or {}
+    gpus, known = _gpus_of_an_arm(folder.config), jobs or {}
     return [
         _arm_status(folder, arm.name, arm.role, gpus, known.get(f"{folder.name}/{arm.name}"))
         for arm in folder.frozen_plan().arms
@@ -71,26 +71,11 @@ def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | No
 
 
 @cache
-def gpus_of_an_arm(config: Path) -> int:
-    """0 without GPUs. From the frozen file, which never changes; as plain YAML, for a status must be quick."""
+def _gpus_of_an_arm(config: Path) -> int:
+    """From the frozen file, which never changes; as plain YAML, for a status must be quick."""
     chosen = yaml.safe_load(config.read_text())
     layout = chosen["parallelism"]
     return int(chosen["cluster"]["gpus_per_node"] and layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"])
-
-
-def gpu_hours(campaign: Campaign, folder: Round, rows: Sequence[ArmStatus]) -> dict[str, Any] | None:
-    """Used so far and expected of the whole round, with what the expectation rests on; None where arms have no GPU."""
-    if not gpus_of_an_arm(folder.config):
-        return None
-    from pipeline import forecast, settings  # not before they are needed: a status must be quick
-
-    expected = forecast.forecast(settings.load(folder.config), len(rows), campaign.frozen_rounds())
-    used = round(sum(row.gpu_hours for row in rows), 3)
-    return {
-        "used": used,
-        "forecast": expected and round(expected.hours, 3),
-        "source": expected.source if expected else "",
-    }
 
 
 def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) -> ArmStatus:
@@ -121,11 +106,8 @@ def _state(
         return "completed", ""
     waits = f"{job.reason} {'starts ' + job.expected_start if job.expected_start else ''}".strip() if job else ""
     if attempt is None:
-        if job is None:
+        if job is None or job.state == "UNKNOWN":
             return "waiting", ""
-        if job.state == "UNKNOWN":  # Slurm is silent, or has forgotten it: for a while that is nothing
-            silent = time.time() - folder.jobs.stat().st_mtime if folder.jobs.exists() else 0.0
-            return ("unknown", f"Slurm does not know job {job.job_id}") if silent > SILENT_SECONDS else ("waiting", "")
         return ("queued", waits) if job.waits else ("starting", "") if job.runs else ("lost", _ended(job))
     if last["phase"] in ("completed", "failed"):
         return str(last["phase"]), str(last.get("detail", ""))

@@ -51,9 +51,6 @@ def add(verb: Verb) -> None:
         sub.add_argument("--dry-run", action="store_true")
         if name == "rerun":
             sub.add_argument("--failed", action="store_true", help="those that began and have no score")
-            sub.add_argument(
-                "--saved", action="store_true", help="from inside an arm's job: requeue it, else another job"
-            )
 
     sub = of_round("close", close_verb, "Close a round by hand, with what is there; below the quorum nothing changes.")
     sub.add_argument("round", nargs="?", help="default: the newest")
@@ -85,19 +82,11 @@ def status_verb(arguments: argparse.Namespace) -> None:
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     if arguments.json:
         facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
-        hours = status.gpu_hours(campaign, folder, rows)
-        print(json.dumps({**facts, "submitted": submitted, "gpu_hours": hours, "arms": status.as_json(rows)}, indent=1))
+        print(json.dumps({**facts, "submitted": submitted, "arms": status.as_json(rows)}, indent=1))
         return
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
-    if hours := status.gpu_hours(campaign, folder, rows):
-        forecast = (
-            f"{hours['forecast']:,.2f} forecast, {hours['source']}"
-            if hours["forecast"]
-            else "no rate is known to forecast"
-        )
-        print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
     shown = shlex.quote(str(arguments.campaign))
     without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
     if folder.closed.exists():
@@ -158,15 +147,9 @@ def cancel_verb(arguments: argparse.Namespace) -> None:
 
 
 def rerun_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import control, scheduler, status, view
+    from pipeline import control, status, view
 
     campaign, folder = found(arguments, arguments.round)
-    if arguments.saved and (done := scheduler.requeue_this_job()) != scheduler.FORBIDDEN:
-        print(
-            f"job {scheduler.this_job()} is {done}"
-            + ("" if done == scheduler.REQUEUED else " by somebody's word: no other is started")
-        )
-        return
     with view.follow(lambda: status.round_status(campaign, folder)) as watch:
         said = control.rerun(
             campaign, folder, arguments.arms, failed=arguments.failed, dry_run=arguments.dry_run, watch=watch

@@ -126,7 +126,7 @@ def test_no_decision_reads_what_a_trial_says_of_its_time(tmp_path: Path) -> None
             results.write_result(folder.published(arm.name), attributes(folder.frozen_plan(), arm), items, rows, {})
             os.utime(folder.published(arm.name), (told % 2**32, told % 2**32))
         decision = meta.close(campaign, folder)
-        decided.append((decision.state, decision.kept, decision.policy.standing, read_json(folder.evidence)["lifts"]))
+        decided.append((decision.state, decision.kept, decision.standing, read_json(folder.evidence)["lifts"]))
     assert decided[0] == decided[1] and decided[0][1] == "a2"
 
 

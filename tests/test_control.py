@@ -15,7 +15,7 @@ from pipeline.__main__ import main
 from pipeline.errors import ConfigError, NoProgress, NotFound
 from pipeline.jobs import Job
 from pipeline.layout import Campaign, Round, read_json
-from tests.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
+from tests.campaigns import OVERRIDES, frozen_campaign, publish, tree
 
 
 @pytest.fixture
@@ -174,34 +174,6 @@ def test_silence_has_a_deadline(campaign, folder, monkeypatch) -> None:
     assert status.round_status(campaign, folder)[1].state == "unknown"
     running = {"r0001/a1": Job("7_1", "RUNNING", "n2")}
     assert status.round_status(campaign, folder, running)[1].state == "running"
-
-
-def test_a_job_that_slurm_does_not_know_is_unknown_after_a_while(campaign, folder) -> None:
-    jobs.record_submission(folder, {"r0001/a1": "7_1"}, "8", "round")
-    silent = {"r0001/a1": Job("7_1", "UNKNOWN")}
-    assert status.round_status(campaign, folder, silent)[1].state == "waiting"
-    os.utime(folder.jobs, (0, time.time() - 2 * status.SILENT_SECONDS))
-    row = status.round_status(campaign, folder, silent)[1]
-    assert (row.state, row.detail) == ("unknown", "Slurm does not know job 7_1")
-
-
-def test_gpu_hours_are_those_used_and_the_forecast(tmp_path, capsys) -> None:
-    campaign = fresh_campaign(tmp_path)
-    folder = launch.freeze(campaign, "r0001", [*OVERRIDES, "cluster=slurm", "cluster.gpus_per_node=2"])
-    attempt = folder.claim_attempt("a1")
-    began = time.time() - 7200
-    marks = [
-        {"phase": "claim", "at": began, "detail": ""},
-        {"phase": "failed", "at": began + 3600, "detail": "crashed"},
-    ]
-    attempt.phases.write_text("".join(json.dumps(mark) + "\n" for mark in marks))
-    os.utime(attempt.phases, (began, began))
-    assert main(["status", str(campaign.folder), "--json"]) == 0
-    hours = json.loads(capsys.readouterr().out)["gpu_hours"]
-    assert hours["used"] == 2.0  # an hour of two
-    assert hours["forecast"] > 0 and hours["source"].startswith("assumed")
-    assert main(["status", str(campaign.folder)]) == 0
-    assert "GPU-hours of the round: 2.00 used; " in capsys.readouterr().out
 
 
 def test_dead_process_of_this_machine_is_lost(campaign, folder) -> None:

@@ -5,7 +5,6 @@ The whole round, eight arms and the meta stage, runs on the testbed in tests/slu
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -114,23 +113,6 @@ def test_an_arm_that_ends_while_it_is_judged_is_not_trained_again(campaign: Camp
     assert read_json(first.sealed)["adapter_digest"] == read_attributes(folder.published(arm))["adapter_digest"]
     assert json.loads(read_attributes(folder.published(arm))["coverage"])["trained_by_attempt"] == 0
     assert len(read_outcome(folder.published(arm), "").outcomes["fresh"]) == 3
-
-
-def test_an_arm_cut_short_between_decoding_and_its_result_is_published_by_the_next_start(
-    campaign: Campaign, attempt: Attempt, tmp_path: Path
-) -> None:
-    """Everything was decoded and kept, nothing of it scored: the node was lost just then."""
-    copy = Campaign.at(shutil.copytree(campaign.folder, tmp_path / campaign.name))
-    folder = copy.round("r0001")
-    (first,) = folder.attempts("a2")
-    whole = read_outcome(folder.published("a2"), "")
-    folder.published("a2").unlink()
-    first.result.unlink()
-    first.completions_dir.rename(first.decoded_dir)
-    done = pipeline("worker", copy.folder, "r0001", "a2")
-    assert done.returncode == 0, done.stderr
-    assert read_attributes(folder.published("a2"))["attempt"] == 1
-    assert read_outcome(folder.published("a2"), "").outcomes == whole.outcomes
 
 
 def test_finished_shards_of_completions_outlive_the_node(tmp_path: Path) -> None:

@@ -53,14 +53,14 @@ def test_a_replaced_setting_stands_once_and_last(settings_before, setting):
 
 @given(st.lists(arms_of_any_kind))
 def test_plan_survives_its_own_json(arms):
-    frozen = Plan("demo-1", "r0001", "i" * 64, "c" * 64, "d" * 64, "e" * 64, Policy((), (RATE, RANK)), tuple(arms))
+    frozen = Plan("demo-1", "r0001", "i" * 64, "c" * 64, "d" * 64, "e" * 64, tuple(arms))
     assert Plan.from_json(json.loads(seal.canonical(frozen.to_json()))) == frozen
 
 
 @pytest.mark.parametrize("change", [{"schema": 2}, {"colour": "red"}, {"arms": [{"index": 0}]}, {"arms": 3}, []])
 def test_plan_of_another_form_is_refused(change, tmp_path):
     folder = Campaign(tmp_path).round("r0001")
-    frozen = Plan("demo-1", "r0001", "i", "c", "d", "e", Policy((), ()), plan.reference_arms(1)).to_json()
+    frozen = Plan("demo-1", "r0001", "i", "c", "d", "e", plan.reference_arms(1)).to_json()
     write_file(folder.plan, json.dumps(frozen))
     assert folder.frozen_plan().to_json() == frozen
     write_file(folder.plan, json.dumps(change if isinstance(change, list) else {**frozen, **change}))
@@ -185,8 +185,11 @@ def test_where_axes_outnumber_arms_every_axis_gets_its_turn(default):
 def test_a_choice_is_found_while_one_is_left(round_number, current, dead):
     policy = Policy((), (RANK,), tuple((RANK.key, value) for value in sorted(dead)))
     left = set(RANK.choices) - dead - {current}
-    setting = plan.move(policy, RANK, round_number, 3, {RANK.key: current})
-    assert setting[1] in left if left else setting is None
+    if left:
+        assert plan.move(policy, RANK, round_number, 3, {RANK.key: current})[1] in left
+    else:
+        with pytest.raises(ConfigError, match="no value left"):
+            plan.move(policy, RANK, round_number, 3, {RANK.key: current})
 
 
 @pytest.mark.parametrize(("one", "other", "same"), [("0.004", "4e-3", True), ("16", "16.0", True), ("short", "short", True),

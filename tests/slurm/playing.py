@@ -13,7 +13,6 @@ import pytest
 
 from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines
 from pipeline.results import read_attributes, status_of
-from slurm.testbed.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 900
@@ -176,34 +175,22 @@ def attempted(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **WHO)
 
 
-def pids(cluster: Testbed, name: str) -> list[int]:
-    """Processes of that name, of this cluster's daemons and jobs and nobody else's."""
-    own = set(cluster.processes())
+def pids(name: str) -> list[int]:
     found = []
-    for pid in own.union(*map(descendants, own)):
+    for entry in Path("/proc").glob("[0-9]*/comm"):
         try:
-            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
-                found.append(pid)
+            if entry.read_text().strip() == name:
+                found.append(int(entry.parent.name))
         except OSError:
             continue
-    return sorted(found)
+    return found
 
 
 def task(job: str, index: int) -> str:
     return job if "_" in job else f"{job}_{index}"
 
 
-def first_step(folder: Round, arm: str, attempt: int) -> int:
-    """The first that an attempt trained itself: what stands before its newest start came along with the state."""
-    lines = read_json_lines(Attempt(folder.folder / arm / f"attempt_{attempt:02d}").progress)
+def first_step(folder: Round, attempt: int) -> int:
+    lines = read_json_lines(Attempt(folder.folder / "a4" / f"attempt_{attempt:02d}").progress)
     begun = max((number for number, line in enumerate(lines) if line["phase"] == "start"), default=0)
     return next((line["step"] for line in lines[begun:] if line["phase"] == "train"), 0)
-
-
-def submissions(folder: Round) -> list[dict[str, Any]]:
-    return read_json_lines(folder.jobs)
-
-
-def queued() -> list[str]:
-    """Every job and array task that waits or runs."""
-    return run("squeue", "--all", "--noheader", "--array", "--format=%i").split()

@@ -1,23 +1,20 @@
 """The drill, whole rounds: see test_drill_arms.py."""
 
-import ctypes
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from pipeline.layout import Campaign, read_json
+from pipeline.layout import Campaign, read_json, read_json_lines
 from slurm.testbed.testbed import Testbed
 from tests.campaigns import publish, publish_reference, tree
 from tests.slurm.playing import (
@@ -26,15 +23,13 @@ from tests.slurm.playing import (
     WHO,
     attempted,
     completed,
-    descendants,
     digest,
     own,
+    pids,
     pipeline,
-    queued,
     sbatch,
     start,
     states,
-    submissions,
     training,
     undisturbed,
     until,
@@ -62,14 +57,8 @@ def test_two_metas_and_two_rounds_at_once(drilled: Campaign, ends: Callable[[str
             pool.map(lambda _: attempted([*command, "round", str(drilled.folder), "cluster=testbed"]), range(2))
         )
     assert sorted(each.returncode for each in rounds) == [0, 2], [each.stderr for each in rounds]
-    following = drilled.round("r0002")
-    assert len(submissions(following)) == 1
-    training(following, "a0", steps=5)
+    assert len(read_json_lines(drilled.round("r0002").jobs)) == 1
     pipeline("cancel", drilled.folder)
-    jobs = [*submissions(following)[0]["tasks"].values(), submissions(following)[0]["meta"]]
-    until(lambda: not set(jobs) & set(queued()), "the cancelled round's end")
-    assert len(following.attempts("a0")) == 1 and not following.published("a0").exists()
-    assert len(submissions(following)) == 1
     ends("two metas, two rounds at once", "one decision, one submission; the other says who has it")
 
 
@@ -242,8 +231,6 @@ def test_a_meta_stage_killed_between_any_two_writes_is_run_again(
 NO_OP = """
 import sys, tempfile
 from pathlib import Path
-make = tempfile.mkdtemp  # all of it in one folder, what has a fixed place, too: others use /tmp
-tempfile.mkdtemp = lambda suffix=None, prefix=None, dir=None: make(suffix, prefix)
 from pipeline import image, namespace
 from pipeline.sandbox import Sandbox
 
@@ -260,66 +247,39 @@ with tempfile.TemporaryDirectory(prefix="noop-") as folder:
 
 
 def test_a_hundred_rounds_of_eight_leave_nothing_behind(
-    drilled: Campaign, tmp_path: Path, ends: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+    drilled: Campaign, tmp_path: Path, ends: Callable[[str, str], None]
 ) -> None:
-    """Arms that mount, fork, enter a sandbox, touch two files and end. Others may use this machine meanwhile: only our own is looked at."""
+    """Arms that mount, fork, enter a sandbox, touch two files and end."""
     from pipeline import scheduler
 
-    code, scratch = tmp_path / "code", Path(tempfile.mkdtemp(prefix="drill-", dir="/tmp"))
+    code = tmp_path / "code"
     shutil.copytree(ROOT / "pipeline", code / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
     (code / "pipeline" / "__main__.py").write_text(NO_OP)
-    scratch.chmod(0o755)  # sandboxed processes are another user's
-    monkeypatch.setenv("TMPDIR", str(scratch))
     tree_digest = str(read_json(drilled.image.with_name(drilled.image.name + ".json"))["tree_digest"])
-    seconds, cpu_seconds = [], []
-    with adopting():
-        before = descendants(os.getpid())
-        for _ in range(100):
-            begun, spent = time.monotonic(), spent_by_children()
-            stages = [("worker", str(drilled.image), tree_digest, f"a{n}") for n in range(8)]
-            codes = scheduler.run_local(stages, code, 2, tmp_path / "logs")
-            assert set(codes.values()) == {0}, [path.read_text()[-500:] for path in (tmp_path / "logs").iterdir()]
-            seconds.append(time.monotonic() - begun)
-            cpu_seconds.append(spent_by_children() - spent)
-        # One that is killed with its parent may need a moment.
-        until(lambda: not alive(set(descendants(os.getpid())) - set(before)), "the end of every process of an arm", 30)
-    assert not [line for line in Path("/proc/mounts").read_text().splitlines() if str(scratch) in line]
-    scratch.rmdir()  # an error where something is left in it
-    # Of the processors' time, for the clock's is the machine's other users' too.
-    early, late = sorted(cpu_seconds[:20])[10], sorted(cpu_seconds[-20:])[10]
-    assert late < 1.3 * early
+    seconds, before = [], _left()
+    for _ in range(100):
+        begun = time.monotonic()
+        stages = [("worker", str(drilled.image), tree_digest, f"a{n}") for n in range(8)]
+        codes = scheduler.run_local(stages, code, 2, tmp_path / "logs")
+        assert set(codes.values()) == {0}, [path.read_text()[-500:] for path in (tmp_path / "logs").iterdir()]
+        seconds.append(time.monotonic() - begun)
+    assert _left() == before
     early, late = sorted(seconds[:20])[10], sorted(seconds[-20:])[10]
+    assert late < 1.2 * early
     ends(
         "100 rounds of 8 no-op arms",
         f"no mount, process or file left; {early:.2f} s a round at the beginning, {late:.2f} s at the end (medians)",
     )
 
 
-@contextmanager
-def adopting() -> Iterator[None]:
-    """What outlives its parent becomes a child of this process, and not of init, where nobody would know whose it was."""
-    set_child_subreaper = 36
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.prctl(set_child_subreaper, 1, 0, 0, 0) == 0
-    try:
-        yield
-    finally:
-        libc.prctl(set_child_subreaper, 0, 0, 0, 0)
-
-
-def alive(found: Iterable[int]) -> list[str]:
-    """Names of those that have not ended; what only waits to be asked how it ended has."""
-    names = []
-    for pid in found:
-        with suppress(OSError):
-            name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-            names += [name] if rest.split()[0] != "Z" else []
-    return names
-
-
-def spent_by_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _left() -> tuple[list[str], list[str], list[str]]:
+    """Mounts, processes and files that arms make."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    names = [name for name in ("squashfuse", "bwrap", "fuse-overlayfs") if pids(name)]
+    files = [
+        path.name for path in Path("/tmp").iterdir() if path.name.startswith(("noop-", "sandbox-", "arm-", "judge-"))
+    ]
+    return sorted(mounts), names, sorted(files)
 
 
 def test_the_site_s_own_drill_finds_nothing_bad_here(ends: Callable[[str, str], None], testbed: Testbed) -> None:
