@@ -147,9 +147,7 @@ def record(log: seal.Log, payload: Mapping[str, Any]) -> bool:
     done: list[bool] = []
 
     def make(records: list[dict[str, Any]]) -> tuple[str, Mapping[str, Any]] | None:
-        num_reserved = len(submissions.ledger(records))
-        if not 1 <= payload["number"] <= num_reserved:
-            raise NotFound(f"number {payload['number']} is not reserved", f"The log has {num_reserved} submissions")
+        check_reserved(records, payload["number"])
         mine = [one for one in records if one["event"].startswith("board_") and one["number"] == payload["number"]]
         scores = [one for one in mine if one["event"] == "board_score"]
         if scores and scores[-1].get("withdrawn") and "by" not in payload:
@@ -164,6 +162,13 @@ def record(log: seal.Log, payload: Mapping[str, Any]) -> bool:
 
     log.append_from(make)
     return bool(done)
+
+
+def check_reserved(records: list[dict[str, Any]], number: int) -> None:
+    """Raises NotFound for a number that is not reserved."""
+    num_reserved = len(submissions.ledger(records))
+    if not 1 <= number <= num_reserved:
+        raise NotFound(f"number {number} is not reserved", f"The log has {num_reserved} submissions")
 
 
 class Board:

@@ -109,7 +109,7 @@ def push_verb(arguments: argparse.Namespace) -> None:
 
 
 def score_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import board, submissions
+    from pipeline import board, seal, submissions
     from pipeline.campaign import facts_of
 
     if (arguments.score is None) != arguments.withdraw:
@@ -117,12 +117,11 @@ def score_verb(arguments: argparse.Namespace) -> None:
     campaign = Campaign.at(arguments.campaign)
     facts_of(campaign)
     said = f"number {arguments.number} " + ("is withdrawn" if arguments.withdraw else f"scored {arguments.score}")
+    if arguments.score is not None:
+        submissions.parse_score(arguments.score)
+    board.check_reserved(seal.Log(campaign.log).records(), arguments.number)
     if arguments.dry_run:
-        print(
-            f"would log: {said}"
-            if arguments.withdraw
-            else f"would log: {said} ({submissions.parse_score(arguments.score)})"
-        )
+        print(f"would log: {said}")
         return
     board.set_score(campaign, arguments.number, arguments.score)
     print(f"{said}; the next meta stage takes it up")

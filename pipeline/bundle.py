@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
 import zipfile
@@ -34,7 +35,6 @@ CHOICES = {
 }
 BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, IndexError)
 """What `zipfile` raises on archives that it cannot read, each by another byte that was changed."""
-MOST_BYTES = 2**40  # of an archive that is opened, unpacked
 _STAMP = (2000, 1, 1, 0, 0, 0)  # the same campaign gives the same archive
 
 
@@ -122,8 +122,12 @@ def opened(path: Path) -> Iterator[Path]:
 def unpack(archive: zipfile.ZipFile, folder: Path) -> None:
     """Plain files and folders, below `folder` and nowhere else. Raises IntegrityError for another path, a repeated name, or too much."""
     entries = archive.infolist()
-    if sum(entry.file_size for entry in entries) > MOST_BYTES:
-        raise IntegrityError(f"the bundle would unpack to more than {MOST_BYTES} bytes", "It is no bundle of ours")
+    size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
+    if size > free:
+        raise IntegrityError(
+            f"the bundle would unpack to {size:,} bytes and {folder.parent} has room for {free:,}",
+            "TMPDIR names a larger place; or it is no bundle of ours",
+        )
     if len({entry.filename for entry in entries}) != len(entries):
         raise IntegrityError("the bundle has a name twice", "It is no bundle of ours")
     for entry in entries:

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from pipeline import audit, bundle, canon, heads, referee, seal, search
 from pipeline.__main__ import main
+from pipeline.errors import IntegrityError
 from pipeline.findings import Report
 from pipeline.records import Decision
 from tests import tampering
@@ -303,6 +305,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 BLOCKED = f"""
 import sys
+import zipfile
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {NOT_NEEDED!r}:
@@ -376,6 +379,15 @@ def test_files_left_out_are_told(ours: SealedCampaign, folder: Path, tmp_path: P
     told = "\n".join(reports[0].not_verifiable)
     assert "files are not there and known by digest alone" in told and "32 adapters are not there" in told
     assert not any("digest alone" in what for what in reports[1].not_verifiable)
+
+
+def test_a_bundle_that_is_larger_than_the_disk_is_not_unpacked(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle.zip"
+    bundle.export(folder, out)
+    with zipfile.ZipFile(out) as archive:
+        archive.infolist()[0].file_size = 2**50  # as a bomb's directory says
+        with pytest.raises(IntegrityError, match="has room for"):
+            bundle.unpack(archive, tmp_path)
 
 
 def test_a_bundle_is_the_same_bytes_again_and_describes_its_files(folder: Path, tmp_path: Path) -> None:

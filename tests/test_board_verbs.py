@@ -98,6 +98,7 @@ def test_a_score_is_typed_revised_and_withdrawn(campaign, capsys):
         (("score", "1", "84"), "Valid: a decimal from 0 to 1"),
         (("score", "1", "84", "--dry-run"), "Valid: a decimal from 0 to 1"),
         (("score", "2", "0.84"), "number 2 is not reserved"),
+        (("score", "2", "0.84", "--dry-run"), "number 2 is not reserved"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(campaign, capfd, words, said):
