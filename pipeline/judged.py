@@ -3,6 +3,7 @@ override derived again from the records before it, by the very lines that the me
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -225,7 +226,8 @@ def check_submissions(records: Sequence[Record], report: Report) -> None:
     since = len(report.findings)
     why = _refused(records)
     if why:
-        seq = next(record["seq"] for record in sent if _refused(records[: record["seq"] + 1]))
+        # The first record at which a replay stops; one that stops it stops every longer one.
+        seq = bisect_left(range(len(records)), True, key=lambda last: bool(_refused(records[: last + 1])))
         report.record(seq, f"the caps of article 4 are exceeded, or nobody chose this ({why})")
     other = next(
         (r for r in sent if r["event"] == "submission" and r["target"] != records[0]["facts"].get("external")), None
