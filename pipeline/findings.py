@@ -43,7 +43,7 @@ class Report:
 
     def checked(self, what: str, since: int) -> None:
         """Verified, unless something was found since there were `since` findings."""
-        if len(self.findings) == since:
+        if len(self.findings) == since and what not in self.verified:
             self.verified.append(what)
 
     def unknown(self, what: str) -> None:
