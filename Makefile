@@ -7,6 +7,9 @@ SITES := $(filter-out local,$(basename $(notdir $(wildcard hydra_conf/cluster/*.
 NAME_SITES = if timeout 2 scontrol ping >/dev/null 2>&1; then \
 	echo 'A Slurm answers here. This round runs on this machine alone; to submit it, CLUSTER= one of: $(SITES)'; fi
 endif
+# A variable in small letters would be taken for nothing, and `make round campaign=mine` for the demo's next round.
+$(foreach name,campaign cluster experiment overrides rounds runs,$(if $(filter command,$(firstword $(origin $(name)))),\
+	$(error $(name)=... is no variable of this Makefile; they are in capitals)))
 RUNS ?= runs
 CAMPAIGN ?= demo
 EXPERIMENT ?= demo

@@ -11,7 +11,7 @@
     evidence simulate|replay|nulls                      how far verdicts can be believed; a table of scores judged
 
 Exit codes: 0 done, 1 the work failed, 2 usage or configuration, 3 refused by the constitution, 4 integrity, 75 interrupted with the
-state saved (start it again).
+state saved (start it again), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import audit_verbs, board_verbs, evidence_verbs, page_verbs, verbs
+from pipeline import audit_verbs, board_verbs, evidence_verbs, image_verbs, page_verbs, status_verbs, verbs
 from pipeline.errors import PipelineError
 from pipeline.layout import Campaign, read_json, whose
 from pipeline.verbs import newest_frozen
@@ -48,6 +48,14 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except PermissionError as error:
         print(f"PermissionError: {whose(error)}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("pipeline", "substrate")):
+            raise
+        print(
+            f"{error.name} is not there for {sys.executable}; `make setup` makes .venv/bin/python, which has it",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
@@ -127,11 +135,8 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=nano_30b cluster=slurm_pyxis")
     sub.add_argument("--campaign", type=Path, help="take tokens per second from what its rounds measured")
     sub.add_argument("--json", action="store_true")
-
-    sub = verb("image", image_verb, "Build, verify or show the substrate image.")
-    sub.add_argument("act", choices=("build", "verify", "show"))
-    sub.add_argument("path", type=Path, nargs="?", default=Path("build/image/substrate.sqsh"))
-    sub.add_argument("overrides", nargs="*", help="build: Hydra overrides that choose the training puzzles (tasks=...)")
+    image_verbs.add(verb)
+    status_verbs.add(verb)
     return top
 
 
@@ -149,6 +154,7 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
     campaign, name = Campaign.at(arguments.campaign), shown(arguments)
     if arguments.dry_run:
         report.show_dry_run(campaign, arguments.overrides)
+        print(f"next: python -m pipeline round {' '.join([name, *map(shlex.quote, arguments.overrides)])}")
         return None
     if not campaign.folder.exists():
         init(campaign, arguments.overrides)
@@ -274,21 +280,6 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
         known = chosen.cluster.capacity.gpu_memory_gib
         fits = "it fits" if known else "no limit is known (cluster.capacity.gpu_memory_gib)"
         print(f"{fits}; next: python -m pipeline round runs/NAME {shlex.join([*arguments.overrides, '--dry-run'])}")
-
-
-def image_verb(arguments: argparse.Namespace) -> None:
-    from dataclasses import asdict
-
-    from pipeline import image, settings
-    from pipeline.init import build_image
-
-    if arguments.act == "build":
-        info = build_image(settings.compose(arguments.overrides), arguments.path)
-    elif arguments.act == "verify":
-        info = image.verify(arguments.path, image.show(arguments.path).tree_digest)
-    else:
-        info = image.show(arguments.path)
-    print(json.dumps({"path": str(arguments.path), **asdict(info)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,8 @@ def add(verb: Verb) -> None:
 def audit_verb(arguments: argparse.Namespace) -> int:
     from pipeline import audit, bundle
 
+    if arguments.include and not arguments.export:
+        raise ConfigError("--include without --export", "--export FILE.zip --include adapters image")
     if arguments.reinfer < 0:
         raise ConfigError(f"--reinfer {arguments.reinfer}", "Valid: a number of items a family, such as 20")
     if arguments.reinfer:

@@ -116,6 +116,8 @@ def rerun(
             raise ConfigError(
                 f"{folder.name}/{arm} is {job.state.lower()} as job {job.job_id}", "`cancel` it first, or wait"
             )
+        if (newest := folder.attempts(arm)[-1:]) and (pid := _local_pid(newest[0])):
+            raise ConfigError(f"{folder.name}/{arm} runs here as process {pid}", "`cancel` it first, or wait")
     if not arms:
         return []
     _, digest = read_plan(folder)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import forecast, image, namespace, scheduler, settings, sitecheck, weights
+from pipeline import footprint, forecast, image, namespace, scheduler, settings, sitecheck, weights
 from pipeline.campaign import check_plan_fits, facts_of, verified_code
 from pipeline.errors import PipelineError
 from pipeline.layout import Campaign
@@ -29,7 +29,7 @@ USER_PROGRAMS = {"squashfuse": "squashfuse", "fuse-overlayfs": "fuse-overlayfs"}
 def examine(overrides: Sequence[str], campaign: Campaign | None = None) -> list[Check]:
     """All checks, in the order in which they matter. Raises ConfigError for overrides that compose to nothing."""
     chosen = settings.compose(overrides)
-    found = [*_machine(), *_space(chosen), *_environment(), _fits(chosen)]
+    found = [*_machine(), *_space(chosen), *_environment(), _fits(chosen), *_memory(chosen)]
     if chosen.cluster.weights_dir:
         found.append(
             _tell("base weights", lambda: f"{len(weights.describe(chosen.cluster.weights_dir)['files'])} files")
@@ -122,6 +122,18 @@ def _fits(chosen: settings.Settings) -> Check:
         return f"model {chosen.model.name}, {arm} ranks an arm{gpus}"
 
     return _tell("configuration", hours)
+
+
+def _memory(chosen: settings.Settings) -> Iterator[Check]:
+    """Whether an arm's ranks fit into this machine, where they would run here; on a site plan-memory asks the file of the site."""
+    if chosen.cluster.kind != "local":
+        return
+    ranks = chosen.parallelism.world_size
+    wanted = ranks * max(each.peak for each in footprint.of_arm(chosen.to_dict()).values())
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield Check("memory of an arm", "good" if wanted <= there else "bad",
+                f"{ranks} ranks take {wanted / 2**30:,.1f} GiB, {there / 2**30:,.0f} GiB are here",
+                "" if wanted <= there else "a site (cluster=slurm...), or a smaller model; `plan-memory` says what takes it")  # fmt: skip
 
 
 def _campaign(campaign: Campaign, chosen: settings.Settings) -> Iterator[Check]:

@@ -135,6 +135,10 @@ def build(payload_dir: Path, out_sqsh: Path) -> ImageInfo:
 def show(sqsh: Path) -> ImageInfo:
     """What the manifest beside `sqsh` claims. Raises NotFound without one, IntegrityError for an unknown schema."""
     path = _manifest_path(sqsh)
+    if not sqsh.exists():
+        raise NotFound(
+            f"no image {sqsh}", "`python -m pipeline image build` makes one; a campaign has its own in image/"
+        )
     if not path.is_file():
         raise NotFound(f"no image manifest {path}", "copy the .json along with the image, or build it again")
     try:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.layout import Round
 from pipeline.verbs import found
 
 Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
@@ -24,6 +25,19 @@ def add(verb: Verb) -> None:
     sub.add_argument("--json", action="store_true")
 
 
+def report_open(folder: Round, arguments: argparse.Namespace) -> None:
+    """Of a round that no meta stage has looked at there is nothing to show yet but how far it is."""
+    from pipeline.results import status_of
+
+    arms = [arm.name for arm in folder.frozen_plan().arms]
+    scored = [arm for arm in arms if status_of(folder.published(arm)) == "completed"]
+    if arguments.json:
+        print(json.dumps({"round": folder.name, "scored": scored, "arms": len(arms), "sections": []}, indent=1))
+        return
+    print(f"{folder.name} is not decided yet: {len(scored)} of {len(arms)} arms have a score")
+    print(f"next: python -m pipeline status {shlex.quote(str(arguments.campaign))} {folder.name}")
+
+
 def report_verb(arguments: argparse.Namespace) -> None:
     from pipeline import page, referee, seal, settings
 
@@ -32,6 +46,8 @@ def report_verb(arguments: argparse.Namespace) -> None:
     newest = referee.read(records).decided
     if arguments.round is None and newest:
         folder = campaign.round(newest)
+    if not folder.evidence.exists():
+        return report_open(folder, arguments)
     shown = page.of_log(records, folder.name, settings.load(folder.config).model.name)
     if arguments.json:
         sections = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in shown]

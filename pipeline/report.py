@@ -44,6 +44,8 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str]) -> None:
         if asked.kind != "none":
             print(f"{asked.kind} ({asked.mode}) would be asked for proposals beside these; a dry run asks nobody")
         show_cost(chosen, len(frozen.frozen_plan().arms), campaign.frozen_rounds())
+        if chosen.cluster.kind == "local":
+            print("with cluster=local its stages run here, one after the other; on a site this goes to sbatch:")
         for path in sorted(frozen.slurm_dir.glob("*.sbatch")):
             print(f"\n--- {path.name}\n{path.read_text().replace(str(draft.folder), str(campaign.folder))}")
 

@@ -8,8 +8,10 @@ rest of the pipeline sees dataclasses; a substrate process gets the same values 
 from __future__ import annotations
 
 import copy
+import difflib
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from operator import attrgetter, getitem
 from pathlib import Path
@@ -53,11 +55,28 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
         with initialize_config_dir(str(source), version_base="1.3"):
             return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(
-            _one_line(error), "See hydra_conf/ for what there is, or `python -m pipeline round --help`"
-        ) from error
+        raise ConfigError(*_told(error, source)) from error
     except ValueError as error:  # Hydra's own, for a group that is given a number, and names no group
         raise ConfigError(f"{' '.join(overrides)}: {_one_line(error)}", "See hydra_conf/ for what there is") from error
+
+
+def _told(error: Exception, source: Path) -> tuple[str, str]:
+    """Hydra's sentence and the cure; for a key that there is not, its neighbours instead of the advice to add it."""
+    missing = re.match(r"Could not override '([^']+)'", str(error))
+    if not missing:
+        text = str(error).partition("Config search path:")[0]
+        return " ".join(text.split()), "See hydra_conf/ for what there is, or `python -m pipeline round --help`"
+    near = difflib.get_close_matches(missing[1], _keys(compose(source=source).to_dict()), n=3, cutoff=0.5)
+    cure = f"Near it: {', '.join(near)}" if near else "hydra_conf/ has every key with its meaning"
+    return f"there is no setting {missing[1]}", cure
+
+
+def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys of every setting."""
+    found = []
+    for key, value in config.items():
+        found += _keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return found
 
 
 def search_path(campaign_dir: Path | None) -> list[str]:

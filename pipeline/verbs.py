@@ -1,4 +1,4 @@
-"""Commands beside a round: look (`status`, `logs`), act (`cancel`, `rerun`, `close`, `pause`, `resume`), tidy (`gc`), check (`doctor`).
+"""Commands beside a round: act (`cancel`, `rerun`, `close`, `pause`, `resume`), tidy (`gc`), check (`doctor`).
 
 Each prints what to type next; each that writes has --dry-run, each that reads has --json.
 """
@@ -11,13 +11,12 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import NotFound
-from pipeline.layout import Campaign, Round, read_json
+from pipeline.layout import Campaign, Round
 
 Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
@@ -29,18 +28,6 @@ def add(verb: Verb) -> None:
         sub = verb(name, run, text)
         sub.add_argument("campaign", type=Path)
         return sub
-
-    sub = of_round("status", status_verb, "Show every arm of a round, from its files and what Slurm says.")
-    sub.add_argument("round", nargs="?", help="default: the newest")
-    sub.add_argument("--json", action="store_true")
-    sub.add_argument("--watch", action="store_true", help="go on until the round is closed")
-
-    sub = of_round("logs", logs_verb, "Show the logs of an arm's newest attempt.")
-    sub.add_argument("arm", help="a0 to a7")
-    sub.add_argument("--round", help="default: the newest")
-    sub.add_argument("--which", choices=("trial", "judge", "job"), help="default: all that are there")
-    sub.add_argument("-f", "--follow", action="store_true", help="go on as they grow")
-    sub.add_argument("-n", "--lines", type=int, default=20)
 
     for name, run, text in (
         ("cancel", cancel_verb, "Stop arms that wait or run; without any, the whole round."),
@@ -77,85 +64,16 @@ def add(verb: Verb) -> None:
     sub.add_argument("--json", action="store_true")
 
 
-def status_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import status
-
-    campaign, folder = found(arguments, arguments.round)
-    if arguments.watch:
-        watch_round(campaign, folder)
-    rows = status.round_status(campaign, folder, states_of(folder))
-    submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
-    if arguments.json:
-        facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
-        hours = status.gpu_hours(campaign, folder, rows)
-        print(json.dumps({**facts, "submitted": submitted, "gpu_hours": hours, "arms": status.as_json(rows)}, indent=1))
-        return
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
-    if hours := status.gpu_hours(campaign, folder, rows):
-        forecast = (
-            f"{hours['forecast']:,.2f} forecast, {hours['source']}"
-            if hours["forecast"]
-            else "no rate is known to forecast"
-        )
-        print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
-    shown = shlex.quote(str(arguments.campaign))
-    without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
-    if folder.closed.exists():
-        print(f"closed; next: python -m pipeline round {shown}")
-    elif without:
-        print(f"open; {', '.join(without)} ended without a score: python -m pipeline rerun {shown} {' '.join(without)}")
-    else:
-        print(f"open; when its arms are done: python -m pipeline meta {shown} {folder.name}")
-
-
-def watch_round(campaign: Campaign, folder: Round) -> None:
-    """Show changes until the round is closed; Slurm is asked the more seldom the less happens."""
-    from pipeline import control, jobs, status, view
-
-    ids = jobs.task_ids(folder)
-    asker = jobs.Asker(control.job_names(folder))
-
-    def rows() -> list[status.ArmStatus]:
-        states = asker.states(list(ids.values())) if ids else {}
-        return status.round_status(campaign, folder, {arm: states[job_id] for arm, job_id in ids.items()})
-
-    with view.follow(rows) as look:
-        while not folder.closed.exists():
-            look()
-            time.sleep(0.5)
-        look()
-
-
-def states_of(folder: Round) -> dict[str, Any]:
-    """What Slurm says of the round; nothing where it was never given to one, without importing what asks."""
-    if not folder.jobs.exists():
-        return {}
-    from pipeline import control
-
-    return control.job_states(folder)
-
-
-def logs_verb(arguments: argparse.Namespace) -> int:
-    from pipeline import control, trial
-
-    _, folder = found(arguments, arguments.round)
-    paths = control.logs_of(folder, arguments.arm, arguments.which)
-    command = ["tail", "-n", str(arguments.lines), *(["-F"] if arguments.follow else []), *map(str, paths)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
-        assert tail.stdout is not None
-        for line in tail.stdout:
-            print(trial.printable(line), end="", flush=arguments.follow)
-    return tail.returncode
-
-
 def cancel_verb(arguments: argparse.Namespace) -> None:
     from pipeline import control
 
     campaign, folder = found(arguments, arguments.round)
     said = control.cancel(campaign, folder, arguments.arms, dry_run=arguments.dry_run)
-    tell(said, "nothing of it waits or runs", arguments.dry_run)
+    tell(
+        said,
+        "nothing of it waits in Slurm or runs here (what a `round` has not begun yet ends with that: Ctrl-C there)",
+        arguments.dry_run,
+    )
     print(f"next: python -m pipeline status {shlex.quote(str(arguments.campaign))} {folder.name}")
 
 
@@ -183,11 +101,16 @@ def close_verb(arguments: argparse.Namespace) -> int:
     campaign, folder = found(arguments, arguments.round)
     if arguments.end:
         return end_verb(campaign, arguments)
+    if arguments.dry_run and folder.closed.exists():
+        print(f"{folder.name} is closed already; what came later would be taken up as late arms")
+        print(f"next: python -m pipeline round {shlex.quote(str(arguments.campaign))}")
+        return 0
     if arguments.dry_run:
         states = {arm.name: folder.published(arm.name).exists() for arm in folder.frozen_plan().arms}
         print(
             f"would close {folder.name} with {sum(states.values())} of {len(states)} arms published; its fresh seed is then public"
         )
+        print(f"next: python -m pipeline status {shlex.quote(str(arguments.campaign))} {folder.name}")
         return 0
     frozen.run_frozen_code(campaign)
     decision = meta.close(campaign, folder, by_person=True, tell=print)
@@ -295,7 +218,11 @@ def found(arguments: argparse.Namespace, name: str | None) -> tuple[Campaign, Ro
     campaign = Campaign.at(arguments.campaign)
     shown = shlex.quote(str(arguments.campaign))
     if not campaign.frozen.exists():
-        raise NotFound(f"{arguments.campaign} is not a campaign", f"`python -m pipeline round {shown}` makes one")
+        near = [
+            path.parent for at in (campaign.folder, campaign.folder.parent) for path in sorted(at.glob("*/log.jsonl"))
+        ]
+        cure = f"There: {', '.join(map(str, near))}" if near else f"`python -m pipeline round {shown}` makes one"
+        raise NotFound(f"{arguments.campaign} is not a campaign", cure)
     folder = campaign.round(name or newest_frozen(campaign))
     if not folder.plan.exists():
         raise NotFound(

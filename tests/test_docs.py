@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_commands_run(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     takes_long = words[0] in ("round", "meta", "worker") and not {"--dry-run", "--no-submit"} & set(words)
-    if takes_long or words[0] == "logs" or words[:2] == ["evidence", "simulate"]:
+    if takes_long or words[0] == "logs" or words[:2] in (["evidence", "simulate"], ["evidence", "campaigns"]):
         parse(
             words
         )  # it takes minutes, or becomes another process: test_flow.py, test_evidence_verbs.py and tests/slurm run it

@@ -39,7 +39,7 @@ def typed(checkout: Path, *words: object) -> subprocess.CompletedProcess[str]:
     ("words", "code", "said"),
     [
         (["rerun", "{}", "a1", "--dry-run"], 0, "would: r0001/a1: again, on this machine"),
-        (["cancel", "{}"], 0, "nothing of it waits or runs"),
+        (["cancel", "{}"], 0, "nothing of it waits in Slurm or runs here"),
         (["pause", "{}"], 0, "paused after the round that runs"),
         (["resume", "{}"], 0, "no next round: campaign.auto is off"),
         (["chain", "{}", "r0001"], 0, "no next round: campaign.auto is off"),

@@ -1,0 +1,128 @@
+"""Commands that look at a round: `status` and `logs`. They read files first, and what Slurm says where it was asked before."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.layout import Campaign, Round, read_json
+from pipeline.verbs import found
+
+Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+
+
+def add(verb: Verb) -> None:
+    """Declare the commands. verb: makes a sub-parser from name, function and text."""
+    sub = verb("status", status_verb, "Show every arm of a round, from its files and what Slurm says.")
+    sub.add_argument("campaign", type=Path)
+    sub.add_argument("round", nargs="?", help="default: the newest")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--watch", action="store_true", help="go on until the round is closed")
+
+    sub = verb("logs", logs_verb, "Show the logs of an arm's newest attempt.")
+    sub.add_argument("campaign", type=Path)
+    sub.add_argument("arm", help="a0 to a7")
+    sub.add_argument("--round", help="default: the newest")
+    sub.add_argument("--which", choices=("trial", "judge", "job"), help="default: all that are there")
+    sub.add_argument("-f", "--follow", action="store_true", help="go on as they grow")
+    sub.add_argument("-n", "--lines", type=int, default=20)
+
+
+def status_verb(arguments: argparse.Namespace) -> None:
+    from pipeline import status
+
+    campaign, folder = found(arguments, arguments.round)
+    if arguments.watch:
+        watch_round(campaign, folder)
+    rows = status.round_status(campaign, folder, states_of(folder))
+    submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
+    if arguments.json:
+        facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
+        hours = status.gpu_hours(campaign, folder, rows)
+        print(json.dumps({**facts, "submitted": submitted, "gpu_hours": hours, "arms": status.as_json(rows)}, indent=1))
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
+    if hours := status.gpu_hours(campaign, folder, rows):
+        forecast = (
+            f"{hours['forecast']:,.2f} forecast, {hours['source']}"
+            if hours["forecast"]
+            else "no rate is known to forecast"
+        )
+        print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
+    shown = shlex.quote(str(arguments.campaign))
+    without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
+    if folder.closed.exists():
+        print(f"closed; next: python -m pipeline round {shown}")
+    elif submitted.get("kind") == "local":
+        print(open_here(submitted, without, shown))
+    elif without:
+        print(f"open; {', '.join(without)} ended without a score: python -m pipeline rerun {shown} {' '.join(without)}")
+    else:
+        print(f"open; when its arms are done: python -m pipeline meta {shown} {folder.name}")
+
+
+def open_here(submitted: dict[str, Any], without: list[str], shown: str) -> str:
+    """Of a round on this machine: who goes on with it."""
+    pid = submitted["pid"]
+    if is_alive(pid):
+        return f"open; `round` runs here as process {pid} and decides by itself; next: python -m pipeline status {shown} --watch"
+    told = f"{', '.join(without)} ended without a score" if without else "nobody runs it now"
+    return f"open; {told}; it goes on where it stopped: python -m pipeline round {shown}"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether that process is one of this pipeline; a number may be another's by now."""
+    try:
+        return b"pipeline" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def watch_round(campaign: Campaign, folder: Round) -> None:
+    """Show changes until the round is closed; Slurm is asked the more seldom the less happens."""
+    from pipeline import control, jobs, status, view
+
+    ids = jobs.task_ids(folder)
+    asker = jobs.Asker(control.job_names(folder))
+
+    def rows() -> list[status.ArmStatus]:
+        states = asker.states(list(ids.values())) if ids else {}
+        return status.round_status(campaign, folder, {arm: states[job_id] for arm, job_id in ids.items()})
+
+    with view.follow(rows) as look:
+        while not folder.closed.exists():
+            look()
+            time.sleep(0.5)
+        look()
+
+
+def states_of(folder: Round) -> dict[str, Any]:
+    """What Slurm says of the round; nothing where it was never given to one, without importing what asks."""
+    if not folder.jobs.exists():
+        return {}
+    from pipeline import control
+
+    return control.job_states(folder)
+
+
+def logs_verb(arguments: argparse.Namespace) -> int:
+    from pipeline import control, trial
+
+    _, folder = found(arguments, arguments.round)
+    control.chosen_arms(folder, [arguments.arm])  # a name that is none is told, and not waited for
+    paths = control.logs_of(folder, arguments.arm, arguments.which)
+    command = ["tail", "-n", str(arguments.lines), *(["-F"] if arguments.follow else []), *map(str, paths)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
+        assert tail.stdout is not None
+        for line in tail.stdout:
+            print(trial.printable(line), end="", flush=arguments.follow)
+    return tail.returncode
