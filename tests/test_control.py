@@ -14,7 +14,7 @@ from pipeline import control, earlier, jobs, launch, meta, status
 from pipeline.__main__ import main
 from pipeline.errors import ConfigError, NoProgress, NotFound
 from pipeline.jobs import Job
-from pipeline.layout import Campaign, Round, read_json
+from pipeline.layout import Campaign, Round, read_json, write_file
 from tests.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
 
 
@@ -343,3 +343,33 @@ def test_only_plain_files_of_a_trial_are_kept_and_only_so_much(tmp_path, monkeyp
     with pytest.raises(OSError, match="more than 1048576 bytes"):
         earlier.keep_state(out, saved)
     assert [path.name for path in saved.iterdir() if path.name.isdigit()] == ["000000"]
+
+
+def test_who_goes_on_with_a_round_of_this_machine_is_told(tmp_path, capsys):
+    """A process that lives does, else the next `round`; what runs is not started a second time, and a name that is none is told."""
+    campaign = frozen_campaign(tmp_path)
+    folder = campaign.round("r0001")
+    write_file(folder.submitted, json.dumps({"kind": "local", "pid": 2**22 + 1}))
+    assert main(["status", str(campaign.folder)]) == 0
+    assert f"it goes on where it stopped: python -m pipeline round {campaign.folder}" in capsys.readouterr().out
+    lives = subprocess.Popen([sys.executable, "-c", "input()  # pipeline"], stdin=subprocess.PIPE)
+    try:
+        write_file(folder.submitted, json.dumps({"kind": "local", "pid": lives.pid}))
+        until_named(lives.pid)
+        assert main(["status", str(campaign.folder)]) == 0
+        assert f"runs here as process {lives.pid} and decides by itself" in capsys.readouterr().out
+        attempt = folder.claim_attempt("a1")
+        claim = {"host": platform.node(), "pid": lives.pid, "slurm_job_id": ""}
+        write_file(attempt.claim, json.dumps(claim))
+        with pytest.raises(ConfigError, match=f"r0001/a1 runs here as process {lives.pid}"):
+            control.rerun(campaign, folder, ["a1"], failed=False, dry_run=True, watch=lambda: None)
+    finally:
+        lives.communicate(b"\n")
+    assert main(["logs", str(campaign.folder), "b9"]) == 2
+    assert "r0001 has no arm b9. Valid: a0" in capsys.readouterr().err
+
+
+def until_named(pid: int) -> None:
+    """Until a process that was just started is known by its command."""
+    while b"pipeline" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+        time.sleep(0.01)

@@ -156,3 +156,12 @@ def test_without_a_controller_the_site_is_one_bad_check(tmp_path, monkeypatch):
 def test_overrides_that_compose_to_nothing_are_a_usage_error():
     with pytest.raises(ConfigError):
         doctor.examine(["cluster=moon"])
+
+
+def test_an_arm_is_weighed_against_this_machine():
+    def found(*overrides):
+        return next(check for check in doctor.examine(overrides) if check.name == "memory of an arm")
+
+    assert found("experiment=demo").verdict == "good"
+    large = found("cluster=local", "experiment=nano_30b")
+    assert large.verdict == "bad" and "16 ranks take" in large.found and "plan-memory" in large.cure

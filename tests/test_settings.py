@@ -181,3 +181,18 @@ def test_composing_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings.compose(["experiment=smoke"])
     assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("recipe.num_step=3", "there is no setting recipe.num_step. Near it: recipe.num_steps"),
+        ("recipe.mix.romans=1", "Near it: recipe.mix.roman"),
+        ("wholly.unknown=1", "hydra_conf/ has every key"),
+        ("recipe=sft", "grpo rft sft_full sft_lora"),
+    ],
+)
+def test_a_misspelt_key_has_its_neighbours_told(override, said):
+    with pytest.raises(ConfigError) as refused:
+        settings.compose([override])
+    assert said in str(refused.value) and "searchpath" not in str(refused.value) and "+recipe" not in str(refused.value)
