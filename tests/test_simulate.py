@@ -25,7 +25,7 @@ def test_numpy_and_exact_rule_decide_alike_on_random_ledgers():
 
 @pytest.mark.slow
 def test_numpy_and_exact_rule_decide_alike_on_thousands_of_ledgers():
-    assert ledgers.compare(1500, seed=2)[0] > 4000  # 10,000: python -m tests.ledgers 10000
+    assert ledgers.compare(1000, seed=2)[0] > 2500  # 10,000: python -m tests.ledgers 10000
 
 
 @pytest.mark.parametrize(

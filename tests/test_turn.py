@@ -34,7 +34,7 @@ _KEEP: list[TemporaryDirectory[str]] = []
 def template(*more: str) -> Path:
     """A campaign with external=command, and other overrides, whose r0001 is frozen; made once."""
     _KEEP.append(TemporaryDirectory(prefix="turns-"))
-    place = Path(_KEEP[0].name)
+    place = Path(_KEEP[-1].name)
     (place / "score.sh").write_text(SCORER)
     overrides = [
         "experiment=smoke", "external=command", "external.rows=30", "external.wait_seconds=0",
