@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import anchors, attempts, constitution, decide, judge, page, referee, results, seal, settings, turn
+from pipeline import anchors, attempts, constitution, decide, judge, page, referee, results, seal, settings, sheet, turn
 from pipeline.campaign import facts_of, read_plan, verified_code, write_overrides
 from pipeline.errors import IntegrityError
 from pipeline.layout import Campaign, Round, alone, read_json, write_file
@@ -65,7 +65,7 @@ def close(
 def write_page(campaign: Campaign, folder: Round, model: str) -> list[str]:
     """`report.html`, for people: derived from the log, so that whatever is wrong with it costs a round nothing but a line."""
     try:
-        write_file(folder.report, page.as_html(page.of_log(seal.Log(campaign.log).records(), folder.name, model)))
+        write_file(folder.report, sheet.as_html(page.of_log(seal.Log(campaign.log).records(), folder.name, model)))
     except Exception as error:  # of any kind: nothing rests on this file
         return [f"{folder.report.name} could not be written: {error!r}"]
     return []

@@ -1,35 +1,23 @@
 """One page a decision: what was seen, which article decided, what was refused and why, what would have changed it.
 
-The sections are data (`sections`); `as_text` and `as_html` only lay them out. Nothing is computed here that the decision rests on: floats
+The sections are data; `pipeline.sheet` lays them out. Nothing is computed here that the decision rests on: floats
 are for people.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-from pipeline import evidence, figures, promotion, referee, submissions
+from pipeline import counterfactual, evidence, figures, referee, submissions
 from pipeline.constitution import Constitution
 from pipeline.records import Arm, Evidence, Outcome, Plan
 from pipeline.referee import Derived
+from pipeline.sheet import Section, Table
 
-Table = list[list[str]]
 WORDS = 60  # letters of a client's own words that a page has room for
-
-
-@dataclass
-class Section:
-    """A heading with lines, a table (its first row is the header), figures as SVG."""
-
-    title: str
-    lines: list[str] = field(default_factory=list)
-    table: Table = field(default_factory=list)
-    svg: list[str] = field(default_factory=list)
 
 
 def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) -> list[Section]:
@@ -88,7 +76,9 @@ def sections(
         Section("Which article decided", list(decision.reasons)),
         Section("What was refused", _refused(seen, refusals) or ["nothing"]),
         Section(
-            "What would have changed the decision", _choice(derived, arms, rules) + _margins(seen, arms, plan, rules)
+            "What would have changed the decision",
+            counterfactual.of_choice(derived, arms, rules)
+            + counterfactual.of_arms_and_families(seen, arms, plan, rules),
         ),
         Section("What the next round gets", _next(derived)),
     ]
@@ -219,80 +209,6 @@ def _refused(seen: Evidence, refusals: Sequence[Mapping[str, Any]]) -> list[str]
     return lines
 
 
-def _choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) -> list[str]:
-    """By how much an arm was kept, or not; who is as good as the campaign's best so far."""
-    seen, decision = derived.evidence, derived.decision
-    if seen.look is None or decision.state != "decided":
-        return []
-    baseline = promotion.baseline_of(arms)
-    base = promotion.baseline_value(seen.look.values, arms, baseline)
-    over = {
-        arm: Fraction(value) - base
-        for arm, value in seen.look.values.items()
-        if arms[arm].role == "axis" and arm != decision.kept
-    }
-    lines = []
-    if decision.kept:
-        mine = Fraction(seen.look.values[decision.kept]) - base
-        lines.append(
-            f"{decision.kept} would not have been kept with {evidence.show(mine)} less value, the {baseline} recipe's."
-        )
-        if over:
-            after = max(over, key=lambda arm: (over[arm], -arms[arm].index))
-            lines.append(
-                f"{after} comes next: with {evidence.show(mine - over[after])} more value it would have been kept."
-            )
-    elif over:
-        after = max(over, key=lambda arm: (over[arm], -arms[arm].index))
-        lines.append(
-            f"{after} comes nearest to the {baseline} recipe: {evidence.show(over[after])}; above 0 it would have been kept."
-        )
-    first, *others = seen.look.finalists or (None,)
-    if first:
-        distance = promotion.tie_distance(rules)
-        ties = [
-            f"{each.arm} of {each.round} ({evidence.show(Fraction(each.value))}{', alarms of its own' if each.alarms else ''})"
-            for each in others
-            if (Fraction(first.value) - Fraction(each.value)) ** 2 <= distance * (first.variance + each.variance)
-        ]
-        lines.append(
-            f"Best so far by value: {first.arm} of {first.round} ({evidence.show(Fraction(first.value))}); "
-            + (
-                f"within a standard error of it: {', '.join(ties)}."
-                if ties
-                else "nobody is within a standard error of it."
-            )
-        )
-    return lines
-
-
-def _margins(seen: Evidence, arms: Mapping[str, Arm], plan: Plan, rules: Constitution) -> list[str]:
-    """How far each axis was from another verdict, the quorum from failing, the tests from speaking."""
-    baseline = "standing" if plan.policy.standing else "reference"
-    scored = [run for run in seen.outcomes if run.arm in arms and run.scored("fresh")]
-    lines = [f"{len(scored) - rules.quorum:+d} arms beyond the quorum of {rules.quorum}."]
-    for run in scored:
-        lift = seen.lift(run.arm, baseline, "fresh")
-        if arms[run.arm].role != "axis" or lift is None:
-            continue
-        limit = promotion.limit_of(lift, seen.seed_variance, rules)
-        verdict = promotion.compare(lift, seen.seed_variance, rules)
-        if verdict == "within noise":
-            lines.append(
-                f"{run.arm} would be above noise from {evidence.show(limit)} on, {evidence.show(limit - lift.mean)} more than it has; "
-                f"a dead end from {evidence.show(-limit)}."
-            )
-        else:
-            lines.append(f"{run.arm} is {verdict} by {evidence.show(abs(lift.mean) - limit)}.")
-    if seen.look:
-        for family, bound in sorted(seen.look.verdict["upper_bounds"].items()):
-            if seen.families[family].name == "UNPROVEN":
-                lines.append(
-                    f"dev of {family} could be TRUSTED with a gap of at most 5 % (now at most {100 * float(bound):.1f} %) and four board scores."
-                )
-    return lines
-
-
 def _next(derived: Derived) -> list[str]:
     policy = derived.decision.policy
     if derived.overrides is None:
@@ -346,42 +262,3 @@ def interval(mean: Fraction, variance: Fraction) -> str:
 def _percent(run: Outcome, item_set: str) -> str:
     value = evidence.accuracy(run, item_set)
     return "" if value is None else f"{100 * float(value):.1f}"
-
-
-def as_text(page: Sequence[Section]) -> str:
-    """For a terminal."""
-    out = []
-    for section in page:
-        out += ["", section.title, "-" * len(section.title), *section.lines]
-        if section.table:
-            widths = [max(len(row[column]) for row in section.table) for column in range(len(section.table[0]))]
-            out += [
-                "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                for row in section.table
-            ]
-    return "\n".join(out).lstrip("\n") + "\n"
-
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#1b1f24}h1,h2{line-height:1.2}
-table{border-collapse:collapse;margin:.7em 0}td,th{padding:.15em .8em .15em 0;text-align:left;border-bottom:1px solid #d8dee4;font-size:13px}
-svg{max-width:100%;margin:.5em 2em .5em 0}li{margin:.15em 0}"""
-
-
-def as_html(page: Sequence[Section]) -> str:
-    """One file that needs nothing else: every text is escaped, no script."""
-    out = [
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(page[0].title)}</title><style>{STYLE}</style>'
-    ]
-    for number, section in enumerate(page):
-        level = "h1" if number == 0 else "h2"
-        out.append(f"<{level}>{html.escape(section.title)}</{level}>")
-        out.append("".join(section.svg))
-        if section.lines:
-            out.append("<ul>" + "".join(f"<li>{html.escape(line)}</li>" for line in section.lines) + "</ul>")
-        if section.table:
-            rows = [
-                "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
-                for tag, row in zip(["th", *["td"] * len(section.table)], section.table, strict=False)
-            ]
-            out.append("<table>" + "".join(rows) + "</table>")
-    return "\n".join(filter(None, out)) + "</html>\n"

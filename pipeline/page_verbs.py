@@ -39,7 +39,7 @@ def report_open(folder: Round, arguments: argparse.Namespace) -> None:
 
 
 def report_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import page, referee, seal, settings
+    from pipeline import page, referee, seal, settings, sheet
 
     campaign, folder = found(arguments, arguments.round)
     records = seal.Log(campaign.log).records()
@@ -53,6 +53,6 @@ def report_verb(arguments: argparse.Namespace) -> None:
         sections = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in shown]
         print(json.dumps({"round": folder.name, "sections": sections}, indent=1))
         return
-    print(page.as_text(shown), end="")
+    print(sheet.as_text(shown), end="")
     where = f"    (with figures: {folder.report})" if folder.report.exists() else ""
     print(f"next: python -m pipeline round {shlex.quote(str(arguments.campaign))}{where}")

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline import figures, page, seal
+from pipeline import figures, page, seal, sheet
 from pipeline.__main__ import main
-from pipeline.page import Section
+from pipeline.sheet import Section
 from tests import logs
 from tests.campaigns import frozen_campaign, publish
 
@@ -42,7 +42,7 @@ def test_it_says_what_was_seen_who_decided_what_was_refused_and_what_would_have_
 def test_a_suspect_board_is_told():
     lines = shown(leaky(), "r0003")["What would have changed the decision"].lines
     assert "alarms of its own" not in lines[0]
-    assert "a6 is not kept: its dev runs ahead" in page.as_text(list(shown(leaky(), "r0002").values()))
+    assert "a6 is not kept: its dev runs ahead" in sheet.as_text(list(shown(leaky(), "r0002").values()))
     assert any("runs ahead of fresh items" in line for line in shown(leaky(), "r0002")["Which article decided"].lines)
 
 
@@ -50,13 +50,13 @@ def test_what_comes_later_changes_only_what_became_of_the_submissions():
     campaign = walk()
     at = next(n for n, r in enumerate(campaign.records) if (r["event"], r.get("round")) == ("decision", "r0001"))
     then, now = (page.of_log(records, "r0001", "tiny") for records in (campaign.records[: at + 1], campaign.records))
-    assert page.as_html(then) == page.as_html(now)
+    assert sheet.as_html(then) == sheet.as_html(now)
 
 
 def test_the_html_needs_nothing_else_and_escapes_every_text():
-    text = page.as_html([Section("<b>&", ["<script>alert(1)</script>"], [["<i>"], ['"x"']])])
+    text = sheet.as_html([Section("<b>&", ["<script>alert(1)</script>"], [["<i>"], ['"x"']])])
     assert "<script>" not in text and "<b>" not in text and "&lt;script&gt;" in text
-    whole = page.as_html(page.of_log(walk().records, "r0003", "tiny"))
+    whole = sheet.as_html(page.of_log(walk().records, "r0003", "tiny"))
     assert not re.search(r"(src|href)=|<script|@import|url\(", whole)
     drawn = re.findall(r"<svg.*?</svg>", whole, re.S)
     assert len(drawn) == 3
@@ -99,7 +99,7 @@ def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, cap
     assert main(["report", str(campaign.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["round"] == "r0001" and found["sections"][0]["lines"][0] == "r0001 is decided; a2 is kept"
-    assert folder.report.read_text() == page.as_html(page.of_log(seal.Log(campaign.log).records(), "r0001", "tiny"))
+    assert folder.report.read_text() == sheet.as_html(page.of_log(seal.Log(campaign.log).records(), "r0001", "tiny"))
 
 
 def test_a_model_with_a_human_baseline_is_not_fenced():

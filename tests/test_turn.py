@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import yaml
 
-from pipeline import adapter, board, constitution, launch, meta, page, referee, seal, settings, submissions, turn
+from pipeline import adapter, board, constitution, launch, meta, page, referee, seal, settings, sheet, submissions, turn
 from pipeline.campaign import facts_of
 from pipeline.errors import ConfigError, IntegrityError, Refused
 from pipeline.init import init
@@ -160,7 +160,7 @@ def test_a_board_that_is_down_stops_no_round_and_the_next_one_takes_its_scores_u
     assert meta.close(campaign, folder, tell=told.append).state == "decided"
     assert folder.closed.exists() and printed(folder) == {}
     assert len(told) == 4 and all("has no score" in line for line in told)
-    assert "failed" in page.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
+    assert "failed" in sheet.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
     first = (folder.decisions_dir / "00.json").read_bytes()
     (scores / "down").unlink()
     second = publish_round(campaign, "r0002", best="a5")
@@ -192,7 +192,7 @@ def test_late_revised_repeated_and_withdrawn_scores_count_from_the_next_decision
     chosen = referee.read(log_of(campaign)).chosen["r0001"]
     assert printed(second)["r0001"] == {"reference-1": "0.40", "reference-2": "0.42", chosen[0]: "0.56"}
     assert read_json(folder.decisions_dir / "00.json")["ladder"] == ""
-    assert "withdrawn" in page.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
+    assert "withdrawn" in sheet.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
 
 
 def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_room(campaign, scores, monkeypatch):
@@ -305,7 +305,7 @@ def test_finalists_are_scored_once_more_by_what_was_held_back(campaign, scores):
     )
     assert len(said) == 2 and turn.finish(campaign, "r0001", facts, chosen, RULES) == []
     assert referee.check_submissions(log_of(campaign)) == 6
-    shown = page.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
+    shown = sheet.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
     assert "Finalists, scored once more: a2 of r0001" in shown
     assert referee.read(log_of(campaign)).scores["r0001"]["a2"] == referee.Decimal("0.50")  # repeats enter no test
 
@@ -385,7 +385,7 @@ def test_who_proposes_and_who_scores_work_together(tmp_path, scores, kind):
     for name in ("r0001", "r0002"):
         folder = publish_round(campaign, name)
         assert meta.close(campaign, folder).state == "decided"
-        shown = page.as_text(page.of_log(log_of(campaign), name, "tiny"))
+        shown = sheet.as_text(page.of_log(log_of(campaign), name, "tiny"))
         assert f"{kind} (active) was asked: " in shown
         assert ("article 14 (endpoint_unreachable)" in shown) == (kind == "llm")
     records = log_of(campaign)
