@@ -20,7 +20,7 @@ from pipeline import constitution, jobs, launch, results, scheduler, settings
 from pipeline.campaign import facts_of, read_plan
 from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.jobs import Job
-from pipeline.layout import Attempt, Campaign, Round, read_json, write_file
+from pipeline.layout import Attempt, Campaign, Round, is_alive, read_json, write_file
 
 LOGS = ("trial", "judge", "job")
 
@@ -92,11 +92,7 @@ def _local_pid(attempt: Attempt) -> int | None:
     claim = read_json(attempt.claim) if attempt.claim.exists() else {}
     if claim.get("host") != platform.node() or claim.get("slurm_job_id") or attempt.result.exists():
         return None
-    command = Path(f"/proc/{claim['pid']}/cmdline")
-    try:  # a pid may be another's by now
-        return int(claim["pid"]) if b"pipeline" in command.read_bytes() else None
-    except OSError:
-        return None
+    return int(claim["pid"]) if is_alive(claim["pid"]) else None
 
 
 def rerun(

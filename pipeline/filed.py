@@ -38,7 +38,8 @@ OURS = re.compile(
 def check(records: Sequence[Record], hashes: Sequence[str], folder: Path, report: Report) -> None:
     """All files of a campaign's folder, of a log whose chain holds and whose records have their form."""
     since = len(report.findings)
-    wanted, there = named(records, hashes), plain_files(folder)
+    wanted, modes = named(records, hashes), dict(entries(folder))
+    there = {path for path, mode in modes.items() if stat.S_ISREG(mode)}
     left_out = []
     for path, (digest, seq) in sorted(wanted.items()):
         found = seal.file_digest(folder / path) if path in there else None
@@ -52,7 +53,7 @@ def check(records: Sequence[Record], hashes: Sequence[str], folder: Path, report
     taken = [path for path in unnamed if TAKEN.fullmatch(path) and not path.rpartition("/")[2].startswith(".")]
     for path in taken:
         report.file(path, "is named by no record of the log")
-    for path in sorted(odd_files(folder)):
+    for path in sorted(set(modes) - there):  # links to whatever, fifos, devices
         if TAKEN.fullmatch(path) or HOLDS_TAKEN.fullmatch(path):
             report.file(path, "is a link or no plain file: a campaign has none there")
     others = [path for path in unnamed if path not in taken and not OURS.fullmatch(path)]
@@ -88,11 +89,6 @@ def named(records: Sequence[Record], hashes: Sequence[str]) -> dict[str, tuple[s
 def plain_files(folder: Path) -> set[str]:
     """Paths below a campaign; links are not followed, and stand for nothing. Nor does a fifo, of which no reader would see the end."""
     return {path for path, mode in entries(folder) if stat.S_ISREG(mode)}
-
-
-def odd_files(folder: Path) -> set[str]:
-    """Paths below a campaign of what is neither a plain file nor a folder: links to whatever, fifos, devices."""
-    return {path for path, mode in entries(folder) if not stat.S_ISREG(mode)}
 
 
 def entries(folder: Path) -> Iterator[tuple[str, int]]:

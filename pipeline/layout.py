@@ -88,6 +88,14 @@ def user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
+def is_alive(pid: int) -> bool:
+    """Whether this process of this host is one of the pipeline's and runs; a number may be another's by now."""
+    try:
+        return b"pipeline" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def whose(error: PermissionError) -> str:
     """Which file of whom is closed to whom: two people on one campaign meet here."""
     path = Path(error.filename or ".")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.layout import Campaign, Round, read_json
+from pipeline.layout import Campaign, Round, is_alive, read_json
 from pipeline.verbs import found
 
 Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
@@ -77,14 +77,6 @@ def open_here(submitted: dict[str, Any], without: list[str], shown: str) -> str:
         return f"open; `round` runs here as process {pid} and decides by itself; next: python -m pipeline status {shown} --watch"
     told = f"{', '.join(without)} ended without a score" if without else "nobody runs it now"
     return f"open; {told}; it goes on where it stopped: python -m pipeline round {shown}"
-
-
-def is_alive(pid: int) -> bool:
-    """Whether that process is one of this pipeline; a number may be another's by now."""
-    try:
-        return b"pipeline" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def watch_round(campaign: Campaign, folder: Round) -> None:

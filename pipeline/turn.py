@@ -91,11 +91,12 @@ def reserve(
 ) -> list[str]:  # fmt: skip
     """Reserve each; what was refused, logged under the round of this meta stage. Raises nothing for a cap."""
     log, said = seal.Log(campaign.log), []
+    ledger = referee.read(log.records())  # whose outcomes no reservation changes
     closed = set()
     for name, arm, purpose, copy in wanted:
         if (name, arm, purpose) in closed:
             continue  # a repeat of what was refused
-        digest = referee.digest_of(referee.read(log.records()), name, arm)
+        digest = referee.digest_of(ledger, name, arm)
         try:
             board.reserve(
                 campaign, name, arm, purpose, digest, board.utc_day(),
