@@ -2,6 +2,7 @@
 
     python -m bench.gpu                                        the 30B with random bf16 weights on one GPU
     python -m bench.gpu --model small --lengths 256 512 --batches 1 8 --new 16       the same code anywhere, in a minute
+    python -m bench.gpu --theirs                               and transformers with peft after it, with the ratios
 
 Speeds are medians; `share` is the model's useful matrix products (2 x active parameters a token forward, as many again
 for the gradient of the inputs; recomputation is not counted) over the rate of one large matrix product measured in the
@@ -9,6 +10,8 @@ same run. `plan` is pipeline/footprint.py's peak, `peak` the allocator's (on a C
 """
 
 import argparse
+import gc
+import math
 import statistics
 import time
 import warnings
@@ -31,7 +34,9 @@ CONFIGS = Path(__file__).resolve().parent.parent / "hydra_conf" / "model"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
 LORA = {"rank": 32, "targets": TARGETS}
 ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
+PROMPT_TOKENS = 64
 GIB = 2**30
+Rates = dict[str, dict[int, float]]  # tokens a second by length of a step and by batch of decoding
 
 
 def seconds(device: torch.device, work: Callable[[], Any], repeats: int = 5) -> float:
@@ -126,14 +131,20 @@ def active_parameters(config: ModelConfig, values: dict[str, Any]) -> int:
     return memory.num_parameters(values) - experts - values["vocab_size"] * values["hidden_size"]
 
 
-def train(
-    config: ModelConfig, values: dict[str, Any], parallel: Parallel, length: int, rate: float, recompute: bool
-) -> str:
-    """A row of the table: one LoRA step of one sequence."""
-    device = parallel.device
+def empty(device: torch.device) -> None:
+    """What an earlier model held goes back before the next one is measured."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
+
+
+def train(
+    config: ModelConfig, values: dict[str, Any], parallel: Parallel, length: int, rate: float, recompute: bool
+) -> tuple[str, float]:
+    """A row of the table and its tokens a second: one LoRA step of one sequence."""
+    device = parallel.device
+    empty(device)
     model = random_model(config, parallel, recompute)
     trainable = add_lora(model, LORA["rank"], 32, 0.0, TARGETS, seed=1)
     optimizer = torch.optim.AdamW(trainable, lr=1e-5)
@@ -145,24 +156,58 @@ def train(
         optimizer.step()
 
     taken = seconds(device, step, repeats=3)
-    recipe = {"lora": LORA, "micro_batch_size": 1, "batch_size": 1, "sequence_length": length}
+    recipe = {
+        **{"method": "sft_lora", "lora": LORA, "selection": {"choice": "last"}, "options": {}},
+        **{"micro_batch_size": 1, "batch_size": 1, "sequence_length": length},
+    }
     plan = footprint.training(values, {**ALONE, "recompute": recompute}, recipe).peak
     peak = f"{torch.cuda.max_memory_allocated(device) / GIB:.2f}" if device.type == "cuda" else "-"
     share = 4 * active_parameters(config, values) * length / taken / rate
-    return f"{length:>8}{length / taken:>12,.0f}{100 * share:>9.1f} %{peak:>10}{plan / GIB:>10.2f}"
+    row = f"{length:>8}{length / taken:>12,.0f}{100 * share:>9.1f} %{peak:>10}{plan / GIB:>10.2f}"
+    return row, length / taken
 
 
-def decoding_row(model: HybridModel, batch: int, num_new: int) -> str:
-    prompts = [(str(n), torch.randint(3, model.architecture.vocab_size, (64,)).tolist()) for n in range(batch)]
+def decoding_rate(model: HybridModel, batch: int, num_new: int) -> float:
+    """Tokens a second, greedy; the first of two runs warms up."""
+    vocabulary = model.architecture.vocab_size
+    prompts = [(str(n), torch.randint(3, vocabulary, (PROMPT_TOKENS,)).tolist()) for n in range(batch)]
 
     def run() -> int:
         return sum(len(one.ids) for one in decode(model, prompts, Decoding(num_new, batch)))
 
-    began = time.perf_counter()
     run()
     began = time.perf_counter()
     written = run()
-    return f"{batch:>8}{written / (time.perf_counter() - began):>12,.0f}"
+    return written / (time.perf_counter() - began)
+
+
+def their_training_rate(config: ModelConfig, device: torch.device, length: int, recompute: bool) -> float:
+    """Tokens a second of the same LoRA step by transformers and peft; nan when it does not fit."""
+    from bench import theirs
+
+    tokens = torch.randint(3, config.vocab_size, (1, length), device=device)
+    step = theirs.stepper(theirs.random_model(config, device, recompute), tokens, LORA["rank"], TARGETS)
+    try:
+        return length / seconds(device, step, repeats=3)
+    except torch.OutOfMemoryError:
+        return math.nan
+
+
+def compare(config: ModelConfig, device: torch.device, ours: Rates, recompute: bool, num_new: int) -> None:
+    """The same lengths and batches by transformers and peft."""
+    from bench import theirs
+
+    print(f"\ntransformers, peft (nan: out of memory)\n{'':>8}{'tokens/s':>12}{'peak GiB':>10}{'ours is':>10}")
+    for length, rate in ours["lengths"].items():
+        empty(device)
+        their_rate = their_training_rate(config, device, length, recompute)
+        peak = f"{torch.cuda.max_memory_allocated(device) / GIB:.2f}" if device.type == "cuda" else "-"
+        print(f"{length:>8}{their_rate:>12,.0f}{peak:>10}{rate / their_rate:>8.2f} x", flush=True)
+    empty(device)
+    model = theirs.random_model(config, device, recompute=False).eval()
+    for batch, rate in ours["batches"].items():
+        their_rate = theirs.decoding_rate(model, batch, PROMPT_TOKENS, num_new)
+        print(f"{batch:>8}{their_rate:>12,.0f}{'':>10}{rate / their_rate:>8.2f} x", flush=True)
 
 
 def main() -> None:
@@ -172,6 +217,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--new", type=int, default=128, help="tokens that each sequence writes")
     parser.add_argument("--no-recompute", action="store_true")
+    parser.add_argument("--theirs", action="store_true", help="transformers and peft too, after ours is freed")
     arguments = parser.parse_args()
     values = yaml.safe_load((CONFIGS / f"{arguments.model}.yaml").read_text())
     config = ModelConfig.from_dict(values)
@@ -184,12 +230,19 @@ def main() -> None:
         print(f"  {name:<16} {error:.1e} from float64")
     print(f"\nLoRA rank {LORA['rank']}, one sequence a step, {'no ' if arguments.no_recompute else ''}recompute")
     print(f"{'length':>8}{'tokens/s':>12}{'share':>11}{'peak GiB':>10}{'plan GiB':>10}")
+    rates: Rates = {"lengths": {}, "batches": {}}
     for length in arguments.lengths:
-        print(train(config, values, parallel, length, rate, not arguments.no_recompute), flush=True)
-    print(f"\ndecoding, prompts of 64 tokens, {arguments.new} new\n{'batch':>8}{'tokens/s':>12}")
+        row, rates["lengths"][length] = train(config, values, parallel, length, rate, not arguments.no_recompute)
+        print(row, flush=True)
+    empty(device)
+    print(f"\ndecoding, prompts of {PROMPT_TOKENS} tokens, {arguments.new} new\n{'batch':>8}{'tokens/s':>12}")
     model = random_model(config, parallel, recompute=False, for_decoding=True)
     for batch in arguments.batches:
-        print(decoding_row(model, batch, arguments.new), flush=True)
+        rates["batches"][batch] = decoding_rate(model, batch, arguments.new)
+        print(f"{batch:>8}{rates['batches'][batch]:>12,.0f}", flush=True)
+    del model
+    if arguments.theirs:
+        compare(config, device, rates, not arguments.no_recompute, arguments.new)
     parallel.shutdown()
 
 

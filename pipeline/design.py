@@ -51,7 +51,7 @@ class CriticalValues:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CriticalValues:
         """Decimal strings, as constitution/nulls and a campaign's frozen facts hold them. Raises KeyError, TypeError, ArithmeticError, ValueError."""
-        return cls(
+        found = cls(
             gap_level=Fraction(data["gap_level"]),
             gap_suspect_level=Fraction(data["gap_suspect_level"]),
             arm_level=Fraction(data["arm_level"]),
@@ -59,6 +59,9 @@ class CriticalValues:
             board_alarm=Decimal(data["board_alarm"]),
             board_suspect=Decimal(data["board_suspect"]),
         )
+        if min(found.board_alarm, found.board_suspect) < 1:
+            raise ValueError("board_alarm and board_suspect: at least 1, which is E before any score")
+        return found
 
 
 def _between(place: Decimal) -> Decimal:

@@ -71,9 +71,9 @@ class Verdict:
 
     @property
     def named(self) -> str | None:
-        """The family that carries half of E, if any does."""
+        """The family that carries half of E, if any does. None without suspicion: before any score the shares are the prior's."""
         family, share = max(self.board.posteriors.items(), key=lambda item: item[1])
-        return family if share >= NAMED else None
+        return family if (self.board_alarm or self.board_suspect) and share >= NAMED else None
 
     def shift_posterior(self, family: str, prior: Decimal = SHIFT_PRIOR) -> Decimal:
         """P(this family stopped | scores), if a share `prior` of campaigns has a family that stops."""
@@ -89,7 +89,7 @@ class Verdict:
             "upper_bounds": {family: digits(bound) for family, bound in sorted(self.upper_bounds.items())},
             "e_value": digits(self.board.e_value),
             "carried": {family: digits(value) for family, value in sorted(self.board.carried.items())},
-            "named": self.named if self.board_suspect else None,
+            "named": self.named,
             "board_alarm": self.board_alarm,
             "board_suspect": self.board_suspect,
             "board_near": self.board_near,

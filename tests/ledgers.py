@@ -25,8 +25,8 @@ def critical_at_random(rng: np.random.Generator) -> CriticalValues:
     return CriticalValues.from_json(
         {
             **levels,
-            "board_alarm": str(round(rng.uniform(0.8, 3), 6)),
-            "board_suspect": str(round(rng.uniform(0.6, 2), 6)),
+            "board_alarm": str(round(rng.uniform(1, 3), 6)),
+            "board_suspect": str(round(rng.uniform(1, 2), 6)),
         }
     )
 
@@ -112,7 +112,8 @@ def decisions(exact: rule.Verdict, look: LookSeen, critical: CriticalValues) -> 
     def marked(flags: Any) -> set[str]:
         return {family for family, flag in zip(families, flags[0], strict=True) if flag}
 
-    number = int(look.named()[0])
+    accused = look.board(critical.board_alarm)[0] or look.board(critical.board_suspect)[0]
+    number = int(look.named()[0]) if accused else -1
     ours = {
         "gap": named(exact.gap_alarms), "suspect": named(exact.gap_suspects), "arm": named(exact.arm_alarms),
         "board": exact.board_alarm, "board suspect": exact.board_suspect, "named": exact.named, "leak": exact.leak_alarm,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from pipeline import boardtest, leaktest, slots
-from pipeline.design import Design
+from pipeline import boardtest, leaktest, rule, slots
+from pipeline.design import CriticalValues, Design
 from pipeline.gaussian import decimal_of
+from pipeline.nulls import bounds
 from tests.ledgers import exact_rounds, ledger
 
 HEALTHY, STOPPED = float(boardtest.HEALTHY_SD) ** 2, float(boardtest.STOPPED_SD) ** 2
@@ -149,3 +150,17 @@ def test_slots_never_exceed_the_arms_and_skip_what_is_not_there():
     effects = {arm: [Decimal(arm)] for arm in (3, 4)}
     assert slots.choose_slots(effects, [], [7, 4], 5) == [4, 3]
     assert slots.choose_slots({}, [], [1], 2) == []
+
+
+def test_before_a_score_nobody_is_named():
+    """E is 1 then, and its shares are the prior's: one family's can be a half, or all of it."""
+    design, rounds = ledger(np.random.default_rng([0, 5097]))
+    assert design.submissions == 0
+    critical = CriticalValues.from_json(bounds(design) | {"board_alarm": "1", "board_suspect": "1"})
+    verdict = rule.verdict(exact_rounds(rounds)[:1], design, critical)
+    assert max(verdict.board.posteriors.values()) == Decimal("0.5") and verdict.named is None
+
+
+def test_critical_values_of_the_board_are_at_least_what_e_begins_with():
+    with pytest.raises(ValueError, match="at least 1"):
+        CriticalValues.from_json(bounds(Design()) | {"board_suspect": "0.9"})

@@ -13,11 +13,11 @@ NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
 
 
 def test_an_assumed_forecast_by_hand():
-    """600 steps of 32 sequences of 8,192 tokens at 2,000 a second; 6 x 600 items of 7,680 at 500, on 4 of 16 GPUs."""
+    """600 steps of 32 sequences of 8,192 tokens at 5,000 a second; 6 x 600 items of 7,680 at 1,000, on 4 of 16 GPUs."""
     expected = forecast.forecast(settings.compose([*NANO, "cluster.capacity.price_per_gpu_hour=2"]), num_arms=8)
     assert expected is not None
-    assert expected.train_hours_per_arm == pytest.approx(600 * 32 * 8192 / 2000 / 3600)
-    assert expected.judge_hours_per_arm == pytest.approx(4 * 3600 * 7680 / 500 / 3600)
+    assert expected.train_hours_per_arm == pytest.approx(600 * 32 * 8192 / 5000 / 3600)
+    assert expected.judge_hours_per_arm == pytest.approx(4 * 3600 * 7680 / 1000 / 3600)
     assert expected.hours == pytest.approx(8 * (expected.train_hours_per_arm + expected.judge_hours_per_arm))
     assert expected.cost == pytest.approx(2 * expected.hours)
 

@@ -1,6 +1,8 @@
 """Every fused kernel against its plain form, whose own reference is the recurrence (test_model.py)."""
 
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -22,6 +24,9 @@ def parallel():
     parallel = start({"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
     yield parallel
     parallel.shutdown()
+
+
+grouped_linear = kernels.grouped_linear
 
 
 def _log_probs_and_gradients(model, tokens):
@@ -63,6 +68,23 @@ def test_experts_that_train_or_are_adapted_stay_sequential(parallel, monkeypatch
             assert _log_probs_and_gradients(model, tokens)[1]
 
 
+def test_experts_that_could_train_are_grouped_while_decoding(parallel, monkeypatch):
+    """A model as it is loaded: nothing frozen, and nobody asks for gradients."""
+    called = []
+    monkeypatch.setattr(
+        kernels, "grouped_linear", lambda x, weights, ends: called.append(1) or grouped_linear(x, weights, ends)
+    )
+    model = build_model(small_config(pattern="ME"), parallel)
+    init_weights(model, seed=1)
+    with torch.no_grad(), kernels.using(experts="grouped"):
+        token_log_probs(
+            model,
+            torch.randint(3, 40, (1, 7)).to(parallel.device),
+            torch.zeros(1, 7, dtype=torch.int64).to(parallel.device),
+        )
+    assert called
+
+
 def test_the_weights_of_experts_lie_in_one_piece(parallel):
     """What a file fills is what the grouped product reads."""
     model = build_model(small_config(pattern="E"), parallel)
@@ -77,6 +99,15 @@ def test_what_runs_is_told_with_its_reason(capsys):
     kernels.tell(torch.device("cpu"))
     assert capsys.readouterr().err == "kernels on CPU: scan torch, experts sequential (no GPU)\n"
     assert kernels.of(torch.device("cpu")) == kernels.Kernels("torch", "sequential", "no GPU")
+
+
+@pytest.mark.slow
+def test_the_bench_for_gpus_runs_anywhere():
+    """Nobody has a GPU at hand when a recipe gets a new key."""
+    arguments = ["--model", "tiny", "--lengths", "32", "--batches", "2", "--new", "4", "--theirs"]
+    done = subprocess.run([sys.executable, "-m", "bench.gpu", *arguments], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" x\n") == 2
 
 
 @pytest.mark.gpu

@@ -22,12 +22,12 @@ def _identity(function: Callable[..., Any] | None = None, **_: Any) -> Callable[
 
 
 def _import_megatron() -> None:
-    """Imports megatron-core, on a CPU without two things that cost half of its two seconds and are never called."""
+    """Imports megatron-core without its kernel fuser, and on a CPU without wandb, which costs half a second there."""
     compiler, wandb = torch.compile, sys.modules.get("wandb")
+    # Captured at import as the library's kernel fuser. On a CPU it loads the compiler stack, then wants a C++ compiler at
+    # the first step; on a GPU it compiles squared ReLU anew for every number of rows, seconds each.
+    torch.compile = _identity  # type: ignore[assignment]
     if ON_CPU:
-        # Captured at import as the library's kernel fuser: it loads the compiler stack, then wants a C++ compiler at
-        # the first step.
-        torch.compile = _identity  # type: ignore[assignment]
         # Imported for the metrics of the serving engine.
         sys.modules["wandb"] = None  # type: ignore[assignment]
     try:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+KEYS = 64  # the attention of a step sees a multiple of so many positions; those beyond a sequence are masked
+
 
 class Packing:
     """Several documents in one row of a batch: none sees another."""
@@ -64,7 +66,8 @@ class DecodeCache:
         """One more token of every active sequence."""
         self._rows, self.valid_SB = slice(0, self.num_active), None
         self._seen_B = self.lengths_B[self._rows].clone()
-        self._longest = int(self._seen_B.max()) + 1
+        # In steps of KEYS: cuDNN plans its attention anew for every length, seven milliseconds a layer.
+        self._longest = min(-(-(int(self._seen_B.max()) + 1) // KEYS) * KEYS, self.max_length)
         self._mask = (torch.arange(self._longest, device=self.device) <= self._seen_B.unsqueeze(1))[:, None, None]
         self.lengths_B[self._rows] += 1
 

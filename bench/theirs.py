@@ -1,0 +1,63 @@
+"""The other side of bench/gpu.py: transformers' Nemotron-H with peft's LoRA, on the same device in the same run.
+
+On a GPU with mamba-ssm their training step wants causal-conv1d too.
+"""
+
+import time
+from collections.abc import Callable
+
+import peft
+import torch
+import transformers
+
+from substrate.model import ModelConfig
+
+
+def random_model(config: ModelConfig, device: torch.device, recompute: bool) -> transformers.PreTrainedModel:
+    """transformers' own random weights, made on the device in the model's type."""
+    transformers.logging.set_verbosity_error()
+    scan = {
+        "time_step_min": 0.001,
+        "time_step_max": 0.1,
+    }  # of its initial weights; 0, as published files say, has no log
+    settings = transformers.NemotronHConfig.from_dict(config.to_transformers() | scan)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(config.torch_dtype)
+    try:
+        with device:
+            model = transformers.NemotronHForCausalLM(settings)
+    finally:
+        torch.set_default_dtype(before)
+    if recompute:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
+    return model
+
+
+def stepper(
+    model: transformers.PreTrainedModel, tokens: torch.Tensor, rank: int, targets: list[str]
+) -> Callable[[], None]:
+    """One LoRA step of `tokens` (1, length); the model is changed in place."""
+    model.config.use_cache = False
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=32, target_modules=targets)).train()
+    optimizer = torch.optim.AdamW([each for each in adapted.parameters() if each.requires_grad], lr=1e-5)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(adapted(tokens).logits.flatten(0, 1), tokens.flatten()).backward()
+        optimizer.step()
+
+    return step
+
+
+def decoding_rate(model: transformers.PreTrainedModel, batch: int, prompt_tokens: int, num_new: int) -> float:
+    """Tokens a second of `generate`, greedy, every sequence to its full length; the first of two runs warms up."""
+    prompts = torch.randint(3, model.config.vocab_size, (batch, prompt_tokens), device=model.device)
+    how = {"do_sample": False, "max_new_tokens": num_new, "min_new_tokens": num_new, "pad_token_id": 0}
+    rate = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        with torch.no_grad():
+            model.generate(prompts, attention_mask=torch.ones_like(prompts), **how).tolist()
+        rate = batch * num_new / (time.perf_counter() - began)
+    return rate
