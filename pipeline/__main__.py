@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline import audit_verbs, board_verbs, evidence_verbs, image_verbs, page_verbs, status_verbs, verbs
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError
 from pipeline.layout import Campaign, read_json, whose
 from pipeline.verbs import newest_frozen
 
@@ -97,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--wait", action="store_true", help="follow until the round is closed (always so with cluster=local)"
     )
+    sub.add_argument("--json", action="store_true", help="of a dry run: plan, costs and sbatch texts as one object")
 
     sub = verb(
         "campaign", campaign_verb, "Run rounds one after the other: here, or each submitted by the meta job before it."
@@ -152,8 +153,14 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
     from pipeline.init import init
 
     campaign, name = Campaign.at(arguments.campaign), shown(arguments)
+    if arguments.json and not arguments.dry_run:
+        raise ConfigError(
+            "--json goes with --dry-run", f"What came of a round: `python -m pipeline report {name} --json`"
+        )
     if arguments.dry_run:
-        report.show_dry_run(campaign, arguments.overrides)
+        report.show_dry_run(campaign, arguments.overrides, as_json=arguments.json)
+        if arguments.json:
+            return None
         print(f"next: python -m pipeline round {' '.join([name, *map(shlex.quote, arguments.overrides)])}")
         return None
     if not campaign.folder.exists():
@@ -183,7 +190,7 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
     from pipeline import constitution, launch
 
     arguments.overrides = [*arguments.overrides, "campaign.auto=true", f"campaign.rounds={arguments.rounds}"]
-    arguments.dry_run = arguments.no_submit = arguments.wait = False
+    arguments.dry_run = arguments.no_submit = arguments.wait = arguments.json = False
     campaign = Campaign.at(arguments.campaign)
     last = min(arguments.rounds or constitution.load().num_rounds, constitution.load().num_rounds)
     while True:

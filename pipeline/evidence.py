@@ -85,7 +85,7 @@ def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:
 
 
 def show(value: Fraction) -> str:
-    """A ratio in hundredths of a percent, rounded half to even, as text: exact input, the same text anywhere."""
+    """A difference of accuracies in points, to hundredths, rounded half to even: exact input, the same text anywhere."""
     basis_points = round(value * 10000)
     sign = "-" if basis_points < 0 else "+"
-    return f"{sign}{abs(basis_points) // 100}.{abs(basis_points) % 100:02d} %"
+    return f"{sign}{abs(basis_points) // 100}.{abs(basis_points) % 100:02d} points"

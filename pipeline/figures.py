@@ -73,7 +73,7 @@ def gaps(families: Mapping[str, tuple[float, float]]) -> str:
 
     parts = [_line(x(0), 22, x(0), height - 24, "#d8dee4"), _text(x(0), height - 9, "0", "middle")]
     parts += [
-        _text(x(value), height - 9, f"{100 * value:+.0f} %", "middle")
+        _text(x(value), height - 9, f"{100 * value:+.0f} points", "middle")
         for value in (low, high)
         if abs(x(value) - x(0)) > 40
     ]

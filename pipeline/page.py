@@ -166,12 +166,12 @@ def _families_table(seen: Evidence) -> Table:
     if seen.look is None:
         return []
     gaps, bounds, power = _gaps(seen), seen.look.verdict["upper_bounds"], seen.look.power["gap_now"]
-    rows = [["family", "state", "by", "dev - fresh", "at most (95 %)", "seen with 80 % from", "canaries"]]
+    rows = [["family", "state", "by", "dev - fresh, points", "at most (95 %)", "seen with 80 % from", "canaries"]]
     for family, state in sorted(seen.families.items()):
         dev, fresh = gaps[family]
         rows.append([
-            family, state.name, state.code, f"{100 * (dev - fresh):+.1f} %", f"{100 * float(bounds[family]):+.1f} %",
-            f"{100 * float(power[family]):.1f} %", ", ".join(seen.look.canaries[family]) or "-",
+            family, state.name, state.code, f"{100 * (dev - fresh):+.1f}", f"{100 * float(bounds[family]):+.1f}",
+            f"{100 * float(power[family]):.1f}", ", ".join(seen.look.canaries[family]) or "-",
         ])  # fmt: skip
     return rows
 

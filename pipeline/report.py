@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import time
@@ -27,8 +28,8 @@ def show_plan(folder: Round) -> None:
         print(f"  {arm.name}  {arm.role:<9}  {moved}")
 
 
-def show_dry_run(campaign: Campaign, overrides: Sequence[str]) -> None:
-    """Plan and sbatch texts of the next round, made in a throw-away copy: nothing of the campaign is touched."""
+def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool = False) -> None:
+    """Plan, costs and sbatch texts of the next round, made in a throw-away copy: nothing of the campaign is touched."""
     with tempfile.TemporaryDirectory() as folder:
         draft = Campaign.at(Path(folder, campaign.name))
         if campaign.folder.exists():
@@ -38,16 +39,25 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str]) -> None:
         else:
             init(draft, overrides, is_draft=True)
         frozen = launch.freeze(draft, launch.next_round(draft), overrides, is_draft=True)
-        show_plan(frozen)
         chosen = settings.load(frozen.config)
+        num_arms, earlier = len(frozen.frozen_plan().arms), campaign.frozen_rounds()
+        texts = {
+            path.name: path.read_text().replace(str(draft.folder), str(campaign.folder))
+            for path in sorted(frozen.slurm_dir.glob("*.sbatch"))
+        }
+        if as_json:
+            costs = memory_and_cost(chosen, num_arms, earlier)
+            print(json.dumps({"plan": frozen.frozen_plan().to_json(), "costs": costs, "sbatch": texts}, indent=2))
+            return
+        show_plan(frozen)
         asked = chosen.policy.proposals
         if asked.kind != "none":
             print(f"{asked.kind} ({asked.mode}) would be asked for proposals beside these; a dry run asks nobody")
-        show_cost(chosen, len(frozen.frozen_plan().arms), campaign.frozen_rounds())
+        show_cost(chosen, num_arms, earlier)
         if chosen.cluster.kind == "local":
             print("with cluster=local its stages run here, one after the other; on a site this goes to sbatch:")
-        for path in sorted(frozen.slurm_dir.glob("*.sbatch")):
-            print(f"\n--- {path.name}\n{path.read_text().replace(str(draft.folder), str(campaign.folder))}")
+        for name, text in texts.items():
+            print(f"\n--- {name}\n{text}")
 
 
 def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = ()) -> None:

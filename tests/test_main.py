@@ -46,6 +46,7 @@ def test_wrong_usage_is_2(words, capsys):
         (["round", "{}/new", "recipe.warmup_steps=1000"], 2, "recipe.warmup_steps is 1000; valid is 0 to num_steps - 1"),
         (["round", "{}/new", "tasks.train_csv=/absent.csv", "--dry-run"], 2, "/absent.csv is no file"),
         (["round", "{}/new", "parallelism.tp=3"], 2, "tp"),
+        (["round", "{}/smoke", "--json"], 2, "--json goes with --dry-run"),
         (["round", "{}/new", "cluster=moon"], 2, "cluster"),
         (["status", "{}/smoke", "r0007"], 2, "round r0007 is not frozen"),
         (["status", "{}/smoke", "seven"], 2, "seven"),
@@ -67,6 +68,10 @@ def test_a_dry_run_writes_nothing_and_shows_what_sbatch_gets(campaign, capsys):
     shown = capsys.readouterr().out
     assert "a0  anchor" in shown
     assert "#SBATCH --array=0-7" in shown
+    assert main(["round", str(campaign.folder), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [arm["index"] for arm in told["plan"]["arms"]] == [*range(8)]
+    assert any("#SBATCH --array=0-7" in text for text in told["sbatch"].values()) and told["costs"]["parameters"] > 0
     assert tree(campaign.folder) == before
 
 
