@@ -37,9 +37,10 @@ if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "Python 3.11 or newer must come first in PATH as python3; here it is $(python3 --version)" >&2
     exit 2
 fi
-echo "setup: .venv, some minutes the first time" >&2
+echo "setup: .venv with torch; one to two minutes the first time" >&2
 [ -x .venv/bin/pip ] || python3 -m venv .venv
 # torch by itself and first: asked for with the others, a resolver may look for a newer one and bring CUDA along.
 .venv/bin/pip install -qq --constraint constraints.txt torch
+echo "setup: the other $(grep -c == constraints.txt) packages of constraints.txt" >&2
 .venv/bin/pip install -qq --constraint constraints.txt '.[dev]'
 echo "$wanted" >.venv/.ready
