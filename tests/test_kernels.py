@@ -101,6 +101,16 @@ def test_what_runs_is_told_with_its_reason(capsys):
     assert kernels.of(torch.device("cpu")) == kernels.Kernels("torch", "sequential", "no GPU")
 
 
+def test_a_library_that_does_not_load_is_done_without(tmp_path, monkeypatch):
+    """mamba-ssm built without its CUDA extension."""
+    (tmp_path / "mamba_ssm").mkdir()
+    (tmp_path / "mamba_ssm" / "__init__.py").write_text("import selective_scan_cuda")
+    monkeypatch.syspath_prepend(tmp_path)
+    chosen = kernels._of_device.__wrapped__("cuda")
+    assert (chosen.scan, chosen.experts) == ("torch", "grouped")
+    assert chosen.reason == "mamba-ssm cannot be used: No module named 'selective_scan_cuda'"
+
+
 @pytest.mark.slow
 def test_the_bench_for_gpus_runs_anywhere():
     """Nobody has a GPU at hand when a recipe gets a new key."""

@@ -10,7 +10,7 @@ choose: every kernel is compared with its plain form in float64 (tests/test_kern
 """
 
 import functools
-import importlib.util
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +30,7 @@ class Kernels:
     reason: str = ""
 
 
+SCAN_MODULE = "mamba_ssm.ops.triton.ssd_combined"
 _forced: dict[str, str] = {}
 
 
@@ -37,8 +38,10 @@ _forced: dict[str, str] = {}
 def _of_device(kind: str) -> Kernels:
     if kind != "cuda":
         return Kernels("torch", "sequential", "no GPU")
-    if importlib.util.find_spec("mamba_ssm") is None:
-        return Kernels("torch", "grouped", "mamba-ssm is not installed")
+    try:  # imported and not looked for: it is there without its CUDA extension, too, and then cannot be used
+        importlib.import_module(SCAN_MODULE)
+    except ImportError as error:
+        return Kernels("torch", "grouped", f"mamba-ssm cannot be used: {error}")
     return Kernels("triton", "grouped")
 
 
@@ -77,11 +80,9 @@ def triton_scan(
     document_SB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`mamba.chunked_scan` by mamba-ssm's Triton kernels: the same arguments and results, y in x's type."""
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
     x, dt, b, c = (t.transpose(0, 1).contiguous() for t in (x_SBHP, dt_SBH, B_SBGN, C_SBGN))
     documents = document_SB.T.to(torch.int32).contiguous() if document_SB is not None else None
-    y_BSHP, h_BHPN = mamba_chunk_scan_combined(
+    y_BSHP, h_BHPN = importlib.import_module(SCAN_MODULE).mamba_chunk_scan_combined(
         x, dt, A_H.float(), b, c, chunk_size, seq_idx=documents, return_final_states=True
     )
     return y_BSHP.transpose(0, 1), h_BHPN
