@@ -6,6 +6,8 @@ a published score is never run again, and one whose job waits or runs is not sta
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import platform
 import shutil
@@ -18,7 +20,7 @@ from typing import Any
 
 from pipeline import constitution, jobs, launch, results, scheduler, settings
 from pipeline.campaign import facts_of, read_plan
-from pipeline.errors import ConfigError, NotFound, WorkFailed
+from pipeline.errors import ConfigError, NotFound, PipelineError, WorkFailed
 from pipeline.jobs import Job
 from pipeline.layout import Attempt, Campaign, Round, is_alive, read_json, write_file
 
@@ -163,6 +165,13 @@ def remove(found: Sequence[tuple[Path, int]]) -> None:
 def _size(path: Path) -> int:
     files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file() and not each.is_symlink()]
     return sum(each.stat().st_size for each in files)
+
+
+def get_ready(campaign: Campaign, folder: Round) -> None:
+    """While the meta stage works: what the next round's plan needs, read and composed once as it will be then."""
+    importlib.import_module("submitit")
+    with contextlib.suppress(PipelineError, OSError):  # `chain` meets it again, and tells it
+        launch.rehearse(campaign, folder)
 
 
 def chain(campaign: Campaign, folder: Round) -> Mapping[str, Any] | str:

@@ -94,6 +94,15 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
     return folder
 
 
+def rehearse(campaign: Campaign, folder: Round) -> None:
+    """Compose a frozen round again, for nothing: what the next one then finds loaded takes it half a second less."""
+    facts = facts_of(campaign)
+    overrides = [*facts["overrides"], *read_json(folder.operational), f"+round={folder.name}"]
+    settings.compose(overrides, verified_code(campaign, facts) / "hydra_conf", campaign.folder)
+    for each in (campaign.round("r0000"), folder):
+        settings.load(each.config)
+
+
 def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: str) -> None:
     """What a campaign froze (model, recipe, tasks, the external target, who proposes) no round's file may change. Raises Refused by article 8."""
     frozen, now = settings.load(campaign.round("r0000").config).to_dict(), chosen.to_dict()

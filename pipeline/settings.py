@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import reduce
 from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any, cast
@@ -106,9 +106,15 @@ def typed(config: Any) -> Settings:
 
 def load(path: Path) -> Settings:
     """Read a frozen `config.yaml`."""
+    return copy.deepcopy(_of_text(path.read_text()))
+
+
+@functools.lru_cache(maxsize=8)
+def _of_text(text: str) -> Settings:
+    """What a command reads several times takes a tenth of a second each time."""
     from omegaconf import OmegaConf
 
-    return typed(OmegaConf.load(path))
+    return typed(OmegaConf.create(text))
 
 
 def to_yaml(settings: Settings) -> str:
@@ -129,13 +135,15 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
         if value == "???":  # OmegaConf's own sign for a value that is missing
             raise ConfigError(f"{key} = ??? is no value", "Compare with the files in hydra_conf/")
         *path, last = key.split(".")
-        only: Any = reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), cast(Any, value))
+        only: Any = functools.reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), cast(Any, value))
         try:
             only = OmegaConf.to_container(OmegaConf.create(only), resolve=True)  # first, as in `typed`
             merged = OmegaConf.merge(OmegaConf.structured(Settings), only)
         except OmegaConfBaseException as error:
             raise ConfigError(_one_line(error), "Compare with the files in hydra_conf/") from error
-        place: Any = reduce(lambda at, name: at[name] if isinstance(at, dict) else getattr(at, name), path, changed)
+        place: Any = functools.reduce(
+            lambda at, name: at[name] if isinstance(at, dict) else getattr(at, name), path, changed
+        )
         if isinstance(place, dict):
             place[last] = OmegaConf.select(merged, key)
         else:
@@ -167,7 +175,7 @@ def _pairs(entries: Iterable[SettingEntry]) -> tuple[Setting, ...]:
 def value_of(settings: Settings, key: str) -> str:
     """The value under a dotted key, as text. Raises ConfigError for a key that does not exist."""
     try:
-        return str(reduce(getitem, key.split("."), settings.to_dict()))
+        return str(functools.reduce(getitem, key.split("."), settings.to_dict()))
     except (KeyError, TypeError):
         raise ConfigError(f"{key} is not a configuration key", "Compare with the files in hydra_conf/") from None
 

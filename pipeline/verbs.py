@@ -176,8 +176,11 @@ def chain_verb(arguments: argparse.Namespace) -> int:
     stage = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": code_dir}) if arguments.meta else None
     from pipeline import control  # meanwhile
 
-    if code := stage.wait() if stage else 0:
-        return code
+    if stage:
+        campaign = Campaign.at(arguments.campaign)
+        control.get_ready(campaign, campaign.round(arguments.round))
+        if code := stage.wait():
+            return code
     campaign, folder = found(arguments, arguments.round)
     tell_chained(control.chain(campaign, folder), arguments)
     return 0
