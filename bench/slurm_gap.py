@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, help="where nodes can read it; default: a temporary folder")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="gap-", dir=arguments.dir) as folder:
+    with tempfile.TemporaryDirectory(prefix="gap-", dir=arguments.dir, ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)
         every = [hop for n in range(arguments.campaigns) for hop in campaign(Path(folder), n, arguments.rounds)]
     medians = {name: statistics.median(hop[name] for hop in every) for name in every[0]}
