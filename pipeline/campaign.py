@@ -17,7 +17,7 @@ import yaml
 
 from pipeline import canon, footprint, image, memory, seal, settings
 from pipeline.errors import IntegrityError, NotFound
-from pipeline.layout import Campaign, Round, write_file
+from pipeline.layout import Campaign, Round, parse_yaml, write_file
 from pipeline.records import Plan, Policy
 
 
@@ -42,7 +42,7 @@ def facts_of(campaign: Campaign) -> dict[str, Any]:
     if not campaign.frozen.exists():
         raise NotFound(f"{campaign.folder} is not a campaign", "`python -m pipeline round DIR` makes one")
     try:
-        facts: dict[str, Any] = yaml.safe_load(campaign.frozen.read_text())
+        facts: dict[str, Any] = parse_yaml(campaign.frozen.read_text())
         logged = next(record["facts"] for record in seal.Log(campaign.log).records() if record["event"] == "init")
     except (UnicodeDecodeError, yaml.YAMLError, StopIteration, KeyError) as error:
         raise IntegrityError(f"{campaign.frozen} or {campaign.log} is damaged ({error!r})") from error

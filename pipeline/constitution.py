@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import IntegrityError, Refused
+from pipeline.layout import parse_yaml
 from pipeline.records import Setting
 
 HERE = Path(__file__).resolve().parent.parent / "constitution"
@@ -173,9 +174,7 @@ def load(expected_digest: str | None = None, folder: Path = HERE) -> Constitutio
                 "A changed constitution needs a new campaign (and its new sha256 in constitution/DIGEST)",
             )
     _check_environment(found)
-    import yaml  # here, for whoever audits has the articles from the log and needs no more than the standard library
-
-    return Constitution(found, yaml.safe_load(content)["articles"])
+    return Constitution(found, parse_yaml(content)["articles"])
 
 
 def _check_environment(digest: str) -> None:

@@ -213,9 +213,9 @@ def is_local(folder: Round) -> bool:
     return settings.load(folder.config).cluster.kind == "local"
 
 
-def resources(folder: Round) -> scheduler.Resources:
-    """What the frozen configuration of a round asks of Slurm."""
-    chosen = settings.load(folder.config)
+def resources(folder: Round, chosen: settings.Settings | None = None) -> scheduler.Resources:
+    """What the frozen configuration of a round, or the one that it is being frozen with, asks of Slurm."""
+    chosen = chosen or settings.load(folder.config)
     cluster = chosen.cluster
     flags = ("partition", "account", "qos", "reservation", "constraint")
     return scheduler.Resources(
@@ -253,7 +253,7 @@ def _write(
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
     frozen = Plan(facts["campaign"], folder.name, *digests, seal.digest_text(config), policy, arms)
     freeze_plan(campaign, frozen, config, basis)
-    texts = scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder))
+    texts = scheduler.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder, chosen))
     for name, text in texts.items():
         write_file(folder.slurm_dir / f"{name}.sbatch", text)
 

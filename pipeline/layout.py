@@ -122,6 +122,13 @@ def read_json(path: Path) -> Any:
         raise IntegrityError(f"{path} is not valid JSON ({error})") from error
 
 
+def parse_yaml(content: str | bytes) -> Any:
+    """Plain YAML, by libyaml where it is there: every command reads a campaign's facts, 30 ms in Python and 2 so. Raises yaml.YAMLError."""
+    import yaml  # here, for whoever audits needs no more than the standard library
+
+    return yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def read_json_lines(path: Path) -> list[Any]:
     """All complete lines; a last line without its newline is still being written and is left out."""
     try:

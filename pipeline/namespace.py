@@ -39,10 +39,19 @@ def enter_private_namespace(argv: Sequence[str]) -> None:
     """
     if in_private_namespace():
         return
+    command = _unshare(argv)
+    os.execvpe(command[0], command, {**os.environ, MARK: f"{os.getpid()} {_mount_namespace()}"})
+
+
+def privately(argv: Sequence[str]) -> list[str]:
+    """The command that starts a child in a private mount namespace at once, a Python's start sooner than if it went there itself."""
+    return ["sh", "-c", f'export {MARK}="$$ {_mount_namespace()}"; exec "$@"', "sh", *_unshare(argv)]
+
+
+def _unshare(argv: Sequence[str]) -> list[str]:
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     # Slave, not private: what the host mounts later (automounted homes) still appears, and ours never goes out.
-    command = ["unshare", *as_user, "--mount", "--propagation", "slave", "--", *argv]
-    os.execvpe(command[0], command, {**os.environ, MARK: f"{os.getpid()} {_mount_namespace()}"})
+    return ["unshare", *as_user, "--mount", "--propagation", "slave", "--", *argv]
 
 
 def in_private_namespace() -> bool:

@@ -23,11 +23,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline import results
 from pipeline.jobs import Job
-from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines
+from pipeline.layout import Attempt, Campaign, Round, parse_yaml, read_json, read_json_lines
 from pipeline.trial import progress_lines
 
 GROUPS = {
@@ -73,7 +71,7 @@ def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | No
 @cache
 def gpus_of_an_arm(config: Path) -> int:
     """0 without GPUs. From the frozen file, which never changes; as plain YAML, for a status must be quick."""
-    chosen = yaml.safe_load(config.read_text())
+    chosen = parse_yaml(config.read_text())
     layout = chosen["parallelism"]
     return int(chosen["cluster"]["gpus_per_node"] and layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"])
 

@@ -167,9 +167,11 @@ def resume_verb(arguments: argparse.Namespace) -> None:
 
 
 def chain_verb(arguments: argparse.Namespace) -> int:
-    from pipeline import scheduler
+    from pipeline import namespace, scheduler
 
     command = scheduler.command(("meta", str(arguments.campaign), arguments.round))
+    if command[0] == sys.executable:  # a cluster's runtime is entered first, and the namespace within it
+        command = namespace.privately(command)
     code_dir = str(
         Path(__file__).resolve().parent.parent
     )  # `python -P` looks nowhere else, and slurm/meta.sbatch sets nothing
