@@ -27,12 +27,12 @@ def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) ->
     if decision.kept:
         mine = Fraction(seen.look.values[decision.kept]) - base
         lines.append(
-            f"{decision.kept} would not have been kept with {evidence.show(mine)} less value, the {baseline} recipe's."
+            f"{decision.kept} is worth {evidence.amount(mine)} more than the {baseline} recipe; with so much less it would not have been kept."
         )
         if over:
             after = max(over, key=lambda arm: (over[arm], -arms[arm].index))
             lines.append(
-                f"{after} comes next: with {evidence.show(mine - over[after])} more value it would have been kept."
+                f"{after} comes next: with {evidence.amount(mine - over[after])} more value it would have been kept."
             )
     elif over:
         after = max(over, key=lambda arm: (over[arm], -arms[arm].index))
@@ -71,11 +71,11 @@ def of_arms_and_families(seen: Evidence, arms: Mapping[str, Arm], plan: Plan, ru
         verdict = promotion.compare(lift, seen.seed_variance, rules)
         if verdict == "within noise":
             lines.append(
-                f"{run.arm} would be above noise from {evidence.show(limit)} on, {evidence.show(limit - lift.mean)} more than it has; "
+                f"{run.arm} would be above noise from {evidence.show(limit)} on, {evidence.amount(limit - lift.mean)} more than it has; "
                 f"a dead end from {evidence.show(-limit)}."
             )
         else:
-            lines.append(f"{run.arm} is {verdict} by {evidence.show(abs(lift.mean) - limit)}.")
+            lines.append(f"{run.arm} is {verdict} by {evidence.amount(abs(lift.mean) - limit)}.")
     if seen.look:
         for family, bound in sorted(seen.look.verdict["upper_bounds"].items()):
             if seen.families[family].name == "UNPROVEN":

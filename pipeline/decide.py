@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from pipeline import promotion, search, states
 from pipeline.constitution import Constitution
-from pipeline.evidence import show
+from pipeline.evidence import amount, show
 from pipeline.records import Arm, Decision, Evidence, Finalist, Policy, with_setting
 
 CLOSING = ("decided", "closed")  # states of a decision after which a round is over
@@ -63,7 +63,7 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
         standing = with_setting(standing, moved)
         told = "is an improvement" if claimed else "is provisional, and no improvement is claimed"
         reasons.append(
-            f"article 7: {kept} is worth most, {show(gains[kept])} more than the {baseline} recipe; that {told}"
+            f"article 7: {kept} is worth most, {amount(gains[kept])} more than the {baseline} recipe; that {told}"
         )
         reasons.append(f"article 8: {kept}'s {moved[0]}={moved[1]} joins the standing recipe")
     below = [arms[name].overrides[-1] for name, verdict in verdicts.items() if verdict == promotion.BELOW]
@@ -122,7 +122,9 @@ def _said(evidence: Evidence) -> list[str]:
     if evidence.look and not evidence.look.verdict["alarm"]:
         gaps = {family: Fraction(gap) for family, gap in evidence.look.power["gap_now"].items()}
         family = max(gaps, key=lambda name: (gaps[name], name))
-        lines.append(f"article 10: no alarm; a gap of {show(gaps[family])} in {family} would have been seen with 80 %")
+        lines.append(
+            f"article 10: no alarm; a gap of {amount(gaps[family])} in {family} would have been seen with 80 %"
+        )
     return lines
 
 

@@ -85,7 +85,16 @@ def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:
 
 
 def show(value: Fraction) -> str:
-    """A difference of accuracies in points, to hundredths, rounded half to even: exact input, the same text anywhere."""
-    basis_points = round(value * 10000)
-    sign = "-" if basis_points < 0 else "+"
-    return f"{sign}{abs(basis_points) // 100}.{abs(basis_points) % 100:02d} points"
+    """A difference of accuracies, as `+8.67 points`: exact input, the same text anywhere."""
+    return f"{signed(value)} points"
+
+
+def amount(value: Fraction) -> str:
+    """How large a difference is, as `8.67 points`."""
+    return f"{signed(abs(value))[1:]} points"
+
+
+def signed(value: Fraction) -> str:
+    """Points to hundredths, rounded half to even, with their sign."""
+    hundredths = round(value * 10000)
+    return f"{'-' if hundredths < 0 else '+'}{abs(hundredths) // 100}.{abs(hundredths) % 100:02d}"

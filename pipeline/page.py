@@ -149,7 +149,7 @@ def _short(why: str) -> str:
 
 def _arms_table(seen: Evidence, arms: Mapping[str, Arm]) -> Table:
     board, values = seen.board.get(seen.round, {}), seen.look.values if seen.look else {}
-    rows = [["arm", "role", "moved", "dev %", "fresh %", "fresh lift, 95 %", "board", "value"]]
+    rows = [["arm", "role", "moved", "dev %", "fresh %", "fresh lift in points (95 %)", "board", "value"]]
     for run in seen.outcomes:
         arm = arms.get(run.arm)
         lift = seen.lift(run.arm, "reference", "fresh")
@@ -256,7 +256,7 @@ def _gaps(seen: Evidence) -> dict[str, tuple[float, float]]:
 
 def interval(mean: Fraction, variance: Fraction) -> str:
     half = Fraction(Decimal("1.96") * Decimal(float(variance)).sqrt())
-    return f"{evidence.show(mean)} ({evidence.show(mean - half)} to {evidence.show(mean + half)})"
+    return f"{evidence.signed(mean)} ({evidence.signed(mean - half)} to {evidence.signed(mean + half)})"
 
 
 def _percent(run: Outcome, item_set: str) -> str:

@@ -34,7 +34,10 @@ def test_it_says_what_was_seen_who_decided_what_was_refused_and_what_would_have_
     assert [row[0] for row in found["What was seen"].table[1:]] == ["reference", *(f"a{n}" for n in range(8))]
     assert "standing recipe: recipe.lora.rank=32" in found["What the next round gets"].lines
     would = found["What would have changed the decision"].lines
-    assert would[0] == "a3 would not have been kept with +3.18 points less value, the standing recipe's."
+    assert (
+        would[0]
+        == "a3 is worth 3.18 points more than the standing recipe; with so much less it would not have been kept."
+    )
     assert any(line.startswith("Best so far by value: ") for line in would)
     assert shown(walk(), "r0001")["What was refused"].lines == ["a4 has no score: failed, diverged"]
 
