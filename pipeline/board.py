@@ -99,7 +99,7 @@ def take_scores(
             held.enter_context(alone(campaign.board_lock, "process with the board"))
         except ConfigError as error:
             return [f"the board is left to another process: {error.what}"]
-        board = Board(campaign, facts, caps, target, today or utc_day(), has_outbox=external.kind != "local")
+        board = Board(campaign, facts, caps, target, today, has_outbox=external.kind != "local")
         if board.has_outbox:
             said = board.fill(pack)
             if external.push == "login":
@@ -126,7 +126,7 @@ def push(
     if target is None:
         raise ConfigError("this campaign has no external target", "external=kaggle, and push=login, in a new campaign")
     with alone(campaign.board_lock, "process with the board"):
-        board = Board(campaign, facts, caps, target, today or utc_day(), has_outbox=chosen.external.kind != "local")
+        board = Board(campaign, facts, caps, target, today, has_outbox=chosen.external.kind != "local")
         return board.plan() if dry_run else board.send(wait_seconds)
 
 
@@ -150,8 +150,11 @@ def record(log: seal.Log, payload: Mapping[str, Any]) -> bool:
         check_reserved(records, payload["number"])
         mine = [one for one in records if one["event"].startswith("board_") and one["number"] == payload["number"]]
         scores = [one for one in mine if one["event"] == "board_score"]
-        if scores and scores[-1].get("withdrawn") and "by" not in payload:
-            return None
+        if scores and "by" not in payload and "by" in scores[-1]:
+            before = [one for one in scores if "by" not in one]
+            # What the target said before a person knew better is no news.
+            if scores[-1].get("withdrawn") or (before and before[-1]["score"] == payload["score"]):
+                return None
         if (
             mine
             and {key: value for key, value in mine[-1].items() if key not in ("seq", "previous", "event")} == payload
@@ -175,8 +178,16 @@ class Board:
     """One pass over the ledger, by whoever holds the board's lock."""
 
     def __init__(
-        self, campaign: Campaign, facts: Mapping[str, Any], caps: Caps, target: Target, today: str, *, has_outbox: bool
+        self,
+        campaign: Campaign,
+        facts: Mapping[str, Any],
+        caps: Caps,
+        target: Target,
+        today: str | None,
+        *,
+        has_outbox: bool,
     ) -> None:
+        """today: for tests; else the day of each attempt, for a pass may wait past midnight."""
         self.campaign, self.facts, self.caps, self.target, self.today = campaign, facts, caps, target, today
         self.has_outbox = has_outbox
         self.log = seal.Log(campaign.log)
@@ -201,7 +212,9 @@ class Board:
         """What `send` would do."""
         said = []
         for one in self.ledger():
-            if one.state not in SETTLED:
+            if one.state == "scored" and one.attempts and self.has_outbox:
+                said.append(f"ask again for {name_of(one)}")
+            elif one.state not in SETTLED:
                 ready = not self.has_outbox or outbox.is_ready(self.campaign, one.number)
                 act = "ask for" if one.is_sent else "ask for, else send," if one.attempts else "send"
                 said.append(
@@ -213,11 +226,13 @@ class Board:
         """Send and ask, until everything is settled or the time is over."""
         deadline = time.monotonic() + wait_seconds
         told: dict[int, str] = {}
+        asked = [one for one in self.ledger() if one.state != "withdrawn"]
         while True:
-            known = [one for one in self.ledger() if one.state != "withdrawn"]
-            told |= {one.number: line for one in known if (line := self.look(one))}
-            waits = any(one.state in ("sent", "attempted") for one in self.ledger())
-            if not waits or time.monotonic() >= deadline:
+            told |= {one.number: line for one in asked if (line := self.look(one))}
+            asked = [
+                one for one in self.ledger() if one.state in ("sent", "attempted")
+            ]  # what failed is for another pass
+            if not asked or time.monotonic() >= deadline:
                 return [told[number] for number in sorted(told)]
             time.sleep(max(0.0, min(POLL_SECONDS, deadline - time.monotonic())))
 
@@ -265,7 +280,7 @@ class Board:
         """Log that it is about to be sent. Raises Refused (daily_cap)."""
 
         def make(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-            day = submissions.attempt_day(submissions.ledger(records), self.caps, one.number, self.today)
+            day = submissions.attempt_day(submissions.ledger(records), self.caps, one.number, self.today or utc_day())
             return "board_attempt", {"number": one.number, "day": day}
 
         self.log.append_from(make)

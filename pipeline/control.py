@@ -20,7 +20,7 @@ from typing import Any
 
 from pipeline import constitution, jobs, launch, results, scheduler, settings
 from pipeline.campaign import facts_of, read_plan
-from pipeline.errors import ConfigError, NotFound, PipelineError, WorkFailed
+from pipeline.errors import ConfigError, NotFound, WorkFailed
 from pipeline.jobs import Job
 from pipeline.layout import Attempt, Campaign, Round, is_alive, read_json, write_file
 
@@ -167,11 +167,11 @@ def _size(path: Path) -> int:
     return sum(each.stat().st_size for each in files)
 
 
-def get_ready(campaign: Campaign, folder: Round) -> None:
-    """While the meta stage works: what the next round's plan needs, read and composed once as it will be then."""
-    importlib.import_module("submitit")
-    with contextlib.suppress(PipelineError, OSError):  # `chain` meets it again, and tells it
-        launch.rehearse(campaign, folder)
+def get_ready(campaign: Campaign, round_name: str) -> None:
+    """While the meta stage works: what the next round's plan needs, read and composed once as it will be then. Raises nothing."""
+    with contextlib.suppress(Exception):  # whatever it is, `chain` meets it again, and tells it
+        importlib.import_module("submitit")
+        launch.rehearse(campaign, campaign.round(round_name))
 
 
 def chain(campaign: Campaign, folder: Round) -> Mapping[str, Any] | str:

@@ -14,6 +14,8 @@ from pipeline.layout import Attempt, Round, read_json_lines
 from pipeline.settings import Settings
 from pipeline.trial import number, progress_lines
 
+LEAST_RATE, MOST_RATE = 1e-3, 1e9  # tokens per second of a whole arm: what a trial says beside that is no rate
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -103,7 +105,7 @@ def _count_training(count: _Count, attempt: Attempt) -> None:
     names = ("step", "tokens", "seconds")
     for line in reversed(progress_lines(attempt, "train")):
         step, tokens, seconds = (number(line.get(name)) or 0 for name in names)
-        if min(step, tokens, seconds) > 0:
+        if min(step, tokens, seconds) > 0 and LEAST_RATE < tokens / seconds < MOST_RATE:  # a trial may write anything
             count.times, count.tokens = count.times + int(step), count.tokens + float(tokens)
             count.seconds += float(seconds)
             return

@@ -65,7 +65,7 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?")  # no leading ze
 _BRACKETS = re.compile(r'[\[{]|[\]}]|"')
 _UNPRINTABLE = re.compile(  # controls, surrogates, and what hides, joins or turns around the text beside it
     "[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff\U000e0000-\U000e0fff]"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _BUDGET = re.compile(
     r"recipe\.(num_steps|(micro_)?batch_size|sequence_length|checkpoint_every)|tasks\.(num_.*|max_new_tokens)"
@@ -132,6 +132,10 @@ def judge(
             axis, setting = _checked(proposal, policy, reference, constitution)
             if setting in earlier:
                 raise _No("repeated", f"{setting[0]} = {setting[1]} was proposed before in this answer")
+            if any(
+                (axis == one.axis) != (setting[0] == one.setting[0]) for one in verdicts if one.accepted and one.setting
+            ):
+                raise _No("wrong_axis", f"{axis} or {setting[0]} has another partner in this answer")
             if fits(with_setting(policy.standing, setting)):
                 misfit = refused(slot, "does_not_fit", f"{setting[0]} = {setting[1]} makes no configuration")
                 # Named, so that whoever replays it needs no configuration.

@@ -37,6 +37,11 @@ def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) ->
     refusals = [each for each in mine if each["event"] in ("refusal", "submission_refused")]
     proposals = [each for each in mine if each["event"] == "proposal"]
     page = sections(ledger.plans[round_name], derived, history, refusals, ledger.rules, model)
+    earlier = records[: decided[-1]] if decided else []
+    if any(one["event"] == "plan" and one["round"] > round_name for one in earlier):
+        page[-1].lines.insert(
+            0, "The next round was planned before this, by an earlier decision of this round, and stays as it is."
+        )
     page.insert(1, Section("What it was planned with", _planned(ledger, round_name, proposals)))
     sent = _sent(submissions.ledger(records), ledger, round_name)
     page.insert(4, Section("What the external target said", _target(ledger, round_name), sent if len(sent) > 1 else []))

@@ -40,6 +40,7 @@ def report_open(folder: Round, arguments: argparse.Namespace) -> None:
 
 def report_verb(arguments: argparse.Namespace) -> None:
     from pipeline import page, referee, seal, settings, sheet
+    from pipeline.campaign import read_plan
 
     campaign, folder = found(arguments, arguments.round)
     records = seal.Log(campaign.log).records()
@@ -48,6 +49,7 @@ def report_verb(arguments: argparse.Namespace) -> None:
         folder = campaign.round(newest)
     if not folder.evidence.exists():
         return report_open(folder, arguments)
+    read_plan(folder)  # whose digest the configuration must have: the page's fence rests on it
     shown = page.of_log(records, folder.name, settings.load(folder.config).model.name)
     if arguments.json:
         sections = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in shown]

@@ -253,7 +253,8 @@ def _check_reserved(record: Record, ledger: Ledger) -> None:
         "slot": arm in ledger.chosen.get(name, ()),
         "finalist": (name, arm) in ledger.finalists,
     }
-    if not chosen.get(record["purpose"]) or record["adapter_digest"] != digest_of(ledger, name, arm):
+    digest = digest_of(ledger, name, arm)
+    if not (chosen.get(record["purpose"]) and digest and record["adapter_digest"] == digest):
         raise IntegrityError(f"submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen")
 
 

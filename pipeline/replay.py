@@ -14,9 +14,11 @@ of this very table: the campaign's largest E in 20,000 draws of what the board w
 from __future__ import annotations
 
 import csv
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ INFERENCE_VARIANCE = Decimal("0.004") ** 2  # of a board score under repetition
 NUM_NULLS = 20_000
 ALARM, SUSPECT = 0.975, 0.90  # points of the largest E of a campaign under the worst null
 TOTAL = "all families"
+MOST_LINES = 32  # the test grows with their cube
+SCORE = re.compile(r"[01]|[01]?\.[0-9]{1,12}")
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,16 @@ class Scores:
 def read(path: Path, dev_rows: int | None = None, board_rows: int | None = None) -> Scores:
     """Raises NotFound, or ConfigError that names line and column."""
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
+        with open(path, newline="", encoding="utf-8-sig") as file:  # a spreadsheet may begin it with a byte order mark
+            reader = csv.DictReader(file, skipinitialspace=True)
+            rows, columns = list(itertools.islice(reader, MOST_LINES + 1)), list(reader.fieldnames or ())
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise NotFound(f"cannot read {path} ({error})", f"An example that is there: {EXAMPLE}") from error
-    missing = sorted({"round", "dev", "board"} - set(rows[0] if rows else ()))
-    if missing or len(rows) < 2:
-        raise ConfigError(
-            f"{path} has {len(rows)} lines and no column {', '.join(missing) or 'missing'}",
-            "Valid: a header with round,dev,board, the reference's line and at least one more",
-        )
-    families = [name for name in rows[0] if name and name.startswith("dev:")]
+    families = [name for name in columns if name.startswith("dev:")]
+    _check_form(path, columns, rows, ["round", "board"] if families else ["round", "dev", "board"])
+    for name, option in (("--dev-rows", dev_rows), ("--board-rows", board_rows)):
+        if option is not None and option < 1:
+            raise ConfigError(f"{name} is {option}", "Valid: a number of rows, 1 at least")
     dev = tuple(
         {name.removeprefix("dev:"): _score(path, line, row, name) for name in families}
         if families
@@ -77,8 +80,8 @@ def read(path: Path, dev_rows: int | None = None, board_rows: int | None = None)
         rounds=tuple(str(row["round"]).strip() for row in rows),
         dev=dev,
         board=board,
-        dev_rows=dev_rows or _rows(path, rows, "dev_rows"),
-        board_rows=board_rows or _rows(path, rows, "board_rows"),
+        dev_rows=_rows(path, rows, "dev_rows") if dev_rows is None else dev_rows,
+        board_rows=_rows(path, rows, "board_rows") if board_rows is None else board_rows,
         dev_step=_step([value for each in dev for value in each.values()]),
         board_step=_step([value for value in board if value is not None]),
     )
@@ -96,7 +99,7 @@ def judge(scores: Scores, num_nulls: int = NUM_NULLS) -> dict[str, Any]:
         with exactly():
             share = carried[biggest] / e_value
         p_value = tail(critical["nulls"], float(e_value))
-        state = next((word for word in ("alarm", "suspect") if float(e_value) >= critical[word]), "none")
+        state = next((word for word in ("alarm", "suspect") if float(e_value) > critical[word]), "none")
         found.append({
             "round": scores.rounds[number],
             "e_value": f"{e_value:.4f}",
@@ -196,20 +199,36 @@ def tail(sorted_values: Any, value: float) -> float:
 
 
 def _score(path: Path, line: int, row: Mapping[str, Any], column: str) -> Decimal:
-    try:
-        value = Decimal(str(row[column]).strip())
-        if 0 <= value <= 1:
-            return value
-    except (InvalidOperation, KeyError):
-        pass
+    text = str(row.get(column) or "").strip()
+    if SCORE.fullmatch(text) and Decimal(text) <= 1:
+        return Decimal(text)
     raise ConfigError(
         f"{path}, line {line}: {column} is {row.get(column)!r}", "Valid: a score from 0 to 1, such as 0.84"
     )
 
 
+def _check_form(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], needed: Sequence[str]) -> None:
+    """Raises ConfigError for a table that is not of the form, before a cell of it is read."""
+    cure = f"Valid: a header with {','.join(needed)}, the reference's line and {MOST_LINES - 1} more at most"
+    if missing := [name for name in needed if name not in columns]:
+        raise ConfigError(f"{path} has no column {', '.join(missing)}", cure)
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise ConfigError(f"{path} has the column {', '.join(twice)} twice", "Each has one meaning")
+    if not 2 <= len(rows) <= MOST_LINES:
+        raise ConfigError(
+            f"{path} has {'more than ' * (len(rows) > MOST_LINES)}{min(len(rows), MOST_LINES)} line(s) after its header",
+            cure,
+        )
+    names = [str(row["round"]).strip() for row in rows]
+    if odd := [name for name in names if not name.isprintable() or names.count(name) > 1]:
+        raise ConfigError(
+            f"{path} has the round {odd[0]!r} twice, or it does not print", "A line is a round, in their order"
+        )
+
+
 def _rows(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> int:
     words = {str(row.get(column) or "").strip() for row in rows} - {""}
-    if len(words) == 1 and (word := words.pop()).isascii() and word.isdigit() and int(word) > 0:
+    if len(words) == 1 and (word := words.pop()).isascii() and word.isdigit() and len(word) < 10 and int(word) > 0:
         return int(word)
     option = "--" + column.replace("_", "-")
     raise ConfigError(

@@ -44,9 +44,9 @@ def _retire(
 ) -> tuple[Policy, list[str]]:  # fmt: skip
     """An axis that gained nothing in so many looks in a row stays out, while enough others are left."""
     quiet = dict(policy.quiet)
-    for name in verdicts:
-        axis = arms[name].axis or ""
-        quiet[axis] = 0 if name in gains else quiet.get(axis, 0) + 1
+    gained = {arms[name].axis or "" for name in gains if name in verdicts}
+    for axis in {arms[name].axis or "" for name in verdicts}:  # a look at an axis, however many arms it had
+        quiet[axis] = 0 if axis in gained else quiet.get(axis, 0) + 1
     retired, reasons = list(policy.retired), []
     for axis in (each.name for each in policy.axes):
         is_left = len(policy.axes) - len(retired) > rules.least_axes
@@ -146,7 +146,9 @@ def _repair(policy: Policy, evidence: Evidence) -> tuple[Policy, list[str]]:
     reversed_now = [
         family
         for family, state in sorted(evidence.families.items())
-        if states.PERMITS[state.name].propose_repair and state.code in ("gap_alarm", "board_alarm")
+        if states.PERMITS[state.name].propose_repair
+        # Reversed by an earlier decision of this round, too, whose repair no plan took up.
+        and (state.code in ("gap_alarm", "board_alarm") or family not in dict(policy.repaired))
     ]
     repaired = {**dict(policy.repaired), **dict.fromkeys(reversed_now, following_round)}
     reasons = [

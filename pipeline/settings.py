@@ -24,6 +24,7 @@ from pipeline.schema import SettingEntry, Settings
 SOURCE = Path(__file__).resolve().parent.parent / "hydra_conf"
 """Beside the package: in the checkout, and in the frozen code of a campaign."""
 
+DAY_SECONDS = 86400
 POSITIVE = (
     "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_size", "recipe.checkpoint_every",
     "tasks.num_train_per_family", "tasks.num_dev_per_family", "tasks.num_fresh_per_family", "tasks.max_new_tokens",
@@ -220,8 +221,9 @@ def _check(settings: Settings) -> None:
         (settings.policy.proposals.kind in PROPOSERS, "policy.proposals.kind", settings.policy.proposals.kind, ", ".join(PROPOSERS)),
         (settings.policy.proposals.mode in ("shadow", "active"), "policy.proposals.mode", settings.policy.proposals.mode,
          "shadow (logged only) or active"),
-        (settings.policy.proposals.timeout_seconds > 0, "policy.proposals.timeout_seconds",
-         settings.policy.proposals.timeout_seconds, "a number > 0"),
+        (0 < settings.policy.proposals.timeout_seconds <= DAY_SECONDS, "policy.proposals.timeout_seconds",
+         settings.policy.proposals.timeout_seconds, "a number > 0, at most a day"),
+        (settings.external.timeout_seconds <= DAY_SECONDS, "external.timeout_seconds", settings.external.timeout_seconds, "at most a day"),
         (1 <= recipe.lora.rank <= 32, "recipe.lora.rank", recipe.lora.rank, "1 to 32, the competition's limit"),
     ]  # fmt: skip
     for holds, key, found, valid in rules:

@@ -235,6 +235,20 @@ def _same(known: tuple[Submission, ...], round_name: str, arm: str, purpose: str
     ]
 
 
+def _check_attempt(record: Record, before: list[Record], caps: Caps) -> None:
+    """That an act of sending counts on the day that the caps leave it."""
+    try:
+        day = attempt_day(ledger(before), caps, record["number"], record["day"])
+    except Refused as error:
+        raise IntegrityError(
+            f"sending submission {record['number']} was not allowed: {error.what}", error.cure
+        ) from None
+    if day != record["day"]:
+        raise IntegrityError(
+            f"sending submission {record['number']} counts on {day}, not {record['day']}", "Compare the log with a copy"
+        )
+
+
 def verify(records: Iterable[Record], caps: Caps) -> int:
     """Replay every reservation on the records before it; returns how many there are. For an audit, which trusts no writer.
 
@@ -243,6 +257,8 @@ def verify(records: Iterable[Record], caps: Caps) -> int:
     before: list[Record] = []
     count = 0
     for record in records:
+        if record["event"] == "board_attempt":
+            _check_attempt(record, before, caps)
         if record["event"] == "submission":
             arm, purpose, round_name = record["arm"], record["purpose"], record["round"]
             same = _same(ledger(before), round_name, arm, purpose)

@@ -97,6 +97,9 @@ def reserve(
         if (name, arm, purpose) in closed:
             continue  # a repeat of what was refused
         digest = referee.digest_of(ledger, name, arm)
+        if not digest:
+            said.append(f"{name}/{arm} ({purpose}) is not submitted: it has no adapter")
+            continue
         try:
             board.reserve(
                 campaign, name, arm, purpose, digest, board.utc_day(),

@@ -179,8 +179,7 @@ def chain_verb(arguments: argparse.Namespace) -> int:
     from pipeline import control  # meanwhile
 
     if stage:
-        campaign = Campaign.at(arguments.campaign)
-        control.get_ready(campaign, campaign.round(arguments.round))
+        control.get_ready(Campaign.at(arguments.campaign), arguments.round)
         if code := stage.wait():
             return code
     campaign, folder = found(arguments, arguments.round)

@@ -68,7 +68,9 @@ def pack(kept: Path, archive: Path) -> None:
     archive.write_bytes(b"PK" + (kept / adapter.WEIGHTS).read_bytes())
 
 
-def take(campaign: Campaign, external: External = KAGGLE, today: str = DAY, caps: Caps = CAPS, **more) -> list[str]:
+def take(
+    campaign: Campaign, external: External = KAGGLE, today: str | None = DAY, caps: Caps = CAPS, **more
+) -> list[str]:
     """One meta stage."""
     chosen = replace(settings.load(campaign.round("r0001").config), external=external)
     return board.take_scores(campaign, FACTS, chosen, caps, today=today, pack=pack, **more)
@@ -159,6 +161,29 @@ def test_a_revised_score_is_a_new_record_and_a_withdrawal_stays(campaign, client
     assert known(campaign)[0].printed == "0.84"
 
 
+def test_what_a_person_knows_better_stands_until_the_target_says_something_new(campaign, client):
+    reserve(campaign)
+    take(campaign)
+    show(client, 1, publicScore="0.50")
+    take(campaign)
+    board.set_score(campaign, 1, "0.61")
+    take(campaign)
+    assert known(campaign)[0].printed == "0.61"
+    show(client, 1, publicScore="0.55")
+    take(campaign)
+    assert known(campaign)[0].printed == "0.55"
+
+
+def test_what_is_sent_past_midnight_counts_on_the_next_day(campaign, client, monkeypatch):
+    days = iter([DAY, NEXT, NEXT])
+    monkeypatch.setattr(board, "utc_day", lambda: next(days))
+    for arm in ("a1", "a2", "a3"):
+        reserve(campaign, arm)
+    take(campaign, today=None)
+    acts = [record["day"] for record in seal.Log(campaign.log).records() if record["event"] == "board_attempt"]
+    assert acts == [DAY, NEXT, NEXT]
+
+
 def test_a_late_submission_is_told_apart(campaign, client):
     reserve(campaign)
     take(campaign)
@@ -238,7 +263,10 @@ def test_a_list_that_is_cut_off_is_no_proof_that_nothing_was_sent(client):
     with pytest.raises(TargetFailed, match="may be older") as failed:
         target.poll(ticket)
     assert failed.value.kind == "unclear"
-    assert Kaggle("some-competition", "public", 30).poll(replace(ticket, since=NEXT)) is None
+    with pytest.raises(TargetFailed, match="may be older"):  # the log's day may be ahead of Kaggle's
+        Kaggle("some-competition", "public", 30).poll(replace(ticket, since=NEXT))
+    (client / "list.json").write_text(json.dumps([row] * 19))
+    assert Kaggle("some-competition", "public", 30).poll(ticket) is None
 
 
 def test_a_submission_that_kaggle_could_not_score_has_no_score(campaign, client):

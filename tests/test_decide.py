@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from pipeline import constitution, decide, evidence, promotion, seal, search
 from pipeline.errors import IntegrityError, Refused
-from pipeline.records import Arm, Evidence, Lift, Outcome, Policy
+from pipeline.records import Arm, Evidence, FamilyState, Lift, Outcome, Policy
 
 RULES = constitution.load()
 NUM_ITEMS = 200
@@ -255,3 +255,22 @@ def test_shown_ratios_are_rounded_half_to_even(value):
 )  # fmt: skip
 def test_shown_ratio(value, text):
     assert evidence.show(Fraction(value)) == f"{text} points"
+
+
+@pytest.mark.parametrize(("code", "repaired", "what"), [
+    ("board_alarm", (), (("roman", "r0003"),)),
+    ("unchanged", (), (("roman", "r0003"),)),  # reversed by an earlier decision of the round, which no plan took up
+    ("unchanged", (("roman", "r0002"),), (("roman", "r0002"),)),
+])  # fmt: skip
+def test_whatever_is_reversed_gets_new_dev_items_once(code, repaired, what):
+    seen = replace(round_of(), round="r0002", families={"roman": FamilyState("REVERSED-shift", code)})
+    policy, _ = search._repair(replace(POLICY, repaired=repaired), seen)
+    assert policy.repaired == what
+
+
+def test_a_round_is_one_look_at_an_axis_however_many_arms_it_had():
+    arms = {arm.name: arm for arm in PLAN[1:4]}  # all three of alpha
+    verdicts = dict.fromkeys(arms, "within noise")
+    for gains, quiet in (({}, 1), ({"a1": Fraction(1, 10)}, 0)):
+        policy, _ = search._retire(POLICY, arms, verdicts, gains, RULES)
+        assert policy.quiet == (("alpha", quiet),)

@@ -62,5 +62,11 @@ def test_what_a_trial_makes_up_is_not_counted(tmp_path: Path):
     attempt(
         campaign, "a0", [{"step": 10, "tokens": "many", "seconds": 5.0}, {"step": -1, "tokens": 1, "seconds": 1}], 6.0
     )
+    attempt(
+        campaign,
+        "a1",
+        [{"step": 10, "tokens": 1e-300, "seconds": 1e300}, {"step": 1, "tokens": 1e308, "seconds": 1e-300}],
+        6.0,
+    )
     campaign.round("r0001").attempts("a0")[0].result.write_bytes(b"half")
     assert forecast.measured(settings.compose(["experiment=smoke"]), campaign.frozen_rounds()) is None

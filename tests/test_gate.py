@@ -77,6 +77,14 @@ def test_a_proposal_twice_counts_once():
     assert first.accepted and third.accepted and second.code == "repeated"
 
 
+def test_within_an_answer_an_axis_has_one_key_and_a_key_one_axis():
+    epochs, steps = {"key": "recipe.epochs", "value": "1"}, {"key": "recipe.warmup_steps", "value": "1"}
+    twice = judge(answer(proposal(axis="foo", **epochs), proposal(axis="bar", **epochs | {"value": "2"})))
+    assert [verdict.code for verdict in twice] == ["", "wrong_axis"]
+    both = judge(answer(proposal(axis="foo", **epochs), proposal(axis="foo", **steps)))
+    assert [verdict.code for verdict in both] == ["", "wrong_axis"]
+
+
 def test_what_makes_no_configuration_does_not_fit():
     asked = []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import control
 from pipeline.__main__ import main, parse
 from pipeline.errors import ConfigError
 from pipeline.layout import Campaign, alone
@@ -126,3 +127,10 @@ def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
             pass
     with alone(tmp_path / "lock", "thing"):
         assert (tmp_path / "lock").read_text().count("process") == 1
+
+
+def test_what_is_made_ready_meanwhile_stops_nothing(campaign):
+    """Whatever is wrong there is met again, and told, once the meta stage has ended."""
+    control.get_ready(campaign, "r0009")
+    (campaign.hydra_dir / "round" / "r0001.yaml").write_text("policy: [\n  x: {")
+    control.get_ready(campaign, "r0001")

@@ -47,6 +47,19 @@ def test_a_family_is_named_where_the_table_tells_them_apart(tmp_path):
     assert [(line["verdict"], line["family"]) for line in found["rounds"][1:]] == [("alarm", "equation")] * 2
 
 
+def test_where_nothing_moves_there_is_no_alarm(tmp_path):
+    """Nor is there in any draw of its null: E is 1 everywhere."""
+    path = written(tmp_path, "\ufeffround,board,dev:roman", *(f"{n},.70,.70" for n in range(4)))
+    found = replay.judge(replay.read(path, 900, 1000), num_nulls=200)
+    assert [line["verdict"] for line in found["rounds"]] == ["none"] * 3
+
+
+@pytest.mark.parametrize("rows", [{"dev_rows": 0}, {"board_rows": -5}])
+def test_a_number_of_rows_is_one_at_least(rows):
+    with pytest.raises(ConfigError, match="Valid: a number of rows"):
+        replay.read(replay.EXAMPLE, **rows)
+
+
 def test_a_round_that_was_not_submitted_is_passed_over(tmp_path):
     path = written(
         tmp_path, "round,dev,board,dev_rows,board_rows", "0,.70,.71,900,1000", "1,.74,,900,1000", "2,.78,.79,900,1000"
@@ -60,7 +73,12 @@ def test_a_round_that_was_not_submitted_is_passed_over(tmp_path):
     ("lines", "said"),
     [
         (["round,dev", "0,.7", "1,.8"], "no column board"),
-        (["round,dev,board", "0,.7,.7"], "1 lines"),
+        (["round,dev,board", "0,.7,.7"], "1 line"),
+        (["round,dev,board", "0,.7,.7", "1,.８,.8"], "line 3: dev is '.８'"),
+        (["round,dev,board", "0,.7,.7", "1,1e-9,.8"], "line 3: dev is '1e-9'"),
+        (["round,dev,board,dev", "0,.7,.7,.7", "1,.8,.8,.8"], "the column dev twice"),
+        (["round,dev,board", "0,.7,.7", "1,.8,.8", "1,.8,.8"], "the round '1' twice"),
+        (["round,dev,board", *(f"{n},.7,.7" for n in range(40))], "more than 32 line"),
         (["round,dev,board", "0,.7,.7", "1,x,.8"], "line 3: dev is 'x'"),
         (["round,dev,board", "0,.7,.7", "1,.8,80"], "line 3: board is '80'"),
         (["round,dev,board", "0,.7,", "1,.8,.8"], "the reference has no board score"),

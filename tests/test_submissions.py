@@ -184,6 +184,17 @@ def test_an_audit_names_the_submission_that_was_not_allowed(more, what):
         verify(log, CAPS)
 
 
+def test_an_audit_names_the_act_of_sending_that_the_cap_forbids():
+    log = Log()
+    for arm, day in (("a1", BEFORE), ("a2", BEFORE), ("a3", BEFORE), ("a4", DAY)):
+        log.reserve(arm, today=day)
+    log.extend({"event": "board_attempt", "number": number, "day": DAY} for number in (1, 2))
+    assert verify(log, CAPS) == 4
+    log.append({"event": "board_attempt", "number": 3, "day": DAY})
+    with pytest.raises(IntegrityError, match="sending submission 3 was not allowed: 3 submissions count on 2026-11-24"):
+        verify(log, CAPS)
+
+
 def scored_log() -> Log:
     log = Log()
     wide = Caps(100, 100, 0, 2)
