@@ -102,10 +102,16 @@ def rerun(
 ) -> list[str]:
     """Start arms without a score again, then the meta stage; nodes that lost one are left out. Says what, a line each.
 
-    Raises ConfigError for an arm that has a score, or whose job waits or runs (unless we are that job, and end now).
+    Raises ConfigError for an arm that has a score, or whose job waits or runs (unless we are that job, and end now); WorkFailed
+    where Slurm does not answer.
     """
     arms = chosen_arms(folder, asked, failed=failed)
     states = job_states(folder)
+    if jobs.are_silent(states) and not folder.closed.exists():
+        raise WorkFailed(
+            f"Slurm does not answer: whether jobs of {folder.name} run cannot be known, and none can be submitted",
+            "`sinfo` must work in this shell (SLURM_CONF)",
+        )
     for arm in arms:
         job = states.get(f"{folder.name}/{arm}")
         if results.status_of(folder.published(arm)) == "completed":

@@ -44,7 +44,12 @@ def add(verb: Verb) -> None:
     sub.add_argument("--campaigns", type=int, default=300, help="of each world and policy; default 300")
     sub.add_argument("--json", action="store_true")
 
-    sub = act("replay", replay_verb, "Judge a CSV of scores: round,dev,board and what its rows were.")
+    sub = act(
+        "replay",
+        replay_verb,
+        "Judge a CSV of scores: round,dev,board[,dev_rows,board_rows], such as 0,.79,.80 then 1,.82,.82. "
+        "The first line is the reference; an empty board is a round that was not scored.",
+    )
     sub.add_argument("file", type=Path)
     sub.add_argument("--dev-rows", type=int, help="items of the dev set, where the file has no such column")
     sub.add_argument("--board-rows", type=int, help="items of the board; of several likely numbers the lowest")

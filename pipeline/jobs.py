@@ -91,6 +91,16 @@ def ask(ids: Iterable[str], names: Sequence[str]) -> dict[str, Job]:
     return {job_id: found.get(job_id, Job(job_id, UNKNOWN)) for job_id in wanted}
 
 
+def answers() -> bool:
+    """Whether a controller is there at all: without SLURM_CONF, or while it is down, every job is UNKNOWN."""
+    return " is UP" in _run("scontrol", "ping")
+
+
+def are_silent(found: Mapping[str, Job]) -> bool:
+    """Whether jobs were asked for and Slurm does not answer."""
+    return bool(found) and all(job.state == UNKNOWN for job in found.values()) and not answers()
+
+
 class Asker:
     """Asks no more often than it must: at once when something changed, else twice as seldom each time."""
 

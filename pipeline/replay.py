@@ -211,7 +211,8 @@ def _check_form(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
     """Raises ConfigError for a table that is not of the form, before a cell of it is read."""
     cure = f"Valid: a header with {','.join(needed)}, the reference's line and {MOST_LINES - 1} more at most"
     if missing := [name for name in needed if name not in columns]:
-        raise ConfigError(f"{path} has no column {', '.join(missing)}", cure)
+        one = f"; its only column is {columns[0]!r}, and commas separate them" if len(columns) == 1 else ""
+        raise ConfigError(f"{path} has no column {', '.join(missing)}{one}", cure)
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise ConfigError(f"{path} has the column {', '.join(twice)} twice", "Each has one meaning")
     if not 2 <= len(rows) <= MOST_LINES:

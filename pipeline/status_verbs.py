@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,8 @@ def status_verb(arguments: argparse.Namespace) -> None:
     campaign, folder = found(arguments, arguments.round)
     if arguments.watch:
         watch_round(campaign, folder)
-    rows = status.round_status(campaign, folder, states_of(folder))
+    states = states_of(folder)
+    rows = status.round_status(campaign, folder, states)
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     if arguments.json:
         facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
@@ -51,6 +53,8 @@ def status_verb(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
+    if said := told_of_silence(folder, states):
+        print(said)
     if hours := status.gpu_hours(campaign, folder, rows):
         forecast = (
             f"{hours['forecast']:,.2f} forecast, {hours['source']}"
@@ -66,8 +70,21 @@ def status_verb(arguments: argparse.Namespace) -> None:
         print(open_here(submitted, without, shown))
     elif without:
         print(f"open; {', '.join(without)} ended without a score: python -m pipeline rerun {shown} {' '.join(without)}")
+    elif (meta := states.get("meta")) and (meta.waits or meta.runs):
+        print(
+            f"open; meta job {meta.job_id} decides when its arms are done; next: python -m pipeline status {shown} --watch"
+        )
     else:
         print(f"open; when its arms are done: python -m pipeline meta {shown} {folder.name}")
+
+
+def told_of_silence(folder: Round, states: dict[str, Any]) -> str:
+    """What a person must know who sees states that come from files alone."""
+    from pipeline import jobs
+
+    if folder.closed.exists() or not jobs.are_silent(states):
+        return ""
+    return "Slurm does not answer: states are from files alone; `sinfo` must work in this shell (SLURM_CONF)"
 
 
 def open_here(submitted: dict[str, Any], without: list[str], shown: str) -> str:
@@ -115,6 +132,17 @@ def logs_verb(arguments: argparse.Namespace) -> int:
     command = ["tail", "-n", str(arguments.lines), *(["-F"] if arguments.follow else []), *map(str, paths)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
         assert tail.stdout is not None
+        if arguments.follow:
+            done = lambda: folder.closed.exists() or folder.published(arguments.arm).exists()  # noqa: E731
+            threading.Thread(target=end_when, args=(tail, done), daemon=True).start()
         for line in tail.stdout:
             print(trial.printable(line), end="", flush=arguments.follow)
-    return tail.returncode
+    return max(0, tail.returncode)  # ended by us, it has a signal's number
+
+
+def end_when(tail: subprocess.Popen[str], done: Callable[[], bool]) -> None:
+    """Nothing comes to the logs of an arm that has its score."""
+    while tail.poll() is None and not done():
+        time.sleep(1)
+    time.sleep(1)  # for what was written last
+    tail.terminate()

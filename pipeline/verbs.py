@@ -207,7 +207,8 @@ def doctor_verb(arguments: argparse.Namespace) -> int:
 
         Console(width=None if sys.stdout.isatty() else 160).print(doctor.table(checks))
         overrides = " ".join(map(shlex.quote, arguments.overrides))
-        print(f"next: python -m pipeline round runs/NAME {overrides}".rstrip() + " --dry-run")
+        again = "doctor" if any(check.verdict == "bad" for check in checks) else "round runs/NAME"
+        print(f"next: python -m pipeline {again} {overrides}".rstrip() + " --dry-run" * (again != "doctor"))
     return int(any(check.verdict == "bad" for check in checks))
 
 
