@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import control, earlier, jobs, launch, meta, status
 from pipeline.__main__ import main
-from pipeline.errors import ConfigError, NoProgress, NotFound
+from pipeline.errors import ConfigError, NoProgress, NotFound, WorkFailed
 from pipeline.jobs import Job
 from pipeline.layout import Campaign, Round, read_json, write_file
 from tests.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
@@ -373,3 +373,20 @@ def until_named(pid: int) -> None:
     """Until a process that was just started is known by its command."""
     while b"pipeline" not in Path(f"/proc/{pid}/cmdline").read_bytes():
         time.sleep(0.01)
+
+
+def test_following_the_logs_of_an_arm_ends_with_it(folder, no_slurm, capsys) -> None:
+    made = folder.claim_attempt("a1")
+    made.folder.joinpath("trial.log").write_text("done\n")
+    publish(folder, "a1", 10)
+    assert main(["logs", str(folder.campaign.folder), "a1", "--follow", "--round", folder.name]) == 0
+    assert "done" in capsys.readouterr().out
+
+
+def test_a_round_whose_slurm_is_silent_is_not_run_again(folder, no_slurm, capsys) -> None:
+    jobs.record_submission(folder, {f"{folder.name}/a1": "7_1"}, "8", "round")
+    folder.claim_attempt("a1")
+    with pytest.raises(WorkFailed, match="Slurm does not answer"):
+        control.rerun(folder.campaign, folder, ["a1"], failed=False, dry_run=True, watch=lambda: None)
+    assert main(["status", str(folder.campaign.folder)]) == 0
+    assert "Slurm does not answer: states are from files alone" in capsys.readouterr().out
