@@ -191,7 +191,9 @@ def test_an_audit_names_the_act_of_sending_that_the_cap_forbids():
     log.extend({"event": "board_attempt", "number": number, "day": DAY} for number in (1, 2))
     assert verify(log, CAPS) == 4
     log.append({"event": "board_attempt", "number": 3, "day": DAY})
-    with pytest.raises(IntegrityError, match="sending submission 3 was not allowed: .*3 submissions count on 2026-11-24"):
+    with pytest.raises(
+        IntegrityError, match="sending submission 3 was not allowed: .*3 submissions count on 2026-11-24"
+    ):
         verify(log, CAPS)
 
 
