@@ -16,10 +16,8 @@ from substrate.model import ModelConfig
 def random_model(config: ModelConfig, device: torch.device, recompute: bool) -> transformers.PreTrainedModel:
     """transformers' own random weights, made on the device in the model's type."""
     transformers.logging.set_verbosity_error()
-    scan = {
-        "time_step_min": 0.001,
-        "time_step_max": 0.1,
-    }  # of its initial weights; 0, as published files say, has no log
+    # Their initial weights take the logarithm of these; published files have 0.
+    scan = {"time_step_min": 0.001, "time_step_max": 0.1}
     settings = transformers.NemotronHConfig.from_dict(config.to_transformers() | scan)
     before = torch.get_default_dtype()
     torch.set_default_dtype(config.torch_dtype)

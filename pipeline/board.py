@@ -229,9 +229,8 @@ class Board:
         asked = [one for one in self.ledger() if one.state != "withdrawn"]
         while True:
             told |= {one.number: line for one in asked if (line := self.look(one))}
-            asked = [
-                one for one in self.ledger() if one.state in ("sent", "attempted")
-            ]  # what failed is for another pass
+            # What failed is for another pass: each try is a whole upload.
+            asked = [one for one in self.ledger() if one.state in ("sent", "attempted")]
             if not asked or time.monotonic() >= deadline:
                 return [told[number] for number in sorted(told)]
             time.sleep(max(0.0, min(POLL_SECONDS, deadline - time.monotonic())))
