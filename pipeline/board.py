@@ -178,15 +178,8 @@ class Board:
     """One pass over the ledger, by whoever holds the board's lock."""
 
     def __init__(
-        self,
-        campaign: Campaign,
-        facts: Mapping[str, Any],
-        caps: Caps,
-        target: Target,
-        today: str | None,
-        *,
-        has_outbox: bool,
-    ) -> None:
+        self, campaign: Campaign, facts: Mapping[str, Any], caps: Caps, target: Target, today: str | None, *, has_outbox: bool
+    ) -> None:  # fmt: skip
         """today: for tests; else the day of each attempt, for a pass may wait past midnight."""
         self.campaign, self.facts, self.caps, self.target, self.today = campaign, facts, caps, target, today
         self.has_outbox = has_outbox

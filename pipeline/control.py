@@ -107,7 +107,7 @@ def rerun(
     """
     arms = chosen_arms(folder, asked, failed=failed)
     states = job_states(folder)
-    if jobs.are_silent(states) and not folder.closed.exists():
+    if not folder.closed.exists() and jobs.are_silent(states):
         raise WorkFailed(
             f"Slurm does not answer: whether jobs of {folder.name} run cannot be known, and none can be submitted",
             "`sinfo` must work in this shell (SLURM_CONF)",

@@ -23,19 +23,18 @@ def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) ->
         for arm, value in seen.look.values.items()
         if arms[arm].role == "axis" and arm != decision.kept
     }
+    after = max(over, key=lambda arm: (over[arm], -arms[arm].index), default=None)
     lines = []
     if decision.kept:
         mine = Fraction(seen.look.values[decision.kept]) - base
         lines.append(
             f"{decision.kept} is worth {evidence.amount(mine)} more than the {baseline} recipe; with so much less it would not have been kept."
         )
-        if over:
-            after = max(over, key=lambda arm: (over[arm], -arms[arm].index))
+        if after:
             lines.append(
                 f"{after} comes next: with {evidence.amount(mine - over[after])} more value it would have been kept."
             )
-    elif over:
-        after = max(over, key=lambda arm: (over[arm], -arms[arm].index))
+    elif after:
         lines.append(
             f"{after} comes nearest to the {baseline} recipe: {evidence.show(over[after])}; above 0 it would have been kept."
         )

@@ -33,13 +33,9 @@ def image_verb(arguments: argparse.Namespace) -> None:
     else:
         info = image.show(arguments.path)
     print(json.dumps({"path": str(arguments.path), **asdict(info)}, indent=1))
-    path, said = (
-        shlex.quote(str(arguments.path)),
-        {"build": "built", "verify": "verified: its bytes and its content are what the manifest says"},
-    )
+    said = {"build": "built", "verify": "verified: its bytes and its content are what the manifest says"}
     if arguments.act in said:
         print(f"{arguments.path} is {said[arguments.act]}", file=sys.stderr)
-    following = {"build": f"image verify {path}", "show": f"image verify {path}"}.get(
-        arguments.act, "round runs/NAME --dry-run"
-    )
+    verified = arguments.act == "verify"
+    following = "round runs/NAME --dry-run" if verified else f"image verify {shlex.quote(str(arguments.path))}"
     print(f"next: python -m pipeline {following}", file=sys.stderr)

@@ -26,7 +26,8 @@ def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) ->
     Raises as `referee.derive`.
     """
     decided = [n for n, each in enumerate(records) if (each["event"], each.get("round")) == ("decision", round_name)]
-    derived = referee.derive(records[: decided[-1]] if decided else records, round_name)
+    known = records[: decided[-1]] if decided else records
+    derived = referee.derive(known, round_name)
     ledger = referee.read(records)
     history = [
         (name, {family: state["name"] for family, state in ledger.decisions[name]["families"].items()})
@@ -37,8 +38,7 @@ def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) ->
     refusals = [each for each in mine if each["event"] in ("refusal", "submission_refused")]
     proposals = [each for each in mine if each["event"] == "proposal"]
     page = sections(ledger.plans[round_name], derived, history, refusals, ledger.rules, model)
-    earlier = records[: decided[-1]] if decided else []
-    if any(one["event"] == "plan" and one["round"] > round_name for one in earlier):
+    if any(one["event"] == "plan" and one["round"] > round_name for one in known):
         page[-1].lines.insert(
             0, "The next round was planned before this, by an earlier decision of this round, and stays as it is."
         )

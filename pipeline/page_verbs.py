@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.layout import Round
-from pipeline.verbs import found
-
-Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+from pipeline.verbs import Verb, found
 
 
 def add(verb: Verb) -> None:

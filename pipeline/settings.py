@@ -65,8 +65,9 @@ def _told(error: Exception, source: Path) -> tuple[str, str]:
     """Hydra's sentence and the cure; for a key that there is not, its neighbours instead of the advice to add it."""
     missing = re.match(r"Could not override '([^']+)'", str(error))
     if not missing:
-        text = str(error).partition("Config search path:")[0]
-        return " ".join(text.split()), "See hydra_conf/ for what there is, or `python -m pipeline round --help`"
+        return _one_line(error).partition("Config search path:")[
+            0
+        ].rstrip(), "See hydra_conf/ for what there is, or `python -m pipeline round --help`"
     near = difflib.get_close_matches(missing[1], _keys(compose(source=source).to_dict()), n=3, cutoff=0.5)
     cure = f"Near it: {', '.join(near)}" if near else "hydra_conf/ has every key with its meaning"
     return f"there is no setting {missing[1]}", cure

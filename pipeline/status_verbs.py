@@ -9,14 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.layout import Campaign, Round, is_alive, read_json
-from pipeline.verbs import found
-
-Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+from pipeline.verbs import Verb, found
 
 
 def add(verb: Verb) -> None:
@@ -133,16 +130,15 @@ def logs_verb(arguments: argparse.Namespace) -> int:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
         assert tail.stdout is not None
         if arguments.follow:
-            done = lambda: folder.closed.exists() or folder.published(arguments.arm).exists()  # noqa: E731
-            threading.Thread(target=end_when, args=(tail, done), daemon=True).start()
+            threading.Thread(target=end_with, args=(tail, folder, arguments.arm), daemon=True).start()
         for line in tail.stdout:
             print(trial.printable(line), end="", flush=arguments.follow)
     return max(0, tail.returncode)  # ended by us, it has a signal's number
 
 
-def end_when(tail: subprocess.Popen[str], done: Callable[[], bool]) -> None:
-    """Nothing comes to the logs of an arm that has its score."""
-    while tail.poll() is None and not done():
+def end_with(tail: subprocess.Popen[str], folder: Round, arm: str) -> None:
+    """Nothing comes to the logs of an arm that has its score, or of a closed round."""
+    while tail.poll() is None and not (folder.closed.exists() or folder.published(arm).exists()):
         time.sleep(1)
     time.sleep(1)  # for what was written last
     tail.terminate()
