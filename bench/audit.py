@@ -17,9 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from pipeline.constitution import Constitution
-from tests import logs
-from tests.sealed import RULES, SealedCampaign, gains
+from pipeline.campaign.constitution import Constitution
+from tests.support import logs
+from tests.support.sealed import RULES, SealedCampaign, gains
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = b"a constitution of forty rounds\n"

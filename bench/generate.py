@@ -26,10 +26,10 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 import yaml  # noqa: E402
 
-from substrate.decode import Decoding, decode  # noqa: E402
-from substrate.launch import run_ranks  # noqa: E402
+from substrate.distributed.groups import start  # noqa: E402
+from substrate.distributed.launch import run_ranks  # noqa: E402
+from substrate.inference.decode import Decoding, decode  # noqa: E402
 from substrate.model import HybridModel, ModelConfig, build_model, init_weights, save_base  # noqa: E402
-from substrate.parallel import start  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hydra_conf" / "model"
 PROMPT_TOKENS = 64

@@ -24,11 +24,11 @@ warnings.filterwarnings("ignore")
 import torch  # noqa: E402
 import yaml  # noqa: E402
 
-from pipeline import footprint  # noqa: E402
-from substrate.decode import Decoding, decode  # noqa: E402
+from pipeline.config import footprint  # noqa: E402
+from substrate.distributed.groups import Parallel, start  # noqa: E402
+from substrate.inference.decode import Decoding, decode  # noqa: E402
 from substrate.model import HybridModel, ModelConfig, add_lora, build_model, kernels, token_log_probs  # noqa: E402
 from substrate.model.mamba import chunked_scan  # noqa: E402
-from substrate.parallel import Parallel, start  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hydra_conf" / "model"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
@@ -124,11 +124,11 @@ def random_model(config: ModelConfig, parallel: Parallel, recompute: bool, for_d
 
 def active_parameters(config: ModelConfig, values: dict[str, Any]) -> int:
     """Parameters that one token meets, the embedding left out: what its matrix products cost."""
-    from pipeline import memory
+    from pipeline.config import model_size
 
     idle = values["num_experts"] - values["moe_top_k"]
     experts = values["pattern"].count("E") * idle * 2 * values["hidden_size"] * values["moe_ffn_size"]
-    return memory.num_parameters(values) - experts - values["vocab_size"] * values["hidden_size"]
+    return model_size.num_parameters(values) - experts - values["vocab_size"] * values["hidden_size"]
 
 
 def empty(device: torch.device) -> None:

@@ -26,9 +26,9 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 import yaml  # noqa: E402
 
+from substrate.distributed.groups import Parallel, start  # noqa: E402
 from substrate.model import ModelConfig, add_lora, build_model, init_weights, save_base, token_log_probs  # noqa: E402
 from substrate.model.published import num_published_parameters  # noqa: E402
-from substrate.parallel import Parallel, start  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hydra_conf" / "model"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]

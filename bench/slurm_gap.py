@@ -19,8 +19,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.layout import Campaign, Round, read_json
-from tests.campaigns import publish, publish_reference
+from pipeline.campaign.files import read_json
+from pipeline.campaign.layout import Campaign, Round
+from tests.support.campaigns import publish, publish_reference
 
 OVERRIDES = ("experiment=smoke", "cluster=testbed", "campaign.auto=true")
 WAIT_SECONDS = 120.0

@@ -55,8 +55,8 @@ def rank_main(rank: int, tp: int, port: int, values: dict[str, object], folder: 
     warnings.filterwarnings("ignore")
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(tp), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+    from substrate.distributed.groups import start
     from substrate.model import ModelConfig, build_model, load_base
-    from substrate.parallel import start
 
     model = build_model(ModelConfig.from_dict(values), start({"tp": tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}))
     part = sum(math.prod(t.shape) * t.element_size() for t in [*model.parameters(), *model.buffers()])

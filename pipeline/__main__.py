@@ -17,17 +17,17 @@ state saved (start it again), 130 Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline import audit_verbs, board_verbs, evidence_verbs, image_verbs, page_verbs, status_verbs, verbs
-from pipeline.errors import ConfigError, PipelineError
-from pipeline.layout import Campaign, read_json, whose
-from pipeline.verbs import newest_frozen
+from pipeline.campaign.errors import PipelineError
+from pipeline.campaign.files import whose
+from pipeline.campaign.layout import Campaign
+from pipeline.cli import audit, board, control, evidence, image, report, status
+from pipeline.cli.doctor import plan_memory_verb
+from pipeline.cli.round import campaign_verb, init_verb, round_verb
+from pipeline.cli.stages import meta_verb, reference_verb, worker_verb
 
 AS_FROZEN = ("round", "campaign", "cancel", "rerun", "chain", "pause", "report", "resume")
 """What acts on a campaign, or derives its decisions anew, does so with the code that it was frozen with. Stages and `close` go further: into
@@ -39,9 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         if arguments.verb in AS_FROZEN:
-            from pipeline import frozen
+            from pipeline.rounds import frozen_code
 
-            frozen.act_as_frozen(Campaign.at(arguments.campaign), sys.argv[1:] if argv is None else argv)
+            frozen_code.act_as_frozen(Campaign.at(arguments.campaign), sys.argv[1:] if argv is None else argv)
         return int(arguments.run(arguments) or 0)
     except PipelineError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -122,11 +122,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("campaign", type=Path)
     sub.add_argument("round")
 
-    verbs.add(verb)
-    evidence_verbs.add(verb)
-    board_verbs.add(verb)
-    page_verbs.add(verb)
-    audit_verbs.add(verb)
+    control.add(verb)
+    evidence.add(verb)
+    board.add(verb)
+    report.add(verb)
+    audit.add(verb)
 
     sub = verb(
         "plan-memory",
@@ -136,157 +136,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", help="Hydra overrides, such as experiment=nano_30b cluster=slurm_pyxis")
     sub.add_argument("--campaign", type=Path, help="take tokens per second from what its rounds measured")
     sub.add_argument("--json", action="store_true")
-    image_verbs.add(verb)
-    status_verbs.add(verb)
+    image.add(verb)
+    status.add(verb)
     return top
-
-
-def init_verb(arguments: argparse.Namespace) -> None:
-    from pipeline.init import init
-
-    init(Campaign.at(arguments.campaign), arguments.overrides)
-    print(f"campaign {arguments.campaign} is frozen\nnext: python -m pipeline round {arguments.campaign}")
-
-
-def round_verb(arguments: argparse.Namespace) -> int | None:
-    from pipeline import launch, report
-    from pipeline.init import init
-
-    campaign, name = Campaign.at(arguments.campaign), shown(arguments)
-    if arguments.json and not arguments.dry_run:
-        raise ConfigError(
-            "--json goes with --dry-run", f"What came of a round: `python -m pipeline report {name} --json`"
-        )
-    if arguments.dry_run:
-        report.show_dry_run(campaign, arguments.overrides, as_json=arguments.json)
-        if arguments.json:
-            return None
-        print(f"next: python -m pipeline round {' '.join([name, *map(shlex.quote, arguments.overrides)])}")
-        return None
-    if not campaign.folder.exists():
-        init(campaign, arguments.overrides)
-        print(f"campaign {name} is frozen (image, code, constitution, commitments)")
-    folder = launch.freeze(campaign, launch.next_round(campaign), arguments.overrides)
-    report.show_plan(folder)
-    if arguments.no_submit:
-        for stages in launch.arrays(campaign, folder):
-            indices = ",".join(stage[3].removeprefix("a") for stage in stages)
-            print(f"next: sbatch --array={indices} slurm/round.sbatch {name} {stages[0][2]}")
-        print(f"then: sbatch --dependency=afterany:ID[:ID] slurm/meta.sbatch {name} {folder.name}")
-        return None
-    if launch.is_local(folder):
-        return report.run_local(name, campaign, folder)
-    began = time.monotonic()
-    record = launch.submit(campaign, folder)
-    print(
-        f"submitted in {time.monotonic() - began:.2f} s: arrays {record['array_job_ids']}, meta {record['meta_job_id']}"
-    )
-    print(f"next: python -m pipeline status {name}")
-    return report.follow_slurm(name, campaign, folder) if arguments.wait else None
-
-
-def campaign_verb(arguments: argparse.Namespace) -> int | None:
-    """`round` with campaign.auto; where it runs on this machine, again and again until the last round is closed."""
-    from pipeline import constitution, launch
-
-    arguments.overrides = [*arguments.overrides, "campaign.auto=true", f"campaign.rounds={arguments.rounds}"]
-    arguments.dry_run = arguments.no_submit = arguments.wait = arguments.json = False
-    campaign = Campaign.at(arguments.campaign)
-    last = min(arguments.rounds or constitution.load().num_rounds, constitution.load().num_rounds)
-    while True:
-        if campaign.folder.exists() and campaign.paused.exists():
-            print(f"paused; next: python -m pipeline resume {shown(arguments)}")
-            return None
-        if campaign.folder.exists() and campaign.round(f"r{last:04d}").closed.exists():
-            print(f"r{last:04d} is closed; next: python -m pipeline status {shown(arguments)}")
-            return None
-        code = round_verb(arguments)
-        if code or not launch.is_local(campaign.round(newest_frozen(campaign))):
-            return code
-
-
-def shown(arguments: argparse.Namespace) -> str:
-    """The campaign's folder as one types it."""
-    return shlex.quote(str(arguments.campaign))
-
-
-def worker_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import frozen
-
-    campaign = Campaign.at(arguments.campaign)
-    frozen.run_frozen_code(campaign)
-    from pipeline import nodes, worker
-
-    arm = f"a{arguments.arm}" if arguments.arm.isdigit() else arguments.arm
-    if nodes.task_number() > 0:
-        nodes.help_with(campaign, campaign.round(arguments.round), arm)
-        return
-    attempt = worker.work(campaign, campaign.round(arguments.round), arm, arguments.plan)
-    print(
-        f"{arguments.round}/{arm} "
-        + (f"is published ({attempt.folder.name})" if attempt else "was published before; nothing to do")
-    )
-    print(f"next, when all arms are: python -m pipeline meta {shown(arguments)} {arguments.round}")
-
-
-def reference_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import frozen
-
-    campaign = Campaign.at(arguments.campaign)
-    frozen.run_frozen_code(campaign)
-    import signal
-    import threading
-
-    from pipeline import meta
-
-    stop = threading.Event()
-    for number in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    outcome = meta.judge_reference(campaign, campaign.round(arguments.round), stop.is_set)
-    print(f"the reference is {outcome.status} for {arguments.round}; meta takes it up")
-
-
-def meta_verb(arguments: argparse.Namespace) -> int:
-    from pipeline import frozen
-
-    campaign = Campaign.at(arguments.campaign)
-    frozen.run_frozen_code(campaign)
-    from pipeline import meta
-
-    folder = campaign.round(arguments.round or newest_frozen(campaign))
-    decision = meta.close(campaign, folder, tell=print)
-    print(f"{folder.name}: {decision.state}" + (f", kept {decision.kept}" if decision.kept else ""))
-    for reason in decision.reasons:
-        print(f"  {reason}")
-    if decision.state == "undecided":
-        print(
-            f"next: run the missing arms (python -m pipeline worker {shown(arguments)} {folder.name} aN), then meta again"
-        )
-        return 1
-    print(f"signed head, to keep somewhere else: {read_json(folder.closed)['anchor']}")
-    print(f"next: python -m pipeline round {shown(arguments)}")
-    return 0
-
-
-def plan_memory_verb(arguments: argparse.Namespace) -> None:
-    from pipeline import report, settings
-    from pipeline.campaign import check_plan_fits, check_sizes, facts_of
-    from pipeline.records import NUM_ARMS
-
-    chosen = settings.compose(arguments.overrides)
-    check_sizes(chosen)
-    if arguments.campaign:
-        facts_of(Campaign.at(arguments.campaign))
-    rounds = Campaign.at(arguments.campaign).frozen_rounds() if arguments.campaign else ()
-    if arguments.json:
-        print(json.dumps(report.memory_and_cost(chosen, NUM_ARMS, rounds), indent=1))
-    else:
-        report.show_cost(chosen, NUM_ARMS, rounds)
-    check_plan_fits(chosen)
-    if not arguments.json:
-        known = chosen.cluster.capacity.gpu_memory_gib
-        fits = "it fits" if known else "no limit is known (cluster.capacity.gpu_memory_gib)"
-        print(f"{fits}; next: python -m pipeline round runs/NAME {shlex.join([*arguments.overrides, '--dry-run'])}")
 
 
 if __name__ == "__main__":

@@ -68,10 +68,11 @@ def rank(size_bytes: int) -> None:
 
 def drill(overrides: list[str], num_ranks: int, size_bytes: int, log: Path) -> dict[str, Any]:
     """Runs the drill in a sandbox of the composed configuration; what rank 0 saw."""
-    from pipeline import pristine, settings
+    from pipeline.config import settings
+    from pipeline.execution import image_process
 
     chosen = settings.compose(overrides)
-    confined = pristine.sandbox_of(chosen, {"/all_reduce.py": Path(__file__)}, {}, network=chosen.cluster.network)
+    confined = image_process.sandbox_of(chosen, {"/all_reduce.py": Path(__file__)}, {}, network=chosen.cluster.network)
     command = [
         sys.executable,
         "-P",
@@ -86,7 +87,7 @@ def drill(overrides: list[str], num_ranks: int, size_bytes: int, log: Path) -> d
         code = process.wait()
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("{")]
     if code or not lines:
-        from pipeline.errors import WorkFailed
+        from pipeline.campaign.errors import WorkFailed
 
         raise WorkFailed(f"the drill ended with exit code {code}: {log.read_text(errors='replace')[-2000:]}")
     return dict(json.loads(lines[-1]))
@@ -95,8 +96,8 @@ def drill(overrides: list[str], num_ranks: int, size_bytes: int, log: Path) -> d
 def outside(overrides: list[str], num_ranks: int, size_bytes: int) -> int:
     """On the node: goes into a private mount namespace, drills, prints."""
     sys.path.insert(0, str(ROOT))
-    from pipeline.errors import PipelineError
-    from pipeline.namespace import enter_private_namespace
+    from pipeline.campaign.errors import PipelineError
+    from pipeline.sandbox.namespace import enter_private_namespace
 
     try:
         enter_private_namespace([sys.executable, *sys.argv])

@@ -166,7 +166,7 @@ def sandbox(site: Site) -> Row:
 def play(overrides: list[str], wait_seconds: float) -> list[Row]:
     """Submit everything, wait, judge."""
     sys.path.insert(0, str(ROOT))
-    from pipeline import settings
+    from pipeline.config import settings
 
     chosen = settings.compose(overrides)
     cluster = chosen.cluster

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from substrate.entry import Parser, read_json_lines, read_text, write_json_lines, write_text
-from substrate.errors import DataError, UsageError, exit_code_of
+from substrate.interface.command_line import Parser, read_json_lines, read_text, write_json_lines, write_text
+from substrate.interface.errors import DataError, UsageError, exit_code_of
 
 if TYPE_CHECKING:
+    from substrate.data.tokenizer import Tokenizer
+    from substrate.distributed.groups import Parallel
     from substrate.model import HybridModel, ModelConfig
-    from substrate.parallel import Parallel
-    from substrate.tokenizer import Tokenizer
+
 
 PROMPT_FIELDS = {"item_id": str, "family": str, "prompt": str}
 SHARD_BATCHES = 4  # batches of a shard: the most that a kill costs, and how often slots run empty
@@ -127,8 +128,8 @@ def generate(task: Task, parallel: "Parallel") -> None:
     """Decodes with the model of the image, on every rank."""
     import torch
 
+    from substrate.data.tokenizer import Tokenizer
     from substrate.model import ModelConfig, kernels
-    from substrate.tokenizer import Tokenizer
 
     if parallel.rank == 0:
         kernels.tell(parallel.device)
@@ -190,7 +191,7 @@ def decode_shard(
     progress: "Progress",
 ) -> Iterator[dict[str, Any]]:
     """Rows of a shard, in the order in which they end."""
-    from substrate.decode import Decoding, decode
+    from substrate.inference.decode import Decoding, decode
 
     decoding = Decoding(**{**values, "stop": tuple(values.get("stop", ()))})
 
@@ -271,11 +272,11 @@ def main() -> None:
     path = parser.parse_args().task
     task = Task.read(path)
     if task.judge_tp > 1 and "RANK" not in os.environ:
-        from substrate.launch import run_ranks
+        from substrate.distributed.launch import run_ranks
 
         sys.exit(run_ranks("substrate.generate", [str(path)], task.judge_tp))
 
-    from substrate.parallel import start
+    from substrate.distributed.groups import start
 
     parallel = start({"tp": task.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
     try:

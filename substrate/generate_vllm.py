@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from substrate.entry import Parser
-from substrate.errors import DataError, UsageError, exit_code_of
+from substrate.data.tokenizer import EOS_ID, Tokenizer
 from substrate.generate import Progress, Shard, Task, write_sets
-from substrate.tokenizer import EOS_ID, Tokenizer
+from substrate.interface.command_line import Parser
+from substrate.interface.errors import DataError, UsageError, exit_code_of
 
 MAX_LORA_RANK = 32  # the competition's
 

@@ -25,9 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from substrate.entry import Parser, read_text, write_json_lines
-from substrate.errors import DataError, UsageError, exit_code_of
-from substrate.overlap import prompt_digest
+from substrate.data.prompt_overlap import prompt_digest
+from substrate.interface.command_line import Parser, read_text, write_json_lines
+from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.tasks import FAMILIES, LEVELS
 
 _TRIES_PER_ITEM = 100  # a family whose puzzles are nearly all used up must end with a message, not run for ever

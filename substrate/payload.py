@@ -27,11 +27,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from substrate.competition import Row, Split, read_rows, split
-from substrate.entry import Parser, read_json_lines, write_json_lines, write_text
-from substrate.errors import DataError, UsageError, exit_code_of
+from substrate.data.competition import Row, Split, read_rows, split
+from substrate.data.prompt_overlap import overlaps, prompt_digest
+from substrate.interface.command_line import Parser, read_json_lines, write_json_lines, write_text
+from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.items import Item, draw_items
-from substrate.overlap import overlaps, prompt_digest
 from substrate.tasks import FAMILIES, LEVELS, STYLES
 
 _SHOWN = 5  # overlaps in a message

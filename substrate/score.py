@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from substrate.entry import Parser, read_json_lines, write_json_lines
-from substrate.errors import DataError, exit_code_of
-from substrate.scoring import extract, is_correct
+from substrate.answers import extract, is_correct
+from substrate.interface.command_line import Parser, read_json_lines, write_json_lines
+from substrate.interface.errors import DataError, exit_code_of
 
 Row = Mapping[str, Any]
 

@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from substrate.entry import Parser
-from substrate.errors import OutOfMemory, UsageError, exit_code_of
+from substrate.interface.command_line import Parser
+from substrate.interface.errors import OutOfMemory, UsageError, exit_code_of
+from substrate.interface.task import Task
 from substrate.recipes import load_recipe
-from substrate.task import Task
 
 if TYPE_CHECKING:
-    from substrate.parallel import Parallel
+    from substrate.distributed.groups import Parallel
 
 
 def _check_origin() -> None:
@@ -38,19 +38,20 @@ def main() -> None:
     _check_origin()
     task = Task.read(path)
     # A mistake in it is told before any rank starts and imports torch.
-    load_recipe(task.recipe).check_layout(task.parallelism["pp"], task.parallelism["dp"])
+    recipe = load_recipe(task.recipe)
+    recipe.check_layout(task.parallelism["pp"], task.parallelism["dp"])
     if task.num_ranks > 1 and "RANK" not in os.environ:
-        from substrate.launch import run_ranks
+        from substrate.distributed.launch import run_ranks
 
         sys.exit(run_ranks("substrate.train", [str(path)], task.num_ranks))
 
-    from substrate.parallel import start
-    from substrate.training import Training
+    from substrate.distributed.groups import start
+    from substrate.training.run import Training
 
     parallel = start(task.parallelism)
     try:
         task.out.mkdir(parents=True, exist_ok=True)
-        Training(task, parallel).run()
+        Training(task, recipe, parallel).run()
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main, parse
-from tests.campaigns import frozen_campaign, publish
+from tests.support.campaigns import frozen_campaign, publish
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 MAKEFILE = (ROOT / "Makefile").read_text()
 

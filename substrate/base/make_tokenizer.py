@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from substrate.data.tokenizer import ASSISTANT_TURN, BOX, END_OF_THINKING, SUFFIX, USER_TURN
 from substrate.tasks import FAMILIES
-from substrate.tokenizer import ASSISTANT_TURN, BOX, END_OF_THINKING, SUFFIX, USER_TURN
 
 SPECIAL = ("<unk>", "<s>", "</s>")  # the published file's names for ids 0, 1, 2; padding is <unk>
 

@@ -26,10 +26,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from substrate.batches import Shape, Stream
-from substrate.data import Example, Plan, prepare
-from substrate.entry import Parser
-from substrate.errors import exit_code_of
+from substrate.data.batches import Shape, Stream
+from substrate.data.rows import Example, Plan, prepare
+from substrate.interface.command_line import Parser
+from substrate.interface.errors import exit_code_of
 from substrate.tasks import roman, text_cipher, unit_conversion
 
 SEED = 20251
@@ -161,10 +161,10 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
     """Trains all parameters from a seeded start and writes the base checkpoint. Needs a process alone (tp 1)."""
     import torch
 
+    from substrate.data.tokenizer import Tokenizer
+    from substrate.distributed.groups import start
     from substrate.model import ModelConfig, build_model, init_weights, save_base, token_log_probs
-    from substrate.parallel import start
-    from substrate.schedule import learning_rates
-    from substrate.tokenizer import Tokenizer
+    from substrate.training.schedule import learning_rates
 
     parallel = start({"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
     encoder = Tokenizer.from_file(Path(__file__).parent / "tokenizer.json")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from substrate.errors import UsageError
+from substrate.interface.errors import UsageError
 
 LAYER_LETTERS = "ME*"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -33,14 +33,14 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from substrate.errors import UsageError
+from substrate.distributed.groups import Parallel
+from substrate.interface.errors import UsageError
 from substrate.model.config import ModelConfig
 from substrate.model.experts import Experts
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
 from substrate.model.sequences import DecodeCache, Packing
-from substrate.parallel import Parallel
 
 # No CUDA graphs, under the name that this release of megatron-core has for them; the default is a deprecated spelling.
 NO_GRAPHS = "cuda_graph_modules" if hasattr(TransformerConfig, "cuda_graph_modules") else "cuda_graph_scope"

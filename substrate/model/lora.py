@@ -35,7 +35,7 @@ from megatron.core.tensor_parallel import (
 )
 from torch import Tensor, nn
 
-from substrate.errors import UsageError
+from substrate.interface.errors import UsageError
 from substrate.model.config import ModelConfig
 from substrate.model.layout import Placement, layout, named_generator
 from substrate.model.published import published_tensors

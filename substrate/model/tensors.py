@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from substrate.errors import DataError
+from substrate.interface.errors import DataError
 from substrate.model.config import ModelConfig
 from substrate.model.layout import Placement
 from substrate.model.published import published_tensors

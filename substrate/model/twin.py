@@ -7,8 +7,8 @@ buffers and adapters are those of the first.
 
 from torch import Tensor
 
+from substrate.distributed.groups import Parallel
 from substrate.model.hybrid import HybridModel, build_model
-from substrate.parallel import Parallel
 
 
 def decoding_twin(model: HybridModel, parallel: Parallel) -> HybridModel:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from substrate.errors import DataError, UsageError
+from substrate.interface.errors import DataError, UsageError
 from substrate.model.layout import layout, named_generator
 from substrate.model.lora import EXPERT, adapted_modules, adapter_name, adapters, add_lora
 from substrate.model.tensors import Checkpoint, collect, fill, owned, write_shards

@@ -7,8 +7,8 @@ rest: ranks, steps, progress, stopping, checkpoints. To add a method, write its 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from substrate.errors import UsageError
-from substrate.fields import read_fields
+from substrate.interface.errors import UsageError
+from substrate.interface.fields import read_fields
 
 if TYPE_CHECKING:
     from substrate.recipes.knobs import Knobs

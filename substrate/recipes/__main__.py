@@ -8,8 +8,8 @@ Exit 0, or 64 and one line about the first that is wrong. Nothing but the standa
 import sys
 from pathlib import Path
 
-from substrate.entry import Parser, read_json
-from substrate.errors import UsageError, exit_code_of
+from substrate.interface.command_line import Parser, read_json
+from substrate.interface.errors import UsageError, exit_code_of
 from substrate.recipes import load_recipe
 
 

@@ -25,16 +25,16 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, NamedTuple
 
-from substrate.data import Row
-from substrate.entry import read_json, write_json
+from substrate.data.rows import Row
+from substrate.interface.command_line import read_json, write_json
 from substrate.recipes.knobs import require
 from substrate.recipes.sft_lora import SftLora
 
 if TYPE_CHECKING:
     import torch
 
-    from substrate.batches import Batch, MicroBatch, Shape
-    from substrate.training import Training
+    from substrate.data.batches import Batch, MicroBatch, Shape
+    from substrate.training.run import Training
 
 EPS = 1e-6  # in the group's deviation: a group of equal rewards has advantages of zero
 REFERENCE = "reference"
@@ -117,7 +117,7 @@ class Grpo(SftLora):
 
     def _roll_out(self, run: "Training", number: int) -> list["Scored"]:
         """Completions of the next prompts, group after group, with what their tokens' terms need."""
-        from substrate.rollouts import Sampling, by_family
+        from substrate.training.rollouts import Sampling, by_family
 
         own, begun = self.own, time.monotonic()
         num_prompts = self.batch_size * own.updates_per_rollout // own.samples_per_prompt
@@ -188,7 +188,7 @@ def _batch(samples: Sequence[Scored], shape: "Shape") -> "Batch":
     """This rank's part of an update."""
     import torch
 
-    from substrate.batches import make_batch
+    from substrate.data.batches import make_batch
 
     batch = make_batch([sample.row for sample in samples], shape, "per_row")
     by_id = {sample.row.item_id: sample for sample in samples}

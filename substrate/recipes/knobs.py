@@ -12,19 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from substrate.data import CURRICULA, WEIGHTINGS, Example, Plan, Prepared, prepare, read_examples
-from substrate.errors import DataError, UsageError
-from substrate.fields import read_fields
-from substrate.schedule import SHAPES
-from substrate.selection import CHOICES, Selection
+from substrate.data.rows import CURRICULA, WEIGHTINGS, Example, Plan, Prepared, prepare, read_examples
+from substrate.interface.errors import DataError, UsageError
+from substrate.interface.fields import read_fields
+from substrate.training.recipe import Recipe
+from substrate.training.schedule import SHAPES
+from substrate.training.selection import CHOICES
 
 if TYPE_CHECKING:
     import torch
 
-    from substrate.batches import Batch, MicroBatch
+    from substrate.data.batches import Batch, MicroBatch
+    from substrate.data.tokenizer import Tokenizer
     from substrate.model import HybridModel
-    from substrate.tokenizer import Tokenizer
-    from substrate.training import Training
+    from substrate.training.run import Training
 
 TRACE_STYLES = ("stepwise", "short")
 
@@ -51,28 +52,16 @@ class NoOptions:
 
 
 @dataclass(frozen=True)
-class Knobs:
+class Knobs(Recipe):
     """The keys of a recipe."""
 
     method: str  # a key of substrate.recipes.METHODS
-    num_steps: int  # optimizer steps
-    batch_size: int  # sequences a step, over all data-parallel ranks
-    micro_batch_size: int  # sequences a forward pass of one rank, at most; gradients of a step are summed over passes
     sequence_length: int  # tokens of an example at most; longer ones are left out, and listed in the data card
-    learning_rate: float  # peak
-    weight_decay: float  # AdamW's, decoupled
-    clip_norm: float  # L2 norm of the gradient over all trainable parameters, at most
-    schedule: str  # shape of the learning rate over the steps, one of substrate.schedule.SHAPES
-    warmup_steps: int  # steps until the peak
-    min_lr_ratio: float  # final learning rate over the peak
-    checkpoint_every: int  # steps between checkpoints, and between candidates of `selection`
     trace_style: str  # how much of the working is learned, one of TRACE_STYLES
-    loss_weighting: str  # of tokens, rows and families in a batch's loss: substrate.batches.make_batch
     epochs: float  # passes through the chosen examples; 0: as many different ones as the file has
     curriculum: str  # order of a family's examples, one of substrate.data.CURRICULA
     real_share: float  # share of real rows among the examples; the image has them where tasks.train_csv named a file
     holdout_per_family: int  # examples of each family that are not trained on
-    selection: Selection  # which of the run's states becomes the adapter
     lora: Lora
     mix: dict[str, float] = field(hash=False)  # share of each family in the stream; without one it is left out
     options: dict[str, float] = field(hash=False)  # the method's own numbers
@@ -161,10 +150,6 @@ class Knobs:
         from substrate.model import token_log_probs
 
         return token_log_probs(model, batch.tokens_BL, batch.labels_BL)
-
-    def loss(self, outputs: "torch.Tensor", batch: "MicroBatch") -> "torch.Tensor":
-        """This micro-batch's part of the step's loss; those of all micro-batches and data-parallel ranks add up."""
-        raise NotImplementedError
 
     def save(self, run: "Training", folder: Path) -> None:
         """Writes the adapter (docs/contract.md). All ranks call it."""

@@ -18,16 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from substrate.data import Row
-from substrate.entry import read_json_lines, write_json_lines
-from substrate.errors import DataError
+from substrate.data.rows import Row
+from substrate.interface.command_line import read_json_lines, write_json_lines
+from substrate.interface.errors import DataError
 from substrate.recipes.knobs import require
 from substrate.recipes.sft_lora import SftLora
 
 if TYPE_CHECKING:
-    from substrate.batches import Batch
-    from substrate.rollouts import Sample
-    from substrate.training import Training
+    from substrate.data.batches import Batch
+    from substrate.training.rollouts import Sample
+    from substrate.training.run import Training
 
 KEPT_FIELDS: dict[str, type] = {"item_id": str, "family": str, "prompt": list, "learned": list, "answer": str}
 
@@ -91,7 +91,7 @@ class Rft(SftLora):
 
     def _kept(self, run: "Training") -> list[Row]:
         """Right completions of the coming prompts, as rows. Raises DataError where there is none at all."""
-        from substrate.rollouts import Sampling, by_family
+        from substrate.training.rollouts import Sampling, by_family
 
         own, begun = self.own, time.monotonic()
         coming = {row.item_id: row for row in run.rows[own.sft_steps * self.batch_size :]}

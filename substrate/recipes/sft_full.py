@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from substrate.training import Training
+    from substrate.training.run import Training
 
 
 class SftFull(SftLora):

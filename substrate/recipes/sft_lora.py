@@ -18,7 +18,7 @@ from substrate.recipes.knobs import Knobs
 if TYPE_CHECKING:
     import torch
 
-    from substrate.batches import MicroBatch
+    from substrate.data.batches import MicroBatch
 
 
 class SftLora(Knobs):

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator
 from decimal import ROUND_HALF_UP, Decimal
 
-from substrate.scoring import REL_TOLERANCE
+from substrate.answers import REL_TOLERANCE
 
 _CENT = Decimal("0.01")
 _QUOTIENT_DECIMALS = 4

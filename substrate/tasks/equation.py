@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from substrate.scoring import extract
+from substrate.answers import extract
 from substrate.tasks import equation_rules as rules
 from substrate.tasks.equation_rules import ALPHABET, SIGN, STYLES, Style
 from substrate.tasks.equation_search import HOLE, REPEATED, Line, Reading, Search

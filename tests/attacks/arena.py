@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import adapter, earlier, image, pristine, trial
-from pipeline.errors import PipelineError
-from pipeline.layout import Attempt
-from pipeline.namespace import enter_private_namespace, scratch_folder, trial_uid
-from pipeline.sandbox import Confined, Limits, Sandbox, open_output, probe
+from pipeline.campaign.errors import PipelineError
+from pipeline.campaign.layout import Attempt
+from pipeline.execution import adapter, image_process, resume, trial
+from pipeline.sandbox import image
+from pipeline.sandbox.bubblewrap import Confined, Limits, Sandbox, open_output, probe
+from pipeline.sandbox.namespace import enter_private_namespace, scratch_folder, trial_uid
 
 MIB = 2**20
 LIMITS = Limits(60, num_processes=64, file_size_bytes=8 * MIB, tmp_size_bytes=4 * MIB, shm_size_bytes=4 * MIB)
@@ -83,15 +84,15 @@ class Stage:
         attempt = self._attempt()
         shown = {"/task": self.world / "task"}
         written = {"/substrate": self.fork.root, "/out": self.world / "out"}
-        confined = Sandbox(shown, written, pristine.SUBSTRATE_ENV, limits=replace(LIMITS, **(limits or {})))
+        confined = Sandbox(shown, written, image_process.SUBSTRATE_ENV, limits=replace(LIMITS, **(limits or {})))
         trial.train(confined, attempt, self.world / "out", stall_seconds, lambda: False)
         return {"log": trial.log_tail(attempt.trial_log), "progress": trial.progress_lines(attempt, "train")}
 
     def judge(self) -> dict[str, Any]:
         """The image's train.py as the judge starts its processes, and as the trial's fork would run it."""
         work = self._attempt().folder
-        out = pristine.start(self.pristine.root, "train", [], {}, work, self.log)
-        forked = Sandbox({"/substrate": self.fork.root}, env=pristine.SUBSTRATE_ENV)
+        out = image_process.start(self.pristine.root, "train", [], {}, work, self.log)
+        forked = Sandbox({"/substrate": self.fork.root}, env=image_process.SUBSTRATE_ENV)
         with forked.start(["python", "-P", "-m", "substrate.train"], work / "fork.log") as process:
             process.wait()
         return {"got": self.log.read_text(), "out": os.listdir(out), "fork": (work / "fork.log").read_text()}
@@ -111,7 +112,7 @@ class Stage:
         """Keep the trial's state, as the worker does at each checkpoint, and list it."""
         saved = self._attempt().saved_dir
         try:
-            earlier.keep_state(self.world / "out", saved)
+            resume.keep_state(self.world / "out", saved)
         except OSError as error:
             return {"kept": [], "why": str(error)}
         kept = [path for path in saved.rglob("*")]

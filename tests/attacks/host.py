@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import image
+from pipeline.sandbox import image
 
 ROOT = Path(__file__).parents[2]
 ATTACKS = Path(__file__).parent

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline import image
-from pipeline.errors import IntegrityError
-from pipeline.namespace import enter_private_namespace, is_machine_root, trial_uid
+from pipeline.campaign import files
+from pipeline.campaign.errors import IntegrityError
+from pipeline.sandbox import image
+from pipeline.sandbox.namespace import enter_private_namespace, is_machine_root, trial_uid
 
 
 def look(folder: Path) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def look(folder: Path) -> dict[str, Any]:
     seen |= {"written": [], "owners": []}
     for backend in image.BACKENDS if is_machine_root() else image.BACKENDS[1:]:
         with image.mounted(folder / "image.sqsh", digest, folder, backend) as mount:
-            seen["mounts"][backend] = image.tree_digest(mount.root)
+            seen["mounts"][backend] = files.tree_digest(mount.root)
             try:
                 (mount.root / "new").write_text("")
                 seen["written"].append(backend)
@@ -28,7 +29,7 @@ def look(folder: Path) -> dict[str, Any]:
                 pass
             for fork_backend in (None, *image.FORK_BACKENDS):
                 with image.forked(mount, folder, trial_uid(), fork_backend) as fork:
-                    started = image.tree_digest(fork.root)
+                    started = files.tree_digest(fork.root)
                     owners = {path.lstat().st_uid for path in (fork.root, *fork.root.rglob("*"))}
                     seen["owners"] += sorted(owners - {trial_uid()})
                     if fork.backend == "overlay":
@@ -36,7 +37,7 @@ def look(folder: Path) -> dict[str, Any]:
                         seen["copied"][backend] = upper.stat().st_blocks if upper.exists() else 0
                     (fork.root / "code/run.sh").write_text("changed")
                     (fork.root / "link").unlink()
-                    changed = image.tree_digest(fork.root)
+                    changed = files.tree_digest(fork.root)
                 seen["forks"][f"{backend} {fork_backend}"] = [fork.backend, started == digest, changed != digest]
     try:
         with image.mounted(folder / "image.sqsh", digest, folder, "unpack") as mount:

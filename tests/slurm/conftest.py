@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pipeline.layout import Campaign
+from pipeline.campaign.layout import Campaign
 from slurm.testbed.testbed import FOLDER, Testbed
 from tests.slurm.playing import OVERRIDES, UID, own, pipeline
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.layout import Attempt, Campaign, Round, read_json, read_json_lines
-from pipeline.results import read_attributes, status_of
+from pipeline.campaign.files import read_json, read_json_lines
+from pipeline.campaign.layout import Attempt, Campaign, Round
+from pipeline.execution.results import read_attributes, status_of
 from slurm.testbed.testbed import Testbed
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.layout import Campaign, read_json_lines
-from pipeline.results import read_attributes
+from pipeline.campaign.files import read_json_lines
+from pipeline.campaign.layout import Campaign
+from pipeline.execution.results import read_attributes
 from slurm.testbed.testbed import Testbed
 from tests.slurm.playing import (
     OVERRIDES,

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.layout import Campaign, read_json
+from pipeline.campaign.files import read_json
+from pipeline.campaign.layout import Campaign
 from slurm.testbed.testbed import Testbed
-from tests.campaigns import publish, publish_reference, tree
 from tests.slurm.playing import (
     ROOT,
     UID,
@@ -40,6 +40,7 @@ from tests.slurm.playing import (
     until,
     when,
 )
+from tests.support.campaigns import publish, publish_reference, tree
 
 pytestmark = [pytest.mark.slurm, pytest.mark.drill, pytest.mark.timeout(900)]
 
@@ -201,8 +202,8 @@ for name in ("fsync", "replace", "rename"):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **more)
     setattr(os, name, act)
-from pipeline import meta
-from pipeline.layout import Campaign
+from pipeline.rounds import meta
+from pipeline.campaign.layout import Campaign
 campaign = Campaign.at(sys.argv[2])
 meta.close(campaign, campaign.round("r0001"))
 """
@@ -244,8 +245,8 @@ import sys, tempfile
 from pathlib import Path
 make = tempfile.mkdtemp  # all of it in one folder, what has a fixed place, too: others use /tmp
 tempfile.mkdtemp = lambda suffix=None, prefix=None, dir=None: make(suffix, prefix)
-from pipeline import image, namespace
-from pipeline.sandbox import Sandbox
+from pipeline.sandbox import image; from pipeline.sandbox import namespace
+from pipeline.sandbox.bubblewrap import Sandbox
 
 _, sqsh, digest, number = sys.argv[1:]
 namespace.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
@@ -263,7 +264,7 @@ def test_a_hundred_rounds_of_eight_leave_nothing_behind(
     drilled: Campaign, tmp_path: Path, ends: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Arms that mount, fork, enter a sandbox, touch two files and end. Others may use this machine meanwhile: only our own is looked at."""
-    from pipeline import scheduler
+    from pipeline.cluster import local_runner
 
     code, scratch = tmp_path / "code", Path(tempfile.mkdtemp(prefix="drill-", dir="/tmp"))
     shutil.copytree(ROOT / "pipeline", code / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
@@ -277,7 +278,7 @@ def test_a_hundred_rounds_of_eight_leave_nothing_behind(
         for _ in range(100):
             begun, spent = time.monotonic(), spent_by_children()
             stages = [("worker", str(drilled.image), tree_digest, f"a{n}") for n in range(8)]
-            codes = scheduler.run_local(stages, code, 2, tmp_path / "logs")
+            codes = local_runner.run_local(stages, code, 2, tmp_path / "logs")
             assert set(codes.values()) == {0}, [path.read_text()[-500:] for path in (tmp_path / "logs").iterdir()]
             seconds.append(time.monotonic() - begun)
             cpu_seconds.append(spent_by_children() - spent)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.layout import Campaign, read_json
-from pipeline.results import read_attributes
+from pipeline.campaign.files import read_json
+from pipeline.campaign.layout import Campaign
+from pipeline.execution.results import read_attributes
 from tests.slurm.playing import ROOT, WAIT_SECONDS, own, pipeline, run, sbatch, states, wait_for
 
 ARMS = tuple(f"a{index}" for index in range(8))
@@ -94,7 +95,7 @@ def test_the_same_round_as_a_hydra_multirun(campaign: Campaign) -> None:
     launcher = ["hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=2", "hydra.launcher.timeout_min=30"]
     launcher += ["hydra.launcher.array_parallelism=2"]
     sweep = ["-m", "+round=r0003", "arm=glob(a*)", *launcher]
-    pipeline(*sweep, module="pipeline.multirun", CAMPAIGN_DIR=str(campaign.folder))
+    pipeline(*sweep, module="pipeline.cli.multirun", CAMPAIGN_DIR=str(campaign.folder))
     pipeline("meta", campaign.folder, "r0003")
     assert statuses(campaign, "r0003") == dict.fromkeys(ARMS, "completed")
     decided(campaign, "r0003")

@@ -1,0 +1,142 @@
+"""A campaign as one archive for somebody else: log, plans, decisions, completions, manifests, frozen code; adapters, HDF5 and image if asked for.
+
+The archive is a zip with an RO-Crate description (ro-crate-metadata.json): what each file is and its sha256, as archives and people read
+it. The audit trusts none of that: it reads the log, and the log names the files. Secrets (vault/) are never in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+from pipeline.campaign.files import file_digest
+
+CRATE = "ro-crate-metadata.json"
+KEPT = re.compile(
+    r"campaign\.yaml|log\.jsonl(\.torn)?|hydra/round/[^/]+\.yaml|code/.*|image/[^/]+\.json"
+    r"|rounds/r[0-9]{4}/(plan\.json|config\.yaml|evidence\.json|closed\.json|decisions/[^/]+|proposals/[^/]+|meta/completions/[^/]+)"
+    r"|rounds/r[0-9]{4}/a[0-9]+/attempt_[0-9]+/(claim\.json|sealed\.json|data_card\.json|probe\.json|completions/[^/]+)"
+)
+CHOICES = {
+    "adapters": re.compile(r"rounds/r[0-9]{4}/a[0-9]+/attempt_[0-9]+/adapter/[^/]+"),
+    "hdf5": re.compile(r"ledger\.h5|rounds/r[0-9]{4}/([^/]+|a[0-9]+/attempt_[0-9]+/result)\.h5"),
+    "image": re.compile(r"image/[^/]+\.sqsh"),
+}
+BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, IndexError)
+"""What `zipfile` raises on archives that it cannot read, each by another byte that was changed."""
+_STAMP = (2000, 1, 1, 0, 0, 0)  # the same campaign gives the same archive
+
+
+def export(folder: Path, out: Path, include: Collection[str] = ()) -> list[str]:
+    """Write the archive, whole or not at all; returns the paths in it. Raises ConfigError where it would be in the campaign, WorkFailed."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{out} is inside the campaign", "Write the bundle somewhere else")
+    patterns = [KEPT, *(CHOICES[name] for name in include)]
+    paths = [path for path in sorted(tree(folder)) if any(pattern.fullmatch(path) for pattern in patterns)]
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
+            _add(archive, CRATE, json.dumps(crate(folder, paths), indent=1, sort_keys=True).encode(), 0o644)
+            for path in paths:
+                whole = folder / path
+                if whole.is_dir():
+                    archive.writestr(zipfile.ZipInfo(f"{path}/", _STAMP), b"")
+                else:
+                    _add(archive, path, whole.read_bytes(), 0o755 if whole.stat().st_mode & stat.S_IXUSR else 0o644)
+        os.replace(aside, out)
+    except OSError as error:
+        raise WorkFailed(f"cannot write {out}: {error.strerror}", "Free space or rights there, then again") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return paths
+
+
+def tree(folder: Path) -> Iterator[str]:
+    """Plain files below a campaign, and the folders of its code, which have names of their own; no links, no vault."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or name.split("/")[0] == "vault":
+            continue
+        if path.is_file() or (name.startswith("code/") and path.is_dir()):
+            yield name
+
+
+def _add(archive: zipfile.ZipFile, path: str, content: bytes, mode: int) -> None:
+    entry = zipfile.ZipInfo(path, _STAMP)
+    entry.external_attr = (stat.S_IFREG | mode) << 16
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    archive.writestr(entry, content)
+
+
+def crate(folder: Path, paths: Collection[str]) -> dict[str, Any]:
+    """The description, as RO-Crate 1.1 has it: one entity a file, with its size and sha256."""
+    files = [path for path in paths if (folder / path).is_file()]
+    root = {
+        "@id": "./", "@type": "Dataset", "name": f"Campaign {folder.name}",
+        "description": "Sealed log and files of a post-training campaign; `python -m pipeline audit FILE` derives every decision again.",
+        "license": "https://www.apache.org/licenses/LICENSE-2.0", "hasPart": [{"@id": path} for path in files],
+    }  # fmt: skip
+    about = {
+        "@id": CRATE, "@type": "CreativeWork", "about": {"@id": "./"}, "conformsTo": {"@id": "https://w3id.org/ro/crate/1.1"},
+    }  # fmt: skip
+    entities = [
+        {
+            "@id": path,
+            "@type": "File",
+            "contentSize": str((folder / path).stat().st_size),
+            "sha256": file_digest(folder / path),
+        }
+        for path in files
+    ]
+    return {"@context": "https://w3id.org/ro/crate/1.1/context", "@graph": [about, root, *entities]}
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """The folder of a campaign: the path itself, or a bundle unpacked for as long as the body lasts. Raises NotFound, IntegrityError."""
+    if os.path.isdir(path):  # pathlib's own raise for a name that is too long
+        yield path
+        return
+    if not os.path.isfile(path):
+        raise NotFound(f"{path} does not exist", "Give the folder of a campaign, or a bundle that --export made")
+    with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                unpack(archive, Path(scratch))
+        except BROKEN as error:
+            raise IntegrityError(f"{path} is no whole bundle ({error})", "Fetch it again") from error
+        yield Path(scratch)
+
+
+def unpack(archive: zipfile.ZipFile, folder: Path) -> None:
+    """Plain files and folders, below `folder` and nowhere else. Raises IntegrityError for another path, a repeated name, or too much."""
+    entries = archive.infolist()
+    size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
+    if size > free:
+        raise IntegrityError(
+            f"the bundle would unpack to {size:,} bytes and {folder.parent} has room for {free:,}",
+            "TMPDIR names a larger place; or it is no bundle of ours",
+        )
+    if len({entry.filename for entry in entries}) != len(entries):
+        raise IntegrityError("the bundle has a name twice", "It is no bundle of ours")
+    for entry in entries:
+        target = folder / entry.filename
+        mode = entry.external_attr >> 16
+        if not target.resolve().is_relative_to(folder.resolve()) or stat.S_ISLNK(mode):
+            raise IntegrityError(
+                f"the bundle has {entry.filename!r}, which is no path in it", "It is no bundle of ours"
+            )
+        archive.extract(entry, folder)  # checks the CRC
+        if not entry.is_dir():
+            target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)

@@ -1,0 +1,107 @@
+"""What a campaign was founded on, checked against what anybody has: the constitution, the critical values of its design, its commitments."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.audit.findings import Report
+from pipeline.audit.log_schema import HEX
+from pipeline.campaign import constitution, keys
+from pipeline.campaign.canonical import encoded
+from pipeline.campaign.errors import PipelineError
+from pipeline.stats import critical_values
+from pipeline.stats.design import Design
+
+Record = Mapping[str, Any]
+NEEDED = (
+    "campaign", "image", "runtime_digest", "constitution_digest", "code_digest", "overrides", "commitments", "articles", "design",
+    "critical", "families", "public_key",
+)  # fmt: skip
+ARTICLES = "articles.json"
+
+
+def check_init(records: Sequence[Record], report: Report) -> bool:
+    """Whether the init record has what everything else rests on; what is wrong with it is found."""
+    if records[0]["event"] != "init":
+        return False  # told where the order is checked
+    facts = records[0]["facts"]
+    missing = [name for name in NEEDED if name not in facts]
+    if missing:
+        report.record(0, f"init lacks {', '.join(missing)}")
+        return False
+    if not isinstance(facts["code_digest"], str) or not HEX.fullmatch(facts["code_digest"]):  # part of a path later
+        report.record(0, "init has no valid code_digest")
+        return False
+    since = len(report.findings)
+    try:
+        check_articles(facts, report)
+        check_design(facts, report)
+        check_reveals(records, facts, report)
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
+        report.record(0, f"init is not of its form ({error!r})")
+    report.checked("what was frozen at init: articles, design and critical values, commitments and reveals", since)
+    return len(report.findings) == since
+
+
+def check_articles(facts: Mapping[str, Any], report: Report, own: Path = constitution.HERE) -> None:
+    """The articles in the log are those of the constitution whose digest was frozen. Ours are beside this code; others need a YAML reader."""
+    text = (own / "constitution.yaml").read_bytes()
+    if hashlib.sha256(text).hexdigest() != facts["constitution_digest"]:
+        report.unknown(
+            f"the articles are those of another constitution ({facts['constitution_digest'][:16]}) than this checkout's: they are taken "
+            "from the log; compare them with constitution.yaml in the campaign's code, or audit with the checkout that made it"
+        )
+        return
+    if encoded(json.loads((own / ARTICLES).read_bytes())) != encoded(facts["articles"]):
+        report.record(0, "the articles are not those of the constitution that the campaign names")
+
+
+def check_design(facts: Mapping[str, Any], report: Report) -> None:
+    """Critical values are those that ship for the design, or the bounds that need no simulation. Rounds and arms are the constitution's."""
+    design = Design(**facts["design"])
+    article = facts["articles"]["4"]
+    if (design.rounds, design.arms, design.families) != (
+        article["rounds"],
+        article["arms_per_round"],
+        len(facts["families"]),
+    ):
+        report.record(0, "the design has other rounds, arms or families than the articles and the campaign")
+    known = [critical_values.bounds(design)]
+    try:
+        known.append(critical_values.read_critical_values(design)["critical"])
+    except PipelineError:
+        pass  # not on the grid: the bounds are all there is
+    if facts["critical"] not in known:
+        report.record(
+            0, "the critical values are neither those simulated for this design (constitution/nulls) nor its bounds"
+        )
+
+
+def check_reveals(records: Sequence[Record], facts: Mapping[str, Any], report: Report) -> None:
+    """Each revealed seed is the one that was committed to. What is still secret is told."""
+    revealed, seeds = set(), dict[str, str]()
+    for record in records:
+        if record["event"] == "reveal":
+            name = record["name"]
+            revealed.add(name)
+            if keys.commitment(name, record["seed"]) != facts["commitments"].get(name):
+                report.record(record["seq"], f"the seed of {name} is not the one that was committed to at init")
+            if record["seed"] in seeds:  # its items were known to everybody, and to trials, before
+                report.record(
+                    record["seq"], f"the seed of {name} is that of {seeds[record['seed']]}: the same items again"
+                )
+            seeds.setdefault(record["seed"], name)
+    decided = {record["round"] for record in records if record["event"] == "decision"}
+    secret = sorted({"dev", "board"} - revealed)
+    if secret:
+        report.unknown(
+            f"the seeds of {' and '.join(secret)} are secret while the campaign is open (`close --end` reveals them): those items cannot "
+            "be made again, so dev outcomes rest on the outcome strings"
+        )
+    hidden = [f"fresh/{name}" for name in sorted(decided) if f"fresh/{name}" not in revealed]
+    if hidden:
+        report.unknown(f"{', '.join(hidden)} not revealed yet: the round is being closed")

@@ -1,0 +1,207 @@
+"""What records there are, which fields each has, and in which order they may stand: init, plans, outcomes, decision, reveal, close.
+
+A record that has the wrong fields, or stands where no campaign would have written it, is a finding that names it. Records of kinds that
+are not known here are told and left alone: a later version may write more of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.audit.findings import Report
+
+Record = Mapping[str, Any]
+Form = type | re.Pattern[str]
+HEX = re.compile("[0-9a-f]{64}")
+HEX_OR_NONE = re.compile("([0-9a-f]{64})?")
+ROUND = re.compile("r[0-9]{4}")
+ARM = re.compile("a[0-9]+|reference")
+DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_ATTEMPT: dict[str, Form] = {
+    "round": ROUND, "arm": ARM, "attempt": int, "status": str, "exit_class": str, "role": str, "seed": int, "gpu_seconds": int,
+    "image_digest": str, "runtime_digest": str, "constitution_digest": str, "config_digest": str, "adapter_digest": HEX_OR_NONE,
+    "plan_digest": HEX_OR_NONE, "files": dict,
+}  # fmt: skip
+_BASIS: dict[str, Form] = {
+    "round": ROUND, "config_digest": HEX, "seed": int, "reference": dict, "tasks": dict, "proposals": dict, "external": str,
+    "tokens_per_arm": int, "gpus_per_arm": int, "time_limit_minutes": int, "spent_gpu_seconds": int,
+}  # fmt: skip
+FIELDS: Mapping[str, Mapping[str, Form]] = {
+    "init": {"facts": dict, "campaign_yaml": HEX},
+    "basis": _BASIS,
+    "plan": {"round": ROUND, "plan_digest": HEX, "plan": dict},
+    "slurm_submission": {"round": ROUND, "plan_digest": HEX, "kind": str},
+    "attempt": _ATTEMPT,
+    "outcome": {"round": ROUND, "arm": ARM, "outcome": dict},
+    "late_arm": {"round": ROUND, "arm": ARM},
+    "by_hand": {"round": ROUND},
+    "evidence": {"round": ROUND, "sha256": HEX, "ledger": HEX},
+    "decision": {"round": ROUND, "number": int, "decision": dict},
+    "overrides": {"round": ROUND, "overrides": dict},
+    "reveal": {"round": ROUND, "name": str, "seed": HEX},
+    "close": {"campaign": str, "round": ROUND, "number": int, "first": int, "last": int, "head": HEX, "root": HEX, "signature": str},
+    "submission": {"number": int, "round": ROUND, "arm": ARM, "purpose": str, "adapter_digest": str, "target": str, "day": DAY},
+    "board_attempt": {"number": int, "day": DAY},
+    "board_sent": {"number": int},
+    "board_score": {"number": int},
+    "proposal": {"round": ROUND, "number": int, "policy": str, "mode": str, "request_digest": HEX, "response_digest": HEX_OR_NONE, "verdicts": list},
+    "refusal": {"round": ROUND, "number": int, "slot": int, "article": str, "code": str, "what": str},
+    "submissions_chosen": {"round": ROUND, "arms": list},
+    "finalists_chosen": {"finalists": list},
+    "submission_refused": {
+        "round": ROUND, "submission": str, "purpose": str, "copy": int, "article": str, "code": str, "what": str, "cure": str,
+    },
+    "end": {"round": ROUND},
+}  # fmt: skip
+MAY_HAVE: Mapping[str, frozenset[str]] = {"board_score": frozenset({"score", "why", "withdrawn", "by", "note"})}
+
+
+@dataclass
+class RecordsSoFar:
+    """What came so far, by round."""
+
+    basis: set[str] = field(default_factory=set)
+    plans: dict[str, str] = field(default_factory=dict)
+    outcomes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    evidence: set[str] = field(default_factory=set)
+    decisions: dict[str, int] = field(default_factory=dict)
+    revealed: set[str] = field(default_factory=set)
+    closed: set[str] = field(default_factory=set)
+    ended: bool = False
+
+
+def check_records(records: list[dict[str, Any]], report: Report) -> bool:
+    """Form and order of every record; whether all have the form that the rest of an audit relies on."""
+    since, formed = len(report.findings), True
+    seen = RecordsSoFar()
+    for record in records:
+        wrong = misfit(record)
+        if wrong:
+            report.record(record["seq"], wrong)
+            formed = False
+            continue
+        if record["event"] not in FIELDS:
+            report.unknown(f"records of kind {record['event']!r} are not known to this version")
+            continue
+        why = ORDER[record["event"]](record, seen) if record["event"] in ORDER else ""
+        if (record["event"] == "init") != (record["seq"] == 0):
+            why = "a log begins with its init record, and has one"
+        if why:
+            report.record(record["seq"], f"{record['event']} stands where it cannot: {why}")
+    report.checked("form and order of all records", since)
+    return formed
+
+
+def misfit(record: Record) -> str:
+    """Why a record does not have the fields of its kind; empty where it has."""
+    fields = FIELDS.get(record["event"])
+    if fields is None:
+        return ""
+    surplus = set(record) - set(fields) - {"seq", "previous", "event"} - MAY_HAVE.get(record["event"], frozenset())
+    if surplus:
+        return f"{record['event']} has the field {min(surplus)}, which it should not have"
+    for name, form in fields.items():
+        value = record.get(name)
+        if isinstance(form, re.Pattern):
+            fits = isinstance(value, str) and bool(form.fullmatch(value))
+        else:
+            fits = type(value) is form and not (
+                isinstance(value, int) and value < 0
+            )  # nothing that is counted is negative
+        if not fits:
+            return f"{record['event']} has no valid {name}"
+    return ""
+
+
+def _basis(record: Record, seen: RecordsSoFar) -> str:
+    seen.basis.add(record["round"])
+    return "the round is planned already" if record["round"] in seen.plans else ""
+
+
+def _plan(record: Record, seen: RecordsSoFar) -> str:
+    name = record["round"]
+    expected = f"r{len(seen.plans):04d}"
+    if name in seen.plans or name != expected:
+        return f"{expected} is the next to be planned"
+    before = f"r{len(seen.plans) - 1:04d}"
+    seen.plans[name] = record["plan_digest"]
+    if name not in seen.basis:
+        return "what it follows from is not logged before it"
+    if seen.ended:
+        return "the campaign has ended"
+    return f"{before} has no decision" if name > "r0001" and before not in seen.decisions else ""
+
+
+def _planned(record: Record, seen: RecordsSoFar) -> str:
+    return "" if record["round"] in seen.plans else f"{record['round']} has no plan"
+
+
+def _submitted(record: Record, seen: RecordsSoFar) -> str:
+    planned = seen.plans.get(record["round"])
+    return "" if planned == record["plan_digest"] else f"{record['round']} has no plan of that digest"
+
+
+def _outcome(record: Record, seen: RecordsSoFar) -> str:
+    seen.outcomes[record["round"]].add(record["arm"])
+    return _planned(record, seen)
+
+
+def _late_arm(record: Record, seen: RecordsSoFar) -> str:
+    if record["round"] not in seen.closed:
+        return f"{record['round']} is not closed"
+    return "" if record["arm"] in seen.outcomes[record["round"]] else "its outcome is not there"
+
+
+def _evidence(record: Record, seen: RecordsSoFar) -> str:
+    seen.evidence.add(record["round"])
+    return "" if seen.outcomes[record["round"]] else "the round has no outcome"
+
+
+def _decision(record: Record, seen: RecordsSoFar) -> str:
+    name, number = record["round"], record["number"]
+    newest = seen.decisions.get(name, -1)
+    seen.decisions[name] = max(newest, number)
+    # One that was logged, and cut short before its file was written, may be followed by another of its number.
+    if number != newest + 1 and (number != newest or name in seen.closed):
+        return f"decision {newest + 1} of {name} is the next"
+    return "" if name in seen.evidence else "its evidence is not logged before it"
+
+
+def _overrides(record: Record, seen: RecordsSoFar) -> str:
+    before = f"r{int(record['round'][1:]) - 1:04d}"
+    if record["round"] in seen.plans:
+        return f"{record['round']} is planned already"
+    return "" if before in seen.decisions else f"{before} has no decision"
+
+
+def _reveal(record: Record, seen: RecordsSoFar) -> str:
+    name = record["name"]
+    if name in seen.revealed:
+        return f"{name} is revealed already"
+    seen.revealed.add(name)
+    if name.startswith("fresh/"):
+        if name != f"fresh/{record['round']}":
+            return f"{name} is another round's"
+        return "" if record["round"] in seen.decisions else f"{record['round']} has no decision"
+    return "" if seen.ended else f"{name} stays secret until the campaign ends"
+
+
+def _close(record: Record, seen: RecordsSoFar) -> str:
+    seen.closed.add(record["round"])
+    return "" if f"fresh/{record['round']}" in seen.revealed else "the seed of its fresh items is not revealed"
+
+
+def _end(record: Record, seen: RecordsSoFar) -> str:
+    was_ended, seen.ended = seen.ended, True
+    return "it ended before" if was_ended else "" if record["round"] in seen.closed else f"{record['round']} is open"
+
+
+ORDER: Mapping[str, Callable[[Record, RecordsSoFar], str]] = {
+    "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "attempt": _planned, "outcome": _outcome, "late_arm": _late_arm,
+    "by_hand": _planned, "evidence": _evidence, "decision": _decision, "overrides": _overrides, "reveal": _reveal, "close": _close,
+    "submission": _planned, "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,
+}  # fmt: skip

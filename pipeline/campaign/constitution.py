@@ -1,0 +1,155 @@
+"""The rules that the loop cannot change: load, verify by digest, answer questions, refuse with the article's number.
+
+`constitution/constitution.yaml` holds numbered articles; `constitution/DIGEST` and every campaign hold its sha256. The file is read
+from beside this package (the checkout at `init`, the campaign's frozen code afterwards), never from a path that a configuration or
+the environment could name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from pipeline.campaign.errors import Refused
+from pipeline.campaign.layout import CODE_ROOT
+from pipeline.campaign.records import Setting
+
+HERE = CODE_ROOT / "constitution"
+_NUMBER = {"decimal": re.compile(r"-?\d{1,12}(\.\d{1,12})?"), "integer": re.compile(r"-?\d{1,12}")}
+
+
+@dataclass(frozen=True)
+class Constitution:
+    """The articles of one file, known by their digest."""
+
+    digest: str
+    articles: dict[str, dict[str, Any]]
+
+    @property
+    def quorum(self) -> int:
+        return int(self.articles["3"]["scored_arms"])
+
+    @property
+    def num_rounds(self) -> int:
+        return int(self.articles["4"]["rounds"])
+
+    @property
+    def arms_per_round(self) -> int:
+        return int(self.articles["4"]["arms_per_round"])
+
+    @property
+    def first_round_replicates(self) -> int:
+        return int(self.articles["5"]["replicates_in_first_round"])
+
+    @property
+    def z(self) -> Decimal:
+        return Decimal(self.articles["7"]["z"])
+
+    @property
+    def promotion_margin(self) -> Decimal:
+        return Decimal(self.articles["7"]["promotion_margin"])
+
+    @property
+    def plateau_looks(self) -> int:
+        return int(self.articles["11"]["plateau_looks"])
+
+    @property
+    def least_axes(self) -> int:
+        return int(self.articles["11"]["least_axes"])
+
+    @property
+    def most_replicates(self) -> int:
+        return int(self.articles["11"]["most_replicates"])
+
+    @property
+    def most_contrasts(self) -> int:
+        return int(self.articles["11"]["most_contrasts"])
+
+    @property
+    def ladder_step(self) -> Decimal:
+        return Decimal(self.articles["11"]["ladder_step"])
+
+    @property
+    def open_keys(self) -> frozenset[str]:
+        return frozenset(self.articles["2"]["keys"])
+
+    def is_fenced(self, model: str) -> bool:
+        """By article 13: results with this model say nothing of capability."""
+        return model not in self.articles["13"]["models_with_a_human_baseline"]
+
+    def check_settings(self, overrides: Iterable[Setting]) -> None:
+        """Refuse, by article 2, the first override that is not on the allow-list or out of its range."""
+        allowed = self.articles["2"]["keys"]
+        for key, value in overrides:
+            if key not in allowed:
+                raise Refused(
+                    "2", "closed_key", f"{key!r} may not change between rounds", f"Open keys: {', '.join(allowed)}"
+                )
+            if not isinstance(value, str):
+                raise Refused("2", "wrong_type", f"{key} = {value!r} is a {type(value).__name__}", "Values are strings")
+            rule = allowed[key]
+            if rule["type"] == "choice":
+                if value not in rule["choices"]:
+                    raise Refused(
+                        "2", "not_a_choice", f"{key} = {value[:80]!r}", f"Valid: {', '.join(rule['choices'])}"
+                    )
+                continue
+            if not _is_number(rule["type"], value):
+                raise Refused(
+                    "2",
+                    "not_a_number",
+                    f"{key} = {value[:80]!r}",
+                    f"Valid: {rule['type']} {rule['low']} to {rule['high']}",
+                )
+            if not Decimal(rule["low"]) <= Decimal(value) <= Decimal(rule["high"]):
+                raise Refused("2", "out_of_range", f"{key} = {value}", f"Valid: {rule['low']} to {rule['high']}")
+
+    def check_coverage(self, report: Mapping[str, Any], num_nodes: int) -> None:
+        """Refuse, by article 6, a probe that did not make every check that an arm of so many nodes must pass."""
+        article = self.articles["6"]
+        needed = [*article["checks"], *(article["checks_on_one_node"] if num_nodes == 1 else [])]
+        missing = [name for name in needed if name not in report or report[name]["reached"]]
+        if missing:
+            raise Refused(
+                "6",
+                "coverage",
+                f"the probe lacks {', '.join(missing)}",
+                "`python -m pipeline doctor` shows what a node has",
+            )
+
+    def check_round(self, number: int) -> None:
+        """Refuse, by article 4, a round beyond the budget."""
+        if number > self.num_rounds:
+            raise Refused(
+                "4",
+                "rounds_spent",
+                f"round {number} is beyond the campaign's {self.num_rounds} rounds",
+                "Start a new campaign",
+            )
+
+    def check_spending(
+        self, tokens_per_arm: int, gpu_hours_per_arm: Fraction, num_arms: int, gpu_hours_spent: Fraction
+    ) -> None:
+        """Refuse, by article 4, a round that could cost more than an arm, a round or the campaign may. Hours are those of its time limits."""
+        article = self.articles["4"]
+        round_hours = num_arms * gpu_hours_per_arm
+        for code, what, wanted, most in (
+            ("arms", "arms", num_arms, article["arms_per_round"]),
+            ("optimizer_tokens", "optimizer tokens an arm", tokens_per_arm, article["optimizer_tokens_per_arm"]),
+            ("gpu_hours_per_arm", "GPU-hours an arm", gpu_hours_per_arm, article["gpu_hours_per_arm"]),
+            ("gpu_hours_per_round", "GPU-hours a round", round_hours, article["gpu_hours_per_round"]),
+            ("gpu_hours", "GPU-hours of the campaign", gpu_hours_spent + round_hours, article["gpu_hours"]),
+        ):
+            if wanted > most:
+                raise Refused(
+                    "4", code, f"{float(wanted):g} {what} are more than the {most} that are budgeted",
+                    "Fewer steps, smaller batches, or a lower cluster.time_limit_minutes",
+                )  # fmt: skip
+
+
+def _is_number(kind: str, value: str) -> bool:
+    return value.isascii() and bool(_NUMBER[kind].fullmatch(value))

@@ -1,0 +1,155 @@
+"""Reading and writing files of a campaign: whole or not at all, under a lock, and by digest."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import pwd
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+
+
+def tree_digest(root: Path) -> str:
+    """The identity of the payload below `root`. Raises ConfigError for a device, fifo or socket in it."""
+    digest = hashlib.sha256()
+    # Sorted by bytes: a locale would sort differently from node to node.
+    for name in sorted(walk(root), key=os.fsencode):
+        path = root / name
+        mode = path.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            kind, content = "120000", os.readlink(path)
+        elif stat.S_ISDIR(mode):
+            kind, content = "040755", ""
+        elif stat.S_ISREG(mode):
+            kind, content = "100755" if mode & stat.S_IXUSR else "100644", file_digest(path)
+        else:
+            raise ConfigError(f"{path} is a device, fifo or socket", "a payload has folders, files and symlinks only")
+        # Neither a path nor a link target can hold a NUL, so the fields cannot run into each other.
+        digest.update(b"".join(os.fsencode(field) + b"\0" for field in (name, kind, content)))
+    return digest.hexdigest()
+
+
+def walk(root: Path, below: str = "") -> Iterator[str]:
+    """Every path below `root`, relative. Unlike os.walk and rglob it raises at a folder that it may not read."""
+    with os.scandir(root / below) as entries:
+        for entry in entries:
+            yield below + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk(root, f"{below}{entry.name}/")
+
+
+def file_digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+    """Write whole or not at all: aside in the same folder, fsync, os.replace, fsync of the folder.
+
+    Raises WorkFailed when the disk is full or the folder cannot be written; the earlier file is then untouched.
+    """
+    payload = data.encode() if isinstance(data, str) else data
+    aside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, mode)
+        os.replace(aside, path)
+        aside = None
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise WorkFailed(
+            f"cannot write {path}: {error.strerror}", "Free space or rights there, then run it again"
+        ) from error
+    finally:
+        if aside is not None:
+            Path(aside).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path`. Raises ConfigError naming who holds it: several people may share a campaign."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"another {what} runs now ({file.read().strip() or 'nobody knows whose'})",
+                "Wait for it, or look at `status`",
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {user_name(os.getuid())} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this process of this host is one of the pipeline's and runs; a number may be another's by now."""
+    try:
+        return b"pipeline" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def whose(error: PermissionError) -> str:
+    """Which file of whom is closed to whom: two people on one campaign meet here."""
+    path = Path(error.filename or ".")
+    while not os.path.exists(path) and path != path.parent:  # Path.exists raises where a folder above is closed
+        path = path.parent
+    try:
+        owner = user_name(path.stat().st_uid)
+    except OSError:
+        owner = "somebody else"
+    me = user_name(os.geteuid())
+    return (
+        f"{error.filename} is closed to {me}; it belongs to {owner}. A campaign is acted on by the one who made it (its vault holds "
+        f"the secret seeds); others may look: `status`, `logs` and `report` need no more than reading"
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Raises NotFound when absent, IntegrityError when it is not whole JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise NotFound(f"{path} does not exist") from None
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not valid JSON ({error})") from error
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """All complete lines; a last line without its newline is still being written and is left out."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    try:
+        return [json.loads(line) for line in content.split(b"\n")[:-1]]
+    except ValueError as error:
+        raise IntegrityError(f"{path} has a line that is not JSON ({error})") from error

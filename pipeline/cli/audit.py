@@ -1,0 +1,123 @@
+"""`audit`: check a campaign or a bundle as an outsider would; export a bundle. Exit code 0 only where nothing is wrong, else 4."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.audit.findings import Report
+from pipeline.campaign.errors import ConfigError, IntegrityError
+from pipeline.campaign.heads import Anchor, anchors_in
+from pipeline.campaign.layout import CODE_ROOT
+
+Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+
+
+def add(verb: Verb) -> None:
+    """Declare the command. verb: makes a sub-parser from name, function and text."""
+    sub = verb("audit", audit_verb, "Check a campaign, or a bundle of it, from its files alone (docs/seal.md).")
+    sub.add_argument("path", type=Path, help="folder of a campaign, or a bundle that --export made")
+    sub.add_argument("--json", action="store_true", help="{ok, verified, not_verifiable, findings}")
+    sub.add_argument(
+        "--anchor", action="append", default=[], metavar="TEXT|FILE",
+        help="a head kept elsewhere (postrain-log/...), or a file that has some: a note, a job's comment; may be repeated",
+    )  # fmt: skip
+    sub.add_argument("--rescore", action="store_true", help="run the image's own code: items again, completions again")
+    sub.add_argument("--reinfer", type=int, default=0, metavar="N", help="decode N random items a family again")
+    sub.add_argument("--export", type=Path, metavar="FILE", help="write a bundle (.zip) for somebody else to audit")
+    sub.add_argument(
+        "--include", nargs="*", default=[], choices=("adapters", "image", "hdf5"), help="what else goes into the bundle"
+    )
+
+
+def audit_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.audit import bundle, examine
+
+    if arguments.include and not arguments.export:
+        raise ConfigError("--include without --export", "--export FILE.zip --include adapters image")
+    if arguments.reinfer < 0:
+        raise ConfigError(f"--reinfer {arguments.reinfer}", "Valid: a number of items a family, such as 20")
+    if arguments.reinfer:
+        from pipeline.sandbox import namespace
+
+        os.environ["PYTHONPATH"] = str(CODE_ROOT)
+        namespace.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
+    with bundle.opened(arguments.path) as folder:
+        report = examine.examine(folder, anchors_of(arguments.anchor))
+        if arguments.rescore:
+            from pipeline.audit import rescore
+
+            again(report, "items and scores", lambda: rescore.rescore(folder, report))
+        else:
+            report.unknown("items and scores were not made again: --rescore does (it runs the image's code)")
+        if arguments.reinfer:
+            from pipeline.rounds import reinfer
+
+            again(report, "completions", lambda: reinfer.reinfer(folder, arguments.reinfer, report))
+        else:
+            report.unknown("that these adapters gave these completions: --reinfer N decodes some again")
+        if arguments.export and report.ok:
+            bundle.export(folder, arguments.export, arguments.include)
+    shown = shlex.quote(str(arguments.path))
+    if arguments.json:
+        print(json.dumps(report.to_json(), indent=1))
+    else:
+        tell(report, shown, arguments)
+    return 0 if report.ok else IntegrityError.exit_code
+
+
+def again(report: Report, what: str, check: Callable[[], None]) -> None:
+    """What is made again from a log. One in which something was found already may trip code that expects honest records."""
+    try:
+        check()
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        if report.ok:
+            raise
+        report.unknown(f"{what} were not made again to the end: what was found comes first ({error!r})")
+
+
+def printable(text: str) -> str:
+    """A line as it may go to a terminal: names of files and words of a log could move its cursor, and hide what was found."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape", "backslashreplace").decode() for each in text
+    )
+
+
+def anchors_of(given: list[str]) -> list[Anchor]:
+    """Anchors of the command line, each a text or a file. Raises ConfigError for what holds none."""
+    found = []
+    for text in given:
+        path = Path(text)
+        anchors = anchors_in(text) or (anchors_in(path.read_text(errors="replace")) if os.path.isfile(path) else [])
+        if not anchors:
+            raise ConfigError(
+                f"{text!r} holds no anchor", "Valid: postrain-log/CAMPAIGN/RECORD/SHA256, or a file with such"
+            )
+        found += anchors
+    return found
+
+
+def tell(report: Report, shown: str, arguments: argparse.Namespace) -> None:
+    """For people: what holds, what nobody can tell from here, what is wrong, and what to type next."""
+    for what in report.verified:
+        print(f"verified        {printable(what)}")
+    for what in report.not_verifiable:
+        print(f"not verifiable  {printable(what)}")
+    for finding in report.findings:
+        print(f"FOUND           {printable(str(finding))}")
+    print(
+        f"{'ok' if report.ok else f'{len(report.findings)} findings'}; docs/seal.md says what this proves and what it does not"
+    )
+    if not report.ok:
+        print(f"next: python -m pipeline audit {shown} --json")
+    elif arguments.export:
+        print(f"next: python -m pipeline audit {shlex.quote(str(arguments.export))}")
+    elif not arguments.rescore:
+        print(f"next: python -m pipeline audit {shown} --rescore")
+    else:
+        print(f"next: python -m pipeline audit {shown} --export {shown}.zip")

@@ -1,0 +1,126 @@
+"""What `round` shows: the plan before, the arms while they run, scores, time and reasons after, and what to type next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.campaign.facts import read_plan
+from pipeline.campaign.files import read_json
+from pipeline.campaign.layout import Campaign, Round
+from pipeline.campaign.records import Outcome
+from pipeline.config import settings
+from pipeline.reporting import live_view, status
+from pipeline.reporting.cost import memory_and_cost, show_cost
+from pipeline.rounds import freeze, launch, meta
+from pipeline.rounds.init import init
+from pipeline.stats import lifts
+
+
+def show_plan(folder: Round) -> None:
+    frozen, digest = read_plan(folder)
+    print(f"round {folder.name}, plan {digest[:16]}:")
+    for arm in frozen.arms:
+        moved = ", ".join(f"{key}={value}" for key, value in arm.overrides) or f"repeats the {arm.replicate_of} recipe"
+        print(f"  {arm.name}  {arm.role:<9}  {moved}")
+
+
+def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool = False) -> None:
+    """Plan, costs and sbatch texts of the next round, made in a throw-away copy: nothing of the campaign is touched."""
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Campaign.at(Path(folder, campaign.name))
+        if campaign.folder.exists():
+            shutil.copytree(
+                campaign.folder, draft.folder, ignore=shutil.ignore_patterns("a?", "*.h5", "*.sqsh", "meta")
+            )
+        else:
+            init(draft, overrides, is_draft=True)
+        frozen = freeze.freeze(draft, freeze.next_round(draft), overrides, is_draft=True)
+        chosen = settings.load(frozen.config)
+        num_arms, earlier = len(frozen.frozen_plan().arms), campaign.frozen_rounds()
+        texts = {
+            path.name: path.read_text().replace(str(draft.folder), str(campaign.folder))
+            for path in sorted(frozen.slurm_dir.glob("*.sbatch"))
+        }
+        if as_json:
+            costs = memory_and_cost(chosen, num_arms, earlier)
+            print(json.dumps({"plan": frozen.frozen_plan().to_json(), "costs": costs, "sbatch": texts}, indent=2))
+            return
+        show_plan(frozen)
+        asked = chosen.policy.proposals
+        if asked.kind != "none":
+            print(f"{asked.kind} ({asked.mode}) would be asked for proposals beside these; a dry run asks nobody")
+        show_cost(chosen, num_arms, earlier)
+        if chosen.cluster.kind == "local":
+            print("with cluster=local its stages run here, one after the other; on a site this goes to sbatch:")
+        for name, text in texts.items():
+            print(f"\n--- {name}\n{text}")
+
+
+def run_local(shown: str, campaign: Campaign, folder: Round) -> int:
+    """Run a round on this machine with a live table where a terminal looks on, a line a change elsewhere."""
+    began = time.monotonic()
+    with live_view.follow(
+        lambda: [row for each in rounds_of(campaign, folder) for row in status.round_status(campaign, each)]
+    ) as watch:
+        try:
+            launch.run_here(campaign, folder, watch)
+        finally:
+            watch()
+    return report_end(shown, campaign, folder, time.monotonic() - began)
+
+
+def follow_slurm(shown: str, campaign: Campaign, folder: Round) -> int:
+    """Follow a submitted round by its files until the meta job closed it or wrote why it did not."""
+    began = time.time()
+    with live_view.follow(lambda: status.round_status(campaign, folder)) as watch:
+        while not folder.closed.exists():
+            if (
+                folder.evidence.exists()
+                and folder.evidence.stat().st_mtime > began
+                and not folder.decisions_dir.exists()
+            ):
+                break
+            watch()
+            time.sleep(1)
+    return report_end(shown, campaign, folder, time.time() - began)
+
+
+def rounds_of(campaign: Campaign, folder: Round) -> list[Round]:
+    """r0000 beside r0001, whose jobs run together; else the round alone."""
+    return [campaign.round("r0000"), folder] if folder.number == 1 else [folder]
+
+
+def report_end(shown: str, campaign: Campaign, folder: Round, seconds: float) -> int:
+    """What was decided, where the time went, what to type next."""
+    totals = status.breakdown(rounds_of(campaign, folder))
+    print(
+        f"\n{folder.name} took {seconds:.0f} s; of the workers' time: "
+        + ", ".join(f"{n} {t:.0f} s" for n, t in totals.items())
+    )
+    if folder.evidence.exists():
+        show_scores(campaign, folder)
+    if not folder.closed.exists():
+        print(f"undecided; see `python -m pipeline meta {shown} {folder.name}`")
+        return 1
+    for line in read_json(sorted(folder.decisions_dir.glob("*.json"))[-1])["reasons"]:
+        print(f"  {line}")
+    print(f"page: {folder.report}; the same here: python -m pipeline report {shown} {folder.name}")
+    print(f"signed head, to keep somewhere else: {read_json(folder.closed)['anchor']}")
+    print(f"next: python -m pipeline round {shown}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
+    return 0
+
+
+def show_scores(campaign: Campaign, folder: Round) -> None:
+    """Every arm's accuracies beside the reference's and the base's, and what the reference gained over the base."""
+    base = meta.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
+    outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
+    Console(width=120).print(live_view.scores([base, *outcomes]))
+    if base.scored("dev") and outcomes[0].scored("dev"):
+        print(f"reference over base on dev: {live_view.interval(lifts.paired_lift(outcomes[0], base, 'dev', 'base'))}")

@@ -1,0 +1,148 @@
+"""Commands that look at a round: `status` and `logs`. They read files first, and what Slurm says where it was asked before."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.campaign.files import is_alive, read_json
+from pipeline.campaign.layout import Campaign, Round
+from pipeline.cli.arguments import Verb, found
+
+
+def add(verb: Verb) -> None:
+    """Declare the commands. verb: makes a sub-parser from name, function and text."""
+    sub = verb("status", status_verb, "Show every arm of a round, from its files and what Slurm says.")
+    sub.add_argument("campaign", type=Path)
+    sub.add_argument("round", nargs="?", help="default: the newest")
+    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--watch", action="store_true", help="go on until the round is closed")
+
+    sub = verb("logs", logs_verb, "Show the logs of an arm's newest attempt.")
+    sub.add_argument("campaign", type=Path)
+    sub.add_argument("arm", help="a0 to a7")
+    sub.add_argument("--round", help="default: the newest")
+    sub.add_argument("--which", choices=("trial", "judge", "job"), help="default: all that are there")
+    sub.add_argument("-f", "--follow", action="store_true", help="go on as they grow")
+    sub.add_argument("-n", "--lines", type=int, default=20)
+
+
+def status_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.reporting import status
+
+    campaign, folder = found(arguments, arguments.round)
+    if arguments.watch:
+        watch_round(campaign, folder)
+    states = states_of(folder)
+    rows = status.round_status(campaign, folder, states)
+    submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
+    if arguments.json:
+        facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
+        hours = status.gpu_hours(campaign, folder, rows)
+        print(json.dumps({**facts, "submitted": submitted, "gpu_hours": hours, "arms": status.as_json(rows)}, indent=1))
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
+    if said := told_of_silence(folder, states):
+        print(said)
+    if hours := status.gpu_hours(campaign, folder, rows):
+        forecast = (
+            f"{hours['forecast']:,.2f} forecast, {hours['source']}"
+            if hours["forecast"]
+            else "no rate is known to forecast"
+        )
+        print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
+    shown = shlex.quote(str(arguments.campaign))
+    without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
+    if folder.closed.exists():
+        print(f"closed; next: python -m pipeline round {shown}")
+    elif submitted.get("kind") == "local":
+        print(open_here(submitted, without, shown))
+    elif without:
+        print(f"open; {', '.join(without)} ended without a score: python -m pipeline rerun {shown} {' '.join(without)}")
+    elif (meta := states.get("meta")) and (meta.waits or meta.runs):
+        print(
+            f"open; meta job {meta.job_id} decides when its arms are done; next: python -m pipeline status {shown} --watch"
+        )
+    else:
+        print(f"open; when its arms are done: python -m pipeline meta {shown} {folder.name}")
+
+
+def told_of_silence(folder: Round, states: dict[str, Any]) -> str:
+    """What a person must know who sees states that come from files alone."""
+    from pipeline.cluster import slurm_jobs
+
+    if folder.closed.exists() or not slurm_jobs.are_silent(states):
+        return ""
+    return "Slurm does not answer: states are from files alone; `sinfo` must work in this shell (SLURM_CONF)"
+
+
+def open_here(submitted: dict[str, Any], without: list[str], shown: str) -> str:
+    """Of a round on this machine: who goes on with it."""
+    pid = submitted["pid"]
+    if is_alive(pid):
+        return f"open; `round` runs here as process {pid} and decides by itself; next: python -m pipeline status {shown} --watch"
+    told = f"{', '.join(without)} ended without a score" if without else "nobody runs it now"
+    return f"open; {told}; it goes on where it stopped: python -m pipeline round {shown}"
+
+
+def watch_round(campaign: Campaign, folder: Round) -> None:
+    """Show changes until the round is closed; Slurm is asked the more seldom the less happens."""
+    from pipeline.cluster import slurm_jobs
+    from pipeline.reporting import live_view, status
+    from pipeline.rounds import control
+
+    ids = slurm_jobs.task_ids(folder)
+    asker = slurm_jobs.Asker(control.job_names(folder))
+
+    def rows() -> list[status.ArmStatus]:
+        states = asker.states(list(ids.values())) if ids else {}
+        return status.round_status(campaign, folder, {arm: states[job_id] for arm, job_id in ids.items()})
+
+    with live_view.follow(rows) as look:
+        while not folder.closed.exists():
+            look()
+            time.sleep(0.5)
+        look()
+
+
+def states_of(folder: Round) -> dict[str, Any]:
+    """What Slurm says of the round; nothing where it was never given to one, without importing what asks."""
+    if not folder.jobs.exists():
+        return {}
+    from pipeline.rounds import control
+
+    return control.job_states(folder)
+
+
+def logs_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.execution import trial
+    from pipeline.rounds import control
+
+    _, folder = found(arguments, arguments.round)
+    control.chosen_arms(folder, [arguments.arm])  # a name that is none is told, and not waited for
+    paths = control.logs_of(folder, arguments.arm, arguments.which)
+    command = ["tail", "-n", str(arguments.lines), *(["-F"] if arguments.follow else []), *map(str, paths)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
+        assert tail.stdout is not None
+        if arguments.follow:
+            threading.Thread(target=end_with, args=(tail, folder, arguments.arm), daemon=True).start()
+        for line in tail.stdout:
+            print(trial.printable(line), end="", flush=arguments.follow)
+    return max(0, tail.returncode)  # ended by us, it has a signal's number
+
+
+def end_with(tail: subprocess.Popen[str], folder: Round, arm: str) -> None:
+    """Nothing comes to the logs of an arm that has its score, or of a closed round."""
+    while tail.poll() is None and not (folder.closed.exists() or folder.published(arm).exists()):
+        time.sleep(1)
+    time.sleep(1)  # for what was written last
+    tail.terminate()

@@ -1,0 +1,1 @@
+"""Slurm and the site: submit jobs, ask about them, check a machine, forecast what a round takes."""

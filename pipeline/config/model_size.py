@@ -1,0 +1,175 @@
+"""What a model costs and which layouts it allows, from `hydra_conf/model/*.yaml` alone: nothing is built, no GPU is needed.
+
+Counts follow the published architecture (Nemotron-H, arXiv 2504.03624; sizes in design notes) and are compared in a test with the
+model that the substrate really builds. Layout rules are those of Megatron: tensor parallelism splits heads, groups and vocabulary,
+expert parallelism splits the experts over all other ranks, the pipeline splits layers evenly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.campaign.errors import ConfigError
+
+Model = Mapping[str, Any]
+LAYERS = {"M": "mamba", "E": "moe", "*": "attention"}
+
+
+def mamba_sizes(model: Model) -> tuple[int, int]:
+    """(inner width, width of in_proj's output [z | x | B | C | dt])."""
+    inner = model["mamba_num_heads"] * model["mamba_head_dim"]
+    states = 2 * model["mamba_num_groups"] * model["mamba_state_dim"]
+    return inner, 2 * inner + states + model["mamba_num_heads"]
+
+
+def num_layer_parameters(model: Model, kind: str) -> int:
+    """Parameters of one layer of a kind, its norm included."""
+    hidden = model["hidden_size"]
+    if kind == "M":
+        inner, projected = mamba_sizes(model)
+        conv_channels = projected - inner - model["mamba_num_heads"]
+        conv = conv_channels * (model["mamba_conv_kernel"] + 1)  # weight and bias
+        per_head = 3 * model["mamba_num_heads"]  # A_log, D, dt_bias
+        return hidden + hidden * projected + conv + per_head + inner + inner * hidden
+    if kind == "*":
+        query = model["num_attention_heads"] * model["attention_head_dim"]
+        key_value = 2 * model["num_query_groups"] * model["attention_head_dim"]
+        return hidden + hidden * (query + key_value) + query * hidden
+    router = model["num_experts"] * (hidden + 1)  # weight and correction bias
+    experts = model["num_experts"] * 2 * hidden * model["moe_ffn_size"]
+    return hidden + router + experts + 2 * hidden * model["moe_shared_expert_ffn_size"]
+
+
+def num_parameters(model: Model) -> int:
+    """All parameters, correction biases of the routers included, embeddings untied."""
+    layers = sum(num_layer_parameters(model, kind) for kind in model["pattern"])
+    return layers + 2 * model["vocab_size"] * model["hidden_size"] + model["hidden_size"]
+
+
+def lora_shapes(model: Model) -> dict[str, tuple[str, int, int]]:
+    """LoRA target -> (layer kind, input width, output width), by the published module names; lm_head is in no layer."""
+    hidden = model["hidden_size"]
+    inner, projected = mamba_sizes(model)
+    query = model["num_attention_heads"] * model["attention_head_dim"]
+    key_value = model["num_query_groups"] * model["attention_head_dim"]
+    shared, routed = model["moe_shared_expert_ffn_size"], model["moe_ffn_size"]
+    return {
+        "q_proj": ("*", hidden, query),
+        "k_proj": ("*", hidden, key_value),
+        "v_proj": ("*", hidden, key_value),
+        "o_proj": ("*", query, hidden),
+        "in_proj": ("M", hidden, projected),
+        "out_proj": ("M", inner, hidden),
+        "shared_experts.up_proj": ("E", hidden, shared),
+        "shared_experts.down_proj": ("E", shared, hidden),
+        "experts.up_proj": ("E", hidden, routed),
+        "experts.down_proj": ("E", routed, hidden),
+        "lm_head": ("", hidden, model["vocab_size"]),
+    }
+
+
+def peft_modules(model: Model, targets: list[str]) -> list[str]:
+    """What `target_modules` of an adapter file names, sorted: PEFT matches ends of names, so every routed expert is one."""
+    names = []
+    for target in targets:
+        experts = range(model["num_experts"]) if target.startswith("experts.") else ()
+        names += [target.replace("experts.", f"experts.{number}.") for number in experts] or [target]
+    return sorted(names)
+
+
+def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tuple[int, int]]:
+    """Every tensor that an adapter must hold: name -> shape. Raises ConfigError for an unknown target."""
+    shapes = lora_shapes(model)
+    tensors = {}
+    for target in targets:
+        if target not in shapes:
+            raise ConfigError(f"LoRA target {target!r} is not known", f"Valid: {', '.join(shapes)}")
+        kind, width_in, width_out = shapes[target]
+        layers = [f"backbone.layers.{layer}.mixer." for layer, letter in enumerate(model["pattern"]) if letter == kind]
+        for prefix in layers if kind else [""]:
+            for module in peft_modules(model, [target]):
+                tensors[f"base_model.model.{prefix}{module}.lora_A.weight"] = (rank, width_in)
+                tensors[f"base_model.model.{prefix}{module}.lora_B.weight"] = (width_out, rank)
+    return tensors
+
+
+def checkpoint_bytes(model: Model, rank: int, targets: list[str]) -> int:
+    """Size of a training checkpoint: of an adapter its float32 factors and AdamW's two moments of each.
+
+    With rank 0 of the whole model: bfloat16 weights, float32 masters and moments, 14 bytes a parameter.
+    """
+    if not rank:
+        return 14 * num_parameters(model)
+    return 12 * sum(math.prod(shape) for shape in adapter_shapes(model, rank, targets).values())
+
+
+def check_model(model: Model) -> None:
+    """Raises ConfigError when the sizes contradict one another."""
+    for key, size in model.items():
+        if isinstance(size, int) and size < 1:
+            raise ConfigError(f"model.{key} = {size}", "Valid: an integer > 0")
+    unknown = sorted(set(model["pattern"]) - set(LAYERS))
+    rules = [
+        (not unknown and model["pattern"], "pattern", model["pattern"], f"letters {', '.join(LAYERS)}"),
+        (model["num_attention_heads"] % model["num_query_groups"] == 0, "num_query_groups", model["num_query_groups"],
+         f"a divisor of num_attention_heads = {model['num_attention_heads']}"),
+        (model["mamba_num_heads"] % model["mamba_num_groups"] == 0, "mamba_num_groups", model["mamba_num_groups"],
+         f"a divisor of mamba_num_heads = {model['mamba_num_heads']}"),
+        (model["moe_top_k"] <= model["num_experts"], "moe_top_k", model["moe_top_k"], f"at most num_experts = {model['num_experts']}"),
+    ]  # fmt: skip
+    for holds, key, found, valid in rules:
+        if not holds:
+            raise ConfigError(f"model.{key} = {found}", f"Valid: {valid}")
+
+
+def check_layout(model: Model, layout: Mapping[str, int], gpus_per_arm: int | None = None) -> int:
+    """World size of a layout. Raises ConfigError naming the axis that does not fit and what would.
+
+    gpus_per_arm: GPUs that the cluster gives an arm, None where there are none (gloo on CPUs).
+    """
+    check_model(model)
+    for axis in ("tp", "pp", "ep", "cp", "dp", "judge_tp"):
+        if layout[axis] < 1:
+            raise ConfigError(f"parallelism.{axis} = {layout[axis]}", "Valid: an integer >= 1")
+    world_size = layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"]
+    for axis in ("tp", "judge_tp"):
+        valid = valid_tp(model)
+        if layout[axis] not in valid:
+            raise ConfigError(
+                f"parallelism.{axis} = {layout[axis]} does not fit model {model['name']}", f"Valid: {valid}"
+            )
+    if model["num_experts"] % layout["ep"]:
+        raise ConfigError(
+            f"parallelism.ep = {layout['ep']} does not divide num_experts = {model['num_experts']}",
+            f"Valid: {[n for n in range(1, model['num_experts'] + 1) if model['num_experts'] % n == 0]}",
+        )
+    if world_size % (layout["ep"] * layout["pp"]):
+        raise ConfigError(
+            f"parallelism.ep x pp = {layout['ep']} x {layout['pp']} does not divide the world of {world_size} ranks (tp x pp x cp x dp)",
+            "Raise dp or lower ep",
+        )
+    if len(model["pattern"]) % layout["pp"]:
+        raise ConfigError(f"parallelism.pp = {layout['pp']} does not divide {len(model['pattern'])} layers")
+    if gpus_per_arm is not None and gpus_per_arm and (gpus_per_arm > world_size or world_size % gpus_per_arm):
+        raise ConfigError(
+            f"{world_size} ranks (tp x pp x cp x dp) do not fill nodes of {gpus_per_arm} GPUs",
+            "Make tp x pp x cp x dp a multiple of cluster.gpus_per_node",
+        )
+    return world_size
+
+
+def valid_tp(model: Model) -> list[int]:
+    """Tensor-parallel sizes that split every sharded thing; KV groups are replicated beyond their number."""
+    split = (
+        "num_attention_heads",
+        "mamba_num_heads",
+        "mamba_num_groups",
+        "vocab_size",
+        "moe_ffn_size",
+        "moe_shared_expert_ffn_size",
+    )
+    groups = model["num_query_groups"]
+    sizes = range(1, model["mamba_num_groups"] + 1)
+    return [n for n in sizes if all(model[key] % n == 0 for key in split) and (groups % n == 0 or n % groups == 0)]

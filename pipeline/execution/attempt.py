@@ -1,0 +1,113 @@
+"""What one attempt knows while it works, and how its end is written: a result file, published while its claim is the newest."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.campaign.files import write_file
+from pipeline.campaign.layout import Attempt, Campaign, Round
+from pipeline.campaign.records import Arm, Plan
+from pipeline.config import settings
+from pipeline.execution import judge, results, trial
+
+
+@dataclass
+class Work:
+    """What one attempt knows; filled as it goes on, written out whatever happens."""
+
+    campaign: Campaign
+    folder: Round
+    facts: Mapping[str, Any]
+    plan: Plan
+    plan_digest: str
+    arm: Arm
+    chosen: settings.Settings
+    attempt: Attempt
+    started: float = field(default_factory=time.time)
+    stop: threading.Event = field(default_factory=threading.Event)
+    adapter_digest: str = ""
+    coverage: dict[str, Any] = field(default_factory=dict)
+    judged: judge.Judged = field(default_factory=judge.Judged)
+
+    @property
+    def before(self) -> list[Attempt]:
+        """Earlier attempts at this arm, the newest first."""
+        return self.folder.attempts(self.arm.name)[:-1][::-1]
+
+    def mark(self, phase: str, at: float | None = None, detail: str = "") -> None:
+        """Say where the attempt is: one line, for `status` and the breakdown. `at`: seconds since the epoch, now if None."""
+        with open(self.attempt.phases, "a") as file:
+            file.write(json.dumps({"phase": phase, "at": round(at or time.time(), 3), "detail": detail}) + "\n")
+
+
+def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
+    """Write this attempt's result file, then publish it if this claim is still the newest."""
+    scored = status == "completed"
+    gpus = job.chosen.cluster.gpus_per_node and job.chosen.parallelism.world_size
+    attributes = {
+        "schema_version": results.SCHEMA,
+        "campaign": job.plan.campaign,
+        "round": job.folder.name,
+        "arm": job.arm.name,
+        "attempt": job.attempt.number,
+        "role": job.arm.role,
+        "status": status,
+        "exit_class": exit_class,
+        "traceback": trace,
+        "image_digest": job.plan.image_digest,
+        "runtime_digest": job.facts["runtime_digest"],
+        "constitution_digest": job.plan.constitution_digest,
+        "config_digest": job.plan.config_digest,
+        "adapter_digest": job.adapter_digest,
+        "seed": job.arm.seed,
+        "started_at": _time(job.started),
+        "finished_at": _time(time.time()),
+        "gpu_seconds": gpus * (time.time() - job.started),
+        "coverage": json.dumps(job.coverage, sort_keys=True),
+        "host": platform.node(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
+    }
+    judged = job.judged if scored else judge.Judged()
+    for item_set, lines in judged.raw.items():
+        write_file(job.attempt.completions_dir / f"{item_set}.jsonl", lines)
+    results.write_result(job.attempt.result, attributes, judged.items, _training_rows(job), judged.completions)
+    job.mark(status, detail=exit_class if status == "failed" else "")
+    publish(job, status)
+    if scored:
+        shutil.rmtree(job.attempt.decoded_dir, ignore_errors=True)  # the completions are whole now
+
+
+def publish(job: Work, status: str) -> None:
+    """`aN.h5` is the newest scored attempt, else the newest failed one; an older claim never replaces a newer one's."""
+    newest = job.folder.attempts(job.arm.name)[-1]
+    if newest.number != job.attempt.number:
+        return
+    if status == "failed" and results.status_of(job.folder.published(job.arm.name)) == "completed":
+        return
+    write_file(job.folder.published(job.arm.name), job.attempt.result.read_bytes())
+
+
+def _training_rows(job: Work) -> list[dict[str, Any]]:
+    """The trial's step lines that fit the schema, the last of each step. A trial may write anything: what is no number is no line."""
+    rows: dict[int, dict[str, Any]] = {}
+    for line in trial.progress_lines(job.attempt, "train"):
+        numbers = {name: trial.number(line.get(name)) for name in results.TRAIN_COLUMNS}
+        whole = [numbers[name] for name in ("step", "tokens")]
+        if all(value is not None for value in numbers.values()) and all(
+            type(v) is int and 0 <= v < 2**53 for v in whole
+        ):
+            rows[int(line["step"])] = numbers
+    return [rows[step] for step in sorted(rows)][: job.chosen.recipe.num_steps]
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -1,0 +1,273 @@
+"""Judging: processes from the pristine image, each in a sandbox of its own; none of them ever ran a trial's code.
+
+    items     seed -> prompts and answers         sees the seed, no adapter
+    overlap   prompts + data card -> repeated     sees digests of what the trial learned from
+    generate  adapter + prompts -> completions    sees no answer, nothing that a trial wrote but its checked adapter
+    score     completions + answers -> outcomes   stdlib only, sees no adapter
+
+Prompts and answers are separate files from the start. Completions are kept, so that anybody can score them again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.campaign.errors import IntegrityError, Interrupted
+from pipeline.campaign.files import read_json, write_file
+from pipeline.config.settings import Settings
+from pipeline.execution import image_process
+from pipeline.execution.data_card import refuse_overlap
+from pipeline.sandbox import image
+
+
+class Mark(Protocol):
+    """Told each phase as it begins, or afterwards when it began (seconds since the epoch)."""
+
+    def __call__(self, phase: str, at: float | None = None) -> None: ...
+
+
+def _unmarked(phase: str, at: float | None = None) -> None:
+    """For a judging that nobody follows."""
+
+
+@dataclass
+class Judged:
+    """Rows of `/items/<set>` and the completions, by set, both in item-id order; `raw` is what generate wrote, to the byte."""
+
+    items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    completions: dict[str, list[str]] = field(default_factory=dict)
+    raw: dict[str, bytes] = field(default_factory=dict)
+    engine: str = ""  # name and version: part of what a score is
+
+
+@dataclass
+class Decoding:
+    """Shards of completions that outlive the node: copied out as they finish, taken up where an earlier judging left them.
+
+    The pristine process writes each shard whole under its name, so what is found is whole.
+    """
+
+    out_dir: Path
+    sets: list[str]
+    kept_dir: Path | None
+    stop_wanted: Callable[[], bool]
+    sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature and seed; greedy without
+
+    def take_up(self) -> None:
+        """Give the process what is there already."""
+        self.out_dir.mkdir(parents=True)
+        for path in self._shards(self.kept_dir):
+            shutil.copyfile(path, self.out_dir / path.name)
+
+    def watch(self) -> None:
+        """Keep what is new. Raises Interrupted when the job is to stop."""
+        if self.kept_dir:
+            for path in self._shards(self.out_dir):
+                if not (self.kept_dir / path.name).exists():
+                    with suppress(FileNotFoundError):  # the process joins the shards and removes them when it has all
+                        write_file(self.kept_dir / path.name, path.read_bytes())
+        if self.stop_wanted():
+            raise Interrupted("stopped while judging; finished shards are kept", "Start the arm again and it goes on")
+
+    def _shards(self, folder: Path | None) -> list[Path]:
+        return [path for name in self.sets for path in sorted(folder.glob(f"{name}.*jsonl"))] if folder else []
+
+
+def judge(
+    root: Path,
+    chosen: Settings,
+    adapter_dir: Path | None,
+    seeds: Mapping[str, Seeds],
+    scratch_dir: Path,
+    log_path: Path,
+    mark: Mark = _unmarked,
+    decoded_dir: Path | None = None,
+    stop_wanted: Callable[[], bool] = lambda: False,
+    data_card: Path | None = None,
+    made: Mapping[str, Path] | None = None,
+    sampling: Mapping[str, Any] | None = None,
+) -> Judged:
+    """Score an adapter (None: the base as it is) on the sets whose seeds are given, or which are made already.
+
+    root: of the mounted image. `mark` is told each phase as it begins. decoded_dir: where shards of completions are kept as they
+    finish, and taken from when an earlier judging of the same adapter was cut short. data_card: of the adapter's trial. made: set
+    -> folder with its prompts.jsonl and answers.jsonl. sampling: temperature and seed of the decoding, greedy without.
+    Raises TrialFailed (judge_failed) with the log's tail, (contaminated) where the card names an item; IntegrityError when a
+    process wrote what it should not; Interrupted when `stop_wanted` says so while decoding.
+    """
+    with tempfile.TemporaryDirectory(prefix="judge-", dir=scratch_dir) as folder:
+        work = Path(folder)
+        inputs = work / "in"
+        inputs.mkdir(mode=0o755)
+        mark("items")
+        folders = dict(made or {})
+        for item_set, seed in seeds.items():
+            folders[item_set] = make_items(root, chosen, item_set, seed, work / f"items-{item_set}", log_path)
+        sets = list(folders)
+        for item_set in sets:
+            shutil.copyfile(folders[item_set] / "prompts.jsonl", inputs / f"{item_set}.jsonl")
+        if data_card is not None:
+            refuse_overlap(root, data_card, inputs, sets, work, log_path)
+        if adapter_dir is not None:
+            shutil.copytree(adapter_dir, inputs / "adapter")
+        mark("generate_start")
+        decoding = Decoding(work / "generate" / "out", sets, decoded_dir, stop_wanted, sampling or {})
+        completions = generate(
+            root, chosen, sets, adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
+        )
+        mark("score")
+        judged = Judged(engine=engine_of(completions, chosen))
+        for item_set in sets:
+            answers = folders[item_set] / "answers.jsonl"
+            judged.items[item_set] = score(
+                root, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path
+            )
+            judged.raw[item_set] = (completions / f"{item_set}.jsonl").read_bytes()
+            texts = {
+                row["item_id"]: row["completion"] for row in image_process.rows_of(completions / f"{item_set}.jsonl")
+            }
+            judged.completions[item_set] = [texts[row["item_id"]] for row in judged.items[item_set]]
+        return judged
+
+
+def judge_once(
+    sqsh: Path,
+    tree_digest: str,
+    chosen: Settings,
+    adapter_dir: Path | None,
+    seeds: Mapping[str, Seeds],
+    log_dir: Path,
+    stop_wanted: Callable[[], bool] = lambda: False,
+) -> Judged:
+    """Mount the image for one judging and nothing else; `log_dir` gets the log, and shards of completions while it lasts."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    log_path, kept = log_dir / "judge.log", log_dir / "decoded"
+    with tempfile.TemporaryDirectory(prefix="judge-", dir=chosen.cluster.scratch_dir or None) as scratch:
+        with image.mounted(sqsh, tree_digest, Path(scratch)) as mount:
+            found = judge(
+                mount.root, chosen, adapter_dir, seeds, Path(scratch), log_path,
+                decoded_dir=kept, stop_wanted=stop_wanted,
+            )  # fmt: skip
+    shutil.rmtree(kept, ignore_errors=True)
+    return found
+
+
+Seeds = str | Mapping[str, str]
+"""Of a set: one seed as hex, or one for each family (of those whose dev items were replaced the new one)."""
+
+
+def dev_seeds(secrets: Mapping[str, str], families: Sequence[str], repaired: Mapping[str, str]) -> Seeds:
+    """secrets: the vault's seeds by name; repaired: family -> round from which its dev items are new."""
+    if not repaired:
+        return secrets["dev"]
+    return {name: secrets[f"dev/{repaired[name]}" if name in repaired else "dev"] for name in families}
+
+
+def make_items(root: Path, chosen: Settings, item_set: str, seeds: Seeds, work: Path, log_path: Path) -> Path:
+    """The folder with prompts.jsonl and answers.jsonl of one set: dev, fresh, or the generated rows of the local board."""
+    tasks, board = chosen.tasks, chosen.external
+    num_items, shift = {
+        "dev": (tasks.num_dev_per_family, 0),
+        "fresh": (tasks.num_fresh_per_family, 0),
+        "board": (board.generated_rows // len(tasks.families), board.shift),
+    }[item_set]
+    of_family = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks.families, seeds)
+    made = []
+    for number, seed in enumerate(sorted(set(of_family.values()))):
+        config = {
+            "seed_hex": seed,
+            "families": [family for family in tasks.families if of_family[family] == seed],
+            "level": tasks.level,
+            "num_items_per_family": num_items,
+            "shift": shift,
+        }
+        paths = {"exclude": "/substrate/data/train_prompts.sha256", "out": "/out"}
+        made.append(image_process.run(root, "items", config, paths, {}, work / f"{number}", log_path))
+    for name in ("prompts.jsonl", "answers.jsonl"):
+        lines = sorted(line for folder in made for line in (folder / name).read_text("utf-8").splitlines(keepends=True))
+        write_file(work / "out" / name, "".join(lines))
+    return work / "out"
+
+
+def generate(
+    root: Path,
+    chosen: Settings,
+    sets: Sequence[str],
+    has_adapter: bool,
+    inputs: Path,
+    work: Path,
+    log_path: Path,
+    mark: Mark,
+    decoding: Decoding,
+) -> Path:
+    """The folder with <set>.jsonl of completions."""
+    layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
+    how = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
+    how |= decoding.sampling
+    config = {"model": asdict(chosen.model), "parallelism": layout, "decoding": how}
+    base, bound = image_process.base_of(root, chosen)
+    paths = {
+        "base": base,
+        "tokenizer": "/substrate/base/tokenizer.json",
+        "adapter": "/in/adapter" if has_adapter else None,
+        "sets": {name: f"/in/{name}.jsonl" for name in sets},
+        "out": "/out",
+    }
+    decoding.take_up()
+    entry = "generate" if chosen.tasks.engine == "native" else f"generate_{chosen.tasks.engine}"
+    out = image_process.run(
+        root, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen
+    )
+    told = (
+        out / "progress.jsonl"
+    )  # absent where every set was taken up whole, from an attempt that ended before it was published
+    decoding_seconds = (
+        sum({row["set"]: row["seconds"] for row in image_process.rows_of(told)}.values()) if told.exists() else 0.0
+    )
+    mark("generate", at=time.time() - decoding_seconds)
+    return out
+
+
+def engine_of(completions: Path, chosen: Settings) -> str:
+    """Name and version of what decoded. Raises IntegrityError when it is not the one that the configuration names."""
+    found = read_json(completions / "engine.json")
+    name, version = found["engine"], found["version"]
+    if name != chosen.tasks.engine or (chosen.tasks.engine_version and version != chosen.tasks.engine_version):
+        raise IntegrityError(
+            f"{name} {version} decoded, the campaign's scores are those of {chosen.tasks.engine} {chosen.tasks.engine_version}",
+            "Point cluster.vllm_runtime at that version, or start another campaign with this one",
+        )
+    return f"{name} {version}"
+
+
+def score(root: Path, completions: Path, answers: Path, work: Path, log_path: Path) -> list[dict[str, Any]]:
+    """Rows of outcomes in item-id order, checked against the schema."""
+    inputs = work / "in"
+    inputs.mkdir(parents=True, mode=0o755)
+    shutil.copyfile(completions, inputs / "completions.jsonl")
+    shutil.copyfile(answers, inputs / "answers.jsonl")
+    arguments = [
+        "--completions",
+        "/in/completions.jsonl",
+        "--answers",
+        "/in/answers.jsonl",
+        "--out",
+        "/out/scores.jsonl",
+    ]
+    rows = image_process.rows_of(
+        image_process.start(root, "score", arguments, {"/in": inputs}, work, log_path) / "scores.jsonl"
+    )
+    for row in rows:
+        if set(row) != {"item_id", "family", "correct", "answer", "num_tokens", "truncated"} or row["correct"] not in (
+            0,
+            1,
+        ):
+            raise IntegrityError(f"score wrote a row that is not of its schema: {str(row)[:200]}")
+    return rows

@@ -1,0 +1,186 @@
+"""HDF5, and its one door: the result file of an attempt and the ledger of a campaign.
+
+An attempt's `result.h5` (schema 1) has its facts as attributes and, where it was scored, one row an item:
+
+    /                      schema_version campaign round arm attempt role status exit_class traceback image_digest runtime_digest
+                           constitution_digest config_digest adapter_digest seed started_at finished_at gpu_seconds coverage host
+                           slurm_job_id
+    /items/<set>/          item_id family correct answer num_tokens truncated        set: dev, fresh
+    /train/                step loss grad_norm learning_rate tokens seconds
+    /completions/<set>     text, in item-id order
+
+Before it, in HDF5's user block of 512 bytes, stands the sha256 of all that follows as 64 hex digits: a flipped bit is found, too.
+
+`a3.h5` is a copy of the published attempt's file. `ledger.h5` is rebuilt whole from the arm files and replaced: the same arm files
+give the same bytes. Both are written aside and renamed, so that a name that exists is complete; what is not readable is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.campaign.errors import IntegrityError
+from pipeline.campaign.files import write_file
+from pipeline.campaign.records import Outcome
+
+SCHEMA = 1
+USER_BLOCK = 512
+TEXT = h5py.string_dtype()
+ATTRIBUTES: dict[str, type] = {
+    "schema_version": int, "campaign": str, "round": str, "arm": str, "attempt": int, "role": str, "status": str, "exit_class": str,
+    "traceback": str, "image_digest": str, "runtime_digest": str, "constitution_digest": str, "config_digest": str,
+    "adapter_digest": str, "seed": int, "started_at": str, "finished_at": str, "gpu_seconds": float, "coverage": str,
+    "host": str, "slurm_job_id": str,
+}  # fmt: skip
+ITEM_COLUMNS = {"item_id": TEXT, "family": TEXT, "correct": "i1", "answer": TEXT, "num_tokens": "i4", "truncated": "i1"}
+TRAIN_COLUMNS = {"step": "i8", "loss": "f8", "grad_norm": "f8", "learning_rate": "f8", "tokens": "i8", "seconds": "f8"}
+Rows = Sequence[Mapping[str, Any]]
+
+
+def write_result(
+    path: Path,
+    attributes: Mapping[str, Any],
+    items: Mapping[str, Rows],
+    train: Rows,
+    completions: Mapping[str, Sequence[str]],
+) -> None:
+    """Write one attempt. Raises WorkFailed when the disk is full, ValueError when an attribute is missing or surplus."""
+    if set(attributes) != set(ATTRIBUTES):
+        raise ValueError(f"result attributes differ from the schema in {set(attributes) ^ set(ATTRIBUTES)}")
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", track_order=False, userblock_size=USER_BLOCK) as file:
+        for name in ATTRIBUTES:
+            value = ATTRIBUTES[name](attributes[name])
+            file.attrs[name] = _text(value) if isinstance(value, str) else value
+        for item_set in sorted(items):
+            _write_table(file.create_group(f"items/{item_set}"), items[item_set], ITEM_COLUMNS)
+        if train:
+            _write_table(file.create_group("train"), train, TRAIN_COLUMNS)
+        for item_set in sorted(completions):
+            data = np.array([_text(text) for text in completions[item_set]], dtype=object)
+            file.create_dataset(f"completions/{item_set}", data=data, dtype=TEXT, track_times=False)
+    content = buffer.getvalue()[USER_BLOCK:]
+    write_file(path, hashlib.sha256(content).hexdigest().encode().ljust(USER_BLOCK, b"\0") + content)
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """Raises IntegrityError when the file is truncated, not HDF5, or of another schema."""
+    with _opened(path) as file:
+        return _attributes(path, file)
+
+
+def status_of(path: Path) -> str:
+    """completed, failed, or "" when nothing readable is there."""
+    try:
+        return read_outcome(path, "").status
+    except IntegrityError:
+        return ""
+
+
+def read_outcome(path: Path, result_digest: str) -> Outcome:
+    """One published result as the decision sees it. Raises IntegrityError as above, or when columns do not fit."""
+    with _opened(path) as file:
+        attributes = _attributes(path, file)
+        outcomes: dict[str, dict[str, str]] = {}
+        for item_set, table in _read_items(file).items():
+            by_family: dict[str, list[str]] = {}
+            for family, ok, cut in zip(table["family"], table["correct"], table["truncated"], strict=True):
+                by_family.setdefault(family.decode(), []).append("T" if cut else "1" if ok else "0")
+            outcomes[item_set] = {family: "".join(text) for family, text in sorted(by_family.items())}
+    names = ("arm", "role", "status", "exit_class", "adapter_digest")
+    return Outcome(**{name: attributes[name] for name in names}, result_digest=result_digest, outcomes=outcomes)
+
+
+def num_tokens(path: Path) -> tuple[int, int]:
+    """(tokens, items) of all completions of a result file. Raises IntegrityError as `read_attributes`."""
+    with _opened(path) as file:
+        columns = [table["num_tokens"] for table in _read_items(file).values()]
+    return sum(int(column.sum()) for column in columns), sum(len(column) for column in columns)
+
+
+def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:
+    """All item-level outcomes of all rounds: /<round>/<arm>/ with the attributes and items of each arm file, in name order."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", track_order=False) as ledger:
+        ledger.attrs["schema_version"] = SCHEMA
+        for round_name in sorted(rounds):
+            for arm in sorted(rounds[round_name]):
+                with _opened(rounds[round_name][arm]) as file:
+                    attributes, items = _attributes(rounds[round_name][arm], file), _read_items(file)
+                group = ledger.create_group(f"{round_name}/{arm}")
+                for name, value in attributes.items():
+                    group.attrs[name] = value
+                for item_set, table in items.items():
+                    _write_columns(group.create_group(f"items/{item_set}"), table, ITEM_COLUMNS)
+    write_file(path, buffer.getvalue())
+
+
+def _write_table(group: h5py.Group, rows: Rows, columns: Mapping[str, Any]) -> None:
+    values = {name: [row[name] for row in rows] for name in columns}
+    _write_columns(
+        group, {n: [_text(v) for v in vs] if columns[n] is TEXT else vs for n, vs in values.items()}, columns
+    )
+
+
+def _write_columns(group: h5py.Group, columns: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        data = np.array(columns[name], dtype=object if kind is TEXT else kind)
+        group.create_dataset(name, data=data, dtype=kind, track_times=False)
+
+
+def _text(value: str) -> str:
+    """What HDF5 can hold of a text that a model wrote: NUL ends its strings, lone surrogates have no UTF-8. Both are shown instead."""
+    return value.replace("\0", "\u2400").encode("utf-8", "backslashreplace").decode()
+
+
+def _read_items(file: h5py.File) -> dict[str, dict[str, Any]]:
+    """Every column of every set. Raises ValueError when the columns of a set differ in length."""
+    sets = {
+        item_set: {name: table[name][:] for name in ITEM_COLUMNS} for item_set, table in file.get("items", {}).items()
+    }
+    for item_set, table in sets.items():
+        if len({len(column) for column in table.values()}) > 1:
+            raise ValueError(f"the columns of items/{item_set} differ in length")
+    return sets
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """A file to read. A wrong checksum, and whatever h5py stumbles over, is a damaged or foreign file: IntegrityError."""
+    try:
+        status = path.stat()
+        if not _is_whole(path, status.st_mtime_ns, status.st_size):
+            raise ValueError("its content has another checksum than stands before it")
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        cure = (
+            "It is truncated, damaged or foreign; a new attempt replaces it"
+            if path.exists()
+            else "It was never published"
+        )
+        raise IntegrityError(f"{path} is not a readable result file ({error})", cure) from error
+
+
+@lru_cache(maxsize=1024)
+def _is_whole(path: Path, mtime_ns: int, size: int) -> bool:
+    """Whether the checksum is that of the rest. Asked for each look at an arm, so a file that did not change is not read again."""
+    with open(path, "rb") as file:
+        block = file.read(USER_BLOCK)
+        return hashlib.file_digest(file, "sha256").hexdigest().encode().ljust(USER_BLOCK, b"\0") == block
+
+
+def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
+    found = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
+    if found["schema_version"] != SCHEMA:
+        raise IntegrityError(f"{path} has schema {found['schema_version']}", f"This version reads {SCHEMA}")
+    return found

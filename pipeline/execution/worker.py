@@ -1,0 +1,252 @@
+"""One arm, from claim to published result; memory-free, with the round's folder as its only input.
+
+    claim -> mount and verify -> fork -> probe -> train in the fork -> check the adapter -> sealed.json
+          -> items (only now is the fresh seed read) -> generate -> score -> verify again -> publish
+
+Every end is a typed outcome: a result file with a score, or one without and the reason. A crash has no score. The worker runs
+in a private mount namespace (see `sandbox`), so that killing it leaves no mount, and publishes only while its claim is the newest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import time
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.campaign import canonical
+from pipeline.campaign.errors import ConfigError, IntegrityError, Interrupted, PipelineError, TrialFailed, WorkFailed
+from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
+from pipeline.campaign.files import read_json, read_json_lines, write_file
+from pipeline.campaign.layout import Attempt, Campaign, Round
+from pipeline.config import footprint, model_size, settings
+from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
+from pipeline.execution.attempt import Work, conclude
+from pipeline.sandbox import bubblewrap, image, namespace
+
+KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
+
+
+def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | None = None) -> Attempt | None:
+    """Run one arm of a frozen round; None when it has a published score already.
+
+    Raises the error that the outcome records, after the outcome was published; IntegrityError before anything is claimed
+    when code, constitution or plan are not what was frozen.
+    """
+    facts = facts_of(campaign)
+    verified_code(campaign, facts)
+    frozen, digest = read_plan(folder, plan_digest)
+    arm = next((arm for arm in frozen.arms if arm.name == arm_name), None)
+    if arm is None:
+        raise ConfigError(
+            f"{folder.name} has no arm {arm_name!r}", f"Valid: {', '.join(arm.name for arm in frozen.arms)}"
+        )
+    if results.status_of(folder.published(arm_name)) == "completed":
+        return None
+    chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
+    attempt = folder.claim_attempt(arm_name)
+    claim = {
+        "host": platform.node(),
+        "node": os.environ.get("SLURMD_NODENAME", ""),
+        "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
+        "pid": os.getpid(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
+        "plan_digest": digest,
+    }
+    write_file(attempt.claim, json.dumps(claim))
+    num_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt)
+    job.mark("claim")
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: job.stop.set())
+    try:
+        resume.check_progress(job.before, num_restarts)
+        run(job)
+        conclude(job, "completed", "completed")
+    except Interrupted as error:
+        write_file(attempt.interrupted, json.dumps({"what": error.what}))
+        job.mark("interrupted")
+        raise
+    except PipelineError as error:
+        what = str(error)
+        if error.kind == "out_of_memory":
+            what += f"\nplanned: {footprint.of_arm(chosen.to_dict())['training']} a rank"
+        conclude(job, "failed", error.kind, f"{what}\n\n{traceback.format_exc()}")
+        raise
+    except Exception as error:
+        conclude(job, "failed", "worker_crashed", traceback.format_exc())
+        raise WorkFailed(f"the worker itself failed: {error!r}", f"See {attempt.folder}") from error
+    return attempt
+
+
+def run(job: Work) -> None:
+    """Everything between claim and publication."""
+    job.mark("mount")
+    with namespace.scratch_folder(job.chosen.cluster.scratch_dir or None, "arm-") as scratch:
+        with image.mounted(job.campaign.image, job.plan.image_digest, scratch) as mount:
+            job.coverage = {"sandbox": "bubblewrap", "mount": mount.backend}
+            kept = None
+            if job.arm.role != "base":
+                kept = job.attempt.adapter_dir
+                if not take_up_sealed(job):
+                    train(job, mount, scratch)
+            seal_adapter(job)
+            resume.take_up_decoded(job.attempt, job.before, job.plan_digest, job.adapter_digest)
+            seeds = read_json(job.campaign.seeds)
+            repaired = dict(job.plan.policy.repaired)
+            wanted = {"dev": judge.dev_seeds(seeds, job.chosen.tasks.families, repaired)}
+            fresh = f"fresh/{job.folder.name}"
+            if fresh in seeds and not job.folder.closed.exists():
+                wanted["fresh"] = seeds[fresh]  # after the close the seed is public, and so no test of anything
+            card = job.attempt.data_card
+            job.judged = judge.judge(
+                mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
+                job.stop.is_set, card if card.exists() else None,
+            )  # fmt: skip
+            job.coverage["engine"] = job.judged.engine
+            job.mark("publish")
+
+
+def take_up_sealed(job: Work) -> bool:
+    """Take the adapter that an earlier attempt trained and sealed before it was cut short, if there is one."""
+    found = resume.take_up_sealed(job.attempt, job.before, job.plan_digest)
+    if found is None:
+        return False
+    job.adapter_digest = found.adapter_digest
+    job.coverage["trained_by_attempt"] = found.number
+    return True
+
+
+def train(job: Work, mount: image.Mount, scratch: Path) -> None:
+    """Fork, probe, train, and take the adapter out."""
+    num_nodes, shared = job.chosen.num_nodes, job.attempt.folder / "nodes"
+    out_dir = (shared if num_nodes > 1 else scratch) / "out"  # ranks of every node write there
+    out_dir.mkdir(parents=True)
+    # Else a set-uid program that a trial leaves there would serve everybody on that file system.
+    out_dir.parent.chmod(0o700)
+    try:
+        restore(job, out_dir)
+        base, bound = image_process.base_of(mount.root, job.chosen)
+        config = {name: getattr(job.chosen, name) for name in ("model", "recipe", "parallelism")}
+        trial.write_task(
+            job.attempt, {name: asdict(each) for name, each in config.items()} | {"seed": job.arm.seed}, base
+        )
+        with image.forked(mount, scratch, namespace.trial_uid()) as fork:
+            job.coverage["fork"] = fork.backend
+            train_confined(job, bound, fork.root, out_dir, num_nodes, shared)
+        job.mark("check")
+        take_out(job, mount, out_dir)
+    finally:
+        if num_nodes > 1:
+            write_file(shared / "over", "")
+            namespace.remove_tree(out_dir)
+
+
+def restore(job: Work, out_dir: Path) -> None:
+    """Put back what an earlier attempt kept, where one did."""
+    saved = resume.newest_state(job.before)
+    if saved:
+        shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
+        uid = namespace.trial_uid()
+        for path in out_dir.rglob("*"):
+            os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, links among them
+
+
+def train_confined(
+    job: Work, bound: Mapping[str, Path], fork_root: Path, out_dir: Path, num_nodes: int, shared: Path
+) -> None:
+    """Probe the sandbox, then train in it; over several nodes with the helpers of the others."""
+    address, port = multinode.here()
+    env = multinode.meeting(num_nodes, 0, address, port)
+    confined = multinode.confine(job.chosen, job.attempt, bound, fork_root, out_dir, env)
+    job.mark("probe")
+    forbidden, rules = forbidden_paths(job), load_constitution(job.plan.constitution_digest)
+    job.coverage["probe"] = multinode.probe(confined, forbidden, rules, num_nodes, job.attempt.probe)
+    job.mark("train_start")
+    if num_nodes == 1:
+        train_watched(job, confined, out_dir)
+        return
+    meet = {"num_nodes": num_nodes, "address": address, "port": port, "out_dir": str(out_dir)}
+    closed = {"forbidden": {name: str(path) for name, path in forbidden.items()}}
+    train_watched(job, multinode.Spread(confined, shared, num_nodes, meet | closed), out_dir)
+    job.coverage["nodes"] = multinode.check_probes(shared, num_nodes)
+
+
+def take_out(job: Work, mount: image.Mount, out_dir: Path) -> None:
+    """Data card and adapter, checked."""
+    model, lora = asdict(job.chosen.model), asdict(job.chosen.recipe.lora)
+    shapes = model_size.adapter_shapes(model, lora["rank"], lora["targets"])
+    lora["targets"] = model_size.peft_modules(model, lora["targets"])
+    job.coverage["data_card"] = data_card.take(out_dir, job.attempt.data_card, mount.root / KNOWN_PROMPTS)
+    job.adapter_digest = adapter.take(out_dir, shapes, lora, job.attempt.adapter_dir)
+
+
+def train_watched(job: Work, confined: bubblewrap.Sandbox | multinode.Spread, out_dir: Path) -> None:
+    """Train, keep its state outside the node; a trial that stood still is killed, and goes on once more from its checkpoint."""
+    keeper = resume.Keeper(out_dir, job.attempt.saved_dir)
+    stall_seconds = 60.0 * job.chosen.cluster.stall_minutes
+    for is_last in (False, True):
+        try:
+            try:
+                trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop.is_set, keeper.look)
+            finally:
+                mark_training(job)
+            return
+        except Interrupted:
+            with suppress(
+                OSError
+            ):  # what cannot be kept (the disk is full) is trained again; the newest that was kept stays
+                resume.keep_state(out_dir, job.attempt.saved_dir)
+            raise
+        except TrialFailed as error:
+            if error.kind != "stalled" or is_last:
+                raise
+            job.mark("stalled", detail=error.what)
+            job.mark("train_start")
+
+
+def forbidden_paths(job: Work) -> dict[str, Path]:
+    """What the probe must not find inside: everything of the campaign, and the machine's job services."""
+    campaign = job.campaign
+    return {
+        "vault": campaign.vault,
+        "ledger": campaign.ledger,
+        "log": campaign.log,
+        "constitution": campaign.code_dir,
+        "other_arms": job.folder.folder,
+        "earlier_rounds": campaign.folder / "rounds",
+        "munge": Path("/run/munge"),
+        "slurm_conf": Path(os.environ.get("SLURM_CONF", "/etc/slurm")),
+    }
+
+
+def mark_training(job: Work) -> None:
+    """Split the trial's wall time into start-up and steps, by its own word (shown, never believed)."""
+    began = read_json_lines(job.attempt.phases)[-1]["at"]
+    for line in trial.progress_lines(job.attempt, "start")[-1:]:
+        seconds = trial.number(line.get("seconds"))
+        if seconds is not None:
+            job.mark("train", at=min(time.time(), began + max(0.0, seconds)))
+
+
+def seal_adapter(job: Work) -> None:
+    """Write the adapter's digest, exclusively, before any secret seed is read. Raises IntegrityError when it exists."""
+    record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
+    try:
+        with open(job.attempt.sealed, "xb") as file:
+            file.write(canonical.encoded(record))
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise IntegrityError(
+            f"{job.attempt.sealed} exists already", "Two workers share one attempt; start the arm again"
+        ) from None
+    except OSError as error:
+        raise WorkFailed(f"cannot write {job.attempt.sealed}: {error.strerror}") from error

@@ -1,0 +1,103 @@
+"""What people look at: a live table of arms (a line a change where output goes to a file), and the scores of a round."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pipeline.campaign.records import Lift, Outcome
+from pipeline.config.footprint import in_units
+from pipeline.reporting.status import ArmStatus, table
+from pipeline.stats.lifts import SETS
+
+REFRESH_SECONDS = 0.5
+
+
+@contextmanager
+def follow(rows: Callable[[], list[ArmStatus]]) -> Iterator[Callable[[], None]]:
+    """Gives a function to call often; it looks at most every half second and shows what changed."""
+    if sys.stdout.isatty():
+        from rich.live import Live
+
+        with Live(table(rows()), auto_refresh=False) as live:
+            yield _seldom(lambda: live.update(table(rows()), refresh=True))
+        return
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def print_changes() -> None:
+        for row in rows():
+            now = (row.state, row.phase)
+            if row.state != "waiting" and seen.get((row.round, row.arm)) != now:
+                seen[row.round, row.arm] = now
+                print(
+                    f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {row.step} {row.detail}".rstrip(),
+                    flush=True,
+                )
+
+    yield _seldom(print_changes)
+
+
+def _seldom(show: Callable[[], None]) -> Callable[[], None]:
+    last = 0.0
+
+    def maybe() -> None:
+        nonlocal last
+        if time.monotonic() - last >= REFRESH_SECONDS:
+            last = time.monotonic()
+            show()
+
+    return maybe
+
+
+def scores(outcomes: Sequence[Outcome]) -> Any:
+    """A rich table of accuracies in percent: one line an arm, dev and fresh in all and fresh (dev where there is none) by family."""
+    from rich.table import Table
+
+    families = sorted({family for outcome in outcomes for marks in outcome.outcomes.values() for family in marks})
+    view = Table(box=None, pad_edge=False)
+    for column in ("arm", "role", "dev %", "fresh %", *families):
+        view.add_column(column, justify="left" if column in ("arm", "role") else "right")
+    for outcome in outcomes:
+        totals = [_percent("".join(outcome.outcomes.get(item_set, {}).values())) for item_set in SETS]
+        shown = outcome.outcomes.get("fresh") or outcome.outcomes.get("dev") or {}
+        by_family = [_percent(shown.get(family, "")) for family in families]
+        name = outcome.arm if outcome.role not in ("reference", "base") else outcome.role
+        view.add_row(name, outcome.role if name == outcome.arm else "", *totals, *by_family)
+    return view
+
+
+def footprints(bytes_per_rank: Mapping[str, Mapping[str, int]]) -> Any:
+    """A rich table of bytes on the fullest rank: a row for training and one for decoding."""
+    from rich.table import Table
+
+    view = Table(box=None, pad_edge=False)
+    view.add_column("")
+    for column in next(iter(bytes_per_rank.values())):
+        view.add_column(column, justify="right")
+    for work, parts in bytes_per_rank.items():
+        view.add_row(work, *(in_units(size) for size in parts.values()))
+    return view
+
+
+def forecast(expected: Mapping[str, Any] | None) -> str:
+    """Hours and money in a sentence."""
+    if expected is None:
+        return "hours: not known before a round has measured them, or cluster.capacity says tokens per second"
+    money = f", {expected['cost']:,.0f} {expected['currency']}" if expected["cost"] else ""
+    return (
+        f"hours: {expected['hours']:,.3g} device-hours for {expected['num_arms']} arms{money}; an arm trains "
+        f"{expected['train_hours_per_arm']:,.3g} and is judged {expected['judge_hours_per_arm']:,.3g}; {expected['source']}"
+    )
+
+
+def interval(lift: Lift) -> str:
+    """A lift in points with its 95 % interval (1.96 standard errors), for people; decisions use the exact ratio."""
+    mean, error = 100 * float(lift.mean), 196 * float(lift.variance) ** 0.5
+    return f"{mean:+.1f} points (95 %: {mean - error:+.1f} to {mean + error:+.1f}, {lift.num_items} paired items)"
+
+
+def _percent(marks: str) -> str:
+    return f"{100 * marks.count('1') / len(marks):.1f}" if marks else "-"

@@ -1,0 +1,224 @@
+"""What a round is doing, from its files and, where it was submitted, from what Slurm says of its jobs. Files come first.
+
+    arm  role     state      node  phase     step     loss   tokens/s  GPU-hours  seconds
+    a0   anchor   completed  n3    completed 300/300  0.21   1812      0.4        48
+
+Phases are the marks that a worker writes (`phases.jsonl`); training progress is the trial's own, shown but never believed. States:
+
+    waiting      nobody has begun, and no job is known       completed   a score is published, whatever Slurm says
+    queued       its job waits                               failed      an outcome without a score is published
+    starting     its job runs, no claim yet                  interrupted stopped with its state saved
+    running      a worker works                              requeued    cut short, and its job waits to go on
+    lost         its job or process ended without a word     unknown     no sign for long, and Slurm does not say
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.campaign.facts import parse_yaml
+from pipeline.campaign.files import read_json, read_json_lines
+from pipeline.campaign.layout import Attempt, Campaign, Round
+from pipeline.cluster.slurm_jobs import Job
+from pipeline.execution import results
+from pipeline.execution.trial import progress_lines
+
+GROUPS = {
+    "start-up": ("claim", "mount", "probe", "train_start", "generate_start"),
+    "training": ("train",),
+    "decoding": ("generate",),
+    "rest": ("check", "seal", "items", "score", "publish"),
+}
+SILENT_SECONDS = 600.0  # after that long without a sign, and without Slurm's word, a running arm is unknown
+COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
+           "interrupted": "yellow", "requeued": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArmStatus:
+    """One line of the table; `detail` says why it failed, what its job waits for, or when it may start."""
+
+    round: str
+    arm: str
+    role: str
+    state: str
+    node: str
+    phase: str
+    step: str
+    loss: str
+    tokens_per_second: str
+    gpu_hours: float
+    seconds: float
+    attempt: int | None
+    job: str
+    detail: str
+
+
+def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | None = None) -> list[ArmStatus]:
+    """Every arm of one round. jobs: "r0001/a3" -> what Slurm says of its newest job."""
+    gpus, known = gpus_of_an_arm(folder.config), jobs or {}
+    return [
+        _arm_status(folder, arm.name, arm.role, gpus, known.get(f"{folder.name}/{arm.name}"))
+        for arm in folder.frozen_plan().arms
+    ]
+
+
+@cache
+def gpus_of_an_arm(config: Path) -> int:
+    """0 without GPUs. From the frozen file, which never changes; as plain YAML, for a status must be quick."""
+    chosen = parse_yaml(config.read_text())
+    layout = chosen["parallelism"]
+    return int(chosen["cluster"]["gpus_per_node"] and layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"])
+
+
+def gpu_hours(campaign: Campaign, folder: Round, rows: Sequence[ArmStatus]) -> dict[str, Any] | None:
+    """Used so far and expected of the whole round, with what the expectation rests on; None where arms have no GPU."""
+    if not gpus_of_an_arm(folder.config):
+        return None
+    from pipeline.cluster import forecast
+    from pipeline.config import settings  # not before they are needed: a status must be quick
+
+    expected = forecast.forecast(settings.load(folder.config), len(rows), campaign.frozen_rounds())
+    used = round(sum(row.gpu_hours for row in rows), 3)
+    return {
+        "used": used,
+        "forecast": expected and round(expected.hours, 3),
+        "source": expected.source if expected else "",
+    }
+
+
+def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) -> ArmStatus:
+    attempts = folder.attempts(arm)
+    attempt = attempts[-1] if attempts else None
+    marks = read_json_lines(attempt.phases) if attempt else []
+    now = time.time()
+    last: dict[str, Any] = marks[-1] if marks else {"phase": "claim" if attempt else "", "at": now}
+    state, detail = _state(folder, arm, attempt, last, job)
+    working = state in ("running", "unknown")
+    began = marks[0]["at"] if marks else now
+    seconds = (now if working else last["at"]) - began
+    spent = seconds + sum(_duration(each) for each in attempts[:-1])
+    step, loss, rate = _progress(attempt) if attempt else ("", "", "")
+    claim = read_json(attempt.claim) if attempt and attempt.claim.exists() else {}
+    return ArmStatus(
+        folder.name, arm, role, state, job.node if job and job.node else str(claim.get("node") or claim.get("host", "")),
+        last["phase"], step, loss, rate, round(gpus * spent / 3600, 3), round(seconds, 1),
+        attempt.number if attempt else None, job.job_id if job else "", detail,
+    )  # fmt: skip
+
+
+def _state(
+    folder: Round, arm: str, attempt: Attempt | None, last: Mapping[str, Any], job: Job | None
+) -> tuple[str, str]:
+    """(state, detail): files first, then the job, then signs of life."""
+    if results.status_of(folder.published(arm)) == "completed":
+        return "completed", ""
+    waits = f"{job.reason} {'starts ' + job.expected_start if job.expected_start else ''}".strip() if job else ""
+    if attempt is None:
+        if job is None:
+            return "waiting", ""
+        if job.state == "UNKNOWN":  # Slurm is silent, or has forgotten it: for a while that is nothing
+            silent = time.time() - folder.jobs.stat().st_mtime if folder.jobs.exists() else 0.0
+            return ("unknown", f"Slurm does not know job {job.job_id}") if silent > SILENT_SECONDS else ("waiting", "")
+        return ("queued", waits) if job.waits else ("starting", "") if job.runs else ("lost", _ended(job))
+    if last["phase"] in ("completed", "failed"):
+        return str(last["phase"]), str(last.get("detail", ""))
+    if job and job.waits:
+        return "requeued", waits
+    if attempt.interrupted.exists():
+        return "interrupted", ""
+    if job and job.ended:
+        return "lost", _ended(job)
+    if _is_dead(attempt):
+        return "lost", "its process is gone"
+    silent = time.time() - max(_touched(attempt), last["at"])
+    if silent > SILENT_SECONDS and not (job and job.runs):
+        return "unknown", f"no sign for {silent:.0f} s"
+    return "running", ""
+
+
+def _ended(job: Job) -> str:
+    return f"{job.state} {job.reason}".strip()
+
+
+def _is_dead(attempt: Attempt) -> bool:
+    """Whether the worker was a process of this host, outside Slurm, that is no more."""
+    try:
+        claim = read_json(attempt.claim)
+        if claim["host"] != platform.node() or claim["slurm_job_id"]:
+            return False
+        os.kill(claim["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _touched(attempt: Attempt) -> float:
+    """When the attempt last gave a sign, seconds since the epoch."""
+    return max((path.stat().st_mtime for path in (attempt.progress, attempt.phases) if path.exists()), default=0.0)
+
+
+def _duration(attempt: Attempt) -> float:
+    marks = read_json_lines(attempt.phases) if attempt.phases.exists() else []
+    return float(max(marks[-1]["at"], _touched(attempt)) - marks[0]["at"]) if marks else 0.0
+
+
+def _progress(attempt: Attempt) -> tuple[str, str, str]:
+    """("step/of", "loss", "tokens/s") of the newest training line; empty before the first, "?" for what makes no sense."""
+    lines = progress_lines(attempt, "train")
+    if not lines:
+        return "", "", ""
+    try:
+        line = lines[-1]
+        rate = f"{float(line['tokens']) / float(line['seconds']):,.0f}" if line["seconds"] else ""
+        return f"{int(line['step'])}/{int(line['num_steps'])}", f"{float(line['loss']):.3f}", rate
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
+        return "?", "?", "?"
+
+
+def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
+    """Seconds of all newest attempts by group of phases: where the time of a round went."""
+    totals = dict.fromkeys(GROUPS, 0.0)
+    for folder in rounds:
+        for arm in folder.frozen_plan().arms:
+            for attempt in folder.attempts(arm.name)[-1:]:
+                marks = read_json_lines(attempt.phases)
+                for mark, following in zip(marks, marks[1:], strict=False):
+                    group = next((name for name, phases in GROUPS.items() if mark["phase"] in phases), "rest")
+                    totals[group] += following["at"] - mark["at"]
+    return totals
+
+
+def table(rows: Iterable[ArmStatus]) -> Any:
+    """A rich table of arms, for `status` and the live view; a column that says nothing is left out."""
+    from rich.table import Table
+
+    shown = list(rows)
+    view = Table(box=None, pad_edge=False)
+    right = ("step", "loss", "tokens/s", "GPU-hours", "seconds")
+    cells = [
+        {"round": row.round, "arm": row.arm, "role": row.role, "state": f"[{COLOURS[row.state]}]{row.state}[/]",
+         "node": row.node, "job": row.job, "phase": row.phase, "step": row.step, "loss": row.loss,
+         "tokens/s": row.tokens_per_second, "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
+         "seconds": f"{row.seconds:.0f}", "detail": row.detail}
+        for row in shown
+    ]  # fmt: skip
+    columns = [name for name in (cells[0] if cells else ()) if any(cell[name] for cell in cells)]
+    for column in columns:
+        view.add_column(column, justify="right" if column in right else "left")
+    for cell in cells:
+        view.add_row(*(cell[name] for name in columns))
+    return view
+
+
+def as_json(rows: Iterable[ArmStatus]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]

@@ -1,0 +1,34 @@
+"""The end of a campaign: what stayed secret for all of it becomes public, so that anybody can make its dev items and score them again."""
+
+from __future__ import annotations
+
+from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.facts import facts_of
+from pipeline.campaign.files import read_json
+from pipeline.campaign.layout import Campaign
+from pipeline.campaign.log import Log
+from pipeline.rounds import meta
+
+
+def end(campaign: Campaign, *, dry_run: bool = False) -> list[str]:
+    """Reveal the seeds of dev (also of those that replaced it) and of the board, and sign the head; no round follows. Returns their names.
+
+    Seeds of rounds that were never played stay secret: nothing rests on them. Raises ConfigError while a round is open.
+    """
+    facts_of(campaign)
+    newest = list(campaign.frozen_rounds())[-1]
+    if newest.number == 0 or not newest.closed.exists():
+        raise ConfigError(
+            f"{newest.name} of {campaign.name} is not closed",
+            "A campaign ends after a round that is; `close` closes it by hand",
+        )
+    seeds = read_json(campaign.seeds)
+    replaced = {f"dev/{name}" for _, name in newest.frozen_plan().policy.repaired}
+    names = [name for name in ("dev", *sorted(replaced), "board") if name in seeds]
+    if not dry_run:
+        log = Log(campaign.log)
+        log.append_once("end", round=newest.name)
+        for name in names:
+            log.append_once("reveal", round=newest.name, name=name, seed=seeds[name])
+        meta.reveal(campaign, newest)
+    return names

@@ -1,0 +1,189 @@
+"""Freeze a round: its configuration, plan and sbatch texts, checked and logged before anything is submitted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pipeline.campaign import canonical, constitution
+from pipeline.campaign.errors import ConfigError, NotFound, Refused
+from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
+from pipeline.campaign.files import read_json, write_file
+from pipeline.campaign.layout import Campaign, Round
+from pipeline.campaign.log import Log
+from pipeline.campaign.records import Arm, Plan, Policy
+from pipeline.cluster import slurm_submit, stage_command
+from pipeline.config import settings
+from pipeline.config.fit import check_plan_fits, gpus_of_arm
+from pipeline.decision import derive
+from pipeline.execution import results
+from pipeline.external import proposers
+from pipeline.rounds.arms import arms_of
+from pipeline.rounds.launch import arrays, held, meta_stage, resources
+
+
+def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str, basis: Mapping[str, Any]) -> str:
+    """Log a plan, then write it and its configuration; returns the plan's digest. What is already there stays as it is.
+
+    basis: what of the configuration the arms follow from (plan_basis), for whoever derives them again without reading YAML.
+    """
+    digest = canonical.digest(frozen.to_json())
+    Log(campaign.log).append_once("basis", round=frozen.round, **basis)
+    Log(campaign.log).append_once("plan", round=frozen.round, plan_digest=digest, plan=frozen.to_json())
+    folder = campaign.round(frozen.round)
+    write_file(folder.config, config_yaml)
+    write_file(folder.plan, canonical.encoded(frozen.to_json()))
+    return digest
+
+
+def plan_basis(chosen: settings.Settings, policy: Policy, spent_gpu_seconds: int) -> dict[str, Any]:
+    """Of a round's configuration what its arms, its items and its cost follow from, as text and integers.
+
+    spent_gpu_seconds: of all attempts before this round.
+    """
+    keys = [axis.key for axis in policy.axes] + [contrast.key for contrast in policy.contrasts]
+    tasks, recipe, gpus = chosen.tasks, chosen.recipe, gpus_of_arm(chosen)
+    return {
+        "config_digest": canonical.digest_text(settings.to_yaml(chosen)),
+        "seed": chosen.seed,
+        "reference": {key: settings.value_of(chosen, key) for key in keys},
+        "tasks": {
+            "families": list(tasks.families),
+            "level": tasks.level,
+            "num_dev_per_family": tasks.num_dev_per_family,
+            "num_fresh_per_family": tasks.num_fresh_per_family,
+        },
+        "proposals": {"kind": chosen.policy.proposals.kind, "mode": chosen.policy.proposals.mode},
+        "external": chosen.external.kind,
+        "tokens_per_arm": recipe.num_steps * recipe.batch_size * recipe.sequence_length,
+        "gpus_per_arm": gpus,
+        "time_limit_minutes": chosen.cluster.time_limit_minutes,
+        "spent_gpu_seconds": spent_gpu_seconds,
+    }
+
+
+def write_overrides(campaign: Campaign, round_name: str, content: Mapping[str, Any]) -> None:
+    """One round's Hydra file. Everything in it is a string, a whole number or a list of these; no time, host or path."""
+    write_file(campaign.overrides(round_name), canonical.overrides_text(content))
+
+
+def is_operational(override: str) -> bool:
+    """Where a round runs may change between rounds; what it computes may not."""
+    return override.lstrip("+~").startswith(("cluster=", "cluster.", "campaign."))
+
+
+MAY_DIFFER = ("arm", "campaign", "cluster", "round")
+"""Parts of the configuration that are where and when a round runs, and not what it computes."""
+
+
+def next_round(campaign: Campaign) -> str:
+    """The newest round that has overrides: the one to freeze, to continue, or to wait for. Raises NotFound without any."""
+    rounds = campaign.known_rounds()
+    if not rounds:
+        raise NotFound(
+            f"{campaign.folder} is not a campaign", "Choose a folder that does not exist, and `round` makes one"
+        )
+    return rounds[-1]
+
+
+def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_draft: bool = False) -> Round:
+    """Write plan, configuration and sbatch texts of a round; a frozen round is left as it is.
+
+    is_draft: for a copy that nobody will run: no proposer is asked.
+
+    Raises ConfigError for overrides that change what a campaign computes, Refused by articles 2 and 4, IntegrityError by digests.
+    """
+    facts = facts_of(campaign)
+    folder = campaign.round(round_name)
+    computing = [item for item in overrides if not is_operational(item)]
+    if computing and computing != facts["overrides"]:
+        raise ConfigError(
+            f"campaign {campaign.name} was frozen with {facts['overrides']}, now came {computing}",
+            "Only cluster=... may change between rounds; for another configuration start another campaign (CAMPAIGN=...)",
+        )
+    code_dir = verified_code(campaign, facts)
+    rules = load_constitution(facts["constitution_digest"])
+    rules.check_round(folder.number)
+    if round_name not in campaign.known_rounds():
+        raise ConfigError(f"round {round_name} has no overrides yet", f"Known: {', '.join(campaign.known_rounds())}")
+    operational = [item for item in overrides if is_operational(item)]
+    every = [*facts["overrides"], *operational, f"+round={round_name}"]
+    chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
+    if not folder.plan.exists():
+        check_plan_fits(chosen)
+        if chosen.cluster.kind == "local":  # a frozen round cannot take another runtime
+            stage_command.command(meta_stage(campaign, folder), chosen.cluster.runtime)
+        policy, records = settings.policy_of(chosen), Log(campaign.log).records()
+        if any(record["event"] == "end" for record in records):
+            raise ConfigError(f"campaign {campaign.name} has ended: its dev items are public", "Start another campaign")
+        check_unchanged(campaign, chosen, round_name)
+        derive.check_policy(records, round_name, policy)
+        arms = arms_of(chosen, folder.number, rules)
+        spent = check_budget(campaign, chosen, len(arms), rules)
+        with held(folder):
+            if not folder.plan.exists():  # another `round` may have been faster
+                if not is_draft:
+                    arms = proposers.with_proposals(folder, chosen, arms, rules)
+                write_file(folder.operational, json.dumps(operational))
+                _write(campaign, folder, facts, code_dir, chosen, plan_basis(chosen, policy, spent), arms)
+    read_plan(folder)
+    if operational and settings.load(folder.config).cluster != chosen.cluster:
+        raise ConfigError(
+            f"round {round_name} is frozen for another cluster than {operational}",
+            "Leave the cluster out, or as it was; the next round may run elsewhere",
+        )
+    return folder
+
+
+def rehearse(campaign: Campaign, folder: Round) -> None:
+    """Compose a frozen round again, for nothing: what the next one then finds loaded takes it half a second less."""
+    facts = facts_of(campaign)
+    overrides = [*facts["overrides"], *read_json(folder.operational), f"+round={folder.name}"]
+    settings.compose(overrides, verified_code(campaign, facts) / "hydra_conf", campaign.folder)
+    for each in (campaign.round("r0000"), folder):
+        settings.load(each.config)
+
+
+def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: str) -> None:
+    """What a campaign froze (model, recipe, tasks, the external target, who proposes) no round's file may change. Raises Refused by article 8."""
+    frozen, now = settings.load(campaign.round("r0000").config).to_dict(), chosen.to_dict()
+    for each in (frozen, now):
+        each["proposals"] = each.pop("policy")["proposals"]
+    changed = sorted(key for key, value in frozen.items() if key not in MAY_DIFFER and value != now[key])
+    if changed:
+        raise Refused(
+            "8", "settings_changed", f"{round_name} would be planned with another {', '.join(changed)} than the campaign froze",
+            f"Restore hydra/round/{round_name}.yaml; what a person wants to change needs a new campaign",
+        )  # fmt: skip
+
+
+def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution) -> int:
+    """What the round could cost at most, beside what was spent, against article 4; returns the GPU-seconds spent. Raises Refused."""
+    recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
+    ended = [
+        path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)
+    ]
+    spent = sum(results.read_attributes(path)["gpu_seconds"] for path in ended)
+    rules.check_spending(
+        recipe.num_steps * recipe.batch_size * recipe.sequence_length,
+        Fraction(gpus * chosen.cluster.time_limit_minutes, 60),
+        num_arms,
+        Fraction(int(spent), 3600),
+    )
+    return int(spent)
+
+
+def _write(
+    campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, chosen: settings.Settings, basis: Mapping[str, Any],
+    arms: tuple[Arm, ...],
+) -> None:  # fmt: skip
+    config, policy = settings.to_yaml(chosen), settings.policy_of(chosen)
+    digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
+    frozen = Plan(facts["campaign"], folder.name, *digests, canonical.digest_text(config), policy, arms)
+    freeze_plan(campaign, frozen, config, basis)
+    texts = slurm_submit.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder, chosen))
+    for name, text in texts.items():
+        write_file(folder.slurm_dir / f"{name}.sbatch", text)

@@ -1,0 +1,198 @@
+"""The meta stage: eight files -> ledger -> evidence -> decision -> the next round's overrides.
+
+It may run at any time and any number of times: what it writes follows from the files that are there, so running it again gives the
+same bytes, and a crash between two writes is cured by running it again. Below the quorum it decides nothing and says what is
+missing. A late arm adds a decision; an override file that another round was planned with never changes. Before it decides, it has the
+chosen arms scored by the external target where there is one (turn), and waits for nobody. The reference's adapter is
+judged on this round's fresh items, in the pristine image like everybody else: on Slurm by a job beside the arms, else here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.campaign import canonical
+from pipeline.campaign.errors import IntegrityError
+from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
+from pipeline.campaign.files import alone, file_digest, read_json, write_file
+from pipeline.campaign.layout import Campaign, Round
+from pipeline.campaign.log import Log
+from pipeline.campaign.records import Decision, Outcome, Plan
+from pipeline.config import settings
+from pipeline.decision import decide, derive, history
+from pipeline.execution import judge, results
+from pipeline.external import round_submissions
+from pipeline.rounds import anchors, log_attempts
+from pipeline.rounds.freeze import write_overrides
+
+
+def close(
+    campaign: Campaign, folder: Round, *, by_person: bool = False, tell: Callable[[str], None] = lambda line: None
+) -> Decision:
+    """Take up what is there and decide. The caller has entered a private mount namespace (see namespace).
+
+    tell: is given what happened at the external target, a line each. Returns the decision; its state is `undecided` below the quorum, and
+    then nothing but evidence and ledger was written, unless a person closes the round: then it is `closed`, with the policy as it was.
+    Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
+    """
+    with alone(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
+        facts = facts_of(campaign)
+        verified_code(campaign, facts)
+        rules = load_constitution(facts["constitution_digest"])
+        frozen, _ = read_plan(folder)
+        chosen = settings.load(folder.config)
+        outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
+        reference = reference_outcome(campaign, folder, facts, chosen)
+        write_ledger(campaign)
+        log_attempts.log_attempts(campaign, folder)
+        log_outcomes(campaign, folder, [*outcomes, replace(reference, arm=history.REFERENCE)])
+        log = Log(campaign.log)
+        told = round_submissions.take(campaign, folder, facts, chosen, rules)
+        derived = derive.derive(log.records(), folder.name)
+        if by_person and derived.decision.state == "undecided":
+            log.append_once("by_hand", round=folder.name)
+            derived = derive.derive(log.records(), folder.name)
+        content = canonical.encoded(asdict(derived.evidence))
+        ledger = file_digest(campaign.ledger)
+        log.append_news("evidence", {"round": folder.name}, sha256=canonical.sha256(content), ledger=ledger)
+        write_file(folder.evidence, content)
+        if derived.decision.state in decide.CLOSING:
+            record_decision(campaign, folder, derived)
+            if folder.number >= rules.num_rounds:
+                told += round_submissions.finish(campaign, folder.name, facts, chosen, rules)
+            reveal(campaign, folder)
+        for line in told:
+            tell(line)
+        return derived.decision
+
+
+def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome]) -> None:
+    """Take the workers' results into the sealed log: digests, and the outcome string of every set and family."""
+    log = Log(campaign.log)
+    for outcome in outcomes:
+        is_news = log.append_news("outcome", {"round": folder.name, "arm": outcome.arm}, outcome=asdict(outcome))
+        if is_news and folder.closed.exists():
+            log.append("late_arm", round=folder.name, arm=outcome.arm)
+
+
+def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
+    """One arm as published. What has no score says why in `exit_class`: never_started, unfinished (claimed, then killed without a
+    word), integrity (truncated, foreign), or the class that its worker recorded."""
+    path = folder.published(arm)
+    if not path.exists():
+        return Outcome(arm, role, "absent", "unfinished" if folder.attempts(arm) else "never_started")
+    try:
+        attributes = results.read_attributes(path)
+        expected = {
+            "campaign": frozen.campaign, "round": frozen.round, "arm": arm, "image_digest": frozen.image_digest,
+            "constitution_digest": frozen.constitution_digest, "config_digest": frozen.config_digest,
+        }  # fmt: skip
+        wrong = sorted(name for name, value in expected.items() if attributes[name] != value)
+        if not wrong:
+            return results.read_outcome(path, file_digest(path))
+        why = f"made for another plan, {', '.join(wrong)} differ"
+    except IntegrityError:
+        why = "not a readable result file"  # the error's own words hold a path, which no record may
+    return Outcome(arm, role, "failed", f"integrity: {why}", file_digest(path))
+
+
+def reference_outcome(
+    campaign: Campaign,
+    folder: Round,
+    facts: Mapping[str, Any],
+    chosen: settings.Settings,
+    stop_wanted: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """The reference on dev (from r0000) and on this round's fresh items (decoded here, once)."""
+    first = campaign.round("r0000")
+    frozen, _ = read_plan(first)
+    reference = read_arm(first, frozen, "a0", "reference")
+    if reference.status != "completed":
+        return reference
+    path = folder.folder / "reference.h5"
+    with alone(folder.folder / ".reference.lock", f"reference stage of {folder.name}"):
+        if not path.exists():
+            evaluate_reference(campaign, folder, first, facts, chosen, path, stop_wanted)
+    fresh = results.read_outcome(path, file_digest(path))
+    if (fresh.adapter_digest, results.read_attributes(path)["round"]) != (reference.adapter_digest, folder.name):
+        raise IntegrityError(
+            f"{path} was made with another adapter than {first.published('a0')}, or for another round",
+            f"Remove {path} and run meta again",
+        )
+    return Outcome(**{**asdict(reference), "outcomes": {**reference.outcomes, **fresh.outcomes}})
+
+
+def judge_reference(campaign: Campaign, folder: Round, stop_wanted: Callable[[], bool]) -> Outcome:
+    """What the job beside a round's arms does: the reference on this round's fresh items, so that `close` finds it there.
+
+    Raises Interrupted when it is to stop; what is decoded is kept. Else as `close`.
+    """
+    facts = facts_of(campaign)
+    verified_code(campaign, facts)
+    read_plan(folder)
+    return reference_outcome(campaign, folder, facts, settings.load(folder.config), stop_wanted)
+
+
+def evaluate_reference(
+    campaign: Campaign,
+    folder: Round,
+    first: Round,
+    facts: Mapping[str, Any],
+    chosen: settings.Settings,
+    path: Path,
+    stop_wanted: Callable[[], bool],
+) -> None:
+    """Decode and score this round's fresh items (and dev items that are new) with the reference's adapter: `reference.h5`."""
+    source = first.published("a0")
+    attributes = results.read_attributes(source)
+    adapter = next(attempt for attempt in first.attempts("a0") if attempt.number == attributes["attempt"]).adapter_dir
+    secrets, repaired = read_json(campaign.seeds), dict(settings.policy_of(chosen).repaired)
+    seeds: dict[str, judge.Seeds] = {"fresh": secrets[f"fresh/{folder.name}"]}
+    if repaired:  # its dev score from r0000 is on items that some families have no more
+        seeds["dev"] = judge.dev_seeds(secrets, chosen.tasks.families, repaired)
+    digest = facts["image"]["tree_digest"]
+    judged = judge.judge_once(campaign.image, digest, chosen, adapter, seeds, folder.meta_dir, stop_wanted)
+    attributes.update(round=folder.name, config_digest=canonical.digest_text(folder.config.read_text()))
+    for item_set, lines in judged.raw.items():
+        write_file(folder.meta_dir / "completions" / f"{item_set}.jsonl", lines)
+    results.write_result(path, attributes, judged.items, [], judged.completions)
+
+
+def write_ledger(campaign: Campaign) -> None:
+    """Rebuild the ledger from every readable arm file of every round."""
+    rounds: dict[str, dict[str, Path]] = {}
+    for folder in campaign.frozen_rounds():
+        files = {path.stem: path for path in sorted(folder.folder.glob("*.h5"))}
+        rounds[folder.name] = {name: path for name, path in files.items() if results.status_of(path)}
+    results.write_ledger(campaign.ledger, rounds)
+
+
+def record_decision(campaign: Campaign, folder: Round, derived: derive.Derived) -> None:
+    """Log the decision, write it as the next number unless it is the newest already, then the overrides that follow from it."""
+    log = Log(campaign.log)
+    content = canonical.encoded({**asdict(derived.decision), "evidence_digest": file_digest(folder.evidence)})
+    earlier = sorted(folder.decisions_dir.glob("*.json"))
+    if not earlier or earlier[-1].read_bytes() != content:
+        about = {"round": folder.name, "number": len(earlier)}
+        log.append_news("decision", about, decision=asdict(derived.decision))
+        write_file(folder.decisions_dir / f"{len(earlier):02d}.json", content)
+    following = f"r{folder.number + 1:04d}"
+    if derived.overrides is None or campaign.round(following).plan.exists():
+        return  # the budget is spent, or the next round was planned with what an earlier decision wrote
+    log.append_news("overrides", {"round": following}, overrides=derived.overrides)
+    write_overrides(campaign, following, derived.overrides)
+
+
+def reveal(campaign: Campaign, folder: Round) -> None:
+    """Close the round: its fresh seed becomes public, the head of the log is signed. Again where something of the round came since."""
+    seed = read_json(campaign.seeds)[f"fresh/{folder.name}"]
+    log = Log(campaign.log)
+    log.append_once("reveal", round=folder.name, name=f"fresh/{folder.name}", seed=seed)
+    closed = log.close(campaign.signing_key, facts_of(campaign)["campaign"], folder.name)
+    write_file(
+        folder.closed, canonical.encoded({"fresh_seed": seed, **closed, "anchor": str(log.anchor(closed["seq"]))})
+    )
+    anchors.keep(settings.load(folder.config).campaign, log.anchor(closed["seq"]))

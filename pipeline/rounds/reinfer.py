@@ -1,0 +1,118 @@
+"""A spot check that an adapter gives what the log says it gave: random items of closed rounds, decoded again, and the rates compared.
+
+Of each closed round one scored arm is drawn, and N items a family of its fresh set, by the operating system's random numbers: whoever made
+the campaign cannot have known them. float32 sums depend on the shapes of a batch, so that single items may differ where two tokens are
+nearly equal: rates are compared, not texts. The tolerance is two points of accuracy and one item; more is a finding.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pipeline.audit import rescore
+from pipeline.audit.findings import Report
+from pipeline.campaign import canonical
+from pipeline.campaign.errors import PipelineError
+from pipeline.campaign.files import read_json_lines
+from pipeline.config import settings
+from pipeline.execution import judge
+from pipeline.sandbox import image
+
+Record = Mapping[str, Any]
+TOLERANCE = Fraction(1, 50)
+
+
+def reinfer(folder: Path, num_items: int, report: Report) -> None:
+    """num_items: of a family. The caller has entered a private mount namespace; what is not there to decode with is said."""
+    records = [canonical.parse_strict(line) for line in (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]]
+    with rescore.payload(folder, records[0]["facts"], report) as root:
+        for outcome in drawn(records) if root else []:
+            name = f"{outcome['arm']} of {outcome['round']}"
+            adapter, seeds = adapter_of(folder, outcome, records), rescore.seeds_of("fresh", outcome["round"], records)
+            if root is None or seeds is None or adapter is None:
+                report.unknown(f"{name} was not decoded again: its adapter or its seed is not there")
+                continue
+            with tempfile.TemporaryDirectory(prefix="reinfer-") as scratch:
+                try:
+                    again(folder, outcome, adapter, seeds, num_items, root, Path(scratch), records, report)
+                except PipelineError as error:
+                    report.unknown(f"{name} could not be decoded again here: {error}")
+
+
+def drawn(records: Sequence[Record]) -> list[Record]:
+    """Of each closed round the newest outcome of one arm that has fresh marks."""
+    closed = sorted({record["round"] for record in records if record["event"] == "close"})
+    newest = {(r["round"], r["arm"]): r for r in records if r["event"] == "outcome" and r["arm"] != "reference"}
+    chance, found = random.SystemRandom(), []
+    for name in closed:
+        scored = [
+            r for (of_round, _), r in newest.items() if of_round == name and r["outcome"]["outcomes"].get("fresh")
+        ]
+        found += [chance.choice(scored)] if scored else []
+    return found
+
+
+def adapter_of(folder: Path, outcome: Record, records: Sequence[Record]) -> Path | None:
+    """Where the adapter of an outcome is kept; None where it is not."""
+    digest = outcome["outcome"]["result_digest"]
+    for record in records:
+        if record["event"] == "attempt" and digest in record["files"].values():
+            path = folder / "rounds" / record["round"] / record["arm"] / f"attempt_{record['attempt']:02d}" / "adapter"
+            return path if path.is_dir() else None
+    return None
+
+
+def again(
+    folder: Path, outcome: Record, adapter: Path, seeds: Mapping[str, str], num_items: int, root: Path, scratch: Path,
+    records: Sequence[Record], report: Report,
+) -> None:  # fmt: skip
+    """Draw the items, decode and score them in the pristine image, compare. Raises PipelineError where that fails."""
+    name, arm = outcome["round"], outcome["arm"]
+    tasks = next(r["tasks"] for r in records if r["event"] == "basis" and r["round"] == name)
+    items = rescore.make_items(root, seeds, tasks, tasks["num_fresh_per_family"], scratch / "items")
+    before = drawn_items(items, outcome["outcome"]["outcomes"]["fresh"], num_items, scratch / "drawn")
+    planned = next(r["plan"] for r in records if r["event"] == "plan" and r["round"] == name)
+    overrides = next(each["overrides"] for each in planned["arms"] if f"a{each['index']}" == arm)
+    chosen = settings.load(folder / "rounds" / name / "config.yaml")
+    chosen = settings.with_overrides(chosen, [(key, value) for key, value in overrides])
+    digest = records[0]["facts"]["image"]["tree_digest"]
+    with image.mounted(folder / "image" / "substrate.sqsh", digest, scratch) as mount:
+        found = judge.judge(
+            mount.root, chosen, adapter, {}, scratch, scratch / "judge.log", made={"fresh": scratch / "drawn"}
+        )
+    now = {row["item_id"]: bool(row["correct"]) for row in found.items["fresh"]}
+    compare(outcome, before, now, report)
+
+
+def drawn_items(items: Path, marks: Mapping[str, str], num_items: int, drawn_dir: Path) -> dict[str, bool]:
+    """Write the prompts and answers of random items into a folder; item id -> whether the log has it as right."""
+    prompts = read_json_lines(items / "prompts.jsonl")
+    chance, logged = random.SystemRandom(), dict[str, bool]()
+    for family, text in marks.items():
+        ids = [row["item_id"] for row in prompts if row["family"] == family]
+        right = dict(zip(ids, (mark == "1" for mark in text), strict=False))
+        logged |= {item: right[item] for item in chance.sample(sorted(right), min(num_items, len(right)))}
+    drawn_dir.mkdir()
+    for name in ("prompts.jsonl", "answers.jsonl"):
+        rows = zip(
+            read_json_lines(items / name), (items / name).read_text("utf-8").splitlines(keepends=True), strict=True
+        )
+        (drawn_dir / name).write_text("".join(line for row, line in rows if row["item_id"] in logged), "utf-8")
+    return logged
+
+
+def compare(outcome: Record, before: Mapping[str, bool], now: Mapping[str, bool], report: Report) -> None:
+    """Rates on the same items. A difference beyond the tolerance is a finding."""
+    name, size = f"{outcome['arm']} of {outcome['round']}", len(before)
+    was, new = sum(before.values()), sum(now.values())
+    changed = sum(before[item] != now.get(item) for item in before)
+    told = f"{name}: {was} of {size} items right in the log, {new} decoded again, {changed} marks differ"
+    if abs(was - new) > TOLERANCE * size + 1:
+        report.record(outcome["seq"], f"{told}; that is more than 2 points and one item")
+    else:
+        report.verified.append(f"{told} (tolerance 2 points and one item)")

@@ -1,0 +1,1 @@
+"""How good the decision rule is: simulated campaigns, critical values, other policies beside ours. Not frozen with a campaign."""

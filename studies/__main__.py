@@ -1,0 +1,185 @@
+"""`evidence`: how far its verdicts can be believed (`simulate`, `campaigns`), scores from anywhere judged (`replay`), critical values (`nulls`).
+
+Only these commands import numpy, and only when they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pipeline.campaign.errors import ConfigError, PipelineError
+from pipeline.stats.design import Design
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, run, and turn expected errors into their sentence and exit code."""
+    try:
+        arguments = parser().parse_args(argv)
+        arguments.run(arguments)
+        return 0
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m pipeline evidence",
+        description="Measure the decision rule, or judge a table of scores from anywhere.",
+    )
+    acts = top.add_subparsers(required=True, metavar="ACT")
+
+    def act(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = acts.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = act("simulate", simulate_verb, "False alarms, power and regret of the rule in simulated campaigns.")
+    sub.add_argument("--campaigns", type=int, default=4000, help="of each null and designed world; default 4000")
+    sub.add_argument("--regret", action="store_true", help="what each policy's choice costs, instead of alarms")
+    sub.add_argument("--json", action="store_true")
+
+    sub = act(
+        "campaigns",
+        campaigns_verb,
+        "Run the real plan and decision in simulated campaigns, beside four simple policies.",
+    )
+    sub.add_argument("--campaigns", type=int, default=300, help="of each world and policy; default 300")
+    sub.add_argument("--json", action="store_true")
+
+    sub = act(
+        "replay",
+        replay_verb,
+        "Judge a CSV of scores: round,dev,board[,dev_rows,board_rows], such as 0,.79,.80 then 1,.82,.82. "
+        "The first line is the reference; an empty board is a round that was not scored.",
+    )
+    sub.add_argument("file", type=Path)
+    sub.add_argument("--dev-rows", type=int, help="items of the dev set, where the file has no such column")
+    sub.add_argument("--board-rows", type=int, help="items of the board; of several likely numbers the lowest")
+    sub.add_argument("--json", action="store_true")
+
+    sub = act("nulls", nulls_verb, "Compute critical values: of the whole grid, or of one design.")
+    sub.add_argument("--campaigns", type=int, default=20_000, help="of each of three nulls; default 20000")
+    sub.add_argument("--out", type=Path, default=Path("constitution/nulls"), help="folder; default constitution/nulls")
+    sub.add_argument(
+        "--design", help="as in rounds=4,arms=8,families=6,dev_items=300,fresh_items=300,board_rows=0,submissions=0"
+    )
+    return top
+
+
+def simulate_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.stats import critical_values
+    from studies import alarm_table
+
+    if arguments.campaigns < 20:
+        raise ConfigError(f"--campaigns {arguments.campaigns} says nothing", "Valid: 20 or more")
+    design = Design()
+    critical = critical_values.critical_values(design)
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+    if arguments.regret:
+        costs = alarm_table.regrets(critical, design, max(20, arguments.campaigns // 2), tell)
+        show(costs, [*alarm_table.regret_table(costs)], arguments.json)
+        if not arguments.json:
+            print("points: regret to the best arm of the policy's own path (its standard error; the design's figure)")
+            print("next: python -m pipeline evidence simulate")
+        return
+    found = alarm_table.measure(design, critical, arguments.campaigns, tell)
+    show({name: seen.as_json() for name, seen in found.items()}, [*alarm_table.alarm_table(found)], arguments.json)
+    if not arguments.json:
+        print(
+            "cumulative rates by round 2, 3, 4 on the max-dev path; submitted: the arm ahead on dev and three D-optimal ones"
+        )
+        print("next: python -m pipeline evidence simulate --regret")
+
+
+def campaigns_verb(arguments: argparse.Namespace) -> None:
+    from studies import closed_loop, worlds
+
+    if arguments.campaigns < 2:
+        raise ConfigError(f"--campaigns {arguments.campaigns} has no interval", "Valid: 2 or more")
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+    rows = list(closed_loop.measure({**worlds.NULLS, **worlds.DESIGNED}, Design(), arguments.campaigns, tell))
+    show(rows, closed_loop.table(rows), arguments.json)
+    if not arguments.json:
+        print("points of the target: true gain of what goes out, and regret to the best arm of the policy's own path;")
+        print(f"in brackets 95 % of the mean over {arguments.campaigns} campaigns; differences are paired by campaign")
+        print("next: python -m pipeline evidence simulate --regret")
+
+
+def replay_verb(arguments: argparse.Namespace) -> None:
+    from studies import replay
+
+    found = replay.judge(replay.read_table(arguments.file, arguments.dev_rows, arguments.board_rows))
+    header = ["round", "E", "p", "verdict", "which family", "beats the round before", "z"]
+    keys = ("round", "e_value", "p_value", "verdict", "family", "beats_the_round_before", "z")
+    show(found, [header, *([str(line[key]) for key in keys] for line in found["rounds"])], arguments.json)
+    if not arguments.json:
+        critical = found["critical"]
+        print(f"alarm from E {critical['alarm']}, suspicion from {critical['suspect']}:", end=" ")
+        print(f"2.5 and 10 % of {found['nulls']} campaigns in which nothing is wrong ({critical['worst_null']})")
+        print(
+            f"assumed: {found['dev_rows']} dev and {found['board_rows']} board rows, two equal models differ on 12 % of them"
+        )
+        print(
+            f"next, with another number of rows: python -m pipeline evidence replay {shlex.quote(str(arguments.file))} --board-rows N"
+        )
+
+
+def nulls_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.campaign.files import write_file
+    from pipeline.stats import critical_values
+    from studies.calibrate import calibrate
+
+    for design in [design_of(arguments.design)] if arguments.design else critical_values.GRID:
+        path, began = arguments.out / critical_values.file_name(design), time.monotonic()
+        print(path, flush=True)
+        result = calibrate(design, arguments.campaigns, lambda line: print(f"  {line}", flush=True))
+        write_file(path, json.dumps(result, indent=1) + "\n")
+        print(f"  {time.monotonic() - began:.0f} s: {result['critical']}", flush=True)
+    print("next: python -m pipeline evidence simulate")
+
+
+def design_of(text: str) -> Design:
+    """Raises ConfigError for what is not numbers by name."""
+    valid = ",".join(f"{name}={value}" for name, value in Design().to_json().items())
+    try:
+        given = {name.strip(): int(value) for name, value in (part.split("=") for part in text.split(","))}
+        design = Design(**{**Design().to_json(), **given})
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--design {text!r} is no design ({error})", f"Valid: {valid}") from error
+    smallest = Design(1, 3, 1, 2, 2, 0, 0).to_json()
+    low = [name for name, value in design.to_json().items() if value < smallest[name]]
+    if low or design.submissions > design.arms or 0 < design.board_rows < design.families:
+        raise ConfigError(f"--design {text!r} is out of range", f"At least {smallest}; no more submissions than arms")
+    return design
+
+
+def show(data: Any, rows: list[list[str]], as_json: bool) -> None:
+    """JSON, or a plain table whose first row is its header."""
+    if as_json:
+        print(json.dumps(data, indent=1))
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

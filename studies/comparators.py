@@ -1,0 +1,109 @@
+"""What the decision is measured against: four simple ways to run the same rounds, each a pure function of the same evidence.
+
+    random search    points that no result moves; at the end the best dev score
+    max dev          greedy: the best dev score joins what stands, round after round
+    max board        greedy on printed board scores of the arms that were submitted, four by dev
+    standing only    nothing is ever kept; the reference recipe goes out
+
+A comparator sees what the decision sees (records.Evidence and the plan's arms) and says which arm is kept; it knows no noise, no dead ends, no
+states. None of them decides anything in a campaign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
+
+from pipeline.campaign.records import Arm, Evidence, Policy, with_setting
+
+Arms = Mapping[str, Arm]
+Round = tuple[Evidence, Arms]
+Choose = Callable[[Evidence, Arms], str | None]
+Final = Callable[[Sequence[Round]], tuple[str, str] | None]
+
+
+@dataclass(frozen=True)
+class Comparator:
+    """`choose`: the arm whose axis joins the standing recipe. `final`: (round, arm) that goes out, None for the reference's own adapter.
+    `submits`: whether it has arms scored by the board."""
+
+    choose: Choose
+    final: Final
+    submits: bool = False
+
+
+def keep_nothing(evidence: Evidence, arms: Arms) -> str | None:
+    return None
+
+
+def max_dev(evidence: Evidence, arms: Arms) -> str | None:
+    """The axis arm of largest dev lift over the recipe that it moved from; None where none gains. Ties go to the lower arm."""
+    baseline = "standing" if any(arm.replicate_of == "standing" for arm in arms.values()) else "reference"
+    best = _best_dev(evidence, [name for name, arm in arms.items() if arm.role == "axis"], baseline)
+    return best[1] if best and best[0] > 0 else None
+
+
+def max_board(evidence: Evidence, arms: Arms) -> str | None:
+    """The axis arm of largest printed score, if it is the campaign's record (the reference's scores included). Ties go to the lower arm."""
+    printed = {name: Decimal(score) for name, score in evidence.board.get(evidence.round, {}).items()}
+    earlier = [
+        Decimal(score)
+        for name, scores in evidence.board.items()
+        for arm, score in scores.items()
+        if name != evidence.round or arm not in arms
+    ]
+    mine = [(printed[name], -arm.index, name) for name, arm in arms.items() if arm.role == "axis" and name in printed]
+    if not mine or max(mine)[0] <= max(earlier, default=Decimal(0)):
+        return None
+    return max(mine)[2]
+
+
+def best_dev_of_all(rounds: Sequence[Round]) -> tuple[str, str] | None:
+    """The largest dev lift over the reference of the whole campaign; ties go to the earlier round and the lower arm."""
+    found = [
+        (best[0], -number, evidence.round, best[1])
+        for number, (evidence, arms) in enumerate(rounds)
+        if (best := _best_dev(evidence, list(arms), "reference"))
+    ]
+    return max(found)[2:] if found else None
+
+
+def best_board_of_all(rounds: Sequence[Round]) -> tuple[str, str] | None:
+    """The largest printed score of an arm; ties go to the larger dev lift, then to the earlier round and the lower arm."""
+    found = []
+    for number, (evidence, arms) in enumerate(rounds):
+        for name, score in evidence.board.get(evidence.round, {}).items():
+            if name in arms:
+                lift = evidence.lift(name, "reference", "dev")
+                key = (Decimal(score), lift.mean if lift else Fraction(0), -number, -arms[name].index)
+                found.append((key, (evidence.round, name)))
+    return max(found)[1] if found else None
+
+
+def first_by_dev(evidence: Evidence, arms: Arms, num: int) -> tuple[str, ...]:
+    """Arms to submit: the `num` of largest dev lift over the reference."""
+    lifts = {name: evidence.lift(name, "reference", "dev") for name in arms}
+    ranked = sorted((-lift.mean, arms[name].index, name) for name, lift in lifts.items() if lift)
+    return tuple(name for _, _, name in ranked[:num])
+
+
+def following(policy: Policy, kept: str | None, arms: Arms) -> Policy:
+    """What stands in the next round; nothing else of the policy changes."""
+    if kept is None:
+        return policy
+    return replace(policy, standing=with_setting(policy.standing, arms[kept].overrides[-1]))
+
+
+COMPARATORS: Mapping[str, Comparator] = {
+    "random search": Comparator(keep_nothing, best_dev_of_all),
+    "max dev": Comparator(max_dev, best_dev_of_all),
+    "max board": Comparator(max_board, best_board_of_all, submits=True),
+    "standing only": Comparator(keep_nothing, lambda rounds: None),
+}
+
+
+def _best_dev(evidence: Evidence, names: Sequence[str], baseline: str) -> tuple[Fraction, str] | None:
+    lifts = [(lift.mean, name) for name in names if (lift := evidence.lift(name, baseline, "dev"))]
+    return max(lifts, key=lambda each: each[0], default=None)

@@ -1,0 +1,152 @@
+"""One campaign's truth, setting by setting: what training and the board would come to, for plans that the real code makes.
+
+What a setting does is drawn once a campaign, by its name: in each family a recipe effect, and an exploit, as design/statistics.md 5.1 has
+them for an arm (pipeline.simulate.model); a setting that stands keeps 70 % of both, which is that section's "next round's means move 70 %
+toward the winner". The anchor and replicates of the reference have none. Items, effects, seeds and board are drawn by name, so that
+every policy meets the same ones and differences are paired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.campaign.records import Arm, Outcome
+from pipeline.stats.design import Design
+from studies.simulated import EDGE, FOLLOWED, INFERENCE_SD, Floats, Sampler, World
+
+SEED = 53  # neither the nulls' nor the table's
+
+
+@dataclass(frozen=True)
+class PlayedRounds:
+    """One round: outcomes, what the board would print for each arm, and each arm's true lift on the target."""
+
+    reference: Outcome
+    outcomes: Sequence[Outcome]
+    board: Mapping[str, str]
+    truth: Mapping[str, float]
+
+
+@dataclass
+class Nature:
+    """One campaign's truth. Arrays have the families in name order, first the best of the reference's levels."""
+
+    world: World
+    design: Design
+    number: int  # of the campaign
+    families: Sequence[str]
+    repaired: dict[str, int] = field(default_factory=dict)  # family -> round from which its dev items are new
+
+    def __post_init__(self) -> None:
+        self.levels = np.array([float(level) for level in self.design.accuracies])[: len(self.families)]
+        self.weakest = np.argsort(self.levels)[: self.world.exploited_families]
+        rng = self.rng("campaign")
+        self.slopes = np.clip(rng.normal(1, self.world.slope_sd, len(self.levels)), *self.world.slope_range)
+        rows = max(1, self.design.board_rows // len(self.levels))
+        self.hidden = Sampler.new(self.rng("board"), self._shape(rows), self.levels[:, None])
+        self.dev = Sampler.new(self.rng("dev"), self._shape(self.design.dev_items), self.levels[:, None])
+        printed = self.hidden.reference.mean() + rng.normal(0, INFERENCE_SD, 2)
+        self.reference_scores = [f"{score:.2f}" for score in printed]
+
+    def rng(self, *names: object) -> np.random.Generator:
+        """Of its own for each thing that is drawn, so that no policy's path moves another's luck."""
+        words = np.frombuffer(hashlib.sha256("/".join(map(str, names)).encode()).digest(), np.uint32)
+        return np.random.Generator(
+            np.random.SFC64(np.random.SeedSequence([SEED, self.number, *(int(word) for word in words)]))
+        )
+
+    def effects(self, arm: Arm) -> tuple[Floats, float]:
+        """(F,) recipe effect and the exploit of an arm's settings."""
+        recipe, bent = np.zeros(len(self.levels)), 0.0
+        moves = arm.role in ("axis", "contrast")
+        for place, setting in enumerate(arm.overrides, 1):
+            share = 1.0 if moves and place == len(arm.overrides) else FOLLOWED
+            rng = self.rng(*setting)
+            recipe += share * (
+                self.world.recipe_sd * rng.normal(size=len(recipe)) + self.world.common_sd * rng.normal()
+            )
+            bent += share * rng.normal(0, self.world.exploit_sd)
+        return recipe, abs(bent)
+
+    def repair(self, repaired: Mapping[str, str]) -> None:
+        """New dev items for families that the policy says have them."""
+        for family, name in repaired.items():
+            if family not in self.repaired:
+                self.repaired[family] = int(name[1:])
+                at = self.families.index(family)
+                new = Sampler.new(
+                    self.rng("dev", family, name), (1, 1, self.design.dev_items), self.levels[at, None, None]
+                )
+                self.dev.ease[0, at], self.dev.reference[0, at] = new.ease[0, 0], new.reference[0, 0]
+
+    def play(self, number: int, arms: Sequence[Arm]) -> PlayedRounds:
+        """Round `number`, from 1, of these arms."""
+        world, names = self.world, [f"r{number:04d}", *(arm.name for arm in arms)]
+        found = [self.effects(arm) for arm in arms]
+        recipe = np.array([effect for effect, _ in found]).T  # (F, A)
+        exploit = np.array([bent for _, bent in found])
+        luck = [self.rng("seed", arm.seed) for arm in arms]
+        seed = np.array(
+            [
+                rng.normal(0, world.seed_sd) - world.collapse * (rng.random() < world.collapse_probability)
+                for rng in luck
+            ]
+        )
+        since = np.array([self.repaired.get(family, 1) for family in self.families])
+        gain, learned = np.zeros(recipe.shape), np.zeros(recipe.shape)
+        for at in self.weakest:
+            gain[at] = world.efficacy_in(number - 1) * exploit
+            # What is learned of dev items begins anew with new ones; what fools the whole generator does not.
+            learned[at] = gain[at] if world.fools_fresh else world.efficacy_in(number - since[at]) * exploit
+        honest = recipe + seed - world.lost_target * gain
+        target = self.slopes[:, None] * (recipe + seed) - world.lost_target * gain
+        base = self.levels[:, None]
+        fresh = Sampler.new(self.rng("fresh", number), self._shape(self.design.fresh_items), base)
+        self.dev.rng, self.hidden.rng = self.rng("dev", *names), self.rng("board", *names)
+        answers = {
+            "dev": self.dev.answers(clip(base + honest + learned)[None])[0],
+            "fresh": fresh.answers(clip(base + honest + (gain if world.fools_fresh else 0))[None])[0],
+        }
+        references = {"dev": self.dev.reference[0], "fresh": fresh.reference[0]}
+        hidden = self.hidden.answers(clip(base + target + (gain if world.fools_board else 0))[None])[0].mean((0, 2))
+        noise = self.rng("inference", number).normal(0, 1, (2, len(arms)))
+        board = hidden + INFERENCE_SD * noise[0] + world.stack_sd * noise[1]
+        outcomes = [
+            Outcome(
+                arm.name,
+                arm.role,
+                "completed",
+                "completed",
+                outcomes=self.marks({s: a[:, i] for s, a in answers.items()}),
+            )
+            for i, arm in enumerate(arms)
+        ]
+        reference = Outcome("reference", "reference", "completed", "completed", outcomes=self.marks(references))
+        return PlayedRounds(
+            reference,
+            outcomes,
+            {arm.name: f"{score:.2f}" for arm, score in zip(arms, board, strict=True)},
+            {arm.name: float(lift) for arm, lift in zip(arms, (clip(base + target) - base).mean(0), strict=True)},
+        )
+
+    def marks(self, answers: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        """Of each set (F, M) booleans as a record has them."""
+        return {
+            item_set: {
+                family: (row.view(np.uint8) + 48).tobytes().decode()
+                for family, row in zip(self.families, np.ascontiguousarray(each), strict=True)
+            }
+            for item_set, each in answers.items()
+        }
+
+    def _shape(self, items: int) -> tuple[int, int, int]:
+        return (1, len(self.levels), items)
+
+
+def clip(accuracy: Floats) -> Floats:
+    return np.clip(accuracy, EDGE, 1 - EDGE)

@@ -1,0 +1,113 @@
+"""Rows to batches: padded, masked, weighted, and dealt to the data-parallel ranks.
+
+    tokens   <s> ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I }
+    labels   ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I } </s>
+    weights  0 0 0 0 0 0 ...... 0 | w w w ........................................... w
+
+A stream is a function of its rows: batch `k` is the same whether or not the batches before it were drawn, so a resumed
+run needs no state but its step.
+
+The rows of a batch are sorted by length and dealt to the data-parallel ranks in turn, then cut into micro-batches, each
+padded to its own longest row. So ranks have equal shapes and nearly equal work, and little of it is padding.
+Shape suffixes: B sequences of a micro-batch on this rank, L tokens of a sequence.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from substrate.data.rows import Row
+from substrate.interface.errors import UsageError
+
+PAD = 0
+IGNORED = 0  # label where the weight is 0: any valid token id, the loss there is multiplied by zero
+
+
+class MicroBatch(NamedTuple):
+    """Rows of one forward pass of this rank, padded on the right."""
+
+    tokens_BL: torch.Tensor  # int64
+    labels_BL: torch.Tensor  # int64; labels[:, i] is the token after tokens[:, i]
+    weights_BL: torch.Tensor  # float32; 0 where the label is not learned; what it is elsewhere, `make_batch` says
+    rows: list[Row]
+
+
+class Batch(NamedTuple):
+    """One optimizer step: this rank's micro-batches, and the tokens of the whole batch (all ranks) without padding."""
+
+    micro_batches: Sequence[Any]  # MicroBatch, or what a recipe made of it
+    num_tokens: int
+
+
+class Shape(NamedTuple):
+    """How a batch is cut."""
+
+    micro_batch_size: int  # sequences a forward pass of one rank, at most
+    multiple: int = 1  # a padded length is a multiple of it: tensor-parallel ranks split the sequence evenly
+    dp_rank: int = 0
+    dp_size: int = 1
+
+
+class Stream(Sequence[Batch]):
+    """The batches of `rows`, by step from 0. Every rank builds the same stream and takes its rows of each batch.
+
+    batch_size: sequences a step, over all data-parallel ranks. weighting: one of data.WEIGHTINGS.
+    """
+
+    def __init__(self, rows: Sequence[Row], batch_size: int, shape: Shape, weighting: str = "uniform") -> None:
+        if batch_size % shape.dp_size:
+            raise UsageError(f"batch_size {batch_size} over {shape.dp_size} data-parallel ranks; it must divide evenly")
+        self._rows, self._batch_size, self._shape, self._weighting = rows, batch_size, shape, weighting
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._batch_size
+
+    def __getitem__(self, step: int) -> Batch:  # type: ignore[override]
+        if not 0 <= step < len(self):
+            raise IndexError(f"step {step}; valid 0 to {len(self) - 1}")
+        rows = self._rows[step * self._batch_size : (step + 1) * self._batch_size]
+        return make_batch(rows, self._shape, self._weighting)
+
+
+def make_batch(rows: Sequence[Row], shape: Shape, weighting: str = "uniform") -> Batch:
+    """This rank's micro-batches of `rows`, all of them part of one step.
+
+    The weight of a learned token, so that a loss is a plain sum: `uniform`, one over the learned tokens of the batch;
+    `per_family`, one over those of its family and the number of families; `per_row`, one over those of its row and the
+    number of rows; `min_log_prob`, one over the number of rows: the loss shares it out among the row's tokens.
+    """
+    ordered = sorted(rows, key=lambda row: row.num_tokens)
+    tokens_of = Counter[str]()
+    for row in rows:
+        tokens_of[row.family] += len(row.learned)
+
+    def weight(row: Row) -> float:
+        if weighting == "per_family":
+            return 1 / (tokens_of[row.family] * len(tokens_of))
+        if weighting == "per_row":
+            return 1 / (len(row.learned) * len(rows))
+        return 1 / (tokens_of.total() if weighting == "uniform" else len(rows))
+
+    micro_batches = []
+    for start in range(0, len(ordered), shape.micro_batch_size * shape.dp_size):
+        share = ordered[start : start + shape.micro_batch_size * shape.dp_size]
+        length = -(-(share[-1].num_tokens - 1) // shape.multiple) * shape.multiple
+        mine = share[shape.dp_rank :: shape.dp_size]
+        micro_batches.append(_pad(mine, [weight(row) for row in mine], length))
+    return Batch(micro_batches, sum(row.num_tokens - 1 for row in rows))
+
+
+def _pad(rows: list[Row], weights: list[float], length: int) -> MicroBatch:
+    tokens_BL = torch.full((len(rows), length), PAD, dtype=torch.int64)
+    labels_BL = torch.full_like(tokens_BL, IGNORED)
+    weights_BL = torch.zeros(tokens_BL.shape, dtype=torch.float32)
+    for place, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+        ids = torch.tensor(row.prompt + row.learned)
+        end = len(ids) - 1
+        tokens_BL[place, :end] = ids[:-1]
+        labels_BL[place, :end] = ids[1:]
+        # The first learned label is the answer's first token, which is predicted from the prompt's last.
+        weights_BL[place, len(row.prompt) - 1 : end] = weight
+    return MicroBatch(tokens_BL, labels_BL, weights_BL, rows)

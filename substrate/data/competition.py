@@ -1,0 +1,150 @@
+"""The competition's training file: rows of prompt and answer, their families, and a split of them by puzzle.
+
+    id,prompt,answer
+    00066667,"In Alice's Wonderland, a secret bit manipulation rule ...",10010111
+
+A row is trained on where the solver's reasoning leads to the row's own answer, and the scorer reads that answer from its
+box. The others are counted and listed by id, with the reason.
+
+Source: `train.csv` of the NVIDIA Nemotron Model Reasoning Challenge, 9,500 rows without reasoning. It is not part of
+this project: a user has it from the competition's page.
+"""
+
+import csv
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from substrate.answers import extract, is_correct
+from substrate.data.prompt_overlap import overlaps, prompt_digest
+from substrate.interface.errors import DataError
+from substrate.tasks import FAMILIES
+
+COLUMNS = ["id", "prompt", "answer"]
+_DEV_SHARES = 10  # one puzzle in ten is real-dev, the rest is real-train
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, its family by the first sentence of its prompt; the puzzle is None where the family cannot read it."""
+
+    line: int  # of the file, where the row ends
+    row_id: str
+    prompt: str
+    answer: str
+    family: str  # "" where no family begins so
+    puzzle: Any
+
+    @property
+    def is_scorable(self) -> bool:
+        r"""Whether the scorer reads the row's own answer out of its box: `\boxed{}}` it does not."""
+        return is_correct(self.answer, extract(f"\\boxed{{{self.answer}}}"))
+
+    @property
+    def is_dev(self) -> bool:
+        """Whether the puzzle belongs to the real-dev part; the same puzzle never stands in both parts."""
+        return int(prompt_digest(self.prompt), 16) % _DEV_SHARES == 0
+
+
+@dataclass
+class Split:
+    """The rows of some families in two parts, and those in neither."""
+
+    train: list[Row] = field(default_factory=list)
+    dev: list[Row] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> row ids
+
+    def as_json(self) -> dict[str, Any]:
+        """Counts by family and part, and the ids of what is in no part."""
+        parts = {"train": self.train, "dev": self.dev}
+        counts = {name: dict(sorted(Counter(row.family for row in rows).items())) for name, rows in parts.items()}
+        return {**counts, "left_out": self.left_out}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Every row of the file. Raises DataError with the line and what is wrong with it."""
+    rows: dict[str, Row] = {}
+    for line, fields in _records(path):
+        wrong = _what_is_wrong(fields, rows)
+        if wrong:
+            raise DataError(f"{path} line {line}: {wrong}; a row is {','.join(COLUMNS)}")
+        row_id, prompt, answer = fields
+        family, puzzle = recognise(prompt)
+        rows[row_id] = Row(line, row_id, prompt, answer, family, puzzle)
+    if not rows:
+        raise DataError(f"{path} has no rows; rows of {','.join(COLUMNS)} are needed")
+    return list(rows.values())
+
+
+def recognise(prompt: str) -> tuple[str, Any]:
+    """Family and puzzle of a prompt; family "" where it begins like none, puzzle None where it does not go on so."""
+    for name, family in FAMILIES.items():
+        if prompt.startswith(family.PHRASES[0]):
+            try:
+                return name, family.parse(prompt)
+            except ValueError:
+                return name, None
+    return "", None
+
+
+def split(rows: Sequence[Row], families: Collection[str]) -> Split:
+    """Rows to train on, rows to judge by (docstring of the module); rows of other families are in no part."""
+    found = Split()
+    seen: set[str] = set()
+    for row in rows:
+        reason = _why_not(row)
+        if row.family and row.family not in families:
+            continue
+        digest = prompt_digest(row.prompt)
+        reason = reason or ("repeats another row" if digest in seen else "")
+        seen.add(digest)
+        if reason:
+            found.left_out.setdefault(reason, []).append(row.row_id)
+        elif row.is_dev:
+            found.dev.append(row)
+        elif is_correct(row.answer, FAMILIES[row.family].solve(row.puzzle).answer):
+            found.train.append(row)
+        else:
+            found.left_out.setdefault("the solver has another answer", []).append(row.row_id)
+    pairs = [[(row.row_id, row.prompt) for row in part] for part in (found.train, found.dev)]
+    repeated = {each.training_id for each in overlaps(*pairs)}
+    if repeated:
+        found.train = [row for row in found.train if row.row_id not in repeated]
+        found.left_out["repeats a row of the dev part"] = sorted(repeated)
+    return found
+
+
+def _why_not(row: Row) -> str:
+    if row.puzzle is None:
+        return "no known family reads it"
+    return "" if row.is_scorable else "the scorer does not read the answer from its box"
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number of the last line, and fields, of each record below the header."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file, strict=True)
+            try:
+                header = next(reader, [])
+                if header != COLUMNS:
+                    raise DataError(f"{path} line 1: {','.join(header)[:80]!r}; the columns are {','.join(COLUMNS)}")
+                for fields in reader:
+                    yield reader.line_num, fields
+            except csv.Error as error:
+                raise DataError(f"{path} line {reader.line_num}: {error}; fields are quoted as CSV has it") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}; the competition's train.csv in UTF-8 is needed") from None
+
+
+def _what_is_wrong(fields: list[str], rows: dict[str, Row]) -> str:
+    if len(fields) != len(COLUMNS):
+        return f"{len(fields)} fields"
+    empty = [name for name, field in zip(COLUMNS, fields, strict=True) if not field.strip()]
+    if empty:
+        return f"no {empty[0]}"
+    if fields[0] in rows:
+        return f"id {fields[0]} came before, on line {rows[fields[0]].line}"
+    return ""

@@ -1,0 +1,57 @@
+"""Look at the families: a puzzle with its reasoning, the solvers on the competition's rows, the generators beside them.
+
+python -m substrate.families show roman --level full --seed 3
+python -m substrate.families report train.csv [--json] [--wrong]
+python -m substrate.families compare train.csv [--json]
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+from substrate.interface.command_line import Parser
+from substrate.interface.errors import exit_code_of
+from substrate.tasks import FAMILIES, LEVELS, STYLES
+
+
+def main() -> None:
+    """Read the command line and do it."""
+    parser = Parser(prog="substrate.families", description="Puzzles, and solvers and generators against real rows.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    sub = verbs.add_parser("show", help="print a generated puzzle, its reasoning and its answer")
+    sub.add_argument("family", choices=FAMILIES)
+    sub.add_argument("--level", choices=LEVELS, default="full")
+    sub.add_argument("--seed", type=int, default=1)
+    sub.add_argument("--style", choices=STYLES, default="stepwise")
+    report = verbs.add_parser("report", help="what the parsers and solvers make of the competition's rows")
+    report.add_argument("--wrong", action="store_true", help="list the rows with wrong and unscorable answers as well")
+    compare = verbs.add_parser("compare", help="two-sample tests of the generators against the rows")
+    for sub in (report, compare):
+        sub.add_argument("csv", type=Path, help="the competition's train.csv")
+        sub.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.verb == "show":
+        show(arguments.family, arguments.level, arguments.seed, arguments.style)
+        return
+    from substrate.data import families_report
+    from substrate.data.competition import read_rows
+
+    rows = read_rows(arguments.csv)
+    if arguments.verb == "report":
+        found = families_report.report(rows)
+        print(json.dumps(found.as_json(), indent=1) if arguments.json else found.as_text(with_rows=arguments.wrong))
+    else:
+        compared = families_report.compare(rows)
+        print(json.dumps(compared.as_json(), indent=1) if arguments.json else compared.as_text())
+
+
+def show(family: str, level: str, seed: int, style: str) -> None:
+    """Print a puzzle as a model would see it and solve it."""
+    rules = FAMILIES[family]
+    puzzle = rules.generate(random.Random(seed), level)
+    print(rules.render(puzzle), rules.trace(puzzle, style), f"answer: {rules.solve(puzzle).answer}", sep="\n\n")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

@@ -1,0 +1,1 @@
+"""Files of others: the competition's archive, models for transformers, published tokenizers."""

@@ -1,0 +1,1 @@
+"""Decoding with a trained adapter, and how far two engines agree."""

@@ -1,0 +1,141 @@
+"""Continuous batching: sequences enter free slots as others end, each token a function of its own sequence alone.
+
+    for completion in decode(model, [("roman-000012", ids), ...], Decoding(max_new_tokens=200, batch_size=64)):
+        completion.item_id, completion.ids, completion.truncated
+
+Greedy by default. Sampling draws from numbers that depend on (seed, item, position) only, so an item's completion does
+not depend on its batch; float32 rounding does, and with it the choice between tokens that are within about 1e-4. All
+tensor-parallel ranks hold the same logits and choose alike.
+
+top-p: nucleus sampling, Holtzman et al., arXiv:1904.09751.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from substrate.data.tokenizer import EOS_ID
+from substrate.model.sequences import DecodeCache
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from substrate.model import HybridModel
+
+
+PROMPT_TOKENS = 16384  # of one pass over prompts, padding included: bounds its activations
+REFILL_SHARE = 8  # prompts enter when an eighth of the slots is free: a pass costs the running sequences a pause
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to decode; the keys of `config.decoding` in a task file."""
+
+    max_new_tokens: int  # of one completion, the end-of-sequence token included
+    batch_size: int  # sequences decoded together
+    temperature: float = 0.0  # 0 is greedy
+    top_p: float = 1.0  # sample from the likeliest tokens that have this much probability together
+    seed: int = 0
+    stop: tuple[str, ...] = ()  # a completion ends before the first of these texts
+    log_probs: bool = False  # of each written token, under the model itself (temperature 1)
+
+
+@dataclass
+class Completion:
+    """One item: the ids written so far, the end-of-sequence token last where it came."""
+
+    item_id: str
+    prompt: Sequence[int]
+    ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    truncated: bool = False  # ended by the limit, not by the model or a stop text
+    draws: random.Random = field(default_factory=random.Random, repr=False)
+
+
+def decode(
+    model: "HybridModel",
+    prompts: Sequence[tuple[str, Sequence[int]]],
+    decoding: Decoding,
+    stopped: Callable[[list[int]], bool] = lambda ids: False,
+) -> Iterator[Completion]:
+    """Completes (item id, prompt ids), yielding each as it ends; prompts enter in the given order.
+
+    The model is in eval mode, whole in layers and built without sequence parallelism; no prompt is empty or as long as
+    its longest sequence. stopped: told the ids written so far, says whether a stop text is in them.
+    """
+    longest = model.architecture.max_sequence_length
+    # random.Random hashes a string seed with SHA-512: the same on every host and rank.
+    waiting = deque(
+        Completion(item_id, ids, draws=random.Random(f"{decoding.seed}/{item_id}")) for item_id, ids in prompts
+    )
+    room = max((len(ids) for _, ids in prompts), default=0) + decoding.max_new_tokens
+    num_slots = min(decoding.batch_size, len(prompts))
+    cache = DecodeCache(num_slots, min(room, longest), next(model.parameters()).device)
+    active: list[Completion] = []
+    while waiting or active:
+        num_free = num_slots - len(active)
+        if waiting and (not active or num_free > num_slots // REFILL_SHARE):
+            rows = _next_prompts(waiting, num_free)
+            first = len(active)
+            active += rows
+            tokens = cache.begin_prompts([row.prompt for row in rows])
+        else:
+            first, rows = 0, active
+            cache.begin_step()
+            tokens = torch.tensor([[row.ids[-1]] for row in rows], device=cache.device)
+        # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of it nobody could
+        # write to them again.
+        with torch.no_grad():
+            logits_BV = model.last_logits(tokens, cache)
+            _write(rows, logits_BV, decoding)
+        ended = []
+        for slot, row in enumerate(rows, start=first):
+            limit = min(decoding.max_new_tokens, longest - len(row.prompt))
+            if row.ids[-1] == EOS_ID or len(row.ids) == limit or stopped(row.ids):
+                row.truncated = row.ids[-1] != EOS_ID and not stopped(row.ids)
+                ended.append(slot)
+                yield row
+        for source, hole in cache.release(ended):
+            active[hole] = active[source]
+        del active[cache.num_active :]
+
+
+def _next_prompts(waiting: deque[Completion], num_free: int) -> list[Completion]:
+    """At least one, at most `num_free`, and PROMPT_TOKENS with the padding that the longest of them makes."""
+    rows, longest = [waiting.popleft()], 0
+    longest = len(rows[0].prompt)
+    while waiting and len(rows) < num_free:
+        longest = max(longest, len(waiting[0].prompt))
+        if longest * (len(rows) + 1) > PROMPT_TOKENS:
+            break
+        rows.append(waiting.popleft())
+    return rows
+
+
+def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) -> None:
+    """Appends the next token to each row."""
+    if decoding.temperature:
+        draws = torch.tensor([row.draws.random() for row in rows], device=logits_BV.device)
+        tokens_B = sample(logits_BV / decoding.temperature, decoding.top_p, draws)
+    else:
+        tokens_B = logits_BV.argmax(-1)
+    for row, token in zip(rows, tokens_B.tolist(), strict=True):
+        row.ids.append(token)
+    if decoding.log_probs:
+        chosen = logits_BV.log_softmax(-1).gather(1, tokens_B.unsqueeze(1)).squeeze(1)
+        for row, log_prob in zip(rows, chosen.tolist(), strict=True):
+            row.log_probs.append(log_prob)
+
+
+def sample(logits_BV: "Tensor", top_p: float, draws_B: "Tensor") -> "Tensor":
+    """Tokens_B by inverting the distribution at `draws` (uniform in [0, 1)), restricted to the nucleus of `top_p`."""
+    probabilities, tokens_BV = logits_BV.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
+    up_to = probabilities.cumsum(-1)
+    # A token is in the nucleus when those before it have less than top_p: the first always is.
+    nucleus = torch.where(up_to - probabilities < top_p, probabilities, 0.0).cumsum(-1)
+    index_B1 = torch.searchsorted(nucleus, (draws_B.double() * nucleus[:, -1]).unsqueeze(1), right=True)
+    return tokens_BV.gather(1, index_B1.clamp_max(tokens_BV.shape[1] - 1)).squeeze(1)

@@ -1,0 +1,53 @@
+"""The task file of a training, checked: docs/contract.md, kind `train`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from substrate.interface.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A checked task file of kind `train`. Paths are those inside the sandbox."""
+
+    model: dict[str, Any]
+    recipe: dict[str, Any]
+    parallelism: dict[str, Any]
+    seed: int
+    base: Path  # a .safetensors file, or a folder with one
+    tokenizer: Path
+    train_data: Path
+    out: Path
+    stop: Path
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of the run: experts (ep) are shared out among the ranks of a stage."""
+        return int(self.parallelism["tp"] * self.parallelism["pp"] * self.parallelism["dp"])
+
+    @classmethod
+    def read(cls, path: Path) -> "Task":
+        """Reads and checks a task file. Raises UsageError: unreadable, another schema or kind, a wrong key."""
+        try:
+            task = json.loads(path.read_text(encoding="utf-8"))
+            header, config, paths = (task.get("schema"), task.get("kind")), task["config"], task["paths"]
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise UsageError(f"task file {path}: {error!r}; schema, kind, config and paths are needed") from None
+        if header != (1, "train"):
+            raise UsageError(f"task file {path} has schema and kind {header}; valid is (1, 'train')")
+        for name, values, needed in (
+            ("config", config, {"model", "recipe", "parallelism", "seed"}),
+            ("paths", paths, {"base", "tokenizer", "train_data", "out", "stop"}),
+        ):
+            if not isinstance(values, dict) or set(values) != needed:
+                raise UsageError(f"{name} of {path} has {sorted(values)}; valid keys are {sorted(needed)}")
+        if type(config["seed"]) is not int:
+            raise UsageError(f"config.seed of {path} is {config['seed']!r}; it is an integer")
+        for axis in ("tp", "pp", "dp"):
+            size = config["parallelism"].get(axis) if isinstance(config["parallelism"], dict) else None
+            if type(size) is not int or size < 1:
+                raise UsageError(f"config.parallelism.{axis} of {path} is {size!r}; it is an integer of at least 1")
+        fields: dict[str, Any] = {**config, **{name: Path(value) for name, value in paths.items()}}
+        return cls(**fields)

@@ -1,0 +1,1 @@
+"""One run of a recipe: steps, learning rates, checkpoints, the choice of the state that becomes the adapter."""

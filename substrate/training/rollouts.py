@@ -1,0 +1,111 @@
+"""Completions of the model in training, scored: what rejection sampling and policy gradients learn from.
+
+    Sampler(model, parallel, tokenizer, Sampling(...)).sample(rows, num_each=8, seed="11/rollout/3")
+
+Prompts are dealt to data-parallel ranks where those are independent, and the samples gathered; with experts shared
+among them (ep > 1) every rank must take part in every step, so all decode everything. A truncated completion has no
+reward, whatever it says: it would be cut at the limit of the judge too.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch.distributed as dist
+
+from substrate.answers import extract, is_correct
+from substrate.data.rows import Row
+from substrate.inference.decode import Decoding, decode
+from substrate.interface.progress import Progress
+from substrate.model.twin import decoding_twin
+
+if TYPE_CHECKING:
+    from substrate.data.tokenizer import Tokenizer
+    from substrate.distributed.groups import Parallel
+    from substrate.model import HybridModel
+
+
+HEARTBEAT_SECONDS = 20.0  # a trial that writes nothing for long is taken for one that stands still
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn."""
+
+    temperature: float  # 0 is greedy
+    top_p: float
+    max_new_tokens: int
+    batch_size: int  # sequences decoded together
+
+
+class Sample(NamedTuple):
+    """One completion of a row's prompt."""
+
+    item_id: str
+    ids: list[int]  # ends with </s> unless truncated
+    log_probs: list[float]  # of each id under the engine, at temperature 1
+    truncated: bool
+    reward: float  # 1.0 for the right answer, else 0.0
+
+
+class Sampler:
+    """The own engine on the model in training."""
+
+    def __init__(
+        self,
+        model: "HybridModel",
+        parallel: "Parallel",
+        tokenizer: "Tokenizer",
+        how: Sampling,
+        progress: "Progress | None" = None,
+    ) -> None:
+        self._progress = progress or Progress(Path(), rank=1, done_steps=0)  # of another rank than 0: writes nothing
+        self._model, self._parallel, self._tokenizer, self._how = model, parallel, tokenizer, how
+        self._twin = decoding_twin(model, parallel)
+
+    def sample(self, rows: Sequence[Row], num_each: int, seed: str) -> list[list[Sample]]:
+        """`num_each` completions of each row's prompt; alike on every rank, a function of the model and `seed`."""
+        parallel = self._parallel
+        numbers = range(len(rows)) if parallel.ep > 1 else range(parallel.dp_rank, len(rows), parallel.dp)
+        asked = [(f"{number}/{copy}", rows[number].prompt) for number in numbers for copy in range(num_each)]
+        decoding = Decoding(
+            self._how.max_new_tokens,
+            self._how.batch_size,
+            self._how.temperature,
+            self._how.top_p,
+            seed=int.from_bytes(seed.encode()),
+            log_probs=True,
+        )
+        self._model.eval()
+        done: dict[str, tuple[list[int], list[float], bool]] = {}
+        heard = time.monotonic()
+        for each in decode(self._twin, asked, decoding):
+            done[each.item_id] = (each.ids, each.log_probs, each.truncated)
+            if time.monotonic() - heard >= HEARTBEAT_SECONDS:
+                heard = time.monotonic()
+                self._progress.write("sampling", done=len(done), total=len(asked))
+        self._model.train()
+        if parallel.ep == 1 and parallel.dp > 1:
+            parts: list[dict[str, tuple[list[int], list[float], bool]]] = [{} for _ in range(parallel.dp)]
+            dist.all_gather_object(parts, done, group=parallel.groups.dp)
+            done = {name: found for part in parts for name, found in part.items()}
+        return [
+            [self._scored(row, *done[f"{number}/{copy}"]) for copy in range(num_each)]
+            for number, row in enumerate(rows)
+        ]
+
+    def _scored(self, row: Row, ids: list[int], log_probs: list[float], truncated: bool) -> Sample:
+        right = not truncated and is_correct(row.answer, extract(self._tokenizer.decode(ids)))
+        return Sample(row.item_id, ids, log_probs, truncated, float(right))
+
+
+def by_family(rows: Sequence[Row], groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
+    """Mean reward of each family, rounded for a line of progress."""
+    families = dict.fromkeys(row.family for row in rows)
+    rewards = {
+        family: [one.reward for row, group in zip(rows, groups, strict=True) if row.family == family for one in group]
+        for family in families
+    }
+    return {family: round(sum(found) / len(found), 4) for family, found in rewards.items()}

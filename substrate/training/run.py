@@ -1,0 +1,281 @@
+"""One run of a recipe: the model with its adapter, and all that changes from step to step.
+
+    rows of the training file -> batch of a step -> gradients -> AdamW -> checkpoint, candidate -> the next step
+
+What is trained, on what and with which loss is the recipe's; the mathematics of layout is the model's; here is the
+loop that they share. It looks at the stop file before every step. A run that goes on from a checkpoint gives the
+adapter that it would have given without the stop, to the last bit.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from substrate.data.batches import Batch, Shape, Stream, make_batch
+from substrate.data.rows import Row
+from substrate.data.tokenizer import Tokenizer
+from substrate.interface.command_line import write_json
+from substrate.interface.errors import Diverged, Stopped
+from substrate.interface.progress import Progress
+from substrate.interface.task import Task
+from substrate.model import ModelConfig, build_model, kernels, load_base, trainable_placements
+from substrate.model.tensors import Checkpoint, fill, owned
+from substrate.training import checkpoint
+from substrate.training.pipeline_stages import accumulate_gradients
+from substrate.training.recipe import Recipe
+from substrate.training.schedule import learning_rates
+from substrate.training.selection import Selector
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from substrate.distributed.groups import Parallel
+    from substrate.model.layout import Placement
+    from substrate.training.rollouts import Sampler, Sampling
+
+
+STARTED = time.monotonic()
+# A loss of more than so many times that of guessing evenly, log(vocabulary), does not come back.
+DIVERGED_FACTOR = 3.0
+ADAM_BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the betas of Nemotron-H's own training (arXiv:2504.03624)
+SELECTED = "selected"
+Result = TypeVar("Result")
+
+
+class Training:
+    """A run, built by all ranks together; what it has without underscore is for recipes."""
+
+    def __init__(self, task: Task, recipe: Recipe, parallel: "Parallel") -> None:
+        self.task, self.recipe, self.parallel = task, recipe, parallel
+        if parallel.rank == 0:
+            kernels.tell(parallel.device)
+        recipe.check_layout(parallel.pp, parallel.dp)
+        self.tokenizer = Tokenizer.from_file(task.tokenizer)
+        prepared = recipe.prepare(task.train_data, self.tokenizer, task.seed)
+        if parallel.rank == 0:
+            write_json(task.out / "data_card.json", prepared.card)
+        self.rows, self._holdout = prepared.rows, prepared.holdout
+        self.shape = Shape(recipe.micro_batch_size, parallel.tp, parallel.dp_rank, parallel.dp)
+        self.stream = self.stream_of(self.rows)
+        self.sampled: Stream | None = None  # batches of what the model itself wrote, where a recipe learns from that
+        torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: alike in a tensor-parallel group
+        recompute = bool(task.parallelism.get("recompute", False))
+        self.model = build_model(ModelConfig.from_dict(task.model), parallel, recompute=recompute)
+        load_base(self.model, task.base)
+        recipe.attach(self.model, task.seed)
+        self.model.train()
+        self.trainable = [tensor for tensor in self.model.parameters() if tensor.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.trainable, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=recipe.weight_decay
+        )
+        for tensor in self.trainable:  # AdamW makes them at its first step, a checkpoint fills them before
+            zeros = {"exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
+            self.optimizer.state[tensor] = {"step": torch.zeros(()), **zeros}
+        every, last = recipe.checkpoint_every, recipe.num_steps
+        self._selector = Selector(recipe.selection, sorted({*range(every, last, every), last}), self.trainable)
+        self.copies: dict[str, list[Tensor]] = {}  # of the trainable tensors, kept in checkpoints: see `copy`
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.rates = [0.0] * recipe.num_steps
+        if not self._resume():
+            rates = learning_rates(
+                recipe.schedule,
+                peak=recipe.learning_rate,
+                num_steps=recipe.num_steps,
+                warmup_steps=recipe.warmup_steps,
+                min_lr_ratio=recipe.min_lr_ratio,
+                rank=parallel.rank,
+            )
+            self.rates = [rate * recipe.rate_scale(step) for step, rate in enumerate(rates)]
+        self.progress = Progress(task.out / "progress.jsonl", rank=parallel.rank, done_steps=self.step)
+
+    def run(self) -> None:
+        """Makes the steps that are left and saves the adapter. Raises Stopped, Diverged."""
+        self.progress.write("start", seconds=round(time.monotonic() - STARTED, 3))
+        begun = time.monotonic() - self.seconds
+        while self.step < self.recipe.num_steps:
+            if self.parallel.agree(self.task.stop.exists()):
+                self._save_checkpoint()
+                raise Stopped(f"stopped after step {self.step} of {self.recipe.num_steps}; the state is saved")
+            loss, grad_norm = self._make_step()
+            self.seconds = time.monotonic() - begun
+            self.progress.write(
+                "train",
+                step=self.step,
+                num_steps=self.recipe.num_steps,
+                loss=loss,
+                grad_norm=grad_norm,
+                learning_rate=self.rates[self.step - 1],
+                tokens=self.tokens,
+                seconds=round(self.seconds, 3),
+            )
+            if self._selector.is_due(self.step):
+                self._offer_candidate()
+            if self.step % self.recipe.checkpoint_every == 0 and self.step < self.recipe.num_steps:
+                self._save_checkpoint()
+        self._selector.apply()
+        self.recipe.save(self, self.task.out / "adapter")
+
+    def stream_of(self, rows: Sequence[Row]) -> Stream:
+        """Batches of these rows, cut as the run's are."""
+        return Stream(rows, self.recipe.batch_size, self.shape, self.recipe.loss_weighting)
+
+    def sampler(self, how: "Sampling") -> "Sampler":
+        """The engine on the model as it is now."""
+        from substrate.training.rollouts import Sampler
+
+        return Sampler(self.model, self.parallel, self.tokenizer, how, self.progress)
+
+    def copy(self, name: str) -> None:
+        """Keeps the trainable tensors as they are now, also over a stop."""
+        self.copies[name] = [tensor.detach().clone() for tensor in self.trainable]
+
+    def with_copy(self, name: str, act: Callable[[], Result]) -> Result:
+        """What `act` returns while the copy stands in the place of the trainable tensors."""
+        now = [tensor.detach().clone() for tensor in self.trainable]
+        self._put(self.copies[name])
+        try:
+            return act()
+        finally:
+            self._put(now)
+
+    def log_probs(self, rows: Sequence[Row]) -> dict[str, list[float]]:
+        """Item id -> log-probability of each learned token, in nats; every data-parallel rank scores all rows."""
+        found: dict[str, list[float]] = {}
+        self.model.eval()
+        for micro_batch in make_batch(rows, self.shape._replace(dp_rank=0, dp_size=1)).micro_batches:
+            with torch.no_grad():
+                outputs_BL = self.recipe.outputs(self.model, micro_batch)
+            for row, line in zip(micro_batch.rows, outputs_BL.tolist(), strict=True):
+                begin = len(row.prompt) - 1
+                found[row.item_id] = line[begin : begin + len(row.learned)]
+        self.model.train()
+        return found
+
+    def _put(self, values: Sequence["Tensor"]) -> None:
+        for tensor, value in zip(self.trainable, values, strict=True):
+            tensor.data.copy_(value)
+
+    def _make_step(self) -> tuple[float, float]:
+        """One optimizer step. Returns the batch's loss (nats a learned token) and the gradient norm before clipping."""
+        batch: Batch = self.recipe.batch(self)
+        self.optimizer.zero_grad(set_to_none=True)
+        local_loss = accumulate_gradients(
+            self.model,
+            batch.micro_batches,
+            lambda micro_batch: self.recipe.outputs(self.model, micro_batch),
+            self.recipe.loss,
+        )
+        batch_loss = self.parallel.total(local_loss)
+        self._check("loss", batch_loss, DIVERGED_FACTOR * math.log(self.model.architecture.vocab_size))
+        self.parallel.finalize_gradients(self.model)
+        grad_norm = self.parallel.clip_gradients(self.model, self.recipe.clip_norm)
+        self._check("gradient norm", grad_norm, math.inf)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[self.step]
+        self.optimizer.step()
+        self.step += 1
+        self.tokens += batch.num_tokens
+        return batch_loss, grad_norm
+
+    def _check(self, what: str, value: float, limit: float) -> None:
+        """Raises Diverged, alike on every rank: parameters are still those before this step."""
+        if not math.isfinite(value) or value > limit:
+            kept = sorted(path.name for path in self.checkpoints.glob("step_*"))
+            raise Diverged(
+                f"the {what} of step {self.step + 1} is {value:.4g}; valid is a finite number up to {limit:.4g}. "
+                f"The last checkpoint is {kept[-1] if kept else 'none'}; a lower learning rate or clip_norm may hold"
+            )
+
+    def _offer_candidate(self) -> None:
+        """Tells the selector of the state now, with its holdout losses where they decide."""
+        losses = {}
+        if self._selector.needs_holdout:
+            losses = {family: self._holdout_loss(rows) for family, rows in self._holdout.items()}
+        loss = self._selector.offer(self.step, losses)
+        chosen = self._selector.at_steps
+        self.progress.write("candidate", step=self.step, holdout_loss=loss, by_family=losses, chosen_steps=chosen)
+
+    def _holdout_loss(self, rows: Sequence[Row]) -> float:
+        """Mean cross-entropy of the rows' learned tokens, nats."""
+        total = 0.0
+        self.model.eval()
+        for micro_batch in make_batch(rows, self.shape).micro_batches:
+            with torch.no_grad():
+                outputs_BL = self.recipe.outputs(self.model, micro_batch)
+            total -= float((outputs_BL * micro_batch.weights_BL.to(outputs_BL)).sum())
+        self.model.train()
+        return self.parallel.total(total)
+
+    def _resume(self) -> bool:
+        """Takes up the newest checkpoint, where there is one."""
+        found = checkpoint.newest(self.checkpoints, self._identity())
+        if found is None:
+            return False
+        path, record = found
+        for name in record["copies"]:
+            self.copy(name)
+        self._selector.restore(record["selection"])
+        with torch.no_grad(), Checkpoint(path) as saved:
+            for place in self._placements():
+                fill(place, saved)
+            if self._random_name in saved.names:
+                state = self._random_state()
+                self._set_random_state(saved.read(self._random_name, tuple(state.shape), slice(None)))
+        for tensor in self.trainable:
+            self.optimizer.state[tensor]["step"].fill_(record["step"])
+        self.step, self.tokens, self.seconds, self.rates = (
+            record[name] for name in ("step", "tokens", "seconds", "rates")
+        )
+        return True
+
+    def _save_checkpoint(self) -> None:
+        numbers = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "rates": self.rates}
+        kept = {"copies": list(self.copies), "selection": self._selector.record()}
+        record = {**numbers, **kept, "identity": self._identity(), "layout": self.task.parallelism}
+        checkpoint.save(self.checkpoints, self._written_here(), record)
+
+    def _written_here(self) -> "Iterator[tuple[str, Tensor]]":
+        """What this rank writes of the state, by name, whole and on the host."""
+        yield from owned(self._placements(), self.parallel.groups)
+        if self.parallel.tp_rank == 0:
+            yield self._random_name, self._random_state()
+
+    def _random_state(self) -> "Tensor":
+        """Of the generator that dropout draws from: the device's own."""
+        on_gpu = self.parallel.device.type == "cuda"
+        return torch.cuda.get_rng_state(self.parallel.device) if on_gpu else torch.get_rng_state()
+
+    def _set_random_state(self, state: "Tensor") -> None:
+        if self.parallel.device.type == "cuda":
+            torch.cuda.set_rng_state(state, self.parallel.device)
+        else:
+            torch.set_rng_state(state)
+
+    def _placements(self) -> "Iterator[Placement]":
+        """Of every trained tensor, of its two moments and of its copies."""
+        copies = {**self.copies, **({SELECTED: self._selector.chosen} if self._selector.chosen else {})}
+        number_of = {id(tensor): number for number, tensor in enumerate(self.trainable)}
+        for place in trainable_placements(self.model):
+            yield place
+            for moment in ("exp_avg", "exp_avg_sq"):
+                yield place.of(self.optimizer.state[place.tensor][moment], f"{moment}/")
+            for name, tensors in copies.items():
+                yield place.of(tensors[number_of[id(place.tensor)]], f"{name}/")
+
+    @property
+    def _random_name(self) -> str:
+        """Of the generator's state (dropout): alike in a tensor-parallel group. Another layout draws anew."""
+        return f"random/pp{self.parallel.pp_rank}/dp{self.parallel.dp_rank}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.task.out / "checkpoints"
+
+    def _identity(self) -> dict[str, Any]:
+        task = self.task
+        return {"model": task.model, "recipe": task.recipe, "seed": task.seed}

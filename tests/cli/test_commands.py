@@ -1,0 +1,136 @@
+"""The commands as one types them: exit codes, sentences without tracebacks, and what to type next."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import main, parse
+from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.files import alone
+from pipeline.campaign.layout import Campaign
+from pipeline.rounds import chain
+from tests.attacks.host import command_as, environment
+from tests.support.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
+from tests.support.paths import ROOT
+
+
+@pytest.fixture
+def campaign(tmp_path) -> Campaign:
+    return frozen_campaign(tmp_path)
+
+
+def test_overrides_stand_before_and_after_options():
+    for words in (["--dry-run", *OVERRIDES], [*OVERRIDES, "--dry-run"]):
+        arguments = parse(["round", "runs/x", *words])
+        assert (arguments.dry_run, arguments.overrides) == (True, OVERRIDES)
+
+
+@pytest.mark.parametrize(
+    "words", [["round", "x", "--wiat"], ["status", "x", "r0001", "more"], ["worker", "x"], ["dance"]]
+)
+def test_wrong_usage_is_2(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["status", "{}/nothing"], 2, "is not a campaign"),
+        (["round", "{}/new", "recipe.num_stepz=3"], 2, "num_stepz"),
+        (["round", "{}/new", "recipe.warmup_steps=1000"], 2, "recipe.warmup_steps is 1000; valid is 0 to num_steps - 1"),
+        (["round", "{}/new", "tasks.train_csv=/absent.csv", "--dry-run"], 2, "/absent.csv is no file"),
+        (["round", "{}/new", "parallelism.tp=3"], 2, "tp"),
+        (["round", "{}/smoke", "--json"], 2, "--json goes with --dry-run"),
+        (["round", "{}/new", "cluster=moon"], 2, "cluster"),
+        (["status", "{}/smoke", "r0007"], 2, "round r0007 is not frozen"),
+        (["status", "{}/smoke", "seven"], 2, "seven"),
+        (["image", "show", "{}/no.sqsh"], 2, "no.sqsh"),
+    ],
+)  # fmt: skip
+def test_an_expected_error_is_one_sentence_with_its_code(campaign, words, code, said, capsys):
+    before = tree(campaign.folder.parent)
+    assert main([word.format(campaign.folder.parent) for word in words]) == code
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert tree(campaign.folder.parent) == before
+
+
+def test_a_dry_run_writes_nothing_and_shows_what_sbatch_gets(campaign, capsys):
+    before = tree(campaign.folder)
+    assert main(["round", str(campaign.folder), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "a0  anchor" in shown
+    assert "#SBATCH --array=0-7" in shown
+    assert main(["round", str(campaign.folder), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [arm["index"] for arm in told["plan"]["arms"]] == [*range(8)]
+    assert any("#SBATCH --array=0-7" in text for text in told["sbatch"].values()) and told["costs"]["parameters"] > 0
+    assert tree(campaign.folder) == before
+
+
+def test_no_submit_prints_the_lines_to_type(campaign, capsys):
+    assert main(["round", str(campaign.folder), "--no-submit"]) == 0
+    shown = capsys.readouterr().out
+    assert f"next: sbatch --array=0,1,2,3,4,5,6,7 slurm/round.sbatch {campaign.folder} r0001" in shown
+    assert f"slurm/meta.sbatch {campaign.folder} r0001" in shown
+
+
+def test_status_for_programs(campaign, capsys):
+    publish(campaign.round("r0001"), "a0")
+    assert main(["status", str(campaign.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["round"], found["closed"], len(found["arms"])) == ("r0001", False, 8)
+    assert {arm["state"] for arm in found["arms"][1:]} == {"waiting"}
+
+
+def test_help_comes_fast_and_names_every_verb():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in ("init", "round", "worker", "meta", "status", "image"))
+    assert not any(name in done.stderr for name in ("hydra", "h5py", "torch", "submitit", "rich."))
+
+
+def test_a_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m pipeline --help | head -c 0"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another person needs root to be played")
+def test_another_person_is_told_whose_campaign_it_is(tmp_path: Path) -> None:
+    campaign = fresh_campaign(tmp_path)
+    for path in (tmp_path, *list(tmp_path.parents)[:-2]):  # /tmp itself stays as it is
+        path.chmod(0o755)
+    for words in (["round"], ["pause"]):
+        command = [*command_as("user", sys.executable, "-P", "-m", "pipeline"), words[0], str(campaign.folder)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
+        assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
+        assert str(campaign.folder) in done.stderr and ("belongs to root" in done.stderr or "Permission" in done.stderr)
+    looked = [*command_as("user", sys.executable, "-P", "-m", "pipeline"), "status", str(campaign.folder), "r0000"]
+    done = subprocess.run(looked, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
+    with alone(tmp_path / "lock", "thing"), pytest.raises(ConfigError, match=f"process {os.getpid()} of "):
+        with alone(tmp_path / "lock", "thing"):
+            pass
+    with alone(tmp_path / "lock", "thing"):
+        assert (tmp_path / "lock").read_text().count("process") == 1
+
+
+def test_what_is_made_ready_meanwhile_stops_nothing(campaign):
+    """Whatever is wrong there is met again, and told, once the meta stage has ended."""
+    chain.get_ready(campaign, "r0009")
+    (campaign.hydra_dir / "round" / "r0001.yaml").write_text("policy: [\n  x: {")
+    chain.get_ready(campaign, "r0001")

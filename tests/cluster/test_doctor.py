@@ -1,0 +1,168 @@
+"""`doctor` before a stand-in site: what it asks there, what each fault is called, and that none comes without its cure."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+from pipeline.campaign.errors import ConfigError
+from pipeline.cluster import doctor, site_check
+from pipeline.config import settings
+from tests.support.campaigns import changed_byte, fresh_campaign
+
+CONFIG = """Configuration data as of 2026-11-24T04:00:00
+AccountingStorageType   = accounting_storage/slurmdbd
+ClusterName             = here
+JobRequeue              = {requeue}
+MaxArraySize            = {size}
+SLURM_VERSION           = 22.05.8
+"""
+SITE = ["cluster=slurm", "experiment=smoke", "cluster.gpus_per_node=0"]
+HEALTHY = {"seen": "seen", "clock": "100.5", "runtime": "Python 3.11.7", "absent": "", "fuse": "open", "namespaces": "open",
+           "bytes": str(2**40), "kind": "xfs", "gpus": "8", "errors": "0 0 0 0 0 0 0 0", "end": "n7"}  # fmt: skip
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """Programs of a site whose node is this machine; called with what is wrong with it."""
+
+    def install(requeue="1", size="1001", partitions="main|1-00:00:00|8|gpu:8|up\n", srun=True):
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        (folder / "config").write_text(CONFIG.format(requeue=requeue, size=size))
+        (folder / "partitions").write_text(partitions)
+        for name, text in {
+            "scontrol": f'[ "$1" = ping ] || cat {folder}/config',
+            "sinfo": f"cat {folder}/partitions",
+            "sacctmgr": "echo here",
+            "srun": 'while [ "$1" != bash ]; do shift; done; exec "$@"' if srun else "exit 1",
+        }.items():
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        monkeypatch.chdir(tmp_path)
+
+    return install
+
+
+def examined(*overrides, campaign=None):
+    found = doctor.examine([*SITE, *overrides], campaign)
+    assert all(check.cure for check in found if check.verdict == "bad")
+    return {check.name: check for check in found}
+
+
+def test_a_site_that_is_fit_has_nothing_bad(site, monkeypatch):
+    for name in [name for name in os.environ if re.match("SBATCH_|SRUN_", name)]:
+        monkeypatch.delenv(name)
+    site()
+    found = examined()
+    assert [check for check in found.values() if check.verdict == "bad"] == []
+    assert {"slurmctld", "MaxArraySize", "JobRequeue", "accounting", "time limit", "nodes", "shared file system", "clock skew",
+            "runtime on a node", "mounts on a node", "user namespaces on a node", "scratch on a node", "disk", "scratch",
+            "leaking variables", "secrets in the environment", "configuration"} <= set(found)  # fmt: skip
+    assert found["runtime on a node"].found.startswith("Python 3")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "overrides", "name", "verdict", "words"),
+    [
+        ({"size": "8"}, [], "MaxArraySize", "bad", "the site must allow 9"),
+        ({"requeue": "0"}, [], "JobRequeue", "unknown", "`rerun` goes on from the checkpoint"),
+        ({"partitions": "main|30:00|8|(null)|up\n"}, [], "time limit", "bad", "a lower cluster.time_limit_minutes"),
+        ({"partitions": "main|1-00:00:00|8|gpu:4|up\n"}, ["cluster.gpus_per_node=8"], "GPUs a node", "bad", "as the nodes have them"),
+        ({}, ["cluster.partition=gpu"], "partition", "bad", "cluster.partition="),
+        ({}, ["cluster.runtime=[apptainer-of-the-site,exec,python3]"], "runtime on a node", "bad", "cluster.runtime"),
+        ({}, ["cluster.scratch_dir=/absent"], "scratch on a node", "bad", "cluster.scratch_dir"),
+        ({"srun": False}, [], "a node", "unknown", "the queue is full"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_site_has_its_name_and_cure(site, wrong, overrides, name, verdict, words):
+    site(**wrong)
+    check = examined(*overrides)[name]
+    assert check.verdict == verdict and words in check.cure
+
+
+@pytest.mark.parametrize(
+    ("answers", "name", "verdict"),
+    [
+        ({"seen": ""}, "shared file system", "bad"),
+        ({"clock": "97.9"}, "clock skew", "bad"),
+        ({"clock": "103.1"}, "clock skew", "bad"),
+        ({"runtime": "bash: python3: command not found"}, "runtime on a node", "bad"),
+        ({"absent": "squashfuse "}, "mounts on a node", "unknown"),
+        ({"fuse": "closed"}, "mounts on a node", "unknown"),
+        ({"namespaces": "unshare: unshare failed: Operation not permitted"}, "user namespaces on a node", "bad"),
+        ({"bytes": "1000"}, "scratch on a node", "bad"),
+        ({"kind": "lustre"}, "scratch on a node", "bad"),
+        ({"gpus": "7"}, "GPUs on a node", "unknown"),
+        ({"errors": "0 0 0 2 0 0 0 0"}, "GPU health", "bad"),
+    ],
+)
+def test_what_a_node_answers(answers, name, verdict):
+    cluster = settings.compose(["cluster=slurm", "experiment=smoke"]).cluster
+    well = {check.name: check for check in site_check.judged(HEALTHY, cluster, 100, 101)}
+    assert {check.verdict for check in well.values()} == {"good"}
+    ill = {check.name: check for check in site_check.judged(HEALTHY | answers, cluster, 100, 101)}
+    assert ill.pop(name).verdict == verdict
+    well.pop(name)
+    assert {each: check.verdict for each, check in ill.items()} == {each: check.verdict for each, check in well.items()}
+
+
+def test_the_runtime_s_words_are_filled_in_on_the_node(tmp_path):
+    """And nothing else in them is the shell's."""
+    program = tmp_path / "a program"
+    program.write_text('#!/bin/sh\nprintf "<%s>" "$@"\n')
+    program.chmod(0o755)
+    overrides = ["cluster=slurm", "experiment=smoke", "cluster.setup=['export IMAGE=\"/shared/run time.sif\"']"]
+    cluster = settings.compose(overrides).cluster
+    cluster.runtime = [str(program), "$IMAGE", 'a "b" `c` \\d', "python3"]
+    done = subprocess.run(
+        ["bash", "-c", site_check.questions(cluster, tmp_path / "canary")], capture_output=True, text=True
+    )
+    assert 'DOCTOR runtime=</shared/run time.sif><a "b" `c` \\d><python3><--version>\n' in done.stdout
+
+
+def test_variables_that_leak_and_secrets_are_named_without_their_values(site, monkeypatch):
+    site()
+    monkeypatch.setenv("SBATCH_PARTITION", "elsewhere")
+    monkeypatch.setenv("HF_TOKEN", "hunter2")
+    found = examined()
+    assert (found["leaking variables"].verdict, found["leaking variables"].found) == ("bad", "SBATCH_PARTITION")
+    assert "HF_TOKEN" in found["secrets in the environment"].found
+    assert not any("hunter2" in check.found + check.cure for check in found.values())
+
+
+def test_a_campaign_s_digests_are_checked(site, tmp_path):
+    site()
+    campaign = fresh_campaign(tmp_path)
+    assert {
+        examined(campaign=campaign)[name].verdict for name in ("frozen facts", "frozen code", "image", "vault")
+    } == {"good"}
+    (changed,) = campaign.folder.glob("**/pipeline/decide.py")
+    with changed_byte(changed):
+        assert examined(campaign=campaign)["frozen code"].verdict == "bad"
+    campaign.vault.chmod(0o755)
+    assert examined(campaign=campaign)["vault"].cure == f"chmod 700 {campaign.vault}"
+
+
+def test_without_a_controller_the_site_is_one_bad_check(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path) + ":/usr/bin:/bin")
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    found = examined()
+    assert "login node" in found["slurmctld"].cure and "a node" not in found
+
+
+def test_overrides_that_compose_to_nothing_are_a_usage_error():
+    with pytest.raises(ConfigError):
+        doctor.examine(["cluster=moon"])
+
+
+def test_an_arm_is_weighed_against_this_machine():
+    def found(*overrides):
+        return next(check for check in doctor.examine(overrides) if check.name == "memory of an arm")
+
+    assert found("experiment=demo").verdict == "good"
+    large = found("cluster=local", "experiment=nano_30b")
+    assert large.verdict == "bad" and "16 ranks take" in large.found and "plan-memory" in large.cure

@@ -1,0 +1,204 @@
+"""The memory plan against models that are built and trained here, and what it refuses."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+import yaml
+
+from pipeline.__main__ import main
+from pipeline.campaign.errors import ConfigError
+from pipeline.config import footprint, settings
+from substrate.distributed.groups import Parallel, start
+from substrate.model import ModelConfig, add_lora, build_model, init_weights, token_log_probs
+from substrate.model.full import add_full
+from substrate.training.pipeline_stages import accumulate_gradients
+from tests.support.live_bytes import LiveBytes
+from tests.support.paths import ROOT
+from tests.support.ports import free_ports
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:MLP requires ffn_hidden_size:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Warning. tp_group is None:DeprecationWarning"),
+]
+CONFIGS = ROOT / "hydra_conf" / "model"
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
+ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1, "recompute": False}
+NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
+# model file, what is changed in it, layout, sequences x tokens of a micro-batch
+SHORT = {"pattern": "ME*M"}
+CASES = {
+    "tiny": ("tiny", {}, ALONE, (4, 128)),
+    "small": ("small", {}, ALONE, (1, 256)),
+    "bfloat16": ("small", SHORT | {"dtype": "bfloat16"}, ALONE, (2, 256)),
+    "recompute": ("small", SHORT, ALONE | {"recompute": True}, (2, 256)),
+    "recompute bfloat16": ("small", SHORT | {"dtype": "bfloat16"}, ALONE | {"recompute": True}, (2, 256)),
+    "short chunks": ("small", {"pattern": "MMM", "mamba_chunk_size": 16}, ALONE | {"recompute": True}, (1, 256)),
+    "large vocabulary": ("small", {"pattern": "M*E", "vocab_size": 65536}, ALONE | {"recompute": True}, (2, 512)),
+    "many experts": ("small", {"pattern": "MEME", "num_experts": 32}, ALONE, (2, 256)),
+    "tp2": ("small", SHORT, ALONE | {"tp": 2}, (2, 256)),
+    "tp2 recompute": ("small", SHORT, ALONE | {"tp": 2, "recompute": True}, (2, 256)),
+    "tp2 ep2": ("small", SHORT, ALONE | {"tp": 2, "ep": 2}, (2, 256)),
+    "dp2 ep2": ("small", SHORT, ALONE | {"dp": 2, "ep": 2}, (2, 256)),
+    "pp2": ("small", SHORT, ALONE | {"pp": 2}, (2, 256)),
+    "full": ("small", SHORT, ALONE, (2, 256)),  # whole weights of the targets
+    "full bfloat16 tp2": ("small", SHORT | {"dtype": "bfloat16"}, ALONE | {"tp": 2}, (2, 256)),
+}
+
+
+def planned(case: str, targets: list[str]) -> footprint.Footprint:
+    name, changes, layout, (sequences, length) = CASES[case]
+    recipe = {
+        "method": "sft_full" if case.startswith("full") else "sft_lora",
+        "selection": {"choice": "last"},
+        "options": {},
+        "lora": {"rank": 16, "targets": targets},
+        "micro_batch_size": sequences,
+        "batch_size": 2 * sequences * layout["dp"],
+        "sequence_length": length,
+    }
+    return footprint.training(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | changes, layout, recipe)
+
+
+def targets_of(case: str) -> list[str]:
+    """Those that the pattern has layers for."""
+    name, changes, _, _ = CASES[case]
+    pattern = changes.get("pattern") or yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["pattern"]
+    kinds = {"M": ["in_proj"], "*": TARGETS[:4], "E": TARGETS[5:]}
+    return [target for letter in "*ME" if letter in pattern for target in kinds[letter]]
+
+
+def built(parallel: Parallel, case: str) -> dict[str, int]:
+    """Bytes of a rank that makes a real step of two micro-batches."""
+    name, changes, layout, (sequences, length) = CASES[case]
+    values = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | changes
+    model = build_model(ModelConfig.from_dict(values), parallel, recompute=layout["recompute"])
+    init_weights(model, seed=1)
+    base = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    if case.startswith("full"):
+        add_full(model, targets_of(case))
+    else:
+        add_lora(model, 16, 32, 0.0, targets_of(case), seed=1)
+    trainable = [tensor for tensor in model.parameters() if tensor.requires_grad]
+    adapter = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()]) - base
+    optimizer = torch.optim.AdamW(trainable, lr=1e-3)
+    state = [optimizer.state[each] for each in trainable]
+    for each, tensor in zip(state, trainable, strict=True):
+        each |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
+        tensor.grad = torch.zeros_like(tensor)
+    kept = [*model.parameters(), *model.buffers(), *(tensor.grad for tensor in trainable)]
+    kept += [tensor for each in state for tensor in each.values()]
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randint(3, 500, (sequences, length), generator=generator) for _ in range(2)]
+    if parallel.pp > 1:  # between stages a micro-batch says its own shape
+        batches = [type("Batch", (), {"tokens_BL": tokens}) for tokens in batches]
+    with LiveBytes(kept) as counted:
+        accumulate_gradients(
+            model,
+            batches,
+            lambda batch: token_log_probs(
+                model, getattr(batch, "tokens_BL", batch), getattr(batch, "tokens_BL", batch)
+            ),
+            lambda log_probs, batch: -log_probs.mean(),
+        )
+        parallel.finalize_gradients(model)
+        optimizer.step()
+    moments = sum(tensor.nbytes for each in state for tensor in each.values())
+    gradients = sum(tensor.grad.nbytes for tensor in trainable)
+    return {"weights": base, "adapter": adapter, "gradients": gradients, "optimizer": moments, "peak": counted.peak}
+
+
+def _num_ranks(case: str) -> int:
+    return CASES[case][2]["tp"] * CASES[case][2]["pp"] * CASES[case][2]["dp"]
+
+
+def _rank_main(rank: int, ports: dict[str, int], folder: Path) -> None:
+    torch.set_num_threads(1)
+    for case, port in ports.items():
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        parallel = start(CASES[case][2])
+        (folder / f"{case}.{rank}.json").write_text(json.dumps(built(parallel, case)))
+        parallel.shutdown()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> dict[str, dict[str, int]]:
+    """Of every case, the rank with the highest peak."""
+    torch.set_num_threads(1)
+    parallel = start(ALONE)
+    found = {case: built(parallel, case) for case in CASES if _num_ranks(case) == 1}
+    parallel.shutdown()
+    folder = tmp_path_factory.mktemp("built")
+    names = [case for case in CASES if _num_ranks(case) == 2]
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    mp.spawn(_rank_main, (ports, folder), nprocs=2)
+    for case in ports:
+        ranks = [json.loads((folder / f"{case}.{rank}.json").read_text()) for rank in range(2)]
+        found[case] = max(ranks, key=lambda each: each["peak"])
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_plan_is_what_a_real_rank_holds(real, case):
+    plan = planned(case, targets_of(case))
+    exact = {name: getattr(plan, name) for name in ("weights", "adapter", "gradients", "optimizer")}
+    assert exact == {name: real[case][name] for name in exact}
+    assert plan.peak == pytest.approx(real[case]["peak"], rel=0.1)
+
+
+def test_every_target_is_counted(tmp_path):
+    """All eleven, routed experts and lm_head among them."""
+    targets = [*TARGETS, "out_proj", "experts.up_proj", "experts.down_proj", "lm_head"]
+    values = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
+    parallel = start(ALONE)
+    model = build_model(ModelConfig.from_dict(values), parallel)
+    init_weights(model, seed=1)
+    before = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    factors = sum(tensor.nbytes for tensor in add_lora(model, 16, 32, 0.0, targets, seed=1))
+    after = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    parallel.shutdown()
+    plan = planned("tiny", targets)
+    assert (plan.weights, plan.adapter, plan.gradients) == (before, after - before, factors)
+
+
+def test_the_published_30b_on_one_gpu():
+    """63.2 GB of weights; 6,144 bytes of keys and values a token; scan states of about 48 MB a sequence."""
+    config = settings.compose([*NANO, "parallelism=tp2", "parallelism.tp=1"]).to_dict()
+    plan = footprint.of_arm(config)["decoding"]
+    assert plan.weights / 1e9 == pytest.approx(63.2, abs=0.05)
+    assert plan.activations / config["tasks"]["decode_batch_size"] == pytest.approx(6144 * 8192 + 48.2e6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["parallelism.recompute=false", "recipe.micro_batch_size=4"], "training needs .*recompute=true"),
+        (["tasks.decode_batch_size=4096"], "decoding needs .*decode_batch_size"),
+        (["parallelism.judge_tp=1", "cluster.capacity.gpu_memory_gib=40"], "decoding needs .*judge_tp"),
+    ],
+)
+def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys, overrides, words):
+    with pytest.raises(ConfigError, match=words):
+        footprint.check_memory(settings.compose([*NANO, *overrides]).to_dict())
+    assert main(["plan-memory", *NANO, *overrides]) == 2
+    assert main(["round", str(tmp_path / "runs" / "nano"), *NANO, *overrides]) == 2
+    assert "gpu_memory_gib" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_30b_layout_fits(capsys):
+    assert main(["plan-memory", *NANO]) == 0
+    assert "it fits; next: python -m pipeline round runs/NAME experiment=nano_30b" in capsys.readouterr().out
+
+
+def test_for_programs(capsys):
+    assert main(["plan-memory", *NANO, "cluster.capacity.price_per_gpu_hour=2.5", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    parts = dict(found["bytes_per_rank"]["training"])
+    assert parts.pop("peak") == sum(parts.values())
+    assert found["forecast"]["cost"] == pytest.approx(2.5 * found["forecast"]["hours"])
+    assert found["forecast"]["source"].startswith("assumed")

@@ -1,0 +1,50 @@
+"""Every configuration file that is shipped composes, is typed, and fits where it says that it fits."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import fit, model_size, settings
+
+FILES = sorted(path.relative_to(settings.SOURCE) for path in settings.SOURCE.rglob("*.yaml"))
+GROUPS = {path.parts[0] for path in FILES if len(path.parts) == 2}
+
+
+@cache
+def composed(path: Path) -> settings.Settings:
+    """The whole configuration with this file chosen for its group."""
+    if path == Path("campaign.yaml"):
+        return settings.compose()
+    group, option = path.parent.name, path.stem
+    needs = {"external/command": ["external.command=[score]"]}  # what only a site can say
+    return settings.compose([f"{group}={option}", *needs.get(f"{group}/{option}", [])])
+
+
+def files(*groups: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in groups], ids=str)
+
+
+def test_the_files_were_found():
+    assert len(FILES) >= 20
+    assert {path.parent.name for path in FILES} == GROUPS | {""}
+    assert GROUPS == {"arm", "cluster", "experiment", "external", "model", "parallelism", "policy", "recipe", "tasks"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_file_composes_and_validates(path):
+    model_size.check_model(composed(path).to_dict()["model"])
+
+
+@files("experiment", "tasks", "policy", "recipe")
+def test_file_makes_a_plan_that_fits(path):
+    fit.check_plan_fits(composed(path))
+
+
+@files("cluster")
+def test_cluster_runs_the_experiment_of_its_size(path):
+    chosen = composed(path)
+    experiment = "nano_30b" if chosen.cluster.gpus_per_node else "demo"
+    fit.check_plan_fits(replace(composed(Path("experiment", f"{experiment}.yaml")), cluster=chosen.cluster))
+    assert chosen.cluster.signal_lead_seconds < 60 * chosen.cluster.time_limit_minutes

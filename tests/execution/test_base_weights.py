@@ -1,0 +1,167 @@
+"""Weights outside the image: right bytes or none, hashed once, staged once, whatever is killed in between."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+from pipeline.config import settings
+from pipeline.execution import base_weights
+from pipeline.rounds.init import build_image
+from pipeline.sandbox.namespace import run_program
+from substrate.formats import published_tokenizer
+from substrate.interface.errors import DataError
+from tests.support.paths import ROOT
+from tests.support.published import TEMPLATE, published_folder
+
+OUTSIDE = ["experiment=smoke", "model.weights=base/weights.json"]
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch) -> Path:
+    """A folder of a site: a checkpoint, its manifest; proofs go into a temporary folder of its own."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    folder = published_folder(tmp_path / "checkpoint")
+    (tmp_path / "weights.json").write_text(json.dumps(base_weights.describe(str(folder))))
+    return tmp_path
+
+
+def ready(site: Path, stage: str = "") -> Path:
+    return base_weights.ready(site / "weights.json", str(site / "checkpoint"), str(site / stage) if stage else "")
+
+
+def hashed(monkeypatch) -> list[str]:
+    """Names of the files that are hashed from now on."""
+    names: list[str] = []
+    real = base_weights._sha256
+    monkeypatch.setattr(base_weights, "_sha256", lambda path: names.append(path.name) or real(path))
+    return names
+
+
+def change_a_byte(path: Path) -> None:
+    """One byte, with size and times as they were."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("stage", ["", "stage"])
+def test_weights_are_hashed_once_and_again_when_anything_changed(site, monkeypatch, stage):
+    folder = ready(site, stage)
+    names = hashed(monkeypatch)
+    assert ready(site, stage) == folder
+    assert names == []
+    os.utime(folder / "model.safetensors")
+    ready(site, stage)
+    assert "model.safetensors" in names
+    change_a_byte(folder / "model.safetensors")
+    with pytest.raises(IntegrityError, match=r"model\.safetensors has sha256 .* the image names"):
+        ready(site, stage)
+
+
+def test_a_changed_source_is_never_staged(site):
+    change_a_byte(site / "checkpoint" / "model.safetensors")
+    with pytest.raises(IntegrityError, match=r"model\.safetensors has sha256"):
+        ready(site, "stage")
+    assert not [path for path in (site / "stage").iterdir() if path.is_dir()]
+
+
+def test_a_missing_file_is_named(site):
+    (site / "checkpoint" / "tokenizer.json").unlink()
+    with pytest.raises(NotFound, match=r"lacks tokenizer\.json"):
+        ready(site)
+    with pytest.raises(NotFound, match="is no published checkpoint"):
+        base_weights.describe(str(site / "checkpoint"))
+
+
+def test_what_a_killed_worker_left_is_replaced(site):
+    partial = site / "stage" / f".{ready(site, 'stage').name}.partial"
+    shutil.rmtree(ready(site, "stage"))
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"half")
+    folder = ready(site, "stage")
+    assert (folder / "model.safetensors").read_bytes() == (site / "checkpoint" / "model.safetensors").read_bytes()
+    assert not partial.exists()
+
+
+def test_workers_of_one_node_make_one_copy(site):
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=ready, args=(site, "stage")) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len([path for path in (site / "stage").iterdir() if path.is_dir()]) == 1
+
+
+def test_too_small_a_disk_is_said_before_anything_is_copied(site, monkeypatch):
+    usage = shutil.disk_usage(site)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(WorkFailed, match=r"0\.0 GB free, the weights are 0\.0 GB.* leave cluster\.stage_dir empty"):
+        ready(site, "stage")
+
+
+def test_proofs_of_others_are_not_believed(site):
+    own = site / "tmp" / f"postrain-{os.getuid()}"
+    own.mkdir(mode=0o700)
+    own.chmod(0o777)
+    with pytest.raises(IntegrityError, match="is not this user's alone"):
+        ready(site)
+
+
+@pytest.mark.parametrize(("folder", "words"), [("", "weights_dir is empty"), ("/nowhere", "is not a folder here")])
+def test_no_folder_is_said_before_an_image_is_made(tmp_path, folder, words):
+    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={folder}"])
+    with pytest.raises(ConfigError, match=words):
+        build_image(chosen, tmp_path / "substrate.sqsh")
+
+
+def test_the_image_names_the_weights_and_holds_their_tokenizer(site):
+    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}"])
+    build_image(chosen, site / "substrate.sqsh")
+    run_program("unsquashfs", "-d", str(site / "image"), "-quiet", "-no-progress", str(site / "substrate.sqsh"))
+    base = site / "image" / "base"
+    assert sorted(path.name for path in base.iterdir()) == ["tokenizer.json", "weights.json"]
+    assert (base / "tokenizer.json").read_bytes() == (site / "checkpoint" / "tokenizer.json").read_bytes()
+    assert base_weights.ready(base / "weights.json", str(site / "checkpoint"), "") == site / "checkpoint"
+    assert "substrate-tiny" in (site / "image" / "manifest.yaml").read_text()
+
+
+def test_a_published_tokenizer_is_taken_as_it_is(site):
+    assert published_tokenizer.check(site / "checkpoint").vocab_size > 260
+    (site / "checkpoint" / "chat_template.jinja").unlink()
+    published_tokenizer.check(site / "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("chat_template.jinja", TEMPLATE.replace("<think>", "<thinking>"), "its chat template writes .*<thinking>"),
+        ("chat_template.jinja", TEMPLATE.replace("system", "developer"), "its chat template writes"),
+        ("chat_template.jinja", "{% for %}", "cannot be rendered"),
+        ("tokenizer_config.json", '{"eos_token": "<|im_end|>"}', r"eos is '<\|im_end\|>', ids .*; \[2\] is needed"),
+        ("tokenizer_config.json", "{", "is not JSON"),
+        ("tokenizer.json", "{}", "cannot be read"),
+    ],
+)
+def test_another_chat_form_is_refused(site, name, content, words):
+    (site / "checkpoint" / name).write_text(content)
+    with pytest.raises(DataError, match=words):
+        published_tokenizer.check(site / "checkpoint")
+
+
+def test_the_tiny_tokenizer_is_not_taken_for_a_published_one(site):
+    shutil.copyfile(ROOT / "substrate/base/tokenizer.json", site / "checkpoint" / "tokenizer.json")
+    with pytest.raises(DataError, match="is more than one token"):
+        published_tokenizer.check(site / "checkpoint")

@@ -1,0 +1,147 @@
+"""The vLLM entry against a small engine of the same interface, its identity, and the report of agreement."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.campaign.errors import ConfigError, IntegrityError
+from pipeline.config import settings
+from pipeline.execution import judge
+from substrate.inference import agreement
+from substrate.interface.errors import DataError
+from tests.support.paths import ROOT
+
+VLLM = ["tasks.engine=vllm", "tasks.engine_version=0.9.9", "cluster.vllm_runtime=/opt/vllm"]
+# What of vLLM's interface the entry uses. Each sequence is its prompt's last id counted up, ended by id 2 or the limit.
+ENGINE = """
+import json, sys, types
+__version__ = "0.9.9"
+class SamplingParams:
+    def __init__(self, **how): self.__dict__.update(how)
+class LLM:
+    def __init__(self, **how):
+        print("LLM", json.dumps(how), file=sys.stderr)
+        self.llm_engine = types.SimpleNamespace(add_lora=self.add_lora)
+    def add_lora(self, request):
+        if not (__import__("pathlib").Path(request.path) / "adapter_config.json").exists():
+            raise ValueError("adapter_config.json is not there")
+        return True
+    def generate(self, prompts, sampling, lora_request=None, use_tqdm=True):
+        rows = []
+        for prompt, how in zip(prompts, sampling, strict=True):
+            assert (how.temperature, how.stop_token_ids, how.detokenize) == (0.0, [2], False)
+            ends = len(prompt["prompt_token_ids"]) % 2
+            ids = [40 + n for n in range(how.max_tokens)] if not ends else [50, 51, 2]
+            row = types.SimpleNamespace(token_ids=ids, finish_reason="stop" if ends else "length")
+            rows.append(types.SimpleNamespace(outputs=[row]))
+        return rows
+"""
+LORA = """
+class LoRARequest:
+    def __init__(self, name, number, path): self.path = path
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs the entry on two sets of prompts, with an adapter or a broken one."""
+    package = tmp_path / "site" / "vllm"
+    (package / "lora").mkdir(parents=True)
+    (package / "__init__.py").write_text(ENGINE)
+    (package / "lora" / "__init__.py").touch()
+    (package / "lora" / "request.py").write_text(LORA)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    prompts = [{"item_id": f"roman-{n}", "family": "roman", "prompt": "a" * n} for n in range(1, 8)]
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    task = {
+        "schema": 1,
+        "kind": "generate",
+        "config": {
+            "model": {"max_sequence_length": 512, "dtype": "bfloat16"},
+            "parallelism": {"judge_tp": 2},
+            "decoding": {"max_new_tokens": 5, "batch_size": 1},
+        },
+        "paths": {
+            "base": "/base",
+            "tokenizer": str(ROOT / "substrate" / "base" / "tokenizer.json"),
+            "adapter": str(tmp_path / "adapter"),
+            "sets": {"dev": str(tmp_path / "dev.jsonl")},
+            "out": str(tmp_path / "out"),
+        },
+    }
+
+    def start(**decoding) -> subprocess.CompletedProcess[str]:
+        task["config"]["decoding"] |= decoding
+        (tmp_path / "task.json").write_text(json.dumps(task))
+        command = [sys.executable, "-P", "-m", "substrate.generate_vllm", str(tmp_path / "task.json")]
+        environment = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "PATH": "/usr/bin:/bin"}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+    return start
+
+
+def test_the_entry_writes_what_the_native_one_writes(run, tmp_path):
+    done = run()
+    assert done.returncode == 0, done.stderr
+    how = json.loads(done.stderr.splitlines()[0].removeprefix("LLM "))
+    assert (how["tensor_parallel_size"], how["max_model_len"], how["max_lora_rank"]) == (2, 512, 32)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "dev.jsonl").read_text().splitlines()]
+    assert [row["item_id"] for row in rows] == [f"roman-{n}" for n in range(1, 8)]
+    assert {(row["num_tokens"], row["truncated"]) for row in rows} == {(5, True), (3, False)}
+    assert json.loads((tmp_path / "out" / "engine.json").read_text()) == {"engine": "vllm", "version": "0.9.9"}
+    assert not list((tmp_path / "out").glob("dev.0*"))
+
+
+def test_an_adapter_that_does_not_load_is_a_fault_of_data(run, tmp_path):
+    (tmp_path / "adapter" / "adapter_config.json").unlink()
+    done = run()
+    assert done.returncode == 65
+    assert "vLLM 0.9.9 refuses the adapter: adapter_config.json is not there" in done.stderr
+
+
+def test_what_only_the_native_engine_does_is_refused(run):
+    done = run(stop=["\n"])
+    assert done.returncode == 64
+    assert "tasks.engine=native has them" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("left_out", "words"), [(1, "tasks.engine_version = empty"), (2, "cluster.vllm_runtime = empty")]
+)
+def test_an_engine_without_its_version_or_runtime_is_refused(left_out, words):
+    with pytest.raises(ConfigError, match=words):
+        settings.compose([each for number, each in enumerate(VLLM) if number != left_out])
+
+
+def test_another_version_than_the_campaigns_is_no_score(tmp_path):
+    chosen = settings.compose(VLLM)
+    (tmp_path / "engine.json").write_text('{"engine": "vllm", "version": "0.9.9"}')
+    assert judge.engine_of(tmp_path, chosen) == "vllm 0.9.9"
+    (tmp_path / "engine.json").write_text('{"engine": "vllm", "version": "0.10.0"}')
+    with pytest.raises(IntegrityError, match=r"vllm 0\.10\.0 decoded, the campaign's scores are those of vllm 0\.9\.9"):
+        judge.engine_of(tmp_path, chosen)
+
+
+def completions(path: Path, texts: list[str]) -> Path:
+    rows = ({"item_id": f"i{n}", "completion": text} for n, text in enumerate(texts))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_agreement_by_hand(tmp_path):
+    first = completions(tmp_path / "a", [r"one \boxed{1}", r"two \boxed{2}", r"three \boxed{3}"])
+    second = completions(tmp_path / "b", [r"one \boxed{1}", r"twice \boxed{2}", r"three \boxed{4}"])
+    (tmp_path / "answers").write_text(
+        "".join(json.dumps({"item_id": f"i{n}", "answer": str(n + 1)}) + "\n" for n in range(3))
+    )
+    assert agreement.compare(first, second, tmp_path / "answers") == [
+        "items 3, same text 1 (33.3 %), same answer 2 (66.7 %), first difference after 8 characters (median)",
+        "right: A 3, B 2, one of the two 1",
+    ]
+    completions(tmp_path / "b", ["one"])
+    with pytest.raises(DataError, match="i1 is in one of"):
+        agreement.compare(first, second, None)

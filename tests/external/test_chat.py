@@ -1,0 +1,298 @@
+"""The client of a model's endpoint, against real servers: one that answers, and every way in which one does not."""
+
+import datetime
+import ipaddress
+import json
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pipeline.campaign.errors import ConfigError
+from pipeline.external import chat
+
+KEY = "sk-test-0123456789abcdef"
+GOOD = b'{"choices": [{"message": {"content": "{\\"proposals\\": []}"}}]}'
+Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
+
+
+class Seen(list[tuple[dict[str, str], bytes]]):
+    """Headers and body of every request that came."""
+
+
+@contextmanager
+def server(answer: Answer, certificate: ssl.SSLContext | None = None) -> Iterator[tuple[str, Seen]]:
+    """A real HTTP server on a free port; gives its address and what was asked."""
+    seen = Seen()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            content = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((dict(self.headers), content))
+            try:
+                answer(self, content)
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the client has hung up, as it should
+
+        do_GET = do_POST
+
+        def log_message(self, *arguments: Any) -> None:
+            return
+
+    class Quiet(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *arguments: Any) -> None:
+            return  # a client that does not like our certificate
+
+    listening = Quiet(("127.0.0.1", 0), Handler)
+    if certificate:
+        listening.socket = certificate.wrap_socket(listening.socket, server_side=True)
+    thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{listening.server_port}/v1/chat/completions", seen
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()
+
+
+def send(handler: BaseHTTPRequestHandler, content: bytes, status: int = 200, **headers: str) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(content)))
+    for name, value in headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def good(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    send(handler, GOOD)
+
+
+def dripping(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    """A byte now and then: each arrives in time, the whole never does."""
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(100):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def slow_head(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\n")
+    for number in range(100):
+        handler.wfile.write(f"X-{number}: 1\r\n".encode())
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def silent(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    time.sleep(1)
+
+
+def huge(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" " * chat.CHUNK)
+
+
+def malformed(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    handler.wfile.write(b"\x00\x01 not HTTP \xff\r\n\r\n")
+
+
+def cut_short(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "500")
+    handler.end_headers()
+    handler.wfile.write(b"{")
+
+
+def redirecting(status: int) -> Answer:
+    return lambda handler, content: send(handler, b"", status, Location="http://localhost:1/elsewhere")
+
+
+def status(number: int) -> Answer:
+    return lambda handler, content: send(handler, f"no, {KEY}".encode(), number)
+
+
+def endpoint(url: str, **changes: Any) -> chat.Endpoint:
+    return chat.Endpoint(**{"url": url, "model": "small", "timeout_seconds": 5.0, **changes})
+
+
+def failure(asked: chat.Endpoint) -> chat.EndpointFailed:
+    with pytest.raises(chat.EndpointFailed) as failed:
+        chat.post_chat(asked, b"{}")
+    assert failed.value.kind in chat.KINDS
+    assert KEY not in str(failed.value) and KEY not in repr(failed.value.__dict__)
+    assert "127.0.0.1" not in str(failed.value)
+    return failed.value
+
+
+def test_the_answer_comes_back_byte_for_byte():
+    with server(good) as (url, seen):
+        asked = endpoint(url)
+        request = chat.body(asked, "rules", "facts", "proposals", {"type": "object"})
+        assert chat.post_chat(asked, request) == GOOD
+    headers, content = seen[0]
+    assert content == request and "Authorization" not in headers
+    assert json.loads(content)["response_format"]["json_schema"]["strict"] is True
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (huge, "endpoint_too_large"),
+        (malformed, "endpoint_broken"),
+        (cut_short, "endpoint_broken"),
+        (status(500), "endpoint_status"),
+        (status(401), "endpoint_status"),
+        (status(404), "endpoint_status"),
+        *((redirecting(number), "endpoint_redirect") for number in (301, 302, 303, 307, 308)),
+    ],
+)
+def test_every_other_server_is_a_typed_failure(answer, kind):
+    with server(answer) as (url, seen):
+        assert failure(endpoint(url)).kind == kind
+    assert len(seen) == 1  # nothing is asked twice, and a redirect is not followed
+
+
+@pytest.mark.parametrize("answer", [silent, dripping, slow_head])
+def test_the_whole_call_has_one_deadline(answer):
+    with server(answer) as (url, _):
+        began = time.monotonic()
+        assert failure(endpoint(url, timeout_seconds=0.3)).kind == "endpoint_timeout"
+        assert time.monotonic() - began < 0.9
+
+
+def test_nobody_there():
+    with server(good) as (url, _):
+        pass
+    assert failure(endpoint(url)).kind == "endpoint_unreachable"
+
+
+def test_a_key_is_sent_in_the_header_and_nowhere_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("MODEL_KEY", KEY)
+    path = tmp_path / "key"
+    path.write_text(KEY + "\n")
+    with server(good) as (url, seen):
+        for asked in (endpoint(url, api_key_env="MODEL_KEY"), endpoint(url, api_key_file=str(path))):
+            chat.post_chat(asked, chat.body(asked, "rules", "facts", "proposals", {}))
+            assert KEY not in repr(asked)
+    for headers, content in seen:
+        assert headers["Authorization"] == f"Bearer {KEY}"
+        assert KEY.encode() not in content
+    assert KEY not in repr(chat.read_key(asked))
+
+
+def test_the_key_is_read_when_the_call_is_made(monkeypatch):
+    asked = endpoint("http://127.0.0.1:1", api_key_env="MODEL_KEY")
+    monkeypatch.setenv("MODEL_KEY", "one")
+    assert chat.read_key(asked) == chat.Secret("one")
+    monkeypatch.setenv("MODEL_KEY", "two")
+    assert chat.read_key(asked) == chat.Secret("two")
+
+
+@pytest.mark.parametrize("text", [None, "", " \n", "kéy", "a\nb", "a\rInjected: 1"])
+def test_without_a_key_nothing_is_asked(text, monkeypatch, tmp_path):
+    path = tmp_path / "key"
+    if text is not None:
+        path.write_text(text)
+    with server(good) as (url, seen):
+        assert failure(endpoint(url, api_key_file=str(path))).kind == "endpoint_key"
+        monkeypatch.delenv("MODEL_KEY", raising=False)
+        assert failure(endpoint(url, api_key_env="MODEL_KEY")).kind == "endpoint_key"
+    assert not seen
+
+
+ECHOES = {
+    "plain": KEY.encode(),
+    "escaped": "".join(f"\\u{ord(letter):04x}" for letter in KEY).encode(),
+    "slashed": KEY.replace("-", "\\-").encode(),
+    "base 64": b"c2stdGVzdC0wMTIzNDU2Nzg5YWJjZGVm",
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
+def test_an_answer_that_repeats_the_key_is_dropped(echo, monkeypatch):
+    monkeypatch.setenv("MODEL_KEY", KEY)
+    with server(lambda handler, content: send(handler, b'{"a": "' + echo + b'"}')) as (url, _):
+        assert failure(endpoint(url, api_key_env="MODEL_KEY")).kind == "endpoint_key_echoed"
+
+
+def test_an_error_page_that_repeats_the_key_is_not_quoted(monkeypatch):
+    monkeypatch.setenv("MODEL_KEY", KEY)
+    with server(status(500)) as (url, _):
+        assert "status 500" in str(failure(endpoint(url, api_key_env="MODEL_KEY")))
+
+
+def self_signed(folder) -> ssl.SSLContext:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(address, False).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    plain = serialization.NoEncryption()
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_and_a_sites_own_serves(tmp_path, monkeypatch):
+    with server(good, self_signed(tmp_path)) as (url, seen):
+        assert failure(endpoint(url)).kind == "endpoint_tls"
+        assert not seen
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        assert chat.post_chat(endpoint(url), b"{}") == GOOD
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"url": ""}, "no http or https address"),
+        ({"url": "ftp://example.com"}, "no http or https"),
+        ({"url": "file:///etc/passwd"}, "no http or https"),
+        ({"url": "http://example.com:port/"}, "no http or https"),
+        ({"url": "http://a b/"}, "no http or https"),
+        ({"url": "https://me:secret@example.com/v1"}, "holds a name or password"),
+        ({"model": ""}, "model is empty"),
+        ({"api_key_env": "A", "api_key_file": "/b"}, "names two keys"),
+        ({"url": "http://example.com/v1", "api_key_env": "A"}, "in clear"),
+    ],
+)
+def test_what_cannot_be_asked_safely_is_a_configuration_error(changes, message):
+    asked = endpoint(**{"url": "https://example.com/v1/chat/completions", **changes})
+    with pytest.raises(ConfigError, match=message) as error:
+        asked.check()
+    assert "secret" not in str(error.value)
+
+
+def test_a_key_may_go_in_clear_to_this_machine_alone():
+    for host in ("127.0.0.1", "localhost", "[::1]"):
+        endpoint(f"http://{host}:8000/v1/chat/completions", api_key_env="A").check()
+
+
+def test_the_same_question_is_the_same_bytes():
+    asked = endpoint("http://127.0.0.1", seed=3)
+    one = chat.body(asked, "rules", "fäcts", "proposals", {"b": 1, "a": [2]})
+    assert one == chat.body(asked, "rules", "fäcts", "proposals", {"a": [2], "b": 1})
+    assert one.isascii() and b'"temperature":0' in one and b'"seed":3' in one

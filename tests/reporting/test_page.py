@@ -1,0 +1,112 @@
+"""The page of a decision: from the log alone, every text escaped, figures that are XML, and never another decision than the log's."""
+
+import json
+import re
+from dataclasses import replace
+from functools import cache
+from xml.etree import ElementTree
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.campaign.log import Log
+from pipeline.reporting import document, figures, page
+from pipeline.reporting.document import Section
+from tests.support import logs
+from tests.support.campaigns import frozen_campaign, publish
+
+walk = cache(lambda: logs.scripted("walk", 3))
+leaky = cache(lambda: logs.scripted("leaky", 3))
+
+
+def shown(campaign: logs.LogCampaign, name: str) -> dict[str, Section]:
+    return {section.title: section for section in page.of_log(campaign.records, name, "tiny")}
+
+
+def test_it_says_what_was_seen_who_decided_what_was_refused_and_what_would_have_changed_it():
+    found = shown(walk(), "r0002")
+    assert list(found) == [
+        "Decision of r0002", "What it was planned with", "What was seen", "What the tests said", "What the external target said",
+        "Which article decided", "What was refused", "What would have changed the decision", "What the next round gets",
+    ]  # fmt: skip
+    assert found["Which article decided"].lines == list(walk().derived["r0002"].decision.reasons)
+    assert found["What it was planned with"].lines[0] == "Standing recipe, as r0001 decided: recipe.lora.rank=8."
+    assert found["Decision of r0002"].lines[1].startswith("Article 13: no human baseline")
+    assert [row[0] for row in found["What was seen"].table[1:]] == ["reference", *(f"a{n}" for n in range(8))]
+    assert "standing recipe: recipe.lora.rank=32" in found["What the next round gets"].lines
+    would = found["What would have changed the decision"].lines
+    assert (
+        would[0]
+        == "a3 is worth 3.18 points more than the standing recipe; with so much less it would not have been kept."
+    )
+    assert any(line.startswith("Best so far by value: ") for line in would)
+    assert shown(walk(), "r0001")["What was refused"].lines == ["a4 has no score: failed, diverged"]
+
+
+def test_a_suspect_board_is_told():
+    lines = shown(leaky(), "r0003")["What would have changed the decision"].lines
+    assert "alarms of its own" not in lines[0]
+    assert "a6 is not kept: its dev runs ahead" in document.as_text(list(shown(leaky(), "r0002").values()))
+    assert any("runs ahead of fresh items" in line for line in shown(leaky(), "r0002")["Which article decided"].lines)
+
+
+def test_what_comes_later_changes_only_what_became_of_the_submissions():
+    campaign = walk()
+    at = next(n for n, r in enumerate(campaign.records) if (r["event"], r.get("round")) == ("decision", "r0001"))
+    then, now = (page.of_log(records, "r0001", "tiny") for records in (campaign.records[: at + 1], campaign.records))
+    assert document.as_html(then) == document.as_html(now)
+
+
+def test_the_html_needs_nothing_else_and_escapes_every_text():
+    text = document.as_html([Section("<b>&", ["<script>alert(1)</script>"], [["<i>"], ['"x"']])])
+    assert "<script>" not in text and "<b>" not in text and "&lt;script&gt;" in text
+    whole = document.as_html(page.of_log(walk().records, "r0003", "tiny"))
+    assert not re.search(r"(src|href)=|<script|@import|url\(", whole)
+    drawn = re.findall(r"<svg.*?</svg>", whole, re.S)
+    assert len(drawn) == 3
+    for svg in drawn:
+        box = ElementTree.fromstring(svg)
+        width, height = float(box.get("width", "0")), float(box.get("height", "0"))
+        for element in box.iter():
+            for name, limit in (("cx", width), ("x", width), ("cy", height), ("y", height)):
+                assert 0 <= float(element.get(name, "0")) <= limit, ElementTree.tostring(element)
+
+
+@pytest.mark.parametrize("draw", [lambda: figures.strip([]), lambda: figures.gaps({}), lambda: figures.timeline([])])
+def test_nothing_seen_is_no_figure(draw):
+    assert draw() == ""
+
+
+def test_equal_scores_still_make_a_figure():
+    assert "svg" in figures.gaps({"roman": (0.0, 0.0)})
+    assert "svg" in figures.strip([figures.Point("a0", 0.0, 0.0, 0.0, None, True)])
+
+
+def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, capsys):
+    campaign = frozen_campaign(tmp_path)
+    folder = campaign.round("r0001")
+    for number in range(3):
+        publish(folder, f"a{number}")
+    assert main(["report", str(campaign.folder)]) == 0
+    said = capsys.readouterr().out
+    assert "r0001 is not decided yet: 3 of 8 arms have a score" in said and "next: python -m pipeline status" in said
+    for number in range(8):
+        publish(folder, f"a{number}", 30 if number == 2 else 20)
+    from pipeline.rounds import meta
+
+    meta.close(campaign, folder)
+    for words in ((), ("r0001",)):
+        assert main(["report", str(campaign.folder), *words]) == 0
+    said = capsys.readouterr().out
+    assert "r0001 is decided; a2 is kept" in said and "There is none: whether fresh items still mean" in said
+    assert said.splitlines()[-1].startswith(f"next: python -m pipeline round {campaign.folder}    (with figures: ")
+    assert main(["report", str(campaign.folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["round"] == "r0001" and found["sections"][0]["lines"][0] == "r0001 is decided; a2 is kept"
+    assert folder.report.read_text() == document.as_html(page.of_log(Log(campaign.log).records(), "r0001", "tiny"))
+
+
+def test_a_model_with_a_human_baseline_is_not_fenced():
+    found = page.of_log(walk().records, "r0001", "nemotron3_nano_30b")
+    assert not any("Article 13" in line for line in found[0].lines)
+    assert replace(found[0], title="x").lines == found[0].lines

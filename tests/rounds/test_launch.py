@@ -1,0 +1,158 @@
+"""Freezing and starting a round: what is refused, and that refusing leaves no trace."""
+
+import fcntl
+import shlex
+import shutil
+
+import pytest
+
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, Refused
+from pipeline.campaign.files import read_json
+from pipeline.campaign.layout import Campaign
+from pipeline.rounds import freeze, launch
+from pipeline.rounds.freeze import write_overrides
+from pipeline.rounds.init import init
+from tests.support.campaigns import OVERRIDES, changed_byte, fresh_campaign, frozen_campaign, publish, tree
+
+
+@pytest.fixture
+def campaign(tmp_path) -> Campaign:
+    return fresh_campaign(tmp_path)
+
+
+def test_a_frozen_round_is_left_as_it_is(tmp_path):
+    campaign = frozen_campaign(tmp_path)
+    before = tree(campaign.folder)
+    freeze.freeze(campaign, "r0001", [])
+    freeze.freeze(campaign, "r0001", OVERRIDES)
+    assert tree(campaign.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["recipe.num_steps=3"], "recipe.num_steps=3"),
+        ([*OVERRIDES, "recipe.num_steps=3"], "recipe.num_steps=3"),
+        (["experiment=demo"], "was frozen with"),
+    ],
+)
+def test_what_a_campaign_computes_does_not_change_between_rounds(campaign, overrides, named):
+    before = tree(campaign.folder)
+    with pytest.raises(ConfigError, match=named):
+        freeze.freeze(campaign, "r0001", overrides)
+    assert tree(campaign.folder) == before
+
+
+def test_a_frozen_round_stays_on_its_cluster(tmp_path):
+    campaign = frozen_campaign(tmp_path)
+    with pytest.raises(ConfigError, match="frozen for another cluster"):
+        freeze.freeze(campaign, "r0001", ["cluster=testbed"])
+
+
+def test_another_cluster_may_run_the_next_round(campaign):
+    folder = freeze.freeze(campaign, "r0001", ["cluster=testbed"])
+    assert not launch.is_local(folder)
+
+
+def test_a_round_without_overrides_is_not_known(campaign):
+    with pytest.raises(ConfigError, match="round r0002 has no overrides yet. Known: r0000, r0001"):
+        freeze.freeze(campaign, "r0002", [])
+
+
+def test_a_folder_that_is_no_campaign_is_named(tmp_path):
+    with pytest.raises(NotFound, match="is not a campaign"):
+        freeze.next_round(Campaign.at(tmp_path / "nothing"))
+
+
+def test_the_budget_of_rounds_is_an_article(campaign):
+    write_overrides(campaign, "r0009", {"round": "r0009"})
+    with pytest.raises(Refused, match="article 4"):
+        freeze.freeze(campaign, "r0009", [])
+
+
+def test_changed_frozen_code_is_refused(campaign):
+    (changed,) = campaign.folder.glob("**/pipeline/decide.py")
+    before = tree(campaign.folder / "rounds")
+    with changed_byte(changed), pytest.raises(IntegrityError, match="code"):
+        freeze.freeze(campaign, "r0001", [])
+    assert tree(campaign.folder / "rounds") == before
+
+
+def test_a_changed_image_is_refused_before_anything_is_submitted(tmp_path):
+    campaign = frozen_campaign(tmp_path)
+    with (
+        changed_byte(campaign.image, campaign.image.stat().st_size // 2),
+        pytest.raises(IntegrityError, match="substrate.sqsh"),
+    ):
+        launch.submit(campaign, campaign.round("r0001"))
+    assert not campaign.round("r0001").submitted.exists()
+
+
+def test_without_sbatch_nothing_counts_as_submitted(tmp_path, monkeypatch):
+    campaign = frozen_campaign(tmp_path)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "unsquashfs").symlink_to(shutil.which("unsquashfs") or "")
+    monkeypatch.setenv("PATH", str(programs))
+    with pytest.raises(ConfigError, match="sbatch"):
+        launch.submit(campaign, campaign.round("r0001"))
+    assert not campaign.round("r0001").submitted.exists()
+
+
+def test_one_round_command_at_a_time(tmp_path):
+    folder = frozen_campaign(tmp_path).round("r0001")
+    with open(folder.folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for start in (launch.submit, lambda campaign, which: launch.run_here(campaign, which, lambda: None)):
+            with pytest.raises(ConfigError, match="another `round` of r0001 runs now"):
+                start(Campaign.at(folder.folder.parent.parent), folder)
+
+
+def test_a_round_of_slurm_is_not_run_here(tmp_path):
+    campaign = frozen_campaign(tmp_path)
+    folder = campaign.round("r0001")
+    folder.submitted.write_text('{"kind":"slurm","array_job_ids":["7","8"]}')
+    with pytest.raises(ConfigError, match="was submitted to Slurm"):
+        launch.run_here(campaign, folder, lambda: None)
+    with pytest.raises(ConfigError, match=r"submitted already \(jobs 7, 8\)"):
+        launch.submit(campaign, folder)
+
+
+def test_r0000_runs_beside_the_first_round_until_it_is_published(campaign):
+    folder = freeze.freeze(campaign, "r0001", [])
+    names = [[stage[2:4] for stage in stages] for stages in launch.arrays(campaign, folder)]
+    assert names == [[("r0001", f"a{n}") for n in range(8)], [("r0000", "a0"), ("r0000", "a1")]]
+    publish(campaign.round("r0000"), "a0")
+    publish(campaign.round("r0000"), "a1", None)  # failed: to be tried again
+    assert [stage[2:4] for stage in launch.arrays(campaign, folder)[1]] == [("r0000", "a1")]
+
+
+def test_what_slurm_is_asked_for_is_what_was_frozen(campaign):
+    folder = freeze.freeze(campaign, "r0001", ["cluster=testbed", "cluster.partition=batch", "cluster.account=lab"])
+    asked = launch.resources(folder)
+    assert {"partition": "batch", "account": "lab"}.items() <= dict(asked.flags).items()
+    text = sorted(folder.slurm_dir.glob("*.sbatch"))[0].read_text()
+    assert "#SBATCH --partition=batch" in text
+    assert "#SBATCH --array=0-7" in text
+    assert read_json(folder.plan)["round"] == "r0001"
+
+
+@pytest.mark.parametrize("name", ["ü", "a b", "-x", "a;b", ".."])
+def test_a_name_that_breaks_commands_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match="cannot name a campaign|exists"):
+        init(Campaign(tmp_path / name), OVERRIDES)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_campaign_below_an_odd_folder_is_frozen(tmp_path):
+    """Hydra's grammar, sbatch's and the shell's each quote in their own way."""
+    folder = tmp_path / "o'd d \"ü\\"
+    folder.mkdir()
+    campaign = fresh_campaign(folder)
+    frozen = freeze.freeze(campaign, "r0001", ["cluster=testbed"])
+    assert frozen.plan.exists()
+    for path in frozen.slurm_dir.glob("*.sbatch"):
+        outputs = [
+            line.split("=", 1)[1] for line in path.read_text().splitlines() if line.startswith("#SBATCH --output")
+        ]
+        assert shlex.split(outputs[0])[0].startswith(str(folder))

@@ -1,0 +1,450 @@
+"""Methods and knobs: losses against closed forms, samples against the judge's engine, resumed runs to the last bit."""
+
+import json
+import math
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import testing
+
+from substrate.data.batches import Shape, make_batch
+from substrate.data.rows import Row
+from substrate.interface.errors import DataError, Stopped, UsageError
+from substrate.recipes import METHODS, load_recipe
+from substrate.recipes.grpo import PolicyBatch, group_advantages
+from substrate.recipes.knobs import Lora
+from substrate.recipes.rft import _best, _filled
+from substrate.training.selection import Selection, Selector
+from tests.support import trainings
+
+# megatron-core 0.16.1 calling itself in ways that it deprecates.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:MLP requires ffn_hidden_size:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Warning. tp_group is None:DeprecationWarning"),
+]
+ROLLOUTS = {"sft_steps": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "decode_batch_size": 16}
+OPTIONS = {
+    "sft_lora": {},
+    "sft_full": {},
+    "rft": {**ROLLOUTS, "num_prompts": 6, "samples_per_prompt": 2, "keep_per_prompt": 1, "learning_rate_scale": 0.5},
+    "grpo": {**ROLLOUTS, "samples_per_prompt": 2, "updates_per_rollout": 2, "clip": 0.2, "kl_weight": 0.1}
+    | {"learning_rate_scale": 0.5},
+}
+NO_DROPOUT = trainings.config("recipe", "sft_lora")["lora"]
+
+
+def _recipe(method: str, **changes):
+    shipped = trainings.config("recipe", "sft_lora")
+    return load_recipe(shipped | {"method": method, "options": OPTIONS[method]} | changes)
+
+
+def _every_sample_is_right(monkeypatch) -> None:
+    """A random model solves nothing: its first sample of a prompt counts as right, so that there is something to keep."""
+    from substrate.training import rollouts as rollouts_module
+
+    scored = rollouts_module.Sampler._scored
+
+    def kinder(self, row, ids, log_probs, truncated):
+        return scored(self, row, ids, log_probs, truncated)._replace(reward=float(sum(ids) % 2))
+
+    monkeypatch.setattr(rollouts_module.Sampler, "_scored", kinder)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_shipped_configuration_is_a_recipe(method):
+    from pipeline.config import settings
+
+    chosen = settings.compose([f"recipe={method}"]).to_dict()["recipe"]
+    recipe = load_recipe(json.loads(json.dumps(chosen)))
+    recipe.check_layout(pp=1, dp=1)
+    assert recipe.method == method
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("sft_lora", {"options": {"clip": 1.0}}, "unknown recipe.options.clip; the keys are none"),
+        ("grpo", {"options": OPTIONS["grpo"] | {"clip": 2.0}}, "recipe.options.clip is 2.0; valid is above 0, below 1"),
+        ("grpo", {"options": OPTIONS["grpo"] | {"sft_steps": 1.5}}, "recipe.options.sft_steps is 1.5; it is of type"),
+        ("rft", {"options": OPTIONS["rft"] | {"temperature": 0.0}}, "greedy samples are all one"),
+        ("rft", {"options": OPTIONS["rft"] | {"num_prompts": 0}}, "options.num_prompts is 0; valid is at least 1"),
+        ("sft_lora", {"loss_weighting": "loud"}, "one of uniform, per_family, per_row, min_log_prob"),
+        ("sft_lora", {"curriculum": "odd"}, "one of shuffled, short_first"),
+        ("sft_lora", {"real_share": 1.5}, "recipe.real_share is 1.5; valid is from 0 to 1"),
+        ("sft_lora", {"epochs": float("inf")}, "recipe.epochs is inf; it is a finite number"),
+        ("sft_lora", {"mix": {"roman": float("nan")}}, "recipe.mix.roman is nan; it is a finite number"),
+        ("grpo", {"options": OPTIONS["grpo"] | {"kl_weight": float("inf")}}, "recipe.options.kl_weight is inf"),
+        (
+            "sft_lora",
+            {
+                "mix": {"roman": 1.0, "text_cipher": 0.0},
+                "selection": {"choice": "last", "last_k": 1, "family_weights": {"text_cipher": 1.0}},
+            },
+            "a weight > 0 of a family with a share",
+        ),
+        ("sft_lora", {"epochs": -1.0}, "recipe.epochs is -1.0; valid is at least 0"),
+        (
+            "sft_lora",
+            {"selection": {"choice": "best", "last_k": 1, "family_weights": {}}},
+            "holdout_per_family is 0; valid is above 0 for `best`",
+        ),
+        (
+            "sft_lora",
+            {"selection": {"choice": "first", "last_k": 1, "family_weights": {}}},
+            "selection.choice is 'first'; valid is one of last, best, average",
+        ),
+        (
+            "sft_lora",
+            {"selection": {"choice": "last", "last_k": 1, "family_weights": {"sudoku": 1.0}}},
+            "selection.family_weights is .* valid is families of the mix",
+        ),
+    ],
+)
+def test_wrong_knob_is_named(method, changes, message):
+    with pytest.raises(UsageError, match=message):
+        _recipe(method, **changes)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "layout", "message"),
+    [
+        ("rft", {}, {"pp": 2, "dp": 1}, "pp > 1"),
+        ("grpo", {}, {"pp": 2, "dp": 1}, "pp > 1"),
+        ("grpo", {"batch_size": 15}, {"pp": 1, "dp": 1}, "a multiple of samples_per_prompt 2"),
+        ("grpo", {"num_steps": 4, "warmup_steps": 1}, {"pp": 1, "dp": 1}, "below num_steps"),
+        ("grpo", {"lora": NO_DROPOUT | {"dropout": 0.1}}, {"pp": 1, "dp": 1}, "lora.dropout is 0.1; valid is 0"),
+    ],
+)
+def test_layout_that_does_not_serve_is_told_before_anything_starts(method, changes, layout, message):
+    with pytest.raises(UsageError, match=message):
+        _recipe(method, **changes).check_layout(**layout)
+
+
+def _batch(weighting: str = "uniform"):
+    generator = random.Random(1)
+    rows = [
+        Row(
+            str(n), ("roman", "text_cipher")[n % 2], [5] * (2 + n), [generator.randint(3, 90) for _ in range(3 + n)], ""
+        )
+        for n in range(4)
+    ]
+    return make_batch(rows, Shape(4), weighting).micro_batches[0]
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "per_family", "per_row", "min_log_prob"])
+def test_loss_is_the_mean_that_the_weighting_names(weighting):
+    batch = _batch(weighting)
+    log_probs = -torch.rand(batch.tokens_BL.shape, generator=torch.Generator().manual_seed(1)) * 3
+    of_row = {
+        row.item_id: line[len(row.prompt) - 1 :][: len(row.learned)]
+        for row, line in zip(batch.rows, log_probs, strict=True)
+    }
+    if weighting == "uniform":
+        expected = torch.cat(list(of_row.values())).mean()
+    elif weighting == "per_family":
+        families = {row.family for row in batch.rows}
+        means = [torch.cat([of_row[r.item_id] for r in batch.rows if r.family == family]).mean() for family in families]
+        expected = torch.stack(means).mean()
+    elif weighting == "per_row":
+        expected = torch.stack([line.mean() for line in of_row.values()]).mean()
+    else:
+        expected = torch.stack([(line * (-line).softmax(0)).sum() for line in of_row.values()]).mean()
+    loss = _recipe("sft_lora", loss_weighting=weighting).loss(log_probs, batch)
+    testing.assert_close(loss, -expected)
+
+
+def test_unlikely_tokens_weigh_most_and_weights_carry_no_gradient():
+    batch = _batch("min_log_prob")
+    log_probs = (-torch.rand(batch.tokens_BL.shape)).requires_grad_()
+    _recipe("sft_lora", loss_weighting="min_log_prob").loss(log_probs, batch).backward()
+    for row, line, gradient in zip(batch.rows, log_probs, log_probs.grad, strict=True):
+        learned = slice(len(row.prompt) - 1, len(row.prompt) - 1 + len(row.learned))
+        assert int(gradient[learned].argmin()) == int(line[learned].argmin())
+        assert float(gradient[learned].sum()) == pytest.approx(-1 / len(batch.rows))
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=16))
+def test_advantages_are_the_standardised_rewards(rewards):
+    advantages = group_advantages(rewards)
+    assert sum(advantages) == pytest.approx(0, abs=1e-6)
+    if len(set(rewards)) == 1:
+        assert set(advantages) == {0.0}
+    else:
+        assert math.fsum(a * a for a in advantages) / len(advantages) == pytest.approx(1, abs=1e-4)
+        assert all((a > 0) == (r == 1.0) for a, r in zip(advantages, rewards, strict=True))
+
+
+def _policy_batch(old_shift: float = 0.0, reference_shift: float = 0.0) -> tuple[torch.Tensor, PolicyBatch]:
+    batch = _batch("per_row")
+    log_probs = -torch.rand(batch.tokens_BL.shape, dtype=torch.float64) - 0.1
+    advantages = torch.tensor([[1.0], [-1.0], [0.5], [-0.5]])
+    old, reference = log_probs - old_shift, log_probs - reference_shift
+    return log_probs.requires_grad_(), PolicyBatch(*batch[:3], batch.rows, advantages, old.detach(), reference.detach())
+
+
+def test_policy_gradient_at_the_old_policy_is_that_of_reinforce():
+    """d loss / d log pi = -A / (|o| G) where the ratio is 1 and the reference is the policy itself."""
+    log_probs, batch = _policy_batch()
+    _recipe("grpo").loss(log_probs, batch).backward()
+    testing.assert_close(log_probs.grad, (-batch.advantages_B1 * batch.weights_BL).double())
+
+
+@pytest.mark.parametrize(("shift", "gain"), [(0.5, [True, False]), (-0.5, [False, True])])
+def test_clipping_stops_the_gradient_where_the_ratio_went_far_enough(shift, gain):
+    """Ratio e^0.5: no more for positive advantages. Ratio e^-0.5: no more for negative ones."""
+    log_probs, batch = _policy_batch(old_shift=shift)
+    own = {"options": OPTIONS["grpo"] | {"kl_weight": 0.0}}
+    _recipe("grpo", **own).loss(log_probs, batch).backward()
+    for row, advantage in zip(log_probs.grad, batch.advantages_B1, strict=True):
+        stopped = gain[0] if advantage > 0 else gain[1]
+        assert bool((row == 0).all()) == stopped
+
+
+def test_divergence_is_zero_at_the_reference_and_positive_elsewhere():
+    recipe = _recipe("grpo")
+    here, at_reference = _policy_batch()
+    off_reference = at_reference._replace(reference_BL=at_reference.reference_BL - 0.7)
+    divergence = 0.1 * (math.exp(-0.7) + 0.7 - 1)
+    difference = recipe.loss(here, off_reference) - recipe.loss(here, at_reference)
+    assert float(difference.detach()) == pytest.approx(divergence, rel=1e-6)
+
+
+def _sample(ids: list[int], reward: float) -> SimpleNamespace:
+    return SimpleNamespace(ids=ids, reward=reward)
+
+
+def test_shortest_different_right_samples_are_kept():
+    group = [
+        _sample([9, 9, 2], 1.0),
+        _sample([5, 2], 1.0),
+        _sample([5, 2], 1.0),
+        _sample([2], 0.0),
+        _sample([7] * 9, 1.0),
+    ]
+    assert [one.ids for one in _best(group, 5, longest=8)] == [[5, 2], [9, 9, 2]]
+    assert [one.ids for one in _best(group, 1, longest=8)] == [[5, 2]]
+
+
+def test_family_without_a_right_sample_goes_on_with_its_worked_solutions():
+    coming = [Row(f"{family}{n}", family, [1], [2], "") for n in range(6) for family in ("roman", "text_cipher")]
+    kept = [Row("kept", "roman", [1], [3, 2], "")]
+    rows = _filled(kept, coming)
+    assert len(rows) == len(coming)
+    assert {row.item_id for row in rows if row.family == "roman"} == {"kept"}
+    assert {row.item_id for row in rows if row.family == "text_cipher"} == {f"text_cipher{n}" for n in range(6)}
+
+
+def test_family_that_comes_only_once_is_not_missed():
+    """Seen as a division by zero: a share so small that the rows to come have none of it, or one."""
+    coming = [Row(f"roman{n}", "roman", [1], [2], "") for n in range(30)] + [Row("rare", "text_cipher", [1], [2], "")]
+    kept = [Row("kept", "text_cipher", [1], [3, 2], ""), Row("own", "roman", [1], [3, 2], "")]
+    assert [row.item_id for row in _filled(kept, coming)] == ["own"] * 30 + ["kept"]
+    assert [row.item_id for row in _filled(kept, coming[:30])] == ["own"] * 30
+
+
+def test_no_right_sample_at_all_is_told(alone, inputs, tmp_path):
+    task = trainings.write_task(tmp_path, inputs, method="rft", options=OPTIONS["rft"])
+    with pytest.raises(DataError, match=r"none of 12 samples was right: .*roman.*; more options.sft_steps"):
+        trainings.train(task, alone)
+
+
+@pytest.mark.parametrize("method", ["rft", "grpo"])
+@pytest.mark.parametrize("stop", [2, 5])
+def test_stopped_run_goes_on_to_the_same_adapter(alone, inputs, tmp_path, monkeypatch, method, stop):
+    """Stopped before the first sampling, and between two updates of one rollout."""
+    _every_sample_is_right(monkeypatch)
+    changes = {"method": method, "options": OPTIONS[method], "lora": NO_DROPOUT}
+    whole = trainings.train(trainings.write_task(tmp_path / "whole", inputs, **changes), alone)
+    task = trainings.write_task(tmp_path / "stopped", inputs, **changes)
+    with monkeypatch.context() as patch:
+        trainings.stop_after(patch, stop, tmp_path / "stopped" / "stop")
+        with pytest.raises(Stopped):
+            trainings.train(task, alone)
+    (tmp_path / "stopped" / "stop").unlink()
+    assert trainings.adapter(trainings.train(task, alone)) == trainings.adapter(whole)
+    lines = trainings.progress(whole)
+    assert [line["step"] for line in lines if line["phase"] == "train"] == list(range(1, 11))
+    if method == "grpo":
+        rollouts = [line for line in lines if line["phase"] == "rollout"]
+        assert [line["step"] for line in rollouts] == [5, 7, 9]
+        assert all(line["log_prob_difference"]["max"] < 1e-3 for line in rollouts)
+    else:
+        (sampled,) = [line for line in lines if line["phase"] == "samples"]
+        assert sampled["step"] == 5 and sum(sampled["kept"].values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", [{"tp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}], ids=lambda each: " ".join(each))
+def test_rollouts_are_those_of_one_rank(alone, inputs, tmp_path, layout):
+    """Several ranks draw the same completions as one: the first rollout's rewards and lengths are equal."""
+    lines = []
+    for name, axes in (("one", {}), ("more", layout)):
+        task = trainings.write_task(
+            tmp_path / name, inputs, method="grpo", options=OPTIONS["grpo"] | {"max_new_tokens": 4}, lora=NO_DROPOUT
+        )
+        content = json.loads(task.read_text())
+        content["config"]["parallelism"] |= axes
+        task.write_text(json.dumps(content))
+        done = trainings.spawn(["-m", "substrate.train"], task)
+        assert done.returncode == 0, done.stderr
+        rollout = next(line for line in trainings.progress(tmp_path / name / "out") if line["phase"] == "rollout")
+        lines.append({key: rollout[key] for key in ("reward", "by_family", "groups", "mean_tokens")})
+    assert lines[0] == lines[1]
+
+
+def test_samples_are_those_of_the_judge_s_engine(alone, inputs, tmp_path):
+    """The model in training, through its twin, writes what the saved adapter writes in a model of its own."""
+    from substrate.generate import load_model
+    from substrate.inference.decode import Decoding, decode
+    from substrate.interface.task import Task
+    from substrate.training.rollouts import Sampler, Sampling
+    from substrate.training.run import Training
+
+    task = Task.read(trainings.write_task(tmp_path, inputs))
+    task.out.mkdir()
+    run = Training(task, load_recipe(task.recipe), alone)
+    run.run()
+    asked = run.rows[:5]
+    groups = Sampler(run.model, alone, run.tokenizer, Sampling(0.0, 1.0, 12, 8)).sample(asked, 1, "")
+    assert run.model.training
+    judged = load_model(run.model.architecture, alone, task.base, task.out / "adapter")
+    prompts = [(f"{n}/0", row.prompt) for n, row in enumerate(asked)]
+    theirs = {one.item_id: one.ids for one in decode(judged, prompts, Decoding(12, 8))}
+    assert [group[0].ids for group in groups] == [theirs[f"{n}/0"] for n in range(5)]
+    scored = run.log_probs([row._replace(learned=group[0].ids) for row, group in zip(asked, groups, strict=True)])
+    for row, group in zip(asked, groups, strict=True):
+        testing.assert_close(scored[row.item_id], group[0].log_probs, rtol=0, atol=1e-4)
+
+
+def test_card_is_beside_the_adapter(alone, inputs, tmp_path):
+    out = trainings.train(trainings.write_task(tmp_path, inputs), alone)
+    card = json.loads((out / "data_card.json").read_text())
+    assert card["num_places"] == 40 and set(card["families"]) == {"roman", "text_cipher", "unit_conversion"}
+    known = set((inputs / "data/train_prompts.sha256").read_text().split())
+    assert set(card["prompts"]) <= known and len(card["prompts"]) == 40
+
+
+@pytest.mark.parametrize("rank", [32, 2])
+def test_change_of_whole_weights_becomes_the_nearest_adapter(alone, inputs, tmp_path, rank):
+    """At the rank of the matrices the adapter is the change; below, its product is the best of that rank."""
+    from substrate.interface.task import Task
+    from substrate.model.full import FullDelta
+    from substrate.model.lora import Adapter, adapters
+    from substrate.training.run import Training
+
+    lora = NO_DROPOUT | {"rank": rank, "alpha": 7, "targets": ["q_proj", "v_proj", "o_proj", "shared_experts.up_proj"]}
+    task = Task.read(trainings.write_task(tmp_path, inputs, method="sft_full", lora=lora, learning_rate=1e-2))
+    task.out.mkdir()
+    run = Training(task, load_recipe(task.recipe), alone)
+    deltas = {id(each.base.module): each for each in adapters(run.model)}
+    assert all(isinstance(each, FullDelta) for each in deltas.values())
+    router = {name: tensor.clone() for name, tensor in run.model.named_parameters() if "router" in name}
+    run.run()
+    assert all(torch.equal(tensor, dict(run.model.named_parameters())[name]) for name, tensor in router.items())
+    (line,) = [line for line in trainings.progress(task.out) if line["phase"] == "low_rank"]
+    kept = total = 0.0
+    for adapter in adapters(run.model):
+        assert type(adapter) is Adapter
+        whole = [adapter.base.of(d.delta(), "").whole() for d in (deltas[id(adapter.base.module)], adapter)]
+        for rows_delta, rows_low in zip(*whole, strict=True):
+            squares = torch.linalg.svdvals(rows_delta.double()).square()
+            assert float((rows_delta - rows_low).square().sum()) == pytest.approx(float(squares[rank:].sum()), abs=1e-6)
+            kept, total = kept + float(squares[:rank].sum()), total + float(squares.sum())
+    assert line["kept_share"] == pytest.approx(kept / total, abs=1e-5)
+    assert (line["kept_share"] > 0.9999) == (rank == 32)
+    losses = [line["loss"] for line in trainings.progress(task.out) if line["phase"] == "train"]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_whole_weights_on_two_ranks_are_those_of_one(inputs, tmp_path):
+    """Losses, and what the adapters multiply to: singular vectors themselves may turn their sign."""
+    products = []
+    for tp in (1, 2):
+        task = trainings.write_task(tmp_path / str(tp), inputs, tp=tp, method="sft_full", lora=NO_DROPOUT)
+        done = trainings.spawn(["-m", "substrate.train"], task)
+        assert done.returncode == 0, done.stderr
+        tensors = load_file(tmp_path / str(tp) / "out/adapter/adapter_model.safetensors")
+        pairs = [name for name in tensors if name.endswith("lora_A.weight")]
+        products.append({name: tensors[name.replace("lora_A", "lora_B")] @ tensors[name] for name in pairs})
+    testing.assert_close(products[0], products[1], rtol=1e-3, atol=1e-4)
+    losses = [
+        [line["loss"] for line in trainings.progress(tmp_path / str(tp) / "out") if line["phase"] == "train"]
+        for tp in (1, 2)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def _selector(choice: str, **changes) -> tuple[Selector, torch.Tensor]:
+    tensor = torch.zeros(3)
+    how = Selection(**({"choice": choice, "last_k": 2, "family_weights": {}} | changes))
+    return Selector(how, (3, 6, 9, 10), [tensor]), tensor
+
+
+def test_best_is_the_lowest_weighted_holdout_loss():
+    for weights, best in (({}, 2.0), ({"a": 1.0}, 3.0), ({"a": 0.0, "b": 2.0}, 1.0)):
+        selector, tensor = _selector("best", family_weights=weights)
+        losses = {3: {"a": 9.0, "b": 1.0}, 6: {"a": 3.0, "b": 2.0}, 9: {"a": 2.0, "b": 4.0}, 10: {"a": 5.0, "b": 5.0}}
+        for number, (step, values) in enumerate(losses.items(), start=1):
+            tensor.fill_(number)
+            assert selector.is_due(step)
+            selector.offer(step, values)
+        selector.apply()
+        assert float(tensor[0]) == best
+
+
+def test_average_is_the_mean_of_the_last_few():
+    selector, tensor = _selector("average", last_k=3)
+    for value, step in ((1.0, 3), (5.0, 6), (6.0, 9), (10.0, 10)):
+        tensor.fill_(value)
+        if selector.is_due(step):
+            selector.offer(step, {})
+    assert selector.at_steps == [6, 9, 10]
+    selector.apply()
+    assert float(tensor[0]) == pytest.approx(7.0)
+
+
+def test_last_changes_nothing():
+    selector, tensor = _selector("last")
+    assert not any(selector.is_due(step) for step in range(11))
+    selector.apply()
+    assert not tensor.any()
+
+
+@pytest.mark.parametrize("choice", ["best", "average"])
+def test_chosen_state_survives_a_stop(alone, inputs, tmp_path, monkeypatch, choice):
+    selection = {"choice": choice, "last_k": 3, "family_weights": {"roman": 2.0, "text_cipher": 1.0}}
+    changes = {"selection": selection, "holdout_per_family": 2}
+    whole = trainings.train(trainings.write_task(tmp_path / "whole", inputs, **changes), alone)
+    candidates = [line for line in trainings.progress(whole) if line["phase"] == "candidate"]
+    assert [line["step"] for line in candidates] == ([3, 6, 9, 10] if choice == "best" else [6, 9, 10])
+    task = trainings.write_task(tmp_path / "stopped", inputs, **changes)
+    with monkeypatch.context() as patch:
+        trainings.stop_after(patch, 7, tmp_path / "stopped" / "stop")
+        with pytest.raises(Stopped):
+            trainings.train(task, alone)
+    (tmp_path / "stopped" / "stop").unlink()
+    assert trainings.adapter(trainings.train(task, alone)) == trainings.adapter(whole)
+    last = trainings.train(trainings.write_task(tmp_path / "last", inputs, holdout_per_family=2), alone)
+    if choice == "best":
+        losses = {line["step"]: line["holdout_loss"] for line in candidates}
+        assert candidates[-1]["chosen_steps"] == [min(losses, key=losses.get)]
+    else:
+        assert trainings.adapter(last) != trainings.adapter(whole)
+        assert _shapes(last) == _shapes(whole)
+
+
+def _shapes(out: Path) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in load_file(out / "adapter" / "adapter_model.safetensors").items()}
+
+
+def test_lora_that_cannot_be_is_refused():
+    for wrong in ({"rank": 0}, {"alpha": 0}, {"dropout": 1.0}, {"targets": []}):
+        with pytest.raises(UsageError, match=f"lora.{next(iter(wrong))}"):
+            Lora(**(NO_DROPOUT | wrong))
