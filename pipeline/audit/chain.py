@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline.audit.findings import Report
 from pipeline.campaign import heads, keys
-from pipeline.campaign.canonical import dumped, is_deep, parse_strict, sha256
+from pipeline.campaign.canonical import dumped, sha256
 from pipeline.campaign.heads import GENESIS, Anchor, Head
+from pipeline.campaign.strict_json import Numbers, read
 
 Record = dict[str, Any]
 
@@ -43,9 +44,9 @@ def read_chain(content: bytes, report: Report) -> Chain:
     previous = GENESIS
     for number, line in enumerate(lines):
         try:
-            record = parse_strict(line)
-            canonical = dumped(record) == line and not is_deep(record)
-        except (ValueError, TypeError, RecursionError):
+            record = read(line, numbers=Numbers.WHOLE)
+            canonical = dumped(record) == line
+        except ValueError:  # no strict JSON, or half a character
             record, canonical = None, False
         if not canonical or not isinstance(record, dict):
             report.record(number, "is not canonical JSON, or nests deeper than any record: the line was changed")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from pipeline.audit.log_schema import HEX
 from pipeline.campaign import constitution, keys
 from pipeline.campaign.canonical import encoded
 from pipeline.campaign.errors import PipelineError
+from pipeline.campaign.files import read_json
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 
@@ -56,7 +56,7 @@ def check_articles(facts: Mapping[str, Any], report: Report, own: Path = constit
             "from the log; compare them with constitution.yaml in the campaign's code, or audit with the checkout that made it"
         )
         return
-    if encoded(json.loads((own / ARTICLES).read_bytes())) != encoded(facts["articles"]):
+    if encoded(read_json(own / ARTICLES)) != encoded(facts["articles"]):
         report.record(0, "the articles are not those of the constitution that the campaign names")
 
 

@@ -7,11 +7,8 @@ where it does not matter. Where image or unsquashfs are not there, that is said,
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +17,9 @@ from typing import Any
 
 from pipeline.audit import check_files
 from pipeline.audit.findings import Report
-from pipeline.campaign import canonical, files
+from pipeline.campaign import files, strict_json
 from pipeline.campaign.errors import IntegrityError, PipelineError
+from pipeline.sandbox import entries
 from pipeline.sandbox.namespace import run_program
 
 Record = Mapping[str, Any]
@@ -31,11 +29,17 @@ MOST_SECONDS = 3600.0
 
 def rescore(folder: Path, report: Report) -> None:
     """Every scored outcome of which seed and completions are there. For a campaign that `audit.examine` has read before."""
-    records = [canonical.parse_strict(line) for line in (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]]
+    records = records_of(folder)
     with payload(folder, records[0]["facts"], report) as root:
         if root is not None:
             with tempfile.TemporaryDirectory(prefix="rescore-") as scratch:
                 Rescoring(folder, records, root, Path(scratch), report).run()
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """The log's whole records, whether or not their chain holds: that was looked at before. Raises ValueError for what is none."""
+    lines = (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]
+    return [strict_json.read(line, numbers=strict_json.Numbers.WHOLE) for line in lines]
 
 
 @contextmanager
@@ -64,33 +68,22 @@ def payload(folder: Path, facts: Mapping[str, Any], report: Report) -> Iterator[
 
 def run_entry(root: Path, entry: str, arguments: Sequence[str], work: Path) -> None:
     """One of the image's entries. Raises IntegrityError with its last words."""
-    environment = {
-        "PATH": os.defpath, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "SUBSTRATE_ROOT": str(root), "HOME": str(work),
-    }  # fmt: skip
-    command = [sys.executable, "-P", "-m", f"substrate.{entry}", *arguments]
-    done = subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=MOST_SECONDS)
+    done = entries.run(root, entry, arguments, work, MOST_SECONDS)
     if done.returncode:
         raise IntegrityError(f"substrate.{entry} ended with {done.returncode}: {' '.join(done.stderr.split()[-30:])}")
 
 
 def make_items(root: Path, seeds: Mapping[str, str], tasks: Mapping[str, Any], num_items: int, work: Path) -> Path:
-    """The folder with prompts.jsonl and answers.jsonl of one set, as judge.make_items makes it. seeds: of each family."""
+    """The folder with prompts.jsonl and answers.jsonl of one set, as judge.make_items makes it in sandboxes. seeds: of each family."""
     made = []
-    for number, seed in enumerate(sorted(set(seeds.values()))):
-        out = work / f"{number}"
+    for number, config in enumerate(entries.item_configs(seeds, tasks["families"], tasks["level"], num_items)):
+        out, task = work / f"{number}", work / f"{number}.json"
         out.mkdir(parents=True)
-        families = [family for family in tasks["families"] if seeds[family] == seed]
-        config = {
-            "seed_hex": seed, "families": families, "level": tasks["level"], "num_items_per_family": num_items, "shift": 0,
-        }  # fmt: skip
-        paths = {"exclude": str(root / "data" / "train_prompts.sha256"), "out": str(out)}
-        task = work / f"{number}.json"
-        task.write_text(json.dumps({"schema": 1, "kind": "items", "config": config, "paths": paths}))
+        task.write_text(entries.task_text("items", config, {"exclude": str(root / entries.EXCLUDED), "out": str(out)}))
         run_entry(root, "items", [str(task)], work)
         made.append(out)
-    for name in ("prompts.jsonl", "answers.jsonl"):
-        lines = sorted(line for out in made for line in (out / name).read_text("utf-8").splitlines(keepends=True))
-        (work / name).write_text("".join(lines), "utf-8")
+    for name, text in entries.join_items(made).items():
+        (work / name).write_text(text, "utf-8")
     return work
 
 
@@ -203,8 +196,7 @@ class Rescoring:
             ]
             run_entry(self.root, "score", arguments, self.scratch)
             found: dict[str, str] = {}
-            for line in out.read_text().splitlines():
-                row = json.loads(line)
+            for row in files.rows_of(out):
                 mark = "T" if row["truncated"] else "1" if row["correct"] else "0"
                 found[row["family"]] = found.get(row["family"], "") + mark
             self.scored[path, items] = found
@@ -236,9 +228,9 @@ class Rescoring:
         ]
         try:
             run_entry(self.root, "overlap", arguments, self.scratch)
+            named = [row["item_id"] for row in files.rows_of(out)]
         except (PipelineError, subprocess.SubprocessError) as error:
             self.report.file(path, f"cannot be read as a data card: {error}")
             return
-        named = [json.loads(line)["item_id"] for line in out.read_text().splitlines()]
         if named:
             self.report.file(path, f"names {len(named)} items of {item_set} as training prompts, {named[0]} first")

@@ -1,7 +1,7 @@
 """The one byte form of a record, with the standard library alone, and of the YAML that we write ourselves.
 
-Records are canonical JSON (RFC 8785) without floats. A campaign writes them with the `rfc8785` package (seal.py); whoever audits has
-this encoder, which agrees with it on all that a record may hold. Override files are YAML in one fixed form, so that their very bytes
+Records are canonical JSON (RFC 8785) without floats. This encoder writes them and checks them; a test compares it with the `rfc8785`
+package on all that a record may hold. strict_json.py reads them. Override files are YAML in one fixed form, so that their very bytes
 follow from a decision, and an auditor needs no YAML library to say what they must be.
 """
 
@@ -15,7 +15,6 @@ from fractions import Fraction
 from typing import Any
 
 LARGEST = 2**53 - 1
-DEEPEST = 64  # levels that a record may nest; ours have ten or so, and code that walks them calls itself at each
 _HIGH = re.compile("[\ud800-\U0010ffff]")
 _SCALAR = re.compile(r"( *)(- )?([A-Za-z0-9_/]+):(?: (.*))?")
 
@@ -54,41 +53,6 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _ordered(value[key]) for key in sorted(value, key=lambda key: key.encode("utf-16-be"))}
     return [_ordered(item) for item in value] if isinstance(value, list) else value
-
-
-def parse_strict(line: bytes) -> Any:
-    """JSON without floats, NaN, integers from 2^53 on or a key twice. Raises ValueError."""
-    return json.loads(
-        line, object_pairs_hook=_once, parse_float=_no_number, parse_constant=_no_number, parse_int=_whole
-    )
-
-
-def is_deep(value: Any) -> bool:
-    """Whether JSON values nest deeper than a record may; counted level by level, for what is deep cannot be walked by recursion."""
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [
-            each
-            for one in level
-            if isinstance(one, dict | list)
-            for each in (one.values() if isinstance(one, dict) else one)
-        ]
-    return bool(level)
-
-
-def _whole(digits: str) -> Any:
-    return plain(int(digits)) if len(digits) < 20 else _no_number(digits)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number of a record")
 
 
 def sha256(content: bytes) -> str:

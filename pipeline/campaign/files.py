@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import platform
 import pwd
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 
 
@@ -134,12 +134,12 @@ def whose(error: PermissionError) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Raises NotFound when absent, IntegrityError when it is not whole JSON."""
+    """Raises NotFound when absent, IntegrityError when it is not whole and strict JSON."""
     try:
-        return json.loads(path.read_text())
+        return strict_json.read(path.read_bytes())
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
-    except ValueError as error:
+    except strict_json.BadJson as error:
         raise IntegrityError(f"{path} is not valid JSON ({error})") from error
 
 
@@ -150,6 +150,14 @@ def read_json_lines(path: Path) -> list[Any]:
     except FileNotFoundError:
         return []
     try:
-        return [json.loads(line) for line in content.split(b"\n")[:-1]]
-    except ValueError as error:
+        return [strict_json.read(line) for line in content.split(b"\n")[:-1]]
+    except strict_json.BadJson as error:
         raise IntegrityError(f"{path} has a line that is not JSON ({error})") from error
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that a process of the image left when it ended. Raises IntegrityError where one is absent or cut short."""
+    try:
+        return [strict_json.read(line) for line in path.read_bytes().splitlines()]
+    except (OSError, strict_json.BadJson) as error:
+        raise IntegrityError(f"{path.name} of a judging process cannot be read ({error})") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from pipeline.campaign.canonical import encoded, plain
 from pipeline.campaign.errors import IntegrityError, WorkFailed
 from pipeline.campaign.heads import GENESIS
 from pipeline.campaign.keys import sign
+from pipeline.campaign.strict_json import BadJson, Numbers, read
 
 
 class Log:
@@ -107,8 +107,8 @@ class Log:
         records = []
         for number, line in enumerate(whole):
             try:
-                record = json.loads(line)
-            except ValueError:
+                record = read(line, numbers=Numbers.WHOLE)
+            except BadJson:
                 record = {}
             if not isinstance(record, dict) or record.get("previous") != previous or record.get("seq") != number:
                 raise IntegrityError(

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.files import read_json_lines
+from pipeline.campaign.errors import PipelineError
+from pipeline.campaign.files import read_json, read_json_lines
 from pipeline.campaign.layout import Round
 
 TIMEOUT_SECONDS = 15.0
@@ -182,7 +183,7 @@ def lost_nodes(folder: Round, arms: Iterable[str]) -> list[str]:
 
 def _claim(path: Path) -> dict[str, Any]:
     try:
-        claim: dict[str, Any] = json.loads(path.read_text())
+        claim: dict[str, Any] = read_json(path)
         return claim
-    except (OSError, ValueError):
+    except (OSError, PipelineError):
         return {}

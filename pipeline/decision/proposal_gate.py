@@ -10,13 +10,13 @@ on a version of Unicode, on time or on what else the process did. Codes: `CODES`
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.errors import Refused
 from pipeline.campaign.records import Policy, Setting, with_setting
@@ -60,7 +60,6 @@ SCHEMA: Mapping[str, Any] = {
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
 _AXIS = re.compile(r"[a-z][a-z0-9_]*")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,11})(\.[0-9]{1,12})?")  # no leading zero: YAML reads 010 as eight
-_BRACKETS = re.compile(r'[\[{]|[\]}]|"')
 _UNPRINTABLE = re.compile(  # controls, surrogates, and what hides, joins or turns around the text beside it
     "[\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
@@ -162,38 +161,11 @@ def content_of(envelope: bytes, max_bytes: int) -> bytes:
 
 
 def strict(data: bytes, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Any:
-    """JSON without duplicate keys, NaN or infinities, its size and depth bounded before it is parsed. A number's value is not kept: no
-    field may hold one."""
-    if len(data) > max_bytes:
-        raise _No("too_large", f"{len(data)} bytes; at most {max_bytes} are read")
+    """Strict JSON. A number's value is not kept: no field may hold one."""
     try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise _No("not_utf8", f"byte {error.start} is not UTF-8") from None
-    if depth(text) > max_depth:
-        raise _No("too_deep", f"nested deeper than {max_depth}")
-    try:
-        return json.loads(
-            text, object_pairs_hook=_once, parse_int=_number, parse_float=_number, parse_constant=_no_constant
-        )
-    except ValueError:
-        raise _No("not_json", "the answer is no JSON") from None
-
-
-def depth(text: str) -> int:
-    """How deep brackets nest, those in strings left out; one pass."""
-    deepest = level = 0
-    at, end = 0, len(text)
-    while found := _BRACKETS.search(text, at):
-        at = found.end()
-        if found[0] == '"':
-            while at < end and text[at] != '"':
-                at += 2 if text[at] == "\\" else 1
-            at += 1
-        else:
-            level += 1 if found[0] in "[{" else -1
-            deepest = max(deepest, level)
-    return deepest
+        return strict_json.read(data, max_bytes=max_bytes, max_depth=max_depth, numbers=strict_json.Numbers.UNREAD)
+    except strict_json.BadJson as bad:  # the parser's own words are another version's tomorrow
+        raise _No(bad.code, "the answer is no JSON" if bad.code == "not_json" else bad.what) from None
 
 
 def parse_proposals(answer: bytes, most: int = MAX_PROPOSALS) -> list[Any]:
@@ -301,19 +273,3 @@ def _check_axis(axis: str, key: str, policy: Policy) -> None:
         raise _No("wrong_axis", f"{axis} is not the name of an axis on {key}")
     if axis in policy.retired:
         raise _No("retired", f"{axis} gained nothing in its last looks and is retired")
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _No("duplicate_key", "an object has a key twice")
-    return found
-
-
-def _number(digits: str) -> object:
-    """Stands for any number: one of a million digits or exponents costs nothing."""
-    return NotImplemented
-
-
-def _no_constant(name: str) -> None:
-    raise _No("not_finite", f"{name} is no JSON")

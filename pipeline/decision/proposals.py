@@ -9,11 +9,11 @@ sent again, and its answer is judged again from the stored bytes, to the same ve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.records import Arm, Policy, Setting, with_setting
@@ -75,11 +75,11 @@ def rejudged(
 def reference_of(request: bytes) -> dict[str, str]:
     """The recipe's open keys as a stored request has them: what an audit judges with. Raises IntegrityError for no request of ours."""
     try:
-        facts = json.loads(request)
+        facts = strict_json.read(request)
         if "messages" in facts:
-            facts = json.loads(facts["messages"][-1]["content"])
+            facts = strict_json.read(facts["messages"][-1]["content"].encode())
         return {key: rule["reference"] for key, rule in facts["open_keys"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise IntegrityError(f"a stored request is none ({error!r})", "Restore it from a copy") from error
 
 

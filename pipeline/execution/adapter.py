@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from pipeline.campaign import canonical, strict_json
 from pipeline.campaign.errors import NotFound, TrialFailed
 from pipeline.campaign.files import write_file
 from pipeline.sandbox.bubblewrap import open_output
@@ -98,10 +99,8 @@ def read_config(out_dir: Path, lora: Mapping[str, Any]) -> dict[str, Any]:
     with _opened(out_dir, CONFIG) as file:
         content = file.read(MAX_CONFIG_BYTES + 1)
     try:
-        if len(content) > MAX_CONFIG_BYTES:
-            raise ValueError(f"more than {MAX_CONFIG_BYTES} bytes")
-        config = json.loads(content, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
+        config = strict_json.read(content, max_bytes=MAX_CONFIG_BYTES)
+    except strict_json.BadJson as error:
         raise _bad(f"{CONFIG} is not strict JSON ({error})") from error
     if not isinstance(config, dict) or set(config) != CONFIG_KEYS:
         raise _bad(f"{CONFIG} must have exactly the keys {', '.join(sorted(CONFIG_KEYS))}")
@@ -124,12 +123,13 @@ def canonical_tensors(tensors: Tensors) -> bytes:
         size = tensors[name].nbytes
         header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [offset, offset + size]}
         offset += size
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    text = canonical.encoded(header)
     text += b" " * (-len(text) % 8)  # the format wants the data aligned to eight bytes
     return struct.pack("<Q", len(text)) + text + b"".join(tensors[name].tobytes() for name in sorted(tensors))
 
 
 def canonical_config(config: Mapping[str, Any]) -> bytes:
+    """Sorted, in ASCII. No record's encoding: it has floats, and a name that the trial wrote, which may hold half a character."""
     return json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -139,8 +139,8 @@ def _read_header(file: IO[bytes]) -> dict[str, Any]:
     if length > MAX_HEADER_BYTES:
         raise _bad(f"{WEIGHTS} has no readable header")
     try:
-        header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
+        header = strict_json.read(file.read(length), max_bytes=MAX_HEADER_BYTES)
+    except strict_json.BadJson as error:
         raise _bad(f"the header of {WEIGHTS} is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _bad(f"the header of {WEIGHTS} is not an object")
@@ -166,17 +166,6 @@ def _opened(out_dir: Path, name: str) -> IO[bytes]:
         return open_output(out_dir, f"adapter/{name}")
     except NotFound as error:
         raise _bad(f"adapter/{name} was not written") from error
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
 
 
 def _bad(what: str) -> TrialFailed:

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, WorkFailed
 from pipeline.campaign.files import read_json, write_file
 
 MANIFEST = "weights.json"
@@ -183,8 +183,8 @@ def _proof_path(folder: Path, manifest: Mapping[str, Any]) -> Path:
 
 def _proved(proof: Path) -> Any:
     try:
-        return json.loads(proof.read_text())
-    except (OSError, ValueError):
+        return read_json(proof)
+    except (OSError, PipelineError):
         return None
 
 

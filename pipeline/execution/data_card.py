@@ -13,10 +13,10 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.errors import NotFound, TrialFailed
-from pipeline.campaign.files import write_file
+from pipeline.campaign.files import rows_of, write_file
 from pipeline.execution import image_process
 from pipeline.sandbox.bubblewrap import open_output
 
@@ -45,15 +45,16 @@ def take(out_dir: Path, keep: Path, known_prompts: Path) -> str:
 
 
 def _digests(text: bytes) -> list[str]:
-    if len(text) > MAX_BYTES:
-        raise TrialFailed("bad_output", f"{NAME} is longer than {MAX_BYTES} bytes")
     try:
-        card: Any = json.loads(text.decode())
+        card = strict_json.read(text, max_bytes=MAX_BYTES)
         digests = card["prompts"]
         is_card = type(card["schema"]) is int and card["schema"] == 1 and type(digests) is list
         if is_card and all(type(digest) is str and _DIGEST.fullmatch(digest) for digest in digests):
             return digests
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except strict_json.BadJson as bad:
+        if bad.code == "too_large":
+            raise TrialFailed("bad_output", f"{NAME} is longer than {MAX_BYTES} bytes") from None
+    except (KeyError, TypeError):
         pass
     raise TrialFailed("bad_output", f"{NAME} is not a data card: schema 1 and `prompts`, SHA-256 digests, are needed")
 
@@ -70,7 +71,7 @@ def refuse_overlap(root: Path, card: Path, inputs: Path, sets: Sequence[str], wo
         shutil.copyfile(inputs / f"{item_set}.jsonl", given / "prompts.jsonl")
         arguments = ["--card", "/in/card.json", "--prompts", "/in/prompts.jsonl", "--out", "/out/overlaps.jsonl"]
         out = image_process.start(root, "overlap", arguments, {"/in": given}, given.parent, log_path)
-        found = [row["item_id"] for row in image_process.rows_of(out / "overlaps.jsonl")]
+        found = [row["item_id"] for row in rows_of(out / "overlaps.jsonl")]
         if found:
             named = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
             raise TrialFailed("contaminated", f"the trial learned from {len(found)} items of {item_set}: {named}")

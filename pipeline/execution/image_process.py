@@ -1,22 +1,23 @@
 """Processes of the image as it is: how each is started, what it is given, and how its end is read.
 
-A training runs in a fork; everything here runs from the mount itself, in a sandbox of its own, and leaves files in its /out.
+A training runs in a fork; everything here runs from the mount itself, in a sandbox of its own, and leaves files in its /out. Judging has
+no other way. `sandbox.entries.run` is for who has no mount and needs no sandbox: it starts an entry of an unpacked payload as the caller,
+who believes that code (`init` made it, an auditor compared its digest) and shows it no secret and no adapter.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import IntegrityError, TrialFailed
+from pipeline.campaign.errors import TrialFailed
 from pipeline.campaign.files import write_file
 from pipeline.config.settings import Settings
 from pipeline.execution import base_weights
-from pipeline.sandbox import devices
+from pipeline.sandbox import devices, entries
 from pipeline.sandbox.bubblewrap import Limits, Sandbox
 
 SUBSTRATE_ENV = {
@@ -63,9 +64,7 @@ def run(
 ) -> Path:
     """An entry that reads a task file of its own name as kind; returns its /out."""
     task_dir = work / "task"
-    write_file(
-        task_dir / "task.json", json.dumps({"schema": 1, "kind": entry, "config": config, "paths": paths}, indent=1)
-    )
+    write_file(task_dir / "task.json", entries.task_text(entry, config, paths))
     return start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path, watch, chosen)
 
 
@@ -103,11 +102,3 @@ def start(
         tail = log_path.read_text(errors="replace")[-2000:]
         raise TrialFailed("judge_failed", f"substrate.{entry} ended with exit code {code}", tail)
     return out
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that a process wrote. Raises IntegrityError where they cannot be read."""
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path.name} of a judging process cannot be read ({error})") from error

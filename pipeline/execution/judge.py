@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.campaign.errors import IntegrityError, Interrupted
-from pipeline.campaign.files import read_json, write_file
+from pipeline.campaign.files import read_json, rows_of, write_file
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
 from pipeline.execution.data_card import refuse_overlap
-from pipeline.sandbox import image
+from pipeline.sandbox import entries, image
 
 
 class Mark(Protocol):
@@ -130,9 +130,7 @@ def judge(
                 root, completions / f"{item_set}.jsonl", answers, work / f"score-{item_set}", log_path
             )
             judged.raw[item_set] = (completions / f"{item_set}.jsonl").read_bytes()
-            texts = {
-                row["item_id"]: row["completion"] for row in image_process.rows_of(completions / f"{item_set}.jsonl")
-            }
+            texts = {row["item_id"]: row["completion"] for row in rows_of(completions / f"{item_set}.jsonl")}
             judged.completions[item_set] = [texts[row["item_id"]] for row in judged.items[item_set]]
         return judged
 
@@ -180,19 +178,11 @@ def make_items(root: Path, chosen: Settings, item_set: str, seeds: Seeds, work: 
     }[item_set]
     of_family = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks.families, seeds)
     made = []
-    for number, seed in enumerate(sorted(set(of_family.values()))):
-        config = {
-            "seed_hex": seed,
-            "families": [family for family in tasks.families if of_family[family] == seed],
-            "level": tasks.level,
-            "num_items_per_family": num_items,
-            "shift": shift,
-        }
-        paths = {"exclude": "/substrate/data/train_prompts.sha256", "out": "/out"}
+    for number, config in enumerate(entries.item_configs(of_family, tasks.families, tasks.level, num_items, shift)):
+        paths = {"exclude": f"/substrate/{entries.EXCLUDED}", "out": "/out"}
         made.append(image_process.run(root, "items", config, paths, {}, work / f"{number}", log_path))
-    for name in ("prompts.jsonl", "answers.jsonl"):
-        lines = sorted(line for folder in made for line in (folder / name).read_text("utf-8").splitlines(keepends=True))
-        write_file(work / "out" / name, "".join(lines))
+    for name, text in entries.join_items(made).items():
+        write_file(work / "out" / name, text)
     return work / "out"
 
 
@@ -228,9 +218,7 @@ def generate(
     told = (
         out / "progress.jsonl"
     )  # absent where every set was taken up whole, from an attempt that ended before it was published
-    decoding_seconds = (
-        sum({row["set"]: row["seconds"] for row in image_process.rows_of(told)}.values()) if told.exists() else 0.0
-    )
+    decoding_seconds = sum({row["set"]: row["seconds"] for row in rows_of(told)}.values()) if told.exists() else 0.0
     mark("generate", at=time.time() - decoding_seconds)
     return out
 
@@ -261,9 +249,7 @@ def score(root: Path, completions: Path, answers: Path, work: Path, log_path: Pa
         "--out",
         "/out/scores.jsonl",
     ]
-    rows = image_process.rows_of(
-        image_process.start(root, "score", arguments, {"/in": inputs}, work, log_path) / "scores.jsonl"
-    )
+    rows = rows_of(image_process.start(root, "score", arguments, {"/in": inputs}, work, log_path) / "scores.jsonl")
     for row in rows:
         if set(row) != {"item_id", "family", "correct", "answer", "num_tokens", "truncated"} or row["correct"] not in (
             0,

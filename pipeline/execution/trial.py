@@ -7,7 +7,6 @@ docs/contract.md.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -16,9 +15,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.errors import Interrupted, NotFound, TrialFailed
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt
+from pipeline.sandbox import entries
 from pipeline.sandbox.bubblewrap import Limits, open_output
 
 ENTRY = ("python", "-P", "-m", "substrate.train")
@@ -36,10 +37,7 @@ LOG_TAIL_BYTES = 4000
 
 def write_task(attempt: Attempt, config: Mapping[str, Any], base: str = PATHS["base"]) -> None:
     """`task.json` of kind train; config: model, recipe, parallelism, seed; base: folder of the base weights inside."""
-    write_file(
-        attempt.task_dir / "task.json",
-        json.dumps({"schema": 1, "kind": "train", "config": config, "paths": PATHS | {"base": base}}, indent=1),
-    )
+    write_file(attempt.task_dir / "task.json", entries.task_text("train", config, PATHS | {"base": base}))
 
 
 class Process(Protocol):
@@ -188,8 +186,8 @@ def progress_lines(attempt: Attempt, phase: str) -> list[dict[str, Any]]:
     found = []
     for text in attempt.progress.read_bytes().split(b"\n")[:-1]:
         try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
+            line = strict_json.read(text)
+        except strict_json.BadJson:
             continue
         if isinstance(line, dict) and line.get("phase") == phase:
             found.append(line)

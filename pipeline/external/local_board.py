@@ -25,17 +25,17 @@ from typing import Any
 from pipeline.campaign import canonical, files
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound
 from pipeline.campaign.facts import facts_of, verified_code
-from pipeline.campaign.files import alone, read_json, write_file
+from pipeline.campaign.files import alone, read_json, rows_of, write_file
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config import settings
 from pipeline.decision import board_submissions
-from pipeline.execution import image_process, judge
+from pipeline.execution import judge
 from pipeline.external import outbox
 from pipeline.sandbox import image
+from pipeline.sandbox.entries import ITEM_FILES
 
 SET = "board"
-FILES = ("prompts.jsonl", "answers.jsonl")
 
 
 def score(campaign: Campaign, number: int) -> str:
@@ -99,7 +99,7 @@ def make_score(
     found = {
         "number": one.number, "adapter_digest": one.adapter_digest, "score": printed(num_correct, len(rows)), "correct": num_correct,
         "rows": len(rows), "engine": judged.engine, "temperature": str(sampling["temperature"]), "seed": sampling["seed"],
-        "items": {name: files.file_digest(items / name) for name in FILES},
+        "items": {name: files.file_digest(items / name) for name in ITEM_FILES},
     }  # fmt: skip
     write_file(folder / "score.json", canonical.encoded(found), mode=0o600)
     shutil.rmtree(folder / "decoded", ignore_errors=True)
@@ -121,9 +121,9 @@ def hidden_items(
     parts = [real_rows(campaign, chosen, seed)]
     if chosen.external.generated_rows:
         made = judge.make_items(root, chosen, SET, seed, work, log_path)
-        parts.append({name: image_process.rows_of(made / name) for name in FILES})
+        parts.append({name: rows_of(made / name) for name in ITEM_FILES})
     aside = Path(tempfile.mkdtemp(prefix=".items.", dir=campaign.board_dir))  # mode 0700
-    for name in FILES:
+    for name in ITEM_FILES:
         rows = sorted((row for part in parts for row in part[name]), key=lambda row: row["item_id"])
         write_file(aside / name, "".join(json.dumps(row) + "\n" for row in rows), mode=0o600)
     os.rename(aside, folder)
@@ -134,15 +134,15 @@ def real_rows(campaign: Campaign, chosen: settings.Settings, seed: str) -> dict[
     """The held-out real rows that the board's seed picks, prompts and answers. Raises ConfigError where there are too few."""
     wanted = chosen.external.rows - chosen.external.generated_rows
     if not wanted:
-        return {name: [] for name in FILES}
-    rows = {name: image_process.rows_of(campaign.held_out_dir / name) for name in FILES}
-    if len(rows[FILES[0]]) < wanted:
+        return {name: [] for name in ITEM_FILES}
+    rows = {name: rows_of(campaign.held_out_dir / name) for name in ITEM_FILES}
+    if len(rows[ITEM_FILES[0]]) < wanted:
         raise ConfigError(
-            f"{len(rows[FILES[0]])} real rows are held out, the board wants {wanted}",
+            f"{len(rows[ITEM_FILES[0]])} real rows are held out, the board wants {wanted}",
             "Lower external.rows or external.real_share",
         )
 
     def place(row: dict[str, Any]) -> bytes:
         return hmac.new(bytes.fromhex(seed), f"real/{row['item_id']}".encode(), hashlib.sha256).digest()
 
-    return {name: sorted(rows[name], key=place)[:wanted] for name in FILES}
+    return {name: sorted(rows[name], key=place)[:wanted] for name in ITEM_FILES}

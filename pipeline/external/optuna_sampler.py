@@ -6,9 +6,9 @@ draw depends on its version and seed; nothing rests on that: what is replayed ar
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from pipeline.campaign import canonical, strict_json
 from pipeline.campaign.errors import ConfigError
 from pipeline.decision.proposal_gate import plain_number
 
@@ -24,7 +24,7 @@ def suggest(request: bytes, seed: int) -> bytes:
             f"policy=optuna needs optuna, which this Python does not have ({error})",
             "`.venv/bin/python -m pip install optuna`, or policy=default",
         ) from error
-    facts = json.loads(request)
+    facts = strict_json.read(request)
     axes = {axis["key"]: axis for axis in facts["axes"] if axis["key"] in facts["open_keys"]}
     standing = {setting["key"]: setting["value"] for setting in facts["standing"]}
     spaces = {key: _space(optuna, facts["open_keys"][key]["type"], axis) for key, axis in sorted(axes.items())}
@@ -43,7 +43,7 @@ def suggest(request: bytes, seed: int) -> bytes:
         if text != standing.get(key):
             why = f"{ADDRESS} of {len(study.trials) - 1} earlier lifts on this axis"
             proposals.append({"axis": axes[key]["name"], "key": key, "value": text, "hypothesis": why})
-    return json.dumps({"proposals": proposals[: facts["num_slots"]]}, sort_keys=True, separators=(",", ":")).encode()
+    return canonical.encoded({"proposals": proposals[: facts["num_slots"]]})
 
 
 def plain_text(value: float | int) -> str:

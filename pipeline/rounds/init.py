@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from pipeline.decision import plan
 from pipeline.execution import base_weights
 from pipeline.rounds import arms
 from pipeline.rounds.freeze import freeze_plan, is_operational, plan_basis, write_overrides
-from pipeline.sandbox import image
+from pipeline.sandbox import entries, image
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 
@@ -177,9 +176,7 @@ def name_base(chosen: settings.Settings, payload: Path) -> None:
 
 def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str) -> None:
     """An entry of the payload's own code. Raises WorkFailed with its last words."""
-    environment = {"PATH": os.defpath, "PYTHONPATH": str(payload), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-P", "-m", f"substrate.{entry}", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = entries.run(payload, entry, arguments)
     if done.returncode:
         raise WorkFailed(f"{what}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
 

@@ -16,12 +16,11 @@ from typing import Any
 
 from pipeline.audit import rescore
 from pipeline.audit.findings import Report
-from pipeline.campaign import canonical
 from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.files import read_json_lines
 from pipeline.config import settings
 from pipeline.execution import judge
-from pipeline.sandbox import image
+from pipeline.sandbox import entries, image
 
 Record = Mapping[str, Any]
 TOLERANCE = Fraction(1, 50)
@@ -29,7 +28,7 @@ TOLERANCE = Fraction(1, 50)
 
 def reinfer(folder: Path, num_items: int, report: Report) -> None:
     """num_items: of a family. The caller has entered a private mount namespace; what is not there to decode with is said."""
-    records = [canonical.parse_strict(line) for line in (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]]
+    records = rescore.records_of(folder)
     with rescore.payload(folder, records[0]["facts"], report) as root:
         for outcome in drawn(records) if root else []:
             name = f"{outcome['arm']} of {outcome['round']}"
@@ -98,7 +97,7 @@ def drawn_items(items: Path, marks: Mapping[str, str], num_items: int, drawn_dir
         right = dict(zip(ids, (mark == "1" for mark in text), strict=False))
         logged |= {item: right[item] for item in chance.sample(sorted(right), min(num_items, len(right)))}
     drawn_dir.mkdir()
-    for name in ("prompts.jsonl", "answers.jsonl"):
+    for name in entries.ITEM_FILES:
         rows = zip(
             read_json_lines(items / name), (items / name).read_text("utf-8").splitlines(keepends=True), strict=True
         )

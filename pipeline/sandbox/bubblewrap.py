@@ -30,6 +30,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, NotFound, Refused, TrialFailed, WorkFailed
 from pipeline.sandbox.disk_usage import Spending
 from pipeline.sandbox.namespace import Staging, enter_private_namespace, require_private_namespace, trial_uid
@@ -179,8 +180,8 @@ def probe(sandbox: Sandbox, forbidden: Mapping[str, Path], article: str, report_
     with attacked.start([sys.executable, "-I", "/probe.py", json.dumps(asked)], report_path) as process:
         code = process.wait()
     try:
-        report = json.loads(report_path.read_text())
-    except ValueError as error:
+        report = strict_json.read(report_path.read_bytes())
+    except strict_json.BadJson as error:
         raise WorkFailed(f"the probe ended with {code} and no report: {report_path.read_text()[-2000:]}") from error
     leaks = [f"{name} ({check['detail']})" for name, check in report.items() if check["reached"]]
     if leaks:

@@ -29,6 +29,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 from pipeline.campaign.files import file_digest, tree_digest, walk
 from pipeline.sandbox.namespace import (
@@ -121,7 +122,7 @@ def show(sqsh: Path) -> ImageInfo:
     if not path.is_file():
         raise NotFound(f"no image manifest {path}", "copy the .json along with the image, or build it again")
     try:
-        fields = json.loads(path.read_text())
+        fields = strict_json.read(path.read_bytes())
         if fields.pop("schema") != MANIFEST_SCHEMA:
             raise ValueError(f"schema is not {MANIFEST_SCHEMA}")
         return ImageInfo(**fields)

@@ -1,7 +1,6 @@
 """A sandbox that runs: bubblewrap started, followed to its end, its limits of time and space kept, and killed whole."""
 
 import ctypes
-import json
 import os
 import platform
 import select
@@ -14,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.errors import NotFound, WorkFailed
 from pipeline.sandbox.disk_usage import Spending
 from pipeline.sandbox.namespace import UNMOVED, Staging
@@ -110,7 +110,7 @@ def launch(arguments: list[str], log_path: Path, identity: Mapping[str, Any]) ->
         finally:
             os.close(writer)
         try:
-            return process, os.pidfd_open(json.loads(told.read())["child-pid"])
+            return process, os.pidfd_open(strict_json.read(told.read())["child-pid"])
         except (ValueError, ProcessLookupError) as error:
             process.wait()
             raise WorkFailed(f"the sandbox did not start: {log_path.read_text()[-2000:]}") from error

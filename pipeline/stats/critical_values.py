@@ -6,7 +6,6 @@ of the result; `make nulls` makes them anew. A campaign freezes the values that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from fractions import Fraction
@@ -14,6 +13,7 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+from pipeline.campaign import strict_json
 from pipeline.campaign.errors import IntegrityError, NotFound
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.stats.design import CriticalValues, Design
@@ -66,7 +66,7 @@ def read_critical_values(design: Design, folder: Path = HERE) -> dict[str, Any]:
             f"The nearest of {len(known)} designs is {nearest}; `python -m pipeline evidence nulls` computes this one",
         )
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = strict_json.read(path.read_bytes())
         if content["schema"] != 1 or Design(**content["design"]) != design:
             raise ValueError(f"it is of schema {content['schema']} and for {content['design']}")
         CriticalValues.from_json(content["critical"])

@@ -14,7 +14,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.audit import bundle, check_files, check_plans, examine
 from pipeline.audit.findings import Report
-from pipeline.campaign import canonical, heads
+from pipeline.campaign import heads
 from pipeline.campaign.errors import IntegrityError, PipelineError
 from pipeline.campaign.records import Arm, Outcome
 from tests.support.logs import LEVELS
@@ -58,14 +58,6 @@ def test_what_nests_too_deep_is_a_finding(event: str, ours: SealedCampaign, fold
     at = first(records, event)["seq"]
     (folder / "log.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
     assert f"record {at}: is not canonical JSON, or nests deeper" in found(examine.examine(folder))
-
-
-def test_depth_is_counted_without_recursion() -> None:
-    value: Any = "x"
-    for _ in range(100_000):
-        value = [value] if _ % 2 else {"a": value}
-    assert canonical.is_deep(value)
-    assert not canonical.is_deep([{"a": [1, 2, {"b": []}]}] * 9)
 
 
 def test_a_head_of_a_round_that_is_a_list_is_a_finding(ours: SealedCampaign, folder: Path) -> None:

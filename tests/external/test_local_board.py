@@ -27,6 +27,7 @@ from pipeline.execution import adapter
 from pipeline.external import board, local_board
 from pipeline.rounds import freeze
 from pipeline.rounds.init import init
+from pipeline.sandbox import entries
 from substrate.formats.export import submission
 from substrate.tasks import FAMILIES
 from tests.support.paths import ROOT
@@ -100,7 +101,7 @@ def test_it_prints_two_decimals_and_nothing_else(campaign: Campaign, first: str)
 
 
 def test_its_rows_are_generated_and_real_and_nobody_else_may_look(campaign: Campaign, first: str) -> None:
-    rows = {name: read_json_lines(campaign.board_dir / "items" / name) for name in local_board.FILES}
+    rows = {name: read_json_lines(campaign.board_dir / "items" / name) for name in entries.ITEM_FILES}
     ids = [row["item_id"] for row in rows["prompts.jsonl"]]
     assert ids == sorted(ids) == [row["item_id"] for row in rows["answers.jsonl"]]
     held_out = {row["item_id"]: row for row in read_json_lines(campaign.held_out_dir / "prompts.jsonl")}

@@ -1,0 +1,62 @@
+"""Entries of the image: a module `substrate.<entry>` run outside of a sandbox, and what its callers on both sides have in common.
+
+`run` is for code that the caller made or compared with its digest, when nothing secret and no adapter is near: `init` before it packs
+the image, and an auditor who has no sandbox. All judging of a campaign goes through execution/image_process.py instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ITEM_FILES = ("prompts.jsonl", "answers.jsonl")
+EXCLUDED = "data/train_prompts.sha256"  # in the image: digests of the training prompts, of which no item is made
+
+
+def run(
+    root: Path, entry: str, arguments: Sequence[str], work: Path | None = None, most_seconds: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run an entry of the payload unpacked at `root` to its end, as the caller, with what it printed.
+
+    work: its folder and home; without one it stays in the caller's folder, so that relative paths mean what they mean there.
+    Raises subprocess.TimeoutExpired after most_seconds; a failure is told by the return code alone.
+    """
+    environment = {"PATH": os.defpath, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    if work is not None:
+        environment |= {"SUBSTRATE_ROOT": str(root), "HOME": str(work)}
+    command = [sys.executable, "-P", "-m", f"substrate.{entry}", *arguments]
+    return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=most_seconds)
+
+
+def task_text(kind: str, config: Mapping[str, Any], paths: Mapping[str, Any]) -> str:
+    """A task file, which the entry of the same name reads."""
+    return json.dumps({"schema": 1, "kind": kind, "config": config, "paths": paths}, indent=1)
+
+
+def item_configs(
+    seeds: Mapping[str, str], families: Sequence[str], level: str, num_items: int, shift: int = 0
+) -> Iterator[dict[str, Any]]:
+    """What `items` is asked for one set: a configuration a seed. seeds: of each family, as hex; num_items: of each family."""
+    for seed in sorted(set(seeds.values())):
+        yield {
+            "seed_hex": seed,
+            "families": [family for family in families if seeds[family] == seed],
+            "level": level,
+            "num_items_per_family": num_items,
+            "shift": shift,
+        }
+
+
+def join_items(made: Sequence[Path]) -> dict[str, str]:
+    """File name -> text of one set, from the folders that `items` wrote for its seeds; lines sorted, and with them item ids."""
+    return {
+        name: "".join(
+            sorted(line for out in made for line in (out / name).read_text("utf-8").splitlines(keepends=True))
+        )
+        for name in ITEM_FILES
+    }
