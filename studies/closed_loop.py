@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.campaign import canonical, constitution, facts
-from pipeline.campaign.records import Arm, Decision, Evidence, Plan, Policy
+from pipeline.campaign.records import Arm, Decision, Plan, Policy
 from pipeline.config import settings
-from pipeline.decision import derive, history, plan
-from pipeline.stats import critical_values, lifts
+from pipeline.decision import derive, evidence, history, plan
+from pipeline.decision.evidence import Evidence
+from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 from studies import comparators
 from studies.nature import Nature, PlayedRounds
@@ -134,7 +135,7 @@ class Other:
 
     def take(self, name: str, policy: Policy, arms: Sequence[Arm], played: PlayedRounds) -> Policy:
         by_name = {arm.name: arm for arm in arms}
-        seen: Evidence = lifts.gather(name, played.reference, played.outcomes, arms)
+        seen: Evidence = evidence.of_one_round(name, played.reference, played.outcomes, arms)
         if self.comparator.submits:
             scored = comparators.first_by_dev(seen, by_name, self.design.submissions)
             first = {f"reference-{n}": score for n, score in enumerate(self.nature.reference_scores, 1)}

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 
-from pipeline.campaign.records import Arm, Evidence, Policy, with_setting
+from pipeline.campaign.records import Arm, Policy, with_setting
+from pipeline.decision.evidence import Evidence
 
 Arms = Mapping[str, Arm]
 Round = tuple[Evidence, Arms]

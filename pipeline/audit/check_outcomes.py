@@ -51,16 +51,16 @@ class Deriver:
         last = self.newest[position]
         key = self.hashes[last], round_name
         if key not in self.known:
-            self.known[key] = derive.derived(self.ledger_at(last + 1), round_name)
+            self.known[key] = derive.derive_round(self.history_at(last + 1), round_name)
         return self.known[key]
 
-    def ledger_at(self, end: int) -> history.History:
+    def history_at(self, end: int) -> history.History:
         """Of the records before `end`; those that were taken are not read again where it only grows, as in a log it does."""
         if end < self.taken:
             return history.read_history(self.records[:end])
         self.reader.take(self.records[self.taken : end])
         self.taken = end
-        return self.reader.ledger
+        return self.reader.history
 
 
 def check_log(
@@ -212,7 +212,7 @@ def _not_derived(record: Record, deriver: Deriver, position: int) -> str:
         return "" if same else f"the overrides of {name} do not follow from the decision before them"
     derived = deriver.at(position, name)
     if event == "evidence":
-        same = canonical.sha256(canonical.encoded(asdict(derived.evidence))) == record["sha256"]
+        same = canonical.sha256(canonical.encoded(derived.evidence.to_json())) == record["sha256"]
         return "" if same else f"the evidence of {name} does not follow from the outcomes before it"
     if derived.decision.state not in decide.CLOSING:
         return f"{name} could not be decided by the records before it"

@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 NUM_ARMS = 8
 ROLES = ("anchor", "replicate", "axis", "contrast", "repair", "control", "reference", "base")
 """`reference` and `base` stand in r0000 alone: the a0 recipe trained once, and the image as it is, evaluated without training."""
+SETS = ("dev", "fresh")
+"""The item sets that every arm is scored on: dev stays for the campaign, fresh is new in each round."""
+
 Setting = tuple[str, str]
 """One override: a dotted configuration key and its value as a string, such as ("recipe.learning_rate", "0.0071")."""
 
@@ -86,21 +89,54 @@ class Policy:
     control: tuple[Setting, ...] | None = None
     repaired: tuple[tuple[str, str], ...] = ()
 
+    PAIRS: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "standing": ("key", "value"),
+        "dead_ends": ("key", "value"),
+        "quiet": ("axis", "looks"),
+        "repaired": ("family", "round"),
+    }
+    """Fields that hold pairs, with the names that the two have in an override file, where Hydra wants mappings."""
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Policy:
-        """Raises ValueError, KeyError or TypeError for what is no policy."""
+        """A policy as plans and decisions hold it (`asdict`). Raises ValueError, KeyError or TypeError for what is no policy."""
         fields = dict(data)
         fields["axes"] = tuple(Axis(**{**axis, "choices": tuple(axis["choices"])}) for axis in data["axes"])
         fields["contrasts"] = tuple(Contrast(**each) for each in data["contrasts"])
         fields["control"] = None if data["control"] is None else _pairs(data["control"])
         fields["retired"] = tuple(data["retired"])
-        for name in ("standing", "dead_ends", "quiet", "repaired"):
+        for name in cls.PAIRS:
             fields[name] = _pairs(data[name])
         return cls(**fields)
+
+    def to_hydra(self) -> dict[str, Any]:
+        """The `policy` part of a round's override file. Axes are not in it: a person chose them in the configuration."""
+        return {
+            **{name: _entries(names, getattr(self, name)) for name, names in self.PAIRS.items()},
+            "retired": list(self.retired),
+            "replicates": self.replicates,
+            "contrasts": [asdict(each) for each in self.contrasts],
+            "has_control": self.control is not None,  # Hydra has no list that may be null
+            "control": _entries(self.PAIRS["standing"], self.control or ()),
+        }
+
+    @classmethod
+    def from_hydra(cls, data: Mapping[str, Any]) -> Policy:
+        """The `policy` part of a composed configuration: what `to_hydra` writes, and the axes."""
+        lists = {
+            name: [tuple(entry[each] for each in names) for entry in data[name]] for name, names in cls.PAIRS.items()
+        }
+        control = [(entry["key"], entry["value"]) for entry in data["control"]] if data["has_control"] else None
+        others = {name: data[name] for name in ("axes", "retired", "replicates", "contrasts")}
+        return cls.from_json({**lists, **others, "control": control})
 
 
 def _pairs(data: Iterable[Any]) -> tuple[tuple[Any, Any], ...]:
     return tuple((first, second) for first, second in data)
+
+
+def _entries(names: tuple[str, str], pairs: Iterable[tuple[Any, Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(names, pair, strict=True)) for pair in pairs]
 
 
 @dataclass(frozen=True)
@@ -182,58 +218,6 @@ class FamilyState:
     clean_looks: int = 0
     was_restored: bool = False
     code: str = "start"
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """`value` as in Look, `variance` of its fresh lift over the reference, `alarms`: families in which its own dev runs ahead of fresh."""
-
-    round: str
-    arm: str
-    value: str
-    variance: Fraction
-    alarms: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """What the tests said of all rounds so far, at one of them. Decimals are strings, ratios "p/q".
-
-    `rounds`: those that were looked at together. `verdict`: rule.Verdict.to_json, arms by name and rounds by name. `canaries`: of each family,
-    those that fired. `values`: of each of this round's scored arms, what the choice goes by. `old_values`: the same by the objective in
-    which every family's dev counts. `finalists`: the campaign's best so far, the best first. `power`: the gap that would have been seen.
-    """
-
-    rounds: tuple[str, ...]
-    verdict: Mapping[str, Any]
-    canaries: Mapping[str, tuple[str, ...]]
-    values: Mapping[str, str]
-    old_values: Mapping[str, str]
-    finalists: tuple[Finalist, ...]
-    power: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that a decision rests on: lifts on every set, the noise of retraining one recipe under other seeds, what the tests say.
-
-    `board`: of each round the printed scores that were known, by arm; `families` and `external`: the states after this look (pipeline.states).
-    `look` is None where the reference or too few arms have a score.
-    """
-
-    round: str
-    outcomes: tuple[Outcome, ...]
-    lifts: tuple[Lift, ...]
-    num_replicates: int
-    seed_variance: Fraction
-    board: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    look: Assessment | None = None
-    families: Mapping[str, FamilyState] = field(default_factory=dict)
-    external: str = "EXTERNAL-CLEAR"
-
-    def lift(self, arm: str, baseline: str, item_set: str) -> Lift | None:
-        wanted = (arm, baseline, item_set)
-        return next((lift for lift in self.lifts if (lift.arm, lift.baseline, lift.item_set) == wanted), None)
 
 
 @dataclass(frozen=True)

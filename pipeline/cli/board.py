@@ -138,16 +138,15 @@ def finalists_verb(arguments: argparse.Namespace) -> None:
     campaign = Campaign.at(arguments.campaign)
     frozen_code.run_frozen_code(campaign)
     from pipeline.campaign.facts import load_constitution
-    from pipeline.external import round_submissions
+    from pipeline.external.round_submissions import RoundSubmissions
 
     campaign, facts, chosen, _ = frozen_campaign(arguments)
     if chosen.external.kind == "none":
         raise ConfigError("this campaign has no external target", "external=local, in a new campaign")
     newest = list(campaign.frozen_rounds())[-1].name
     rules = load_constitution(facts["constitution_digest"])
-    for line in round_submissions.finish(campaign, newest, facts, chosen, rules, dry_run=arguments.dry_run) or [
-        "nothing is to be sent"
-    ]:
+    submissions = RoundSubmissions.of(campaign, newest, facts, chosen, rules)
+    for line in submissions.finish(dry_run=arguments.dry_run) or ["nothing is to be sent"]:
         print(f"would: {line}" if arguments.dry_run else line)
     print(f"next: python -m pipeline report {shlex.quote(str(arguments.campaign))}")
 

@@ -13,14 +13,15 @@ import functools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
-from pipeline.campaign.records import NUM_ARMS, Axis, Contrast, Policy, Setting
-from pipeline.config.schema import SettingEntry, Settings
+from pipeline.campaign.records import NUM_ARMS, Policy, Setting
+from pipeline.config.schema import Settings
 
 SOURCE = CODE_ROOT / "hydra_conf"
 """Beside the package: in the checkout, and in the frozen code of a campaign."""
@@ -156,22 +157,7 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
 
 def policy_of(settings: Settings) -> Policy:
     """The policy as a record."""
-    policy = settings.policy
-    return Policy(
-        axes=tuple(Axis(a.name, a.key, a.kind, a.low, a.high, tuple(a.choices)) for a in policy.axes),
-        standing=_pairs(policy.standing),
-        dead_ends=_pairs(policy.dead_ends),
-        quiet=tuple((each.axis, each.looks) for each in policy.quiet),
-        retired=tuple(policy.retired),
-        replicates=policy.replicates,
-        contrasts=tuple(Contrast(each.family, each.key, each.expects) for each in policy.contrasts),
-        control=_pairs(policy.control) if policy.has_control else None,
-        repaired=tuple((each.family, each.round) for each in policy.repaired),
-    )
-
-
-def _pairs(entries: Iterable[SettingEntry]) -> tuple[Setting, ...]:
-    return tuple((entry.key, entry.value) for entry in entries)
+    return Policy.from_hydra(asdict(settings.policy))
 
 
 def value_of(settings: Settings, key: str) -> str:

@@ -7,18 +7,20 @@ state but that of trust, which lapses. Printed board scores are those that were 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
 
-from pipeline.campaign.records import Assessment, FamilyState, Finalist, Outcome
+from pipeline.campaign.records import FamilyState, Outcome
 from pipeline.decision import family_states
+from pipeline.decision.evidence import Assessment, Finalist, NamedTest, NamedVerdict
+from pipeline.decision.family_states import StateRules
 from pipeline.stats import arm_values, canaries, overfit_test, power
-from pipeline.stats.alarms import RoundCounts, Terms, Verdict, board_rounds, digits, round_counts, verdict
-from pipeline.stats.decimal_math import exactly
+from pipeline.stats.alarms import RoundCounts, Terms, Verdict, board_rounds, round_counts, verdict
+from pipeline.stats.decimal_math import rounded
 from pipeline.stats.design import CriticalValues, Design
 from pipeline.stats.lifts import paired_lift
+from pipeline.stats.overfit_test import GapTest
 
 LEAST_ARMS = 2
 NUM_FINALISTS = 4
@@ -71,6 +73,7 @@ def assess(
     external: str,
     repaired: Mapping[str, str],
     target: Target,
+    rules: StateRules,
 ) -> Assessed:
     """At the newest of `rounds`. before, external: the states that the round before left (empty: the start); repaired: family -> round.
 
@@ -79,7 +82,9 @@ def assess(
     newest = rounds[-1]
     if not newest.counts:
         return Assessed(
-            None, {family: family_states.next_state(state, None, False) for family, state in before.items()}, external
+            None,
+            {family: family_states.next_state(state, None, False, rules) for family, state in before.items()},
+            external,
         )
     played = [each for each in rounds if each.counts]
     counted = [counts_of(each, target) for each in played]
@@ -88,7 +93,7 @@ def assess(
     terms = {
         family: Terms(
             since=next(i for i, each in enumerate(played) if each.name >= repaired.get(family, "") or each is newest),
-            level_factor=Fraction(family_states.PERMITS[state.name].level_factor),
+            level_factor=Fraction(1, 2 if rules.permit(state.name, "half_level") else 1),
         )
         for family, state in before.items()
     }
@@ -101,13 +106,19 @@ def assess(
         family: family_states.next_state(
             state,
             family_states.family_seen(
-                found, family, num_scores, len(fired[family]), family in repaired and newest.name >= repaired[family]
+                found,
+                family,
+                rules,
+                num_scores,
+                len(fired[family]),
+                family in repaired and newest.name >= repaired[family],
             ),
             has_target,
+            rules,
         )
         for family, state in before.items()
     }
-    permitted = {family: family_states.PERMITS[state.name].dev_in_selection for family, state in after.items()}
+    permitted = {family: rules.permit(state.name, "dev_in_selection") for family, state in after.items()}
     values = arm_values.arm_values(counted, found, permitted, target.design, has_target)
     old_values = arm_values.arm_values(counted, found, dict.fromkeys(families, True), target.design, has_target)
     names = [each.names for each in counted]
@@ -125,10 +136,10 @@ def assess(
         rounds=tuple(each.name for each in played),
         verdict=named(found, played, names[-1]),
         canaries=fired,
-        values={names[-1][arm]: digits(value) for arm, value in sorted(values[-1].items())},
-        old_values={names[-1][arm]: digits(value) for arm, value in sorted(old_values[-1].items())},
+        values={names[-1][arm]: rounded(value) for arm, value in sorted(values[-1].items())},
+        old_values={names[-1][arm]: rounded(value) for arm, value in sorted(old_values[-1].items())},
         finalists=finalists(values, played, counted, target),
-        power=card_json(card),
+        power=rounded_card(card),
     )
     return Assessed(record, after, external)
 
@@ -149,13 +160,11 @@ def finalists(
             if test.arm == arm and test.exceeds(target.critical.arm_level * portions[family])
         ]
         variance = paired_lift(run, rounds[number].reference, "fresh").variance
-        found.append(Finalist(rounds[number].name, run.arm, digits(-value), variance, tuple(alarms)))
+        found.append(Finalist(rounds[number].name, run.arm, rounded(-value), variance, tuple(alarms)))
     return tuple(found)
 
 
-def submissions(
-    rounds: Sequence[RoundOutcomes], before: Mapping[str, FamilyState], target: Target, first: Sequence[str]
-) -> tuple[str, ...]:
+def submissions(rounds: Sequence[RoundOutcomes], target: Target, first: Sequence[str]) -> tuple[str, ...]:
     """Arms of the newest round to score: the one ahead on dev (the leak test needs it, and the nulls were simulated with it), then
     `first` (the contrasts that a state demands), then those that tell most about the families' slopes. None without a target."""
     played = [each for each in rounds if each.counts]
@@ -209,22 +218,41 @@ def fall(run: Outcome, reference: Outcome, family: str) -> Fraction:
     return max(Fraction(0), sum(lifts.values(), Fraction(0)) / len(lifts) - lifts[family])
 
 
-def named(found: Verdict, rounds: Sequence[RoundOutcomes], arms: Sequence[str]) -> dict[str, Any]:
-    """The verdict's JSON with rounds and arms by name instead of position."""
-    data = found.to_json()
-    for kind in ("gap_alarms", "gap_suspects", "arm_alarms"):
-        for test in data[kind]:
-            test["since"] = rounds[test["since"]].name if test["arm"] is None else rounds[-1].name
-            test["arm"] = None if test["arm"] is None else arms[test["arm"]]
-    return data
+def named(found: Verdict, rounds: Sequence[RoundOutcomes], arms: Sequence[str]) -> NamedVerdict:
+    """The verdict with rounds and arms by name instead of position."""
+
+    def by_name(test: GapTest) -> NamedTest:
+        if test.arm is None:
+            return NamedTest(test.family, rounds[test.since].name, None, test.gap, test.variance)
+        return NamedTest(test.family, rounds[-1].name, arms[test.arm], test.gap, test.variance)
+
+    return NamedVerdict(
+        gap_alarms=tuple(map(by_name, found.gap_alarms)),
+        gap_suspects=tuple(map(by_name, found.gap_suspects)),
+        arm_alarms=tuple(map(by_name, found.arm_alarms)),
+        upper_bounds=_rounded(found.upper_bounds),
+        e_value=rounded(found.board.e_value),
+        carried=_rounded(found.board.carried),
+        named=found.named,
+        board_alarm=found.board_alarm,
+        board_suspect=found.board_suspect,
+        board_near=found.board_near,
+        leak_scores=tuple(map(rounded, found.leak.scores)),
+        leak_alarm=found.leak_alarm,
+        alarm=found.alarm,
+    )
 
 
-def card_json(card: power.PowerCard) -> dict[str, Any]:
-    """Accuracies to 12 digits."""
-    with exactly():
-        return {
-            name: {family: digits(gap) for family, gap in sorted(value.items())}
-            if isinstance(value, Mapping)
-            else value and digits(value)
-            for name, value in asdict(card).items()
-        }
+def rounded_card(card: power.PowerCard) -> power.PowerCard:
+    """Accuracies to twelve significant digits."""
+    total, family = card.threshold_total, card.threshold_family
+    return power.PowerCard(
+        _rounded(card.gap_now),
+        _rounded(card.gap_since_first),
+        None if total is None else rounded(total),
+        None if family is None else rounded(family),
+    )
+
+
+def _rounded(values: Mapping[str, Decimal]) -> dict[str, Decimal]:
+    return {name: rounded(value) for name, value in sorted(values.items())}

@@ -13,8 +13,9 @@ from decimal import Decimal
 from fractions import Fraction
 
 from pipeline.campaign.constitution import Constitution
-from pipeline.campaign.records import Arm, Decision, Evidence, Finalist, Policy, with_setting
+from pipeline.campaign.records import Arm, Decision, Policy, with_setting
 from pipeline.decision import family_states, policy_update, promotion
+from pipeline.decision.evidence import Evidence, Finalist
 from pipeline.stats.lifts import amount, show
 
 CLOSING = ("decided", "closed")  # states of a decision after which a round is over
@@ -119,8 +120,8 @@ def _said(evidence: Evidence) -> list[str]:
     ]
     if evidence.external != family_states.EXTERNAL_CLEAR:
         lines.append("article 9: the board runs ahead of fresh items: it is no target any more (EXTERNAL-SUSPECT)")
-    if evidence.look and not evidence.look.verdict["alarm"]:
-        gaps = {family: Fraction(gap) for family, gap in evidence.look.power["gap_now"].items()}
+    if evidence.look and not evidence.look.verdict.alarm:
+        gaps = {family: Fraction(gap) for family, gap in evidence.look.power.gap_now.items()}
         family = max(gaps, key=lambda name: (gaps[name], name))
         lines.append(
             f"article 10: no alarm; a gap of {amount(gaps[family])} in {family} would have been seen with 80 %"

@@ -12,10 +12,11 @@ from typing import Any
 
 from pipeline.campaign import constitution
 from pipeline.campaign.errors import IntegrityError, NotFound, Refused
-from pipeline.campaign.records import Decision, Evidence, FamilyState, Policy
+from pipeline.campaign.records import Decision, FamilyState, Policy
 from pipeline.decision import assess, decide, policy_update
+from pipeline.decision.evidence import Evidence, of_one_round
+from pipeline.decision.family_states import EXTERNAL_CLEAR, StateRules
 from pipeline.decision.history import CHOSEN, FINALISTS, REFERENCE, History, Reader, Record, read_history
-from pipeline.stats import lifts
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,17 @@ class Derived:
 
 def derive(records: Sequence[Record], round_name: str) -> Derived:
     """Evidence, decision and overrides of a round from the log so far. Raises NotFound for a round that was not planned, IntegrityError."""
-    return derived(read_history(records), round_name)
+    return derive_round(read_history(records), round_name)
 
 
-def derived(ledger: History, round_name: str) -> Derived:
+def derive_round(history: History, round_name: str) -> Derived:
     """`derive`, of a log that was read."""
-    if round_name not in ledger.plans:
-        raise NotFound(f"round {round_name} has no plan in the log", f"Planned: {', '.join(sorted(ledger.plans))}")
-    plan, rules = ledger.plans[round_name], ledger.rules
-    seen = gather(ledger, round_name)
+    if round_name not in history.plans:
+        raise NotFound(f"round {round_name} has no plan in the log", f"Planned: {', '.join(sorted(history.plans))}")
+    plan, rules = history.plans[round_name], history.rules
+    seen = evidence_of(history, round_name)
     decision = decide.decide(seen, {arm.name: arm for arm in plan.arms}, plan.policy, rules)
-    if decision.state == "undecided" and round_name in ledger.by_hand:
+    if decision.state == "undecided" and round_name in history.by_hand:
         decision = decide.by_hand(decision, plan.policy)
     return Derived(seen, decision, next_overrides(decision, rules))
 
@@ -51,51 +52,51 @@ def next_overrides(decision: Decision, rules: constitution.Constitution) -> dict
     return policy_update.overrides(decision, f"r{number + 1:04d}", rules)
 
 
-def gather(ledger: History, round_name: str) -> Evidence:
+def evidence_of(history: History, round_name: str) -> Evidence:
     """Evidence of a round: lifts, noise, the tests' look at all rounds so far, and the states that it leaves."""
-    plan, target = ledger.plans[round_name], ledger.target
-    rounds = [ledger.played(name) for name in sorted(ledger.plans) if "r0000" < name <= round_name]
+    plan, target = history.plans[round_name], history.target
+    rounds = [history.played(name) for name in sorted(history.plans) if "r0000" < name <= round_name]
     played = rounds[-1]
-    found = lifts.gather(round_name, played.reference, played.outcomes, plan.arms)
-    before, external = states_before(ledger, round_name)
-    seen = assess.assess(rounds, before, external, dict(plan.policy.repaired), target)
-    board = ledger.board_until(round_name)
+    found = of_one_round(round_name, played.reference, played.outcomes, plan.arms)
+    before, external = states_before(history, round_name)
+    seen = assess.assess(rounds, before, external, dict(plan.policy.repaired), target, StateRules.of(history.rules))
+    board = history.board_until(round_name)
     return replace(found, board=board, look=seen.look, families=seen.families, external=seen.external)
 
 
-def states_before(ledger: History, round_name: str) -> tuple[dict[str, FamilyState], str]:
+def states_before(history: History, round_name: str) -> tuple[dict[str, FamilyState], str]:
     """As the newest decision of the last decided round left them; nothing at the start."""
-    earlier = [name for name in sorted(ledger.decisions) if name < round_name]
+    earlier = [name for name in sorted(history.decisions) if name < round_name]
     if not earlier:
-        return {}, "EXTERNAL-CLEAR"
-    decision = ledger.decisions[earlier[-1]]
+        return {}, EXTERNAL_CLEAR
+    decision = history.decisions[earlier[-1]]
     return {family: FamilyState(**state) for family, state in decision["families"].items()}, decision["external"]
 
 
-def choose_submissions(ledger: History, round_name: str) -> tuple[str, ...]:
+def choose_submissions(history: History, round_name: str) -> tuple[str, ...]:
     """Arms of a round to give to the external target, in order of need; none without one, or once it is suspect itself."""
-    rounds = [ledger.played(name) for name in sorted(ledger.plans) if "r0000" < name <= round_name]
-    before, external = states_before(ledger, round_name)
-    if external != "EXTERNAL-CLEAR":
+    rounds = [history.played(name) for name in sorted(history.plans) if "r0000" < name <= round_name]
+    _, external = states_before(history, round_name)
+    if external != EXTERNAL_CLEAR:
         return ()
-    contrasts = [arm.name for arm in ledger.plans[round_name].arms if arm.role == "contrast"]
-    return assess.submissions(rounds, before, ledger.target, contrasts)
+    contrasts = [arm.name for arm in history.plans[round_name].arms if arm.role == "contrast"]
+    return assess.submissions(rounds, history.target, contrasts)
 
 
-def choose_finalists(ledger: History) -> tuple[tuple[str, str], ...]:
+def choose_finalists(history: History) -> tuple[tuple[str, str], ...]:
     """(round, arm) of those that the held-back submissions are for: the winner, then who comes next; none without a target or a decision."""
-    if ledger.decided is None or not ledger.target.exists:
+    if history.decided is None or not history.target.exists:
         return ()
-    found = derived(ledger, ledger.decided)
+    found = derive_round(history, history.decided)
     if found.decision.winner is None or found.evidence.look is None:
         return ()
     ranked = [found.decision.winner, *((each.round, each.arm) for each in found.evidence.look.finalists)]
-    return tuple(dict.fromkeys(ranked))[: int(ledger.rules.articles["4"]["submissions_held_back"])]
+    return tuple(dict.fromkeys(ranked))[: int(history.rules.articles["4"]["submissions_held_back"])]
 
 
-def digest_of(ledger: History, round_name: str, arm: str) -> str:
+def digest_of(history: History, round_name: str, arm: str) -> str:
     """Digest of the adapter that an arm of a round was scored with (of the reference: in any round); empty without one."""
-    outcome = ledger.outcomes.get((round_name, arm))
+    outcome = history.outcomes.get((round_name, arm))
     return outcome.adapter_digest if outcome and outcome.status == "completed" else ""
 
 
@@ -108,13 +109,13 @@ def check_submissions(records: Sequence[Record]) -> int:
     reader, count = Reader(), 0
     for record in records:
         if record["event"] == CHOSEN:
-            _check_choice(record, choose_submissions(reader.ledger, record["round"]))
+            _check_choice(record, choose_submissions(reader.history, record["round"]))
         elif record["event"] == FINALISTS:
-            expected = [list(each) for each in choose_finalists(reader.ledger)]
+            expected = [list(each) for each in choose_finalists(reader.history)]
             if record["finalists"] != expected:
                 raise IntegrityError(f"the finalists do not follow from the log: {record['finalists']}, not {expected}")
         elif record["event"] == "submission":
-            _check_reserved(record, reader.ledger)
+            _check_reserved(record, reader.history)
             count += 1
         reader.take([record])
     return count
@@ -125,14 +126,14 @@ def _check_choice(record: Record, expected: tuple[str, ...]) -> None:
         raise IntegrityError(f"the arms to submit of {record['round']} do not follow from the log: {record['arms']}")
 
 
-def _check_reserved(record: Record, ledger: History) -> None:
+def _check_reserved(record: Record, history: History) -> None:
     name, arm = record["round"], record["arm"]
     chosen = {
         "reference": arm == REFERENCE,
-        "slot": arm in ledger.chosen.get(name, ()),
-        "finalist": (name, arm) in ledger.finalists,
+        "slot": arm in history.chosen.get(name, ()),
+        "finalist": (name, arm) in history.finalists,
     }
-    digest = digest_of(ledger, name, arm)
+    digest = digest_of(history, name, arm)
     if not (chosen.get(record["purpose"]) and digest and record["adapter_digest"] == digest):
         raise IntegrityError(f"submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen")
 

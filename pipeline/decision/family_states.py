@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
+from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.records import FamilyState
 from pipeline.stats.alarms import Verdict
 from pipeline.stats.overfit_test import ALL
@@ -23,37 +24,51 @@ from pipeline.stats.overfit_test import ALL
 UNPROVEN, TRUSTED, SUSPECT, RESTORED = "UNPROVEN", "TRUSTED", "SUSPECT", "RESTORED"
 OVERFIT, SHIFT = "REVERSED-overfit", "REVERSED-shift"
 EXTERNAL_CLEAR, EXTERNAL_SUSPECT = "EXTERNAL-CLEAR", "EXTERNAL-SUSPECT"
-SMALL_GAP = Decimal("0.05")
-SMALL_POSTERIOR = Decimal("0.1")
-LEAST_SCORES = 4
-LEAST_CANARIES = 2
-CLEAN_LOOKS = 2
+STATES = (UNPROVEN, TRUSTED, SUSPECT, OVERFIT, SHIFT, RESTORED)
+PERMISSIONS: Mapping[str, str] = {
+    "dev_in_selection": "arms are compared on dev and fresh pooled; without it fresh counts alone",
+    "contrast_submission": "the next round spends an arm, and a submission, on a contrast that tells about this family",
+    "propose_repair": "the family gets new dev items",
+    "half_level": "the gap test of this family has half its level",
+}
+"""What article 9 may permit or demand. UNPROVEN dev is pooled with fresh: in simulations that chooses better than fresh alone in every
+world (docs/evidence.md)."""
 
 
 @dataclass(frozen=True)
-class Permit:
-    """What a state allows and demands."""
+class StateRules:
+    """Article 9: of each state what it permits, and the numbers that move a family from one state to another."""
 
-    dev_in_selection: bool  # pooled with fresh; else fresh alone
-    cite_dev: bool  # a claim from dev alone, beside its surrogate threshold effect
-    halve_fresh: bool  # half as many fresh items next round
-    target_dev: bool  # arms that aim at this family's dev score
-    propose_repair: bool  # new dev items, a purge of what was learned
-    contrast_submission: bool  # the next round must spend one on an arm that tells about this family
-    posterior_slope: bool  # the family's coefficient is the slope's posterior mean, never below 0
-    annotate_past: bool  # what was claimed from this dev before is marked
-    level_factor: str  # of the gap test's level
+    permits: Mapping[str, frozenset[str]]
+    small_gap: Decimal  # an upper bound of the gap up to which a look is clean
+    small_posterior: Decimal  # a probability of shift up to which a family may be trusted
+    least_scores: int  # external scores of the campaign that trust needs
+    least_canaries: int  # canaries that make a family suspect
+    clean_looks: int  # in a row, after which a suspicion or a repair is over
 
+    @classmethod
+    def of(cls, rules: Constitution) -> StateRules:
+        article = rules.articles["9"]
+        permits = {state: frozenset(names) for state, names in article["permits"].items()}
+        small_gap, small_posterior = Decimal(article["small_gap"]), Decimal(article["small_posterior"])
+        counts = (int(article[name]) for name in ("least_scores", "least_canaries", "clean_looks"))
+        return cls(permits, small_gap, small_posterior, *counts)
 
-PERMITS: Mapping[str, Permit] = {
-    UNPROVEN: Permit(True, False, False, True, False, False, False, False, "1"),
-    TRUSTED: Permit(True, True, True, True, False, False, False, False, "1"),
-    SUSPECT: Permit(False, False, False, False, False, True, False, False, "1"),
-    OVERFIT: Permit(False, False, False, False, True, False, False, True, "1"),
-    SHIFT: Permit(False, False, False, False, True, False, True, False, "1"),
-    RESTORED: Permit(True, False, False, True, False, False, False, False, "0.5"),
-}
-"""UNPROVEN dev is pooled with fresh: simulated, that chooses better than fresh alone in every world (docs/evidence.md)."""
+    def permit(self, state: str, permission: str) -> bool:
+        """Whether a state has one of PERMISSIONS."""
+        return permission in self.permits[state]
+
+    def suspicion(self, seen: FamilySeen) -> str:
+        """The first of what makes a family suspect, "" for none."""
+        if seen.gap_suspect:
+            return "gap_suspect"
+        if seen.board_suspect:
+            return "board_suspect"
+        return "canaries" if seen.num_canaries >= self.least_canaries else ""
+
+    def is_clean(self, seen: FamilySeen) -> bool:
+        alarmed = seen.gap_alarm or seen.board_alarm or self.suspicion(seen)
+        return not alarmed and seen.upper_bound <= self.small_gap
 
 
 @dataclass(frozen=True)
@@ -70,21 +85,8 @@ class FamilySeen:
     num_scores: int = 0  # external scores of the campaign so far
     repaired: bool = False
 
-    @property
-    def suspicion(self) -> str:
-        """The first of what makes a family suspect, "" for none."""
-        if self.gap_suspect:
-            return "gap_suspect"
-        if self.board_suspect:
-            return "board_suspect"
-        return "canaries" if self.num_canaries >= LEAST_CANARIES else ""
 
-    @property
-    def clean(self) -> bool:
-        return not (self.gap_alarm or self.board_alarm or self.suspicion) and self.upper_bound <= SMALL_GAP
-
-
-def next_state(state: FamilyState, seen: FamilySeen | None, external: bool) -> FamilyState:
+def next_state(state: FamilyState, seen: FamilySeen | None, external: bool, rules: StateRules) -> FamilyState:
     """After one look; None for a round without one (no fresh scores). external: there is a target, and it is not suspect itself."""
     if seen is None:
         return _rest(state, "not_looked") if state.name == TRUSTED else state
@@ -93,20 +95,20 @@ def next_state(state: FamilyState, seen: FamilySeen | None, external: bool) -> F
     if seen.gap_alarm:
         return FamilyState(OVERFIT, 0, state.was_restored, "gap_alarm")
     if state.name in (OVERFIT, SHIFT):
-        return _repairing(state, seen)
+        return _repairing(state, seen, rules)
     if seen.board_alarm:
         return FamilyState(SHIFT, 0, state.was_restored, "board_alarm")
-    if seen.suspicion:
-        return FamilyState(SUSPECT, 0, state.was_restored, seen.suspicion)
+    if suspicion := rules.suspicion(seen):
+        return FamilyState(SUSPECT, 0, state.was_restored, suspicion)
     if state.name == SUSPECT:
-        looks = state.clean_looks + 1 if seen.clean else 0
+        looks = state.clean_looks + 1 if rules.is_clean(seen) else 0
         return (
             _rest(state, "clean_looks")
-            if looks >= CLEAN_LOOKS
+            if looks >= rules.clean_looks
             else replace(state, clean_looks=looks, code="clean_look")
         )
-    known = external and seen.num_scores >= LEAST_SCORES and seen.shift_posterior <= SMALL_POSTERIOR
-    if known and seen.upper_bound <= SMALL_GAP:
+    known = external and seen.num_scores >= rules.least_scores and seen.shift_posterior <= rules.small_posterior
+    if known and seen.upper_bound <= rules.small_gap:
         return FamilyState(TRUSTED, 0, state.was_restored, "renewed" if state.name == TRUSTED else "small_gap")
     return _rest(state, "lapsed") if state.name == TRUSTED else replace(state, code="unchanged")
 
@@ -117,7 +119,7 @@ def next_external(state: str, leak_alarm: bool) -> str:
 
 
 def family_seen(
-    verdict: Verdict, family: str, num_scores: int, num_canaries: int = 0, repaired: bool = False
+    verdict: Verdict, family: str, rules: StateRules, num_scores: int, num_canaries: int = 0, repaired: bool = False
 ) -> FamilySeen:
     """What the rule's verdict means for one family.
 
@@ -132,7 +134,7 @@ def family_seen(
         gap_alarm=family in alarms or (ALL in alarms and family in suspects),
         gap_suspect=family in suspects | alarms | arms or suspects | alarms == {ALL},
         board_alarm=verdict.board_alarm and verdict.named == family,
-        board_suspect=verdict.board_suspect and share >= SMALL_POSTERIOR,
+        board_suspect=verdict.board_suspect and share >= rules.small_posterior,
         num_canaries=num_canaries,
         upper_bound=verdict.upper_bounds[family],
         shift_posterior=verdict.shift_posterior(family),
@@ -141,9 +143,9 @@ def family_seen(
     )
 
 
-def _repairing(state: FamilyState, seen: FamilySeen) -> FamilyState:
-    looks = state.clean_looks + 1 if seen.repaired and seen.clean else 0
-    if looks >= CLEAN_LOOKS:
+def _repairing(state: FamilyState, seen: FamilySeen, rules: StateRules) -> FamilyState:
+    looks = state.clean_looks + 1 if seen.repaired and rules.is_clean(seen) else 0
+    if looks >= rules.clean_looks:
         return FamilyState(RESTORED, 0, True, "repaired")
     return replace(state, clean_looks=looks, code="clean_look" if looks else "unchanged")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -73,7 +73,7 @@ class History:
 
 
 class Reader:
-    """Takes a log's records in order, some at a time; `ledger` is what all of them say."""
+    """Takes a log's records in order, some at a time; `history` is what all of them say."""
 
     def __init__(self) -> None:
         self.facts: Mapping[str, Any] | None = None
@@ -113,7 +113,7 @@ class Reader:
             self.board.append(record)
 
     @property
-    def ledger(self) -> History:
+    def history(self) -> History:
         """Raises IntegrityError where there is no record yet, or those of the board contradict one another."""
         if self.facts is None:
             raise _unreadable(IndexError("no record"))
@@ -127,6 +127,29 @@ class Reader:
             raise _unreadable(error) from error
 
 
+class Follower:
+    """The history of a log that grows while it is followed: each record is read once, however many stages ask.
+
+    records: reads the log, as `Log.records` does.
+    """
+
+    def __init__(self, records: Callable[[], Sequence[Record]]) -> None:
+        self._records = records
+        self._reader, self._taken = Reader(), 0
+        self._history: History | None = None
+
+    def now(self) -> History:
+        """What the log says now. Raises IntegrityError as `Reader`."""
+        return self.after(self._records())
+
+    def after(self, records: Sequence[Record]) -> History:
+        """The same of records that were read already, by whoever holds the log's lock."""
+        if self._history is None or len(records) > self._taken:
+            self._reader.take(records[self._taken :])
+            self._taken, self._history = len(records), self._reader.history
+        return self._history
+
+
 def _unreadable(error: Exception) -> IntegrityError:
     return IntegrityError(f"the log holds no campaign of this version ({error!r})", "Restore it from a copy")
 
@@ -135,4 +158,4 @@ def read_history(records: Sequence[Record]) -> History:
     """Raises IntegrityError for a log that does not begin with what a campaign froze, or whose records are not of their form."""
     reader = Reader()
     reader.take(records)
-    return reader.ledger
+    return reader.history

@@ -5,14 +5,16 @@ All of it passes on in the next round's overrides and nowhere else: whoever read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
 from pipeline.campaign.constitution import Constitution
-from pipeline.campaign.records import Arm, Contrast, Decision, Evidence, Policy, Setting, with_setting
-from pipeline.decision import family_states, promotion
+from pipeline.campaign.records import Arm, Contrast, Decision, Policy, with_setting
+from pipeline.decision import promotion
+from pipeline.decision.evidence import Evidence
+from pipeline.decision.family_states import StateRules
 from pipeline.stats.lifts import paired_lift, show
 
 
@@ -25,17 +27,18 @@ def following(
     before: what this round was planned with. verdicts: of each scored axis arm, as promotion.compare says. gains: of those that are worth
     more than what they moved from. claimed: whether what was kept is above noise.
     """
+    states = StateRules.of(rules)
     reasons: list[str] = []
     policy, said = _retire(policy, arms, verdicts, gains, rules)
     reasons += said
     policy, said = _replicates(policy, evidence, arms, verdicts, claimed, rules)
     reasons += said
     reasons += _contrasts_told(evidence, before, arms)
-    policy, said = _contrasts(policy, evidence, rules)
+    policy, said = _contrasts(policy, evidence, rules, states)
     reasons += said
-    policy, said = _control(policy, before, evidence, arms, verdicts, rules)
+    policy, said = _control(policy, before, evidence, arms, verdicts, rules, states)
     reasons += said
-    policy, said = _repair(policy, evidence)
+    policy, said = _repair(policy, evidence, states)
     return policy, reasons + said
 
 
@@ -70,12 +73,12 @@ def _replicates(
     return replace(policy, replicates=bought), [reason]
 
 
-def _contrasts(policy: Policy, evidence: Evidence, rules: Constitution) -> tuple[Policy, list[str]]:
+def _contrasts(policy: Policy, evidence: Evidence, rules: Constitution, states: StateRules) -> tuple[Policy, list[str]]:
     """For a family whose dev is suspect: half of its share in the mix, registered with what that is expected to show."""
     wanted = [
         family
         for family, state in sorted(evidence.families.items())
-        if family_states.PERMITS[state.name].contrast_submission and f"recipe.mix.{family}" in rules.open_keys
+        if states.permit(state.name, "contrast_submission") and f"recipe.mix.{family}" in rules.open_keys
     ]
     contrasts = tuple(Contrast(family, f"recipe.mix.{family}") for family in wanted[: rules.most_contrasts])
     reasons = [
@@ -114,6 +117,7 @@ def _control(
     arms: Mapping[str, Arm],
     verdicts: Mapping[str, str],
     rules: Constitution,
+    states: StateRules,
 ) -> tuple[Policy, list[str]]:
     """Where a state took some dev out of the objective and that changes what is kept, the old objective's recipe runs beside."""
     reasons = []
@@ -124,7 +128,7 @@ def _control(
         told = "beats" if lift.mean > 0 and z2 > 4 else "does not beat"
         reasons.append(f"article 9: the new objective's recipe {told} the old one's: {show(lift.mean)} on fresh items")
     if evidence.look is None or all(
-        family_states.PERMITS[each.name].dev_in_selection for each in evidence.families.values()
+        states.permit(each.name, "dev_in_selection") for each in evidence.families.values()
     ):
         return policy, reasons
     baseline = promotion.baseline_of(arms)
@@ -142,13 +146,13 @@ def _control(
     return replace(policy, control=control), reasons
 
 
-def _repair(policy: Policy, evidence: Evidence) -> tuple[Policy, list[str]]:
+def _repair(policy: Policy, evidence: Evidence, states: StateRules) -> tuple[Policy, list[str]]:
     """A family whose dev was reversed in this look gets new dev items from the next round on."""
     following_round = f"r{int(evidence.round[1:]) + 1:04d}"
     reversed_now = [
         family
         for family, state in sorted(evidence.families.items())
-        if family_states.PERMITS[state.name].propose_repair
+        if states.permit(state.name, "propose_repair")
         # Reversed by an earlier decision of this round, too, whose repair no plan took up.
         and (state.code in ("gap_alarm", "board_alarm") or family not in dict(policy.repaired))
     ]
@@ -165,23 +169,4 @@ def overrides(decision: Decision, next_round: str, rules: Constitution) -> dict[
     policy = decision.policy
     rules.check_settings(policy.standing)
     rules.check_settings(policy.control or ())
-    return {
-        "round": next_round,
-        "policy": {
-            "standing": _entries(policy.standing),
-            "dead_ends": _entries(policy.dead_ends),
-            "quiet": [{"axis": axis, "looks": looks} for axis, looks in policy.quiet],
-            "retired": list(policy.retired),
-            "replicates": policy.replicates,
-            "contrasts": [
-                {"family": each.family, "key": each.key, "expects": each.expects} for each in policy.contrasts
-            ],
-            "has_control": policy.control is not None,
-            "control": _entries(policy.control or ()),
-            "repaired": [{"family": family, "round": name} for family, name in policy.repaired],
-        },
-    }
-
-
-def _entries(settings: Sequence[Setting]) -> list[dict[str, str]]:
-    return [{"key": key, "value": value} for key, value in settings]
+    return {"round": next_round, "policy": policy.to_hydra()}

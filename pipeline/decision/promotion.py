@@ -13,7 +13,8 @@ from decimal import Decimal
 from fractions import Fraction
 
 from pipeline.campaign.constitution import Constitution
-from pipeline.campaign.records import Arm, Evidence, Lift
+from pipeline.campaign.records import Arm, Lift
+from pipeline.decision.evidence import Evidence
 from pipeline.stats.decimal_math import decimal_of, exactly
 
 ABOVE, WITHIN, BELOW = "above noise", "within noise", "below noise"
@@ -38,7 +39,7 @@ def baseline_of(arms: Mapping[str, Arm]) -> str:
     return "standing" if any(arm.replicate_of == "standing" for arm in arms.values()) else "reference"
 
 
-def baseline_value(values: Mapping[str, str], arms: Mapping[str, Arm], baseline: str) -> Fraction:
+def baseline_value(values: Mapping[str, Decimal], arms: Mapping[str, Arm], baseline: str) -> Fraction:
     """Mean value of this round's runs of the baseline; the reference's own run, from which all values count, is one of the reference's."""
     runs = [Fraction(values[name]) for name, arm in arms.items() if arm.replicate_of == baseline and name in values]
     runs += [Fraction(0)] if baseline == "reference" or not runs else []
@@ -46,7 +47,11 @@ def baseline_value(values: Mapping[str, str], arms: Mapping[str, Arm], baseline:
 
 
 def gaining(
-    values: Mapping[str, str], arms: Mapping[str, Arm], baseline: str, verdicts: Mapping[str, str], rules: Constitution
+    values: Mapping[str, Decimal],
+    arms: Mapping[str, Arm],
+    baseline: str,
+    verdicts: Mapping[str, str],
+    rules: Constitution,
 ) -> dict[str, Fraction]:
     """Axis arms worth more than their baseline by article 7's margin, and by how much. values: of a look, by one objective or the other.
 
@@ -71,7 +76,7 @@ def best(gains: Mapping[str, Fraction], evidence: Evidence, baseline: str, close
 
 def alarmed(evidence: Evidence) -> dict[str, str]:
     """Arms whose own dev runs ahead of their fresh, each with its family."""
-    return {test["arm"]: test["family"] for test in evidence.look.verdict["arm_alarms"]} if evidence.look else {}
+    return {test.arm or "": test.family for test in evidence.look.verdict.arm_alarms} if evidence.look else {}
 
 
 def tie_distance(rules: Constitution) -> Fraction:

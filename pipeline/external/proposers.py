@@ -6,7 +6,7 @@ none     nobody          llm     an endpoint that speaks OpenAI's /v1/chat/compl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.campaign import canonical
@@ -17,9 +17,8 @@ from pipeline.campaign.log import Log
 from pipeline.campaign.records import Arm, Setting
 from pipeline.config import settings
 from pipeline.config.schema import Proposals
-from pipeline.decision import history, proposal_gate, proposals
+from pipeline.decision import evidence, history, proposal_gate, proposals
 from pipeline.external import briefing, chat, optuna_sampler, propose
-from pipeline.stats import lifts
 
 
 def with_proposals(
@@ -57,11 +56,11 @@ def past_of(records: Sequence[Mapping[str, Any]], round_name: str) -> Past:
 
     Lifts are counted anew; the states are those that the newest decision left.
     """
-    ledger, rounds = history.read_history(records), []
-    for name in sorted(name for name in ledger.plans if "r0000" < name < round_name):
-        played, arms = ledger.played(name), ledger.plans[name].arms
-        seen = lifts.gather(name, played.reference, played.outcomes, arms)
-        rounds.append((arms, {**canonical.plain(asdict(seen)), **ledger.decisions.get(name, {})}))
+    known, rounds = history.read_history(records), []
+    for name in sorted(name for name in known.plans if "r0000" < name < round_name):
+        played, arms = known.played(name), known.plans[name].arms
+        seen = evidence.of_one_round(name, played.reference, played.outcomes, arms)
+        rounds.append((arms, {**canonical.plain(seen.to_json()), **known.decisions.get(name, {})}))
     newest = rounds[-1][1] if rounds else {}
     return Past(rounds, newest.get("external", ""), newest.get("ladder", ""))
 

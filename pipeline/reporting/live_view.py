@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pipeline.campaign.records import Lift, Outcome
+from pipeline.campaign.records import SETS, Lift, Outcome
 from pipeline.config.footprint import in_units
 from pipeline.reporting.status import ArmStatus, table
-from pipeline.stats.lifts import SETS
 
 REFRESH_SECONDS = 0.5
 

@@ -15,12 +15,13 @@ from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
-from pipeline.campaign.records import Arm, Evidence, Outcome, Plan
+from pipeline.campaign.records import Arm, Outcome, Plan
 from pipeline.config import settings
-from pipeline.decision import board_submissions, counterfactual, derive
+from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
+from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History, read_history
-from pipeline.reporting import document, figures
+from pipeline.reporting import counterfactual, document, figures
 from pipeline.reporting.document import Section, Table
 from pipeline.stats.lifts import accuracy, show, signed
 
@@ -33,33 +34,35 @@ def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) ->
     Raises as `referee.derive`.
     """
     decided = [n for n, each in enumerate(records) if (each["event"], each.get("round")) == ("decision", round_name)]
-    known = records[: decided[-1]] if decided else records
-    derived = derive.derive(known, round_name)
-    ledger = read_history(records)
-    history = [
-        (name, {family: state["name"] for family, state in ledger.decisions[name]["families"].items()})
-        for name in sorted(ledger.decisions)
+    before = records[: decided[-1]] if decided else records
+    derived = derive.derive(before, round_name)
+    history = read_history(records)
+    states = [
+        (name, {family: state["name"] for family, state in history.decisions[name]["families"].items()})
+        for name in sorted(history.decisions)
         if name <= round_name
     ]
     mine = [each for each in records if each.get("round") == round_name]
     refusals = [each for each in mine if each["event"] in ("refusal", "submission_refused")]
     proposals = [each for each in mine if each["event"] == "proposal"]
-    page = sections(ledger.plans[round_name], derived, history, refusals, ledger.rules, model)
-    if any(one["event"] == "plan" and one["round"] > round_name for one in known):
+    page = sections(history.plans[round_name], derived, states, refusals, history.rules, model)
+    if any(one["event"] == "plan" and one["round"] > round_name for one in before):
         page[-1].lines.insert(
             0, "The next round was planned before this, by an earlier decision of this round, and stays as it is."
         )
-    page.insert(1, Section("What it was planned with", _planned(ledger, round_name, proposals)))
-    sent = _sent(board_submissions.submissions_in(records), ledger, round_name)
-    page.insert(4, Section("What the external target said", _target(ledger, round_name), sent if len(sent) > 1 else []))
+    page.insert(1, Section("What it was planned with", _planned(history, round_name, proposals)))
+    sent = _sent(board_submissions.submissions_in(records), history, round_name)
+    page.insert(
+        4, Section("What the external target said", _target(history, round_name), sent if len(sent) > 1 else [])
+    )
     return page
 
 
 def sections(
-    plan: Plan, derived: Derived, history: Sequence[tuple[str, Mapping[str, str]]], refusals: Sequence[Mapping[str, Any]],
+    plan: Plan, derived: Derived, states: Sequence[tuple[str, Mapping[str, str]]], refusals: Sequence[Mapping[str, Any]],
     rules: Constitution, model: str,
 ) -> list[Section]:  # fmt: skip
-    """What follows from one decision. history: (round, family -> state) of all rounds so far; refusals: the log's records of this round."""
+    """What follows from one decision. states: (round, family -> state) of all rounds so far; refusals: the log's records of this round."""
     seen, decision = derived.evidence, derived.decision
     arms = {arm.name: arm for arm in plan.arms}
     fence = (
@@ -84,7 +87,7 @@ def sections(
             table=_arms_table(seen, arms),
             svg=[figures.strip(_points(seen, arms)), figures.gaps(_gaps(seen))],
         ),
-        Section("What the tests said", _tests(seen), _families_table(seen), [figures.timeline(history)]),
+        Section("What the tests said", _tests(seen), _families_table(seen), [figures.timeline(states)]),
         Section("Which article decided", list(decision.reasons)),
         Section("What was refused", _refused(seen, refusals) or ["nothing"]),
         Section(
@@ -96,10 +99,10 @@ def sections(
     ]
 
 
-def _planned(ledger: History, round_name: str, proposals: Sequence[Mapping[str, Any]]) -> list[str]:
+def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str, Any]]) -> list[str]:
     """What of this round followed from the round before."""
-    plan = ledger.plans[round_name]
-    earlier = [name for name in sorted(ledger.decisions) if name < round_name]
+    plan = history.plans[round_name]
+    earlier = [name for name in sorted(history.decisions) if name < round_name]
     policy = plan.policy
     told = f"as {earlier[-1]} decided" if earlier else "as the campaign began"
     lines = [f"Standing recipe, {told}: {_settings(policy.standing) or 'the reference'}."]
@@ -125,10 +128,10 @@ def _settings(settings: Sequence[tuple[str, str]]) -> str:
     return ", ".join(f"{key}={value}" for key, value in settings)
 
 
-def _target(ledger: History, round_name: str) -> list[str]:
-    if not ledger.target.exists:
+def _target(history: History, round_name: str) -> list[str]:
+    if not history.target.exists:
         return ["There is none: whether fresh items still mean what a target means cannot be known."]
-    chosen = ledger.chosen.get(round_name)
+    chosen = history.chosen.get(round_name)
     if chosen is None:
         return ["Nothing was chosen to be scored: the round was not decided by its arms."]
     lines = [
@@ -136,18 +139,18 @@ def _target(ledger: History, round_name: str) -> list[str]:
         if chosen
         else "Nothing is sent any more: the board is suspect itself (article 9)."
     ]
-    if ledger.finalists and ledger.decided == round_name:
+    if history.finalists and history.decided == round_name:
         lines.append(
-            "Finalists, scored once more: " + ", ".join(f"{arm} of {name}" for name, arm in ledger.finalists) + "."
+            "Finalists, scored once more: " + ", ".join(f"{arm} of {name}" for name, arm in history.finalists) + "."
         )
     return lines
 
 
-def _sent(known: Sequence[board_submissions.Submission], ledger: History, round_name: str) -> Table:
+def _sent(sent: Sequence[board_submissions.Submission], history: History, round_name: str) -> Table:
     """Submissions of this round, and the finalists' at the last."""
-    is_last = ledger.decided == round_name
+    is_last = history.decided == round_name
     rows = [["number", "arm", "as", "day", "state", "printed"]]
-    for one in known:
+    for one in sent:
         if (one.purpose == "finalist" and is_last) or (one.purpose != "finalist" and one.round == round_name):
             arm = one.arm if one.round == round_name else f"{one.arm} of {one.round}"
             rows.append([str(one.number), arm, one.purpose, one.day, one.state, one.printed or _short(one.why)])
@@ -177,7 +180,7 @@ def _arms_table(seen: Evidence, arms: Mapping[str, Arm]) -> Table:
 def _families_table(seen: Evidence) -> Table:
     if seen.look is None:
         return []
-    gaps, bounds, power = _gaps(seen), seen.look.verdict["upper_bounds"], seen.look.power["gap_now"]
+    gaps, bounds, power = _gaps(seen), seen.look.verdict.upper_bounds, seen.look.power.gap_now
     rows = [["family", "state", "by", "dev - fresh, points", "at most (95 %)", "seen with 80 % from", "canaries"]]
     for family, state in sorted(seen.families.items()):
         dev, fresh = gaps[family]
@@ -192,20 +195,15 @@ def _tests(seen: Evidence) -> list[str]:
     if seen.look is None:
         return ["Too few arms, or no reference: nothing was looked at."]
     verdict = seen.look.verdict
-    said = "alarm" if verdict["board_alarm"] else "suspicion" if verdict["board_suspect"] else "no alarm"
+    said = "alarm" if verdict.board_alarm else "suspicion" if verdict.board_suspect else "no alarm"
     lines = [f"Rounds looked at together: {', '.join(seen.look.rounds)}."]
-    lines += [
-        f"Gap alarm: {test['family']} since {test['since']}, {show(Fraction(test['gap']))}"
-        for test in verdict["gap_alarms"]
-    ]
-    lines += [
-        f"Arm alarm: {test['arm']} in {test['family']}, {show(Fraction(test['gap']))}" for test in verdict["arm_alarms"]
-    ]
+    lines += [f"Gap alarm: {test.family} since {test.since}, {show(test.gap)}" for test in verdict.gap_alarms]
+    lines += [f"Arm alarm: {test.arm} in {test.family}, {show(test.gap)}" for test in verdict.arm_alarms]
     if any(seen.board.values()):
         lines.append(
-            f"Board test: E = {float(verdict['e_value']):.2f}, {said}; leak test: {'alarm' if verdict['leak_alarm'] else 'no alarm'}."
+            f"Board test: E = {float(verdict.e_value):.2f}, {said}; leak test: {'alarm' if verdict.leak_alarm else 'no alarm'}."
         )
-        if verdict["board_near"]:
+        if verdict.board_near:
             lines.append("E is within a millionth of its critical value: counted as no alarm.")
     else:
         lines.append("No board scores: whether fresh items still mean what the target means cannot be known.")

@@ -24,7 +24,7 @@ from pipeline.campaign.records import Decision, Outcome, Plan
 from pipeline.config import settings
 from pipeline.decision import decide, derive, history
 from pipeline.execution import judge, results
-from pipeline.external import round_submissions
+from pipeline.external.round_submissions import RoundSubmissions
 from pipeline.rounds import anchors, log_attempts
 from pipeline.rounds.freeze import write_overrides
 
@@ -49,20 +49,21 @@ def close(
         write_ledger(campaign)
         log_attempts.log_attempts(campaign, folder)
         log_outcomes(campaign, folder, [*outcomes, replace(reference, arm=history.REFERENCE)])
-        log = Log(campaign.log)
-        told = round_submissions.take(campaign, folder, facts, chosen, rules)
-        derived = derive.derive(log.records(), folder.name)
+        submissions = RoundSubmissions.of(campaign, folder.name, facts, chosen, rules)
+        log, known = submissions.log, submissions.history
+        told = submissions.take()
+        derived = derive.derive_round(known.now(), folder.name)
         if by_person and derived.decision.state == "undecided":
             log.append_once("by_hand", round=folder.name)
-            derived = derive.derive(log.records(), folder.name)
-        content = canonical.encoded(asdict(derived.evidence))
+            derived = derive.derive_round(known.now(), folder.name)
+        content = canonical.encoded(derived.evidence.to_json())
         ledger = file_digest(campaign.ledger)
         log.append_news("evidence", {"round": folder.name}, sha256=canonical.sha256(content), ledger=ledger)
         write_file(folder.evidence, content)
         if derived.decision.state in decide.CLOSING:
             record_decision(campaign, folder, derived)
             if folder.number >= rules.num_rounds:
-                told += round_submissions.finish(campaign, folder.name, facts, chosen, rules)
+                told += submissions.finish()
             reveal(campaign, folder)
         for line in told:
             tell(line)

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
 
 from pipeline.campaign.records import Outcome
 from pipeline.stats.counts import Counts, count
@@ -88,24 +87,6 @@ class Verdict:
         """P(this family stopped | scores), if a share `prior` of campaigns has a family that stops."""
         with exactly():
             return prior * self.board.carried[family] / (1 - prior + prior * self.board.e_value)
-
-    def to_json(self) -> dict[str, Any]:
-        """For evidence.json and the sealed log: ratios exactly, decimals to 12 digits, no float (contract 24)."""
-        return {
-            "gap_alarms": [_test_json(test) for test in self.gap_alarms],
-            "gap_suspects": [_test_json(test) for test in self.gap_suspects],
-            "arm_alarms": [_test_json(test) for test in self.arm_alarms],
-            "upper_bounds": {family: digits(bound) for family, bound in sorted(self.upper_bounds.items())},
-            "e_value": digits(self.board.e_value),
-            "carried": {family: digits(value) for family, value in sorted(self.board.carried.items())},
-            "named": self.named,
-            "board_alarm": self.board_alarm,
-            "board_suspect": self.board_suspect,
-            "board_near": self.board_near,
-            "leak_scores": [digits(score) for score in self.leak.scores],
-            "leak_alarm": self.leak_alarm,
-            "alarm": self.alarm,
-        }
 
 
 def round_counts(
@@ -189,18 +170,3 @@ def upper_bound(gap: Fraction, variance: Fraction) -> Decimal:
     """One-sided 95 % bound of a gap."""
     with exactly():
         return decimal_of(gap) + upper_quantile(BOUND_LEVEL) * decimal_of(variance).sqrt()
-
-
-def _test_json(test: GapTest) -> dict[str, Any]:
-    return {
-        "family": test.family,
-        "since": test.since,
-        "arm": test.arm,
-        "gap": str(test.gap),
-        "variance": str(test.variance),
-    }
-
-
-def digits(value: Decimal) -> str:
-    """Twelve of them, as text."""
-    return f"{value:.11E}"

@@ -32,6 +32,16 @@ def decimal_of(value: Fraction | int) -> Decimal:
         return Decimal(ratio.numerator) / Decimal(ratio.denominator)
 
 
+def digits(value: Decimal) -> str:
+    """Twelve significant digits as text: Decimal("0.045") -> "4.50000000000E-2". What records of decision numbers hold."""
+    return f"{value:.11E}"
+
+
+def rounded(value: Decimal) -> Decimal:
+    """To the twelve significant digits that `digits` writes, so that what decides is exactly what is written."""
+    return Decimal(digits(value))
+
+
 def upper_tail(z: Decimal) -> Decimal:
     """P(N(0, 1) > z) for |z| <= 12, by the series 1/2 - phi(z) (z + z^3/3 + z^5/15 + ...); about 15 digits of it hold at z = 8."""
     with exactly() as context:

@@ -9,13 +9,10 @@ own share, which is taken out (floor 0).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.campaign.errors import IntegrityError
-from pipeline.campaign.records import Arm, Evidence, Lift, Outcome
-
-SETS = ("dev", "fresh")
+from pipeline.campaign.records import Lift, Outcome
 
 
 def paired_lift(
@@ -49,31 +46,6 @@ def seed_variance(groups: Sequence[Sequence[Outcome]], item_set: str) -> tuple[F
         return Fraction(0), 0
     mean_square = sum((lift.mean**2 - lift.variance for lift in lifts), Fraction(0)) / len(lifts)
     return max(Fraction(0), mean_square / 2), len(lifts)
-
-
-def gather(round_name: str, reference: Outcome, outcomes: Sequence[Outcome], plan: Sequence[Arm]) -> Evidence:
-    """Evidence of one round: every scored arm against the reference and, where one ran, the standing recipe.
-
-    The reference goes by that name: it was a0 of r0000, and is not to be counted as a0 of this round.
-    """
-    reference = replace(reference, arm="reference")
-    repeats_of = {arm.name: arm.replicate_of for arm in plan}
-    standing = [("standing", outcome) for outcome in outcomes if repeats_of[outcome.arm] == "standing"]
-    control = [("control", outcome) for outcome in outcomes if repeats_of[outcome.arm] == "control"]
-    baselines = dict([("reference", reference), *reversed(standing), *control])
-    lifts = tuple(
-        paired_lift(outcome, baseline, item_set, name)
-        for outcome in outcomes
-        for name, baseline in baselines.items()
-        for item_set in SETS
-        if outcome is not baseline and outcome.scored(item_set) and baseline.scored(item_set)
-    )
-    groups = [
-        [reference] + [run for run in outcomes if repeats_of[run.arm] == "reference"],
-        [run for _, run in standing],
-    ]
-    noise, num_replicates = seed_variance([[run for run in runs if run.scored("fresh")] for runs in groups], "fresh")
-    return Evidence(round_name, (reference, *outcomes), lifts, num_replicates, noise)
 
 
 def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:

@@ -138,9 +138,8 @@ def swap(campaign: Campaign, one: str, two: str) -> dict[str, int]:
 
 
 def rescore_evidence(derived: Any) -> dict[str, Any]:
-    from dataclasses import asdict
 
-    return asdict(derived.evidence)
+    return derived.evidence.to_json()
 
 
 def test_swapped_outcomes_are_found_by_their_completions(played: Campaign, tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from scipy.stats import ttest_rel
 
 from pipeline.campaign import canonical, facts
 from pipeline.campaign.errors import IntegrityError, Refused
-from pipeline.campaign.records import Arm, Evidence, FamilyState, Lift, Outcome, Policy
+from pipeline.campaign.records import Arm, FamilyState, Lift, Outcome, Policy
 from pipeline.decision import decide, policy_update, promotion
+from pipeline.decision.evidence import Evidence, of_one_round
+from pipeline.decision.family_states import StateRules
 from pipeline.stats import lifts as lifts_module
-from pipeline.stats.lifts import accuracy, gather, paired_lift, show
+from pipeline.stats.lifts import accuracy, paired_lift, show
 
 RULES = facts.load_constitution()
 NUM_ITEMS = 200
@@ -45,7 +47,7 @@ def lost(arm: str, status: str = "failed", exit_class: str = "diverged") -> Outc
 def round_of(changed: dict[int, Outcome] | None = None, plan: tuple[Arm, ...] = PLAN, reference: int = 100) -> Evidence:
     """A round in which every arm scores as the reference does, apart from those that are given."""
     arms = [(changed or {}).get(arm.index, outcome(arm.name, score(reference), arm.role)) for arm in plan]
-    return gather("r0001", outcome("a0", score(reference), "reference"), arms, plan)
+    return of_one_round("r0001", outcome("a0", score(reference), "reference"), arms, plan)
 
 
 def decided(seen: Evidence, plan: tuple[Arm, ...] = PLAN, policy: Policy = POLICY) -> decide.Decision:
@@ -185,7 +187,7 @@ def test_quorum(num_scored):
 
 def test_without_the_reference_nothing_is_decided():
     arms = [outcome(arm.name, score(100), arm.role) for arm in PLAN]
-    seen = gather("r0001", Outcome("a0", "reference", "absent", "absent"), arms, PLAN)
+    seen = of_one_round("r0001", Outcome("a0", "reference", "absent", "absent"), arms, PLAN)
     decision = decided(seen)
     assert (decision.state, decision.kept) == ("undecided", None)
     assert decision.reasons == ("article 7: the reference recipe has no score on this round's fresh items",)
@@ -267,7 +269,7 @@ def test_shown_ratio(value, text):
 ])  # fmt: skip
 def test_whatever_is_reversed_gets_new_dev_items_once(code, repaired, what):
     seen = replace(round_of(), round="r0002", families={"roman": FamilyState("REVERSED-shift", code)})
-    policy, _ = policy_update._repair(replace(POLICY, repaired=repaired), seen)
+    policy, _ = policy_update._repair(replace(POLICY, repaired=repaired), seen, StateRules.of(RULES))
     assert policy.repaired == what
 
 

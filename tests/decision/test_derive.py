@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from decimal import Decimal
 from fractions import Fraction
 from functools import cache
 
@@ -9,8 +10,9 @@ import pytest
 
 from pipeline.campaign import canonical
 from pipeline.campaign.errors import IntegrityError, NotFound, Refused
-from pipeline.campaign.records import Arm, Finalist, Policy
+from pipeline.campaign.records import Arm, Policy
 from pipeline.decision import decide, derive, family_states, history
+from pipeline.decision.evidence import Finalist
 from tests.support import logs
 from tests.support.logs import HARD, LogCampaign, Truth, scripted
 from tests.support.paths import GOLDEN
@@ -32,7 +34,7 @@ def small(world: logs.World = healthy) -> LogCampaign:
 
 def derived_bytes(records: list[dict], name: str) -> bytes:
     found = derive.derive(records, name)
-    return canonical.encoded([asdict(found.evidence), asdict(found.decision), found.overrides])
+    return canonical.encoded([found.evidence.to_json(), asdict(found.decision), found.overrides])
 
 
 @pytest.mark.parametrize("script", logs.SCRIPTS)
@@ -47,7 +49,7 @@ def test_the_scripts_come_through_every_state():
         for each in played(script).derived.values()
         for state in each.evidence.families.values()
     }
-    assert seen == set(family_states.PERMITS)
+    assert seen == set(family_states.STATES)
     assert played("leaky").derived["r0004"].evidence.external == family_states.EXTERNAL_SUSPECT
     assert played("walk").derived["r0004"].evidence.external == family_states.EXTERNAL_CLEAR
 
@@ -75,7 +77,7 @@ def test_what_comes_later_changes_no_earlier_decision():
 
 def test_a_cheating_arm_is_not_kept_and_the_old_objective_runs_beside():
     second = played("leaky").derived["r0002"]
-    assert {test["arm"] for test in second.evidence.look.verdict["arm_alarms"]} == {"a6"}
+    assert {test.arm for test in second.evidence.look.verdict.arm_alarms} == {"a6"}
     assert any(
         "a6 is not kept: its dev runs ahead of its fresh in roman" in reason for reason in second.decision.reasons
     )
@@ -113,7 +115,7 @@ def test_without_a_target_nothing_is_trusted_and_nothing_submitted():
     for _ in range(2):
         found = campaign.play()
     assert {state.name for state in found.evidence.families.values()} == {family_states.UNPROVEN}
-    assert found.evidence.look.power["threshold_total"] is None
+    assert found.evidence.look.power.threshold_total is None
     assert not any(record["event"] == "submission" for record in campaign.records)
 
 
@@ -129,7 +131,7 @@ def test_scores_may_be_revised_withdrawn_or_missing():
     campaign.play()
     board = history.read_history(campaign.records).scores["r0001"]
     arm = list(board)[-1]
-    assert history.read_history(change_score(campaign, score="0.99")).scores["r0001"][arm] == derive.Decimal("0.99")
+    assert history.read_history(change_score(campaign, score="0.99")).scores["r0001"][arm] == Decimal("0.99")
     for gone in ({"withdrawn": True}, {"score": None, "why": "the target is down"}):
         records = change_score(campaign, **gone)
         assert arm not in history.read_history(records).scores["r0001"]
@@ -155,7 +157,7 @@ def test_a_late_score_counts_from_the_next_round_on():
     assert late_arm not in first.evidence.board["r0001"] and arm in first.evidence.board["r0001"]
     assert second.evidence.board["r0001"][late_arm] == "0.71"
     assert derived_bytes(held, "r0001") == canonical.encoded(
-        [asdict(first.evidence), asdict(first.decision), first.overrides]
+        [first.evidence.to_json(), asdict(first.decision), first.overrides]
     )
 
 
@@ -223,7 +225,7 @@ def test_the_ladder_tells_a_score_only_when_it_beats_the_last_by_a_step():
 
 def test_finalists_within_a_standard_error_go_by_their_own_alarms():
     def finalist(arm: str, value: str, *alarms: str) -> Finalist:
-        return Finalist("r0001", arm, value, Fraction(1, 10000), alarms)
+        return Finalist("r0001", arm, Decimal(value), Fraction(1, 10000), alarms)
 
     assert decide.winner(()) is None
     assert decide.winner((finalist("a3", "0.10", "roman"), finalist("a5", "0.09"))) == ("r0001", "a5")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.campaign.facts import load_constitution
 from pipeline.decision import family_states
 from pipeline.decision.family_states import (
     EXTERNAL_CLEAR,
@@ -19,12 +20,15 @@ from pipeline.decision.family_states import (
     UNPROVEN,
     FamilySeen,
     FamilyState,
+    StateRules,
 )
 from pipeline.stats.alarms import Verdict
 from pipeline.stats.leak_test import LeakTest
 from pipeline.stats.overfit_test import ALL, GapTest
 from pipeline.stats.shift_test import BoardTest
 
+CONSTITUTION = load_constitution()
+RULES = StateRules.of(CONSTITUTION)
 QUIET = FamilySeen(upper_bound=Decimal("0.04"), num_scores=8)
 WIDE = replace(QUIET, upper_bound=Decimal("0.06"))
 MOVES = [
@@ -57,28 +61,32 @@ MOVES = [
     ("before", "seen", "after", "code"), MOVES, ids=lambda value: value if isinstance(value, str) else ""
 )
 def test_a_look_moves_a_family(before, seen, after, code):
-    moved = family_states.next_state(FamilyState(before), seen, external=True)
+    moved = family_states.next_state(FamilyState(before), seen, external=True, rules=RULES)
     assert (moved.name, moved.code) == (after, code)
 
 
 def test_two_clean_looks_end_a_suspicion_and_anything_else_begins_anew():
     state = FamilyState(SUSPECT)
     for seen, name, looks in ((QUIET, SUSPECT, 1), (WIDE, SUSPECT, 0), (QUIET, SUSPECT, 1), (QUIET, UNPROVEN, 0)):
-        state = family_states.next_state(state, seen, external=True)
+        state = family_states.next_state(state, seen, external=True, rules=RULES)
         assert (state.name, state.clean_looks) == (name, looks)
 
 
 @pytest.mark.parametrize("reversed_state", [OVERFIT, SHIFT])
 def test_a_repair_and_two_clean_looks_restore(reversed_state):
     state, repaired = FamilyState(reversed_state), replace(QUIET, repaired=True)
-    state = family_states.next_state(state, repaired, external=True)
+    state = family_states.next_state(state, repaired, external=True, rules=RULES)
     assert (state.name, state.clean_looks) == (reversed_state, 1)
-    state = family_states.next_state(family_states.next_state(state, WIDE, external=True), repaired, external=True)
+    state = family_states.next_state(
+        family_states.next_state(state, WIDE, external=True, rules=RULES), repaired, external=True, rules=RULES
+    )
     assert (state.name, state.clean_looks) == (reversed_state, 1)  # the wide look between them began anew
-    state = family_states.next_state(state, repaired, external=True)
+    state = family_states.next_state(state, repaired, external=True, rules=RULES)
     assert (state.name, state.was_restored) == (RESTORED, True)
-    trusted = family_states.next_state(state, QUIET, external=True)
-    assert trusted.name == TRUSTED and family_states.next_state(trusted, WIDE, external=True).name == RESTORED
+    trusted = family_states.next_state(state, QUIET, external=True, rules=RULES)
+    assert (
+        trusted.name == TRUSTED and family_states.next_state(trusted, WIDE, external=True, rules=RULES).name == RESTORED
+    )
 
 
 anything = st.builds(
@@ -96,7 +104,7 @@ anything = st.builds(
 def test_without_a_target_nothing_is_trusted_or_called_shifted(history):
     state = FamilyState()
     for seen in history:
-        state = family_states.next_state(state, seen, external=False)
+        state = family_states.next_state(state, seen, external=False, rules=RULES)
         assert state.name not in (TRUSTED, SHIFT)
 
 
@@ -104,19 +112,38 @@ def test_without_a_target_nothing_is_trusted_or_called_shifted(history):
 def test_what_was_reversed_comes_back_only_repaired(history):
     state = FamilyState()
     for seen in history:
-        after = family_states.next_state(state, seen, external=True)
+        after = family_states.next_state(state, seen, external=True, rules=RULES)
         if state.name in (OVERFIT, SHIFT) and after.name not in (OVERFIT, SHIFT):
             assert seen is not None and seen.repaired and after.name == RESTORED
         if seen is not None and seen.gap_alarm:
             assert after.name == OVERFIT
-        assert after == family_states.next_state(state, seen, external=True)
+        assert after == family_states.next_state(state, seen, external=True, rules=RULES)
         state = after
 
 
-def test_every_state_says_what_it_permits():
-    assert set(family_states.PERMITS) == {UNPROVEN, TRUSTED, SUSPECT, OVERFIT, SHIFT, RESTORED}
-    assert [name for name, permit in family_states.PERMITS.items() if permit.cite_dev] == [TRUSTED]
-    assert not any(permit.dev_in_selection and permit.propose_repair for permit in family_states.PERMITS.values())
+def test_article_9_says_of_every_state_what_it_permits_and_the_code_knows_no_other_permission():
+    assert set(RULES.permits) == set(family_states.STATES)
+    assert set().union(*RULES.permits.values()) == set(family_states.PERMISSIONS)
+    assert not any(
+        RULES.permit(state, "dev_in_selection") and RULES.permit(state, "propose_repair") for state in RULES.permits
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "before", "seen", "after"),
+    [
+        ("small_gap", "0.07", UNPROVEN, WIDE, TRUSTED),
+        ("small_posterior", "0.3", UNPROVEN, replace(QUIET, shift_posterior=Decimal("0.2")), TRUSTED),
+        ("least_scores", 3, UNPROVEN, replace(QUIET, num_scores=3), TRUSTED),
+        ("least_canaries", 1, UNPROVEN, replace(QUIET, num_canaries=1), SUSPECT),
+        ("clean_looks", 1, SUSPECT, QUIET, UNPROVEN),
+    ],
+)
+def test_the_numbers_that_move_a_family_are_the_articles(number, value, before, seen, after):
+    articles = CONSTITUTION.articles | {"9": CONSTITUTION.articles["9"] | {number: value}}
+    other = StateRules.of(replace(CONSTITUTION, articles=articles))
+    assert family_states.next_state(FamilyState(before), seen, external=True, rules=RULES).name != after
+    assert family_states.next_state(FamilyState(before), seen, external=True, rules=other).name == after
 
 
 def test_a_leak_is_not_undone():
@@ -136,18 +163,18 @@ def gap_of(family: str, arm: int | None = None) -> tuple[GapTest, ...]:
 
 def test_what_a_verdict_means_for_a_family():
     def seen(family: str, **changed) -> FamilySeen:
-        return family_states.family_seen(verdict(**changed), family, num_scores=5)
+        return family_states.family_seen(verdict(**changed), family, RULES, num_scores=5)
 
-    assert seen("roman").upper_bound == Decimal("0.01") and not seen("roman").suspicion
+    assert seen("roman").upper_bound == Decimal("0.01") and not RULES.suspicion(seen("roman"))
     assert [seen(family, gap_alarms=gap_of("roman")).gap_alarm for family in ("gravity", "roman")] == [False, True]
     mean = {"gap_alarms": gap_of(ALL), "gap_suspects": gap_of(ALL) + gap_of("roman")}
-    assert [(seen(f, **mean).gap_alarm, seen(f, **mean).suspicion) for f in ("gravity", "roman")] == [
+    assert [(seen(f, **mean).gap_alarm, RULES.suspicion(seen(f, **mean))) for f in ("gravity", "roman")] == [
         (False, ""),
         (True, "gap_suspect"),
     ]
     nobody = {"gap_alarms": gap_of(ALL), "gap_suspects": gap_of(ALL)}
-    assert [seen(f, **nobody).suspicion for f in ("gravity", "roman")] == ["gap_suspect"] * 2
-    assert seen("gravity", arm_alarms=gap_of("gravity", 3)).suspicion == "gap_suspect"
+    assert [RULES.suspicion(seen(f, **nobody)) for f in ("gravity", "roman")] == ["gap_suspect"] * 2
+    assert RULES.suspicion(seen("gravity", arm_alarms=gap_of("gravity", 3))) == "gap_suspect"
     assert not seen("gravity", arm_alarms=gap_of("gravity", 3)).gap_alarm
     fired = {"board_alarm": True, "board_suspect": True}
     assert [(seen(f, **fired).board_alarm, seen(f, **fired).board_suspect) for f in ("gravity", "roman")] == [

@@ -3,7 +3,6 @@
 import copy
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from hypothesis import strategies as st
 
 from pipeline.campaign import canonical, errors, facts
 from pipeline.campaign.records import Arm, Axis, Outcome, Policy
-from pipeline.decision import family_states, proposal_gate
+from pipeline.decision import evidence, family_states, proposal_gate
 from pipeline.external import briefing
-from pipeline.stats import lifts
 
 RULES = facts.load_constitution()
-SOURCES = [path.read_text() for path in Path(briefing.__file__).parent.glob("*.py")]
+SOURCES = [path.read_text() for path in Path(briefing.__file__).parents[1].rglob("*.py")]
 FAMILIES = ["roman", "unit_conversion"]
 PLAN = (
     Arm(0, "anchor", 1, replicate_of="reference"),
@@ -57,8 +55,8 @@ def seen() -> dict[str, Any]:
         Outcome("a2", "axis", "failed", "diverged"),
         scored("a3", "axis", 3),
     ]
-    found = lifts.gather("r0001", scored("reference", "reference", 5), runs, PLAN)
-    return json.loads(canonical.encoded(asdict(found)))
+    found = evidence.of_one_round("r0001", scored("reference", "reference", 5), runs, PLAN)
+    return json.loads(canonical.encoded(found.to_json()))
 
 
 def request(found: Any, **changes: Any) -> dict[str, Any]:
@@ -113,7 +111,7 @@ def test_states_and_the_ladder_are_told_and_no_other_board_score():
 
 
 def test_the_lists_are_those_of_the_code():
-    assert set(briefing.STATES) == set(family_states.PERMITS)
+    assert set(briefing.STATES) == set(family_states.STATES)
     assert set(briefing.EXTERNALS) == {family_states.EXTERNAL_CLEAR, family_states.EXTERNAL_SUSPECT}
 
 

@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,10 +23,12 @@ from pipeline.config import settings
 from pipeline.decision import board_submissions, derive, history
 from pipeline.decision.board_submissions import Caps
 from pipeline.execution import adapter
-from pipeline.external import board, round_submissions
+from pipeline.external import board
+from pipeline.external.round_submissions import RoundSubmissions
 from pipeline.reporting import document, page
 from pipeline.rounds import freeze, meta
 from pipeline.rounds.init import init
+from pipeline.stats.design import Design
 from tests.support.campaigns import publish, publish_reference, tree
 
 RULES = load_constitution()
@@ -221,6 +224,7 @@ def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_roo
         "4",
         "daily_cap",
     )
+    assert page.write_page(folder) == []
     assert "article 4 (daily_cap): 3 submissions count on 2026-11-24 UTC" in folder.report.read_text()
     meta.close(campaign, folder)
     assert len([record for record in log_of(campaign) if record["event"] == "submission_refused"]) == 1  # told once
@@ -300,13 +304,13 @@ def test_finalists_are_scored_once_more_by_what_was_held_back(campaign, scores):
     meta.close(campaign, publish_round(campaign, "r0001"))
     facts, chosen = facts_of(campaign), settings.load(campaign.round("r0001").config)
     assert (
-        round_submissions.finish(campaign, "r0001", facts, chosen, RULES, dry_run=True)[0]
+        RoundSubmissions.of(campaign, "r0001", facts, chosen, RULES).finish(dry_run=True)[0]
         == "send r0001/a2 once more, as a finalist"
     )
     assert len(events(campaign, "submission")) == 4
     for number in (5, 6):
         (scores / str(number)).write_text("0.58\n")
-    said = round_submissions.finish(campaign, "r0001", facts, chosen, RULES)
+    said = RoundSubmissions.of(campaign, "r0001", facts, chosen, RULES).finish()
     known = board_submissions.submissions_in(log_of(campaign))
     assert [(one.arm, one.purpose, one.printed) for one in known[4:]][0] == ("a2", "finalist", "0.58") and len(
         known
@@ -314,13 +318,11 @@ def test_finalists_are_scored_once_more_by_what_was_held_back(campaign, scores):
     assert (
         known[4].adapter_digest == next(one for one in known if (one.arm, one.purpose) == ("a2", "slot")).adapter_digest
     )
-    assert len(said) == 2 and round_submissions.finish(campaign, "r0001", facts, chosen, RULES) == []
+    assert len(said) == 2 and RoundSubmissions.of(campaign, "r0001", facts, chosen, RULES).finish() == []
     assert derive.check_submissions(log_of(campaign)) == 6
     shown = document.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
     assert "Finalists, scored once more: a2 of r0001" in shown
-    assert history.read_history(log_of(campaign)).scores["r0001"]["a2"] == derive.Decimal(
-        "0.50"
-    )  # repeats enter no test
+    assert history.read_history(log_of(campaign)).scores["r0001"]["a2"] == Decimal("0.50")  # repeats enter no test
 
 
 def test_what_is_held_back_is_there_for_finalists_when_all_else_is_spent(campaign, scores, monkeypatch):
@@ -328,7 +330,7 @@ def test_what_is_held_back_is_there_for_finalists_when_all_else_is_spent(campaig
     folder = publish_round(campaign, "r0001")
     meta.close(campaign, folder)
     assert [record["code"] for record in log_of(campaign) if record["event"] == "submission_refused"] == ["held_back"]
-    round_submissions.finish(campaign, "r0001", facts_of(campaign), settings.load(folder.config), RULES)
+    RoundSubmissions.of(campaign, "r0001", facts_of(campaign), settings.load(folder.config), RULES).finish()
     assert [one.purpose for one in board_submissions.submissions_in(log_of(campaign))] == ["reference"] * 2 + [
         "slot"
     ] + ["finalist"] * 2
@@ -368,18 +370,17 @@ def test_a_page_that_cannot_be_written_is_a_line_and_no_failure(campaign, scores
         raise ArithmeticError("no figure")
 
     monkeypatch.setattr(page, "of_log", broken)
-    told: list[str] = []
     folder = publish_round(campaign, "r0001")
-    assert meta.close(campaign, folder, tell=told.append).state == "decided"
-    assert told[-1] == "report.html could not be written: ArithmeticError('no figure')" and not folder.report.exists()
-    assert folder.closed.exists()
+    assert meta.close(campaign, folder).state == "decided"
+    assert page.write_page(folder) == ["report.html could not be written: ArithmeticError('no figure')"]
+    assert folder.closed.exists() and not folder.report.exists()
 
 
 def test_first_come_the_reference_and_a_day_s_room_is_that_of_the_kind():
     for kind, per_day in (("kaggle", 5), ("manual", 5), ("command", 40), ("local", 40)):
         given = board_submissions.caps_of(RULES.articles["4"], kind)
         assert given == Caps(per_day, 40, 2, 2)
-        design = replace(round_submissions.referee.Design(), rounds=RULES.num_rounds, submissions=2)
+        design = replace(Design(), rounds=RULES.num_rounds, submissions=2)
         assert given.reference + design.submissions <= given.per_day  # the first round fits a day
         assert given.reference + design.rounds * design.submissions + given.held_back <= given.per_campaign
 

@@ -14,7 +14,6 @@ from pipeline.campaign import constitution
 from pipeline.campaign.errors import Refused
 from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.layout import Campaign
-from pipeline.decision import family_states
 from pipeline.rounds import freeze, meta
 from tests.support.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish
 from tests.support.paths import ROOT
@@ -127,21 +126,6 @@ def test_a_changed_constitution_stops_before_submission(campaign: Campaign, tamp
     assert not called
     assert "Traceback" not in done.stderr
     assert not campaign.round("r0001").submitted.exists()
-
-
-def test_article_9_is_what_the_states_permit() -> None:
-    article = RULES.articles["9"]
-    fields = ("dev_in_selection", "cite_dev", "halve_fresh", "target_dev", "propose_repair", "contrast_submission",
-              "posterior_slope", "annotate_past")  # fmt: skip
-    for name, permit in family_states.PERMITS.items():
-        granted = {field for field in fields if getattr(permit, field)}
-        granted |= {"half_level"} if permit.level_factor == "0.5" else set()
-        assert granted == set(article["permits"][name]), name
-    assert set(article["permits"]) == set(family_states.PERMITS)
-    constants = ("small_gap", "small_posterior", "least_scores", "least_canaries", "clean_looks")
-    assert {name: str(article[name]) for name in constants} == {
-        name: str(getattr(family_states, name.upper())) for name in constants
-    }
 
 
 @pytest.mark.parametrize(

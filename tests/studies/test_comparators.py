@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.campaign.records import Arm, Evidence, Outcome, Policy
-from pipeline.stats import lifts
+from pipeline.campaign.records import Arm, Outcome, Policy
+from pipeline.decision import evidence
+from pipeline.decision.evidence import Evidence
 from studies.comparators import COMPARATORS, first_by_dev, following, max_board, max_dev
 
 RANK = ("recipe.lora.rank", "16")
@@ -35,7 +36,7 @@ def seen(
         run(arm.name, dev[arm.name]) if arm.name in dev else Outcome(arm.name, arm.role, "failed", "diverged")
         for arm in plan
     ]
-    found = lifts.gather(name, run("reference", 10), outcomes, plan)
+    found = evidence.of_one_round(name, run("reference", 10), outcomes, plan)
     return replace(found, board={name: board} if board else {})
 
 

@@ -159,7 +159,7 @@ class SealedCampaign(LogCampaign):
     def decide(self, name: str, number: int = 0) -> derive.Derived:
         """Evidence, decision, overrides, reveal, close."""
         derived = derive.derive(self.records, name)
-        evidence = canonical.encoded(asdict(derived.evidence))
+        evidence = canonical.encoded(derived.evidence.to_json())
         self.files["ledger.h5"] = digest("ledger", name).encode()
         self.add(
             "evidence", round=name, sha256=canonical.sha256(evidence), ledger=canonical.sha256(self.files["ledger.h5"])

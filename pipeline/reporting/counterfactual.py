@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from pipeline.campaign.constitution import Constitution
-from pipeline.campaign.records import Arm, Evidence, Plan
+from pipeline.campaign.records import Arm, Plan
 from pipeline.decision import promotion
 from pipeline.decision.derive import Derived
+from pipeline.decision.evidence import Evidence
 from pipeline.stats import lifts
 
 
@@ -77,7 +78,7 @@ def of_arms_and_families(seen: Evidence, arms: Mapping[str, Arm], plan: Plan, ru
         else:
             lines.append(f"{run.arm} is {verdict} by {lifts.amount(abs(lift.mean) - limit)}.")
     if seen.look:
-        for family, bound in sorted(seen.look.verdict["upper_bounds"].items()):
+        for family, bound in sorted(seen.look.verdict.upper_bounds.items()):
             if seen.families[family].name == "UNPROVEN":
                 lines.append(
                     f"dev of {family} could be TRUSTED with a gap of at most 5 % (now at most {100 * float(bound):.1f} %) and four board scores."
