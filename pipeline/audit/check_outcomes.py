@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.audit.findings import Report
 from pipeline.campaign import canonical
 from pipeline.campaign.errors import PipelineError
-from pipeline.decision import board_submissions, decide, derive, history
+from pipeline.decision import board_submissions, decide, derive, history, submission_caps
 from pipeline.decision.derive import Derived
 
 Record = Mapping[str, Any]
@@ -253,9 +253,7 @@ def _refused(records: Sequence[Record]) -> str:
     """Why a replay of the submissions stops; empty where it does not."""
     facts = records[0]["facts"]
     try:
-        board_submissions.verify(
-            records, board_submissions.caps_of(facts["articles"]["4"], facts.get("external", "none"))
-        )
+        submission_caps.verify(records, submission_caps.caps_of(facts["articles"]["4"], facts.get("external", "none")))
         derive.check_submissions(records)
     except STUMBLES as error:
         return str(error) or repr(error)

@@ -59,13 +59,13 @@ def add(verb: Verb) -> None:
 
 def status_verb(arguments: argparse.Namespace) -> None:
     from pipeline.campaign.log import Log
-    from pipeline.decision import board_submissions
+    from pipeline.decision import board_submissions, submission_caps
     from pipeline.external import board
 
     campaign, _, chosen, caps = frozen_campaign(arguments)
     known, today = board_submissions.submissions_in(Log(campaign.log).records()), board.utc_day()
-    day = board_submissions.counted_day(known, today)
-    left = board_submissions.left_of(known, caps, day)
+    day = submission_caps.counted_day(known, today)
+    left = submission_caps.left_of(known, caps, day)
     names = ("number", "round", "arm", "purpose", "day", "state")
     rows: list[dict[str, Any]] = [
         {name: getattr(one, name) for name in names} | {"score": one.printed, "why": one.why} for one in known
@@ -165,11 +165,11 @@ def frozen_campaign(arguments: argparse.Namespace) -> tuple[Campaign, dict[str, 
     """(campaign, its frozen facts, its newest frozen configuration, the caps of its own constitution)."""
     from pipeline.campaign.facts import facts_of, load_constitution, verified_code
     from pipeline.config import settings
-    from pipeline.decision import board_submissions
+    from pipeline.decision import submission_caps
 
     campaign = Campaign.at(arguments.campaign)
     facts = facts_of(campaign)
     rules = load_constitution(facts["constitution_digest"], verified_code(campaign, facts) / "constitution")
     newest = list(campaign.frozen_rounds())[-1]  # `init` froze r0000
     chosen = settings.load(newest.config)
-    return campaign, facts, chosen, board_submissions.caps_of(rules.articles["4"], chosen.external.kind)
+    return campaign, facts, chosen, submission_caps.caps_of(rules.articles["4"], chosen.external.kind)

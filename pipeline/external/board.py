@@ -21,8 +21,9 @@ from pipeline.campaign.files import alone
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config.settings import Settings
-from pipeline.decision import board_submissions
-from pipeline.decision.board_submissions import Caps, Submission
+from pipeline.decision import board_submissions, submission_caps
+from pipeline.decision.board_submissions import Submission
+from pipeline.decision.submission_caps import Caps
 from pipeline.external import outbox
 from pipeline.external.target_client import Answer, Target, Ticket
 from pipeline.external.targets import target_of
@@ -60,7 +61,7 @@ def reserve(
     given: list[Submission] = []
 
     def make(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | None:
-        one = board_submissions.reservation(
+        one = submission_caps.reservation(
             records, caps, round_name=round_name, arm=arm, purpose=purpose, adapter_digest=adapter_digest, target=target,
             today=today, copy=copy,
         )  # fmt: skip
@@ -280,7 +281,7 @@ class Board:
         """Log that it is about to be sent. Raises Refused (daily_cap)."""
 
         def make(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-            day = board_submissions.attempt_day(
+            day = submission_caps.attempt_day(
                 board_submissions.submissions_in(records), self.caps, one.number, self.today or utc_day()
             )
             return "board_attempt", {"number": one.number, "day": day}

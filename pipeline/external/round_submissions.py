@@ -19,7 +19,7 @@ from pipeline.campaign.errors import Refused
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config.settings import Settings
-from pipeline.decision import board_submissions, decide, derive, history
+from pipeline.decision import decide, derive, history, submission_caps
 from pipeline.decision.history import History
 from pipeline.external import board
 
@@ -75,8 +75,8 @@ class RoundSubmissions:
         return self._reserve(wanted) + self._send()
 
     @property
-    def _caps(self) -> board_submissions.Caps:
-        return board_submissions.caps_of(self.rules.articles["4"], self.chosen.external.kind)
+    def _caps(self) -> submission_caps.Caps:
+        return submission_caps.caps_of(self.rules.articles["4"], self.chosen.external.kind)
 
     def _send(self) -> list[str]:
         return board.take_scores(self.campaign, self.facts, self.chosen, self._caps)

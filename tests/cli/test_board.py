@@ -12,8 +12,8 @@ from pipeline.campaign import facts
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
-from pipeline.decision import board_submissions
-from pipeline.decision.board_submissions import Caps
+from pipeline.decision import board_submissions, submission_caps
+from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
 from pipeline.external import board, outbox
 from pipeline.rounds import freeze
@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def campaign(made, tmp_path, monkeypatch) -> Campaign:
-    monkeypatch.setattr(board_submissions, "caps_of", lambda article, target: CAPS)
+    monkeypatch.setattr(submission_caps, "caps_of", lambda article, target: CAPS)
     return Campaign.at(shutil.copytree(made, tmp_path / "mine"))
 
 
@@ -115,8 +115,8 @@ def test_what_is_wrong_is_said_and_nothing_is_written(campaign, capfd, words, sa
 
 
 def test_a_constitution_without_caps_allows_nothing():
-    assert board_submissions.caps_of({}, "local") == Caps(0, 0, 0, 0)
+    assert submission_caps.caps_of({}, "local") == Caps(0, 0, 0, 0)
     article = facts.load_constitution().articles["4"]
-    assert board_submissions.caps_of(article, "kaggle") == Caps(5, 40, 2, 2)
-    assert board_submissions.caps_of(article, "local") == Caps(40, 40, 2, 2)
-    assert board_submissions.caps_of(article, "another").per_day == 0
+    assert submission_caps.caps_of(article, "kaggle") == Caps(5, 40, 2, 2)
+    assert submission_caps.caps_of(article, "local") == Caps(40, 40, 2, 2)
+    assert submission_caps.caps_of(article, "another").per_day == 0

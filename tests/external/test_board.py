@@ -19,7 +19,7 @@ from pipeline.campaign.log import Log
 from pipeline.config import settings
 from pipeline.config.schema import External
 from pipeline.decision import board_submissions
-from pipeline.decision.board_submissions import Caps
+from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
 from pipeline.external import board, outbox
 from pipeline.external.kaggle import Kaggle, listed
@@ -336,7 +336,7 @@ from dataclasses import replace
 from pipeline.external import board; from pipeline.config import settings
 from pipeline.campaign.layout import Campaign
 from pipeline.config.schema import External
-from pipeline.decision.board_submissions import Caps
+from pipeline.decision.submission_caps import Caps
 campaign = Campaign.at(sys.argv[1])
 external = External(kind="kaggle", submissions=2, rows=10, competition="some-competition", timeout_seconds=90, push="login")
 chosen = replace(settings.load(campaign.round("r0001").config), external=external)

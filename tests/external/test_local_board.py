@@ -22,7 +22,7 @@ from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config import model_size, settings
 from pipeline.decision import board_submissions
-from pipeline.decision.board_submissions import Caps
+from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
 from pipeline.external import board, local_board
 from pipeline.rounds import freeze

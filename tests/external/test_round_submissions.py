@@ -20,8 +20,8 @@ from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.config import settings
-from pipeline.decision import board_submissions, derive, history
-from pipeline.decision.board_submissions import Caps
+from pipeline.decision import board_submissions, derive, history, submission_caps
+from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
 from pipeline.external import board
 from pipeline.external.round_submissions import RoundSubmissions
@@ -122,7 +122,7 @@ def printed(folder: Round) -> dict[str, dict[str, str]]:
 
 def caps(monkeypatch, per_day: int, per_campaign: int = 40) -> Caps:
     given = Caps(per_day, per_campaign, 2, 2)
-    monkeypatch.setattr(board_submissions, "caps_of", lambda article, target: given)
+    monkeypatch.setattr(submission_caps, "caps_of", lambda article, target: given)
     return given
 
 
@@ -145,7 +145,7 @@ def test_a_round_is_submitted_before_it_is_decided_and_an_audit_finds_the_same(c
     assert decision.kept == "a2" and decision.claimed and decision.ladder == "0.61"
     assert len(told) == 4 and told[2] == "number 3 (r0001/a2, slot) scored 0.61"
     assert derive.check_submissions(records) == 4
-    assert board_submissions.verify(records, board_submissions.caps_of(RULES.articles["4"], "command")) == 4
+    assert submission_caps.verify(records, submission_caps.caps_of(RULES.articles["4"], "command")) == 4
 
 
 def test_running_again_changes_no_byte(campaign, scores):
@@ -234,7 +234,7 @@ def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_roo
     rounds = [one.round for one in board_submissions.submissions_in(log_of(campaign))]
     assert rounds == ["r0001", "r0001", "r0001", "r0002", "r0002", "r0001"]  # its own first, then what was left over
     records = log_of(campaign)
-    assert (derive.check_submissions(records), board_submissions.verify(records, given)) == (6, 6)
+    assert (derive.check_submissions(records), submission_caps.verify(records, given)) == (6, 6)
 
 
 def test_a_clock_that_is_set_back_gains_nothing(campaign, scores, monkeypatch):
@@ -378,7 +378,7 @@ def test_a_page_that_cannot_be_written_is_a_line_and_no_failure(campaign, scores
 
 def test_first_come_the_reference_and_a_day_s_room_is_that_of_the_kind():
     for kind, per_day in (("kaggle", 5), ("manual", 5), ("command", 40), ("local", 40)):
-        given = board_submissions.caps_of(RULES.articles["4"], kind)
+        given = submission_caps.caps_of(RULES.articles["4"], kind)
         assert given == Caps(per_day, 40, 2, 2)
         design = replace(Design(), rounds=RULES.num_rounds, submissions=2)
         assert given.reference + design.submissions <= given.per_day  # the first round fits a day
