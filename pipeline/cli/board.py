@@ -60,10 +60,10 @@ def add(verb: Verb) -> None:
 def status_verb(arguments: argparse.Namespace) -> None:
     from pipeline.campaign.log import Log
     from pipeline.decision import board_submissions, submission_caps
-    from pipeline.external import board
+    from pipeline.external import board, board_log
 
     campaign, _, chosen, caps = frozen_campaign(arguments)
-    known, today = board_submissions.submissions_in(Log(campaign.log).records()), board.utc_day()
+    known, today = board_submissions.submissions_in(Log(campaign.log).records()), board_log.utc_day()
     day = submission_caps.counted_day(known, today)
     left = submission_caps.left_of(known, caps, day)
     names = ("number", "round", "arm", "purpose", "day", "state")
@@ -114,7 +114,7 @@ def score_verb(arguments: argparse.Namespace) -> None:
     from pipeline.campaign.facts import facts_of
     from pipeline.campaign.log import Log
     from pipeline.decision import board_submissions
-    from pipeline.external import board
+    from pipeline.external import board_log
 
     if (arguments.score is None) != arguments.withdraw:
         raise ConfigError("a score or --withdraw is needed, and not both", "board score CAMPAIGN NUMBER 0.84")
@@ -123,11 +123,11 @@ def score_verb(arguments: argparse.Namespace) -> None:
     said = f"number {arguments.number} " + ("is withdrawn" if arguments.withdraw else f"scored {arguments.score}")
     if arguments.score is not None:
         board_submissions.parse_score(arguments.score)
-    board.check_reserved(Log(campaign.log).records(), arguments.number)
+    board_log.check_reserved(Log(campaign.log).records(), arguments.number)
     if arguments.dry_run:
         print(f"would log: {said}")
         return
-    board.set_score(campaign, arguments.number, arguments.score)
+    board_log.set_score(campaign, arguments.number, arguments.score)
     print(f"{said}; the next meta stage takes it up")
     print(f"next: python -m pipeline board status {shlex.quote(str(arguments.campaign))}")
 

@@ -1,4 +1,4 @@
-"""Submissions to the external target: reserve, send, ask, and write into the sealed log what was known when.
+"""Submissions to the external target: send what board_log.py reserved, ask, and write into the sealed log what was known when.
 
     reserve   under the log's lock, within the caps: a number, before anything is sent
     attempt   logged before each act; whoever finds one without an answer asks the target first, and sends only what it does not know
@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, Refused
@@ -24,55 +23,12 @@ from pipeline.config.settings import Settings
 from pipeline.decision import board_submissions, submission_caps
 from pipeline.decision.board_submissions import Submission
 from pipeline.decision.submission_caps import Caps
-from pipeline.external import outbox
+from pipeline.external import board_log, outbox
 from pipeline.external.target_client import Answer, Target, Ticket
 from pipeline.external.targets import target_of
 
 POLL_SECONDS = 15.0
 SETTLED = ("scored", "withdrawn")
-
-
-def utc_day() -> str:
-    """Today, as the log has it."""
-    return datetime.now(UTC).date().isoformat()
-
-
-def reserve(
-    campaign: Campaign,
-    round_name: str,
-    arm: str,
-    purpose: str,
-    adapter_digest: str,
-    today: str,
-    *,
-    caps: Caps,
-    target: str,
-    copy: int = 1,
-) -> int:
-    """The number of a submission, reserved in the log; the same (round, arm, purpose, copy) has the same number whoever asks.
-
-    today: UTC, ISO. target: external.kind. copy: 2 and more for repeats of the reference and of finalists.
-    Raises Refused by article 4 (daily_cap, campaign_cap, held_back, already_submitted), ConfigError for what is no such thing.
-    """
-    if target == "none":
-        raise ConfigError(
-            "there is no external target to submit to", "external=local, kaggle, command or manual names one"
-        )
-    given: list[Submission] = []
-
-    def make(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | None:
-        one = submission_caps.reservation(
-            records, caps, round_name=round_name, arm=arm, purpose=purpose, adapter_digest=adapter_digest, target=target,
-            today=today, copy=copy,
-        )  # fmt: skip
-        given.append(one)
-        if one.number <= len(board_submissions.submissions_in(records)):
-            return None
-        names = ("number", "round", "arm", "purpose", "adapter_digest", "target", "day")
-        return "submission", {name: getattr(one, name) for name in names}
-
-    Log(campaign.log).append_from(make)
-    return given[0].number
 
 
 def take_scores(
@@ -133,54 +89,6 @@ def push(
     with alone(campaign.board_lock, "process with the board"):
         board = Board(campaign, facts, caps, target, today, has_outbox=chosen.external.kind != "local")
         return board.plan() if dry_run else board.send(wait_seconds)
-
-
-def set_score(campaign: Campaign, number: int, score: str | None) -> None:
-    """What a person says of a submission: its score, or None for withdrawn. Raises ConfigError, NotFound."""
-    payload = {
-        "number": number,
-        "by": "person",
-        "score": None if score is None else board_submissions.parse_score(score),
-    }
-    if score is None:
-        payload["withdrawn"] = True
-    record(Log(campaign.log), payload)
-    outbox.clear(campaign, number)
-
-
-def record(log: Log, payload: Mapping[str, Any]) -> bool:
-    """Append a `board_score` unless it is the newest record of its number already; a withdrawal is taken back by persons alone.
-
-    Returns whether it was appended. Raises NotFound for a number that is not reserved.
-    """
-    done: list[bool] = []
-
-    def make(records: list[dict[str, Any]]) -> tuple[str, Mapping[str, Any]] | None:
-        check_reserved(records, payload["number"])
-        mine = [one for one in records if one["event"].startswith("board_") and one["number"] == payload["number"]]
-        scores = [one for one in mine if one["event"] == "board_score"]
-        if scores and "by" not in payload and "by" in scores[-1]:
-            before = [one for one in scores if "by" not in one]
-            # What the target said before a person knew better is no news.
-            if scores[-1].get("withdrawn") or (before and before[-1]["score"] == payload["score"]):
-                return None
-        if (
-            mine
-            and {key: value for key, value in mine[-1].items() if key not in ("seq", "previous", "event")} == payload
-        ):
-            return None
-        done.append(True)
-        return "board_score", payload
-
-    log.append_from(make)
-    return bool(done)
-
-
-def check_reserved(records: list[dict[str, Any]], number: int) -> None:
-    """Raises NotFound for a number that is not reserved."""
-    num_reserved = len(board_submissions.submissions_in(records))
-    if not 1 <= number <= num_reserved:
-        raise NotFound(f"number {number} is not reserved", f"The log has {num_reserved} submissions")
 
 
 class Board:
@@ -250,7 +158,7 @@ class Board:
         if answer.printed is None:
             return f"{name_of(one)} is sent; no score yet"
         note = {"note": answer.note} if answer.note else {}
-        is_new = record(self.log, {"number": one.number, "score": answer.printed, **note})
+        is_new = board_log.record(self.log, {"number": one.number, "score": answer.printed, **note})
         outbox.clear(self.campaign, one.number)
         return f"{name_of(one)} scored {answer.printed}" if is_new else ""
 
@@ -282,7 +190,7 @@ class Board:
 
         def make(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
             day = submission_caps.attempt_day(
-                board_submissions.submissions_in(records), self.caps, one.number, self.today or utc_day()
+                board_submissions.submissions_in(records), self.caps, one.number, self.today or board_log.utc_day()
             )
             return "board_attempt", {"number": one.number, "day": day}
 
@@ -300,7 +208,7 @@ class Board:
         what = (
             "adapter or record changed" if isinstance(error, IntegrityError) else error.what
         )  # whose words hold paths
-        record(self.log, {"number": one.number, "score": None, "why": f"{error.kind}: {what}"})
+        board_log.record(self.log, {"number": one.number, "score": None, "why": f"{error.kind}: {what}"})
         return f"{name_of(one)} has no score: {error}"
 
 

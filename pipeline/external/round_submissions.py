@@ -21,7 +21,7 @@ from pipeline.campaign.log import Log
 from pipeline.config.settings import Settings
 from pipeline.decision import decide, derive, history, submission_caps
 from pipeline.decision.history import History
-from pipeline.external import board
+from pipeline.external import board, board_log
 
 Wanted = tuple[str, str, str, int]
 """Of a submission: round, arm, purpose, copy."""
@@ -93,8 +93,8 @@ class RoundSubmissions:
                 said.append(f"{name}/{arm} ({purpose}) is not submitted: it has no adapter")
                 continue
             try:
-                board.reserve(
-                    self.campaign, name, arm, purpose, digest, board.utc_day(),
+                board_log.reserve(
+                    self.campaign, name, arm, purpose, digest, board_log.utc_day(),
                     caps=self._caps, target=self.chosen.external.kind, copy=copy,
                 )  # fmt: skip
             except Refused as error:

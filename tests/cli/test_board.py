@@ -15,7 +15,7 @@ from pipeline.campaign.log import Log
 from pipeline.decision import board_submissions, submission_caps
 from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
-from pipeline.external import board, outbox
+from pipeline.external import board_log, outbox
 from pipeline.rounds import freeze
 from pipeline.rounds.init import init
 from tests.support.campaigns import tree
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_file(attempt.adapter_dir / adapter.CONFIG, "{}")
     digest = adapter.kept_digest(attempt.adapter_dir)
     write_file(attempt.sealed, json.dumps({"adapter_digest": digest}))
-    board.reserve(campaign, "r0001", "a1", "slot", digest, board.utc_day(), caps=CAPS, target="kaggle")
+    board_log.reserve(campaign, "r0001", "a1", "slot", digest, board_log.utc_day(), caps=CAPS, target="kaggle")
     [one] = board_submissions.submissions_in(Log(campaign.log).records())
     outbox.post(campaign, {"campaign": "made-0a1b2c3d"}, one, lambda kept, archive: archive.write_bytes(b"PK"))
     return campaign.folder
@@ -54,7 +54,7 @@ def board_of(campaign: Campaign, act: str, *words: str) -> int:
 def test_status_shows_the_ledger_what_is_left_and_what_comes_next(campaign, capsys):
     assert board_of(campaign, "status") == 0
     said = capsys.readouterr().out
-    assert f"left on {board.utc_day()}: 3, of the campaign 7, and 2 for finalists" in said
+    assert f"left on {board_log.utc_day()}: 3, of the campaign 7, and 2 for finalists" in said
     assert "   1  r0001  a1         slot" in said and "reserved" in said
     assert said.splitlines()[-1] == f"next: python -m pipeline board push {campaign.folder}"
     assert board_of(campaign, "score", "1", "0.84") == 0

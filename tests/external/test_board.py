@@ -21,7 +21,7 @@ from pipeline.config.schema import External
 from pipeline.decision import board_submissions
 from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
-from pipeline.external import board, outbox
+from pipeline.external import board, board_log, outbox
 from pipeline.external.kaggle import Kaggle, listed
 from pipeline.external.target_client import Ticket, clean, run_client
 from pipeline.external.targets import target_of
@@ -66,7 +66,7 @@ def reserve(
     campaign: Campaign, arm: str = "a1", today: str = DAY, caps: Caps = CAPS, target: str = "kaggle", copy=1
 ) -> int:
     purpose = "reference" if arm == "reference" else "slot"
-    return board.reserve(
+    return board_log.reserve(
         campaign, "r0001", arm, purpose, digest_of(campaign, arm), today, caps=caps, target=target, copy=copy
     )
 
@@ -152,13 +152,13 @@ def test_a_revised_score_is_a_new_record_and_a_withdrawal_stays(campaign, client
         take(campaign)
     records = [record for record in Log(campaign.log).records() if record["event"] == "board_score"]
     assert [record["score"] for record in records] == ["0.84", "0.86", "0.84"]
-    board.set_score(campaign, 1, None)
+    board_log.set_score(campaign, 1, None)
     show(client, 1, publicScore="0.9")
     take(campaign)
     assert known(campaign)[0].state == "withdrawn"
-    assert not board.record(Log(campaign.log), {"number": 1, "score": "0.9"})  # asked for before it was withdrawn
+    assert not board_log.record(Log(campaign.log), {"number": 1, "score": "0.9"})  # asked for before it was withdrawn
     assert known(campaign)[0].state == "withdrawn"
-    board.set_score(campaign, 1, "0.84")  # a person gives it back
+    board_log.set_score(campaign, 1, "0.84")  # a person gives it back
     assert known(campaign)[0].printed == "0.84"
 
 
@@ -167,7 +167,7 @@ def test_what_a_person_knows_better_stands_until_the_target_says_something_new(c
     take(campaign)
     show(client, 1, publicScore="0.50")
     take(campaign)
-    board.set_score(campaign, 1, "0.61")
+    board_log.set_score(campaign, 1, "0.61")
     take(campaign)
     assert known(campaign)[0].printed == "0.61"
     show(client, 1, publicScore="0.55")
@@ -177,7 +177,7 @@ def test_what_a_person_knows_better_stands_until_the_target_says_something_new(c
 
 def test_what_is_sent_past_midnight_counts_on_the_next_day(campaign, client, monkeypatch):
     days = iter([DAY, NEXT, NEXT])
-    monkeypatch.setattr(board, "utc_day", lambda: next(days))
+    monkeypatch.setattr(board_log, "utc_day", lambda: next(days))
     for arm in ("a1", "a2", "a3"):
         reserve(campaign, arm)
     take(campaign, today=None)
@@ -505,14 +505,14 @@ def test_a_person_sends_what_is_in_the_outbox_and_types_the_score(campaign):
             or events(campaign).count("board_sent") == 1
         )
     assert (campaign.outbox / "0001" / "submission.zip").exists()
-    board.set_score(campaign, 1, "0.84")
+    board_log.set_score(campaign, 1, "0.84")
     take(campaign, manual)
     assert known(campaign)[0].printed == "0.84"
     assert not list(campaign.outbox.iterdir())
     with pytest.raises(NotFound, match="number 2 is not reserved"):
-        board.set_score(campaign, 2, "0.5")
+        board_log.set_score(campaign, 2, "0.5")
     with pytest.raises(ConfigError, match="no score"):
-        board.set_score(campaign, 1, "84")
+        board_log.set_score(campaign, 1, "84")
 
 
 def test_no_target_has_nothing_to_do(campaign):

@@ -24,7 +24,7 @@ from pipeline.config import model_size, settings
 from pipeline.decision import board_submissions
 from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
-from pipeline.external import board, local_board
+from pipeline.external import board, board_log, local_board
 from pipeline.rounds import freeze
 from pipeline.rounds.init import init
 from pipeline.sandbox import entries
@@ -74,7 +74,9 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     digest = adapter.kept_digest(attempt.adapter_dir)
     write_file(attempt.sealed, json.dumps({"adapter_digest": digest}))
     for copy in (1, 2):
-        board.reserve(campaign, "r0001", "reference", "reference", digest, DAY, caps=CAPS, target="local", copy=copy)
+        board_log.reserve(
+            campaign, "r0001", "reference", "reference", digest, DAY, caps=CAPS, target="local", copy=copy
+        )
     return campaign
 
 
@@ -165,12 +167,12 @@ def test_an_archive_is_what_the_image_s_exporter_makes_of_an_adapter(campaign: C
 def test_what_is_not_reserved_or_not_the_reserved_adapter_has_no_score(campaign: Campaign, first: str) -> None:
     done = ask(campaign, 7)
     assert (done.returncode, done.stdout) == (2, "") and "nobody reserved number 7" in done.stderr
-    number = board.reserve(campaign, "r0001", "a1", "slot", "0" * 64, DAY, caps=CAPS, target="local")
+    number = board_log.reserve(campaign, "r0001", "a1", "slot", "0" * 64, DAY, caps=CAPS, target="local")
     done = ask(campaign, number)
     assert (done.returncode, done.stdout) == (2, "") and "has no adapter 000000" in done.stderr
     chosen = settings.load(campaign.round("r0001").config)
     assert "has no score" in board.take_scores(campaign, facts_of(campaign), chosen, CAPS, today=DAY)[0]
-    other = board.reserve(campaign, "r0001", "a2", "slot", "0" * 64, DAY, caps=CAPS, target="kaggle")
+    other = board_log.reserve(campaign, "r0001", "a2", "slot", "0" * 64, DAY, caps=CAPS, target="kaggle")
     assert "is for kaggle" in ask(campaign, other).stderr
 
 

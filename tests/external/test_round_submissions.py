@@ -23,7 +23,7 @@ from pipeline.config import settings
 from pipeline.decision import board_submissions, derive, history, submission_caps
 from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
-from pipeline.external import board
+from pipeline.external import board_log
 from pipeline.external.round_submissions import RoundSubmissions
 from pipeline.reporting import document, page
 from pipeline.rounds import freeze, meta
@@ -194,7 +194,7 @@ def test_late_revised_repeated_and_withdrawn_scores_count_from_the_next_decision
         folder
     ) == {}
     for number, score in ((1, "0.40"), (2, "0.42"), (3, "0.55"), (4, "0.50"), (3, "0.56"), (3, "0.56"), (4, None)):
-        board.set_score(campaign, number, score)
+        board_log.set_score(campaign, number, score)
     assert len(events(campaign, "board_score")) == 6  # the same word twice is one
     for number, score in ((1, "0.40"), (2, "0.42"), (3, "0.56"), (4, "0.99")):
         (scores / str(number)).write_text(
@@ -211,7 +211,7 @@ def test_late_revised_repeated_and_withdrawn_scores_count_from_the_next_decision
 
 def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_room(campaign, scores, monkeypatch):
     given = caps(monkeypatch, per_day=3)
-    monkeypatch.setattr(board, "utc_day", lambda: "2026-11-24")
+    monkeypatch.setattr(board_log, "utc_day", lambda: "2026-11-24")
     told: list[str] = []
     folder = publish_round(campaign, "r0001")
     assert meta.close(campaign, folder, tell=told.append).state == "decided"
@@ -228,7 +228,7 @@ def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_roo
     assert "article 4 (daily_cap): 3 submissions count on 2026-11-24 UTC" in folder.report.read_text()
     meta.close(campaign, folder)
     assert len([record for record in log_of(campaign) if record["event"] == "submission_refused"]) == 1  # told once
-    monkeypatch.setattr(board, "utc_day", lambda: "2026-11-25")
+    monkeypatch.setattr(board_log, "utc_day", lambda: "2026-11-25")
     second = publish_round(campaign, "r0002", best="a5")
     meta.close(campaign, second)
     rounds = [one.round for one in board_submissions.submissions_in(log_of(campaign))]
@@ -239,9 +239,9 @@ def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_roo
 
 def test_a_clock_that_is_set_back_gains_nothing(campaign, scores, monkeypatch):
     caps(monkeypatch, per_day=4)
-    monkeypatch.setattr(board, "utc_day", lambda: "2026-11-24")
+    monkeypatch.setattr(board_log, "utc_day", lambda: "2026-11-24")
     meta.close(campaign, publish_round(campaign, "r0001"))
-    monkeypatch.setattr(board, "utc_day", lambda: "2026-11-20")
+    monkeypatch.setattr(board_log, "utc_day", lambda: "2026-11-20")
     assert meta.close(campaign, publish_round(campaign, "r0002", best="a5")).state == "decided"
     assert len(events(campaign, "submission")) == 4
     assert {one.day for one in board_submissions.submissions_in(log_of(campaign))} == {"2026-11-24"}
