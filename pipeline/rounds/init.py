@@ -160,7 +160,7 @@ def name_base(chosen: settings.Settings, payload: Path) -> None:
     """Put the names and digests of the site's checkpoint in the place of the tiny base, and its tokenizer, checked."""
     source = chosen.cluster.weights_dir
     manifest = base_weights.describe(source)
-    run_substrate(payload, "published_tokenizer", [source], "the published tokenizer does not serve")
+    run_substrate(payload, "formats.published_tokenizer", [source], "the published tokenizer does not serve")
     base = payload / Path(chosen.model.weights).parent
     shutil.rmtree(payload / "base")
     base.mkdir(parents=True)
@@ -190,7 +190,8 @@ def freeze_code(code_dir: Path) -> str:
     for name in FROZEN_CODE:
         shutil.copytree(CODE_ROOT / name, draft / name, ignore=SKIPPED)
     # A file where Python would make a folder for its bytecode: whoever runs this code leaves it as it was frozen.
-    write_file(draft / "pipeline" / "__pycache__", "")
+    for package in {module.parent for module in (draft / "pipeline").rglob("*.py")}:
+        write_file(package / "__pycache__", "")
     digest = files.tree_digest(draft)
     os.rename(draft, code_dir / digest[:16])
     return digest

@@ -95,6 +95,7 @@ def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, cap
     from pipeline.rounds import meta
 
     meta.close(campaign, folder)
+    assert page.write_page(folder) == []
     for words in ((), ("r0001",)):
         assert main(["report", str(campaign.folder), *words]) == 0
     said = capsys.readouterr().out
