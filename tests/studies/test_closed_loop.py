@@ -33,7 +33,7 @@ def ours(world: str = "healthy") -> Ours:
     return kept[0]
 
 
-def test_ours_is_what_the_referee_derives_from_the_log_before_each_decision():
+def test_ours_is_what_the_real_code_derives_from_the_log_before_each_decision():
     player = ours()
     decided = [n for n, record in enumerate(player.records) if record["event"] == "decision"]
     assert len(decided) == 4
