@@ -7,5 +7,3 @@
 Data flows one way and through files: every stage takes a folder of `runs/<campaign>/`, writes one durable result, and can be run
 again by hand. `layout.Campaign` names every path; `docs/contract.md` is the wall to `substrate/`. Start reading at `__main__`.
 """
-
-__version__ = "0.1.0"

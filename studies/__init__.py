@@ -1,1 +1,1 @@
-"""How good the decision rule is: simulated campaigns, critical values, other policies beside ours. Not frozen with a campaign."""
+"""Measure how good the decision is: simulated campaigns, critical values, simple policies beside ours. No campaign freezes this package."""

@@ -1,6 +1,6 @@
-"""`evidence`: how far its verdicts can be believed (`simulate`, `campaigns`), scores from anywhere judged (`replay`), critical values (`nulls`).
+"""`python -m pipeline evidence`: measure how far verdicts can be believed, judge scores from anywhere, compute critical values.
 
-Only these commands import numpy, and only when they run.
+Of all commands only these import numpy, and only when they run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.stats.design import Design
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, run, and turn expected errors into their sentence and exit code."""
+    """Parse and run a command. An expected error becomes one sentence and an exit code."""
     try:
         arguments = parser().parse_args(argv)
         arguments.run(arguments)
@@ -32,9 +32,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Declare the commands and their options."""
     top = argparse.ArgumentParser(
         prog="python -m pipeline evidence",
-        description="Measure the decision rule, or judge a table of scores from anywhere.",
+        description="Measure how good the decision is, or judge a table of scores from anywhere.",
     )
     acts = top.add_subparsers(required=True, metavar="ACT")
 
@@ -43,40 +44,58 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = act("simulate", simulate_verb, "False alarms, power and regret of the rule in simulated campaigns.")
-    sub.add_argument("--campaigns", type=int, default=4000, help="of each null and designed world; default 4000")
-    sub.add_argument("--regret", action="store_true", help="what each policy's choice costs, instead of alarms")
-    sub.add_argument("--json", action="store_true")
+    sub = act("simulate", simulate_verb, "Measure false alarms and power of the tests in simulated campaigns.")
+    sub.add_argument(
+        "--campaigns",
+        type=int,
+        default=4000,
+        help="campaigns to simulate of each world in the design's table, half as many of others; default 4000",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
     sub = act(
         "campaigns",
         campaigns_verb,
-        "Run the real plan and decision in simulated campaigns, beside four simple policies.",
+        "Run the real plan and decision in simulated campaigns, and measure gain and regret beside four simple policies.",
     )
-    sub.add_argument("--campaigns", type=int, default=300, help="of each world and policy; default 300")
-    sub.add_argument("--json", action="store_true")
+    sub.add_argument(
+        "--campaigns", type=int, default=300, help="campaigns to simulate of each world and policy; default 300"
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
     sub = act(
         "replay",
         replay_verb,
-        "Judge a CSV of scores: round,dev,board[,dev_rows,board_rows], such as 0,.79,.80 then 1,.82,.82. "
-        "The first line is the reference; an empty board is a round that was not scored.",
+        "Judge a CSV file of scores with the columns round,dev,board[,dev_rows,board_rows]. Its first line is the reference, such as "
+        "0,.79,.80; each other line is a round, such as 1,.82,.82. Leave board empty in a round that was not scored.",
     )
-    sub.add_argument("file", type=Path)
-    sub.add_argument("--dev-rows", type=int, help="items of the dev set, where the file has no such column")
-    sub.add_argument("--board-rows", type=int, help="items of the board; of several likely numbers the lowest")
-    sub.add_argument("--json", action="store_true")
-
-    sub = act("nulls", nulls_verb, "Compute critical values: of the whole grid, or of one design.")
-    sub.add_argument("--campaigns", type=int, default=20_000, help="of each of three nulls; default 20000")
-    sub.add_argument("--out", type=Path, default=Path("constitution/nulls"), help="folder; default constitution/nulls")
+    sub.add_argument("file", type=Path, help="the CSV file")
     sub.add_argument(
-        "--design", help="as in rounds=4,arms=8,families=6,dev_items=300,fresh_items=300,board_rows=0,submissions=0"
+        "--dev-rows", type=int, help="number of items of the dev set, needed if the file has no column dev_rows"
+    )
+    sub.add_argument(
+        "--board-rows",
+        type=int,
+        help="number of items of the board; if you do not know it, give the lowest likely number",
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
+
+    sub = act("nulls", nulls_verb, "Compute the critical values of every design that ships, or of one design.")
+    sub.add_argument(
+        "--campaigns", type=int, default=20_000, help="campaigns to simulate of each of three nulls; default 20000"
+    )
+    sub.add_argument(
+        "--out", type=Path, default=Path("constitution/nulls"), help="folder to write to; default constitution/nulls"
+    )
+    sub.add_argument(
+        "--design",
+        help="one design, such as rounds=4,arms=8,families=6,dev_items=300,fresh_items=300,board_rows=0,submissions=0",
     )
     return top
 
 
 def simulate_verb(arguments: argparse.Namespace) -> None:
+    """Print the alarms of each test in every simulated world. Raises ConfigError below 20 campaigns."""
     from pipeline.stats import critical_values
     from studies import alarm_table
 
@@ -89,23 +108,17 @@ def simulate_verb(arguments: argparse.Namespace) -> None:
     def tell(line: str) -> None:
         print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
 
-    if arguments.regret:
-        costs = alarm_table.regrets(critical, design, max(20, arguments.campaigns // 2), tell)
-        show(costs, [*alarm_table.regret_table(costs)], arguments.json)
-        if not arguments.json:
-            print("points: regret to the best arm of the policy's own path (its standard error; the design's figure)")
-            print("next: python -m pipeline evidence simulate")
-        return
     found = alarm_table.measure(design, critical, arguments.campaigns, tell)
     show({name: seen.as_json() for name, seen in found.items()}, [*alarm_table.alarm_table(found)], arguments.json)
     if not arguments.json:
         print(
-            "cumulative rates by round 2, 3, 4 on the max-dev path; submitted: the arm ahead on dev and three D-optimal ones"
+            "Rates are cumulative by round 2, 3, 4 if the arm ahead on dev wins each round; it and three D-optimal ones are submitted."
         )
-        print("next: python -m pipeline evidence simulate --regret")
+        print("next: python -m pipeline evidence campaigns --campaigns 100")
 
 
 def campaigns_verb(arguments: argparse.Namespace) -> None:
+    """Print gain and regret of every policy in simulated campaigns. Raises ConfigError below 2 campaigns."""
     from studies import closed_loop, worlds
 
     if arguments.campaigns < 2:
@@ -118,15 +131,20 @@ def campaigns_verb(arguments: argparse.Namespace) -> None:
     rows = list(closed_loop.measure({**worlds.NULLS, **worlds.DESIGNED}, Design(), arguments.campaigns, tell))
     show(rows, closed_loop.table(rows), arguments.json)
     if not arguments.json:
-        print("points of the target: true gain of what goes out, and regret to the best arm of the policy's own path;")
-        print(f"in brackets 95 % of the mean over {arguments.campaigns} campaigns; differences are paired by campaign")
-        print("next: python -m pipeline evidence simulate --regret")
+        print(
+            "Points of the target: the true gain of the final adapter, and its regret to the best arm of the same path."
+        )
+        print(
+            f"Brackets hold the 95 % interval of the mean over {arguments.campaigns} campaigns; differences are paired by campaign."
+        )
+        print("next: python -m pipeline evidence simulate")
 
 
 def replay_verb(arguments: argparse.Namespace) -> None:
+    """Print the verdicts on a table of scores. Raises NotFound or ConfigError for a table that cannot be judged."""
     from studies import replay
 
-    found = replay.judge(replay.read_table(arguments.file, arguments.dev_rows, arguments.board_rows))
+    found = replay.judge_table(replay.read_table(arguments.file, arguments.dev_rows, arguments.board_rows))
     header = ["round", "E", "p", "verdict", "which family", "beats the round before", "z"]
     keys = ("round", "e_value", "p_value", "verdict", "family", "beats_the_round_before", "z")
     show(found, [header, *([str(line[key]) for key in keys] for line in found["rounds"])], arguments.json)
@@ -143,6 +161,7 @@ def replay_verb(arguments: argparse.Namespace) -> None:
 
 
 def nulls_verb(arguments: argparse.Namespace) -> None:
+    """Compute critical values and write a file for each design. Raises ConfigError for a design out of range."""
     from pipeline.campaign.files import write_file
     from pipeline.stats import critical_values
     from studies.calibrate import calibrate
@@ -157,7 +176,7 @@ def nulls_verb(arguments: argparse.Namespace) -> None:
 
 
 def design_of(text: str) -> Design:
-    """Raises ConfigError for what is not numbers by name."""
+    """Read a design from text such as rounds=8,arms=8; what is not named has its default. Raises ConfigError for anything else."""
     valid = ",".join(f"{name}={value}" for name, value in Design().to_json().items())
     try:
         given = {name.strip(): int(value) for name, value in (part.split("=") for part in text.split(","))}
@@ -172,7 +191,7 @@ def design_of(text: str) -> Design:
 
 
 def show(data: Any, rows: list[list[str]], as_json: bool) -> None:
-    """JSON, or a plain table whose first row is its header."""
+    """Print JSON, or a plain table whose first row is its header."""
     if as_json:
         print(json.dumps(data, indent=1))
         return

@@ -1,7 +1,7 @@
-"""The report of `evidence simulate`: alarms by round in every world, regret of every policy, each beside what the design's tables expect.
+"""Measure how often each test alarms, by round in every simulated world, beside what the design's table expects: `evidence simulate`.
 
-Detection is measured on the path of whoever always takes the best dev score, the policy that pushes hardest. Four arms a round are
-submitted: the one ahead on dev, then three D-optimal ones (the design's table has the same or max-min, which differ by a point).
+Campaigns follow the policy that always takes the arm ahead on dev, because no other policy pushes the proxy harder. Each round submits
+the arm ahead on dev and then D-optimal ones (the design's table has the same or max-min ones, which differ by a point).
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.stats.design import CriticalValues, Design
-from studies import policies, worlds
-from studies.rule_twin import Twin, arm_lifts
-from studies.simulated import Flags, Floats, RoundSeen, World, batches, max_dev
+from studies import worlds
+from studies.rule_twin import arm_lifts, looks
+from studies.simulated import Flags, Floats, Ints, RoundSeen, World, batches
 
-SEED = 52  # never that of the nulls: what is calibrated on some campaigns is measured on others
+SEED = 52  # not that of the critical values: what is calibrated on some campaigns is measured on others
 RULES = ("gap", "board", "rule", "suspect", "leak", "sign")
-"""gap: C1, by family or arm; board: C2; rule: either; leak: C3; sign: a dev record that the board does not follow."""
-POWER_SLACK, DESIGN_SE, DESIGN_REGRET_SE = 0.04, 0.018, 0.07
+"""gap: the gap test C1, by family or arm. board: the board test C2. rule: either of them. suspect: a family is suspect. leak: the leak test
+C3. sign: dev made a record and the board did not follow."""
+POWER_SLACK, DESIGN_SE = 0.04, 0.018
 DESIGN_POWER: dict[str, dict[str, tuple[float, float, float]]] = {
     "healthy": {"gap": (0.011, 0.017, 0.018), "board": (0, 0, 0), "rule": (0.011, 0.017, 0.018)},
     "noise": {"gap": (0.010, 0.014, 0.017), "board": (0, 0, 0), "rule": (0.010, 0.014, 0.017)},
@@ -32,32 +33,26 @@ DESIGN_POWER: dict[str, dict[str, tuple[float, float, float]]] = {
     "X_rev": {"gap": (0.01, 0.01, 0.01), "board": (0.01, 0.28, 0.49), "rule": (0.02, 0.29, 0.49)},
     "leaky": {"gap": (0.14, 0.58, 0.75), "board": (0, 0, 0.003), "rule": (0.14, 0.58, 0.75)},
 }
-"""Cumulative by round 2, 3, 4: design/statistics.md 5.2 of the brief, written in beside its rule of that time."""
-DESIGN_REGRET: dict[str, dict[str, float]] = {
-    "max dev": {"healthy": 0.15, "noise": 0.26, "G_flat": 0.60, "G_rev": 0.74, "S_rev": 0.75, "X_flat": 0.60, "X_rev": 0.74, "leaky": 0.60},
-    "max external": {"healthy": 0.20, "noise": 0.33, "G_flat": 0.39, "G_rev": 0.40, "S_rev": 0.40, "X_flat": 0.39, "X_rev": 0.40, "leaky": 0.64},
-    "informal": {"healthy": 0.19, "noise": 0.31, "G_flat": 0.44, "G_rev": 0.43, "S_rev": 0.42, "X_flat": 0.44, "X_rev": 0.43, "leaky": 0.61},
-    "max fresh": {"healthy": 0.16, "noise": 0.28, "G_flat": 0.16, "G_rev": 0.17, "S_rev": 0.16, "X_flat": 0.62, "X_rev": 0.80, "leaky": 0.16},
-    "rule": {"healthy": 0.09, "noise": 0.19, "G_flat": 0.14, "G_rev": 0.15, "S_rev": 0.15, "X_flat": 0.25, "X_rev": 0.35, "leaky": 0.20},
-    "rule, no external": {"healthy": 0.08, "noise": 0.20, "G_flat": 0.11, "G_rev": 0.13, "S_rev": 0.13, "X_flat": 0.65, "X_rev": 0.74, "leaky": 0.13},
-}  # fmt: skip
+"""Cumulative by round 2, 3, 4: design/statistics.md 5.2, for the tests as they were designed there."""
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Alarms:
-    """(C, R) booleans by rule: has it fired by this round?; and of the campaigns in which the board test fired, who was named."""
+    """Which campaigns of a world alarmed, by test and round."""
 
-    fired: dict[str, Flags]
-    named_weakest: (
-        float  # of those alarms of the board test, the share that names the weakest family; nan where it never fired
-    )
+    fired: dict[str, Flags]  # by rule, (C, R): has it alarmed by this round?
+    names_weakest: (
+        float | None
+    )  # of the board test's alarms the share that name the weakest family, None without an alarm
 
-    def rate(self, rule: str, by_round: int = -1) -> float:
-        return float(self.fired[rule][:, by_round].mean())
+    def rate(self, rule: str) -> float:
+        """Return the share of campaigns in which a rule alarmed by the last round."""
+        return float(self.fired[rule][:, -1].mean())
 
     def as_json(self) -> dict[str, Any]:
-        found = {}
+        """Return rates by round of each rule, with standard error and upper bound of the last one."""
+        found: dict[str, dict[str, Any]] = {}
         for rule, fired in self.fired.items():
             rates, n = [float(value) for value in fired.mean(0)], len(fired)
             found[rule] = {
@@ -66,48 +61,42 @@ class Alarms:
                 "se": round(standard_error(rates[-1], n), 4),
                 "upper_95": round(upper_95(int(fired[:, -1].sum()), n), 4),
             }
+        found["board"]["names_weakest"] = self.names_weakest
         return found
 
 
 def alarms(world: World, design: Design, critical: CriticalValues, number: int, num: int) -> Alarms:
-    """`num` campaigns of a world on the max-dev path. `number` tells the worlds' random streams apart."""
+    """Simulate `num` campaigns of a world. `number` tells the random streams of the worlds apart."""
     runs: dict[str, list[Flags]] = {rule: [] for rule in RULES}
-    named, fired = 0, 0
-    for rounds in batches(world, design, max_dev, (SEED, number), num):
-        looks: dict[str, list[Flags]] = {rule: [] for rule in RULES}
-        rule_twin, printed = Twin(design, design.families), Printed()
-        stopped = np.zeros(len(rounds[0].truth), bool)
-        for seen in rounds:
-            rule_twin.take(seen)
-            ahead = max_dev([seen])
-            scored = rule_twin.choose(ahead, design.submissions if design.board_rows else 0)
-            look = rule_twin.look(scored, ahead)
-            gap: Flags = np.logical_or(
-                look.gap(float(critical.gap_level)).any(1), look.arm(float(critical.arm_level)).any(1)
-            )
-            board = look.board(critical.board_alarm)
-            suspect: Flags = (
-                gap | look.gap(float(critical.gap_suspect_level)).any(1) | look.board(critical.board_suspect)
-            )
+    names_weakest: list[Flags] = []
+    for rounds in batches(world, design, (SEED, number), num):
+        by_round: dict[str, list[Flags]] = {rule: [] for rule in RULES}
+        printed, stopped = Printed(), np.zeros(len(rounds[0].board), bool)
+        for seen, ahead, look in looks(rounds, design):
+            gaps = look.gap(float(critical.gap_level)) | look.arm(float(critical.arm_level))
+            gap, board = np.asarray(gaps.any(1)), look.board(critical.board_alarm)
+            suspect = gap | look.gap(float(critical.gap_suspect_level)).any(1) | look.board(critical.board_suspect)
             leak, sign = look.leak(float(critical.leak_level)), printed.sign(seen, ahead)
-            flags: tuple[Flags, ...] = (gap, board, np.logical_or(gap, board), suspect, leak, sign)
-            for rule, flag in zip(RULES, flags, strict=True):
-                looks[rule].append(flag)
-            first = board & ~stopped
-            named, fired = named + int((look.named()[first] == design.families - 1).sum()), fired + int(first.sum())
+            for rule, flag in zip(RULES, (gap, board, gap | board, suspect, leak, sign), strict=True):
+                by_round[rule].append(np.asarray(flag))
+            names_weakest.append(look.named()[board & ~stopped] == design.families - 1)
             stopped |= board
-        for rule, each in looks.items():
-            runs[rule].append(np.logical_or.accumulate(np.stack(each, 1), 1))
-    return Alarms({rule: np.concatenate(each) for rule, each in runs.items()}, named / fired if fired else float("nan"))
+        for rule, flags in by_round.items():
+            runs[rule].append(np.logical_or.accumulate(np.stack(flags, 1), 1))
+    named = np.concatenate(names_weakest)
+    return Alarms(
+        {rule: np.concatenate(flags) for rule, flags in runs.items()}, float(named.mean()) if len(named) else None
+    )
 
 
 class Printed:
-    """What one would say without a model, from the scores of whoever is ahead on dev."""
+    """What one would say without a model, from the scores of the arm ahead on dev."""
 
     def __init__(self) -> None:
         self.before: tuple[Floats, Floats] | None = None  # (C,) the dev record and the newest printed score
 
-    def sign(self, seen: RoundSeen, ahead: Any) -> Flags:
+    def sign(self, seen: RoundSeen, ahead: Ints) -> Flags:
+        """(C,) in this round dev makes a record and the printed score does not rise."""
         at = np.arange(len(ahead))
         best, printed = arm_lifts(seen.dev).mean(1)[at, ahead], seen.board[at, ahead]
         record, last = self.before or (np.full(len(at), np.inf), printed)
@@ -115,28 +104,8 @@ class Printed:
         return np.asarray((best > record) & (printed <= last))
 
 
-def regrets(
-    critical: CriticalValues, design: Design, num: int, tell: Progress
-) -> dict[str, dict[str, dict[str, float]]]:
-    """{world: {policy: {gain, regret, se, n}}} in points, over the nulls and the designed worlds."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for number, (name, world) in enumerate({**worlds.NULLS, **worlds.DESIGNED}.items()):
-        tell(f"regret in {name}")
-        found[name] = {}
-        for policy in policies.POLICIES:
-            gain, regret = policies.regret(world, policy, design, critical, (SEED, 1000 + number), num)
-            se = float(regret.std(ddof=1)) / num**0.5
-            found[name][policy] = {
-                "gain": round(float(gain.mean()), 3),
-                "regret": round(float(regret.mean()), 3),
-                "se": round(se, 3),
-                "n": num,
-            }
-    return found
-
-
 def measure(design: Design, critical: CriticalValues, num: int, tell: Progress) -> dict[str, Alarms]:
-    """Every world; `num` campaigns of the nulls and designed ones, half as many of the rest."""
+    """Simulate `num` campaigns of each null and designed world, half as many of each world beyond those."""
     known = {**worlds.NULLS, **worlds.DESIGNED}
     rest = {**worlds.BEYOND_NULLS, **worlds.BEYOND}
     found = {}
@@ -148,7 +117,7 @@ def measure(design: Design, critical: CriticalValues, num: int, tell: Progress) 
 
 
 def power_met(name: str, found: Alarms) -> bool | None:
-    """Is the rule within four points and two combined standard errors of the design's table, or better? None for a null or an unknown world."""
+    """Is the power within four points and two combined standard errors of the design's table, or better? None for worlds that it has not."""
     if name not in worlds.DESIGNED:
         return None
     expected = DESIGN_POWER[name]["rule"][-1]
@@ -157,18 +126,19 @@ def power_met(name: str, found: Alarms) -> bool | None:
 
 
 def standard_error(rate: float, n: int) -> float:
+    """Return the standard error of a rate that was measured in n campaigns."""
     return (rate * (1 - rate) / n) ** 0.5
 
 
 def upper_95(alarms_seen: int, n: int) -> float:
-    """One-sided exact (Clopper-Pearson) bound of a rate."""
+    """Return the one-sided exact (Clopper-Pearson) 95 % bound of a rate."""
     from scipy.stats import beta
 
     return 1.0 if alarms_seen == n else float(beta.ppf(0.95, alarms_seen + 1, n - alarms_seen))
 
 
 def alarm_table(found: Mapping[str, Alarms]) -> Iterable[list[str]]:
-    """A header, then: world, n, cumulative rates by round 2, 3, 4 of each rule, what the design has, and the verdict."""
+    """Yield a header, then for each world: n, cumulative rates from round 2 on by rule, what the design has, and whether that is met."""
     yield ["world", "n", *RULES, "design: rule", ""]
     for name, seen in found.items():
         row = [name, str(len(seen.fired["rule"]))]
@@ -183,15 +153,4 @@ def alarm_table(found: Mapping[str, Alarms]) -> Iterable[list[str]]:
             row.append(f"at most {bound:.3f}")
         else:
             row.append("" if met is None else "met" if met else "NOT MET")
-        yield row
-
-
-def regret_table(costs: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Iterable[list[str]]:
-    """A header, then a row a policy: regret (standard error; the design's) in each world."""
-    yield ["policy", *costs]
-    for policy in policies.POLICIES:
-        row = [policy]
-        for world, by_policy in costs.items():
-            cost, known = by_policy[policy], DESIGN_REGRET.get(policy, {}).get(world)
-            row.append(f"{cost['regret']:.2f} ({cost['se']:.2f}" + (f"; {known:.2f})" if known is not None else ")"))
         yield row

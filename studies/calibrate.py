@@ -1,30 +1,27 @@
-"""Critical values of a design: quantiles of each test's campaign maximum under the worst null.
+"""Compute the critical values of a design: quantiles of what each test comes to in a whole campaign, under the worst null.
 
-Of a campaign's 5 % the gap test gets 1.8, the arm test 0.4 and the board test 2.2; the rest is left for the error of the simulation.
-Without a board the gap test gets 3.4: with other families than the nulls' (equal ones, or all but two strong) that becomes up to a sixth
-more, which must still be below 5. Suspicion: 5 % for gap and for board. The leak test has 2.5 % of its own.
+A campaign may raise a false alarm with 5 %. The gap test gets 1.8 of them, the arm test 0.4 and the board test 2.2; the rest is left for the
+error of the simulation. Without a board the gap test gets 3.4: with other families than the nulls' (equal ones, or all but two strong)
+false alarms rise by up to a sixth, and must still stay below 5. Suspicion may be raised with 5 % for gap and for board. The leak test has
+2.5 % of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtr
 
 from pipeline.stats import alarms, overfit_test, shift_test, slot_choice
 from pipeline.stats.design import Design
-from studies import rule_twin as rule_twin_module
-from studies import simulated, worlds
-from studies.rule_twin import LookSeen, Twin, gap_tail, tail_per_share
-from studies.simulated import BATCH, Floats, World, batches, max_dev
+from studies import look_scores, rule_twin, simulated, worlds
+from studies.simulated import BATCH, Floats, World, batches
+from studies.source_digest import what_computes
 
 SEED = 20261124
 STATISTICS = ("gap", "arm", "board", "leak")
@@ -35,33 +32,24 @@ NULL_NUMBERS = {name: number for number, name in enumerate(worlds.NULLS)}
 Progress = Callable[[str], None]
 
 
-def maxima(world: World, design: Design, seed: tuple[int, ...], num: int) -> Floats:
-    """(C, R, 4): gap, arm and leak as the level at which the campaign would have alarmed by this round, board as 1 / E. Small is alarming."""
+def least_levels(world: World, design: Design, seed: tuple[int, ...], num: int) -> Floats:
+    """(C, R, 4) in the order of STATISTICS: the level at which a campaign would have alarmed by each round; for the board the least 1 / E."""
     runs = []
-    for rounds in batches(world, design, max_dev, seed, num):
-        rule_twin, looks = Twin(design, design.families), []
-        for seen in rounds:
-            rule_twin.take(seen)
-            ahead = max_dev([seen])
-            scored = rule_twin.choose(ahead, design.submissions if design.board_rows else 0)
-            looks.append(statistics(rule_twin.look(scored, ahead)))
-        runs.append(np.minimum.accumulate(np.stack(looks, 1), 1))
+    for rounds in batches(world, design, seed, num):
+        levels = [
+            np.stack([look.gap_level(), look.arm_level(), 1 / look.e_value, look.leak_level()], 1)
+            for _, _, look in rule_twin.looks(rounds, design)
+        ]
+        runs.append(np.minimum.accumulate(np.stack(levels, 1), 1))
     return np.concatenate(runs)
 
 
-def statistics(look: LookSeen) -> Floats:
-    """(C, 4) of one look."""
-    gap = gap_tail(look)
-    arm = tail_per_share(look.arm_scores, look.shares)
-    return np.stack([gap, arm, 1 / look.e_value, ndtr(-look.leak_scores)], 1)
-
-
 def calibrate(design: Design, num: int, tell: Progress = lambda line: None) -> dict[str, Any]:
-    """The content of one file of constitution/nulls. `num` campaigns of each null; the same for the same code and seed."""
+    """Return the content of one file of constitution/nulls, from `num` campaigns of each null. The same code gives the same content."""
     seen: dict[str, Floats] = {}
     for name, world in worlds.NULLS.items():
         tell(f"{name}: {num} campaigns")
-        seen[name] = maxima(world, design, (SEED, NULL_NUMBERS[name]), num)
+        seen[name] = least_levels(world, design, (SEED, NULL_NUMBERS[name]), num)
     last = {name: runs[:, -1] for name, runs in seen.items()}
     spent = shares_spent(design)
     critical, errors, worst = {}, {}, {}
@@ -93,54 +81,43 @@ def calibrate(design: Design, num: int, tell: Progress = lambda line: None) -> d
         "code_digest": code_digest(design),
         "first_batch": {name: first_batch(runs) for name, runs in last.items()},
     }
-    result["result_digest"] = hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+    result["result_digest"] = result_digest(result)
     return result
 
 
+def result_digest(result: Mapping[str, Any]) -> str:
+    """sha256 over the content of a file, without its own `result_digest`."""
+    content = {name: value for name, value in result.items() if name != "result_digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def first_batch(last: Floats) -> list[str]:
-    """Means over the first batch, to four digits: what a rerun of 50 campaigns a null must reproduce."""
+    """Means over the first batch, to four digits. A rerun of 50 campaigns a null must give the same."""
     return [f"{value:.4g}" for value in last[:BATCH].mean(0)]
 
 
 def shares_spent(design: Design) -> dict[str, float]:
-    """Of a campaign, by test; the tests that a design has."""
+    """The share of campaigns in which each test of a design may raise a false alarm."""
     return SPENT if design.board_rows and design.submissions else SPENT_WITHOUT_BOARD
 
 
 def code_digest(design: Design) -> str:
-    """sha256 over the tokens of what simulates (not comments, docstrings or layout) and over the constants of the exact rule."""
+    """sha256 over what computes in the modules that simulate, and over the constants of the exact tests."""
     digest = hashlib.sha256()
-    for module in (simulated, rule_twin_module):
-        digest.update(_tokens(Path(str(module.__file__)).read_text()).encode())
+    for module in (simulated, look_scores, rule_twin):
+        digest.update(what_computes(Path(str(module.__file__)).read_text()).encode())
     constants = (
         shift_test.HEALTHY_SD, shift_test.STOPPED_SD, shift_test.PRINT_VARIANCE, shift_test.SLACK_VARIANCE,
         shift_test.LEAST_SPREAD, shift_test.GUARD, overfit_test.LEAST_GAP, overfit_test.LEAST_MEAN_GAP, overfit_test.MEAN_SHARE,
-        slot_choice.SLOPE_VARIANCE, slot_choice.SCORE_VARIANCE, alarms.NAMED, alarms.BOUND_LEVEL,
+        slot_choice.SLOPE_VARIANCE, slot_choice.SCORE_VARIANCE, alarms.NAMED,
         list(worlds.NULLS.items()), shares_spent(design), SUSPECTED, SEED,
     )  # fmt: skip
     digest.update(repr(constants).encode())
     return digest.hexdigest()
 
 
-def _tokens(source: str) -> str:
-    """What of a module computes: its tokens without comments, layout and texts that stand alone, and without trailing commas."""
-    kept: list[str] = []
-    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING)
-    previous = tokenize.NEWLINE
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        alone = token.type == tokenize.STRING and previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-        if token.type not in (tokenize.COMMENT, tokenize.NL):
-            previous = token.type
-        if token.type in skipped or alone:
-            continue
-        if token.string in ")]}" and kept and kept[-1] == ",":
-            kept.pop()
-        kept.append(token.string)
-    return "\n".join(kept)
-
-
 def _quantile(values: Floats, share: float) -> tuple[float, float, float]:
-    """The order statistic that `share` of the campaigns stay below, and its 95 % interval (binomial, normal approximation)."""
+    """The value that `share` of the campaigns stay below, and its 95 % interval (binomial, normal approximation)."""
     ordered, n = np.sort(values), len(values)
     spread = 1.96 * (n * share * (1 - share)) ** 0.5
     ranks = (n * share, n * share - spread, n * share + spread)
@@ -149,6 +126,7 @@ def _quantile(values: Floats, share: float) -> tuple[float, float, float]:
 
 
 def _alarms(last: Floats, critical: dict[str, str]) -> dict[str, str]:
+    """Rates of false alarms under these critical values, by test and for gap, arm or board together (`rule`)."""
     flags = {
         "gap": last[:, 0] < float(critical["gap_level"]),
         "arm": last[:, 1] < float(critical["arm_level"]),

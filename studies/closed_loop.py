@@ -1,7 +1,7 @@
-"""Whole campaigns by the real code, in worlds that we know: plan, evidence, tests, decision and next policy as a campaign has them.
+"""Run whole campaigns by the real code in simulated worlds: plan, evidence, tests, decision and next policy are those of a campaign.
 
-Only training and the board are simulated (pipeline.simulate.nature). `ours` is the sealed log's records in memory, judged by
-pipeline.referee; the others are pipeline.comparators, in the same campaigns.
+Only training and the board are simulated (studies.nature). The policy `ours` keeps the records of the sealed log in memory, and
+pipeline.decision.derive decides from them. The other policies are those of studies.comparators, in the same campaigns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.decision.evidence import Evidence
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 from studies import comparators
-from studies.nature import Nature, PlayedRounds
+from studies.nature import Nature, PlayedRound
 from studies.simulated import Floats, World
 
 OURS = "ours"
@@ -31,7 +31,7 @@ POLICIES = (OURS, *comparators.COMPARATORS)
 
 @dataclass(frozen=True)
 class Start:
-    """What every campaign begins with: the shipped axes, and the reference recipe's values."""
+    """What every campaign begins with: the shipped axes, and the values of the reference recipe."""
 
     policy: Policy
     reference: Mapping[str, str]
@@ -41,6 +41,7 @@ class Start:
 
 @cache
 def start() -> Start:
+    """Return the start of the shipped 30B experiment under the shipped constitution."""
     chosen = settings.compose(["experiment=nano_30b"])
     policy, rules = settings.policy_of(chosen), facts.load_constitution()
     keys = [axis.key for axis in policy.axes] + [f"recipe.mix.{family}" for family in chosen.tasks.families]
@@ -50,7 +51,8 @@ def start() -> Start:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one campaign: true gain of what goes out, regret to the best arm of its own path (both in points), and how often it kept one."""
+    """Of one campaign: the true gain of the final adapter, its regret to the best arm of the same path (both in points), and how many axes
+    were kept."""
 
     gain: float
     regret: float
@@ -58,7 +60,7 @@ class Result:
 
 
 def campaign(world: World, design: Design, policy_name: str, number: int) -> Result:
-    """One campaign of `design.rounds` rounds under one policy."""
+    """Run one campaign of `design.rounds` rounds under one policy. number: of the campaign; all policies meet the same luck in it."""
     begin = start()
     nature = Nature(world, design, number, begin.families[: design.families])
     player = (
@@ -81,7 +83,7 @@ def campaign(world: World, design: Design, policy_name: str, number: int) -> Res
 
 @dataclass
 class Ours:
-    """The sealed log's records, in memory, and what the referee derives from them."""
+    """Our policy: the records of the sealed log, in memory, and the decisions that the real code derives from them."""
 
     design: Design
     nature: Nature
@@ -95,7 +97,8 @@ class Ours:
             "critical": critical_values.read_critical_values(self.design)["critical"], "families": list(self.nature.families),
         })  # fmt: skip
 
-    def take(self, name: str, policy: Policy, arms: Sequence[Arm], played: PlayedRounds) -> Policy:
+    def take(self, name: str, policy: Policy, arms: Sequence[Arm], played: PlayedRound) -> Policy:
+        """Record a round and its submissions, decide it, and return the next policy."""
         frozen = Plan("simulated", name, "", start().rules.digest, "", "", policy, tuple(arms))
         self._add("plan", round=name, plan_digest="", plan=frozen.to_json())
         for outcome in (played.reference, *played.outcomes):
@@ -110,6 +113,7 @@ class Ours:
         return self.decision.policy
 
     def final(self) -> tuple[str, str] | None:
+        """(round, arm) of the final adapter, None for the reference's."""
         return self.decision.winner if self.decision else None
 
     def _submit(self, name: str, arm: str, score: str) -> None:
@@ -125,15 +129,16 @@ class Ours:
 
 @dataclass
 class Other:
-    """A comparator, with the evidence that it looks at."""
+    """A comparator and the evidence that it has seen so far."""
 
     comparator: comparators.Comparator
     design: Design
     nature: Nature
-    rounds: list[comparators.Round] = field(default_factory=list)
+    rounds: list[comparators.SeenRound] = field(default_factory=list)
     board: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def take(self, name: str, policy: Policy, arms: Sequence[Arm], played: PlayedRounds) -> Policy:
+    def take(self, name: str, policy: Policy, arms: Sequence[Arm], played: PlayedRound) -> Policy:
+        """Look at a round as the comparator does, and return the next policy."""
         by_name = {arm.name: arm for arm in arms}
         seen: Evidence = evidence.of_one_round(name, played.reference, played.outcomes, arms)
         if self.comparator.submits:
@@ -145,13 +150,14 @@ class Other:
         return comparators.following(policy, self.comparator.choose(seen, by_name), by_name)
 
     def final(self) -> tuple[str, str] | None:
+        """(round, arm) of the final adapter, None for the reference's."""
         return self.comparator.final(self.rounds)
 
 
 def measure(
     worlds: Mapping[str, World], design: Design, num: int, tell: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each world and policy: means over `num` campaigns with 95 % intervals, and ours minus it, paired by campaign."""
+    """Yield a row for each world and policy: means over `num` campaigns with 95 % intervals, and ours minus it, paired by campaign."""
     for name, world in worlds.items():
         results = {each: [campaign(world, design, each, number) for number in range(num)] for each in POLICIES}
         tell(name)
@@ -170,14 +176,14 @@ def measure(
 
 
 def mean(values: Floats) -> dict[str, float]:
-    """Mean and the 95 % interval of the mean, normal."""
+    """The mean and its 95 % interval (normal approximation)."""
     half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
     middle = float(values.mean())
     return {"mean": round(middle, 3), "low": round(middle - half, 3), "high": round(middle + half, 3)}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """For people: a line for each world and policy."""
+    """Return a header, then a line for each world and policy."""
 
     def shown(value: Mapping[str, float]) -> str:
         return f"{value['mean']:.2f} ({value['low']:.2f} to {value['high']:.2f})"

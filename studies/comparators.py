@@ -1,12 +1,13 @@
-"""What the decision is measured against: four simple ways to run the same rounds, each a pure function of the same evidence.
+"""Four simple policies that the decision is compared with, each a pure function of the same evidence.
 
-    random search    points that no result moves; at the end the best dev score
-    max dev          greedy: the best dev score joins what stands, round after round
-    max board        greedy on printed board scores of the arms that were submitted, four by dev
-    standing only    nothing is ever kept; the reference recipe goes out
+    random search    keeps no axis, and sends out the arm with the best dev score of the campaign
+    max dev          keeps the axis with the best dev score of each round if it gains, and sends out the best dev score of the campaign
+    max board        keeps the axis with the best printed score of each round if it is a record, and sends out the best printed score; it
+                     submits the arms with the best dev scores of each round
+    standing only    keeps no axis, and sends out the reference's adapter
 
-A comparator sees what the decision sees (records.Evidence and the plan's arms) and says which arm is kept; it knows no noise, no dead ends, no
-states. None of them decides anything in a campaign.
+A comparator sees what the decision sees (records.Evidence and the plan's arms) and says which arm is kept. It knows no noise, no dead ends
+and no family states. No comparator decides anything in a real campaign.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from pipeline.campaign.records import Arm, Policy, with_setting
 from pipeline.decision.evidence import Evidence
 
 Arms = Mapping[str, Arm]
-Round = tuple[Evidence, Arms]
+SeenRound = tuple[Evidence, Arms]
 Choose = Callable[[Evidence, Arms], str | None]
-Final = Callable[[Sequence[Round]], tuple[str, str] | None]
+Final = Callable[[Sequence[SeenRound]], tuple[str, str] | None]
 
 
 @dataclass(frozen=True)
 class Comparator:
-    """`choose`: the arm whose axis joins the standing recipe. `final`: (round, arm) that goes out, None for the reference's own adapter.
-    `submits`: whether it has arms scored by the board."""
+    """`choose` names the arm whose axis joins the standing recipe. `final` names the (round, arm) that goes out, None for the reference's own
+    adapter. `submits` says whether the board scores arms for it."""
 
     choose: Choose
     final: Final
@@ -36,6 +37,7 @@ class Comparator:
 
 
 def keep_nothing(evidence: Evidence, arms: Arms) -> str | None:
+    """No axis ever joins the standing recipe."""
     return None
 
 
@@ -61,7 +63,7 @@ def max_board(evidence: Evidence, arms: Arms) -> str | None:
     return max(mine)[2]
 
 
-def best_dev_of_all(rounds: Sequence[Round]) -> tuple[str, str] | None:
+def best_dev_of_all(rounds: Sequence[SeenRound]) -> tuple[str, str] | None:
     """The largest dev lift over the reference of the whole campaign; ties go to the earlier round and the lower arm."""
     found = [
         (best[0], -number, evidence.round, best[1])
@@ -71,7 +73,7 @@ def best_dev_of_all(rounds: Sequence[Round]) -> tuple[str, str] | None:
     return max(found)[2:] if found else None
 
 
-def best_board_of_all(rounds: Sequence[Round]) -> tuple[str, str] | None:
+def best_board_of_all(rounds: Sequence[SeenRound]) -> tuple[str, str] | None:
     """The largest printed score of an arm; ties go to the larger dev lift, then to the earlier round and the lower arm."""
     found = []
     for number, (evidence, arms) in enumerate(rounds):
@@ -84,14 +86,14 @@ def best_board_of_all(rounds: Sequence[Round]) -> tuple[str, str] | None:
 
 
 def first_by_dev(evidence: Evidence, arms: Arms, num: int) -> tuple[str, ...]:
-    """Arms to submit: the `num` of largest dev lift over the reference."""
+    """Return the arms to submit: the `num` with the largest dev lift over the reference."""
     lifts = {name: evidence.lift(name, "reference", "dev") for name in arms}
     ranked = sorted((-lift.mean, arms[name].index, name) for name, lift in lifts.items() if lift)
     return tuple(name for _, _, name in ranked[:num])
 
 
 def following(policy: Policy, kept: str | None, arms: Arms) -> Policy:
-    """What stands in the next round; nothing else of the policy changes."""
+    """Return the next round's policy: the kept arm's axis joins the standing recipe, and nothing else changes."""
     if kept is None:
         return policy
     return replace(policy, standing=with_setting(policy.standing, arms[kept].overrides[-1]))

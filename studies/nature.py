@@ -1,9 +1,9 @@
-"""One campaign's truth, setting by setting: what training and the board would come to, for plans that the real code makes.
+"""Stand in for training and the board in one campaign: decide what the arms of a real plan would score.
 
-What a setting does is drawn once a campaign, by its name: in each family a recipe effect, and an exploit, as design/statistics.md 5.1 has
-them for an arm (pipeline.simulate.model); a setting that stands keeps 70 % of both, which is that section's "next round's means move 70 %
-toward the winner". The anchor and replicates of the reference have none. Items, effects, seeds and board are drawn by name, so that
-every policy meets the same ones and differences are paired.
+Each setting has effects that are drawn once a campaign: a recipe effect in each family, and an exploit, distributed as
+design/statistics.md 5.1 says for an arm (studies.simulated). A setting in the standing recipe keeps 70 % of both, which is that section's
+"next round's means move 70 % toward the winner". The anchor and the replicates of the reference have no effects. Items, effects, seeds and
+board scores are drawn by name, so that every policy meets the same ones and their differences are paired.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pipeline.campaign.records import Arm, Outcome
 from pipeline.stats.design import Design
 from studies.simulated import EDGE, FOLLOWED, INFERENCE_SD, Floats, Sampler, World
 
-SEED = 53  # neither the nulls' nor the table's
+SEED = 53  # neither that of the critical values nor that of the alarm table
 
 
 @dataclass(frozen=True)
-class PlayedRounds:
-    """One round: outcomes, what the board would print for each arm, and each arm's true lift on the target."""
+class PlayedRound:
+    """One round: its outcomes, the score that the board would print for each arm, and each arm's true lift on the target."""
 
     reference: Outcome
     outcomes: Sequence[Outcome]
@@ -34,7 +34,7 @@ class PlayedRounds:
 
 @dataclass
 class Nature:
-    """One campaign's truth. Arrays have the families in name order, first the best of the reference's levels."""
+    """The truth of one campaign. The first family in name order has the reference's highest accuracy, the last its lowest."""
 
     world: World
     design: Design
@@ -54,14 +54,14 @@ class Nature:
         self.reference_scores = [f"{score:.2f}" for score in printed]
 
     def rng(self, *names: object) -> np.random.Generator:
-        """Of its own for each thing that is drawn, so that no policy's path moves another's luck."""
+        """Return a generator for the thing of this name, so that no policy's path changes the luck of another."""
         words = np.frombuffer(hashlib.sha256("/".join(map(str, names)).encode()).digest(), np.uint32)
         return np.random.Generator(
             np.random.SFC64(np.random.SeedSequence([SEED, self.number, *(int(word) for word in words)]))
         )
 
     def effects(self, arm: Arm) -> tuple[Floats, float]:
-        """(F,) recipe effect and the exploit of an arm's settings."""
+        """Return the (F,) recipe effect and the exploit of an arm's settings, in accuracy."""
         recipe, bent = np.zeros(len(self.levels)), 0.0
         moves = arm.role in ("axis", "contrast")
         for place, setting in enumerate(arm.overrides, 1):
@@ -74,7 +74,7 @@ class Nature:
         return recipe, abs(bent)
 
     def repair(self, repaired: Mapping[str, str]) -> None:
-        """New dev items for families that the policy says have them."""
+        """Draw new dev items for families that the policy repaired. repaired: family -> the round since which it has them, such as r0003."""
         for family, name in repaired.items():
             if family not in self.repaired:
                 self.repaired[family] = int(name[1:])
@@ -84,8 +84,8 @@ class Nature:
                 )
                 self.dev.ease[0, at], self.dev.reference[0, at] = new.ease[0, 0], new.reference[0, 0]
 
-    def play(self, number: int, arms: Sequence[Arm]) -> PlayedRounds:
-        """Round `number`, from 1, of these arms."""
+    def play(self, number: int, arms: Sequence[Arm]) -> PlayedRound:
+        """Play round `number`, counted from 1, with these arms."""
         world, names = self.world, [f"r{number:04d}", *(arm.name for arm in arms)]
         found = [self.effects(arm) for arm in arms]
         recipe = np.array([effect for effect, _ in found]).T  # (F, A)
@@ -127,7 +127,7 @@ class Nature:
             for i, arm in enumerate(arms)
         ]
         reference = Outcome("reference", "reference", "completed", "completed", outcomes=self.marks(references))
-        return PlayedRounds(
+        return PlayedRound(
             reference,
             outcomes,
             {arm.name: f"{score:.2f}" for arm, score in zip(arms, board, strict=True)},
@@ -135,7 +135,7 @@ class Nature:
         )
 
     def marks(self, answers: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-        """Of each set (F, M) booleans as a record has them."""
+        """Write the (F, M) booleans of each item set as a record holds them: strings of 1 and 0 by family."""
         return {
             item_set: {
                 family: (row.view(np.uint8) + 48).tobytes().decode()
@@ -149,4 +149,5 @@ class Nature:
 
 
 def clip(accuracy: Floats) -> Floats:
+    """Keep accuracies away from 0 and 1."""
     return np.clip(accuracy, EDGE, 1 - EDGE)

@@ -1,6 +1,7 @@
-"""What a board would have printed beside a table's own dev scores if nothing were wrong, and the largest E of each such campaign.
+"""Draw what a board would have printed beside a table's own dev scores if nothing were wrong, and take the largest E of each draw.
 
-Two nulls: every family's slope is 1; slopes of .6 to 1.4 and another evaluation stack of .7 points. Shapes: C draws, N scored lines, F families.
+There are two nulls: every family's slope is 1, or slopes are .6 to 1.4 and another evaluation stack moves scores by .7 points.
+Shapes: C draws, N scored lines, F families.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.stats.shift_test import HEALTHY_SD, KINDS, SLACK_VARIANCE, BoardModel
-from studies.rule_twin import bayes_factor
+from studies.rule_twin import bayes_factors
 from studies.simulated import Floats
 
 SEED = 20261124
@@ -16,7 +17,7 @@ NULLS = {"healthy": (0.0, 0.0), "het": (0.2, 0.007)}  # sd of the slopes, sd of 
 
 
 def largest_e(model: BoardModel, num_rounds: int, num: int) -> dict[str, Floats]:
-    """Of each null the sorted (C,) largest E over rounds. model: of the whole table (boardtest.Model), healthy."""
+    """Return for each null the sorted (C,) largest E over rounds. model: the healthy model of the whole table."""
     effects = np.array([[float(value) for value in row] for row in model.effects])
     means = np.array([[float(value) for value in row] for row in model.means])
     lower = np.zeros((len(effects), len(effects)))
@@ -38,7 +39,7 @@ def largest_e(model: BoardModel, num_rounds: int, num: int) -> dict[str, Floats]
 def _residuals(
     rng: np.random.Generator, effects: Floats, lower: Floats, slope_sd: float, stack_sd: float, num: int
 ) -> Floats:
-    """(C, N) printed minus predicted. The covariance of the test without its allowances for slopes and stack is the noise that is known."""
+    """(C, N) printed minus predicted scores. The noise is the test's covariance without its allowances for slopes and evaluation stack."""
     size, families = effects.shape
     slopes = np.clip(rng.normal(1, slope_sd, (num, families)), 0.6, 1.4)
     allowed = float(HEALTHY_SD) ** 2 * effects @ effects.T + float(SLACK_VARIANCE) * np.eye(size)
@@ -50,7 +51,7 @@ def _residuals(
 def _e_values(
     rounds: Floats, effects: Floats, means: Floats, lower: Floats, residual: Floats, upto: int, num_rounds: int
 ) -> Floats:
-    """(C,) E of the lines of the first `upto` rounds; families weigh the same."""
+    """(C,) E from the lines of the first `upto` rounds. All families weigh the same."""
     known = rounds < upto
     if not known.any():
         return np.ones(len(residual))
@@ -66,6 +67,6 @@ def _e_values(
             start = means[since - 1] if kind == "gain" else 0
             lost = (effects[known] - start) * (rounds[known] >= since)[:, None]
             v, u = (white @ part for part in (lost, effects[known] - lost))
-            opened += bayes_factor(e, v[None], u[None]).mean(1)
+            opened += bayes_factors(e, v[None], u[None]).mean(1)
         total += (opened + num_rounds - upto) / (num_rounds - first)
     return total / len(KINDS)

@@ -1,14 +1,15 @@
-"""A table of scores from anywhere, judged as far as printed totals allow.
+"""Judge a table of scores from anywhere, as far as printed totals allow.
 
     round,dev,board,dev_rows,board_rows
     0,.79,.80,950,250
     1,.82,.82,950,250
     ...
 
-The first line is the reference; `dev_rows` and `board_rows` may be left out where the caller names them. Columns `dev:FAMILY` give dev by
-family (each weighs the same on the board). Nothing is known of single items, so that two equal models are taken to disagree on 12 %
-of them, half of it shared by all rounds (the reference's own luck). The test is the board test (boardtest); its critical values are
-of this very table: the campaign's largest E in 20,000 draws of what the board would have printed if nothing were wrong.
+The first line is the reference. The columns `dev_rows` and `board_rows` may be left out if the caller gives both numbers. Columns
+`dev:FAMILY` give dev scores by family; each family weighs the same on the board. Single items are not known, so we assume that two equal
+models disagree on 12 % of them, and that half of this is shared by all rounds (the reference's own luck). The test is the board test
+(pipeline.stats.shift_test). Its critical values belong to this very table: quantiles of the campaign's largest E in 20,000 draws of what the
+board would have printed if nothing were wrong.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SCORE = re.compile(r"[01]|[01]?\.[0-9]{1,12}")
 
 @dataclass(frozen=True)
 class Scores:
-    """A table as read. `dev[r]` maps families (or TOTAL) to scores; `board[r]` is None where nothing was submitted."""
+    """A table as read: `dev[r]` maps families (or TOTAL) to scores, and `board[r]` is None where nothing was submitted."""
 
     rounds: tuple[str, ...]
     dev: tuple[Mapping[str, Decimal], ...]
@@ -50,7 +51,7 @@ class Scores:
 
 
 def read_table(path: Path, dev_rows: int | None = None, board_rows: int | None = None) -> Scores:
-    """Raises NotFound, or ConfigError that names line and column."""
+    """Read a CSV file. Raises NotFound, or ConfigError that names line and column."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # a spreadsheet may begin it with a byte order mark
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -87,18 +88,18 @@ def read_table(path: Path, dev_rows: int | None = None, board_rows: int | None =
     )
 
 
-def judge(scores: Scores, num_nulls: int = NUM_NULLS) -> dict[str, Any]:
-    """{"rounds": one verdict a line after the first, "critical", "family", "notes"}; numbers as decimal strings."""
+def judge_table(scores: Scores, num_nulls: int = NUM_NULLS) -> dict[str, Any]:
+    """Return the verdict on each line after the first (`rounds`), the critical values and what was assumed. Numbers are decimal strings."""
     families = list(scores.dev[0])
     number_of_lines = len(scores.rounds)
-    critical = critical_values(scores, num_nulls)
+    critical = critical_values_of_table(scores, num_nulls)
     found: list[dict[str, Any]] = []
     for number in range(1, number_of_lines):
         e_value, carried = e_values(scores, number)
         biggest = max(carried, key=lambda family: carried[family])
         with exactly():
             share = carried[biggest] / e_value
-        p_value = tail(critical["nulls"], float(e_value))
+        p_value = null_p_value(critical["nulls"], float(e_value))
         state = next((word for word in ("alarm", "suspect") if float(e_value) > critical[word]), "none")
         found.append({
             "round": scores.rounds[number],
@@ -106,7 +107,7 @@ def judge(scores: Scores, num_nulls: int = NUM_NULLS) -> dict[str, Any]:
             "p_value": f"{p_value:.4f}",
             "verdict": state,
             "family": biggest if len(families) > 1 and share >= Decimal("0.5") else "not identifiable",
-            **step(scores, number),
+            **compare_with_line_before(scores, number),
         })  # fmt: skip
     return {
         "rounds": found,
@@ -121,8 +122,8 @@ def judge(scores: Scores, num_nulls: int = NUM_NULLS) -> dict[str, Any]:
     }
 
 
-def step(scores: Scores, number: int) -> dict[str, str]:
-    """Does this line's board score beat that of the line before it?"""
+def compare_with_line_before(scores: Scores, number: int) -> dict[str, str]:
+    """Say whether the board score of this line beats that of the line before it (one-sided, 5 %), and by which z."""
     now, before = scores.board[number], scores.board[number - 1]
     if now is None or before is None:
         return {"beats_the_round_before": "not scored", "z": ""}
@@ -134,10 +135,10 @@ def step(scores: Scores, number: int) -> dict[str, str]:
 
 
 def e_values(scores: Scores, upto: int) -> tuple[Decimal, dict[str, Decimal]]:
-    """(E, what each family carries of it) from the lines up to number `upto`."""
+    """Return E from the lines up to number `upto`, and how much of it each family carries."""
     families = list(scores.dev[0])
     last = len(scores.rounds) - 1
-    model = healthy_model(scores, upto)
+    model = healthy_model_of_table(scores, upto)
     with exactly():
         carried = {}
         for position, family in enumerate(families):
@@ -153,8 +154,8 @@ def e_values(scores: Scores, upto: int) -> tuple[Decimal, dict[str, Decimal]]:
         return sum(carried.values(), Decimal(0)), carried
 
 
-def healthy_model(scores: Scores, upto: int) -> BoardModel:
-    """As boardtest.healthy_model, from printed scores; round 0 of the model is the first line after the reference."""
+def healthy_model_of_table(scores: Scores, upto: int) -> BoardModel:
+    """Do as shift_test.healthy_model, from printed scores. Round 0 of the model is the first line after the reference."""
     families = list(scores.dev[0])
     lines = [number for number in range(1, upto + 1) if scores.board[number] is not None]
     reference = scores.board[0]
@@ -179,19 +180,19 @@ def healthy_model(scores: Scores, upto: int) -> BoardModel:
         return BoardModel([number - 1 for number in lines], effects, means, lower, whiten(lower, residual))
 
 
-def critical_values(scores: Scores, num: int) -> dict[str, Any]:
-    """Points of the campaign's largest E under the worst null on this table's own dev lifts, and all of that null's."""
+def critical_values_of_table(scores: Scores, num: int) -> dict[str, Any]:
+    """Return quantiles of the campaign's largest E under the worst null on this table's own dev lifts, and all draws of that null."""
     from studies.printed_nulls import largest_e
 
     last = len(scores.rounds) - 1
-    nulls = largest_e(healthy_model(scores, last), last, num)
+    nulls = largest_e(healthy_model_of_table(scores, last), last, num)
     worst = max(nulls, key=lambda name: float(nulls[name][int(ALARM * num)]))
     points = {word: float(nulls[worst][int(point * num)]) for word, point in (("alarm", ALARM), ("suspect", SUSPECT))}
     return {**points, "worst": worst, "nulls": nulls[worst]}
 
 
-def tail(sorted_values: Any, value: float) -> float:
-    """Share of the null's campaigns at or above a value, the observed one counted in."""
+def null_p_value(sorted_values: Any, value: float) -> float:
+    """Return the share of the null's campaigns at or above a value, where the observed campaign counts as one of them."""
     import numpy as np
 
     above = len(sorted_values) - int(np.searchsorted(sorted_values, value))

@@ -1,22 +1,21 @@
-"""The rule over arrays of campaigns: gaptest, boardtest, leaktest and slots once more, in floats. tests/test_simulate.py holds the two together.
+"""The tests and the choice of submissions once more, in floats and for many campaigns at once: numpy in place of exact decimals.
 
-Shapes: C campaigns, F families, A arms, K scored arms a round, N scored arms so far, R looks so far. What is computed and why
-stands in the exact modules; here is only how.
+The exact modules of pipeline/stats say what is computed and why. tests/studies/test_rule_twin.py shows that both decide alike.
+Shapes: C campaigns, F families, A arms, M items of a family, K scored arms a round, N scored arms so far, R looks so far.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from decimal import Decimal
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from pipeline.stats import shift_test, slot_choice
-from pipeline.stats.alarms import BOUND_LEVEL, NAMED
-from pipeline.stats.design import CriticalValues, Design
-from pipeline.stats.overfit_test import LEAST_GAP, LEAST_MEAN_GAP, MEAN_SHARE
-from studies.simulated import CountArrays, Flags, Floats, Ints, RoundSeen
+from pipeline.stats.design import Design
+from pipeline.stats.overfit_test import LEAST_GAP, LEAST_MEAN_GAP
+from studies.look_scores import LookScores
+from studies.simulated import CountArrays, Floats, Ints, RoundSeen, ahead_on_dev
 
 HEALTHY_VARIANCE = float(shift_test.HEALTHY_SD) ** 2
 STOPPED_VARIANCE = float(shift_test.STOPPED_SD) ** 2
@@ -24,54 +23,13 @@ PRINT_VARIANCE = float(shift_test.PRINT_VARIANCE)
 SLACK_VARIANCE = float(shift_test.SLACK_VARIANCE)
 LEAST_SPREAD = float(shift_test.LEAST_SPREAD)
 SLOPE_VARIANCE, SCORE_VARIANCE = float(slot_choice.SLOPE_VARIANCE), float(slot_choice.SCORE_VARIANCE)
-BOUND = -float(ndtri(float(BOUND_LEVEL)))
-
-
-@dataclass(frozen=True)
-class LookSeen:
-    """What the rule says at one look. Scores of gaps below two points are minus infinity: they can never alarm."""
-
-    shares: Floats  # (C, F)
-    gap_scores: Floats  # (C, F) the largest over c
-    mean_scores: Floats  # (C,) of the mean gap over families
-    arm_scores: Floats  # (C, F) the largest over arms
-    bounds: Floats  # (C, F) upper 95 % of this round's gap
-    e_value: Floats  # (C,)
-    carried: Floats  # (C, F)
-    leak_scores: Floats  # (C,)
-
-    def gap(self, level: float) -> Flags:
-        """(C, F) booleans; all of a campaign's where the mean over families is too large."""
-        mean = self.mean_scores > _quantile(np.asarray(level * float(MEAN_SHARE)))
-        return np.asarray((self.gap_scores > _quantile(level * float(1 - MEAN_SHARE) * self.shares)) | mean[:, None])
-
-    def arm(self, level: float) -> Flags:
-        return np.asarray(self.arm_scores > _quantile(level * self.shares))
-
-    def alarm(self, critical: CriticalValues) -> Flags:
-        """(C,) booleans: gap, arm or board."""
-        gap, arm = self.gap(float(critical.gap_level)), self.arm(float(critical.arm_level))
-        return np.asarray(gap.any(1) | arm.any(1) | self.board(critical.board_alarm))
-
-    def board(self, value: Decimal) -> Flags:
-        return np.asarray(self.e_value > float(value) * (1 + float(shift_test.GUARD)))
-
-    def leak(self, level: float) -> Flags:
-        return np.asarray(self.leak_scores > _quantile(np.asarray(level)))
-
-    def named(self) -> Ints:
-        """(C,) the family that carries half of E, -1 where none does."""
-        best = self.carried.argmax(1)
-        enough = self.carried.max(1) >= float(NAMED) * self.e_value
-        return np.where(enough, best, -1)
 
 
 @dataclass
 class Twin:
-    """Rounds are added as they come; each addition is a look."""
+    """The tests of many campaigns, fed round by round: `take` a round's items, `choose` what is submitted, `look` at the result."""
 
     design: Design
-    families: int
     _seen: list[RoundSeen] = field(default_factory=list)
     _lifts: list[Floats] = field(default_factory=list)  # of each round's dev items, (C, F, M)
     _gaps: list[Floats] = field(default_factory=list)
@@ -83,7 +41,7 @@ class Twin:
     _spread: Floats | None = None  # (C, F, F) of the slopes, for the choice of slots
 
     def take(self, seen: RoundSeen) -> None:
-        """A round's items: everything but its submissions."""
+        """Add a round's items: everything but its submissions."""
         design, number = self.design, len(self._seen)
         self._seen.append(seen)
         lifts = seen.dev.lifts.astype(np.float32)
@@ -107,17 +65,17 @@ class Twin:
         m, n = design.dev_items, design.fresh_items
         self._raw.append(((arm_lifts(seen.dev) * m + arm_lifts(seen.fresh) * n) / (m + n)).swapaxes(1, 2))
 
-    def shrunk(self, number: int) -> tuple[Floats, Floats, Floats]:
-        """Of a round: (C, A, F) shrunk lifts, (C, F) their means, (C, F) how much of a deviation is kept."""
-        raw, own = self._raw[number], self.item_noise()[0] / (self.design.dev_items + self.design.fresh_items)
+    def _shrunk(self, number: int) -> tuple[Floats, Floats, Floats]:
+        """Of round `number`: (C, A, F) shrunk lifts, (C, F) their means, (C, F) the share of each deviation that is kept."""
+        raw, own = self._raw[number], self._item_noise()[0] / (self.design.dev_items + self.design.fresh_items)
         mean = raw.mean(1, keepdims=True)
         spread = np.maximum(LEAST_SPREAD, raw.var(1, ddof=1) - own)
         kept = spread / (spread + own)
         return mean + kept[:, None] * (raw - mean), mean[:, 0], kept
 
     def choose(self, first: Ints, num: int) -> Ints:
-        """(C, K) arms to submit of the newest round: `first` (C,), then D-optimal."""
-        effects = self.shrunk(len(self._seen) - 1)[0] / self.families
+        """Return the (C, K) arms of the newest round to submit, K = `num`: first `first` (C,), then D-optimal ones."""
+        effects = self._shrunk(len(self._seen) - 1)[0] / self.design.families
         campaigns, arms, size = effects.shape
         if self._spread is None:
             self._spread = np.broadcast_to(np.eye(size) * SLOPE_VARIANCE, (campaigns, size, size)).copy()
@@ -134,31 +92,27 @@ class Twin:
             self._spread = self._spread - along[:, :, None] * along[:, None, :] / scale[:, None, None]
         return chosen
 
-    def look(self, scored: Ints, ahead: Ints) -> LookSeen:
-        """The newest round with its submissions: (C, K) arms (K may be 0) and (C,) the arm ahead on dev."""
+    def look(self, scored: Ints, ahead: Ints) -> LookScores:
+        """Test the newest round. scored: (C, K) its submitted arms, K may be 0; ahead: (C,) the arm with the best dev score."""
         self._scored.append(scored)
         self._ahead.append(ahead)
         first = self._seen[0].dev
         headroom = (first.num_items - first.reference + 1) / (first.num_items + 2)
         shares = headroom / headroom.sum(1, keepdims=True)
-        e_value, carried = self._board(shares)
-        newest = len(self._seen) - 1
-        assert self._covariance is not None
-        spread = np.sqrt(self._covariance[..., newest, newest])
-        bounds = self._gaps[newest] + BOUND * spread
-        return LookSeen(shares, *self._gap_scores(), self._arm_scores(), bounds, e_value, carried, self._leak())
+        return LookScores(shares, *self._gap_scores(), self._arm_scores(), *self._board(shares), self._leak())
 
     def _gap_scores(self) -> tuple[Floats, Floats]:
-        """(C, F) and, of the mean over families, (C,)."""
+        """(C, F) scores of the families' gaps and (C,) of their mean."""
         assert self._covariance is not None
         gaps = np.stack(self._gaps, -1)
         best = _least_squares(gaps, self._covariance, float(LEAST_GAP))
-        if self.families < 2:
+        if self.design.families < 2:
             return best, np.full(len(gaps), -np.inf)
-        covariance = self._covariance.sum(1) / self.families**2
+        covariance = self._covariance.sum(1) / self.design.families**2
         return best, _least_squares(gaps.mean(1), covariance, float(LEAST_MEAN_GAP))
 
     def _arm_scores(self) -> Floats:
+        """(C, F) the largest score of an arm against the others of the newest round."""
         seen = self._seen[-1]
         if self.design.arms < 3:
             return np.full(seen.dev.reference.shape, -np.inf)
@@ -168,23 +122,47 @@ class Twin:
         score = np.where(gap >= float(LEAST_GAP), gap / np.sqrt(dev_variance + fresh_variance + floor), -np.inf)
         return np.asarray(score.max(2))
 
-    def item_noise(self) -> tuple[Floats, Floats]:
-        own = sum(own for own, _ in self._noise) / len(self._noise)
-        return np.asarray(own), np.asarray(sum(shared for _, shared in self._noise) / len(self._noise))
+    def _item_noise(self) -> tuple[Floats, Floats]:
+        """(C, F) variances per item, of one arm alone and shared by all arms: means over the rounds so far."""
+        own, shared = (sum(each) / len(self._noise) for each in zip(*self._noise, strict=True))
+        return np.asarray(own), np.asarray(shared)
 
     def _board(self, shares: Floats) -> tuple[Floats, Floats]:
-        number = len(self._seen)
-        per_round = [scored.shape[1] for scored in self._scored]
-        if not sum(per_round):
+        """(C,) E and (C, F) what each family carries of it."""
+        number, families = len(self._seen), self.design.families
+        rounds = np.repeat(np.arange(number), [scored.shape[1] for scored in self._scored])
+        if not len(rounds):
             return np.ones(len(shares)), shares
-        rounds = np.repeat(np.arange(number), per_round)
-        weight, design = 1 / self.families, self.design
-        items, hidden = design.dev_items + design.fresh_items, design.board_rows / self.families
-        own, shared = self.item_noise()
-        at = np.arange(len(shares))[:, None]
+        effect, means, residual, lower = self._healthy_model(rounds)
+        lost = []
+        for kind in shift_test.KINDS:
+            for since in range(int(kind == "gain"), number):
+                start = means[since - 1][:, None] if kind == "gain" else 0
+                lost.append((kind, (effect - start) * (rounds >= since)[:, None]))
+        white = np.linalg.solve(lower, np.concatenate([residual[..., None], effect, *(v for _, v in lost)], 2))
+        e, all_of_it = white[..., :1], white[..., 1 : 1 + families]
+        carried = np.zeros_like(shares)
+        for i, (kind, _) in enumerate(lost, start=1):
+            v = white[..., 1 + families * i : 1 + families * (i + 1)]
+            carried += bayes_factors(e, v, all_of_it - v) / (self.design.rounds - int(kind == "gain"))
+        ahead = self.design.rounds - number
+        carried += ahead / self.design.rounds + ahead / max(1, self.design.rounds - 1)
+        carried *= shares / len(shift_test.KINDS)
+        return carried.sum(1), carried
+
+    def _healthy_model(self, rounds: Ints) -> tuple[Floats, list[Floats], Floats, Floats]:
+        """Effects (C, N, F) of the scored arms, each round's (C, F) mean effects, residuals (C, N) and their covariance's (C, N, N) root.
+
+        rounds: (N,) of each scored arm.
+        """
+        design = self.design
+        weight, hidden = 1 / design.families, design.board_rows / design.families
+        items = design.dev_items + design.fresh_items
+        own, shared = self._item_noise()
+        at = np.arange(len(own))[:, None]
         effects, means, spreads, observed = [], [], [], []
         for i, (seen, scored) in enumerate(zip(self._seen, self._scored, strict=True)):
-            values, mean, kept = self.shrunk(i)
+            values, mean, kept = self._shrunk(i)
             effects.append(weight * values[at, scored])
             means.append(weight * mean)
             spreads.append(np.repeat((weight**2 * own * kept / items).sum(1)[:, None], scored.shape[1], 1))
@@ -198,27 +176,10 @@ class Twin:
         )
         covariance = PRINT_VARIANCE / 2 + common + HEALTHY_VARIANCE * effect @ effect.swapaxes(1, 2)
         covariance[:, np.arange(len(rounds)), np.arange(len(rounds))] += alone
-        lower = np.linalg.cholesky(covariance)
-        lost = []
-        for kind in shift_test.KINDS:
-            for since in range(int(kind == "gain"), number):
-                start = means[since - 1][:, None] if kind == "gain" else 0
-                lost.append((kind, (effect - start) * (rounds >= since)[:, None]))
-        residual = np.concatenate(observed, 1) - effect.sum(2)
-        columns = np.concatenate([residual[..., None], effect, *(v for _, v in lost)], 2)
-        white = np.linalg.solve(lower, columns)
-        e, all_of_it = white[..., :1], white[..., 1 : 1 + self.families]
-        carried = np.zeros_like(shares)
-        for i, (kind, _) in enumerate(lost):
-            start = 1 + self.families * (i + 1)
-            v = white[..., start : start + self.families]
-            carried += bayes_factor(e, v, all_of_it - v) / (design.rounds - int(kind == "gain"))
-        ahead = design.rounds - number
-        carried += ahead / design.rounds + ahead / max(1, design.rounds - 1)
-        carried *= shares / len(shift_test.KINDS)
-        return carried.sum(1), carried
+        return effect, means, np.concatenate(observed, 1) - effect.sum(2), np.linalg.cholesky(covariance)
 
     def _leak(self) -> Floats:
+        """(C,) the largest score over the rounds in which the leak may have begun."""
         at = np.arange(len(self._gaps[0]))
         used = [
             (i, ahead)
@@ -227,8 +188,8 @@ class Twin:
         ]
         if not used:
             return np.full(len(at), -np.inf)
-        weight, hidden = 1 / self.families, self.design.board_rows / self.families
-        own, shared = self.item_noise()
+        weight, hidden = 1 / self.design.families, self.design.board_rows / self.design.families
+        own, shared = self._item_noise()
         effect = np.stack([weight * arm_lifts(self._seen[i].fresh)[at, :, arm] for i, arm in used], 1)
         printed = np.stack([self._seen[i].board[at, arm] - self._seen[i].board_reference for i, arm in used], 1)
         covariance = np.broadcast_to(
@@ -245,13 +206,26 @@ class Twin:
         return np.asarray(((residual * ahead).sum(1) / np.sqrt((ahead * ahead).sum(1))).max(1))
 
 
+def looks(rounds: list[RoundSeen], design: Design) -> Iterator[tuple[RoundSeen, Ints, LookScores]]:
+    """Of each round what is seen, the (C,) arm ahead on dev, and the tests if that arm and the D-optimal ones are submitted."""
+    twin = Twin(design)
+    for seen in rounds:
+        twin.take(seen)
+        ahead = ahead_on_dev(seen)
+        scored = twin.choose(ahead, design.submissions if design.board_rows else 0)
+        yield seen, ahead, twin.look(scored, ahead)
+
+
 def arm_lifts(counts: CountArrays) -> Floats:
-    """(C, F, A) over the reference."""
+    """(C, F, A) lifts over the reference, in accuracy."""
     return np.asarray((counts.right - counts.reference[..., None]) / counts.num_items)
 
 
-def bayes_factor(e: Floats, v: Floats, u: Floats) -> Floats:
-    """(C, N, 1), (C, N, F), (C, N, F) -> (C, F); see boardtest.bayes_factor."""
+def bayes_factors(e: Floats, v: Floats, u: Floats) -> Floats:
+    """(C, F) stopped against healthy, from whitened (C, N, 1) residuals, (C, N, F) lost and (C, N, F) other effects.
+
+    shift_test.bayes_factor has the algebra.
+    """
     shifted = e + v
     across, own = -HEALTHY_VARIANCE, STOPPED_VARIANCE - HEALTHY_VARIANCE
     uu, uv, vv, ue, ve = ((x * y).sum(1) for x, y in ((u, u), (u, v), (v, v), (u, shifted), (v, shifted)))
@@ -264,7 +238,7 @@ def bayes_factor(e: Floats, v: Floats, u: Floats) -> Floats:
 
 
 def _least_squares(gaps: Floats, covariance: Floats, least: float) -> Floats:
-    """(..., R) and (..., R, R) -> (...): the largest standardised gap over the rounds from which it may be."""
+    """(...) largest standardised gap over the rounds in which it may have begun, from (..., R) gaps and their (..., R, R) covariance."""
     inverse = np.linalg.inv(covariance)
     best = np.full(gaps.shape[:-1], -np.inf)
     for since in range(gaps.shape[-1]):
@@ -296,24 +270,8 @@ def _noise(counts: CountArrays, variance_of_mean: Floats) -> tuple[Floats, Float
 
 
 def _contrasts(counts: CountArrays) -> tuple[Floats, Floats]:
-    """(C, F, A): each arm against the others, mean and variance of the mean."""
+    """(C, F, A) each arm minus the mean of the others, and the variance of that mean over items."""
     n, arms = counts.num_items, counts.right.shape[2]
     mean = (arms * counts.right - counts.right.sum(2, keepdims=True)) / ((arms - 1) * n)
     squares = arms**2 * counts.right - 2 * arms * counts.with_others + counts.squares[..., None]
     return mean, (squares / (arms - 1) ** 2 - n * mean**2) / (n * (n - 1))
-
-
-def _quantile(level: Floats) -> Floats:
-    """Rounded up to 0.0001 as gaussian.upper_quantile has it."""
-    return np.asarray(np.ceil(-ndtri(np.minimum(level, 0.5)) * 10000 - 1e-9) / 10000)
-
-
-def gap_tail(look: LookSeen) -> Floats:
-    """(C,) the level at which the gap test of a look would just alarm."""
-    alone = tail_per_share(look.gap_scores, float(1 - MEAN_SHARE) * look.shares)
-    return np.minimum(alone, ndtr(-look.mean_scores) / float(MEAN_SHARE))
-
-
-def tail_per_share(scores: Floats, shares: Floats) -> Floats:
-    """(C,) the level at which a look would just alarm: the least tail over families, per share."""
-    return np.asarray((ndtr(-scores) / shares).min(1))

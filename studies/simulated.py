@@ -1,21 +1,22 @@
-"""Whole campaigns in a world that we know: item outcomes on dev, fresh and board, for many campaigns at once.
+"""Simulate item outcomes on dev, fresh and board, for many campaigns at once, in a world whose truth we choose.
 
-An arm's accuracy in a family is the reference's plus a recipe effect, a seed effect and, on the sets that it fools, an exploit. An item
-is answered right by model j when sqrt(rho) u_i + sqrt(1 - rho) e_ij < Phi^-1(accuracy), u and e standard normal: two equal models
-disagree on 13 % of items. Dev and board items stay for the campaign, fresh ones are new each round. The loop is closed: the recipe
-effects of the next round are centred 70 % of the way to the winner's. All of it after design/statistics.md 5.1.
+An arm's accuracy in a family is the reference's plus a recipe effect, a seed effect and, on the sets that it fools, an exploit. Model j
+answers item i right if sqrt(rho) u_i + sqrt(1 - rho) e_ij < Phi^-1(accuracy), where u and e are standard normal. Two equal models then
+disagree on 13 % of items. Dev and board items stay for the whole campaign; fresh items are new in each round. The arm ahead on dev wins
+each round, and the effects of the next round's arms are centred 70 % of the way to the winner's. The numbers are those of
+design/statistics.md 5.1.
 
 Shapes: C campaigns, F families, A arms, M items of a family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from pipeline.stats.design import Design
 
@@ -31,7 +32,7 @@ EDGE = 0.01  # no accuracy comes nearer to 0 or 1
 
 @dataclass(frozen=True)
 class World:
-    """What is true in a scenario; lifts and standard deviations in accuracy (0.03 = 3 points). Defaults: the healthy world."""
+    """The truth of a scenario. Lifts and standard deviations are in accuracy (0.03 = 3 points). The defaults are the healthy world."""
 
     recipe_sd: float = 0.03
     common_sd: float = 0.015
@@ -53,13 +54,13 @@ class World:
     fresh_harder: float = 0.0  # the fresh generator's drift a round, in probits
 
     def efficacy_in(self, number: int) -> float:
-        """Of round `number`, counted from 0."""
+        """The exploit's efficacy in round `number`, counted from 0."""
         return self.efficacy[min(number, len(self.efficacy) - 1)]
 
 
 @dataclass(frozen=True)
 class CountArrays:
-    """Sufficient integers of one item set in one round. Y_ij in {0, 1}: arm j is right on item i; S_i = sum_j Y_ij; Y_i0 the reference."""
+    """Sufficient integers of one item set in one round. Y_ij is 1 if arm j is right on item i, S_i = sum_j Y_ij, Y_i0 is the reference's."""
 
     num_items: int  # of a family, M
     right: Ints  # (C, F, A) sum_i Y_ij
@@ -71,22 +72,17 @@ class CountArrays:
 
 @dataclass(frozen=True)
 class RoundSeen:
-    """What the referee sees of a round, and (for the regret) what is true: `truth` (C, A), the target's lift."""
+    """What the tests see of a round."""
 
     dev: CountArrays
     fresh: CountArrays
     board: Floats  # (C, A) printed scores
     board_reference: Floats  # (C,) mean of the reference's two printed scores
-    truth: Floats
-
-
-Choose = Callable[[list[RoundSeen]], Ints]
-"""Rounds so far -> the winning arm of the newest, (C,)."""
 
 
 @dataclass
 class Sampler:
-    """Draws answers to one set's items. `ease` (C, F, M) is u_i; `reference` (C, F, M) the reference's answers."""
+    """Draws answers to the items of one set. `ease` (C, F, M) is u_i; `reference` (C, F, M) holds the reference's answers."""
 
     rng: np.random.Generator
     ease: Floats
@@ -95,13 +91,14 @@ class Sampler:
 
     @classmethod
     def new(cls, rng: np.random.Generator, shape: tuple[int, int, int], reference: Floats) -> Sampler:
+        """Draw the items and the reference's answers. shape: (C, F, M); reference: its accuracies, broadcast to (C, F, 1)."""
         ease = rng.standard_normal(shape, dtype=np.float32)
         sampler = cls(rng, ease, None)
         sampler.reference = sampler.answers(np.broadcast_to(reference, (*shape[:2], 1)))[:, :, 0]
         return sampler
 
     def answers(self, accuracy: Floats) -> Any:
-        """(C, F, A) accuracies -> (C, F, A, M) booleans."""
+        """Draw (C, F, A, M) booleans from (C, F, A) accuracies."""
         spread = (1 - ITEM_CORRELATION) ** 0.5
         level = (ndtri(accuracy) / spread).astype(np.float32)
         shape = (*accuracy.shape, self.ease.shape[2])
@@ -113,11 +110,12 @@ class Sampler:
         return self._noise < level[..., None]
 
     def counts(self, accuracy: Floats) -> CountArrays:
+        """Draw answers from (C, F, A) accuracies, and count them."""
         return counts_of(self.answers(accuracy), self.reference)
 
 
 def counts_of(answers: Any, reference: Any) -> CountArrays:
-    """(C, F, A, M) and (C, F, M) booleans -> their integers."""
+    """Count (C, F, A, M) answers of the arms and (C, F, M) answers of the reference, both booleans."""
     bits = answers.view(np.int8)
     total = np.add.reduce(bits, axis=2, dtype=np.int8)
     wide = total.astype(np.float32)
@@ -132,8 +130,8 @@ def counts_of(answers: Any, reference: Any) -> CountArrays:
     )
 
 
-def play(world: World, design: Design, choose: Choose, rng: np.random.Generator, num: int) -> list[RoundSeen]:
-    """`num` campaigns of one world, the loop closed by `choose`."""
+def play(world: World, design: Design, rng: np.random.Generator, num: int) -> list[RoundSeen]:
+    """Simulate `num` campaigns of one world. The arm ahead on dev wins each round: no other policy pushes the proxy harder."""
     levels = np.array([float(level) for level in design.accuracies])
     shape, weakest = (num, len(levels), design.arms), np.argsort(levels)[: world.exploited_families]
     dev = Sampler.new(rng, (num, len(levels), design.dev_items), levels[:, None])
@@ -171,10 +169,9 @@ def play(world: World, design: Design, choose: Choose, rng: np.random.Generator,
                 fresh.counts(_harder(_clip(base + fresh_accuracy), harder)),
                 np.round(printed, 2),
                 board_reference,
-                (_clip(base + target) - base).mean(1),
             )
         )
-        winner = choose(rounds)
+        winner = ahead_on_dev(rounds[-1])
         at = np.arange(num)
         recipe_mean += FOLLOWED * (recipe[at, :, winner][..., None] - recipe_mean)
         if world.cheating_arms is None:
@@ -182,16 +179,16 @@ def play(world: World, design: Design, choose: Choose, rng: np.random.Generator,
     return rounds
 
 
-def batches(world: World, design: Design, choose: Choose, seed: tuple[int, ...], num: int) -> Iterator[list[RoundSeen]]:
-    """The same campaigns for the same seed, `BATCH` at a time, whatever the number asked for."""
+def batches(world: World, design: Design, seed: tuple[int, ...], num: int) -> Iterator[list[RoundSeen]]:
+    """Simulate `num` campaigns, `BATCH` at a time. A seed gives the same campaigns whatever number is asked for."""
     for start in range(0, num, BATCH):
         rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence((*seed, start // BATCH))))
-        yield play(world, design, choose, rng, min(BATCH, num - start))
+        yield play(world, design, rng, min(BATCH, num - start))
 
 
-def max_dev(rounds: list[RoundSeen]) -> Ints:
-    """The policy that detection is measured on: the largest dev score wins."""
-    return np.asarray(rounds[-1].dev.right.sum(1).argmax(1))
+def ahead_on_dev(seen: RoundSeen) -> Ints:
+    """(C,) the arm with the largest dev score; ties go to the lower arm."""
+    return np.asarray(seen.dev.right.sum(1).argmax(1))
 
 
 def _recipes(world: World, rng: np.random.Generator, shape: tuple[int, int, int]) -> Floats:
@@ -208,6 +205,4 @@ def _clip(accuracy: Floats) -> Floats:
 def _harder(accuracy: Floats, probits: float) -> Floats:
     if not probits:
         return accuracy
-    from scipy.special import ndtr
-
     return np.asarray(ndtr(ndtri(accuracy) - probits))

@@ -1,4 +1,4 @@
-"""The scenarios: three worlds in which nothing is wrong, those of the design's table, and those that it was not made for."""
+"""The simulated scenarios: three worlds in which nothing is wrong, those of the design's table, and harder ones beyond it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ NULLS = {
     "noise": World(recipe_sd=0, common_sd=0),  # no recipe does anything
     "het": World(slope_sd=0.2, stack_sd=0.007),  # target slopes .6 to 1.4, another evaluation stack
 }
-"""Critical values are taken under the worst of these."""
+"""Nothing is wrong here. Critical values are quantiles under the worst of these."""
 SUDDEN = (0.0, 0.0, 1.0, 1.0)
 DESIGNED = {
     "G_flat": World(exploit_sd=0.08),
@@ -19,7 +19,8 @@ DESIGNED = {
     "X_rev": World(exploit_sd=0.08, lost_target=0.5, fools_fresh=True),
     "leaky": World(exploit_sd=0.08, fools_board=True),
 }
-"""G: dev items are learned from round 2 on; S: at once in round 3; X: fresh is fooled too; rev: the target falls; leaky: the board is fooled."""
+"""G: arms learn dev items from round 2 on. S: they learn them at once in round 3. X: fresh items are fooled too. rev: the target falls.
+leaky: the board is fooled, and fresh items are not."""
 BEYOND_NULLS = {
     "slopes .2-1.8": World(slope_sd=0.5, slope_range=(0.2, 1.8), stack_sd=0.007),
     "correlated, healthy": World(family_correlation=0.8),

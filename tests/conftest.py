@@ -14,9 +14,7 @@ import pytest
 from slurm.testbed.testbed import why_not
 from tests.attacks import table
 from tests.attacks.fixtures import arena, folder, outsider  # noqa: F401  fixtures of tests that attack
-from tests.support.trainings import (
-    inputs,  # noqa: F401  fixtures of tests that train
-)
+from tests.support.trainings import alone, inputs  # noqa: F401  fixtures of tests that train
 
 hypothesis.settings.register_profile("shared_machine", deadline=None, max_examples=50)  # which is slow at times
 hypothesis.settings.load_profile("shared_machine")

@@ -57,7 +57,7 @@ def test_commands_run(words: list[str], folder: Path, monkeypatch: pytest.Monkey
     if takes_long or words[0] == "logs" or words[:2] in (["evidence", "simulate"], ["evidence", "campaigns"]):
         parse(
             words
-        )  # it takes minutes, or becomes another process: test_flow.py, test_evidence_verbs.py and tests/slurm run it
+        )  # it takes minutes, or becomes another process: test_flow.py, studies/test_main.py and tests/slurm run it
     else:
         assert main(words) == 0
 

@@ -21,12 +21,11 @@ Record = dict[str, Any]
 
 @dataclass
 class Chain:
-    """`lines` without newlines, `records` of as many of them as hold together, `hashes` of these; `torn` is an unfinished last line."""
+    """`lines` without newlines, `records` of as many of them as hold together, `hashes` of these."""
 
     lines: list[bytes] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
-    torn: bytes = b""
 
     @property
     def campaign(self) -> str:
@@ -40,7 +39,7 @@ def read_chain(content: bytes, report: Report) -> Chain:
     """Up to the first record that is not canonical, or does not name the hash of the one before it."""
     since = len(report.findings)
     *lines, torn = content.split(b"\n")
-    chain = Chain(lines, torn=torn)
+    chain = Chain(lines)
     previous = GENESIS
     for number, line in enumerate(lines):
         try:

@@ -134,13 +134,3 @@ def reference_score(records: Iterable[Record]) -> Decimal | None:
     for score in scores:
         total = exact.add(total, score)
     return exact.divide(total, Decimal(len(scores))) if scores else None
-
-
-def finalist_scores(records: Iterable[Record]) -> dict[str, dict[str, tuple[Decimal, ...]]]:
-    """Round -> arm -> the scores of its byte-identical repeats (purpose finalist), by number."""
-    found: dict[str, dict[str, tuple[Decimal, ...]]] = {}
-    for one in submissions_in(records):
-        if one.purpose == "finalist" and one.score is not None:
-            arms = found.setdefault(one.round, {})
-            arms[one.arm] = (*arms.get(one.arm, ()), one.score)
-    return found

@@ -20,9 +20,6 @@ from pipeline.campaign.records import Arm, Policy, Setting, with_setting
 from pipeline.decision import proposal_gate
 from pipeline.decision.proposal_gate import MAX_ANSWER_BYTES, ProposalVerdict
 
-KINDS = ("none", "llm", "optuna")
-MODES = ("shadow", "active")
-
 
 @dataclass(frozen=True)
 class Proposed:

@@ -120,7 +120,7 @@ def packer(campaign: Campaign, facts: Mapping[str, Any], chosen: Settings) -> Pa
                 arguments = ["submission", "/in/adapter", f"/out/{ARCHIVE}"]
                 log_path = Path(scratch, "export.log")
                 out = image_process.start(
-                    mount.root, "export", arguments, {"/in": given}, Path(scratch, "work"), log_path
+                    mount.root, "formats.export", arguments, {"/in": given}, Path(scratch, "work"), log_path
                 )
                 shutil.copyfile(out / ARCHIVE, archive)
 

@@ -25,7 +25,6 @@ class Point:
     fresh: float
     half: float
     board: float | None
-    is_arm: bool
 
 
 def strip(points: Sequence[Point]) -> str:

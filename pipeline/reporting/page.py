@@ -85,7 +85,7 @@ def sections(
         Section(
             "What was seen",
             table=_arms_table(seen, arms),
-            svg=[figures.strip(_points(seen, arms)), figures.gaps(_gaps(seen))],
+            svg=[figures.strip(_points(seen)), figures.gaps(_gaps(seen))],
         ),
         Section("What the tests said", _tests(seen), _families_table(seen), [figures.timeline(states)]),
         Section("Which article decided", list(decision.reasons)),
@@ -236,7 +236,7 @@ def _next(derived: Derived) -> list[str]:
     return [f"{name}: {value}" for name, value in shown.items() if value]
 
 
-def _points(seen: Evidence, arms: Mapping[str, Arm]) -> list[figures.Point]:
+def _points(seen: Evidence) -> list[figures.Point]:
     board = {arm: float(score) for arm, score in seen.board.get(seen.round, {}).items()}
     points = []
     for run in seen.outcomes:
@@ -244,7 +244,7 @@ def _points(seen: Evidence, arms: Mapping[str, Arm]) -> list[figures.Point]:
         if dev is not None and fresh is not None:
             items = sum(map(len, run.outcomes["fresh"].values()))
             half = 1.96 * float(fresh * (1 - fresh) / items) ** 0.5
-            points.append(figures.Point(run.arm, float(dev), float(fresh), half, board.get(run.arm), run.arm in arms))
+            points.append(figures.Point(run.arm, float(dev), float(fresh), half, board.get(run.arm)))
     return points
 
 

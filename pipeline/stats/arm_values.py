@@ -64,13 +64,6 @@ def arm_values(
     return values
 
 
-def best(values: Values, names: Sequence[Sequence[str]]) -> tuple[int, str]:
-    """(round, arm) of the largest value; ties go to the earlier round and the lower arm."""
-    ranked = [(value, -number, -arm) for number, each in enumerate(values) for arm, value in each.items()]
-    _, number, arm = max(ranked)
-    return -number, names[-number][-arm]
-
-
 def submissions(rounds: Sequence[RoundCounts], design: Design, first: Sequence[int], num: int) -> list[int]:
     """Arm positions of the newest round to score: `first` (the provisional winner, contrasts that a state demands), then D-optimal."""
     families = sorted(rounds[-1].dev)

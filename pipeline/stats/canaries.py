@@ -5,7 +5,7 @@
 Each fires by itself in at most half a percent of looks if the arm's value is one more draw of the repeats' normal distribution. Two of
 them make a family SUSPECT, none alone reverses one: with k canaries however dependent, P(two or more fire) <= k / 2 x 0.5 %
 (Markov). With two or three repeats, which a first round has, t is 64 or 10: such canaries hardly ever fire, and say so.
-The first two need no repeats; drift of the generator is what the gap test takes for granted that there is not.
+Drift of the generator needs no repeats: it is what the gap test takes for granted that there is not.
 """
 
 from __future__ import annotations
@@ -46,11 +46,6 @@ def fires(canary: str, value: Fraction, repeats: Sequence[Fraction]) -> bool:
     variance = sum(((each - mean) ** 2 for each in repeats), Fraction(0)) / (n - 1)
     quantile = STUDENT[min(n - 1, len(STUDENT)) - 1]
     return value > mean and (value - mean) ** 2 > quantile**2 * variance * (1 + Fraction(1, n))
-
-
-def overlaps(num_training_prompts_in_dev: int) -> bool:
-    """Any prompt of the training data in dev or fresh."""
-    return num_training_prompts_in_dev > 0
 
 
 def generator_drifts(dev: Counts, fresh: Counts) -> bool:

@@ -143,22 +143,6 @@ def bayes_factor(model: BoardModel, family: int, since: int, kind: str) -> Decim
         return (-change / 2).exp() / determinant.sqrt()
 
 
-def slope(model: BoardModel, family: int) -> tuple[Decimal, Decimal]:
-    """Mean and variance of one family's slope given the scores; prior N(1/2, 1/2^2), the other families healthy.
-
-    "Less dev is better" would be a slope below 0 with 95 %: hardly ever to be had in four rounds (statistics.md 5.5).
-    """
-    with exactly():
-        effect = whiten(model.lower, [row[family] for row in model.effects])
-        without = 1 - HEALTHY_SD**2 * dot(
-            effect, effect
-        )  # the family's own prior leaves the covariance (Sherman-Morrison)
-        told = dot(effect, effect) / without
-        pulled = dot(effect, [a + b for a, b in zip(model.residual, effect, strict=True)]) / without
-        precision = 4 + told
-        return (2 + pulled) / precision, 1 / precision
-
-
 def healthy_model(rounds: Sequence[BoardRound], num_families: int, design: Design) -> BoardModel:
     """Prediction and noise of every scored arm if all families hold."""
     with exactly():

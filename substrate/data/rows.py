@@ -28,7 +28,6 @@ from substrate.interface.command_line import read_json_lines
 from substrate.interface.errors import DataError, UsageError
 
 CURRICULA = ("shuffled", "short_first")
-SOURCES = ("generated", "real")
 WEIGHTINGS = ("uniform", "per_family", "per_row", "min_log_prob")  # of a batch's loss: batches.make_batch
 
 
@@ -40,7 +39,7 @@ class Example(NamedTuple):
     prompt: str
     answer: str
     traces: dict[str, str]  # the working, by style
-    source: str  # one of SOURCES
+    source: str  # "generated" or "real"
 
 
 class Row(NamedTuple):

@@ -35,7 +35,6 @@ _VALUES: Mapping[str, Callable[[int, int], int]] = {
     "max%min": lambda a, b: max(a, b) % min(a, b),
 }
 JOINED = ("a,b", "b,a")
-OPERATIONS = (*_VALUES, *JOINED)
 
 ALPHABET = "!\"#$%&'()*+-/:<>?@[\\]^`{|}"  # of operators, and of symbols for digits
 NATURAL = "+-*"  # operators that one style uses in the way that they look, more or less

@@ -16,6 +16,7 @@ from pipeline.audit import bundle, check_files, check_plans, examine
 from pipeline.audit.findings import Report
 from pipeline.campaign import heads
 from pipeline.campaign.errors import IntegrityError, PipelineError
+from pipeline.campaign.files import tree_digest
 from pipeline.campaign.records import Arm, Outcome
 from tests.support.logs import LEVELS
 from tests.support.sealed import SealedCampaign, gains, played, rechained
@@ -99,7 +100,7 @@ def test_code_without_a_constitution_is_a_finding(folder: Path, ours: SealedCamp
     report, facts = Report(), dict(ours.records[0]["facts"])
     code = folder / "code" / facts["code_digest"][:16]
     (code / "constitution" / "constitution.yaml").unlink()
-    facts["code_digest"] = check_files.image.tree_digest(code)
+    facts["code_digest"] = tree_digest(code)
     code.rename(code.with_name(facts["code_digest"][:16]))
     check_files.check_code(folder, facts, report)
     assert "is not the constitution that was frozen" in found(report)

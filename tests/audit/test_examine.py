@@ -342,17 +342,17 @@ def test_bytes_derived_again_are_the_same_elsewhere(
 ) -> None:
     """Another path, locale, time zone, umask and hash seed: decisions and overrides to the byte, and the whole report."""
     code = (
-        "import json,sys;from dataclasses import asdict;from pipeline.campaign import canonical,referee;"
+        "import json,sys;from dataclasses import asdict;from pipeline.campaign import canonical;from pipeline.decision import derive;"
         "records=[json.loads(line) for line in open(sys.argv[1],'rb')];"
         "at={r['round']:n for n,r in enumerate(records) if r['event']=='decision'};"
-        "found=[referee.derive(records[:n],name) for name,n in at.items()];"
-        "print(canon.sha256(canon.encoded([[asdict(f.evidence),asdict(f.decision),canon.overrides_text(f.overrides)] for f in found])))"
+        "found=[derive.derive(records[:n],name) for name,n in at.items()];"
+        "print(canonical.sha256(canonical.encoded([[f.evidence.to_json(),asdict(f.decision),canonical.overrides_text(f.overrides)] for f in found])))"
     )
     elsewhere = ours.write(tmp_path / "an other place" / "ä")
     run = [sys.executable, "-P", "-c", code, str(elsewhere / "log.jsonl")]
     done = subprocess.run(run, capture_output=True, text=True, env=environment(**changes), umask=umask)
     derived = [
-        [asdict(d.evidence), asdict(d.decision), canonical.overrides_text(d.overrides or {})]
+        [d.evidence.to_json(), asdict(d.decision), canonical.overrides_text(d.overrides or {})]
         for d in ours.derived.values()
     ]
     assert done.stdout.strip() == canonical.sha256(canonical.encoded(derived)), done.stderr

@@ -31,15 +31,6 @@ def test_roots_are_those_of_rfc6962(lines):
     assert heads.merkle_root(lines) == rfc6962(lines).hex()
 
 
-@given(st.lists(st.binary(max_size=4), min_size=1, max_size=40), st.data())
-def test_one_record_is_shown_under_a_root_without_the_others(lines, data):
-    position = data.draw(st.integers(0, len(lines) - 1))
-    steps, root = heads.proof(lines, position), heads.merkle_root(lines)
-    assert heads.is_under(lines[position], steps, root)
-    assert not heads.is_under(lines[position] + b"x", steps, root)
-    assert len(steps) <= (len(lines) - 1).bit_length()
-
-
 def log_of(tmp_path: Path) -> tuple[Log, str]:
     log, public = Log(tmp_path / "log.jsonl"), keys.make_key(tmp_path / "key")
     log.append("init", facts={"campaign": "c-1"})

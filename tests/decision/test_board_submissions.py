@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from pipeline.campaign.errors import ConfigError, IntegrityError
 from pipeline.decision.board_submissions import (
-    finalist_scores,
     known_scores,
     parse_score,
     reference_score,
@@ -61,7 +60,6 @@ def test_finalists_are_not_mixed_with_what_was_sent_to_be_judged():
     for copy, score in ((1, "0.83"), (2, "0.85")):
         log.score(log.reserve("a1", purpose="finalist", copy=copy, caps=wide), score)
     assert known_scores(log) == {"r0001": {"a1": Decimal("0.84")}}
-    assert finalist_scores(log) == {"r0001": {"a1": (Decimal("0.83"), Decimal("0.85"))}}
 
 
 events = st.one_of(

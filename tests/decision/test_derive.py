@@ -1,6 +1,7 @@
 """The referee: decisions follow from the log alone, whatever came late, was revised or is missing; scripted campaigns are golden files."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -242,3 +243,15 @@ def test_a_log_that_is_none_is_refused():
     with pytest.raises(NotFound, match="r0007 has no plan"):
         derive.derive(played("walk").records, "r0007")
     assert Policy.from_json(json.loads(canonical.encoded(asdict(played("walk").policy)))) == played("walk").policy
+
+
+def test_evidence_is_written_without_floats_and_says_what_decided():
+    for script in logs.SCRIPTS:
+        for found in played(script).derived.values():
+            look, written = found.evidence.look, json.loads(canonical.encoded(found.evidence.to_json()))["look"]
+            assert "." not in re.sub(r'"[^"]*"', "", json.dumps(written))
+            assert {arm: Decimal(text) for arm, text in written["values"].items()} == look.values
+            assert [Fraction(test["gap"]) for test in written["verdict"]["gap_suspects"]] == [
+                test.gap for test in look.verdict.gap_suspects
+            ]
+            assert Decimal(written["verdict"]["e_value"]) == look.verdict.e_value

@@ -78,7 +78,7 @@ enter_private_namespace([sys.executable, *sys.argv])
 folder = Path(sys.argv[1])
 for card in sys.argv[2:]:
     try:
-        datacard.check(folder / "image", folder / card, folder / "in", ["dev"], folder / f"work-{card}", folder / "log")
+        data_card.refuse_overlap(folder / "image", folder / card, folder / "in", ["dev"], folder / f"work-{card}", folder / "log")
         print("clean")
     except TrialFailed as error:
         print(error.kind, error.what)

@@ -79,7 +79,7 @@ def test_nothing_seen_is_no_figure(draw):
 
 def test_equal_scores_still_make_a_figure():
     assert "svg" in figures.gaps({"roman": (0.0, 0.0)})
-    assert "svg" in figures.strip([figures.Point("a0", 0.0, 0.0, 0.0, None, True)])
+    assert "svg" in figures.strip([figures.Point("a0", 0.0, 0.0, 0.0, None)])
 
 
 def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, capsys):
@@ -95,6 +95,7 @@ def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, cap
     from pipeline.rounds import meta
 
     meta.close(campaign, folder)
+    assert page.write_page(folder) == []
     for words in ((), ("r0001",)):
         assert main(["report", str(campaign.folder), *words]) == 0
     said = capsys.readouterr().out

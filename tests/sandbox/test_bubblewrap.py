@@ -95,7 +95,9 @@ def test_probe_sees_everything_where_there_is_no_sandbox(arena: Arena) -> None:
     }
     if platform.machine() == "x86_64":
         arena.ask("outside", sys.executable, "-c", ADD_KEY)
-    answered = arena.ask("outside", sys.executable, "-I", str(ROOT / "pipeline/probe.py"), json.dumps(asked))
+    answered = arena.ask(
+        "outside", sys.executable, "-I", str(ROOT / "pipeline/sandbox/probe_script.py"), json.dumps(asked)
+    )
     report = json.loads(answered["log"].splitlines()[-1])
     reached = {name for name, check in report.items() if check["reached"]}
     assert {"path vault", "paths through /proc", "namespace pid", "environment", "capabilities"} <= reached

@@ -49,7 +49,3 @@ def test_a_generator_that_drifts_is_seen_in_the_reference():
     assert canaries.generator_drifts(scored(0.6), scored(0.8))
     fired = sum(canaries.generator_drifts(scored(0.6), scored(0.6)) for _ in range(2000))
     assert fired <= 14  # 0.27 %, and three standard errors
-
-
-def test_one_common_prompt_is_enough():
-    assert canaries.overlaps(1) and not canaries.overlaps(0)

@@ -62,19 +62,6 @@ def test_bayes_factors_are_ratios_of_normal_densities(seed):
                 assert float(shift_test.bayes_factor(model, family, since, kind)) == pytest.approx(expected, rel=1e-8)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_slope_is_that_of_a_bayesian_regression(seed):
-    design, boards, _, _ = board_rounds(seed)
-    model = shift_test.healthy_model(boards, design.families, design)
-    effects, residual, covariance = plain(model)
-    x = effects[:, 0]
-    noise = covariance - HEALTHY * np.outer(x, x)
-    precision = 4 + x @ np.linalg.solve(noise, x)
-    mean = (2 + x @ np.linalg.solve(noise, residual + x)) / precision
-    found = shift_test.slope(model, 0)
-    assert [float(value) for value in found] == pytest.approx([mean, 1 / precision], rel=1e-8)
-
-
 def test_e_is_the_mean_of_all_factors_and_one_where_nothing_was_scored():
     design, boards, shares, _ = board_rounds(7)
     found = shift_test.board_test(boards, shares, design)

@@ -1,10 +1,7 @@
-"""A table of scores from anywhere: the published campaign, tables with families, and every way to get one wrong."""
-
-import json
+"""A table of scores from anywhere: tables with families, and every way to get one wrong. test_main.py has the published campaign."""
 
 import pytest
 
-from pipeline.__main__ import main
 from pipeline.campaign.errors import ConfigError, NotFound
 from studies import replay
 
@@ -15,27 +12,9 @@ def written(tmp_path, *lines: str):
     return path
 
 
-def test_the_published_campaign(capsys):
-    assert main(["evidence", "replay", str(replay.EXAMPLE), "--json"]) == 0
-    rounds = {line["round"]: line for line in json.loads(capsys.readouterr().out)["rounds"]}
-    assert [rounds[number]["verdict"] for number in "123"] == ["none", "none", "alarm"]
-    assert {line["family"] for line in rounds.values()} == {"not identifiable"}
-    assert rounds["4"]["beats_the_round_before"] == "not supported"
-    assert float(rounds["4"]["z"]) == pytest.approx(0.43, abs=0.01)
-    assert 0.002 < float(rounds["3"]["p_value"]) < 0.02
-
-
-def test_a_person_is_told_what_to_type_next(capsys):
-    assert main(["evidence", "replay", str(replay.EXAMPLE), "--board-rows", "500"]) == 0
-    shown = capsys.readouterr().out
-    assert (
-        "500 board rows" in shown and "next, with another number of rows: python -m pipeline evidence replay" in shown
-    )
-
-
 def test_a_board_that_follows_is_no_alarm(tmp_path):
     path = written(tmp_path, "round,dev,board", "0,.70,.71", "1,.74,.75", "2,.78,.79", "3,.82,.82")
-    found = replay.judge(replay.read_table(path, 900, 1000), num_nulls=2000)
+    found = replay.judge_table(replay.read_table(path, 900, 1000), num_nulls=2000)
     assert [line["verdict"] for line in found["rounds"]] == ["none"] * 3
     assert found["rounds"][2]["beats_the_round_before"] == "supported"
 
@@ -43,14 +22,14 @@ def test_a_board_that_follows_is_no_alarm(tmp_path):
 def test_a_family_is_named_where_the_table_tells_them_apart(tmp_path):
     rows = ["0,.60,.60,.60,.60", "1,.62,.62,.62,.62", "2,.80,.61,.61,.99", "3,.80,.61,.61,.99"]
     path = written(tmp_path, "round,dev,board,dev:roman,dev:equation", *rows)
-    found = replay.judge(replay.read_table(path, 2000, 3000), num_nulls=4000)
+    found = replay.judge_table(replay.read_table(path, 2000, 3000), num_nulls=4000)
     assert [(line["verdict"], line["family"]) for line in found["rounds"][1:]] == [("alarm", "equation")] * 2
 
 
 def test_where_nothing_moves_there_is_no_alarm(tmp_path):
     """Nor is there in any draw of its null: E is 1 everywhere."""
     path = written(tmp_path, "\ufeffround,board,dev:roman", *(f"{n},.70,.70" for n in range(4)))
-    found = replay.judge(replay.read_table(path, 900, 1000), num_nulls=200)
+    found = replay.judge_table(replay.read_table(path, 900, 1000), num_nulls=200)
     assert [line["verdict"] for line in found["rounds"]] == ["none"] * 3
 
 
@@ -64,7 +43,7 @@ def test_a_round_that_was_not_submitted_is_passed_over(tmp_path):
     path = written(
         tmp_path, "round,dev,board,dev_rows,board_rows", "0,.70,.71,900,1000", "1,.74,,900,1000", "2,.78,.79,900,1000"
     )
-    found = replay.judge(replay.read_table(path), num_nulls=2000)
+    found = replay.judge_table(replay.read_table(path), num_nulls=2000)
     assert [line["beats_the_round_before"] for line in found["rounds"]] == ["not scored"] * 2
     assert found["rounds"][0]["e_value"] == "1.0000"
 
@@ -89,7 +68,7 @@ def test_a_round_that_was_not_submitted_is_passed_over(tmp_path):
 )  # fmt: skip
 def test_a_table_that_is_wrong_is_told_where(tmp_path, lines, said):
     with pytest.raises(ConfigError, match=said):
-        replay.judge(replay.read_table(written(tmp_path, *lines)))
+        replay.judge_table(replay.read_table(written(tmp_path, *lines)))
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -12,7 +12,8 @@ from pipeline.stats.alarms import RoundCounts, Verdict, verdict
 from pipeline.stats.counts import count
 from pipeline.stats.design import CriticalValues, Design
 from pipeline.stats.overfit_test import ALL
-from studies.rule_twin import LookSeen, Twin
+from studies.look_scores import LookScores
+from studies.rule_twin import Twin
 from studies.simulated import RoundSeen, Sampler, counts_of
 
 
@@ -84,24 +85,16 @@ def exact_rounds(rounds: list[dict[str, Any]]) -> list[RoundCounts]:
     return seen
 
 
-def twin_looks(design: Design, rounds: list[dict[str, Any]]) -> list[LookSeen]:
-    twin, looks = Twin(design, design.families), []
+def twin_looks(design: Design, rounds: list[dict[str, Any]]) -> list[LookScores]:
+    twin, looks = Twin(design), []
     for each in rounds:
         counted = [counts_of(each[item_set], each[f"{item_set}_reference"]) for item_set in ("dev", "fresh")]
-        twin.take(
-            RoundSeen(
-                counted[0],
-                counted[1],
-                each["board"][None],
-                np.array([each["board_reference"]]),
-                np.zeros((1, design.arms)),
-            )
-        )
+        twin.take(RoundSeen(counted[0], counted[1], each["board"][None], np.array([each["board_reference"]])))
         looks.append(twin.look(each["scored"][None], np.array([each["ahead"]])))
     return looks
 
 
-def decisions(exact: Verdict, look: LookSeen, critical: CriticalValues) -> tuple[dict[str, Any], dict[str, Any]]:
+def decisions(exact: Verdict, look: LookScores, critical: CriticalValues) -> tuple[dict[str, Any], dict[str, Any]]:
     """What both paths decide, in the same words."""
     families = sorted(exact.upper_bounds)
 
@@ -117,15 +110,14 @@ def decisions(exact: Verdict, look: LookSeen, critical: CriticalValues) -> tuple
     ours = {
         "gap": named(exact.gap_alarms), "suspect": named(exact.gap_suspects), "arm": named(exact.arm_alarms),
         "board": exact.board_alarm, "board suspect": exact.board_suspect, "named": exact.named, "leak": exact.leak_alarm,
-        "alarm": exact.alarm,
     }  # fmt: skip
     theirs = {
         "gap": marked(look.gap(float(critical.gap_level))), "suspect": marked(look.gap(float(critical.gap_suspect_level))),
         "arm": marked(look.arm(float(critical.arm_level))), "board": bool(look.board(critical.board_alarm)[0]),
         "board suspect": bool(look.board(critical.board_suspect)[0]), "named": families[number] if number >= 0 else None,
-        "leak": bool(look.leak(float(critical.leak_level))[0]), "alarm": bool(look.alarm(critical)[0]),
+        "leak": bool(look.leak(float(critical.leak_level))[0]),
     }  # fmt: skip
-    return ours, theirs
+    return ours | {"alarm": exact.alarm}, theirs | {"alarm": any(theirs[test] for test in ("gap", "arm", "board"))}
 
 
 def compare(num: int, seed: int) -> tuple[int, int]:

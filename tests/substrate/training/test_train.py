@@ -276,7 +276,7 @@ def test_cosine_rates_follow_the_published_formula():
     ("change", "message"),
     [
         ({"method": "dpo"}, "recipe.method 'dpo'; valid are grpo, rft, sft_full, sft_lora"),
-        ({"rank": 8}, "unknown recipe.rank; the keys are method, num_steps"),
+        ({"rank": 8}, "unknown recipe.rank; the keys are num_steps, batch_size"),
         ({"schedule": "Cosine"}, "recipe.schedule is 'Cosine'; valid is one of CosineAnnealing"),
         ({"num_steps": 1.5}, "recipe.num_steps is 1.5; it is of type int"),
         ({"lora": {"rank": 0}}, "missing recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets"),

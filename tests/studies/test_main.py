@@ -1,4 +1,4 @@
-"""`evidence simulate` and `evidence nulls` as one types them; numpy is not loaded by any other command."""
+"""The commands as one types them behind `python -m pipeline evidence`; no other command loads numpy."""
 
 import json
 import subprocess
@@ -6,44 +6,39 @@ import sys
 
 import pytest
 
-from pipeline.__main__ import main
-from pipeline.stats.critical_values import read_critical_values
-from studies import worlds
+from pipeline.__main__ import main as pipeline_main
+from studies import replay, worlds
+from studies.__main__ import main
 from tests.support.paths import ROOT
 
 
 def test_a_report_for_programs(capsys):
-    assert main(["evidence", "simulate", "--json", "--campaigns", "20"]) == 0
+    assert main(["simulate", "--json", "--campaigns", "20"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {*worlds.NULLS, *worlds.DESIGNED, *worlds.BEYOND_NULLS, *worlds.BEYOND}
     for rules in found.values():
         assert {"gap", "board", "rule", "leak"} <= set(rules)
+        named = rules["board"]["names_weakest"]
+        assert named is None or 0 <= named <= 1
         for numbers in rules.values():
             assert len(numbers["false_alarm_or_power_by_round"]) == 4
             assert numbers["n"] in (10, 20) and 0 <= numbers["se"] < 0.2
 
 
 def test_a_report_for_people(capsys):
-    assert main(["evidence", "simulate", "--campaigns", "20"]) == 0
+    assert main(["simulate", "--campaigns", "20"]) == 0
     shown = capsys.readouterr()
-    assert "three D-optimal ones" in shown.out and "next: python -m pipeline evidence simulate --regret" in shown.out
+    assert "three D-optimal ones" in shown.out
+    assert "next: python -m pipeline evidence campaigns --campaigns 100" in shown.out
     assert "healthy: 20 campaigns" in shown.err
-
-
-def test_regret(capsys):
-    assert main(["evidence", "simulate", "--regret", "--json", "--campaigns", "20"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) == {*worlds.NULLS, *worlds.DESIGNED}
-    assert all(cost["regret"] >= 0 and cost["n"] == 20 for costs in found.values() for cost in costs.values())
 
 
 def test_critical_values_of_one_design(tmp_path, capsys):
     text = "rounds=2,arms=3,families=2,dev_items=20,fresh_items=20,board_rows=0,submissions=0"
-    assert main(["evidence", "nulls", "--campaigns", "50", "--out", str(tmp_path), "--design", text]) == 0
+    assert main(["nulls", "--campaigns", "50", "--out", str(tmp_path), "--design", text]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["r2_a3_f2_d20_s20_b0_k0.json"]
     assert "gap_level" in capsys.readouterr().out
     assert json.loads((tmp_path / "r2_a3_f2_d20_s20_b0_k0.json").read_text())["campaigns_per_null"] == 50
-    assert read_critical_values.__doc__
 
 
 @pytest.mark.parametrize(
@@ -55,7 +50,7 @@ def test_critical_values_of_one_design(tmp_path, capsys):
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_sentence(words, said, capsys):
-    assert main(["evidence", *words]) == 2
+    assert main(words) == 2
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error
 
@@ -68,10 +63,35 @@ def test_other_commands_start_without_numpy():
 def test_campaigns_say_their_table_or_json_and_refuse_a_number_without_an_interval(capsys, monkeypatch):
     monkeypatch.setattr("studies.worlds.DESIGNED", {})
     monkeypatch.setattr("studies.worlds.NULLS", {"healthy": worlds.NULLS["healthy"]})
-    assert main(["evidence", "campaigns", "--campaigns", "2"]) == 0
+    assert main(["campaigns", "--campaigns", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["world", "policy", "true"] and len(lines) == 1 + 5 + 3
     assert lines[-1].startswith("next: python -m pipeline evidence")
-    assert main(["evidence", "campaigns", "--campaigns", "2", "--json"]) == 0
+    assert main(["campaigns", "--campaigns", "2", "--json"]) == 0
     assert [row["policy"] for row in json.loads(capsys.readouterr().out)][0] == "ours"
-    assert main(["evidence", "campaigns", "--campaigns", "1"]) == 2
+    assert main(["campaigns", "--campaigns", "1"]) == 2
+
+
+def test_the_published_campaign(capsys):
+    assert main(["replay", str(replay.EXAMPLE), "--json"]) == 0
+    rounds = {line["round"]: line for line in json.loads(capsys.readouterr().out)["rounds"]}
+    assert [rounds[number]["verdict"] for number in "123"] == ["none", "none", "alarm"]
+    assert {line["family"] for line in rounds.values()} == {"not identifiable"}
+    assert rounds["4"]["beats_the_round_before"] == "not supported"
+    assert float(rounds["4"]["z"]) == pytest.approx(0.43, abs=0.01)
+    assert 0.002 < float(rounds["3"]["p_value"]) < 0.02
+
+
+def test_a_person_is_told_what_to_type_next(capsys):
+    assert main(["replay", str(replay.EXAMPLE), "--board-rows", "500"]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "500 board rows" in shown and "next, with another number of rows: python -m pipeline evidence replay" in shown
+    )
+
+
+def test_the_pipeline_passes_words_and_exit_code_on(capfd):
+    assert pipeline_main(["evidence", "replay", "nothing.csv"]) == 2
+    assert capfd.readouterr().err.startswith("NotFound: cannot read nothing.csv")
+    assert pipeline_main(["evidence", "replay", "--help"]) == 0
+    assert "usage: python -m pipeline evidence replay" in capfd.readouterr().out

@@ -1,0 +1,43 @@
+"""The critical values that ship are whole, come from this code, and come out the same again."""
+
+from decimal import Decimal
+
+import pytest
+
+from pipeline.stats import critical_values
+from pipeline.stats.design import Design
+from studies import calibrate, worlds
+
+FAST = (critical_values.GRID[0], Design(families=3, dev_items=100, fresh_items=100, board_rows=0, submissions=0))
+
+
+@pytest.mark.parametrize("design", critical_values.GRID, ids=critical_values.file_name)
+def test_a_shipped_file_is_whole_and_of_this_code(design):
+    content = critical_values.read_critical_values(design)
+    assert content["result_digest"] == calibrate.result_digest(content)
+    assert content["code_digest"] == calibrate.code_digest(design), "what simulates has changed: `make nulls`"
+    assert content["campaigns_per_null"] == 20_000
+    assert set(content["false_alarms"]) == set(worlds.NULLS)
+    assert max(float(rates["rule"]) for rates in content["false_alarms"].values()) <= 0.045
+    assert max(float(rates["leak"]) for rates in content["false_alarms"].values()) <= 0.0251
+
+
+@pytest.mark.parametrize("design", FAST, ids=critical_values.file_name)
+def test_the_first_batch_comes_out_the_same(design):
+    stated = critical_values.read_critical_values(design)["first_batch"]
+    for name, number in calibrate.NULL_NUMBERS.items():
+        runs = calibrate.least_levels(worlds.NULLS[name], design, (calibrate.SEED, number), calibrate.BATCH)
+        assert calibrate.first_batch(runs[:, -1]) == stated[name]
+
+
+def test_quantiles_are_cut_to_the_safe_side():
+    assert calibrate._text(0.0023456, calibrate.ROUND_FLOOR) == "0.002345"
+    assert calibrate._text(4.10551, calibrate.ROUND_CEILING) == "4.106"
+
+
+def test_a_small_calibration_is_the_same_again_and_spends_what_it_may():
+    design = Design(rounds=2, arms=4, families=2, dev_items=30, fresh_items=30, board_rows=200, submissions=2)
+    result = calibrate.calibrate(design, 200)
+    assert result == calibrate.calibrate(design, 200)
+    for rates in result["false_alarms"].values():
+        assert Decimal(rates["gap"]) <= Decimal("0.018") and Decimal(rates["board"]) <= Decimal("0.0225")
