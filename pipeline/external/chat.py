@@ -95,7 +95,10 @@ class Secret:
 
 
 def body(endpoint: Endpoint, system: str, user: str, schema_name: str, schema: Any) -> bytes:
-    """The request's bytes: canonical (sorted keys, no white space, ASCII), so that the same question is the same bytes."""
+    """The request's bytes: sorted keys, no white space, so that the same question is the same bytes.
+
+    In ASCII, which the encoder of records is not: whatever stands before an endpoint passes it on unchanged.
+    """
     asked = {
         "model": endpoint.model,
         "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],

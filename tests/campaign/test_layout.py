@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
-from pipeline.campaign.files import read_json, read_json_lines, write_file
+from pipeline.campaign.files import read_json, read_json_lines, rows_of, write_file
 from pipeline.campaign.layout import ROUND, Campaign
 from tests.support.full_disk import run_on_small_disk
 
@@ -128,7 +128,7 @@ def test_reading_json_names_what_is_wrong(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(NotFound, match="a.json does not exist"):
         read_json(path)
-    for content in (b"", b"{", b'{"a": 1}{', b"\xff", b"[1e5"):
+    for content in (b"", b"{", b'{"a": 1}{', b"\xff", b"[1e5", b"[NaN]", b'{"a": 1, "a": 1}', b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(IntegrityError, match="a.json is not valid JSON"):
             read_json(path)
@@ -155,6 +155,17 @@ def test_a_damaged_line_is_an_integrity_error(tmp_path, line):
 
 def test_no_file_has_no_lines(tmp_path):
     assert read_json_lines(tmp_path / "absent") == []
+
+
+def test_what_a_process_left_is_there_and_whole(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    with pytest.raises(IntegrityError, match="scores.jsonl of a judging process cannot be read"):
+        rows_of(path)
+    path.write_bytes(b'{"a": 1}\n{"a": "\xe2\x80\xa8"}\n')  # a line separator in a text ends no line
+    assert rows_of(path) == [{"a": 1}, {"a": "\u2028"}]
+    path.write_bytes(b'{"a": 1}\n{"a": ')
+    with pytest.raises(IntegrityError, match="scores.jsonl of a judging process cannot be read"):
+        rows_of(path)
 
 
 def test_workers_that_claim_one_arm_at_once_get_an_attempt_each(campaign):

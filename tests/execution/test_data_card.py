@@ -42,7 +42,8 @@ def test_card_is_kept_made_anew_and_as_it_was(tmp_path: Path, known: Path) -> No
     ["", "{", "[]", "null", {"schema": 1}, {"schema": 2, "prompts": []}, {"schema": 1, "prompts": "x"},
      {"schema": 1, "prompts": [1]}, {"schema": 1, "prompts": ["A" * 64]}, {"schema": 1, "prompts": None}, "[" * 99999,
      {"schema": 1, "prompts": {DIGESTS[0]: 1}}, {"schema": 1, "prompts": ""}, {"schema": True, "prompts": []},
-     "\ufeff" + json.dumps({"schema": 1, "prompts": []})],
+     "\ufeff" + json.dumps({"schema": 1, "prompts": []}), '{"schema": 1, "prompts": [], "prompts": []}',
+     '{"schema": 1, "prompts": [], "seconds": NaN}'],
 )  # fmt: skip
 def test_what_is_no_card_is_refused_and_not_kept(tmp_path: Path, known: Path, value: object) -> None:
     _write(tmp_path, value)
