@@ -139,7 +139,7 @@ def test_a_campaign_s_digests_are_checked(site, tmp_path):
     assert {
         examined(campaign=campaign)[name].verdict for name in ("frozen facts", "frozen code", "image", "vault")
     } == {"good"}
-    (changed,) = campaign.folder.glob("**/pipeline/decide.py")
+    (changed,) = campaign.folder.glob("**/pipeline/decision/decide.py")
     with changed_byte(changed):
         assert examined(campaign=campaign)["frozen code"].verdict == "bad"
     campaign.vault.chmod(0o755)

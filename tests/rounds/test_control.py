@@ -117,7 +117,7 @@ def test_cancel_ends_a_worker_of_this_machine_and_nobody_else(campaign, folder, 
 def test_rerun_here_runs_those_arms_and_the_meta_stage(campaign, folder, no_slurm, monkeypatch) -> None:
     ran: list[list[str]] = []
     monkeypatch.setattr(
-        launch.scheduler,
+        launch.local_runner,
         "run_local",
         lambda stages, *a: ran.append([s[-3] if s[0] == "worker" else s[0] for s in stages]) or {"meta": 0},
     )

@@ -22,7 +22,7 @@ def updated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("updated")
     for name in ("pipeline", "constitution", "hydra_conf"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("launch", "control", "status"):
+    for name in ("rounds/launch", "rounds/control", "reporting/status"):
         with open(copy / "pipeline" / f"{name}.py", "a") as module:
             module.write(UPDATED)
     return copy
@@ -87,7 +87,7 @@ def test_an_updated_checkout_looks_with_its_own_code(tmp_path, updated):
 @pytest.mark.parametrize("verb", ["round", "pause", "cancel"])
 def test_frozen_code_that_was_changed_is_refused_by_any_checkout(tmp_path, updated, verb):
     campaign = frozen_campaign(tmp_path)
-    (changed,) = campaign.folder.glob("**/pipeline/decide.py")
+    (changed,) = campaign.folder.glob("**/pipeline/decision/decide.py")
     with changed_byte(changed):
         before = tree(campaign.folder)
         for checkout in (ROOT, updated):

@@ -71,7 +71,7 @@ def test_the_budget_of_rounds_is_an_article(campaign):
 
 
 def test_changed_frozen_code_is_refused(campaign):
-    (changed,) = campaign.folder.glob("**/pipeline/decide.py")
+    (changed,) = campaign.folder.glob("**/pipeline/decision/decide.py")
     before = tree(campaign.folder / "rounds")
     with changed_byte(changed), pytest.raises(IntegrityError, match="code"):
         freeze.freeze(campaign, "r0001", [])
