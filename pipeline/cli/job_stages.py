@@ -4,15 +4,54 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import subprocess
 import sys
 from typing import Any
 
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import CODE_ROOT, Campaign
-from pipeline.cli.arguments import found, newest_frozen
-from pipeline.cli.round import shown
+from pipeline.cli.arguments import (
+    JOBS,
+    Commands,
+    add_campaign,
+    add_round,
+    following,
+    found,
+    newest_frozen,
+    round_of,
+    shown,
+    typed,
+)  # fmt: skip
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    sub = commands.add("worker", worker_verb, "Train, judge and publish one arm of a frozen round.", group=JOBS)
+    add_campaign(sub)
+    add_round(sub, required=True)
+    sub.add_argument("arm", metavar="ARM", help="The arm: a0 to a7, or its index in the array.")
+    sub.add_argument("--plan", metavar="SHA256", help="Refuse to work unless the frozen plan has this digest.")
+
+    sub = commands.add("reference", reference_verb, "Judge the reference on a round's fresh items.", group=JOBS)
+    add_campaign(sub)
+    add_round(sub, required=True)
+
+    sub = commands.add(
+        "meta", meta_verb, "Gather a round's arms, decide, and write the next round's overrides.", group=JOBS
+    )
+    add_campaign(sub)
+    add_round(sub)
+
+    sub = commands.add(
+        "chain",
+        chain_verb,
+        "Submit the round after a closed one where the campaign runs by itself.",
+        group=JOBS,
+        as_frozen=True,
+    )
+    add_campaign(sub)
+    add_round(sub, required=True)
+    sub.add_argument("--meta", action="store_true", help="Run the meta stage of the round first.")
 
 
 def worker_verb(arguments: argparse.Namespace) -> None:
@@ -23,15 +62,16 @@ def worker_verb(arguments: argparse.Namespace) -> None:
     from pipeline.execution import multinode, worker
 
     arm = f"a{arguments.arm}" if arguments.arm.isdigit() else arguments.arm
+    folder = round_of(campaign, arguments.round)
     if multinode.task_number() > 0:
-        multinode.help_with(campaign, campaign.round(arguments.round), arm)
+        multinode.help_with(campaign, folder, arm)
         return
-    attempt = worker.work(campaign, campaign.round(arguments.round), arm, arguments.plan)
+    attempt = worker.work(campaign, folder, arm, arguments.plan)
     print(
         f"{arguments.round}/{arm} "
         + (f"is published ({attempt.folder.name})" if attempt else "was published before; nothing to do")
     )
-    print(f"next, when all arms are: python -m pipeline meta {shown(arguments)} {arguments.round}")
+    print(f"next, when all arms are: {typed('meta', shown(arguments), '--round', folder.name)}")
 
 
 def reference_verb(arguments: argparse.Namespace) -> None:
@@ -47,7 +87,7 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     stop = threading.Event()
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    outcome = meta.judge_reference(campaign, campaign.round(arguments.round), stop.is_set)
+    outcome = meta.judge_reference(campaign, round_of(campaign, arguments.round), stop.is_set)
     print(f"the reference is {outcome.status} for {arguments.round}; meta takes it up")
 
 
@@ -59,7 +99,7 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     from pipeline.reporting import page
     from pipeline.rounds import meta
 
-    folder = campaign.round(arguments.round or newest_frozen(campaign))
+    folder = round_of(campaign, arguments.round or newest_frozen(campaign))
     decision = meta.close(campaign, folder, tell=print)
     for line in page.write_page(folder) if folder.closed.exists() else []:
         print(line)
@@ -67,12 +107,11 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     for reason in decision.reasons:
         print(f"  {reason}")
     if decision.state == "undecided":
-        print(
-            f"next: run the missing arms (python -m pipeline worker {shown(arguments)} {folder.name} aN), then meta again"
-        )
+        arm = typed("worker", shown(arguments), "--round", folder.name, "aN")
+        print(f"next: run the missing arms ({arm}), then meta again")
         return 1
     print(f"signed head, to keep somewhere else: {read_json(folder.closed)['anchor']}")
-    print(f"next: python -m pipeline round {shown(arguments)}")
+    print(following("round", shown(arguments)))
     return 0
 
 
@@ -102,4 +141,4 @@ def tell_chained(started: Any, arguments: argparse.Namespace) -> None:
         print(f"no next round: {started}")
     else:
         print(f"submitted {started['round']}: arrays {started['array_job_ids']}, meta {started['meta_job_id']}")
-    print(f"next: python -m pipeline status {shlex.quote(str(arguments.campaign))}")
+    print(following("status", shown(arguments)))
