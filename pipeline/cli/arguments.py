@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import shlex
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pipeline.campaign.errors import ConfigError, NotFound
 from pipeline.campaign.layout import ROUND, Campaign, Round
@@ -133,6 +134,11 @@ def shown(arguments: argparse.Namespace) -> str:
 def typed(*words: str) -> str:
     """A command of ours as one types it. words: quoted where a shell needs that."""
     return " ".join(("python -m pipeline", *words))
+
+
+def jobs_of(submitted: Mapping[str, Any]) -> str:
+    """The jobs of a round that was given to Slurm, in words."""
+    return f"arrays {', '.join(submitted['array_job_ids'])}; meta job {submitted['meta_job_id']}"
 
 
 def following(*words: str) -> str:

@@ -36,7 +36,7 @@ def pause_verb(arguments: argparse.Namespace) -> None:
     from pipeline.rounds import chain
 
     chain.pause(Campaign.at(arguments.campaign))
-    print(f"paused after the round that runs; {following('resume', shown(arguments))}")
+    print(f"the campaign pauses after the round that runs; {following('resume', shown(arguments))}")
 
 
 def resume_verb(arguments: argparse.Namespace) -> None:
@@ -53,7 +53,7 @@ def end_verb(arguments: argparse.Namespace) -> None:
     if not arguments.dry_run:
         frozen_code.run_frozen_code(campaign)
     names = ", ".join(end_campaign.end(campaign, dry_run=arguments.dry_run))
-    said = "would reveal" if arguments.dry_run else "ended; revealed"
+    said = "`end` would reveal" if arguments.dry_run else "the campaign has ended and revealed"
     print(f"{said} the seeds of {names}; no round follows")
     print(following("audit", shown(arguments), "--rescore"))
 
@@ -72,4 +72,8 @@ def gc_verb(arguments: argparse.Namespace) -> None:
     for path, size in items:
         print(f"{in_units(size):>12}  {path}")
     total = in_units(sum(size for _, size in items))
-    print(f"freed {total}" if arguments.delete else f"{total} can go; {following('gc', shown(arguments), '--delete')}")
+    print(
+        f"gc has freed {total}"
+        if arguments.delete
+        else f"{total} can go; {following('gc', shown(arguments), '--delete')}"
+    )

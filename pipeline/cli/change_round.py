@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipeline.cli.arguments import Commands, add_campaign, add_dry_run, add_round, following, found, shown
+from pipeline.cli.job_stages import tell_decision
 
 
 def add(commands: Commands) -> None:
@@ -46,7 +47,7 @@ def cancel_verb(arguments: argparse.Namespace) -> None:
     said = control.cancel(campaign, folder, arguments.arms, dry_run=arguments.dry_run)
     tell(
         said,
-        "nothing of it waits in Slurm or runs here (what a `round` has not begun yet ends with that: Ctrl-C there)",
+        "nothing of it waits in Slurm or runs here (Ctrl-C where a `round` runs ends what it has not begun yet)",
         arguments.dry_run,
     )
     print(following("status", shown(arguments), "--round", folder.name))
@@ -74,28 +75,22 @@ def rerun_verb(arguments: argparse.Namespace) -> None:
 
 def close_verb(arguments: argparse.Namespace) -> int:
     from pipeline.decision import decide
-    from pipeline.reporting import page
     from pipeline.rounds import frozen_code, meta
 
     campaign, folder = found(arguments, arguments.round)
     if arguments.dry_run and folder.closed.exists():
-        print(f"{folder.name} is closed already; what came later would be taken up as late arms")
+        print(f"{folder.name} is closed already; `close` would take up what came later as late arms")
         print(following("round", shown(arguments)))
         return 0
     if arguments.dry_run:
         states = {arm.name: folder.published(arm.name).exists() for arm in folder.frozen_plan().arms}
-        print(
-            f"would close {folder.name} with {sum(states.values())} of {len(states)} arms published; its fresh seed is then public"
-        )
+        done = f"{sum(states.values())} of {len(states)} arms published"
+        print(f"`close` would close {folder.name} with {done}; its fresh seed would become public")
         print(following("status", shown(arguments), "--round", folder.name))
         return 0
     frozen_code.run_frozen_code(campaign)
     decision = meta.close(campaign, folder, by_person=True, tell=print)
-    for line in page.write_page(folder) if folder.closed.exists() else []:
-        print(line)
-    print(f"{folder.name}: {decision.state}")
-    for reason in decision.reasons:
-        print(f"  {reason}")
+    tell_decision(folder, decision)
     print(following("round", shown(arguments)))
     return 0 if decision.state in decide.CLOSING else 1
 

@@ -21,7 +21,7 @@ from pipeline.cli.arguments import Commands, add_json, following
 def add(commands: Commands) -> None:
     """Declare the commands."""
     sub = commands.add("doctor", doctor_verb, "Check this machine or site, and name the cure of whatever is wrong.")
-    add_words(sub, "its frozen digests are checked, too")
+    add_words(sub, "its frozen digests are checked as well")
     add_json(sub)
 
     sub = commands.add(
@@ -34,8 +34,8 @@ def add(commands: Commands) -> None:
 def add_words(sub: argparse.ArgumentParser, of_campaign: str) -> None:
     sub.add_argument(
         "overrides", nargs="*", metavar="DIR|KEY=VALUE",
-        help="The folder of a campaign, whose frozen configuration is taken and of which "
-        f"{of_campaign}; or Hydra overrides, such as cluster=slurm_pyxis experiment=nano_30b.",
+        help=f"The folder of a campaign: its frozen configuration is taken, and {of_campaign}. "
+        "Or Hydra overrides, such as cluster=slurm_pyxis experiment=nano_30b.",
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ import sys
 from typing import Any
 
 from pipeline.campaign.files import read_json
-from pipeline.campaign.layout import CODE_ROOT, Campaign
+from pipeline.campaign.layout import CODE_ROOT, Campaign, Round
+from pipeline.campaign.records import Decision
 from pipeline.cli.arguments import (
     JOBS,
     Commands,
@@ -17,11 +18,12 @@ from pipeline.cli.arguments import (
     add_round,
     following,
     found,
+    jobs_of,
     newest_frozen,
     round_of,
     shown,
     typed,
-)  # fmt: skip
+)
 
 
 def add(commands: Commands) -> None:
@@ -67,11 +69,9 @@ def worker_verb(arguments: argparse.Namespace) -> None:
         multinode.help_with(campaign, folder, arm)
         return
     attempt = worker.work(campaign, folder, arm, arguments.plan)
-    print(
-        f"{arguments.round}/{arm} "
-        + (f"is published ({attempt.folder.name})" if attempt else "was published before; nothing to do")
-    )
-    print(f"next, when all arms are: {typed('meta', shown(arguments), '--round', folder.name)}")
+    said = f"is published ({attempt.folder.name})" if attempt else "was published before, so there is nothing to do"
+    print(f"{folder.name}/{arm} {said}")
+    print(f"{following('meta', shown(arguments), '--round', folder.name)}    (when all arms are published)")
 
 
 def reference_verb(arguments: argparse.Namespace) -> None:
@@ -88,7 +88,7 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     outcome = meta.judge_reference(campaign, round_of(campaign, arguments.round), stop.is_set)
-    print(f"the reference is {outcome.status} for {arguments.round}; meta takes it up")
+    print(f"the reference is {outcome.status} for {arguments.round}; the meta stage takes it up")
 
 
 def meta_verb(arguments: argparse.Namespace) -> int:
@@ -96,23 +96,30 @@ def meta_verb(arguments: argparse.Namespace) -> int:
 
     campaign = Campaign.at(arguments.campaign)
     frozen_code.run_frozen_code(campaign)
-    from pipeline.reporting import page
     from pipeline.rounds import meta
 
     folder = round_of(campaign, arguments.round or newest_frozen(campaign))
     decision = meta.close(campaign, folder, tell=print)
-    for line in page.write_page(folder) if folder.closed.exists() else []:
-        print(line)
-    print(f"{folder.name}: {decision.state}" + (f", kept {decision.kept}" if decision.kept else ""))
-    for reason in decision.reasons:
-        print(f"  {reason}")
+    tell_decision(folder, decision)
     if decision.state == "undecided":
         arm = typed("worker", shown(arguments), "--round", folder.name, "aN")
-        print(f"next: run the missing arms ({arm}), then meta again")
+        print(f"next: run the missing arms (`{arm}`), then the meta stage again")
         return 1
-    print(f"signed head, to keep somewhere else: {read_json(folder.closed)['anchor']}")
     print(following("round", shown(arguments)))
     return 0
+
+
+def tell_decision(folder: Round, decision: Decision) -> None:
+    """Write the page of a closed round, and say what was decided, why, and under which signed head."""
+    from pipeline.reporting import page
+
+    for line in page.write_page(folder) if folder.closed.exists() else []:
+        print(line)
+    print(f"{folder.name} is {decision.state}" + (f"; {decision.kept} is kept" if decision.kept else ""))
+    for reason in decision.reasons:
+        print(f"  {reason}")
+    if folder.closed.exists():
+        print(f"keep this signed head somewhere else, too: {read_json(folder.closed)['anchor']}")
 
 
 def chain_verb(arguments: argparse.Namespace) -> int:
@@ -138,7 +145,7 @@ def chain_verb(arguments: argparse.Namespace) -> int:
 def tell_chained(started: Any, arguments: argparse.Namespace) -> None:
     """What was submitted, or why nothing was."""
     if isinstance(started, str):
-        print(f"no next round: {started}")
+        print(f"there is no next round: {started}")
     else:
-        print(f"submitted {started['round']}: arrays {started['array_job_ids']}, meta {started['meta_job_id']}")
+        print(f"{started['round']} is submitted: {jobs_of(started)}")
     print(following("status", shown(arguments)))

@@ -108,12 +108,12 @@ def report_end(name: str, campaign: Campaign, folder: Round, seconds: float) -> 
     if folder.evidence.exists():
         show_scores(campaign, folder)
     if not folder.closed.exists():
-        print(f"undecided; see `{typed('meta', name, '--round', folder.name)}`")
+        print(f"{folder.name} is undecided; `{typed('meta', name, '--round', folder.name)}` says why")
         return 1
     for line in read_json(sorted(folder.decisions_dir.glob("*.json"))[-1])["reasons"]:
         print(f"  {line}")
-    print(f"page: {folder.report}; the same here: {typed('report', name, '--round', folder.name)}")
-    print(f"signed head, to keep somewhere else: {read_json(folder.closed)['anchor']}")
+    print(f"the page is {folder.report}; the same here: {typed('report', name, '--round', folder.name)}")
+    print(f"keep this signed head somewhere else, too: {read_json(folder.closed)['anchor']}")
     print(f"{following('round', name)}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
     return 0
 

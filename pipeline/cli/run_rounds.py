@@ -13,10 +13,11 @@ from pipeline.cli.arguments import (
     add_campaign,
     add_overrides,
     following,
+    jobs_of,
     newest_frozen,
     shown,
     typed,
-)  # fmt: skip
+)
 
 
 def add(commands: Commands) -> None:
@@ -90,9 +91,7 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
         return run_local(name, campaign, folder)
     began = time.monotonic()
     record = launch.submit(campaign, folder)
-    print(
-        f"submitted in {time.monotonic() - began:.2f} s: arrays {record['array_job_ids']}, meta {record['meta_job_id']}"
-    )
+    print(f"{folder.name} is submitted, in {time.monotonic() - began:.2f} s: {jobs_of(record)}")
     print(following("status", name))
     return follow_slurm(name, campaign, folder) if arguments.wait else None
 
@@ -107,7 +106,7 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
     campaign = Campaign.at(arguments.campaign)
     while True:
         if campaign.folder.exists() and campaign.paused.exists():
-            print(f"paused; {following('resume', shown(arguments))}")
+            print(f"the campaign is paused; {following('resume', shown(arguments))}")
             return None
         if campaign.folder.exists() and campaign.round(f"r{last:04d}").closed.exists():
             print(f"r{last:04d} is closed; {following('status', shown(arguments))}")

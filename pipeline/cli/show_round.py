@@ -68,21 +68,24 @@ def status_verb(arguments: argparse.Namespace) -> None:
         forecast = (
             f"{hours['forecast']:,.2f} forecast, {hours['source']}"
             if hours["forecast"]
-            else "no rate is known to forecast"
+            else "there is no forecast, for no rate is known"
         )
         print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
     name = shown(arguments)
     without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
     if folder.closed.exists():
-        print(f"closed; {following('round', name)}")
+        print(f"the round is closed; {following('round', name)}")
     elif submitted.get("kind") == "local":
         print(open_here(submitted, without, name))
     elif without:
-        print(f"open; {', '.join(without)} ended without a score: {typed('rerun', name, *without)}")
+        rerun = typed("rerun", name, *without, *(["--round", folder.name] if arguments.round else []))
+        print(f"the round is open; {', '.join(without)} ended without a score; start them again: {rerun}")
     elif (meta := states.get("meta")) and (meta.waits or meta.runs):
-        print(f"open; meta job {meta.job_id} decides when its arms are done; {following('status', name, '--watch')}")
+        print(
+            f"the round is open; meta job {meta.job_id} decides when its arms are done; {following('status', name, '--watch')}"
+        )
     else:
-        print(f"open; when its arms are done: {typed('meta', name, '--round', folder.name)}")
+        print(f"the round is open; decide it when its arms are done: {typed('meta', name, '--round', folder.name)}")
 
 
 def told_of_silence(folder: Round, states: dict[str, Any]) -> str:
@@ -98,9 +101,9 @@ def open_here(submitted: dict[str, Any], without: list[str], name: str) -> str:
     """Of a round on this machine: who goes on with it. name: of the campaign's folder, as one types it."""
     pid = submitted["pid"]
     if is_alive(pid):
-        return f"open; `round` runs here as process {pid} and decides by itself; {following('status', name, '--watch')}"
+        return f"the round is open; `round` runs here as process {pid} and decides by itself; {following('status', name, '--watch')}"
     told = f"{', '.join(without)} ended without a score" if without else "nobody runs it now"
-    return f"open; {told}; it goes on where it stopped: {typed('round', name)}"
+    return f"the round is open; {told}; it goes on where it stopped: {typed('round', name)}"
 
 
 def watch_round(campaign: Campaign, folder: Round) -> None:

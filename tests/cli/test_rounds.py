@@ -109,13 +109,13 @@ def test_a_campaign_ends_by_a_command_of_its_own(campaign, capsys):
     before = tree(closed(campaign).folder)
     assert main(["end", str(campaign.folder), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "would reveal the seeds of dev, board; no round follows" in said
+    assert "`end` would reveal the seeds of dev, board; no round follows" in said
     assert f"next: python -m pipeline audit {campaign.folder} --rescore" in said
     assert tree(campaign.folder) == before
     command = [sys.executable, "-m", "pipeline", "end", str(campaign.folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "ended; revealed the seeds of dev, board" in done.stdout
+    assert "has ended and revealed the seeds of dev, board" in done.stdout
     records = Log(campaign.log).records()
     seeds = json.loads(campaign.seeds.read_text())
     assert [record["round"] for record in records if record["event"] == "end"] == ["r0001"]

@@ -40,7 +40,7 @@ def typed(checkout: Path, *words: object) -> subprocess.CompletedProcess[str]:
     [
         (["rerun", "{}", "a1", "--dry-run"], 0, "would: r0001/a1: again, on this machine"),
         (["cancel", "{}"], 0, "nothing of it waits in Slurm or runs here"),
-        (["pause", "{}"], 0, "paused after the round that runs"),
+        (["pause", "{}"], 0, "the campaign pauses after the round that runs"),
         (["resume", "{}"], 0, "no next round: campaign.auto is off"),
         (["chain", "{}", "--round", "r0001"], 0, "no next round: campaign.auto is off"),
         (["round", "{}", "--no-submit"], 0, "next: sbatch --array=0,1,2,3,4,5,6,7"),
