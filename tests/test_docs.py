@@ -12,6 +12,9 @@ from tests.support.campaigns import frozen_campaign, publish
 from tests.support.paths import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [
+    path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "log.md"
+]  # a log keeps what was typed then
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -60,6 +63,13 @@ def test_commands_run(words: list[str], folder: Path, monkeypatch: pytest.Monkey
         )  # it takes minutes, or becomes another process: test_flow.py, studies/test_main.py and tests/slurm run it
     else:
         assert main(words) == 0
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
+def test_commands_of_a_page_are_spelled_as_the_parser_has_them(document: Path) -> None:
+    for line in code(document):
+        if line.startswith("python -m pipeline ") and "[" not in line and "COMMAND" not in line:
+            parse(shlex.split(re.split(r"\s{2,}", line)[0])[3:])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

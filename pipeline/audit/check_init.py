@@ -99,7 +99,7 @@ def check_reveals(records: Sequence[Record], facts: Mapping[str, Any], report: R
     secret = sorted({"dev", "board"} - revealed)
     if secret:
         report.unknown(
-            f"the seeds of {' and '.join(secret)} are secret while the campaign is open (`close --end` reveals them): those items cannot "
+            f"the seeds of {' and '.join(secret)} are secret while the campaign is open (`end` reveals them): those items cannot "
             "be made again, so dev outcomes rest on the outcome strings"
         )
     hidden = [f"fresh/{name}" for name in sorted(decided) if f"fresh/{name}" not in revealed]

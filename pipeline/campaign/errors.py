@@ -1,7 +1,7 @@
 """The few exceptions of the pipeline. Each says in one sentence what came and what is valid, and carries an exit code.
 
     0 done   1 the work failed   2 usage or configuration   3 refused by the constitution   4 integrity
-    75 interrupted with the state saved: start it again
+    75 interrupted with the state saved: start it again   93 no progress in several starts   130 Ctrl-C
 
 Nothing is raised for control flow, and nothing here is caught to be ignored: `__main__` prints the sentence and exits with the code;
 the worker turns it into a typed outcome (`exit_class` is the class's `kind`).

@@ -14,24 +14,36 @@ from pipeline.audit.findings import Report
 from pipeline.campaign.errors import ConfigError, IntegrityError
 from pipeline.campaign.heads import Anchor, anchors_in
 from pipeline.campaign.layout import CODE_ROOT
+from pipeline.cli.arguments import Commands, following
 
-Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
-
-def add(verb: Verb) -> None:
-    """Declare the command. verb: makes a sub-parser from name, function and text."""
-    sub = verb("audit", audit_verb, "Check a campaign, or a bundle of it, from its files alone (docs/seal.md).")
-    sub.add_argument("path", type=Path, help="folder of a campaign, or a bundle that --export made")
-    sub.add_argument("--json", action="store_true", help="{ok, verified, not_verifiable, findings}")
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    sub = commands.add("audit", audit_verb, "Check a campaign, or a bundle of it, from its files alone (docs/seal.md).")
+    sub.add_argument(
+        "path", type=Path, metavar="DIR|BUNDLE", help="The folder of a campaign, or a bundle that --export wrote."
+    )
+    sub.add_argument(
+        "--json", action="store_true", help="Print {ok, verified, not_verifiable, findings} for a program."
+    )
     sub.add_argument(
         "--anchor", action="append", default=[], metavar="TEXT|FILE",
-        help="a head kept elsewhere (postrain-log/...), or a file that has some: a note, a job's comment; may be repeated",
+        help="Check that the log has a head that you kept: its text (postrain-log/...), or a file with such, "
+        "as a note or a job's comment. The option may be repeated.",
     )  # fmt: skip
-    sub.add_argument("--rescore", action="store_true", help="run the image's own code: items again, completions again")
-    sub.add_argument("--reinfer", type=int, default=0, metavar="N", help="decode N random items a family again")
-    sub.add_argument("--export", type=Path, metavar="FILE", help="write a bundle (.zip) for somebody else to audit")
     sub.add_argument(
-        "--include", nargs="*", default=[], choices=("adapters", "image", "hdf5"), help="what else goes into the bundle"
+        "--rescore",
+        action="store_true",
+        help="Make the items and score the completions again, by the image's own code.",
+    )
+    sub.add_argument("--reinfer", type=int, default=0, metavar="N", help="Decode N random items a family again.")
+    sub.add_argument("--export", type=Path, metavar="FILE", help="Write a bundle (.zip) for somebody else to audit.")
+    sub.add_argument(
+        "--include",
+        nargs="*",
+        default=[],
+        choices=("adapters", "image", "hdf5"),
+        help="Put these into the bundle, too.",
     )
 
 
@@ -114,10 +126,10 @@ def tell(report: Report, shown: str, arguments: argparse.Namespace) -> None:
         f"{'ok' if report.ok else f'{len(report.findings)} findings'}; docs/seal.md says what this proves and what it does not"
     )
     if not report.ok:
-        print(f"next: python -m pipeline audit {shown} --json")
+        print(following("audit", shown, "--json"))
     elif arguments.export:
-        print(f"next: python -m pipeline audit {shlex.quote(str(arguments.export))}")
+        print(following("audit", shlex.quote(str(arguments.export))))
     elif not arguments.rescore:
-        print(f"next: python -m pipeline audit {shown} --rescore")
+        print(following("audit", shown, "--rescore"))
     else:
-        print(f"next: python -m pipeline audit {shown} --export {shown}.zip")
+        print(following("audit", shown, "--export", f"{shown}.zip"))

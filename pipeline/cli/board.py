@@ -1,60 +1,53 @@
-"""`board`: the external target by hand: what was sent and what is left (`status`), send from a login node (`push`), type a score (`score`), the
-finalists' repeats (`finalists`)."""
+"""`board`: the external target by hand.
+
+`status` shows what was sent and what is left, `push` sends from a login node, `score` types a score, `finalists` has the best scored once
+more; `local` is what the meta stage starts.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import Campaign
+from pipeline.cli.arguments import JOBS, Commands, add_campaign, add_dry_run, add_json, following, shown, typed
 
-Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    acts = commands.within("board", "The external target: show submissions and scores, and send them by hand.")
 
-def add(verb: Verb) -> None:
-    """Declare the commands. verb: makes a sub-parser from name, function and text."""
-    acts = verb("board", status_verb, "The external target: submissions, their scores, and sending them by hand.")
-    choices = acts.add_subparsers(required=True, metavar="ACT")
+    sub = acts.add("status", status_verb, "Show every submission, its state and score, and what is left of the caps.")
+    add_campaign(sub)
+    add_json(sub)
 
-    def act(name: str, run: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
-        sub: argparse.ArgumentParser = choices.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        sub.add_argument("campaign", type=Path)
-        return sub
-
-    sub = act("status", status_verb, "Every submission, its state and score, and what is left of the caps.")
-    sub.add_argument("--json", action="store_true")
-
-    sub = act(
-        "push",
-        push_verb,
-        "Send what is in the outbox, and ask for scores: on a node with internet, as often as one likes.",
+    sub = acts.add("push", push_verb, "Send what is in the outbox and ask for scores, from a node with internet.")
+    add_campaign(sub)
+    sub.add_argument(
+        "--wait", type=int, default=0, metavar="SECONDS", help="Wait so long for scores. The default is to ask once."
     )
-    sub.add_argument("--wait", type=int, default=0, metavar="SECONDS", help="for scores; default: ask once")
-    sub.add_argument("--dry-run", action="store_true")
+    add_dry_run(sub)
 
-    sub = act(
-        "score", score_verb, "Type the score of a submission, or take it back; the newest word on a number counts."
-    )
-    sub.add_argument("number", type=int)
-    sub.add_argument("score", nargs="?", help="0 to 1, at most five places")
-    sub.add_argument("--withdraw", action="store_true")
-    sub.add_argument("--dry-run", action="store_true")
+    sub = acts.add("score", score_verb, "Type the score of a submission, or take it back; the newest word counts.")
+    add_campaign(sub)
+    sub.add_argument("number", type=int, metavar="NUMBER", help="The number of the submission.")
+    sub.add_argument("score", nargs="?", metavar="SCORE", help="The score: 0 to 1, at most five places.")
+    sub.add_argument("--withdraw", action="store_true", help="Take the score back.")
+    add_dry_run(sub)
 
-    sub = act(
+    sub = acts.add(
         "finalists",
         finalists_verb,
-        "After the last round: have the campaign's best scored once more, by what was held back for it.",
+        "Have the best of a campaign scored once more, by the submissions held back for it.",
     )
-    sub.add_argument("--dry-run", action="store_true")
+    add_campaign(sub)
+    add_dry_run(sub)
 
-    sub = act("local", local_verb, "What the meta stage starts: score a reserved submission with the local board.")
-    sub.add_argument("number", type=int)
+    sub = acts.add("local", local_verb, "Score a reserved submission with the local board.", group=JOBS)
+    add_campaign(sub)
+    sub.add_argument("number", type=int, metavar="NUMBER", help="The number of the submission.")
 
 
 def status_verb(arguments: argparse.Namespace) -> None:
@@ -82,17 +75,16 @@ def status_verb(arguments: argparse.Namespace) -> None:
             f"{row['number']:4d}  {row['round']}  {row['arm']:<9}  {row['purpose']:<9}  {row['day']}  {row['state']:<9}  {told}".rstrip()
         )
     waiting = next((one.number for one in known if one.state not in board.SETTLED), None)
-    print(f"next: python -m pipeline {following(arguments, chosen.external, waiting)}")
+    print(following(*words_for(waiting, shown(arguments), chosen.external)))
 
 
-def following(arguments: argparse.Namespace, external: Any, waiting: int | None) -> str:
-    """The command that brings a waiting submission on."""
-    shown = shlex.quote(str(arguments.campaign))
+def words_for(waiting: int | None, name: str, external: Any) -> list[str]:
+    """The command that brings a waiting submission on. name: of the campaign's folder, as one types it."""
     if waiting is None or external.kind == "none":
-        return f"status {shown}"
+        return ["status", name]
     if external.kind == "manual":
-        return f"board score {shown} {waiting} 0.84"
-    return f"board push {shown}" if external.push == "login" else f"meta {shown}"
+        return ["board", "score", name, str(waiting), "0.84"]
+    return ["board", "push", name] if external.push == "login" else ["meta", name]
 
 
 def push_verb(arguments: argparse.Namespace) -> None:
@@ -100,14 +92,11 @@ def push_verb(arguments: argparse.Namespace) -> None:
 
     campaign, facts, chosen, caps = frozen_campaign(arguments)
     if chosen.external.kind == "local":
-        raise ConfigError(
-            "the local board is asked by the meta stage",
-            f"python -m pipeline meta {shlex.quote(str(arguments.campaign))}",
-        )
+        raise ConfigError("the local board is asked by the meta stage", f"`{typed('meta', shown(arguments))}` runs it")
     said = board.push(campaign, facts, chosen, caps, wait_seconds=arguments.wait, dry_run=arguments.dry_run)
     for line in said or ["nothing waits"]:
         print(f"would: {line}" if arguments.dry_run and said else line)
-    print(f"next: python -m pipeline board status {shlex.quote(str(arguments.campaign))}")
+    print(following("board", "status", shown(arguments)))
 
 
 def score_verb(arguments: argparse.Namespace) -> None:
@@ -117,7 +106,10 @@ def score_verb(arguments: argparse.Namespace) -> None:
     from pipeline.external import board_log
 
     if (arguments.score is None) != arguments.withdraw:
-        raise ConfigError("a score or --withdraw is needed, and not both", "board score CAMPAIGN NUMBER 0.84")
+        raise ConfigError(
+            "a score or --withdraw is needed, and not both",
+            f"`{typed('board', 'score', shown(arguments), str(arguments.number), '0.84')}` types one",
+        )
     campaign = Campaign.at(arguments.campaign)
     facts_of(campaign)
     said = f"number {arguments.number} " + ("is withdrawn" if arguments.withdraw else f"scored {arguments.score}")
@@ -129,7 +121,7 @@ def score_verb(arguments: argparse.Namespace) -> None:
         return
     board_log.set_score(campaign, arguments.number, arguments.score)
     print(f"{said}; the next meta stage takes it up")
-    print(f"next: python -m pipeline board status {shlex.quote(str(arguments.campaign))}")
+    print(following("board", "status", shown(arguments)))
 
 
 def finalists_verb(arguments: argparse.Namespace) -> None:
@@ -148,7 +140,7 @@ def finalists_verb(arguments: argparse.Namespace) -> None:
     submissions = RoundSubmissions.of(campaign, newest, facts, chosen, rules)
     for line in submissions.finish(dry_run=arguments.dry_run) or ["nothing is to be sent"]:
         print(f"would: {line}" if arguments.dry_run else line)
-    print(f"next: python -m pipeline report {shlex.quote(str(arguments.campaign))}")
+    print(following("report", shown(arguments)))
 
 
 def local_verb(arguments: argparse.Namespace) -> None:

@@ -9,13 +9,18 @@ import sys
 
 from pipeline.campaign.errors import NotFound
 from pipeline.campaign.layout import CODE_ROOT
-from pipeline.cli.arguments import Verb
+from pipeline.cli.arguments import Commands
 
 
-def add(verb: Verb) -> None:
-    """Declare the command. verb: makes a sub-parser from name, function and text."""
-    sub = verb("evidence", evidence_verb, "How good the decision rule is: simulate, campaigns, replay a table, nulls.")
-    sub.add_argument("words", nargs=argparse.REMAINDER, help="`evidence simulate --help` and the like show more")
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    sub = commands.add(
+        "evidence", evidence_verb, "Measure how good the decision rule is, or judge a table of scores by it."
+    )
+    sub.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="WORDS",
+        help="simulate, campaigns, replay or nulls; `evidence simulate --help` and the like say more.",
+    )  # fmt: skip
 
 
 def evidence_verb(arguments: argparse.Namespace) -> int:

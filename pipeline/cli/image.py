@@ -6,18 +6,20 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-Verb = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
+from pipeline.cli.arguments import Commands, add_overrides, following
 
 
-def add(verb: Verb) -> None:
-    """Declare the command. verb: makes a sub-parser from name, function and text."""
-    sub = verb("image", image_verb, "Build, verify or show the substrate image.")
-    sub.add_argument("act", choices=("build", "verify", "show"))
-    sub.add_argument("path", type=Path, nargs="?", default=Path("build/image/substrate.sqsh"))
-    sub.add_argument("overrides", nargs="*", help="build: Hydra overrides that choose the training puzzles (tasks=...)")
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    sub = commands.add("image", image_verb, "Build, verify or show the image that every trial forks.")
+    sub.add_argument("act", choices=("build", "verify", "show"), help="What to do.")
+    sub.add_argument(
+        "path", type=Path, nargs="?", default=Path("build/image/substrate.sqsh"), metavar="FILE",
+        help="The image. The default is build/image/substrate.sqsh.",
+    )  # fmt: skip
+    add_overrides(sub, "Hydra overrides that choose the training puzzles, such as tasks=full; for `build` alone.")
 
 
 def image_verb(arguments: argparse.Namespace) -> None:
@@ -37,6 +39,6 @@ def image_verb(arguments: argparse.Namespace) -> None:
     said = {"build": "built", "verify": "verified: its bytes and its content are what the manifest says"}
     if arguments.act in said:
         print(f"{arguments.path} is {said[arguments.act]}", file=sys.stderr)
-    verified = arguments.act == "verify"
-    following = "round runs/NAME --dry-run" if verified else f"image verify {shlex.quote(str(arguments.path))}"
-    print(f"next: python -m pipeline {following}", file=sys.stderr)
+    verify = ("image", "verify", shlex.quote(str(arguments.path)))
+    words = ("round", "runs/NAME", "--dry-run") if arguments.act == "verify" else verify
+    print(following(*words), file=sys.stderr)

@@ -1,7 +1,7 @@
 """A round as a Hydra multirun, with any launcher: `-m +round=r0002 'arm=glob(a*)'` selects, the frozen plan says what is run.
 
     CAMPAIGN_DIR=runs/demo python -m pipeline.cli.multirun -m +round=r0002 'arm=glob(a*)'
-    python -m pipeline meta runs/demo r0002
+    python -m pipeline meta runs/demo --round r0002
 
 Round and arm are all that is read from the composition; everything else comes from `rounds/<round>/`, which `round --no-submit` froze.
 Each job starts `python -m pipeline worker` as a process of its own, so that a launcher may run jobs in one process or on many nodes.
@@ -27,7 +27,7 @@ def run_arm(config: DictConfig) -> int:
     for key in ("round", "arm"):
         if key not in config:
             raise ValueError(f"{key} is not given; valid: -m +round=r0001 'arm=glob(a*)'")
-    stage = ["worker", str(campaign), config.round, config.arm]
+    stage = ["worker", str(campaign), "--round", config.round, config.arm]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE.parent)}
     return subprocess.run([sys.executable, "-P", "-m", "pipeline", *stage], env=environment, check=False).returncode
 

@@ -15,6 +15,7 @@ from pipeline.campaign.facts import read_plan
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.records import Outcome
+from pipeline.cli.arguments import following, typed
 from pipeline.config import settings
 from pipeline.reporting import live_view, status
 from pipeline.reporting.cost import memory_and_cost, show_cost
@@ -63,7 +64,7 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
             print(f"\n--- {name}\n{text}")
 
 
-def run_local(shown: str, campaign: Campaign, folder: Round) -> int:
+def run_local(name: str, campaign: Campaign, folder: Round) -> int:
     """Run a round on this machine with a live table where a terminal looks on, a line a change elsewhere."""
     began = time.monotonic()
     with live_view.follow(
@@ -73,10 +74,10 @@ def run_local(shown: str, campaign: Campaign, folder: Round) -> int:
             launch.run_here(campaign, folder, watch)
         finally:
             watch()
-    return report_end(shown, campaign, folder, time.monotonic() - began)
+    return report_end(name, campaign, folder, time.monotonic() - began)
 
 
-def follow_slurm(shown: str, campaign: Campaign, folder: Round) -> int:
+def follow_slurm(name: str, campaign: Campaign, folder: Round) -> int:
     """Follow a submitted round by its files until the meta job closed it or wrote why it did not."""
     began = time.time()
     with live_view.follow(lambda: status.round_status(campaign, folder)) as watch:
@@ -89,7 +90,7 @@ def follow_slurm(shown: str, campaign: Campaign, folder: Round) -> int:
                 break
             watch()
             time.sleep(1)
-    return report_end(shown, campaign, folder, time.time() - began)
+    return report_end(name, campaign, folder, time.time() - began)
 
 
 def rounds_of(campaign: Campaign, folder: Round) -> list[Round]:
@@ -97,8 +98,8 @@ def rounds_of(campaign: Campaign, folder: Round) -> list[Round]:
     return [campaign.round("r0000"), folder] if folder.number == 1 else [folder]
 
 
-def report_end(shown: str, campaign: Campaign, folder: Round, seconds: float) -> int:
-    """What was decided, where the time went, what to type next."""
+def report_end(name: str, campaign: Campaign, folder: Round, seconds: float) -> int:
+    """What was decided, where the time went, what to type next. name: of the campaign's folder, as one types it."""
     totals = status.breakdown(rounds_of(campaign, folder))
     print(
         f"\n{folder.name} took {seconds:.0f} s; of the workers' time: "
@@ -107,13 +108,13 @@ def report_end(shown: str, campaign: Campaign, folder: Round, seconds: float) ->
     if folder.evidence.exists():
         show_scores(campaign, folder)
     if not folder.closed.exists():
-        print(f"undecided; see `python -m pipeline meta {shown} {folder.name}`")
+        print(f"{folder.name} is undecided; `{typed('meta', name, '--round', folder.name)}` says why")
         return 1
     for line in read_json(sorted(folder.decisions_dir.glob("*.json"))[-1])["reasons"]:
         print(f"  {line}")
-    print(f"page: {folder.report}; the same here: python -m pipeline report {shown} {folder.name}")
-    print(f"signed head, to keep somewhere else: {read_json(folder.closed)['anchor']}")
-    print(f"next: python -m pipeline round {shown}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
+    print(f"the page is {folder.report}; the same here: {typed('report', name, '--round', folder.name)}")
+    print(f"keep this signed head somewhere else, too: {read_json(folder.closed)['anchor']}")
+    print(f"{following('round', name)}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
     return 0
 
 

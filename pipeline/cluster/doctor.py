@@ -1,6 +1,7 @@
 """`doctor`: is this machine, or this site, fit for a campaign? One line a check: what was found, and the cure where something is wrong.
 
-Nothing is changed, but for a canary file where --campaign names a folder. A check that cannot be made here says so and is no failure.
+Nothing is changed, but for a canary file in the working folder while a node of a Slurm site looks for it. A check that cannot be made
+here says so and is no failure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import PipelineError
-from pipeline.campaign.facts import facts_of, verified_code
+from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.records import NUM_ARMS
 from pipeline.cluster import forecast, site_check, slurm_submit
@@ -30,9 +31,8 @@ PROGRAMS = {
 USER_PROGRAMS = {"squashfuse": "squashfuse", "fuse-overlayfs": "fuse-overlayfs"}
 
 
-def examine(overrides: Sequence[str], campaign: Campaign | None = None) -> list[Check]:
-    """All checks, in the order in which they matter. Raises ConfigError for overrides that compose to nothing."""
-    chosen = settings.compose(overrides)
+def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list[Check]:
+    """All checks of a configuration, and of a campaign's frozen digests, in the order in which they matter."""
     found = [*_machine(), *_space(chosen), *_environment(), _fits(chosen), *_memory(chosen)]
     if chosen.cluster.weights_dir:
         found.append(
@@ -41,7 +41,7 @@ def examine(overrides: Sequence[str], campaign: Campaign | None = None) -> list[
     if chosen.cluster.kind == "slurm":
         found += site_check.examine(chosen)
     if campaign:
-        found += _campaign(campaign, chosen)
+        found += _campaign(campaign)
     return found
 
 
@@ -140,12 +140,14 @@ def _memory(chosen: settings.Settings) -> Iterator[Check]:
                 "" if wanted <= there else "a site (cluster=slurm...), or a smaller model; `plan-memory` says what takes it")  # fmt: skip
 
 
-def _campaign(campaign: Campaign, chosen: settings.Settings) -> Iterator[Check]:
+def _campaign(campaign: Campaign) -> Iterator[Check]:
     yield _tell("frozen facts", lambda: str(facts_of(campaign)["campaign"]))
     yield _tell("frozen code", lambda: verified_code(campaign, facts_of(campaign)).name)
     yield _tell(
         "image", lambda: image.verify(campaign.image, facts_of(campaign)["image"]["tree_digest"]).tree_digest[:16]
     )
+    rounds = list(campaign.frozen_rounds())
+    yield _tell("frozen plans", lambda: f"{len([read_plan(each) for each in rounds])}, as the log has them")
     mode = campaign.vault.stat().st_mode & 0o777 if campaign.vault.exists() else 0
     yield Check(
         "vault",

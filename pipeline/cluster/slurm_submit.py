@@ -76,7 +76,7 @@ def run_stage(*stage: str) -> None:
     if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and requeue_this_job() == FORBIDDEN:
         if stage[0] == "worker":  # what the reference's job leaves is done by the meta stage
             # Another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
-            subprocess.run(command(("rerun", stage[1], stage[3], "--round", stage[2])))
+            subprocess.run(command(("rerun", *stage[1:4])))
     if code:
         raise SystemExit(code)
 

@@ -13,7 +13,7 @@ from pipeline.campaign.errors import ConfigError, NotFound
 
 IN_RUNTIME = ("worker", "reference", "meta")
 Stage = tuple[str, ...]
-"""A stage's name and its arguments, such as ("worker", "/runs/demo", "r0001", "a3", "--plan", "<sha256>")."""
+"""A command's name, campaign, round and further words, such as ("worker", "/runs/demo", "r0001", "a3", "--plan", "<sha256>")."""
 
 
 def command(stage: Stage, runtime: Sequence[str] = ()) -> list[str]:
@@ -32,4 +32,5 @@ def command(stage: Stage, runtime: Sequence[str] = ()) -> list[str]:
             f"cluster.runtime begins with {chosen[0]}, which is no program on {platform.node()}",
             "Install it there, or put it on PATH in cluster.setup (`module load ...`); cluster.runtime=[] takes this Python",
         )
-    return [*(chosen or [sys.executable]), "-P", "-m", "pipeline", *stage]
+    name, campaign, round_name, *further = stage
+    return [*(chosen or [sys.executable]), "-P", "-m", "pipeline", name, campaign, "--round", round_name, *further]

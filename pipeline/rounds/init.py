@@ -187,7 +187,7 @@ def freeze_code(code_dir: Path) -> str:
     for name in FROZEN_CODE:
         shutil.copytree(CODE_ROOT / name, draft / name, ignore=SKIPPED)
     # A file where Python would make a folder for its bytecode: whoever runs this code leaves it as it was frozen.
-    for package in {module.parent for module in (draft / "pipeline").rglob("*.py")}:
+    for package in sorted({module.parent for module in (draft / "pipeline").rglob("*.py")}):
         write_file(package / "__pycache__", "")
     digest = files.tree_digest(draft)
     os.rename(draft, code_dir / digest[:16])

@@ -47,7 +47,8 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
             ids = read_json(folder.submitted).get("array_job_ids", [])
             raise ConfigError(
                 f"round {folder.name} is submitted already (jobs {', '.join(ids)})",
-                f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta` closes it when its arms are done",
+                f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta {campaign.folder}` closes it when its "
+                "arms are done",
             )
         code_dir, digest = verified(campaign, folder)
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")

@@ -122,5 +122,8 @@ def test_a_stage_whose_runtime_is_not_on_the_node_ends_with_the_cure(tmp_path, c
 def test_what_talks_to_slurm_stays_outside(monkeypatch):
     monkeypatch.setenv("POSTRAIN_RUNTIME", f"{shutil.which('env')} $IMAGE python3")
     monkeypatch.setenv("IMAGE", "/shared/run time.sif")
-    assert stage_command.command(("rerun", "runs/demo", "a0"))[0] == sys.executable
-    assert stage_command.command(("worker", "runs/demo"))[1:3] == ["/shared/run time.sif", "python3"]
+    assert stage_command.command(("rerun", "runs/demo", "r0001", "a0"))[0] == sys.executable
+    stage = ("worker", "runs/demo", "r0001", "a0", "--plan", "0f")
+    assert stage_command.command(stage)[1:] == [
+        "/shared/run time.sif", "python3", "-P", "-m", "pipeline", "worker", "runs/demo", "--round", "r0001", "a0", "--plan", "0f",
+    ]  # fmt: skip

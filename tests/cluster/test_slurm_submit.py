@@ -192,8 +192,8 @@ def test_a_stage_runs_from_the_frozen_code_alone(code_dir, tmp_path, monkeypatch
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_when_the_round_is_stopped_every_running_stage_is_ended_first(code_dir, tmp_path, number):
     text = f"""
-signal.signal(signal.SIGTERM, lambda *_: (Path({str(tmp_path)!r}, 'saved-' + sys.argv[4]).touch(), sys.exit(75)))
-Path({str(tmp_path)!r}, 'up-' + sys.argv[4]).touch()
+signal.signal(signal.SIGTERM, lambda *_: (Path({str(tmp_path)!r}, 'saved-' + sys.argv[5]).touch(), sys.exit(75)))
+Path({str(tmp_path)!r}, 'up-' + sys.argv[5]).touch()
 time.sleep(60)"""
     program = f"""
 from pathlib import Path
@@ -272,7 +272,7 @@ def test_where_requeueing_is_refused_the_first_task_has_another_job_go_on(code_d
         assert process.wait(timeout=30) == 75
     assert (tmp_path / "rerun").exists() == continued
     if continued:
-        assert (tmp_path / "rerun").read_text() == "a0 --round r0001"
+        assert (tmp_path / "rerun").read_text() == "--round r0001 a0"
 
 
 def test_the_name_of_this_job(monkeypatch):

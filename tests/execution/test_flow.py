@@ -41,7 +41,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
 
 @pytest.fixture(scope="module")
 def attempt(campaign: Campaign) -> Attempt:
-    done = pipeline("worker", campaign.folder, "r0001", "a2")
+    done = pipeline("worker", campaign.folder, "--round", "r0001", "a2")
     assert done.returncode == 0, done.stderr
     return campaign.round("r0001").attempts("a2")[0]
 
@@ -82,7 +82,7 @@ def test_the_adapter_is_sealed_before_the_fresh_seed_is_used(attempt: Attempt) -
 
 
 def test_dev_items_are_the_same_for_every_arm_and_fresh_differ_from_dev(campaign: Campaign, attempt: Attempt) -> None:
-    done = pipeline("worker", campaign.folder, "r0000", "a1")  # the base: judged as it is, nothing trained
+    done = pipeline("worker", campaign.folder, "--round", "r0000", "a1")  # the base: judged as it is, nothing trained
     assert done.returncode == 0, done.stderr
     base = campaign.round("r0000").attempts("a1")[0]
     dev = [line["item_id"] for line in read_json_lines(attempt.completions_dir / "dev.jsonl")]
@@ -97,7 +97,7 @@ def test_dev_items_are_the_same_for_every_arm_and_fresh_differ_from_dev(campaign
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGKILL, -9)])
 def test_an_arm_that_ends_while_it_is_judged_is_not_trained_again(campaign: Campaign, number: int, code: int) -> None:
     arm, folder = f"a{4 + (number == signal.SIGKILL)}", campaign.round("r0001")
-    command = [sys.executable, "-m", "pipeline", "worker", str(campaign.folder), "r0001", arm]
+    command = [sys.executable, "-m", "pipeline", "worker", str(campaign.folder), "--round", "r0001", arm]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 120
         while not folder.attempts(arm) or not [
@@ -109,7 +109,7 @@ def test_an_arm_that_ends_while_it_is_judged_is_not_trained_again(campaign: Camp
         process.wait()
     assert process.returncode == code or number == signal.SIGKILL
     assert not folder.published(arm).exists()
-    assert pipeline("worker", campaign.folder, "r0001", arm).returncode == 0
+    assert pipeline("worker", campaign.folder, "--round", "r0001", arm).returncode == 0
     first, second = folder.attempts(arm)
     phases = [mark["phase"] for mark in read_json_lines(second.phases)]
     assert "train_start" not in phases and phases[-1] == "completed"
@@ -129,7 +129,7 @@ def test_an_arm_cut_short_between_decoding_and_its_result_is_published_by_the_ne
     folder.published("a2").unlink()
     first.result.unlink()
     first.completions_dir.rename(first.decoded_dir)
-    done = pipeline("worker", copy.folder, "r0001", "a2")
+    done = pipeline("worker", copy.folder, "--round", "r0001", "a2")
     assert done.returncode == 0, done.stderr
     assert read_attributes(folder.published("a2"))["attempt"] == 1
     assert read_outcome(folder.published("a2"), "").outcomes == whole.outcomes
@@ -158,21 +158,21 @@ def test_a_shard_that_is_joined_while_it_is_looked_at_is_no_fault(tmp_path: Path
 
 
 def test_a_published_arm_is_not_run_again(campaign: Campaign, attempt: Attempt) -> None:
-    done = pipeline("worker", campaign.folder, "r0001", "a2")
+    done = pipeline("worker", campaign.folder, "--round", "r0001", "a2")
     assert done.returncode == 0
     assert "was published before" in done.stdout
     assert len(campaign.round("r0001").attempts("a2")) == 1
 
 
 def test_a_job_with_another_plan_s_digest_is_refused_before_it_claims(campaign: Campaign) -> None:
-    done = pipeline("worker", campaign.folder, "r0001", "a7", "--plan", "0" * 64)
+    done = pipeline("worker", campaign.folder, "--round", "r0001", "a7", "--plan", "0" * 64)
     assert done.returncode == 4
     assert "plan.json" in done.stderr
     assert not campaign.round("r0001").attempts("a7")
 
 
 def test_below_the_quorum_meta_says_what_is_missing_and_decides_nothing(campaign: Campaign, attempt: Attempt) -> None:
-    done = pipeline("meta", campaign.folder, "r0001")
+    done = pipeline("meta", campaign.folder, "--round", "r0001")
     assert done.returncode == 1
     folder = campaign.round("r0001")
     assert f"{len(list(folder.folder.glob('a?.h5')))} of 8 arms have a score" in done.stdout
@@ -189,7 +189,7 @@ def test_a_trial_that_crashes_is_a_typed_outcome_with_its_traceback_and_no_score
     # How many puzzles the image has, only the trial sees: it holds out more than there are.
     done = pipeline("round", broken.folder, "experiment=smoke", "recipe.holdout_per_family=1000", "--no-submit")
     assert done.returncode == 0, done.stderr
-    done = pipeline("worker", broken.folder, "r0001", "a0")
+    done = pipeline("worker", broken.folder, "--round", "r0001", "a0")
     assert done.returncode == 1
     found = read_attributes(broken.round("r0001").published("a0"))
     assert (found["status"], found["exit_class"]) == ("failed", "data")
@@ -202,7 +202,7 @@ def test_a_trial_that_crashes_is_a_typed_outcome_with_its_traceback_and_no_score
 def test_a_campaign_is_the_same_through_a_link(campaign: Campaign, attempt: Attempt, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(campaign.folder)
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "worker", str(tmp_path / "link"), "r0001", "a2"],
+        [sys.executable, "-m", "pipeline", "worker", str(tmp_path / "link"), "--round", "r0001", "a2"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

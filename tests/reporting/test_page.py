@@ -96,7 +96,7 @@ def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, cap
 
     meta.close(campaign, folder)
     assert page.write_page(folder) == []
-    for words in ((), ("r0001",)):
+    for words in ((), ("--round", "r0001")):
         assert main(["report", str(campaign.folder), *words]) == 0
     said = capsys.readouterr().out
     assert "r0001 is decided; a2 is kept" in said and "There is none: whether fresh items still mean" in said

@@ -40,9 +40,9 @@ def typed(checkout: Path, *words: object) -> subprocess.CompletedProcess[str]:
     [
         (["rerun", "{}", "a1", "--dry-run"], 0, "would: r0001/a1: again, on this machine"),
         (["cancel", "{}"], 0, "nothing of it waits in Slurm or runs here"),
-        (["pause", "{}"], 0, "paused after the round that runs"),
+        (["pause", "{}"], 0, "the campaign pauses after the round that runs"),
         (["resume", "{}"], 0, "no next round: campaign.auto is off"),
-        (["chain", "{}", "r0001"], 0, "no next round: campaign.auto is off"),
+        (["chain", "{}", "--round", "r0001"], 0, "no next round: campaign.auto is off"),
         (["round", "{}", "--no-submit"], 0, "next: sbatch --array=0,1,2,3,4,5,6,7"),
         (["round", "{}", "recipe.num_steps=3"], 2, "was frozen with"),
     ],
@@ -62,7 +62,7 @@ def test_a_plain_meta_job_closes_a_round_from_a_checkout(tmp_path):
     campaign = frozen_campaign(tmp_path)
     for number in range(8):
         publish(campaign.round("r0001"), f"a{number}")
-    done = typed(ROOT, "chain", campaign.folder, "r0001", "--meta")
+    done = typed(ROOT, "chain", campaign.folder, "--round", "r0001", "--meta")
     assert done.returncode == 0, done.stderr
     assert campaign.round("r0001").closed.exists()
 

@@ -95,7 +95,7 @@ def undisturbed(campaign: Campaign, arm: str) -> str:
     calm = Campaign.at(campaign.folder.parent / "calm" / "drill")
     published = calm.round("r0001").published(arm)
     if not published.exists():
-        pipeline("worker", calm.folder, "r0001", arm)
+        pipeline("worker", calm.folder, "--round", "r0001", arm)
     return str(read_attributes(published)["adapter_digest"])
 
 
@@ -157,7 +157,7 @@ def ranks(folder: Round, arm: str, attempt: int = 0) -> list[int]:
 
 
 def state_of(campaign: Campaign, arm: str) -> str:
-    rows = json.loads(pipeline("status", campaign.folder, "r0001", "--json"))["arms"]
+    rows = json.loads(pipeline("status", campaign.folder, "--round", "r0001", "--json"))["arms"]
     return next(str(row["state"]) for row in rows if row["arm"] == arm)
 
 

@@ -197,7 +197,7 @@ def test_a_kill_for_want_of_memory_is_typed_with_the_plan(drilled: Campaign, end
     try:
         # Only root may join a group of root's; what joins becomes the cluster's user then.
         drop = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--"]
-        work = [sys.executable, "-m", "pipeline", "worker", str(drilled.folder), "r0001", "a6"]
+        work = [sys.executable, "-m", "pipeline", "worker", str(drilled.folder), "--round", "r0001", "a6"]
         command = ["bash", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "-", *drop, *work]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     finally:

@@ -54,7 +54,9 @@ def test_two_metas_and_two_rounds_at_once(drilled: Campaign, ends: Callable[[str
     until(lambda: all(completed(drilled.round("r0000"), arm) for arm in ("a0", "a1")), "the reference", 600)
     command = [sys.executable, "-m", "pipeline"]
     with ThreadPoolExecutor(2) as pool:
-        metas = list(pool.map(lambda _: attempted([*command, "meta", str(drilled.folder), "r0001"]), range(2)))
+        metas = list(
+            pool.map(lambda _: attempted([*command, "meta", str(drilled.folder), "--round", "r0001"]), range(2))
+        )
     assert sorted(each.returncode for each in metas) == [0, 2], [each.stderr for each in metas]
     assert any("another meta stage of r0001 runs now" in each.stderr for each in metas)
     assert [path.name for path in sorted(folder.decisions_dir.iterdir())] == ["00.json"]
@@ -80,7 +82,7 @@ def test_a_damaged_result_is_refused_by_name_and_cured(drilled: Campaign, ends: 
     middle = len(whole) // 2
     for damage in (whole[:middle], bytes([*whole[:middle], whole[middle] ^ 1, *whole[middle + 1 :]])):
         folder.published("a6").write_bytes(damage)
-        told = attempted([sys.executable, "-m", "pipeline", "meta", str(drilled.folder), "r0001"])
+        told = attempted([sys.executable, "-m", "pipeline", "meta", str(drilled.folder), "--round", "r0001"])
         outcomes = {each["arm"]: each for each in read_json(folder.evidence)["outcomes"]}
         assert outcomes["a6"]["status"] == "failed", told.stderr
         assert outcomes["a6"]["exit_class"].startswith("integrity"), told.stderr
@@ -178,14 +180,14 @@ def test_a_full_disk_costs_a_start_and_no_file(
         publish(folder, f"a{n}", 20)
     before = tree(made.folder)
     ballast = fill(small_disk)
-    told = attempted([sys.executable, "-m", "pipeline", "meta", str(made.folder), "r0001"])
+    told = attempted([sys.executable, "-m", "pipeline", "meta", str(made.folder), "--round", "r0001"])
     assert told.returncode == 1 and "No space left" in told.stderr, told.stderr
     assert (
         tree(made.folder) == before | {"ballast": b""}
         or {name: content for name, content in tree(made.folder).items() if name in before} == before
     )
     ballast.unlink()
-    pipeline("meta", made.folder, "r0001")
+    pipeline("meta", made.folder, "--round", "r0001")
     assert folder.closed.exists()
     ends(
         "disk full while writing the ledger",
@@ -248,7 +250,7 @@ tempfile.mkdtemp = lambda suffix=None, prefix=None, dir=None: make(suffix, prefi
 from pipeline.sandbox import image; from pipeline.sandbox import namespace
 from pipeline.sandbox.bubblewrap import Sandbox
 
-_, sqsh, digest, number = sys.argv[1:]
+_, sqsh, _, digest, number = sys.argv[1:]  # worker IMAGE --round DIGEST ARM
 namespace.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
 with tempfile.TemporaryDirectory(prefix="noop-") as folder:
     scratch = Path(folder)

@@ -96,7 +96,7 @@ def test_the_same_round_as_a_hydra_multirun(campaign: Campaign) -> None:
     launcher += ["hydra.launcher.array_parallelism=2"]
     sweep = ["-m", "+round=r0003", "arm=glob(a*)", *launcher]
     pipeline(*sweep, module="pipeline.cli.multirun", CAMPAIGN_DIR=str(campaign.folder))
-    pipeline("meta", campaign.folder, "r0003")
+    pipeline("meta", campaign.folder, "--round", "r0003")
     assert statuses(campaign, "r0003") == dict.fromkeys(ARMS, "completed")
     decided(campaign, "r0003")
 

@@ -56,7 +56,7 @@ def test_wrong_usage_is_one_sentence(words, said, capsys):
 
 
 def test_other_commands_start_without_numpy():
-    code = "import sys, pipeline.__main__ as m; m.parser(); sys.exit('numpy' in sys.modules)"
+    code = "import sys, pipeline.__main__ as m; m.declared(); sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

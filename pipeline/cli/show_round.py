@@ -1,37 +1,48 @@
-"""Commands that look at a round: `status` and `logs`. They read files first, and what Slurm says where it was asked before."""
+"""`status`, `logs` and `report`: commands that show a round. They read files first, and ask Slurm second where the round was given to it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.campaign.files import is_alive, read_json
 from pipeline.campaign.layout import Campaign, Round
-from pipeline.cli.arguments import Verb, found
+from pipeline.cli.arguments import Commands, add_campaign, add_json, add_round, following, found, shown, typed
 
 
-def add(verb: Verb) -> None:
-    """Declare the commands. verb: makes a sub-parser from name, function and text."""
-    sub = verb("status", status_verb, "Show every arm of a round, from its files and what Slurm says.")
-    sub.add_argument("campaign", type=Path)
-    sub.add_argument("round", nargs="?", help="default: the newest")
-    sub.add_argument("--json", action="store_true")
-    sub.add_argument("--watch", action="store_true", help="go on until the round is closed")
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    sub = commands.add("status", status_verb, "Show every arm of a round, from its files and what Slurm says.")
+    add_campaign(sub)
+    add_round(sub)
+    add_json(sub)
+    sub.add_argument("--watch", action="store_true", help="Go on until the round is closed.")
 
-    sub = verb("logs", logs_verb, "Show the logs of an arm's newest attempt.")
-    sub.add_argument("campaign", type=Path)
-    sub.add_argument("arm", help="a0 to a7")
-    sub.add_argument("--round", help="default: the newest")
-    sub.add_argument("--which", choices=("trial", "judge", "job"), help="default: all that are there")
-    sub.add_argument("-f", "--follow", action="store_true", help="go on as they grow")
-    sub.add_argument("-n", "--lines", type=int, default=20)
+    sub = commands.add("logs", logs_verb, "Show the logs of an arm's newest attempt.")
+    add_campaign(sub)
+    sub.add_argument("arm", metavar="ARM", help="The arm: a0 to a7.")
+    add_round(sub)
+    sub.add_argument("--which", choices=("trial", "judge", "job"), help="Show this log alone. The default is all.")
+    sub.add_argument("-f", "--follow", action="store_true", help="Go on as the logs grow.")
+    sub.add_argument(
+        "-n", "--lines", type=int, default=20, metavar="N", help="Begin N lines before the end, default 20."
+    )
+
+    sub = commands.add(
+        "report",
+        report_verb,
+        "Show what a round's decision rests on, and what would have changed it.",
+        as_frozen=True,
+    )
+    add_campaign(sub)
+    add_round(sub, default="The default is the newest that has a decision, else the newest.")
+    add_json(sub)
 
 
 def status_verb(arguments: argparse.Namespace) -> None:
@@ -57,23 +68,24 @@ def status_verb(arguments: argparse.Namespace) -> None:
         forecast = (
             f"{hours['forecast']:,.2f} forecast, {hours['source']}"
             if hours["forecast"]
-            else "no rate is known to forecast"
+            else "there is no forecast, for no rate is known"
         )
         print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
-    shown = shlex.quote(str(arguments.campaign))
+    name = shown(arguments)
     without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
     if folder.closed.exists():
-        print(f"closed; next: python -m pipeline round {shown}")
+        print(f"the round is closed; {following('round', name)}")
     elif submitted.get("kind") == "local":
-        print(open_here(submitted, without, shown))
+        print(open_here(submitted, without, name))
     elif without:
-        print(f"open; {', '.join(without)} ended without a score: python -m pipeline rerun {shown} {' '.join(without)}")
+        rerun = typed("rerun", name, *without, *(["--round", folder.name] if arguments.round else []))
+        print(f"the round is open; {', '.join(without)} ended without a score; start them again: {rerun}")
     elif (meta := states.get("meta")) and (meta.waits or meta.runs):
         print(
-            f"open; meta job {meta.job_id} decides when its arms are done; next: python -m pipeline status {shown} --watch"
+            f"the round is open; meta job {meta.job_id} decides when its arms are done; {following('status', name, '--watch')}"
         )
     else:
-        print(f"open; when its arms are done: python -m pipeline meta {shown} {folder.name}")
+        print(f"the round is open; decide it when its arms are done: {typed('meta', name, '--round', folder.name)}")
 
 
 def told_of_silence(folder: Round, states: dict[str, Any]) -> str:
@@ -85,13 +97,13 @@ def told_of_silence(folder: Round, states: dict[str, Any]) -> str:
     return "Slurm does not answer: states are from files alone; `sinfo` must work in this shell (SLURM_CONF)"
 
 
-def open_here(submitted: dict[str, Any], without: list[str], shown: str) -> str:
-    """Of a round on this machine: who goes on with it."""
+def open_here(submitted: dict[str, Any], without: list[str], name: str) -> str:
+    """Of a round on this machine: who goes on with it. name: of the campaign's folder, as one types it."""
     pid = submitted["pid"]
     if is_alive(pid):
-        return f"open; `round` runs here as process {pid} and decides by itself; next: python -m pipeline status {shown} --watch"
+        return f"the round is open; `round` runs here as process {pid} and decides by itself; {following('status', name, '--watch')}"
     told = f"{', '.join(without)} ended without a score" if without else "nobody runs it now"
-    return f"open; {told}; it goes on where it stopped: python -m pipeline round {shown}"
+    return f"the round is open; {told}; it goes on where it stopped: {typed('round', name)}"
 
 
 def watch_round(campaign: Campaign, folder: Round) -> None:
@@ -146,3 +158,41 @@ def end_with(tail: subprocess.Popen[str], folder: Round, arm: str) -> None:
         time.sleep(1)
     time.sleep(1)  # for what was written last
     tail.terminate()
+
+
+def report_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.campaign.facts import read_plan
+    from pipeline.campaign.log import Log
+    from pipeline.config import settings
+    from pipeline.decision import history
+    from pipeline.reporting import document, page
+
+    campaign, folder = found(arguments, arguments.round)
+    records = Log(campaign.log).records()
+    newest = history.read_history(records).decided
+    if arguments.round is None and newest:
+        folder = campaign.round(newest)
+    if not folder.evidence.exists():
+        return report_open(folder, arguments)
+    read_plan(folder)  # whose digest the configuration must have: the page's fence rests on it
+    sections = page.of_log(records, folder.name, settings.load(folder.config).model.name)
+    if arguments.json:
+        plain = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in sections]
+        print(json.dumps({"round": folder.name, "sections": plain}, indent=1))
+        return
+    print(document.as_text(sections), end="")
+    where = f"    (with figures: {folder.report})" if folder.report.exists() else ""
+    print(following("round", shown(arguments)) + where)
+
+
+def report_open(folder: Round, arguments: argparse.Namespace) -> None:
+    """Of a round that no meta stage has looked at there is nothing to show yet but how far it is."""
+    from pipeline.execution.results import status_of
+
+    arms = [arm.name for arm in folder.frozen_plan().arms]
+    scored = [arm for arm in arms if status_of(folder.published(arm)) == "completed"]
+    if arguments.json:
+        print(json.dumps({"round": folder.name, "scored": scored, "arms": len(arms), "sections": []}, indent=1))
+        return
+    print(f"{folder.name} is not decided yet: {len(scored)} of {len(arms)} arms have a score")
+    print(following("status", shown(arguments), "--round", folder.name))

@@ -1,0 +1,79 @@
+"""`pause`, `resume`, `end` and `gc`: commands that change a campaign as a whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from pipeline.campaign.layout import Campaign
+from pipeline.cli.arguments import Commands, add_campaign, add_dry_run, add_json, following, found, shown
+from pipeline.cli.job_stages import tell_chained
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    sub = commands.add(
+        "pause", pause_verb, "Let no round follow the one that runs, until `resume` (with campaign.auto).", as_frozen=True
+    )  # fmt: skip
+    add_campaign(sub)
+
+    sub = commands.add(
+        "resume", resume_verb, "Take a pause back, and start the next round where that can be.", as_frozen=True
+    )
+    add_campaign(sub)
+
+    sub = commands.add("end", end_verb, "End a campaign: the seeds of dev and of the board become public.")
+    add_campaign(sub)
+    add_dry_run(sub)
+
+    sub = commands.add("gc", gc_verb, "List what no later run of a campaign needs, and free it with --delete.")
+    add_campaign(sub)
+    sub.add_argument("--delete", action="store_true", help="Delete what is listed.")
+    add_json(sub)
+
+
+def pause_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.rounds import chain
+
+    chain.pause(Campaign.at(arguments.campaign))
+    print(f"the campaign pauses after the round that runs; {following('resume', shown(arguments))}")
+
+
+def resume_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.rounds import chain
+
+    campaign, folder = found(arguments, None)
+    tell_chained(chain.resume(campaign, folder), arguments)
+
+
+def end_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.rounds import end_campaign, frozen_code
+
+    campaign, _ = found(arguments, None)
+    if not arguments.dry_run:
+        frozen_code.run_frozen_code(campaign)
+    names = ", ".join(end_campaign.end(campaign, dry_run=arguments.dry_run))
+    said = "`end` would reveal" if arguments.dry_run else "the campaign has ended and revealed"
+    print(f"{said} the seeds of {names}; no round follows")
+    print(following("audit", shown(arguments), "--rescore"))
+
+
+def gc_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.config.footprint import in_units
+    from pipeline.rounds import garbage
+
+    campaign, _ = found(arguments, None)
+    items = list(garbage.garbage(campaign))
+    if arguments.delete:
+        garbage.remove(items)
+    if arguments.json:
+        print(json.dumps([{"path": str(path), "bytes": size} for path, size in items], indent=1))
+        return
+    for path, size in items:
+        print(f"{in_units(size):>12}  {path}")
+    total = in_units(sum(size for _, size in items))
+    print(
+        f"gc has freed {total}"
+        if arguments.delete
+        else f"{total} can go; {following('gc', shown(arguments), '--delete')}"
+    )

@@ -1,0 +1,130 @@
+"""`doctor` and `plan-memory`: is this machine or site fit for a campaign, and what does a configuration take?
+
+Both take the folder of a campaign, overrides, or both: a campaign has its own frozen configuration, which overrides change for the check alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.campaign.errors import ConfigError, IntegrityError
+from pipeline.campaign.layout import Campaign
+from pipeline.cli.arguments import Commands, add_json, following
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    sub = commands.add("doctor", doctor_verb, "Check this machine or site, and name the cure of whatever is wrong.")
+    add_words(sub, "its frozen digests are checked as well")
+    add_json(sub)
+
+    sub = commands.add(
+        "plan-memory", plan_memory_verb, "Show what a configuration takes: memory, checkpoints, hours and money."
+    )
+    add_words(sub, "the hours follow from the speed that its rounds measured")
+    add_json(sub)
+
+
+def add_words(sub: argparse.ArgumentParser, of_campaign: str) -> None:
+    sub.add_argument(
+        "overrides", nargs="*", metavar="DIR|KEY=VALUE",
+        help=f"The folder of a campaign: its frozen configuration is taken, and {of_campaign}. "
+        "Or Hydra overrides, such as cluster=slurm_pyxis experiment=nano_30b.",
+    )  # fmt: skip
+
+
+def doctor_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.cluster import doctor
+
+    campaign, overrides = campaign_and_overrides("doctor", arguments.overrides)
+    checks = doctor.examine(configuration(campaign, overrides), campaign)
+    is_fit = all(check.verdict != "bad" for check in checks)
+    if arguments.json:
+        print(json.dumps([vars(check) for check in checks], indent=1))
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 160).print(doctor.table(checks))
+        again = ["doctor", *map(shlex.quote, arguments.overrides)]
+        print(following(*(dry_run(campaign, overrides) if is_fit else again)))
+    return int(not is_fit)
+
+
+def plan_memory_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.campaign.records import NUM_ARMS
+    from pipeline.config.fit import check_plan_fits, check_sizes
+    from pipeline.reporting import cost
+
+    campaign, overrides = campaign_and_overrides("plan-memory", arguments.overrides)
+    chosen = configuration(campaign, overrides)
+    check_sizes(chosen)
+    rounds = campaign.frozen_rounds() if campaign else ()
+    if arguments.json:
+        print(json.dumps(cost.memory_and_cost(chosen, NUM_ARMS, rounds), indent=1))
+    else:
+        cost.show_cost(chosen, NUM_ARMS, rounds)
+    check_plan_fits(chosen)
+    if not arguments.json:
+        known = chosen.cluster.capacity.gpu_memory_gib
+        fits = "it fits" if known else "no limit is known (cluster.capacity.gpu_memory_gib)"
+        print(f"{fits}; {following(*dry_run(campaign, overrides))}")
+
+
+def campaign_and_overrides(command: str, words: Sequence[str]) -> tuple[Campaign | None, list[str]]:
+    """The campaign that a word names, and the words that are Hydra overrides.
+
+    Raises ConfigError for a word that is neither, and for a second campaign.
+    """
+    named: list[Campaign] = []
+    overrides: list[str] = []
+    for word in words:
+        if Campaign.at(word).frozen.exists():
+            named.append(Campaign.at(word))
+        elif "=" in word or word.startswith("~"):  # Hydra's `~key` takes a key away
+            overrides.append(word)
+        else:
+            what = (
+                "is a folder, and no campaign"
+                if Path(word).is_dir()
+                else "is neither a campaign's folder nor an override"
+            )
+            raise ConfigError(
+                f"{word} {what}",
+                f"Valid: `{command} runs/demo`, the folder of a campaign, or `{command} cluster=slurm_pyxis`, overrides as key=value",
+            )
+    if len(named) > 1:
+        raise ConfigError(f"{command} was given {len(named)} campaigns", "Valid: one at a time")
+    return (named[0] if named else None), overrides
+
+
+def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
+    """The composed settings of overrides, or those that a campaign's newest round was frozen with, under the overrides.
+
+    Raises IntegrityError where that round has no configuration any more, and as `settings.compose`.
+    """
+    from pipeline.campaign.facts import facts_of, verified_code
+    from pipeline.config import settings
+
+    if campaign is None:
+        return settings.compose(overrides)
+    newest = max(campaign.frozen_rounds(), key=lambda folder: folder.number, default=campaign.round("r0000"))
+    if not newest.config.exists():
+        raise IntegrityError(f"{newest.config} is not there", "Restore it from a copy")
+    if not overrides:
+        return settings.load(newest.config)
+    facts = facts_of(campaign)
+    written = [f"+round={newest.name}"] if campaign.overrides(newest.name).exists() else []
+    every = [*facts["overrides"], *overrides, *written]
+    return settings.compose(every, verified_code(campaign, facts) / "hydra_conf", campaign.folder)
+
+
+def dry_run(campaign: Campaign | None, overrides: Sequence[str]) -> list[str]:
+    """The words of a dry run with the same configuration."""
+    folder = shlex.quote(str(campaign.folder)) if campaign else "runs/NAME"
+    return ["round", folder, *map(shlex.quote, overrides), "--dry-run"]

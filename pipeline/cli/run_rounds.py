@@ -1,0 +1,135 @@
+"""`init`, `round` and `campaign`: freeze a campaign, run or submit its next round, run several rounds."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+
+from pipeline.campaign.errors import ConfigError, Refused
+from pipeline.campaign.layout import Campaign
+from pipeline.cli.arguments import (
+    Commands,
+    add_campaign,
+    add_overrides,
+    following,
+    jobs_of,
+    newest_frozen,
+    shown,
+    typed,
+)
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    sub = commands.add("init", init_verb, "Freeze a new campaign; the first `round` does so by itself.")
+    add_campaign(sub, "The folder that the campaign gets.")
+    add_overrides(sub, "Hydra overrides, such as experiment=smoke recipe.num_steps=100.")
+
+    sub = commands.add(
+        "round", round_verb, "Freeze the next round, and run it here (cluster=local) or submit it to Slurm.", as_frozen=True
+    )  # fmt: skip
+    add_campaign(sub, "The folder of the campaign. The first round makes it.")
+    add_overrides(sub, "Hydra overrides. After the first round only cluster=... may be another.")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--dry-run", action="store_true", help="Show the plan and the sbatch texts, and write nothing.")
+    how.add_argument("--no-submit", action="store_true", help="Freeze the round only, for sbatch or a Hydra multirun.")
+    how.add_argument(
+        "--wait", action="store_true", help="Follow the round until it is closed. With cluster=local this is always so."
+    )
+    sub.add_argument("--json", action="store_true", help="Of a dry run: print plan, costs and sbatch texts as JSON.")
+
+    sub = commands.add(
+        "campaign",
+        campaign_verb,
+        "Run rounds one after the other: here, or on Slurm, where each meta job submits the next one.",
+        as_frozen=True,
+    )
+    add_campaign(sub, "The folder of the campaign. The first round makes it.")
+    add_overrides(sub, "Hydra overrides, as of `round`.")
+    sub.add_argument(
+        "--rounds", type=int, metavar="N",
+        help="Stop after round N. The default is the budget of the constitution's article 4, which is 8 rounds.",
+    )  # fmt: skip
+
+
+def init_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.rounds.init import init
+
+    init(Campaign.at(arguments.campaign), arguments.overrides)
+    print(f"campaign {arguments.campaign} is frozen")
+    print(following("round", shown(arguments)))
+
+
+def round_verb(arguments: argparse.Namespace) -> int | None:
+    from pipeline.cli.round_display import follow_slurm, run_local, show_dry_run, show_plan
+    from pipeline.rounds import freeze, launch
+    from pipeline.rounds.init import init
+
+    campaign, name = Campaign.at(arguments.campaign), shown(arguments)
+    if arguments.json and not arguments.dry_run:
+        raise ConfigError(
+            "--json goes with --dry-run", f"`{typed('report', name, '--json')}` prints what came of a round"
+        )
+    if arguments.dry_run:
+        show_dry_run(campaign, arguments.overrides, as_json=arguments.json)
+        if not arguments.json:
+            print(following("round", name, *map(shlex.quote, arguments.overrides)))
+        return None
+    if not campaign.folder.exists():
+        init(campaign, arguments.overrides)
+        print(f"campaign {name} is frozen (image, code, constitution, commitments)")
+    folder = freeze.freeze(campaign, freeze.next_round(campaign), arguments.overrides)
+    show_plan(folder)
+    if arguments.no_submit:
+        for stages in launch.arrays(campaign, folder):
+            indices = ",".join(stage[3].removeprefix("a") for stage in stages)
+            print(f"next: sbatch --array={indices} slurm/round.sbatch {name} {stages[0][2]}")
+        print(f"then: sbatch --dependency=afterany:ID[:ID] slurm/meta.sbatch {name} {folder.name}")
+        return None
+    if launch.is_local(folder):
+        return run_local(name, campaign, folder)
+    began = time.monotonic()
+    record = launch.submit(campaign, folder)
+    print(f"{folder.name} is submitted, in {time.monotonic() - began:.2f} s: {jobs_of(record)}")
+    print(following("status", name))
+    return follow_slurm(name, campaign, folder) if arguments.wait else None
+
+
+def campaign_verb(arguments: argparse.Namespace) -> int | None:
+    """`round` with campaign.auto; where it runs on this machine, again and again until the last round is closed."""
+    from pipeline.rounds import launch
+
+    last = last_round(arguments.rounds)
+    arguments.overrides = [*arguments.overrides, "campaign.auto=true", f"campaign.rounds={arguments.rounds or 0}"]
+    arguments.dry_run = arguments.no_submit = arguments.wait = arguments.json = False
+    campaign = Campaign.at(arguments.campaign)
+    while True:
+        if campaign.folder.exists() and campaign.paused.exists():
+            print(f"the campaign is paused; {following('resume', shown(arguments))}")
+            return None
+        if campaign.folder.exists() and campaign.round(f"r{last:04d}").closed.exists():
+            print(f"r{last:04d} is closed; {following('status', shown(arguments))}")
+            return None
+        code = round_verb(arguments)
+        if code or not launch.is_local(campaign.round(newest_frozen(campaign))):
+            return code
+
+
+def last_round(asked: int | None) -> int:
+    """The number of the round after which to stop. Raises ConfigError below 1, Refused (article 4) above the budget."""
+    from pipeline.campaign import facts
+
+    budget = facts.load_constitution().num_rounds
+    if asked is None:
+        return budget
+    if asked < 1:
+        raise ConfigError(f"--rounds {asked} runs no round", f"Valid: 1 to {budget}; without --rounds, {budget}")
+    if asked > budget:
+        raise Refused(
+            "4",
+            "rounds_spent",
+            f"--rounds {asked} is more than the campaign's {budget} rounds",
+            f"Valid: 1 to {budget}",
+        )
+    return asked
