@@ -81,3 +81,14 @@ def test_linked_files_exist(document: Path) -> None:
 
 def test_something_was_found() -> None:
     assert len(MAKE) > 5 and len(PIPELINE) > 3
+
+
+def test_contributing_names_every_module() -> None:
+    """A stranger finds the room of a change there: a module that is missing, or gone, would lead him astray."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for package in [path.parent for path in sorted((ROOT / "pipeline").glob("*/__init__.py"))] + [ROOT / "studies"]:
+        place = package.relative_to(ROOT).as_posix()
+        section = re.search(rf"^### `{place}/`.*?(?=^### )", text, re.M | re.S)
+        assert section, place
+        named = set(re.findall(r"`(\w+\.py)`", "".join(re.findall(r"^- .*?:", section[0], re.M))))
+        assert named == {path.name for path in package.glob("*.py")} - {"__init__.py"}, place
