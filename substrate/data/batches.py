@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """How a batch is cut."""
+    """How a batch is cut into micro-batches and among ranks."""
 
     micro_batch_size: int  # most sequences in a forward pass of one rank
     multiple: int = 1  # of padded lengths, so that tensor-parallel ranks split the sequence evenly

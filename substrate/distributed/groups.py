@@ -152,7 +152,7 @@ def start(parallelism: Mapping[str, Any]) -> Parallel:
         pipeline_model_parallel_size=sizes["pp"],
         context_parallel_size=sizes["cp"],
         expert_model_parallel_size=sizes["ep"],
-        expert_tensor_parallel_size=sizes["tp"] if sizes["ep"] == 1 else 1,  # the docstring above says why
+        expert_tensor_parallel_size=sizes["tp"] if sizes["ep"] == 1 else 1,  # see the module's docstring
         create_gloo_process_groups=False,  # a second set beside NCCL's, which we do not use
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()

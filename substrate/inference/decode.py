@@ -33,7 +33,7 @@ REFILL_SHARE = 8  # prompts enter when 1 / REFILL_SHARE of the slots is free, si
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to decode; the keys of `config.decoding` in a task file."""
+    """The keys of `config.decoding` in a task file."""
 
     max_new_tokens: int  # most tokens of one completion, with the end-of-sequence token
     batch_size: int  # sequences decoded together

@@ -25,7 +25,7 @@ class ModelConfig:
     """Every number of the architecture. Sizes are those of the whole model, before sharding."""
 
     name: str  # the name in logs and adapter files
-    pattern: str  # one letter a layer: M Mamba-2, E mixture of experts, * attention
+    pattern: str  # one letter per layer: M Mamba-2, E mixture of experts, * attention
     hidden_size: int  # width of the residual stream
     vocab_size: int  # tokens; a multiple of the tensor-parallel size
     num_attention_heads: int  # query heads

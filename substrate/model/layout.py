@@ -49,7 +49,7 @@ class Placement:
         return replace(self, module=holder, names=tuple(prefix + name for name in self.names))
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Shape of the whole tensor `names[index]`."""
+        """Returns the shape of the whole tensor `names[index]`."""
         rest = list(self.tensor.shape[1:])
         if self.dim == 1:
             rest[0] *= self.group.size()

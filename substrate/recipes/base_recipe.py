@@ -57,10 +57,10 @@ class BaseRecipe(Recipe):
 
     method: str  # a key of substrate.recipes.METHODS
     sequence_length: int  # most tokens of an example; longer ones are left out and listed in the data card
-    trace_style: str  # how much of the working is learned, one of TRACE_STYLES
+    trace_style: str  # style of the reasoning that is learned, one of TRACE_STYLES
     epochs: float  # passes through the chosen examples; 0: use as many different ones as the file has
     curriculum: str  # order of a family's examples, one of substrate.data.rows.CURRICULA
-    real_share: float  # share of real rows among the examples; the image has them where tasks.train_csv named a file
+    real_share: float  # share of real rows among the examples; above 0 the image needs tasks.train_csv
     holdout_per_family: int  # examples of each family that are not trained on
     lora: Lora
     mix: dict[str, float] = field(hash=False)  # share of each family in the stream; a family without one is left out

@@ -41,7 +41,7 @@ REFERENCE = "reference"
 
 @dataclass(frozen=True)
 class Options:
-    """The method's own numbers."""
+    """The keys of `recipe.options`. Raises UsageError for a wrong value."""
 
     sft_steps: int  # steps on worked solutions; 0 for a base that solves some puzzles already
     samples_per_prompt: int  # size of a group
@@ -67,7 +67,7 @@ class Options:
 
 
 class Grpo(SftLora):
-    """hydra_conf/recipe/grpo.yaml."""
+    """The method of hydra_conf/recipe/grpo.yaml."""
 
     OPTIONS = Options
     own: Options

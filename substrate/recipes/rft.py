@@ -34,7 +34,7 @@ KEPT_FIELDS: dict[str, type] = {"item_id": str, "family": str, "prompt": list, "
 
 @dataclass(frozen=True)
 class Options:
-    """The method's own numbers."""
+    """The keys of `recipe.options`. Raises UsageError for a wrong value."""
 
     sft_steps: int  # steps on worked solutions; 0 for a base that solves some puzzles already
     num_prompts: int
@@ -56,7 +56,7 @@ class Options:
 
 
 class Rft(SftLora):
-    """hydra_conf/recipe/rft.yaml."""
+    """The method of hydra_conf/recipe/rft.yaml."""
 
     OPTIONS = Options
     own: Options

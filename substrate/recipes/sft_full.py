@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class SftFull(SftLora):
-    """hydra_conf/recipe/sft_full.yaml."""
+    """The method of hydra_conf/recipe/sft_full.yaml."""
 
     def check_layout(self, pp: int, dp: int) -> None:
         super().check_layout(pp, dp)

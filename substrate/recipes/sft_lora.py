@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SftLora(BaseRecipe):
-    """hydra_conf/recipe/sft_lora.yaml."""
+    """The method of hydra_conf/recipe/sft_lora.yaml."""
 
     def loss(self, outputs: "torch.Tensor", batch: "MicroBatch") -> "torch.Tensor":
         """Returns the weighted cross-entropy of this micro-batch's learned tokens, in nats."""

@@ -140,7 +140,7 @@ def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
 
 
 def trace(puzzle: Puzzle, style: str) -> str:
-    """The rule with its amounts; `stepwise` shows input, sources and output of each example and of the question.
+    """Writes the rule with its amounts; `stepwise` adds input, sources and output of each example and the question.
 
     rot1 or shl1
     00010110 00101100 00101100 00101100

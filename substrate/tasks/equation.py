@@ -109,7 +109,7 @@ def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
 
 
 def trace(puzzle: Puzzle, style: str) -> str:
-    r"""Direction and operations; `stepwise` then reads each line, computes, and writes the result.
+    r"""Writes direction and operations; `stepwise` then reads each line, computes, and writes the result.
 
     line                                    digits
     / a-b                                   * a*b-1 - -|a-b|

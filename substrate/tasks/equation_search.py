@@ -40,7 +40,7 @@ class Reading:
 
 @dataclass
 class Search:
-    """All readings of some lines and a question."""
+    """A search for all readings of some lines and a question."""
 
     lines: Sequence[Line]
     question: Line

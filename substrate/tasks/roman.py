@@ -78,17 +78,17 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 
 
 def solve(puzzle: Puzzle) -> Solution:
-    """Write the number in Roman numerals; determined where every example is written so."""
+    """Writes the number in Roman numerals; determined if all examples are Roman numerals."""
     return Solution(numeral(puzzle.query), all(numeral(number) == written for number, written in puzzle.examples))
 
 
 def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
-    """The numbers, examples' and question's."""
+    """Returns the numbers of the examples and of the question."""
     return {"numbers": [number for number, _ in puzzle.examples], "question": [puzzle.query]}
 
 
 def trace(puzzle: Puzzle, style: str) -> str:
-    """`stepwise` converts place by place and then joins: `30 XXX`, `8 VIII`, `XXXVIII`, a line each."""
+    """`stepwise` converts place by place and then joins: `30 XXX`, `8 VIII`, `XXXVIII`, each on a line."""
     check_style(style)
     if style == "short":
         return f"{puzzle.query}{BECOMES}{numeral(puzzle.query)}"

@@ -106,7 +106,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _fingerprint(path: Path) -> list[int | str]:
-    """Size in bytes and sha256."""
+    """Returns size in bytes and sha256."""
     with path.open("rb") as file:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 

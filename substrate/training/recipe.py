@@ -25,11 +25,11 @@ class Recipe:
     """The interface of a recipe. The argument `run` is the `training.run.Training` that calls."""
 
     num_steps: int  # optimizer steps
-    batch_size: int  # sequences a step, over all data-parallel ranks
-    micro_batch_size: int  # sequences a forward pass of one rank, at most; gradients of a step are summed over passes
+    batch_size: int  # sequences per step, over all data-parallel ranks
+    micro_batch_size: int  # most sequences in a forward pass of one rank; a step sums gradients over passes
     learning_rate: float  # peak
     weight_decay: float  # AdamW's, decoupled
-    clip_norm: float  # L2 norm of the gradient over all trainable parameters, at most
+    clip_norm: float  # largest L2 norm of the gradient over all trainable parameters
     schedule: str  # shape of the learning rate over the steps, one of substrate.training.schedule.SHAPES
     warmup_steps: int  # steps until the peak
     min_lr_ratio: float  # final learning rate over the peak

@@ -38,7 +38,7 @@ class Selector:
     trainable: "Sequence[Tensor]"
     chosen: "list[Tensor]" = field(default_factory=list)
     at_steps: list[int] = field(default_factory=list)  # steps of the states that make up the choice
-    loss: float = float("inf")  # of the best so far
+    loss: float = float("inf")  # lowest holdout loss so far
 
     def is_due(self, step: int) -> bool:
         """Whether the state after `step` steps is a candidate."""
