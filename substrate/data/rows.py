@@ -144,7 +144,7 @@ class _Family:
         for source, found in self._by_source.items():
             if not found:
                 raise DataError(
-                    f"no {source} example of {family} is left to train on; lower real_share {plan.real_share} or the holdout"
+                    f"no {source} example of {family} is left to train on; change real_share {plan.real_share} or the holdout"
                 )
 
     def _source_shares(self) -> dict[str, float]:

@@ -76,9 +76,8 @@ def chunked_scan(
         documents = _chunked_documents(document_SB, num_chunks, L)  # (B, C, 1, 1, L)
         last = documents[..., -1:]
         visible = visible & (documents.unsqueeze(-1) == documents.unsqueeze(-2))
-        before = F.pad(
-            last, (0, 0) * 3 + (1, 0), value=-1
-        )  # document of the state that each chunk starts from, and of the last state
+        # The document of the state that each chunk starts from, and of the last state.
+        before = F.pad(last, (0, 0) * 3 + (1, 0), value=-1)
         at_end, at_start = documents == last, documents == before[:, :-1]
         later = later & (before[:, :, 0, 0] == last[:, :, 0, 0, 0].unsqueeze(1))[:, None, None]
     between = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill_(~visible, -torch.inf).exp_()
