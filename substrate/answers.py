@@ -1,22 +1,23 @@
-r"""The competition's scorer: what counts as the answer of a completion, and when it equals the true one.
+r"""The competition's scorer: it extracts the answer from a completion and compares it with the true one.
 
     extract(r"30 XXX ... </think> \boxed{XXXVIII}")     'XXXVIII'
     is_correct("16.65", "16.70")                        True: both are numbers, within 1 %
-    is_correct("0110", "110")                           False: made only of 0 and 1, so compared as text
+    is_correct("0110", "110")                           False: an answer of 0 and 1 only is compared as text
 
-Rules of the NVIDIA Nemotron Model Reasoning Challenge: the last non-empty `\boxed{}` (nested braces count; one that
-is never closed runs to the end), else the rest of the line after the last "final answer is:", else the last number,
-else the last non-empty line. Nothing here raises on any string: a completion is whatever a model printed.
+These are the rules of the NVIDIA Nemotron Model Reasoning Challenge. The answer is the last non-empty `\boxed{}`
+(nested braces count, and one that is never closed runs to the end); without one, the rest of the line after the last
+"final answer is:"; else the last number; else the last non-empty line. No string raises an error, because a model may
+write anything.
 """
 
 import math
 import re
 from collections.abc import Iterator
 
-REL_TOLERANCE = "0.01"  # as text, so that decimal and binary arithmetic both start from the written number
+REL_TOLERANCE = "0.01"  # text, so that decimal and float arithmetic start from the same number
 ABS_TOLERANCE = "0.00001"
 _BOX = r"\boxed{"
-# In this order: the first pattern that matches anywhere decides, by its last match.
+# The first of these patterns that matches anywhere is used, with its last match.
 _FINAL_ANSWER = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -30,7 +31,7 @@ _BINARY = re.compile(r"[01]+")
 
 
 def extract(completion: str) -> str:
-    """The answer that a completion gives; empty where it gives none."""
+    """Returns the answer in a completion, or an empty string if it has none."""
     for boxed in _boxes_from_the_end(completion):
         if boxed.strip():
             return boxed.strip()
@@ -50,14 +51,14 @@ def is_correct(gold: str, answer: str) -> bool:
         return answer == gold
     try:
         return math.isclose(float(gold), float(answer), rel_tol=float(REL_TOLERANCE), abs_tol=float(ABS_TOLERANCE))
-    except ValueError:  # at least one is no number
+    except ValueError:  # one of them is not a number
         return answer.lower() == gold.lower()
 
 
 def _boxes_from_the_end(text: str) -> Iterator[str]:
-    r"""What each `\boxed{` holds up to the brace that closes it, the last to start first.
+    r"""Yields what each `\boxed{` holds up to its closing brace, from the last to the first.
 
-    The caller stops at the first non-empty one: a model that repeats the opening for ever costs no more than one scan.
+    The caller stops at the first non-empty one, so a model that repeats the opening for ever costs one scan.
     """
     start = text.rfind(_BOX)
     while start >= 0:

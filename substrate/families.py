@@ -1,8 +1,8 @@
-"""Look at the families: a puzzle with its reasoning, the solvers on the competition's rows, the generators beside them.
+"""Entry: look at the puzzle families.
 
-python -m substrate.families show roman --level full --seed 3
-python -m substrate.families report train.csv [--json] [--wrong]
-python -m substrate.families compare train.csv [--json]
+python -m substrate.families show roman --level full --seed 3       a puzzle, its reasoning and its answer
+python -m substrate.families report train.csv [--json] [--wrong]    the solvers on the competition's rows
+python -m substrate.families compare train.csv [--json]             the generators against those rows
 """
 
 import json
@@ -16,20 +16,22 @@ from substrate.tasks import FAMILIES, LEVELS, STYLES
 
 
 def main() -> None:
-    """Read the command line and do it."""
-    parser = Parser(prog="substrate.families", description="Puzzles, and solvers and generators against real rows.")
+    """Reads the command line and prints what it asks for."""
+    parser = Parser(
+        prog="substrate.families", description="Show puzzles, and test solvers and generators on real rows."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     sub = verbs.add_parser("show", help="print a generated puzzle, its reasoning and its answer")
     sub.add_argument("family", choices=FAMILIES)
-    sub.add_argument("--level", choices=LEVELS, default="full")
-    sub.add_argument("--seed", type=int, default=1)
-    sub.add_argument("--style", choices=STYLES, default="stepwise")
-    report = verbs.add_parser("report", help="what the parsers and solvers make of the competition's rows")
-    report.add_argument("--wrong", action="store_true", help="list the rows with wrong and unscorable answers as well")
-    compare = verbs.add_parser("compare", help="two-sample tests of the generators against the rows")
+    sub.add_argument("--level", choices=LEVELS, default="full", help="difficulty (full)")
+    sub.add_argument("--seed", type=int, default=1, help="of the generator (1)")
+    sub.add_argument("--style", choices=STYLES, default="stepwise", help="of the reasoning (stepwise)")
+    report = verbs.add_parser("report", help="count the competition's rows that the parsers read and the solvers solve")
+    report.add_argument("--wrong", action="store_true", help="also list the rows with wrong or unscorable answers")
+    compare = verbs.add_parser("compare", help="compare generated puzzles with the rows by two-sample tests")
     for sub in (report, compare):
         sub.add_argument("csv", type=Path, help="the competition's train.csv")
-        sub.add_argument("--json", action="store_true")
+        sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     if arguments.verb == "show":
         show(arguments.family, arguments.level, arguments.seed, arguments.style)
@@ -47,7 +49,7 @@ def main() -> None:
 
 
 def show(family: str, level: str, seed: int, style: str) -> None:
-    """Print a puzzle as a model would see it and solve it."""
+    """Prints a generated prompt, its reasoning and its answer."""
     rules = FAMILIES[family]
     puzzle = rules.generate(random.Random(seed), level)
     print(rules.render(puzzle), rules.trace(puzzle, style), f"answer: {rules.solve(puzzle).answer}", sep="\n\n")

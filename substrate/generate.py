@@ -1,16 +1,16 @@
-"""Completes the prompts of a task: `python -P -m substrate.generate [/task/task.json]`.
+"""Entry: complete the prompts of a task file of kind `generate` (docs/contract.md).
 
-Task kind `generate` of docs/contract.md. A prompt and its completion:
+    python -P -m substrate.generate [/task/task.json]
 
     in    {"item_id": "roman-000012", "family": "roman", "prompt": "..."}
     out   {"item_id": "roman-000012", "completion": "...", "num_tokens": 57, "truncated": false}
 
-`decode.py` says how. Items are sorted by length and cut into shards of a few batches. A shard is decoded by itself and
-written whole when it is done, so a run that was killed goes on with the shards that are missing, and its files have the
-bytes of a run that was not: the same sequences stand in the same batches. A sequence ends with the end-of-sequence
-token, before a stop text, or truncated after `max_new_tokens` or at the model's longest sequence.
+Items are sorted by length and cut into shards of a few batches, which `inference/decode.py` decodes. A shard is written
+whole when it is done, so a killed run resumes with the missing shards. Its files equal those of an uninterrupted run
+byte for byte, because the same sequences share a batch. A sequence ends at the end-of-sequence token or before a stop
+text; it is truncated after `max_new_tokens` or at the model's longest sequence.
 
-Started without RANK in the environment, it starts `judge_tp` ranks itself; all decode the same, rank 0 writes.
+Started without RANK in the environment, the process starts `judge_tp` ranks. All decode the same; rank 0 writes.
 """
 
 import json
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 PROMPT_FIELDS = {"item_id": str, "family": str, "prompt": str}
-SHARD_BATCHES = 4  # batches of a shard: the most that a kill costs, and how often slots run empty
-STOP_WINDOW = 64  # newest tokens among which a stop text is looked for
+SHARD_BATCHES = 4  # batches per shard: a kill loses at most so many, but slots run empty at the end of each shard
+STOP_WINDOW = 64  # newest tokens that are searched for a stop text
 PROGRESS_SECONDS = 2.0
 
 
@@ -52,7 +52,7 @@ class Task:
 
     @classmethod
     def read(cls, path: Path) -> "Task":
-        """Raises DataError where there is no file, UsageError where it is not what the contract says."""
+        """Raises DataError if the file cannot be read, UsageError if it breaks the contract."""
         try:
             task = json.loads(read_text(path))
             header = (task.get("schema"), task.get("kind"))
@@ -68,17 +68,19 @@ class Task:
                 out=Path(paths["out"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"task file {path}: {error!r}; config and paths of kind generate are needed") from None
+            raise UsageError(
+                f"task file {path}: {error!r}; it must be a JSON object with config and paths of kind generate"
+            ) from None
         if header != (1, "generate"):
             raise UsageError(f"task file {path} has schema and kind {header}; valid is (1, 'generate')")
         if read.judge_tp < 1:
-            raise UsageError(f"task file {path}: judge_tp is {read.judge_tp}; at least 1 is needed")
+            raise UsageError(f"task file {path}: judge_tp is {read.judge_tp}; valid is at least 1")
         _check_decoding(read.decoding, f"task file {path}: decoding")
         return read
 
 
 def _check_decoding(values: dict[str, Any], where: str) -> None:
-    """Raises UsageError unless `values` can be a Decoding; without importing torch for it."""
+    """Raises UsageError unless `values` fit `decode.Decoding`, which needs torch to import."""
     rules = {
         "max_new_tokens": (int, lambda v: v >= 1, "an integer of at least 1"),
         "batch_size": (int, lambda v: v >= 1, "an integer of at least 1"),
@@ -90,7 +92,7 @@ def _check_decoding(values: dict[str, Any], where: str) -> None:
     }
     for name in ("max_new_tokens", "batch_size"):
         if name not in values:
-            raise UsageError(f"{where} lacks {name}; {rules[name][2]} is needed")
+            raise UsageError(f"{where} lacks {name}; give {rules[name][2]}")
     for name, value in values.items():
         kind, holds, valid = rules.get(name, (object, lambda v: False, f"one of the keys {', '.join(rules)}"))
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool) or not holds(value):
@@ -98,13 +100,13 @@ def _check_decoding(values: dict[str, Any], where: str) -> None:
 
 
 class Shard(NamedTuple):
-    """Items decoded together, and the file that has them when they are done."""
+    """Items decoded together, and the file that is written when all are done."""
 
     path: Path
     prompts: list[tuple[str, list[int]]]  # item id, token ids
 
     def finished(self) -> list[dict[str, Any]] | None:
-        """Its rows when an earlier start wrote them."""
+        """Returns the rows that an earlier start wrote, or None if there are none of these items."""
         if not self.path.exists():
             return None
         rows = read_json_lines(self.path, {"item_id": str, "completion": str, "num_tokens": int, "truncated": bool})
@@ -113,7 +115,10 @@ class Shard(NamedTuple):
 
 
 def shards(task: Task, name: str, items: list[dict[str, Any]], tokenizer: "Tokenizer", limit: int) -> list[Shard]:
-    """The items of a set, shortest prompts first. Raises DataError for one as long as the model's longest sequence."""
+    """Cuts a set into shards, shortest prompts first. Raises DataError if a prompt leaves no room for a completion.
+
+    limit: tokens of the model's longest sequence.
+    """
     prompts = [(item["item_id"], tokenizer.encode_prompt(item["prompt"])) for item in items]
     for item_id, ids in prompts:
         if len(ids) >= limit:
@@ -125,7 +130,7 @@ def shards(task: Task, name: str, items: list[dict[str, Any]], tokenizer: "Token
 
 
 def generate(task: Task, parallel: "Parallel") -> None:
-    """Decodes with the model of the image, on every rank."""
+    """Decodes the task with the native engine; all ranks call it together."""
     import torch
 
     from substrate.data.tokenizer import Tokenizer
@@ -153,9 +158,9 @@ def write_sets(
     rank: int = 0,
     share: Callable[[Any], Any] = lambda value: value,
 ) -> None:
-    """Decodes what is missing of every set, shard by shard, and writes `<set>.jsonl` in item-id order, and `engine.json`.
+    """Decodes the missing shards of every set. Writes `engine.json` and, in item-id order, `<set>.jsonl`.
 
-    limit: tokens of the longest sequence; engine: name and version; share: rank 0's value on every rank.
+    limit: tokens of the longest sequence. engine: name and version. share: gives every rank the value of rank 0.
     """
     sets = {name: read_json_lines(path, PROMPT_FIELDS) for name, path in task.sets.items()}
     task.out.mkdir(parents=True, exist_ok=True)
@@ -168,7 +173,7 @@ def write_sets(
         progress = Progress(task.out / "progress.jsonl", name, len(items), rank=rank)
         parts = shards(task, name, items, tokenizer, limit)
         for shard in parts:
-            # Rank 0 alone writes; it may be ahead of the others, who must not find what it has just finished.
+            # Only rank 0 looks: it may be ahead and have written a shard that the others have yet to decode with it.
             rows = share(shard.finished() if rank == 0 else None)
             if rows is None:
                 rows = list(decode(shard, progress))
@@ -190,13 +195,13 @@ def decode_shard(
     values: dict[str, Any],
     progress: "Progress",
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a shard, in the order in which they end."""
+    """Yields the rows of a shard in the order in which their sequences end."""
     from substrate.inference.decode import Decoding, decode
 
     decoding = Decoding(**{**values, "stop": tuple(values.get("stop", ()))})
 
     def cut(text: str) -> int:
-        """Where the first stop text begins; the length where there is none."""
+        """Returns where the first stop text begins, or the length of the text without one."""
         return min((text.find(stop) for stop in decoding.stop if stop in text), default=len(text))
 
     def stopped(ids: list[int]) -> bool:
@@ -218,7 +223,7 @@ def decode_shard(
 
 
 class Progress:
-    """`progress.jsonl` on rank 0: at most a line in two seconds, and one at the end of each set."""
+    """Writes `progress.jsonl` on rank 0: at most one line in two seconds, and one at the end of each set."""
 
     def __init__(self, path: Path, name: str, total: int, *, rank: int) -> None:
         self._path = path if rank == 0 else None
@@ -227,12 +232,12 @@ class Progress:
         self._began = self._last = time.monotonic()
 
     def skip(self, num_items: int) -> None:
-        """Items that an earlier start has done."""
+        """Counts items that an earlier start has done, which do not enter the rate."""
         self._skipped += num_items
         self.add(0, num_items)
 
     def add(self, num_tokens: int, num_items: int = 1) -> None:
-        """One more item, of so many tokens."""
+        """Counts finished items and their tokens."""
         self._done += num_items
         self._tokens += num_tokens
         now = time.monotonic()
@@ -253,7 +258,7 @@ class Progress:
 
 
 def load_model(config: "ModelConfig", parallel: "Parallel", base: Path, adapter: Path | None) -> "HybridModel":
-    """The model ready for `decode.decode`."""
+    """Returns the model ready for `decode.decode`, with the adapter if there is one."""
     from substrate.model import build_model, load_adapter, load_base
 
     model = build_model(config, parallel, sequence_parallel=False)
@@ -264,7 +269,7 @@ def load_model(config: "ModelConfig", parallel: "Parallel", base: Path, adapter:
 
 
 def main() -> None:
-    """Reads the command line and the task; starts the ranks, or is one."""
+    """Reads the command line and the task, then starts the ranks or decodes as one of them."""
     parser = Parser(prog="substrate.generate", description="Complete prompts as a task file says.")
     parser.add_argument(
         "task", type=Path, nargs="?", default=Path("/task/task.json"), help="task file of kind generate"

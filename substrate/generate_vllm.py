@@ -1,9 +1,11 @@
-"""Completes the prompts of a task with vLLM, as the competition does: `python -P -m substrate.generate_vllm [task.json]`.
+"""Entry: complete the prompts of a task with vLLM, as the competition does.
 
-The same task, shards and files as `generate.py`, for sites with GPUs; `tasks.engine=vllm` chooses it. It runs in a
-runtime of its own, pinned by `tasks.engine_version`: the same weights lost 25 points on one family between two versions,
-so engine and version belong to a score. The base is the published checkpoint at /base, the adapter is loaded before the
-first prompt and refused as data when vLLM does not take it.
+    python -P -m substrate.generate_vllm [/task/task.json]
+
+It reads the same task and writes the same files as `generate.py`, for sites with GPUs; `tasks.engine=vllm` chooses it.
+vLLM has a runtime of its own, pinned by `tasks.engine_version`: between two versions the same weights lost 25 points on
+one family, so a score belongs to an engine and its version. The base is the published checkpoint at /base. The adapter
+is loaded before the first prompt; one that vLLM refuses is a DataError.
 """
 
 import sys
@@ -16,11 +18,11 @@ from substrate.generate import Progress, Shard, Task, write_sets
 from substrate.interface.command_line import Parser
 from substrate.interface.errors import DataError, UsageError, exit_code_of
 
-MAX_LORA_RANK = 32  # the competition's
+MAX_LORA_RANK = 32  # the competition's limit
 
 
 class Engine:
-    """vLLM with the base and, where there is one, the adapter."""
+    """vLLM with the base and, if the task has one, the adapter."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
         import vllm
@@ -31,7 +33,7 @@ class Engine:
         self.llm = vllm.LLM(
             model=str(task.base),
             tokenizer=str(task.tokenizer.parent),
-            skip_tokenizer_init=True,  # ids in, ids out: the text is our tokenizer's on every engine
+            skip_tokenizer_init=True,  # our own tokenizer makes ids and text with every engine
             dtype=task.model["dtype"],
             tensor_parallel_size=task.judge_tp,
             max_model_len=self.limit,
@@ -45,12 +47,13 @@ class Engine:
             try:
                 taken = self.llm.llm_engine.add_lora(self.lora)
             except (ValueError, RuntimeError, KeyError) as error:
-                raise DataError(f"vLLM {self.version} refuses the adapter: {error}") from None
+                message = f"vLLM {self.version} refuses the adapter: {error}; its rank may be at most {MAX_LORA_RANK}"
+                raise DataError(message) from None
             if not taken:
-                raise DataError(f"vLLM {self.version} did not load the adapter at {task.adapter}")
+                raise DataError(f"vLLM {self.version} did not load {task.adapter}; check it with tasks.engine=native")
 
     def decode(self, shard: Shard, progress: Progress) -> Iterator[dict[str, Any]]:
-        """Rows of a shard, in the order of its prompts."""
+        """Yields the rows of a shard in the order of its prompts."""
         from vllm import SamplingParams
 
         how = self.task.decoding
@@ -60,7 +63,7 @@ class Engine:
                 top_p=how.get("top_p", 1.0),
                 max_tokens=min(how["max_new_tokens"], self.limit - len(ids)),
                 stop_token_ids=[EOS_ID],
-                ignore_eos=True,  # the generation settings of a checkpoint may name other ends
+                ignore_eos=True,  # a checkpoint's generation settings may name other end tokens
                 seed=how.get("seed", 0),
                 detokenize=False,
             )
@@ -77,14 +80,14 @@ class Engine:
 
 
 def main() -> None:
-    """Reads the command line and the task, decodes."""
+    """Reads the command line and the task, and decodes."""
     parser = Parser(prog="substrate.generate_vllm", description="Complete prompts with vLLM as a task file says.")
     parser.add_argument(
         "task", type=Path, nargs="?", default=Path("/task/task.json"), help="task file of kind generate"
     )
     task = Task.read(parser.parse_args().task)
     if task.decoding.get("stop") or task.decoding.get("log_probs"):
-        raise UsageError("stop texts and log_probs are the native engine's; tasks.engine=native has them")
+        raise UsageError("vLLM is asked for stop texts or log_probs here; only tasks.engine=native has them")
     tokenizer = Tokenizer.from_file(task.tokenizer)
     engine = Engine(task, tokenizer)
     write_sets(task, tokenizer, engine.limit, ("vllm", engine.version), engine.decode)

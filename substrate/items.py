@@ -1,16 +1,16 @@
-"""Entry: make a set of puzzles, prompts and answers in separate files, from a seed that only the judge knows.
+"""Entry: make a set of puzzles from a secret seed, with prompts and answers in separate files. Standard library only.
 
     python -m substrate.items [/task/task.json]         kind "items", docs/contract.md
 
     prompts.jsonl   {"item_id": "roman-000012", "family": "roman", "prompt": "In Alice's Wonderland, numbers ..."}
     answers.jsonl   {"item_id": "roman-000012", "family": "roman", "answer": "XXXVIII"}
 
-Item 12 of a family is drawn by a generator seeded with HMAC-SHA-256(seed, "roman/12"): who holds some items cannot
-compute others, and item 12 is the same however many items are asked for. A prompt that is in the training data, or
-came before in the same set, in whatever spelling (`substrate.overlap`), is skipped; its index stays unused.
+Item 12 of a family is drawn by a generator seeded with HMAC-SHA-256(seed, "roman/12"). So nobody can compute other
+items from some of them, and item 12 is the same however many items are asked for. A prompt is skipped, and its index
+stays unused, if the training data or this set already have it in any spelling (`substrate/data/prompt_overlap.py`).
 
-A shifted set (`shift` 3) has the longest prompt of 1 + 3 that are drawn for each item: more examples, operands of more
-digits, longer words. It holds for any family, and its puzzles are still of the level that a model was trained on.
+With `shift` s each item is the longest prompt of 1 + s draws: more examples, operands of more digits, longer words. This
+makes a shifted set of any family, whose puzzles are still of the level that the model was trained on.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from substrate.interface.command_line import Parser, read_text, write_json_lines
 from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.tasks import FAMILIES, LEVELS
 
-_TRIES_PER_ITEM = 100  # a family whose puzzles are nearly all used up must end with a message, not run for ever
+_TRIES_PER_ITEM = 100  # bounds the search in a family whose puzzles are nearly all used up
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,20 @@ def draw_items(
     map_: Map = map,
     shift: int = 0,
 ) -> list[Item]:
-    """The first `num_items` new puzzles of a family under a seed, by index; `exclude` holds digests of prompts.
+    """Returns the first `num_items` puzzles of a family under a seed, by index, that are new.
 
-    map_: calls a function on every index in turn, such as that of a process pool. shift: how many more are drawn
-    for each item, of which the longest stays.
+    exclude: digests of prompts to skip. map_: applies a function to every index in order, such as a process pool's
+    `map`. shift: how many more are drawn for each item, of which the longest prompt is taken. Raises DataError if the
+    family has too few puzzles.
     """
     items: list[Item] = []
     seen = set(exclude)
     index = 0
     while len(items) < num_items:
         if index >= _TRIES_PER_ITEM * num_items:
-            raise DataError(f"family {family} at level {level} gave {len(items)} new puzzles in {index}; ask for fewer")
+            raise DataError(
+                f"family {family} at level {level} gave {len(items)} new puzzles in {index} draws; ask for fewer"
+            )
         block = range(index, index + num_items - len(items))
         for item in map_(partial(_draw, seed, family, level, shift), block):
             digest = prompt_digest(item.prompt)
@@ -99,31 +102,31 @@ class Task:
 
 
 def read_task(path: Path) -> Task:
-    """Read and check a task file; UsageError says which key is wrong."""
+    """Reads and checks a task file. Raises UsageError that names the wrong key."""
     try:
         task = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"task file {path}: {error}; a JSON object of kind items is needed") from None
+        raise UsageError(f"task file {path}: {error}; it must be a JSON object of kind items") from None
     if not isinstance(task, dict) or (task.get("schema"), task.get("kind")) != (1, "items"):
-        raise UsageError(f"task file {path}: not schema 1, kind items; this entry reads no other")
+        raise UsageError(f"task file {path} is not of schema 1 and kind items; this entry reads no other")
     config, paths = _object(task, "config"), _object(task, "paths")
     families = config.get("families")
     if not isinstance(families, list) or not families or not set(map(str, families)) <= set(FAMILIES):
-        raise UsageError(f"families {families!r}; valid: a list of {', '.join(FAMILIES)}")
+        raise UsageError(f"config.families is {families!r}; valid: a list of {', '.join(FAMILIES)}")
     if config.get("level") not in LEVELS:
-        raise UsageError(f"level {config.get('level')!r}; valid: {', '.join(LEVELS)}")
+        raise UsageError(f"config.level is {config.get('level')!r}; valid: {', '.join(LEVELS)}")
     num_items = config.get("num_items_per_family")
     if type(num_items) is not int or not 0 < num_items <= 10**6:
-        raise UsageError(f"num_items_per_family {num_items!r}; valid: 1 to 1000000")
+        raise UsageError(f"config.num_items_per_family is {num_items!r}; valid: 1 to 1000000")
     shift = config.get("shift", 0)
     if type(shift) is not int or not 0 <= shift < 100:
-        raise UsageError(f"shift {shift!r}; valid: 0 (none) to 99")
+        raise UsageError(f"config.shift is {shift!r}; valid: 0 (none) to 99")
     seed_hex = config.get("seed_hex")
     if not isinstance(seed_hex, str) or not re.fullmatch("[0-9a-f]{64}", seed_hex):
-        raise UsageError("seed_hex is not 64 hex digits")  # the value is a secret: not in a log
+        raise UsageError("config.seed_hex is not 64 lower-case hex digits")  # without the value, which is secret
     for name in ("exclude", "out"):
         if not isinstance(paths.get(name), str):
-            raise UsageError(f"paths.{name} {paths.get(name)!r}; valid: a path")
+            raise UsageError(f"paths.{name} is {paths.get(name)!r}; valid: a path")
     unique = tuple(dict.fromkeys(families))
     files = Path(paths["exclude"]), Path(paths["out"])
     return Task(bytes.fromhex(seed_hex), unique, config["level"], num_items, shift, *files)
@@ -132,19 +135,19 @@ def read_task(path: Path) -> Task:
 def _object(task: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = task.get(key)
     if not isinstance(value, dict):
-        raise UsageError(f"{key} {value!r}; valid: an object")
+        raise UsageError(f"{key} is {value!r}; valid: an object")
     return value
 
 
 def _read_exclusions(path: Path) -> set[str]:
     digests = read_text(path).split()
     if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests):
-        raise DataError(f"{path} holds a line that is no SHA-256; one lower-case hex digest a line is needed")
+        raise DataError(f"{path} has a line that is no SHA-256 digest; each line must be 64 lower-case hex digits")
     return set(digests)
 
 
 def write_items(task: Task) -> None:
-    """Draw the set and write its two files, in item-id order."""
+    """Draws the set and writes its two files, in item-id order."""
     exclude = _read_exclusions(task.exclude)
     items = [
         item
@@ -157,7 +160,7 @@ def write_items(task: Task) -> None:
 
 
 def main() -> None:
-    """Read the command line and do it."""
+    """Reads the command line and writes the set."""
     parser = Parser(prog="substrate.items", description="Make a set of puzzles from a task file.")
     parser.add_argument("task", type=Path, nargs="?", default=Path("/task/task.json"), help="task file of kind items")
     write_items(read_task(parser.parse_args().task))

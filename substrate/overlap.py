@@ -1,4 +1,4 @@
-"""Entry: name the evaluation prompts whose digests a data card has. Standard library only.
+"""Entry: list the evaluation prompts whose digests a data card holds. Standard library only.
 
 python -m substrate.overlap --card /in/data_card.json --prompts /in/dev.jsonl --out /out/overlaps.jsonl
 
@@ -18,25 +18,29 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def named_in(digests: Sequence[str], evaluation: Iterable[tuple[str, str]]) -> list[str]:
-    """Ids of the evaluation prompts whose digests are among those of a data card."""
+    """Returns the ids of the (id, prompt) pairs whose digests are among those of a data card."""
     known = set(digests)
     return [item_id for item_id, prompt in evaluation if prompt_digest(prompt) in known]
 
 
 def read_card_digests(path: Path) -> list[str]:
-    """The prompts of a data card, which a trial wrote; DataError where it has no list of digests."""
+    """Returns the prompt digests of a data card. Raises DataError if it has no such list, since a trial wrote it."""
     card = read_json(path)
     digests = card.get("prompts") if isinstance(card, dict) else None
     if not isinstance(digests, list) or not all(isinstance(each, str) and _DIGEST.fullmatch(each) for each in digests):
-        raise DataError(f"{path.name} has no `prompts` of SHA-256 digests; docs/contract.md has the form")
+        raise DataError(f"{path.name} has no list `prompts` of SHA-256 digests; docs/contract.md has the format")
     return digests
 
 
 def main() -> None:
-    """Read the command line and do it."""
-    parser = Parser(prog="substrate.overlap", description="Name the evaluation prompts that a data card has.")
-    for name in ("card", "prompts", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
+    """Reads the command line and writes the list."""
+    parser = Parser(prog="substrate.overlap", description="List the evaluation prompts that a data card names.")
+    for name, text in (
+        ("card", "data_card.json that a trial wrote"),
+        ("prompts", "evaluation prompts, as substrate.items writes them"),
+        ("out", "file to write"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=True, help=text)
     arguments = parser.parse_args()
     rows = read_json_lines(arguments.prompts, {"item_id": str, "prompt": str})
     found = named_in(read_card_digests(arguments.card), ((row["item_id"], row["prompt"]) for row in rows))

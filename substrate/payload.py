@@ -6,13 +6,13 @@
     data/train.jsonl             {"item_id": "roman-000012", "family": "roman", "prompt": "In Alice's Wonderland, ...",
                                   "answer": "XXXVIII", "traces": {"short": "30 8", "stepwise": "30 XXX\\n8 ..."},
                                   "source": "generated"}
-    data/train_prompts.sha256    one digest a line, sorted: what `substrate.items` must not ask again
-    data/card.json               how many rows of each family and source; of real rows, which were left out, and why
-    FOLDER/prompts.jsonl         the real rows that are held out, as `substrate.items` writes a set,
-    FOLDER/answers.jsonl         their answers apart
+    data/train_prompts.sha256    one digest per line, sorted: the prompts that `substrate.items` must not draw again
+    data/card.json               the number of rows by family and source, and which real rows were left out, and why
+    FOLDER/prompts.jsonl         the held-out real rows, in the format of `substrate.items`
+    FOLDER/answers.jsonl         their answers
 
-A registered prompt, {"item_id", "prompt"} a line, is one that somebody will evaluate with: a real row that repeats it
-stops everything, named. Generated puzzles keep away from equal ones.
+Registered prompts, one {"item_id", "prompt"} per line, are those that somebody will evaluate with. A real row that
+repeats one is an error that names both; generated puzzles that would be equal to one are skipped.
 
 The same arguments give the same bytes.
 """
@@ -34,7 +34,7 @@ from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.items import Item, draw_items
 from substrate.tasks import FAMILIES, LEVELS, STYLES
 
-_SHOWN = 5  # overlaps in a message
+_SHOWN = 5  # overlaps that an error message lists
 _CHUNK = 100  # puzzles that a process makes at a time
 
 
@@ -48,9 +48,9 @@ def write_payload(
     held_out: Path | None = None,
     registered: Sequence[Path] = (),
 ) -> None:
-    """Write the files of `out/data`, and those of `held_out` where there is a csv.
+    """Writes the files of `out/data` and, with a csv, those of `held_out`.
 
-    Raises DataError for a csv that is malformed, has no row to train on, or repeats a registered prompt.
+    Raises DataError if the csv is malformed, has no row to train on, or repeats a registered prompt.
     """
     evaluation = [row for path in registered for row in read_json_lines(path, {"item_id": str, "prompt": str})]
     known = [(row["item_id"], row["prompt"]) for row in evaluation]
@@ -60,14 +60,14 @@ def write_payload(
     if found := overlaps([(_real_id(row), row.prompt) for row in real.train], known):
         named = "; ".join(map(str, found[:_SHOWN]))
         raise DataError(
-            f"{len(found)} rows of {csv} repeat registered prompts: {named}; take them out of the one or other"
+            f"{len(found)} rows of {csv} repeat registered prompts: {named}; remove them from one of the two"
         )
     rows = [_line(_real_id(row), row.family, row.prompt, row.answer, "real") for row in real.train]
     exclude = {prompt_digest(prompt) for _, prompt in known} | {prompt_digest(row["prompt"]) for row in rows}
     exclude |= {prompt_digest(row.prompt) for row in real.dev}
-    # Hashed with a purpose: no training seed is ever the key of a judged set, which is 32 random bytes.
+    # Hashed with a prefix, so that no training seed can equal the key of a judged set, which is 32 random bytes.
     key = hashlib.sha256(f"substrate/train/{seed}".encode()).digest()
-    with ProcessPoolExecutor() as pool:  # searching for equations takes a while
+    with ProcessPoolExecutor() as pool:  # because searching for equations is slow
         in_chunks = partial(pool.map, chunksize=_CHUNK) if num_per_family > _CHUNK else map
         for family in sorted(families):
             items = draw_items(key, family, level, num_per_family, exclude, in_chunks)
@@ -115,25 +115,27 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"cannot make {folder}: {error}; a writable folder is needed") from None
+        raise DataError(f"cannot make {folder}: {error}; its parent must be a writable folder") from None
 
 
 def main() -> None:
-    """Read the command line and do it."""
+    """Reads the command line and writes the payload."""
     parser = Parser(prog="substrate.payload", description="Make training data from a public seed, and from real rows.")
     parser.add_argument("--out", type=Path, required=True, help="payload folder; data/ is made in it")
     parser.add_argument("--seed", type=int, required=True, help="public training seed")
-    parser.add_argument("--level", choices=LEVELS, required=True)
+    parser.add_argument("--level", choices=LEVELS, required=True, help="difficulty of the puzzles")
     parser.add_argument("--num-per-family", type=int, required=True, help="generated puzzles of each family")
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="FAMILY")
-    parser.add_argument("--csv", type=Path, help="the competition's train.csv")
-    parser.add_argument("--held-out", type=Path, help="folder for a tenth of its rows, which is not trained on")
-    parser.add_argument("--registered", type=Path, action="append", default=[], help="prompts of an evaluation")
+    parser.add_argument(
+        "--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="FAMILY", help="all by default"
+    )
+    parser.add_argument("--csv", type=Path, help="the competition's train.csv, whose rows are trained on too")
+    parser.add_argument("--held-out", type=Path, help="folder for the tenth of its rows that is not trained on")
+    parser.add_argument("--registered", type=Path, action="append", default=[], help="evaluation prompts to keep out")
     asked = parser.parse_args()
     if asked.num_per_family < 1:
-        raise UsageError(f"--num-per-family {asked.num_per_family}; valid: 1 or more")
+        raise UsageError(f"--num-per-family is {asked.num_per_family}; valid: 1 or more")
     if (asked.csv is None) != (asked.held_out is None):
-        raise UsageError("--csv and --held-out come together; a tenth of the rows goes there")
+        raise UsageError("only one of --csv and --held-out was given; give both or neither")
     write_payload(
         asked.out, asked.seed, asked.level, asked.num_per_family, set(asked.families),
         asked.csv, asked.held_out, asked.registered,

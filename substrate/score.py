@@ -1,4 +1,4 @@
-"""Entry: judge completions against the answers, item by item. Runs no model, needs no library.
+"""Entry: score completions against the answers, item by item. It runs no model and needs the standard library alone.
 
     python -m substrate.score --completions dev.jsonl --answers answers.jsonl --out scores.jsonl
 
@@ -24,12 +24,12 @@ Row = Mapping[str, Any]
 
 
 def score(completions: Sequence[Row], answers: Sequence[Row]) -> list[dict[str, Any]]:
-    """One row per item, in item-id order; DataError names the item that is missing, repeated or surplus."""
+    """Returns one row per item, in item-id order. Raises DataError that names a missing, repeated or surplus item."""
     answer_of = _by_item(answers, "answers")
     completion_of = _by_item(completions, "completions")
     for item_id in sorted(answer_of.keys() ^ completion_of.keys()):
         what = "has no completion" if item_id in answer_of else "has a completion but no answer"
-        raise DataError(f"item {item_id!r} {what}; each item needs one of both")
+        raise DataError(f"item {item_id!r} {what}; each item needs exactly one of each")
     return [_judge(completion_of[item_id], answer_of[item_id]) for item_id in sorted(answer_of)]
 
 
@@ -37,7 +37,7 @@ def _by_item(rows: Sequence[Row], name: str) -> dict[str, Row]:
     by_item: dict[str, Row] = {}
     for row in rows:
         if row["item_id"] in by_item:
-            raise DataError(f"item {row['item_id']!r} is repeated in the {name}; each item stands there once")
+            raise DataError(f"item {row['item_id']!r} is repeated in the {name}; each item must occur there once")
         by_item[row["item_id"]] = row
     return by_item
 
@@ -55,10 +55,12 @@ def _judge(completion: Row, answer: Row) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the command line and do it."""
-    parser = Parser(prog="substrate.score", description="Judge completions against answers.")
-    parser.add_argument("--completions", type=Path, required=True, help="JSON lines of substrate.generate")
-    parser.add_argument("--answers", type=Path, required=True, help="JSON lines of substrate.items")
+    """Reads the command line and writes the scores."""
+    parser = Parser(prog="substrate.score", description="Score completions against answers.")
+    parser.add_argument(
+        "--completions", type=Path, required=True, help="completions, as substrate.generate writes them"
+    )
+    parser.add_argument("--answers", type=Path, required=True, help="answers, as substrate.items writes them")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     arguments = parser.parse_args()
     completions = read_json_lines(

@@ -1,12 +1,10 @@
-"""Trains one adapter as a task file says: `python -P -m substrate.train [/task/task.json]` (docs/contract.md, kind
-`train`).
+"""Entry: train one adapter as a task file of kind `train` says (docs/contract.md).
 
-    read the task -> join the ranks -> `training.Training` -> adapter
+    python -P -m substrate.train [/task/task.json]
 
-Started without RANK in the environment, it starts the ranks of this host itself and passes on their exit code.
-
-Exit 0 done; 75 stopped with the state saved: start again; 64 the task file is wrong; 65 the data are wrong; 66 the
-training diverged; 67 out of memory.
+The process reads the task, joins the other ranks and runs `training.run.Training`, which writes the adapter. Started
+without RANK in the environment, it starts the ranks of this host itself and exits with their exit code. The exit codes
+are those of `interface/errors.py`.
 """
 
 import os
@@ -24,20 +22,22 @@ if TYPE_CHECKING:
 
 
 def _check_origin() -> None:
-    """In a sandbox the package must be the image's: refuses one that was found elsewhere."""
+    """Raises UsageError if a sandbox (SUBSTRATE_ROOT) runs another copy of the package than the image's."""
     root, here = os.environ.get("SUBSTRATE_ROOT"), Path(__file__).resolve()
     if root and not here.is_relative_to(Path(root).resolve()):
-        raise UsageError(f"substrate was imported from {here.parent}; valid is below SUBSTRATE_ROOT {root}")
+        raise UsageError(
+            f"substrate was imported from {here.parent}; it must lie below SUBSTRATE_ROOT {root}: set PYTHONPATH to that"
+        )
 
 
 def main() -> None:
-    """Reads the command line and the task; starts the ranks, or is one."""
+    """Reads the command line and the task, then starts the ranks or runs as one of them."""
     parser = Parser(prog="substrate.train", description="Train one adapter as a task file says.")
     parser.add_argument("task", type=Path, nargs="?", default=Path("/task/task.json"), help="task file of kind train")
     path = parser.parse_args().task
     _check_origin()
     task = Task.read(path)
-    # A mistake in it is told before any rank starts and imports torch.
+    # Checked here, before any rank starts and imports torch.
     recipe = load_recipe(task.recipe)
     recipe.check_layout(task.parallelism["pp"], task.parallelism["dp"])
     if task.num_ranks > 1 and "RANK" not in os.environ:
@@ -68,7 +68,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _memory(task: Task, parallel: "Parallel") -> str:
-    """What a rank's part of the base needs, beside what the device has."""
+    """Says how much memory a rank's part of the base needs, and how much is free."""
     import torch
 
     from substrate.model import ModelConfig

@@ -1,11 +1,11 @@
-"""Make the tiny model's tokenizer: bytes, and the fixed sentences of chat form and puzzle templates as one token each.
+"""Makes the tiny model's tokenizer: bytes, and one token for each fixed sentence of chat form and puzzle templates.
 
     python -m substrate.base.make_tokenizer substrate/base/tokenizer.json
 
-It is a byte-level BPE without merges: ids 0..2 are the special tokens, the next 256 the bytes, then one id per
-phrase. So every text can be written, a digit or a letter inside a puzzle is always one token (arithmetic and numerals
-go character by character), and a template of 200 characters costs two or three tokens instead of two hundred. Phrases
-come from the families; phrases that the file already has keep their ids, as the weights need, and new ones follow.
+It is a byte-level BPE without merges: ids 0 to 2 are the special tokens, the next 256 the bytes, then one id per phrase.
+So every text can be encoded, a digit or letter inside a puzzle is always one token, as arithmetic and numerals by
+character need, and a template of 200 characters takes two or three tokens. The phrases come from the families. Phrases
+that the file already has keep their ids, because the weights depend on them; new ones follow.
 """
 
 import argparse
@@ -21,7 +21,7 @@ SPECIAL = ("<unk>", "<s>", "</s>")  # the published file's names for ids 0, 1, 2
 
 
 def make_tokenizer(existing: Path) -> Tokenizer:
-    """Build the tokenizer, the phrases of the existing file first where there is one."""
+    """Builds the tokenizer, with the phrases of the existing file, if there is one, first."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -37,9 +37,9 @@ def make_tokenizer(existing: Path) -> Tokenizer:
 
 
 def main() -> None:
-    """Write the file named on the command line."""
+    """Writes the file named on the command line."""
     parser = argparse.ArgumentParser(description="Make the tiny model's tokenizer.json.")
-    parser.add_argument("path", type=Path, help="file to write")
+    parser.add_argument("path", type=Path, help="file to write; its phrases keep their ids if it exists")
     path: Path = parser.parse_args().path
     path.write_text(make_tokenizer(path).to_str(pretty=True) + "\n", encoding="utf-8")
 

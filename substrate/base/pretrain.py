@@ -1,22 +1,23 @@
-"""Makes the tiny base model: `python -m substrate.base.pretrain --out substrate/base/model.safetensors`, 20 minutes
-of one core.
+"""Makes the tiny base model, in 20 minutes of one core.
+
+    python -m substrate.base.pretrain --out substrate/base/model.safetensors
 
 The base stands for a pretrained language model: it can read the chat form, copy, add, multiply, compare and look
-things up, and knows none of the puzzles' rules. What it is trained on, a skill each, and nothing else:
+things up, and knows none of the puzzles' rules. It is trained on these skills and nothing else:
 
     form       the families' sentences around meaningless letters and numbers; the answer is the operand, unchanged
     copy       repeats a span, or one of several                "Repeat 2: xk 407 b" -> "407"
-    join       writes pieces a line each, then in one           "Join: ab c" -> "ab\\nc\\nabc"
-    places     writes a number's decimal places a line each     "Places: 407" -> "400\\n7"
+    join       writes each piece on a line, then all in one     "Join: ab c" -> "ab\\nc\\nabc"
+    places     writes each decimal place of a number on a line  "Places: 407" -> "400\\n7"
     product    number times one digit, digit by digit           "7.5 x 3" -> "5*3=15 7*3+1=22" -> "22.50"
     sum        two numbers, digit by digit                      "37 + 48" -> "7+8=15 3+4+1=8" -> "85"
     compare    the larger of two numbers                        "4.5 or 3.9" -> "4.5>3.9" -> "4.5"
     sequence   goes on through the alphabet or the digits       "After d e f" -> "g h i"
     table      looks up letters one by one                      "a=q b=f c=m; b c b" -> "bf cm bf" -> "fmf"
 
-Not in it: a numeral beside its number, a factor to be found, a text to be deciphered. So the base answers no puzzle,
-and what an adapter gains it has from `data/train.jsonl`. The same arguments give the same weights on the same machine
-(one thread, fixed seed).
+No example has a numeral beside its number, a factor to be found or a text to be deciphered. So the base answers no
+puzzle, and what an adapter gains comes from `data/train.jsonl`. The same arguments give the same weights on the same
+machine (one thread, fixed seed).
 """
 
 import random
@@ -33,17 +34,21 @@ from substrate.interface.errors import exit_code_of
 from substrate.tasks import roman, text_cipher, unit_conversion
 
 SEED = 20251
-NUM_STEPS, BATCH_SIZE, MICRO_BATCH_SIZE = 3000, 64, 16  # optimizer steps, sequences a step and a forward pass
-SEQUENCE_LENGTH = 256  # tokens of an example at most
+NUM_STEPS, BATCH_SIZE, MICRO_BATCH_SIZE = (
+    3000,
+    64,
+    16,
+)  # optimizer steps, sequences per step, sequences per forward pass
+SEQUENCE_LENGTH = 256  # most tokens of an example
 PEAK, WARMUP_STEPS, MIN_LR_RATIO, WEIGHT_DECAY, CLIP_NORM = 4e-3, 200, 0.02, 0.02, 1.0
-EXAMPLES_PER_SKILL = 40_000  # more than a pass: products and tables are met again in other company
-REPORT_EVERY, SAVE_EVERY = 50, 500  # steps between two printed lines, and between two writings of the result so far
+EXAMPLES_PER_SKILL = 40_000  # of each skill; some are seen more than once
+REPORT_EVERY, SAVE_EVERY = 50, 500  # steps between printed lines, and between writes of the result so far
 
 Draft = tuple[str, str, str]  # prompt, working, answer
 
 
 def _form(rng: random.Random) -> Draft:
-    """A family's sentences with nothing true in them; the answer is the operand itself, which no puzzle's answer is."""
+    """A family's sentences around random content; the answer is the operand itself, which is no puzzle's answer."""
     module = rng.choice((roman, unit_conversion, text_cipher))
     count = rng.randint(2, 3)
     if module is text_cipher:
@@ -137,7 +142,7 @@ MIX = {"form": 1, "copy": 2, "join": 1, "places": 1, "product": 3, "sum": 1, "co
 
 
 def examples(seed: int, count: int) -> list[Example]:
-    """`count` drafts of every skill, the same for the same seed."""
+    """Returns `count` examples of every skill, which the seed determines."""
     drawn = []
     for skill, draw in SKILLS.items():
         rng = random.Random(f"{seed}/{skill}")
@@ -158,7 +163,7 @@ def _span(rng: random.Random) -> str:
 
 
 def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
-    """Trains all parameters from a seeded start and writes the base checkpoint. Needs a process alone (tp 1)."""
+    """Trains all parameters from seeded initial weights, in this process alone, and writes the base checkpoint."""
     import torch
 
     from substrate.data.tokenizer import Tokenizer
@@ -187,7 +192,7 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
     model = build_model(ModelConfig.from_dict(model_config), parallel)
     init_weights(model, SEED)
     model.train()
-    # Matrices decay; norms, biases and the scan's own vectors do not.
+    # Weight decay is for matrices, not for norms, biases and the vectors of the scan.
     matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -201,7 +206,7 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
         num_targets = sum(len(row.learned) for micro_batch in batch.micro_batches for row in micro_batch.rows)
         for micro_batch in batch.micro_batches:
             log_probs_BL = token_log_probs(model, micro_batch.tokens_BL, micro_batch.labels_BL)
-            # Summed, then divided: with weights that are divided already the base would differ in its last bits.
+            # Summed before the division, because the published base was made so and would differ in its last bits.
             loss = -(log_probs_BL * (micro_batch.weights_BL > 0)).sum() / num_targets
             loss.backward()
             recent += loss.item() / REPORT_EVERY
@@ -219,13 +224,13 @@ def pretrain(model_config: dict, out: Path, num_steps: int) -> None:
 
 
 def main() -> None:
-    """Reads the command line and the tiny model's configuration."""
+    """Reads the command line and the tiny model's configuration, and trains."""
     import yaml
 
     parser = Parser(prog="substrate.base.pretrain", description="Make the tiny base model.")
     parser.add_argument("--model", type=Path, default=Path("hydra_conf/model/tiny.yaml"), help="model configuration")
     parser.add_argument("--out", type=Path, required=True, help="the .safetensors file to write")
-    parser.add_argument("--num-steps", type=int, default=NUM_STEPS, help="optimizer steps; fewer for a trial")
+    parser.add_argument("--num-steps", type=int, default=NUM_STEPS, help="optimizer steps; fewer for a quick try")
     arguments = parser.parse_args()
     pretrain(yaml.safe_load(arguments.model.read_text()), arguments.out, arguments.num_steps)
 

@@ -1,1 +1,1 @@
-"""From puzzles to batches: the competition's rows, the scorer, the tokenizer, training rows."""
+"""From puzzles to batches: training rows, micro-batches, the tokenizer, the competition's file, overlaps of prompts."""

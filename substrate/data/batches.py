@@ -1,14 +1,14 @@
-"""Rows to batches: padded, masked, weighted, and dealt to the data-parallel ranks.
+"""From rows to batches: padded, masked, weighted, and split among the data-parallel ranks.
 
     tokens   <s> ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I }
     labels   ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I } </s>
     weights  0 0 0 0 0 0 ...... 0 | w w w ........................................... w
 
-A stream is a function of its rows: batch `k` is the same whether or not the batches before it were drawn, so a resumed
-run needs no state but its step.
+Batch `k` of a stream depends on the rows alone, not on whether earlier batches were drawn, so a resumed run needs no
+state but its step.
 
-The rows of a batch are sorted by length and dealt to the data-parallel ranks in turn, then cut into micro-batches, each
-padded to its own longest row. So ranks have equal shapes and nearly equal work, and little of it is padding.
+The rows of a batch are sorted by length, dealt to the data-parallel ranks in turn and cut into micro-batches, each
+padded to its own longest row. So all ranks have equal shapes and nearly equal work, with little padding.
 Shape suffixes: B sequences of a micro-batch on this rank, L tokens of a sequence.
 """
 
@@ -22,7 +22,7 @@ from substrate.data.rows import Row
 from substrate.interface.errors import UsageError
 
 PAD = 0
-IGNORED = 0  # label where the weight is 0: any valid token id, the loss there is multiplied by zero
+IGNORED = 0  # label where the weight is 0; any valid token id serves
 
 
 class MicroBatch(NamedTuple):
@@ -30,22 +30,22 @@ class MicroBatch(NamedTuple):
 
     tokens_BL: torch.Tensor  # int64
     labels_BL: torch.Tensor  # int64; labels[:, i] is the token after tokens[:, i]
-    weights_BL: torch.Tensor  # float32; 0 where the label is not learned; what it is elsewhere, `make_batch` says
+    weights_BL: torch.Tensor  # float32; 0 where the label is not learned, else as `make_batch` says
     rows: list[Row]
 
 
 class Batch(NamedTuple):
     """One optimizer step: this rank's micro-batches, and the tokens of the whole batch (all ranks) without padding."""
 
-    micro_batches: Sequence[Any]  # MicroBatch, or what a recipe made of it
+    micro_batches: Sequence[Any]  # of MicroBatch, or of a recipe's own type
     num_tokens: int
 
 
 class Shape(NamedTuple):
-    """How a batch is cut."""
+    """How a batch is cut into micro-batches and among ranks."""
 
-    micro_batch_size: int  # sequences a forward pass of one rank, at most
-    multiple: int = 1  # a padded length is a multiple of it: tensor-parallel ranks split the sequence evenly
+    micro_batch_size: int  # most sequences in a forward pass of one rank
+    multiple: int = 1  # of padded lengths, so that tensor-parallel ranks split the sequence evenly
     dp_rank: int = 0
     dp_size: int = 1
 
@@ -53,12 +53,15 @@ class Shape(NamedTuple):
 class Stream(Sequence[Batch]):
     """The batches of `rows`, by step from 0. Every rank builds the same stream and takes its rows of each batch.
 
-    batch_size: sequences a step, over all data-parallel ranks. weighting: one of data.WEIGHTINGS.
+    batch_size: sequences per step, over all data-parallel ranks. weighting: one of data.rows.WEIGHTINGS. Raises
+    UsageError unless dp_size divides batch_size.
     """
 
     def __init__(self, rows: Sequence[Row], batch_size: int, shape: Shape, weighting: str = "uniform") -> None:
         if batch_size % shape.dp_size:
-            raise UsageError(f"batch_size {batch_size} over {shape.dp_size} data-parallel ranks; it must divide evenly")
+            raise UsageError(
+                f"batch_size {batch_size} over {shape.dp_size} data-parallel ranks; it must be a multiple of their number"
+            )
         self._rows, self._batch_size, self._shape, self._weighting = rows, batch_size, shape, weighting
 
     def __len__(self) -> int:
@@ -72,11 +75,14 @@ class Stream(Sequence[Batch]):
 
 
 def make_batch(rows: Sequence[Row], shape: Shape, weighting: str = "uniform") -> Batch:
-    """This rank's micro-batches of `rows`, all of them part of one step.
+    """Returns this rank's micro-batches of the `rows` of one step.
 
-    The weight of a learned token, so that a loss is a plain sum: `uniform`, one over the learned tokens of the batch;
-    `per_family`, one over those of its family and the number of families; `per_row`, one over those of its row and the
-    number of rows; `min_log_prob`, one over the number of rows: the loss shares it out among the row's tokens.
+    Every learned token has a weight, so that the loss is a plain sum:
+
+        uniform       1 / learned tokens of the batch
+        per_family    1 / (learned tokens of its family x families)
+        per_row       1 / (learned tokens of its row x rows)
+        min_log_prob  1 / rows, which the loss distributes among the row's tokens
     """
     ordered = sorted(rows, key=lambda row: row.num_tokens)
     tokens_of = Counter[str]()
@@ -108,6 +114,6 @@ def _pad(rows: list[Row], weights: list[float], length: int) -> MicroBatch:
         end = len(ids) - 1
         tokens_BL[place, :end] = ids[:-1]
         labels_BL[place, :end] = ids[1:]
-        # The first learned label is the answer's first token, which is predicted from the prompt's last.
+        # The prompt's last token predicts the first learned one.
         weights_BL[place, len(row.prompt) - 1 : end] = weight
     return MicroBatch(tokens_BL, labels_BL, weights_BL, rows)

@@ -1,10 +1,10 @@
-"""The competition's training file: rows of prompt and answer, their families, and a split of them by puzzle.
+"""The competition's training file: its rows, their families, and a split into training and dev by puzzle.
 
     id,prompt,answer
     00066667,"In Alice's Wonderland, a secret bit manipulation rule ...",10010111
 
-A row is trained on where the solver's reasoning leads to the row's own answer, and the scorer reads that answer from its
-box. The others are counted and listed by id, with the reason.
+A row is trained on if the solver's reasoning leads to the row's own answer and the scorer reads that answer from its
+box. The other rows are counted and listed by id, with the reason.
 
 Source: `train.csv` of the NVIDIA Nemotron Model Reasoning Challenge, 9,500 rows without reasoning. It is not part of
 this project: a user has it from the competition's page.
@@ -28,58 +28,58 @@ _DEV_SHARES = 10  # one puzzle in ten is real-dev, the rest is real-train
 
 @dataclass(frozen=True)
 class Row:
-    """One row, its family by the first sentence of its prompt; the puzzle is None where the family cannot read it."""
+    """One row. The first sentence of its prompt decides the family; puzzle is None if the family cannot parse it."""
 
-    line: int  # of the file, where the row ends
+    line: int  # number of the line where the row ends
     row_id: str
     prompt: str
     answer: str
-    family: str  # "" where no family begins so
+    family: str  # "" if no family's prompts begin so
     puzzle: Any
 
     @property
     def is_scorable(self) -> bool:
-        r"""Whether the scorer reads the row's own answer out of its box: `\boxed{}}` it does not."""
+        r"""Whether the scorer reads the row's own answer from its box; it cannot read `}` from `\boxed{}}`."""
         return is_correct(self.answer, extract(f"\\boxed{{{self.answer}}}"))
 
     @property
     def is_dev(self) -> bool:
-        """Whether the puzzle belongs to the real-dev part; the same puzzle never stands in both parts."""
+        """Whether the puzzle belongs to the dev part; equal puzzles always fall into the same part."""
         return int(prompt_digest(self.prompt), 16) % _DEV_SHARES == 0
 
 
 @dataclass
 class Split:
-    """The rows of some families in two parts, and those in neither."""
+    """The rows of some families in two parts, and the ids of those in neither."""
 
     train: list[Row] = field(default_factory=list)
     dev: list[Row] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> row ids
 
     def as_json(self) -> dict[str, Any]:
-        """Counts by family and part, and the ids of what is in no part."""
+        """Returns the counts by part and family, and the ids of the rows in neither part."""
         parts = {"train": self.train, "dev": self.dev}
         counts = {name: dict(sorted(Counter(row.family for row in rows).items())) for name, rows in parts.items()}
         return {**counts, "left_out": self.left_out}
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Every row of the file. Raises DataError with the line and what is wrong with it."""
+    """Returns every row of the file. Raises DataError with the line and what is wrong with it."""
     rows: dict[str, Row] = {}
     for line, fields in _records(path):
         wrong = _what_is_wrong(fields, rows)
         if wrong:
-            raise DataError(f"{path} line {line}: {wrong}; a row is {','.join(COLUMNS)}")
+            raise DataError(f"{path} line {line}: {wrong}; each row must be {','.join(COLUMNS)}")
         row_id, prompt, answer = fields
         family, puzzle = recognise(prompt)
         rows[row_id] = Row(line, row_id, prompt, answer, family, puzzle)
     if not rows:
-        raise DataError(f"{path} has no rows; rows of {','.join(COLUMNS)} are needed")
+        raise DataError(f"{path} has no rows below its header; rows of {','.join(COLUMNS)} are needed")
     return list(rows.values())
 
 
 def recognise(prompt: str) -> tuple[str, Any]:
-    """Family and puzzle of a prompt; family "" where it begins like none, puzzle None where it does not go on so."""
+    """Returns family and puzzle of a prompt: family "" if it begins like none, puzzle None if the rest does not parse."""
     for name, family in FAMILIES.items():
         if prompt.startswith(family.PHRASES[0]):
             try:
@@ -90,7 +90,7 @@ def recognise(prompt: str) -> tuple[str, Any]:
 
 
 def split(rows: Sequence[Row], families: Collection[str]) -> Split:
-    """Rows to train on, rows to judge by (docstring of the module); rows of other families are in no part."""
+    """Splits rows as the module's docstring says; rows of other known families are ignored."""
     found = Split()
     seen: set[str] = set()
     for row in rows:
@@ -123,20 +123,20 @@ def _why_not(row: Row) -> str:
 
 
 def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number of the last line, and fields, of each record below the header."""
+    """Yields the number of the last line, and the fields, of each record below the header."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file, strict=True)
             try:
                 header = next(reader, [])
                 if header != COLUMNS:
-                    raise DataError(f"{path} line 1: {','.join(header)[:80]!r}; the columns are {','.join(COLUMNS)}")
+                    raise DataError(f"{path} line 1: {','.join(header)[:80]!r}; the header must be {','.join(COLUMNS)}")
                 for fields in reader:
                     yield reader.line_num, fields
             except csv.Error as error:
-                raise DataError(f"{path} line {reader.line_num}: {error}; fields are quoted as CSV has it") from None
+                raise DataError(f"{path} line {reader.line_num}: {error}; fields must be quoted as in CSV") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}; the competition's train.csv in UTF-8 is needed") from None
+        raise DataError(f"cannot read {path}: {error}; give the competition's train.csv in UTF-8") from None
 
 
 def _what_is_wrong(fields: list[str], rows: dict[str, Row]) -> str:

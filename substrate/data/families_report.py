@@ -1,12 +1,18 @@
-"""Solvers and generators held against real rows: the tables of `python -m substrate.tasks report` and `compare`.
+"""Tests solvers and generators on real rows: the tables of `python -m substrate.families report` and `compare`.
 
     family              rows  recognised  identical  correct  guessed  wrong  undetermined  unscorable  seconds
     roman              1,414       1,414      1,414    1,414        0      0             0           0      0.1
 
-Columns of a report: rows that begin as the family's do; recognised, read whole; identical, printed back byte for byte;
-correct, the answer is right (guessed: of these, those that the solver did not call determined); wrong, determined and
-not right; undetermined, neither right nor called so; unscorable, the scorer does not read the row's own answer from
-its box. So correct + wrong + undetermined = recognised.
+Columns of a report:
+
+    rows          rows whose first sentence is the family's
+    recognised    of these, those that the parser reads whole
+    identical     those that are printed back byte for byte
+    correct       those whose answer is right
+    guessed       of the correct ones, those that the solver did not call determined
+    wrong         those that the solver called determined and whose answer is not right
+    undetermined  neither right nor called determined, so correct + wrong + undetermined = recognised
+    unscorable    those whose own answer the scorer does not read from its box
 """
 
 import random
@@ -20,12 +26,12 @@ from substrate.data.competition import Row
 from substrate.tasks import FAMILIES
 
 UNKNOWN = "unknown"
-_MIN_EXPECTED = 5  # rarer classes are put together: the chi-square statistic is far from its law below that
+_MIN_EXPECTED = 5  # rarer classes are merged, because the chi-square approximation fails below that
 
 
 @dataclass
 class Count:
-    """One line of a report."""
+    """One line of a report; the module's docstring explains the columns."""
 
     rows: int = 0
     recognised: int = 0
@@ -40,17 +46,17 @@ class Count:
 
 @dataclass
 class Report:
-    """Counts by family, and the rows to look at."""
+    """Counts by family, and a line for each row that somebody should look at."""
 
     by_family: dict[str, Count]
     listed: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, dict[str, float]]:
-        """The counts alone."""
+        """Returns the counts alone."""
         return {family: asdict(count) for family, count in self.by_family.items()}
 
     def as_text(self, *, with_rows: bool = False) -> str:
-        """A table with a line for all families, and how to go on."""
+        """Returns a table with a line for each family and one for all; `with_rows` adds the listed rows."""
         names = [each.name for each in fields(Count)]
         total = Count(*(sum(getattr(count, name) for count in self.by_family.values()) for name in names))
         lines = ["family             " + "".join(f"{name:>14}" for name in names)]
@@ -63,7 +69,7 @@ class Report:
 
 
 def report(rows: Sequence[Row]) -> Report:
-    """Parse, print back and solve every row."""
+    """Parses, prints back and solves every row."""
     found = Report({})
     for row in sorted(rows, key=lambda row: row.family or UNKNOWN):
         count = found.by_family.setdefault(row.family or UNKNOWN, Count())
@@ -92,13 +98,13 @@ def report(rows: Sequence[Row]) -> Report:
 
 @dataclass(frozen=True)
 class Difference:
-    """One feature of a family: real rows against as many generated ones."""
+    """One feature of a family, compared between real rows and as many generated ones."""
 
     family: str
     feature: str
     test: str  # KS or chi-square
     p_value: float
-    real: str  # what the two sides look like
+    real: str  # quartiles, or the most common classes
     generated: str
 
 
@@ -109,11 +115,11 @@ class Comparison:
     differences: list[Difference]
 
     def as_json(self) -> list[dict[str, float | str]]:
-        """A dictionary a feature."""
+        """Returns one dictionary per feature."""
         return [asdict(each) for each in self.differences]
 
     def as_text(self) -> str:
-        """A table, the smallest p-value of all against what chance gives."""
+        """Returns a table, and how often chance alone gives so small a p-value."""
         lines = [f"{'family':17}{'feature':20}{'test':11}{'p-value':>9}  real | generated"]
         for each in self.differences:
             shown = (
@@ -128,10 +134,10 @@ class Comparison:
 
 
 def compare(rows: Sequence[Row]) -> Comparison:
-    """Two-sample tests of the generators at level `full` against the rows whose answers are determined.
+    """Compares generated puzzles of level `full` with the rows whose answers are determined, feature by feature.
 
-    The generators draw no other puzzles: one that cannot be solved cannot be learned. Numbers are compared by the
-    Kolmogorov-Smirnov test, classes by the chi-square test of homogeneity.
+    Other rows are left out because generators draw determined puzzles only: what cannot be solved cannot be learned.
+    Numbers are compared by the Kolmogorov-Smirnov test, classes by the chi-square test of homogeneity.
     """
     differences = []
     for family, rules in FAMILIES.items():
@@ -170,7 +176,7 @@ def _compare(family: str, name: str, real: list[float | str], drawn: list[float 
 
 
 def _grouped(counts: list[Counter[str]]) -> list[list[int]]:
-    """Counts of the two sides by class; classes expected less than five times on a side are one."""
+    """Returns the two sides' counts by class; classes expected less than five times on a side are merged."""
     total = counts[0] + counts[1]
     smaller = min(sum(each.values()) for each in counts) / sum(total.values())
     frequent = [name for name in sorted(total) if total[name] * smaller >= _MIN_EXPECTED]

@@ -1,15 +1,15 @@
-"""Whether training prompts repeat evaluation prompts: exactly, under another spelling, or for the most part.
+"""Finds training prompts that repeat evaluation prompts: exactly, in another spelling, or for the most part.
 
-A prompt is compared as a list of tokens: words without regard to case, numbers by their value (`16.70` is `16.7`),
-every other character by itself; white space, invisible characters and marks of emphasis are nothing, and arrows, dashes
-and quotation marks are one another's. Two prompts with equal tokens have equal digests. A prompt *overlaps* another
-when it has at least `SHARE` of its n-grams of `N` tokens, or of its lines in whatever order, not counting what lies
-inside the fixed text of a family, which all of its puzzles have.
+A prompt is compared as a list of tokens: words without letter case, numbers by their value (`16.70` equals `16.7`), and
+every other character by itself. White space, invisible characters and marks of emphasis are ignored; variants of arrows,
+dashes and quotation marks are equal. Two prompts with equal tokens have equal digests. A prompt *overlaps* another if
+it has at least `SHARE` of its n-grams of `N` tokens, or of its lines in any order. N-grams inside the fixed text of a
+family do not count, because all of its puzzles have them.
 
-The rule of shares is for prompts from elsewhere. Generated puzzles of two independent seeds are draws from one
-distribution, alike by chance as often as any two; of those only equal ones are kept apart.
+Shares are for prompts from elsewhere. Generated puzzles of two independent seeds are draws from one distribution and
+similar by chance, so among those only equal ones are kept apart.
 
-Standard library only: the entry runs where scores are made.
+Standard library only, because `substrate.items` and `substrate.overlap` import it.
 """
 
 import hashlib
@@ -22,14 +22,14 @@ from typing import NamedTuple
 
 from substrate.tasks import FAMILIES
 
-N = 8  # tokens: longer than what two puzzles of a family have in common by chance
+N = 8  # tokens of an n-gram: longer than what two puzzles of a family share by chance
 SHARE = 0.8
-FEWEST = {"gram": 3, "line": 3}  # of them a prompt must have: a share of one or two is chance
+FEWEST = {"gram": 3, "line": 3}  # of either that a prompt must have, because a share of one or two is chance
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|\S")
 _EMPHASIS = re.compile(r"^[ \t>#]*\*\*|\*\*[ \t]*$", re.MULTILINE)
 _ALIKE = str.maketrans({"\u2192": "->", "\u21d2": "->", "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-",
                         "\u2212": "-", "\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})  # fmt: skip
-MOST_COMMON = 20  # an n-gram or line that more evaluation prompts than so many have says nothing of one of them
+MOST_COMMON = 20  # an n-gram or line in more evaluation prompts than this does not tell them apart
 Gram = tuple[str, ...]
 
 
@@ -38,31 +38,31 @@ class Overlap(NamedTuple):
 
     training_id: str
     evaluation_id: str
-    share: float  # of the evaluation prompt's n-grams; 1.0 where the tokens are equal
+    share: float  # of the evaluation prompt's n-grams or lines; 1.0 if the tokens are equal
 
     def __str__(self) -> str:
         return f"{self.training_id} repeats {self.evaluation_id} ({self.share:.0%})"
 
 
 def tokens_of(prompt: str) -> list[str]:
-    """The prompt without white space, letter case and ways to write a number."""
+    """Returns the tokens that prompts are compared by."""
     found = _TOKEN.findall(_plain(prompt))
     return [_number(token) if token[0].isdigit() else token for token in found]
 
 
 def _plain(prompt: str) -> str:
-    """Compatible characters as one, without invisible ones (Cf, Mn)."""
+    """Returns the text with compatible characters unified and invisible ones (categories Cf, Mn) removed."""
     text = _EMPHASIS.sub("", unicodedata.normalize("NFKD", prompt.casefold()).translate(_ALIKE))
     return "".join(each for each in text if unicodedata.category(each) not in ("Cf", "Mn"))
 
 
 def prompt_digest(prompt: str) -> str:
-    """Name of a prompt in exclusion lists and data cards: equal for prompts with equal tokens."""
+    """Returns the SHA-256 of the tokens, by which exclusion lists and data cards name a prompt."""
     return hashlib.sha256(" ".join(tokens_of(prompt)).encode(errors="surrogatepass")).hexdigest()
 
 
 def overlaps(training: Iterable[tuple[str, str]], evaluation: Iterable[tuple[str, str]]) -> list[Overlap]:
-    """The worst overlap of each training prompt, in order; both are pairs of id and prompt."""
+    """Returns the largest overlap of each training prompt that has one, in order. Both are (id, prompt) pairs."""
     ids, equal = [], {}
     having: defaultdict[Gram, list[int]] = defaultdict(list)
     for number, (item_id, prompt) in enumerate(evaluation):
@@ -86,14 +86,14 @@ def overlaps(training: Iterable[tuple[str, str]], evaluation: Iterable[tuple[str
 
 
 def _number(token: str) -> str:
-    """`007` and `7.00` as `7`: digits alone, so no float rounds and no huge exponent costs memory."""
+    """Writes `007` and `7.00` as `7`, digit by digit, so that no float rounds and no huge exponent costs memory."""
     token = "".join(str(unicodedata.decimal(each)) if each.isdecimal() else each for each in token)
     whole, _, part = token.partition(".")
     return (whole.lstrip("0") or "0") + (f".{part}" if (part := part.rstrip("0")) else "")
 
 
 def _grams(prompt: str) -> set[Gram]:
-    """N-grams, and lines of at least two tokens, each with its kind in front."""
+    """Returns the n-grams, and the lines of at least two tokens, each with its kind in front."""
     lines = (tokens_of(line) for line in prompt.splitlines())
     whole = {("line", *tokens) for tokens in lines if len(tokens) >= 2}
     return (_windows(tokens_of(prompt)) | whole) - _fixed()
@@ -105,7 +105,7 @@ def _kind(gram: Gram) -> str:
 
 @cache
 def _fixed() -> frozenset[Gram]:
-    """N-grams inside the fixed texts."""
+    """Returns the n-grams and lines of the families' fixed texts."""
     phrases = (phrase for family in FAMILIES.values() for phrase in family.PHRASES)
     texts = [tokens_of(phrase) for phrase in phrases]
     lines = (

@@ -1,4 +1,4 @@
-"""From the training file to the rows of a run: which examples, in which order, and a card that says so.
+"""From the training file to the rows of a run: which examples, in which order, and the data card that records them.
 
     shares of families  ->  places        the family of each place, so that every prefix follows the shares
     real and generated  ->  their places  within a family's, by `real_share`
@@ -11,8 +11,8 @@ One line of the file, and the row that it becomes (`|` where the prompt ends; on
      "traces": {"short": "30 8", "stepwise": "30 XXX ..."}, "source": "generated"}
     <s> ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I } </s>
 
-Everything is a function of (examples, plan, seed). The data card (docs/contract.md) has what was chosen, what was left
-out and why, and the digest of every prompt that the run can learn from: the judge compares them with its own prompts.
+Examples, plan and seed determine everything. The data card (docs/contract.md) records what was chosen, what was left out
+and why, and the digest of every prompt that the run can learn from, which the judge compares with its own prompts.
 """
 
 import math
@@ -38,7 +38,7 @@ class Example(NamedTuple):
     family: str
     prompt: str
     answer: str
-    traces: dict[str, str]  # the working, by style
+    traces: dict[str, str]  # the reasoning, by style
     source: str  # "generated" or "real"
 
 
@@ -48,7 +48,7 @@ class Row(NamedTuple):
     item_id: str
     family: str
     prompt: list[int]
-    learned: list[int]  # what follows the prompt; ends with </s>
+    learned: list[int]  # the tokens after the prompt, which end with </s>
     answer: str
 
     @property
@@ -61,33 +61,33 @@ Encode = Callable[[Example], tuple[list[int], list[int]]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make of a training file; the keys of a recipe with the same names."""
+    """How to choose and order examples: keys of a recipe, by the same names. Raises UsageError for a wrong value."""
 
-    mix: dict[str, float]  # share of each family in the places; without one it is left out
+    mix: dict[str, float]  # share of each family in the places; a family without one is left out
     real_share: float  # share of real rows in each family's places
-    epochs: float  # passes through the chosen examples; 0: through all that there are
+    epochs: float  # passes through the chosen examples; 0: use as many different ones as there are
     curriculum: str  # one of CURRICULA
     holdout_per_family: int  # examples of each family that are not trained on
-    sequence_length: int  # tokens of an example at most; longer ones are left out, and listed in the card
+    sequence_length: int  # most tokens of an example; longer ones are left out and listed in the card
     num_places: int  # rows of the run: steps x batch size
     seed: int
 
     def __post_init__(self) -> None:
         total = sum(self.mix.values())
         if min(self.mix.values(), default=-1) < 0 or not 0 < total < float("inf"):
-            raise UsageError(f"mix {self.mix}; valid are shares >= 0, of which one is > 0")
+            raise UsageError(f"mix is {self.mix}; valid are shares >= 0, of which one is > 0")
         if self.curriculum not in CURRICULA:
-            raise UsageError(f"curriculum {self.curriculum!r}; valid are {', '.join(CURRICULA)}")
+            raise UsageError(f"curriculum is {self.curriculum!r}; valid are {', '.join(CURRICULA)}")
 
     @property
     def families(self) -> dict[str, float]:
-        """Those with a share."""
+        """The families with a share above 0."""
         return {family: share for family, share in self.mix.items() if share > 0}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run's rows in order, its holdout by family, and the card."""
+    """A run's rows in order, its holdout by family, and its data card."""
 
     rows: list[Row]
     holdout: dict[str, list[Row]]
@@ -101,7 +101,7 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def prepare(examples: Sequence[Example], encode: Encode, plan: Plan) -> Prepared:
-    """Chooses and orders. Raises DataError for a family or source that the plan asks for and the file lacks."""
+    """Chooses and orders the rows. Raises DataError if the plan asks for a family or source that the file lacks."""
     chosen: dict[str, list[Row]] = {}
     holdout: dict[str, list[Row]] = {}
     described: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def prepare(examples: Sequence[Example], encode: Encode, plan: Plan) -> Prepared
 
 
 class _Family:
-    """The examples of one family, encoded as they are taken; a longer one than allowed is passed over."""
+    """The examples of one family, encoded when they are taken; those that are too long are skipped."""
 
     def __init__(self, family: str, members: list[Example], encode: Encode, plan: Plan) -> None:
         self.family, self._encode, self._plan = family, encode, plan
@@ -133,7 +133,7 @@ class _Family:
         self.digests: set[str] = set()
         # random.Random hashes a string seed with SHA-512: the same on every host and in every process.
         self._generator = random.Random(f"{plan.seed}/{family}")
-        # Held out by the file's order, so that every seed leaves out the same.
+        # Held out in the file's order, so that every seed holds out the same.
         self.holdout = [row for row, _ in islice(self._encoded(members), plan.holdout_per_family)]
         rest = members[len(self.holdout) + len(self.left_out) :]
         self._by_source = {
@@ -143,13 +143,15 @@ class _Family:
         }
         for source, found in self._by_source.items():
             if not found:
-                raise DataError(f"no {source} example of {family} is left to train on; real_share {plan.real_share}")
+                raise DataError(
+                    f"no {source} example of {family} is left to train on; change real_share {plan.real_share} or the holdout"
+                )
 
     def _source_shares(self) -> dict[str, float]:
         return {"generated": 1 - self._plan.real_share, "real": self._plan.real_share}
 
     def rows(self, num_places: int) -> list[Row]:
-        """The family's rows in their order."""
+        """Returns the family's rows in order."""
         shares = {source: share for source, share in self._source_shares().items() if share > 0}
         needed = _counts(shares, num_places)
         streams = {source: iter(self._fill(source, needed[source])) for source in shares}
@@ -157,11 +159,11 @@ class _Family:
         return sorted(rows, key=lambda row: len(row.learned)) if self._plan.curriculum == "short_first" else rows
 
     def _fill(self, source: str, num_places: int) -> list[Row]:
-        """Passes through the source's examples, each in a new order, until the places are full."""
+        """Fills the places with passes through the source's examples, each pass in a new order."""
         if not num_places:
             return []
         members = self._by_source[source]
-        # Fewer than one pass through all of them is all that there is to choose from.
+        # With fewer epochs than one pass through all of them would need, all examples are used.
         passes = max(self._plan.epochs, num_places / len(members)) if self._plan.epochs else num_places / len(members)
         limit = min(len(members), math.ceil(num_places / passes))
         shuffled = self._generator.sample(members, len(members))
@@ -173,7 +175,7 @@ class _Family:
                 break
         if not rows:
             raise DataError(
-                f"every {source} example of {self.family} is longer than sequence_length {self._plan.sequence_length}"
+                f"every {source} example of {self.family} is longer than sequence_length {self._plan.sequence_length}; raise it"
             )
         filled, rows = list(rows), sorted(rows, key=lambda row: row.item_id)
         while len(filled) < num_places:
@@ -189,7 +191,7 @@ class _Family:
                 yield row, prompt_digest(example.prompt)
 
     def describe(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """The family's part of the card: places and different examples, tokens with repeats, what was too long."""
+        """Returns the family's part of the card; tokens are counted with repeats."""
         different = {row.item_id for row in rows}
         return {
             "places": len(rows),
@@ -203,9 +205,9 @@ class _Family:
 
 
 def family_order(mix: dict[str, float], num_places: int) -> Iterator[str]:
-    """Yields the family of each of `num_places` places so that counts follow the shares to about one at every prefix.
+    """Yields the family of each place, so that the counts in every prefix follow the shares to about one.
 
-    `mix` maps a family to its share, normalised here. The family furthest behind its due is next; the first named wins
+    `mix` maps a family to its share, normalised here. The family furthest behind its share is next; the first named wins
     a tie.
     """
     total = sum(mix.values())

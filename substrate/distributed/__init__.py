@@ -1,1 +1,1 @@
-"""The ranks of a run: how they start, find one another and sum over one another."""
+"""The ranks of a run: how they start, join process groups and sum over one another."""

@@ -1,9 +1,9 @@
-"""What megatron-core needs on a host without a GPU and without Transformer Engine. Importing this module does it, once.
+"""Prepares megatron-core for hosts without Transformer Engine, and without a GPU. Importing this module does it, once.
 
-megatron-core (0.16.1 and 0.19.2 were run) is written for CUDA with Transformer Engine. Everything that stands between it and a CPU is here,
-each step with its reason, so that a reader finds it at once and a new release of the library is checked in one place.
-Two things cannot be done from here and are choices in `hybrid.py`: torch modules instead of Transformer Engine's, and
-the all-gather token dispatcher (all-to-all wants CUDA streams).
+megatron-core (tested with 0.16.1 and 0.19.2) is written for CUDA with Transformer Engine. All workarounds are here, each
+with its reason, so that a new release of the library is checked in one place. Two cannot be made here and are choices in
+`hybrid.py`: torch modules instead of Transformer Engine's, and the all-gather token dispatcher, because all-to-all needs
+CUDA streams.
 """
 
 import os
@@ -22,18 +22,17 @@ def _identity(function: Callable[..., Any] | None = None, **_: Any) -> Callable[
 
 
 def _import_megatron() -> None:
-    """Imports megatron-core without its kernel fuser, and on a CPU without wandb, which costs half a second there."""
+    """Imports megatron-core without its kernel fuser, and on a CPU without wandb, which takes half a second to import."""
     compiler, wandb = torch.compile, sys.modules.get("wandb")
-    # Captured at import as the library's kernel fuser. On a CPU it loads the compiler stack, then wants a C++ compiler at
-    # the first step; on a GPU it compiles squared ReLU anew for every number of rows, seconds each.
+    # The library captures `torch.compile` at import as its kernel fuser. On a CPU that would load the compiler stack and
+    # need a C++ compiler at the first step; on a GPU it would compile squared ReLU for every number of rows, in seconds.
     torch.compile = _identity  # type: ignore[assignment]
     if ON_CPU:
-        # Imported for the metrics of the serving engine.
+        # The library imports it for the metrics of its serving engine.
         sys.modules["wandb"] = None  # type: ignore[assignment]
     try:
         with warnings.catch_warnings():
-            # The library about itself: that it falls back to torch, which is what is wanted, and that its own imports
-            # are deprecated.
+            # The library warns that it falls back to torch, which we want, and that its own imports are deprecated.
             warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
             warnings.filterwarnings("ignore", message="The following imports from `dynamic_context.py`")
             warnings.filterwarnings("ignore", message="Apex is not installed. Falling back to Torch Norm")
@@ -47,29 +46,28 @@ def _import_megatron() -> None:
 
 
 def _adapt_megatron() -> None:
-    """Puts right what megatron-core assumes of its host."""
+    """Corrects what megatron-core assumes of its host."""
     from megatron.core.tensor_parallel.random import initialize_rng_tracker
     from megatron.core.transformer.moe import moe_utils
 
-    # torch 2.13 renames two collectives that the library calls by their old names, and says so at each rank's first
-    # step.
+    # torch 2.13 renamed two collectives and warns, at each rank's first step, that the library uses the old names.
     for name in ("reduce_scatter_tensor", "all_gather_into_tensor"):
         warnings.filterwarnings("ignore", message=f"`torch.distributed.{name}` is deprecated", category=FutureWarning)
-    # The router looks this name up although only the import of Transformer Engine defines it.
+    # The router reads this name, which is defined only if Transformer Engine is installed.
     if not hasattr(moe_utils, "te_general_gemm"):
         moe_utils.te_general_gemm = None
-    # The library forks CUDA generators around dropout. The model has none (LoRA's own dropout aside), so the tracker
+    # The library forks CUDA generators around its dropout. The model has none but LoRA's own, so use the tracker that
     # does nothing.
     initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
     if ON_CPU:
-        # About forty call sites allocate on `torch.cuda.current_device()`.
+        # The library allocates on `torch.cuda.current_device()` in about forty places.
         torch.cuda.current_device = lambda: torch.device("cpu")  # type: ignore[assignment, return-value]
-        # The checkpoint writer waits for the device before it reads tensors.
+        # The checkpoint writer calls it before it reads tensors.
         torch.cuda.synchronize = lambda device=None: None
 
 
-# Kernels in issue order, so that communication overlaps compute; without it the library warns at every start. Read by
-# the driver when CUDA starts, hence an environment variable and this early.
+# Makes kernels run in issue order, so that communication overlaps compute; without it the library warns at every start.
+# The driver reads it when CUDA starts, so it must be set this early and as an environment variable.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 _import_megatron()
 _adapt_megatron()

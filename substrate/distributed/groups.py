@@ -1,14 +1,14 @@
-"""The ranks of a run: process groups from torchrun's environment or a process alone, and the sums over ranks.
+"""Process groups of a run, from torchrun's environment or of one process alone, and the sums over ranks.
 
     axis   splits                             a parameter's gradient on one rank is
-    tp     matrices, heads, vocabulary, and   complete where the parameter is sharded; where it is replicated, of this
+    tp     matrices, heads, vocabulary, and   complete if the parameter is sharded; if it is replicated, that of this
            between them the sequence          rank's part of the sequence (or of a product): sum over tp
-    dp     the batch                          of this rank's sequences: sum over dp
-    pp     the layers                         complete: a parameter is on one stage (`stages.py` runs them)
-    ep     the experts, inside tp x dp        of all tokens sent to this rank's experts: sum over the experts' replicas
+    dp     the batch                          that of this rank's sequences: sum over dp
+    pp     the layers                         complete: a parameter is on one stage (`training/pipeline_stages.py`)
+    ep     the experts, inside tp x dp        that of all tokens sent to this rank's experts: sum over their replicas
 
-Sums, not means: a loss is divided by the number of targets of the whole batch before backward, so every gradient is
-already in its final unit and no rank needs to know how many others there are. Layouts follow Megatron-LM
+Gradients are summed, not averaged: a loss is divided by the number of targets of the whole batch before backward, so
+every gradient has its final unit and no rank needs to know how many others there are. Layouts follow Megatron-LM
 (arXiv:2104.04473; sequence parallelism arXiv:2205.05198). With ep > 1 the experts are whole (expert tensor parallelism
 1), as in NVIDIA's published layouts of Nemotron 3 Nano; with ep = 1 they are sharded over tp like every other matrix.
 """
@@ -32,7 +32,7 @@ AXES = ("tp", "pp", "ep", "cp", "dp")
 
 @dataclass(frozen=True)
 class Parallel:
-    """Sizes of the axes, this process's place in them, and the collectives that training and decoding use."""
+    """The sizes of the axes, this process's place in them, and the collectives of training and decoding."""
 
     tp: int
     pp: int
@@ -42,7 +42,7 @@ class Parallel:
     rank: int  # of world_size = tp x pp x cp x dp
     world_size: int
     device: torch.device
-    groups: "ProcessGroupCollection"  # megatron-core's; its modules are built with it
+    groups: "ProcessGroupCollection"  # megatron-core's process groups, with which its modules are built
 
     @property
     def tp_rank(self) -> int:
@@ -57,7 +57,7 @@ class Parallel:
         return self.groups.dp.rank()
 
     def finalize_gradients(self, model: torch.nn.Module) -> None:
-        """Completes `.grad` of every trainable parameter, in place; a collective call, after the last backward."""
+        """Completes `.grad` of every trainable parameter, in place. A collective call after the last backward."""
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         for parameter in trainable:
             if parameter.grad is None:  # an expert that saw no token still takes part in the sums
@@ -71,9 +71,9 @@ class Parallel:
         _sum_gradients(experts, self.groups.expt_dp)
 
     def clip_gradients(self, model: torch.nn.Module, max_norm: float) -> float:
-        """Scales finalized gradients to an L2 norm of at most `max_norm` over the whole model; returns the norm before.
+        """Scales finalized gradients to an L2 norm of at most `max_norm` over the whole model. Returns the norm before.
 
-        A replicated parameter counts once: every rank adds the squared norm of its piece divided by the copies of it.
+        A replicated parameter counts once: every rank divides its piece's squared norm by the number of copies.
         """
         num_ranks = self.world_size // self.pp  # of one stage
         pieces = [(p.grad, num_ranks // self._num_shards(p)) for p in model.parameters() if p.grad is not None]
@@ -88,33 +88,33 @@ class Parallel:
         return norm
 
     def agree(self, flag: bool) -> bool:
-        """True on every rank when any rank said True."""
+        """Returns True on every rank if any rank passes True. A collective call."""
         said = torch.tensor(int(flag), device=self.device)
         dist.all_reduce(said, op=dist.ReduceOp.MAX)
         return bool(said.item())
 
     def share(self, value: Any) -> Any:
-        """Rank 0's value, a picklable object, on every rank."""
+        """Returns rank 0's value, a picklable object, on every rank. A collective call."""
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def total(self, value: float) -> float:
-        """Sum over data-parallel ranks and stages, for a number that tensor-parallel ranks hold alike, such as a loss."""
+        """Sums over data-parallel ranks and stages a number that tensor-parallel ranks hold equally, such as a loss."""
         summed = torch.tensor(value, dtype=torch.float64, device=self.device)
         dist.all_reduce(summed, group=self.groups.dp)
         dist.all_reduce(summed, group=self.groups.pp)
         return float(summed.item())
 
     def shutdown(self) -> None:
-        """Leaves the process groups. Call it once, on every rank, as the last thing."""
+        """Leaves the process groups. Every rank calls it once, last of all."""
         from megatron.core import parallel_state
 
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
 
     def _num_shards(self, parameter: torch.nn.Parameter) -> int:
-        """Into how many different pieces the model's ranks split this parameter; 1 when each holds all of it."""
+        """Returns into how many pieces the ranks of a stage split this parameter; 1 if each holds all of it."""
         sharded = getattr(parameter, "tensor_model_parallel", False)
         if not getattr(parameter, "allreduce", True):
             return self.ep * (self.groups.expt_tp.size() if sharded else 1)
@@ -122,10 +122,10 @@ class Parallel:
 
 
 def start(parallelism: Mapping[str, Any]) -> Parallel:
-    """Joins the process groups: torchrun's environment when there is one, else a world of this process alone.
+    """Joins the process groups of torchrun's environment, or makes a world of this process alone.
 
-    parallelism: sizes of AXES as in hydra_conf/parallelism; other keys are not for us. Raises UsageError when they do
-    not multiply to the number of processes. Uses NCCL where there is a GPU, one per local rank, else gloo.
+    parallelism: sizes of AXES as in hydra_conf/parallelism; other keys are ignored. Raises UsageError if they do not
+    multiply to the number of processes. Uses NCCL with one GPU per local rank, or gloo without GPUs.
     """
     if missing := [axis for axis in AXES if axis not in parallelism]:
         raise UsageError(f"parallelism lacks {', '.join(missing)}; all of {', '.join(AXES)} are needed")
@@ -137,9 +137,9 @@ def start(parallelism: Mapping[str, Any]) -> Parallel:
     if on_gpu:
         torch.cuda.set_device(device)
     elif os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
-        # All ranks are on this host, and in a sandbox loopback is the only interface there is.
+        # All ranks are on this host, and a sandbox has no interface but loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    # A process alone needs no rendezvous, hence no port.
+    # A single process needs no rendezvous and so no port.
     alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world_size == 1 else {}
     dist.init_process_group("nccl" if on_gpu else "gloo", **alone)
 
@@ -152,18 +152,18 @@ def start(parallelism: Mapping[str, Any]) -> Parallel:
         pipeline_model_parallel_size=sizes["pp"],
         context_parallel_size=sizes["cp"],
         expert_model_parallel_size=sizes["ep"],
-        expert_tensor_parallel_size=sizes["tp"] if sizes["ep"] == 1 else 1,  # the docstring above says why
-        create_gloo_process_groups=False,  # a second set beside NCCL's, for checkpointing through the host
+        expert_tensor_parallel_size=sizes["tp"] if sizes["ep"] == 1 else 1,  # see the module's docstring
+        create_gloo_process_groups=False,  # a second set beside NCCL's, which we do not use
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return Parallel(**sizes, rank=rank, world_size=world_size, device=device, groups=groups)
 
 
 def _check(sizes: Mapping[str, int], world_size: int) -> None:
-    """Raises UsageError for a layout that no code here serves, or that does not fit the number of processes."""
+    """Raises UsageError for a layout that is not supported or does not fit the number of processes."""
     text = " ".join(f"{axis}={size}" for axis, size in sizes.items())
     if sizes["cp"] != 1:
-        raise UsageError(f"parallelism {text}; cp must be 1, the Mamba scan is not split along the sequence")
+        raise UsageError(f"parallelism {text}; cp must be 1, because the Mamba scan is not split along the sequence")
     if sizes["tp"] * sizes["pp"] * sizes["dp"] != world_size:
         raise UsageError(f"parallelism {text} on {world_size} processes; tp x pp x dp must equal their number")
     if sizes["ep"] < 1 or (sizes["tp"] * sizes["dp"]) % sizes["ep"]:

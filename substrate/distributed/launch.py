@@ -1,9 +1,8 @@
-"""Starts the ranks of one node and answers with the exit code that they agreed on.
+"""Starts the ranks of one node and returns the exit code on which they agree.
 
-torchrun turns every failure of a rank into exit code 1, and a trainer's 75 ("stopped, start me again") is not a
-failure; it also imports torch once more before the first rank starts, 2 s on a busy CPU. This is the part of it that
-one node needs. Where a site starts the ranks itself (srun, torchrun on several nodes), RANK and WORLD_SIZE are set
-and this module is not used.
+torchrun is not used because it turns every failure of a rank into exit code 1, and a trainer's 75 ("stopped, start me
+again") is not a failure; it also imports torch before the first rank starts, 2 s on a busy CPU. Where a site starts the
+ranks itself (srun, torchrun on several nodes), RANK and WORLD_SIZE are set and this module is not used.
 """
 
 import os
@@ -12,18 +11,17 @@ import subprocess
 import sys
 import time
 
-GRACE_SECONDS = 20.0  # for the other ranks to end by themselves, with their own message, once one has failed
+GRACE_SECONDS = 20.0  # that the other ranks have to end by themselves once one has failed
 POLL_SECONDS = 0.05
 
 
 def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
-    """Runs `python -P -m module arguments` once a rank of this node; waits; returns 0, or the exit code of the first
-    rank that failed.
+    """Runs `python -P -m module arguments` for each rank of this node. Returns 0 or the first failed rank's exit code.
 
-    Where NUM_NODES is set, this is node NODE_RANK of them, and rank 0 listens at MASTER_ADDR and MASTER_PORT.
+    If NUM_NODES is set, this is node NODE_RANK of them, and rank 0 listens at MASTER_ADDR and MASTER_PORT.
 
-    A rank killed by a signal counts as 128 + signal, and before others that failed: they did because it was gone.
-    If this process is killed, the ranks are not: sandboxes end by their pid namespace.
+    A rank killed by a signal counts as 128 + signal and takes precedence, because its loss makes the others fail. If
+    this process is killed, the ranks live on; in a sandbox they end with its pid namespace.
     """
     num_nodes, node = int(os.environ.get("NUM_NODES", 1)), int(os.environ.get("NODE_RANK", 0))
     num_local = num_ranks // num_nodes
@@ -44,7 +42,9 @@ def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
             if time.monotonic() > deadline:
                 break
             time.sleep(POLL_SECONDS)
-        codes = [code for rank in ranks if (code := rank.poll())]  # before those that do not end are killed here
+        codes = [
+            code for rank in ranks if (code := rank.poll())
+        ]  # taken before the ranks that did not end are killed below
     finally:
         for rank in ranks:
             if rank.poll() is None:
@@ -55,8 +55,7 @@ def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
 
 
 def _free_port() -> str:
-    # Freed before rank 0 takes it: another process could come between. The sandbox has its own loopback, so nobody
-    # does.
+    # Another process could take the port before rank 0 does, but a sandbox has its own loopback.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

@@ -1,1 +1,1 @@
-"""Files of others: the competition's archive, models for transformers, published tokenizers."""
+"""Files for and from others: the competition's archive, models for transformers, published tokenizers."""

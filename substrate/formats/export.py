@@ -1,12 +1,12 @@
-"""Weights for others: the competition's archive, and a model of its own for transformers, vLLM and the like.
+"""Export weights: the competition's archive, or a merged model for transformers, vLLM and the like.
 
     python -m substrate.formats.export submission ADAPTER submission.zip
     python -m substrate.formats.export merge ADAPTER --base BASE --model model.yaml OUT
 
-`submission` packs an adapter as a worker publishes it (names of the published checkpoint, PEFT's configuration) and
-refuses what the competition would: a rank above 32, an archive above 1.5 GB, targets that are not a list. `merge` adds
-the adapter to its base, W + alpha / r B A in float32, and writes the model in the published form: shards of at most 5 GB,
-their index and config.json. It reads and writes one tensor at a time, on a CPU, whatever the size of the model.
+`submission` packs an adapter as a worker publishes it (published names, PEFT's configuration). It refuses what the
+competition would refuse: a rank above 32, an archive above 1.5 GB, targets that are not a list. `merge` adds the adapter
+to its base, W + alpha / r B A in float32, and writes the model in the published form: shards of at most 5 GB, their
+index and config.json. It handles one tensor at a time on a CPU, so memory does not grow with the model.
 
 Limits: NVIDIA Nemotron Model Reasoning Challenge, rules of submission (2026).
 """
@@ -34,13 +34,16 @@ MAX_ARCHIVE_BYTES = 1_500_000_000
 
 
 def submission(adapter: Path, archive: Path) -> int:
-    """Writes the archive, stored and not deflated (weights do not shrink), equal bytes for equal files. Returns its size.
+    """Writes the archive and returns its size in bytes. Equal files give equal bytes.
 
-    Raises DataError for what the competition refuses; nothing is written then.
+    The archive is not compressed, because weights do not shrink. Raises DataError, and writes nothing, for an adapter
+    that the competition would refuse.
     """
     config = _adapter_config(adapter)
     if config["r"] > MAX_RANK:
-        raise DataError(f"{adapter} has rank {config['r']}; the competition takes at most {MAX_RANK}")
+        raise DataError(
+            f"{adapter} has rank {config['r']}; the competition takes at most {MAX_RANK}: train with a lower recipe.lora.rank"
+        )
     size = sum((adapter / name).stat().st_size for name in ADAPTER_FILES)
     if size > MAX_ARCHIVE_BYTES:
         raise DataError(
@@ -49,7 +52,7 @@ def submission(adapter: Path, archive: Path) -> int:
     partial = archive.with_name(archive.name + ".partial")
     with zipfile.ZipFile(partial, "w") as file:
         for name in ADAPTER_FILES:
-            entry = zipfile.ZipInfo(name)  # of 1980, so that the same adapter gives the same archive
+            entry = zipfile.ZipInfo(name)  # its default date is 1980, so equal adapters give equal archives
             entry.external_attr = 0o644 << 16
             with file.open(entry, "w") as target, (adapter / name).open("rb") as source:
                 while block := source.read(1 << 20):
@@ -59,7 +62,7 @@ def submission(adapter: Path, archive: Path) -> int:
 
 
 def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> None:
-    """Writes base + adapter into the folder `out`. Raises DataError naming a tensor that is missing or does not fit."""
+    """Writes base + adapter into the folder `out`. Raises DataError that names a missing, surplus or misshapen tensor."""
     from safetensors.torch import save_file
 
     from substrate.model import ModelConfig
@@ -97,21 +100,23 @@ def _merged(
             used |= {name_A, name_B}
         yield name, tensor
     if surplus := sorted(factors.names - used):
-        raise DataError(f"the adapter holds {surplus[0]}, which model {config.name} has no place for")
+        raise DataError(f"the adapter holds {surplus[0]}, which model {config.name} does not have; check --model")
 
 
 def _adapter_config(adapter: Path) -> dict[str, Any]:
-    """The configuration of an adapter whose two files are there. Raises DataError."""
+    """Returns the configuration of an adapter. Raises DataError if it is wrong or one of the two files is missing."""
     path = adapter / ADAPTER_FILES[0]
     try:
         config: dict[str, Any] = json.loads(read_text(path))
         sound = type(config["r"]) is int and config["lora_alpha"] > 0 and isinstance(config["target_modules"], list)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: {error!r}; r, lora_alpha and target_modules are needed") from None
+        raise DataError(
+            f"{path}: {error!r}; it must be JSON, and r, lora_alpha and target_modules are needed"
+        ) from None
     if not sound:
-        raise DataError(f"{path}: r is an integer, lora_alpha above 0, target_modules a list (a pattern costs points)")
+        raise DataError(f"{path} has a wrong value; r must be an integer, lora_alpha above 0, target_modules a list")
     if not (adapter / ADAPTER_FILES[1]).is_file():
-        raise DataError(f"{adapter} lacks {ADAPTER_FILES[1]}")
+        raise DataError(f"{adapter} lacks {ADAPTER_FILES[1]}; give a folder with {' and '.join(ADAPTER_FILES)}")
     return config
 
 
@@ -121,23 +126,24 @@ def _read_model(path: Path) -> dict[str, Any]:
     try:
         model = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path} is not YAML: {error}; a file of hydra_conf/model is needed") from None
     if not isinstance(model, dict):
-        raise UsageError(f"{path} holds no mapping; a file of hydra_conf/model is needed")
-    return model.get("model", model)  # a campaign's frozen config.yaml has it under `model`
+        raise UsageError(f"{path} is not a mapping; a file of hydra_conf/model is needed")
+    return model.get("model", model)  # a campaign's frozen config.yaml has the key `model`
 
 
 def main() -> None:
+    """Reads the command line and writes the archive or the model."""
     parser = Parser(
-        prog="substrate.export", description="Pack an adapter for the competition, or merge it into its base."
+        prog="substrate.formats.export", description="Pack an adapter for the competition, or merge it into its base."
     )
     acts = parser.add_subparsers(dest="act", required=True, parser_class=Parser)
-    pack = acts.add_parser("submission", help="adapter -> submission.zip")
+    pack = acts.add_parser("submission", help="pack an adapter as submission.zip")
     pack.add_argument("adapter", type=Path, help="folder with adapter_config.json and adapter_model.safetensors")
-    pack.add_argument("out", type=Path)
-    whole = acts.add_parser("merge", help="base + adapter -> a model for transformers")
-    whole.add_argument("adapter", type=Path)
-    whole.add_argument("out", type=Path)
+    pack.add_argument("out", type=Path, help="archive to write")
+    whole = acts.add_parser("merge", help="write base + adapter as a model for transformers")
+    whole.add_argument("adapter", type=Path, help="folder with adapter_config.json and adapter_model.safetensors")
+    whole.add_argument("out", type=Path, help="folder to write")
     whole.add_argument(
         "--base", type=Path, required=True, help="a .safetensors file, or a folder of the published shards"
     )

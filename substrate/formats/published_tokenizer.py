@@ -1,10 +1,10 @@
-"""The tokenizer of a published checkpoint, checked against the chat form that our entries write (`tokenizer.py`).
+"""Check a published checkpoint's tokenizer against the chat form that our prompts have (`data/tokenizer.py`).
 
-    python -m substrate.published_tokenizer FOLDER
+    python -m substrate.formats.published_tokenizer FOLDER
 
-Its ids 0, 1 and 2 pad, begin and end; each tag of the chat form is one id; and its chat template, where the folder has
-one, renders a prompt with thinking on exactly as `Tokenizer.encode_prompt` does: a template that was changed upstream
-would train one form and ask another.
+Ids 0, 1 and 2 must pad, begin and end, and each tag of the chat form must be one id. If the folder has a chat template,
+it must render a prompt with thinking on exactly as `Tokenizer.encode_prompt` does: otherwise a model would be trained in
+one form and asked in another.
 """
 
 import json
@@ -20,11 +20,13 @@ PROBE = "In Alice's Wonderland, numbers are secretly converted."
 
 
 def check(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder. Raises DataError saying what differs from what our prompts assume."""
+    """Returns the tokenizer of a folder. Raises DataError that says how it differs from what our prompts assume."""
     try:
         tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+    except Exception as error:  # the library raises plain Exception
+        raise DataError(
+            f"{folder / 'tokenizer.json'} cannot be read: {error}; a file of the tokenizers library is needed"
+        ) from None
     split = [tag for tag in TAGS if len(tokenizer.encode(tag)) != 1]
     if split:
         raise DataError(
@@ -34,7 +36,9 @@ def check(folder: Path) -> Tokenizer:
     if template is not None:
         rendered, ours = _render(template), f"{USER_TURN}{PROBE}{SUFFIX}{ASSISTANT_TURN}"
         if rendered != ours:
-            raise DataError(f"{folder}: its chat template writes {rendered!r}, our prompts are {ours!r}")
+            raise DataError(
+                f"{folder}: its chat template writes {rendered!r}; it must write {ours!r}, as our prompts are"
+            )
     found = _special(folder)
     for name, expected in (("pad", PAD_ID), ("bos", BOS_ID), ("eos", EOS_ID)):
         if name in found and tokenizer.encode(found[name]) != [expected]:
@@ -49,11 +53,11 @@ def _settings(folder: Path) -> dict[str, object]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
+        raise DataError(f"{path} is not JSON: {error}; take the published file again") from None
 
 
 def _special(folder: Path) -> dict[str, str]:
-    """{"bos": "<s>", ...}, as far as the folder says; a token may stand as text or as an object."""
+    """Returns the special tokens that the folder names, such as {"bos": "<s>"}."""
     found = {}
     for name in ("pad", "bos", "eos"):
         value = _settings(folder).get(f"{name}_token")
@@ -72,7 +76,7 @@ def _template(folder: Path) -> str | None:
 
 
 def _render(template: str) -> str:
-    """A user's turn and the start of the answer, thinking on; a begin token in front is the encoder's business."""
+    """Renders a user's turn and the start of the answer, thinking on, without the begin token, which the encoder adds."""
     import jinja2
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -83,18 +87,18 @@ def _render(template: str) -> str:
             messages=messages, add_generation_prompt=True, enable_thinking=True, bos_token="", eos_token="", tools=None
         )
     except jinja2.TemplateError as error:
-        raise DataError(f"the chat template cannot be rendered: {error}") from None
+        raise DataError(f"the chat template cannot be rendered: {error}; take the published one again") from None
     return text.removeprefix("<s>")
 
 
 def main() -> None:
-    """Reads the command line; says what was found."""
+    """Reads the command line and prints what was found."""
     parser = Parser(
-        prog="substrate.published_tokenizer", description="Check a published tokenizer against our chat form."
+        prog="substrate.formats.published_tokenizer", description="Check a published tokenizer against our chat form."
     )
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="folder of the published checkpoint, with tokenizer.json")
     tokenizer = check(parser.parse_args().folder)
-    print(f"{tokenizer.vocab_size} tokens; tags, special ids and chat template are those of our prompts")
+    print(f"{tokenizer.vocab_size} tokens; tags, special ids and chat template match our prompts")
 
 
 if __name__ == "__main__":

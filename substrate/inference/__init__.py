@@ -1,1 +1,1 @@
-"""Decoding with a trained adapter, and how far two engines agree."""
+"""Decoding with the native engine, and the comparison of two engines."""

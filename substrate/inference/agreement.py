@@ -1,11 +1,11 @@
-"""How far two engines agree on the same items: `python -m substrate.agreement A.jsonl B.jsonl [--answers F]`.
+"""Compare the completions of two engines: `python -m substrate.inference.agreement A.jsonl B.jsonl [--answers F]`.
 
-    A.jsonl, B.jsonl   completions as `generate` writes them, of the same items
+    A.jsonl, B.jsonl   completions as `substrate.generate` writes them, of the same items
     items 300, same text 291 (97.0 %), same answer 298 (99.3 %), first difference after 213 characters (median)
     right: A 211, B 212, one of the two 3
 
-Greedy decoding differs between engines where two tokens are within rounding: a text parts there and goes on otherwise.
-What counts for a score is the answer.
+Engines round differently, so greedy decoding may choose another token where two are nearly equal, and the texts differ
+from there on. Only the answer counts for a score.
 """
 
 import argparse
@@ -22,13 +22,15 @@ ROW = {"item_id": str, "completion": str}
 
 
 def compare(first: Path, second: Path, answers: Path | None) -> list[str]:
-    """Lines of the report. Raises DataError when the files are not of the same items."""
+    """Returns the lines of the report. Raises DataError unless both files have the same items, at least one."""
     texts = [{row["item_id"]: row["completion"] for row in read_json_lines(path, ROW)} for path in (first, second)]
     if missing := sorted(set(texts[0]) ^ set(texts[1])):
-        raise DataError(f"{missing[0]} is in one of {first} and {second} only ({len(missing)} such items)")
+        raise DataError(
+            f"{missing[0]} is in one of {first} and {second} only ({len(missing)} such items); both must have the same items"
+        )
     pairs = [(texts[0][item], texts[1][item]) for item in sorted(texts[0])]
     if not pairs:
-        raise DataError(f"{first} has no items")
+        raise DataError(f"{first} has no items; give completions of at least one")
     same = sum(a == b for a, b in pairs)
     answered = sum(extract(a) == extract(b) for a, b in pairs)
     apart = [len(os.path.commonprefix([a, b])) for a, b in pairs if a != b]
@@ -46,13 +48,13 @@ def compare(first: Path, second: Path, answers: Path | None) -> list[str]:
 
 
 def main() -> None:
-    """Reads the command line; prints the report."""
+    """Reads the command line and prints the report."""
     parser = Parser(
-        prog="substrate.agreement", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="substrate.inference.agreement", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
-    parser.add_argument("--answers", type=Path, help="answers.jsonl of the same items: counts what is right as well")
+    parser.add_argument("first", type=Path, help="completions of engine A")
+    parser.add_argument("second", type=Path, help="completions of engine B")
+    parser.add_argument("--answers", type=Path, help="answers.jsonl of the same items, to count right answers too")
     arguments = parser.parse_args()
     print("\n".join(compare(arguments.first, arguments.second, arguments.answers)))
 

@@ -1,11 +1,11 @@
-"""Continuous batching: sequences enter free slots as others end, each token a function of its own sequence alone.
+"""Continuous batching: a sequence enters a free slot as another ends, and its tokens do not depend on the others.
 
     for completion in decode(model, [("roman-000012", ids), ...], Decoding(max_new_tokens=200, batch_size=64)):
         completion.item_id, completion.ids, completion.truncated
 
-Greedy by default. Sampling draws from numbers that depend on (seed, item, position) only, so an item's completion does
-not depend on its batch; float32 rounding does, and with it the choice between tokens that are within about 1e-4. All
-tensor-parallel ranks hold the same logits and choose alike.
+Decoding is greedy by default. Sampling uses random numbers that depend on (seed, item, position) only, so a completion
+does not depend on its batch, except through float32 rounding, which can decide between tokens whose logits are within
+about 1e-4. All tensor-parallel ranks hold the same logits and choose the same tokens.
 
 top-p: nucleus sampling, Holtzman et al., arXiv:1904.09751.
 """
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from substrate.model import HybridModel
 
 
-PROMPT_TOKENS = 16384  # of one pass over prompts, padding included: bounds its activations
-REFILL_SHARE = 8  # prompts enter when an eighth of the slots is free: a pass costs the running sequences a pause
+PROMPT_TOKENS = 16384  # most tokens of one pass over prompts, with padding, to bound the memory of activations
+REFILL_SHARE = 8  # prompts enter when 1 / REFILL_SHARE of the slots is free, since the active sequences wait meanwhile
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to decode; the keys of `config.decoding` in a task file."""
+    """The keys of `config.decoding` in a task file."""
 
-    max_new_tokens: int  # of one completion, the end-of-sequence token included
+    max_new_tokens: int  # most tokens of one completion, with the end-of-sequence token
     batch_size: int  # sequences decoded together
     temperature: float = 0.0  # 0 is greedy
-    top_p: float = 1.0  # sample from the likeliest tokens that have this much probability together
+    top_p: float = 1.0  # sample from the likeliest tokens whose total probability reaches this
     seed: int = 0
     stop: tuple[str, ...] = ()  # a completion ends before the first of these texts
-    log_probs: bool = False  # of each written token, under the model itself (temperature 1)
+    log_probs: bool = False  # also return the log-probability of each token at temperature 1, in nats
 
 
 @dataclass
 class Completion:
-    """One item: the ids written so far, the end-of-sequence token last where it came."""
+    """One item and its ids so far; the end-of-sequence token is last if the model wrote it."""
 
     item_id: str
     prompt: Sequence[int]
@@ -62,10 +62,10 @@ def decode(
     decoding: Decoding,
     stopped: Callable[[list[int]], bool] = lambda ids: False,
 ) -> Iterator[Completion]:
-    """Completes (item id, prompt ids), yielding each as it ends; prompts enter in the given order.
+    """Completes prompts given as (item id, ids), in the given order, and yields each as it ends.
 
-    The model is in eval mode, whole in layers and built without sequence parallelism; no prompt is empty or as long as
-    its longest sequence. stopped: told the ids written so far, says whether a stop text is in them.
+    The model must be in eval mode, have all its layers on this rank and be built without sequence parallelism. Each
+    prompt has at least one token and fewer than the model's longest sequence. stopped: whether ids hold a stop text.
     """
     longest = model.architecture.max_sequence_length
     # random.Random hashes a string seed with SHA-512: the same on every host and rank.
@@ -87,8 +87,8 @@ def decode(
             first, rows = 0, active
             cache.begin_step()
             tokens = torch.tensor([[row.ids[-1]] for row in rows], device=cache.device)
-        # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of it nobody could
-        # write to them again.
+        # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of that mode they
+        # could not be written to again.
         with torch.no_grad():
             logits_BV = model.last_logits(tokens, cache)
             _write(rows, logits_BV, decoding)
@@ -105,7 +105,7 @@ def decode(
 
 
 def _next_prompts(waiting: deque[Completion], num_free: int) -> list[Completion]:
-    """At least one, at most `num_free`, and PROMPT_TOKENS with the padding that the longest of them makes."""
+    """Takes one to `num_free` prompts, at most PROMPT_TOKENS together when padded to the longest."""
     rows, longest = [waiting.popleft()], 0
     longest = len(rows[0].prompt)
     while waiting and len(rows) < num_free:
@@ -117,7 +117,7 @@ def _next_prompts(waiting: deque[Completion], num_free: int) -> list[Completion]
 
 
 def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) -> None:
-    """Appends the next token to each row."""
+    """Chooses the next token of each row and appends it."""
     if decoding.temperature:
         draws = torch.tensor([row.draws.random() for row in rows], device=logits_BV.device)
         tokens_B = sample(logits_BV / decoding.temperature, decoding.top_p, draws)
@@ -132,10 +132,10 @@ def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) 
 
 
 def sample(logits_BV: "Tensor", top_p: float, draws_B: "Tensor") -> "Tensor":
-    """Tokens_B by inverting the distribution at `draws` (uniform in [0, 1)), restricted to the nucleus of `top_p`."""
+    """Returns tokens_B: inverts the distribution of the `top_p` nucleus at `draws_B`, uniform in [0, 1)."""
     probabilities, tokens_BV = logits_BV.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
     up_to = probabilities.cumsum(-1)
-    # A token is in the nucleus when those before it have less than top_p: the first always is.
+    # A token is in the nucleus if those before it have less than top_p together, so the first always is.
     nucleus = torch.where(up_to - probabilities < top_p, probabilities, 0.0).cumsum(-1)
     index_B1 = torch.searchsorted(nucleus, (draws_B.double() * nucleus[:, -1]).unsqueeze(1), right=True)
     return tokens_BV.gather(1, index_B1.clamp_max(tokens_BV.shape[1] - 1)).squeeze(1)

@@ -1,1 +1,1 @@
-"""How a process of the image is asked and answers: command line, task file, progress lines, exit codes."""
+"""How a substrate process is asked and how it answers: command line, task file, progress lines, exit codes."""

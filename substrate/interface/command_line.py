@@ -1,8 +1,4 @@
-"""What the stdlib entry points share: a command line that fails in one line, and files that are whole when they exist.
-
-{"item_id": "roman-000012", "family": "roman", "prompt": "In Alice's Wonderland, numbers are ..."}
-{"item_id": "roman-000013", "family": "roman", "prompt": "In Alice's Wonderland, numbers are ..."}
-"""
+"""What the entries share: a parser with one-line errors, checked reading of JSON, and atomic writing of files."""
 
 import argparse
 import json
@@ -16,57 +12,60 @@ from substrate.interface.errors import DataError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are a UsageError instead of a usage text and exit code 2."""
+    """An argument parser that raises UsageError where argparse would print a usage text and exit with code 2."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
+        raise UsageError(f"{message}; --help lists the arguments")
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file; DataError where there is none."""
+    """Returns the text of a UTF-8 file. Raises DataError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}; a readable file in UTF-8 is needed") from None
+        raise DataError(f"cannot read {path}: {error}; give a readable file in UTF-8") from None
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; DataError where it is none."""
+    """Returns the value of a JSON file. Raises DataError if it cannot be read or parsed."""
     try:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: {error}; one JSON value is needed") from None
+        raise DataError(f"{path} is not JSON: {error}; the file must hold one JSON value") from None
 
 
 def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; DataError with the line's number unless each has `fields` with these types."""
+    """Reads a file with one JSON object per line, such as {"item_id": "roman-000012", "family": "roman", "prompt": "..."}.
+
+    Raises DataError with the line's number unless every object has `fields` with exactly these types.
+    """
     rows = []
-    # Not splitlines(): a completion may hold U+2028 and the like, which JSON leaves unescaped.
+    # Not splitlines(): it would also split at U+2028 and similar characters, which JSON leaves unescaped.
     for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} line {number}: {error}; one JSON object a line is needed") from None
+            raise DataError(f"{path} line {number} is not JSON: {error}; each line must hold one object") from None
         # `type is`, because a bool would pass for an int.
         if not isinstance(row, dict) or any(type(row.get(name)) is not kind for name, kind in fields.items()):
             wanted = ", ".join(f"{name} ({kind.__name__})" for name, kind in fields.items())
-            raise DataError(f"{path} line {number}: {line[:80]!r}; an object with {wanted} is needed")
+            raise DataError(f"{path} line {number}: {line[:80]!r}; each line must be an object with {wanted}")
         rows.append(row)
     return rows
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one object a line; ASCII only, so that no reader splits a line at an exotic separator."""
+    """Writes one object per line, in ASCII, so that no reader splits a line at a Unicode separator."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value, whole."""
+    """Writes one JSON value as `write_text` does."""
     write_text(path, json.dumps(value) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside the path, flush to disk, rename: nobody ever reads half a file."""
+    """Writes a temporary file beside the path, flushes it to disk and renames it, so nobody ever reads half a file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with aside.open("w", encoding="utf-8", newline="\n") as file:
@@ -77,4 +76,4 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             aside.unlink()
-        raise DataError(f"cannot write {path}: {error}; a writable folder is needed") from None
+        raise DataError(f"cannot write {path}: {error}; its folder must exist and be writable") from None

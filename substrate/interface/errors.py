@@ -1,9 +1,9 @@
-"""The expected failures of a substrate process: one sentence on stderr and an exit code, as docs/contract.md asks.
+"""The expected failures of a substrate process: each prints one line on stderr and exits with its code (docs/contract.md).
 
     0 done   64 the task file or the command line is wrong   65 the data are wrong   66 the training diverged
     67 out of memory   75 stopped on request with the state saved: start me again
 
-Whatever else is raised is a crash: Python prints the traceback and exits with 1.
+Any other exception is a crash: Python prints the traceback and exits with 1.
 """
 
 import sys
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 
 class SubstrateError(Exception):
-    """Base of the expected failures. The message is one line: what came; what is valid."""
+    """Base of the expected failures. Its message is one line that says what came and what is valid."""
 
     exit_code = 1
 
@@ -29,25 +29,25 @@ class DataError(SubstrateError):
 
 
 class Diverged(SubstrateError):
-    """The loss or its gradient is not finite, or the loss is far above that of guessing. There is no adapter."""
+    """The loss or its gradient is not finite, or the loss is far above that of guessing. No adapter is written."""
 
     exit_code = 66
 
 
 class OutOfMemory(SubstrateError):
-    """The device or the host had no room for a tensor."""
+    """The device or the host could not allocate a tensor."""
 
     exit_code = 67
 
 
 class Stopped(SubstrateError):
-    """The stop file was seen and the state is saved. Not a failure: the caller may start the same task again."""
+    """The process saw the stop file and saved its state. This is no failure: the caller may start the same task again."""
 
     exit_code = 75
 
 
 def exit_code_of(main: Callable[[], None]) -> int:
-    """Runs `main`; an expected failure becomes its line on stderr and its exit code, success 0."""
+    """Runs `main` and returns 0; on an expected failure prints its line on stderr and returns its exit code."""
     try:
         main()
     except SubstrateError as error:

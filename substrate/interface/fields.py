@@ -1,4 +1,4 @@
-"""A mapping as a dataclass, every key and type checked: configurations come over the wall as JSON.
+"""Builds a dataclass from a mapping and checks every key and type, since configurations arrive as JSON.
 
 read_fields(Lora, {"rank": 16, "alpha": 32, "dropout": 0.0, "targets": ["q_proj"]}, "recipe.lora")
 """
@@ -13,18 +13,18 @@ from substrate.interface.errors import UsageError
 
 
 def read_fields(cls: type, values: Any, where: str) -> Any:
-    """Makes the dataclass `cls` from a mapping: every field present, none unknown, each of its annotated type.
+    """Makes the dataclass `cls` from a mapping that has every field, no other key, and values of the annotated types.
 
-    Numbers are finite. An int passes as float, and a float without a fraction as int. Nested dataclasses, `list[str]` and `dict[str, float]`
-    are followed. Raises UsageError naming the key as `where.key`.
+    Numbers must be finite. An int passes as float, and a float without a fraction as int. Nested dataclasses,
+    `list[str]` and `dict[str, float]` are checked too. Raises UsageError that names the key as `where.key`.
     """
     if not isinstance(values, dict):
-        raise UsageError(f"{where} is {values!r}; it is a mapping")
+        raise UsageError(f"{where} is {values!r}; it must be a mapping")
     names = [field.name for field in fields(cls)]
     for what, keys in (("unknown", set(values) - set(names)), ("missing", set(names) - set(values))):
         if keys:
             named = ", ".join(f"{where}.{key}" for key in sorted(keys))
-            raise UsageError(f"{what} {named}; the keys are {', '.join(names) or 'none'}")
+            raise UsageError(f"{what} key {named}; valid keys are {', '.join(names) or 'none'}")
     hints = typing.get_type_hints(cls)
     return cls(**{name: _typed(hints[name], values[name], f"{where}.{name}") for name in names})
 
@@ -39,11 +39,11 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, list) and container is list:
             return [_typed(inner, item, f"{where}[{index}]") for index, item in enumerate(value)]
     elif type(value) is float and not math.isfinite(value):
-        raise UsageError(f"{where} is {value!r}; it is a finite number")
+        raise UsageError(f"{where} is {value!r}; it must be a finite number")
     elif hint is float and type(value) is int:
         return float(value)
     elif hint is int and type(value) is float and value.is_integer():
         return int(value)
     elif type(value) is hint:
         return value
-    raise UsageError(f"{where} is {value!r}; it is of type {getattr(hint, '__name__', hint)}")
+    raise UsageError(f"{where} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}")

@@ -1,4 +1,4 @@
-"""`/out/progress.jsonl`, what a training says of itself: a line a step, and lines of other phases between them."""
+"""Writes `/out/progress.jsonl`, a training run's report on itself: a line for each step, other phases between them."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from substrate.interface.command_line import write_text
 
 
 class Progress:
-    """Written by rank 0, flushed line by line. Tokens and seconds of a step are sums over all starts."""
+    """Appends lines on rank 0; other ranks write nothing. Tokens and seconds of a step are totals over all starts."""
 
     def __init__(self, path: Path, *, rank: int, done_steps: int) -> None:
         self._path = path if rank == 0 else None
         if rank == 0:
-            # Steps after the checkpoint will be made again; their lines of the run that was killed go.
+            # Steps after the checkpoint are made again, so the lines that a killed run wrote about them are removed.
             kept = [line for line in _lines(path) if done_steps and json.loads(line).get("step", 0) <= done_steps]
             write_text(path, "".join(kept))
 
@@ -25,6 +25,6 @@ class Progress:
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines of a file that a kill may have cut short; none where there is no file."""
+    """Returns the whole lines of a file that a kill may have cut short, and none if there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [line for line in lines if line.endswith("\n")]

@@ -1,4 +1,4 @@
-"""The task file of a training, checked: docs/contract.md, kind `train`."""
+"""The task file of a training run, read and checked (docs/contract.md, kind `train`)."""
 
 import json
 from dataclasses import dataclass
@@ -24,17 +24,19 @@ class Task:
 
     @property
     def num_ranks(self) -> int:
-        """Processes of the run: experts (ep) are shared out among the ranks of a stage."""
+        """Number of processes; ep adds none, because the experts are spread over the ranks of a stage."""
         return int(self.parallelism["tp"] * self.parallelism["pp"] * self.parallelism["dp"])
 
     @classmethod
     def read(cls, path: Path) -> "Task":
-        """Reads and checks a task file. Raises UsageError: unreadable, another schema or kind, a wrong key."""
+        """Reads and checks a task file. Raises UsageError if it is unreadable, of another schema or kind, or has a wrong key."""
         try:
             task = json.loads(path.read_text(encoding="utf-8"))
             header, config, paths = (task.get("schema"), task.get("kind")), task["config"], task["paths"]
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UsageError(f"task file {path}: {error!r}; schema, kind, config and paths are needed") from None
+            raise UsageError(
+                f"task file {path}: {error!r}; it must be a JSON object with schema, kind, config and paths"
+            ) from None
         if header != (1, "train"):
             raise UsageError(f"task file {path} has schema and kind {header}; valid is (1, 'train')")
         for name, values, needed in (
@@ -44,10 +46,12 @@ class Task:
             if not isinstance(values, dict) or set(values) != needed:
                 raise UsageError(f"{name} of {path} has {sorted(values)}; valid keys are {sorted(needed)}")
         if type(config["seed"]) is not int:
-            raise UsageError(f"config.seed of {path} is {config['seed']!r}; it is an integer")
+            raise UsageError(f"config.seed of {path} is {config['seed']!r}; it must be an integer")
         for axis in ("tp", "pp", "dp"):
             size = config["parallelism"].get(axis) if isinstance(config["parallelism"], dict) else None
             if type(size) is not int or size < 1:
-                raise UsageError(f"config.parallelism.{axis} of {path} is {size!r}; it is an integer of at least 1")
+                raise UsageError(
+                    f"config.parallelism.{axis} of {path} is {size!r}; it must be an integer of at least 1"
+                )
         fields: dict[str, Any] = {**config, **{name: Path(value) for name, value in paths.items()}}
         return cls(**fields)

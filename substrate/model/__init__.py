@@ -1,6 +1,6 @@
-"""Nemotron-H on megatron-core: configuration, sharded model, adapters, weights. The list is what other modules use."""
+"""Nemotron-H on megatron-core: configuration, sharded model, adapters, weights. `__all__` is what other packages use."""
 
-from substrate.distributed import cpu  # noqa: F401  first: what megatron-core needs before anything imports it
+from substrate.distributed import cpu  # noqa: F401  first, because it prepares the import of megatron-core
 from substrate.model.config import ModelConfig
 from substrate.model.hybrid import HybridModel, build_model
 from substrate.model.lora import add_lora, merge_lora, trainable_placements

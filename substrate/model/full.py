@@ -1,9 +1,9 @@
-"""Full fine-tuning of chosen layers, kept as a change of their weights: y = (W + D) x, W frozen, D zero at the start.
+"""Full fine-tuning of chosen layers as a change of their weights: y = (W + D) x, W frozen, D zero at the start.
 
-D is float32 whatever the model's type, so it is also the master copy that updates need; and what must leave a run is
-an adapter, which is D's nearest matrix of rank r: its r largest singular values (Eckart and Young 1936).
+D is float32 whatever the model's type, so it is also the master copy that small updates need. A run must write an
+adapter, which is the matrix of rank r nearest to D: its r largest singular values (Eckart and Young 1936).
 
-D is sharded as W, hence its gradient is complete on every tensor-parallel rank.
+D is sharded like W, so its gradient is complete on every tensor-parallel rank.
 """
 
 import math
@@ -19,7 +19,7 @@ from substrate.model.lora import Adapter, adapters, add_lora
 
 
 class FullDelta(Adapter):
-    """A change of a whole weight, D_OI, zero in the rows of modules that are no target."""
+    """A trainable change D_OI of a weight, zero in the rows of modules that are not targets."""
 
     def __init__(self, base: Placement, active: Sequence[str]) -> None:
         nn.Module.__init__(self)
@@ -35,30 +35,30 @@ class FullDelta(Adapter):
     mask_O1: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O), this rank's part of (W + D) x."""
+        """(..., I) -> (..., O): this rank's part of (W + D) x."""
         return F.linear(x, self.base.tensor + self.delta().to(x.dtype))
 
     def delta(self) -> Tensor:
         return self.D_OI * self.mask_O1
 
     def placements(self) -> tuple[Placement, ...]:
-        """Of D, whose whole tensors have the names of the weights that they change."""
+        """Returns the placement of D; its whole tensors are named after the weights that they change."""
         base = self.base
         names = tuple(f"delta/{name}" for name in base.names)
         return (Placement(self, "D_OI", names, base.sizes, base.group, base.dim, base.order, base.routed),)
 
 
 def add_full(model: Any, targets: Sequence[str]) -> None:
-    """Freezes the model and puts a `FullDelta` on every module that one of `targets` names. Raises UsageError as `add_lora`."""
+    """Freezes the model and adds a `FullDelta` to every module in `targets`. Raises UsageError as `add_lora` does."""
     add_lora(model, 1, 1, 0.0, targets, seed=0)
     for adapter in adapters(model):
         adapter.base.module.adapter = FullDelta(adapter.base, adapter.active)
 
 
 def to_lora(model: Any, rank: int, alpha: float, dropout: float, targets: Sequence[str]) -> float:
-    """Puts the nearest LoRA of `rank` in the place of every `FullDelta`; all ranks call it.
+    """Replaces every `FullDelta` by the nearest LoRA of `rank`. All ranks call it together.
 
-    Returns the share of the changes' squared norm that is kept, on this stage of a pipeline.
+    Returns the kept share of the changes' squared norm, on this stage of a pipeline.
     """
     deltas = {id(delta.base.module): delta for delta in adapters(model) if isinstance(delta, FullDelta)}
     changed = {key: delta.placements()[0].whole() for key, delta in deltas.items()}
@@ -82,7 +82,7 @@ def to_lora(model: Any, rank: int, alpha: float, dropout: float, targets: Sequen
 
 
 def _nearest(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(A, B, squared singular values): B A is the matrix of `rank` nearest to `delta`; zeros where it has fewer."""
+    """Returns (A, B, squared singular values), B A being the matrix of `rank` nearest to `delta`."""
     left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
     size = min(rank, len(values))
     roots = values[:size].sqrt()

@@ -1,13 +1,13 @@
 """The Nemotron-H stack on megatron-core's `MambaModel`: Mamba-2, attention without positions, mixtures of experts.
 
-megatron-core builds and runs the model; this module says of which parts. Those that its Transformer Engine
-specifications would bring are given here in torch: an RMS norm that sequence parallelism may use, an attention core on
-`scaled_dot_product_attention`, linear layers with room for adapters (`lora.py`) and the mixer (`mamba.py`). The
-experts are the library's: a sigmoid router in float32 whose bias corrects the choice but not the weights, the weights
-of the chosen normalised and scaled, one expert shared by all tokens, squared ReLU and no gate.
+megatron-core builds and runs the model; this module chooses the parts. Where the library's own specifications use
+Transformer Engine, we use torch: an RMS norm that works with sequence parallelism, an attention core on
+`scaled_dot_product_attention`, linear layers with room for adapters (`lora.py`) and the mixer (`mamba.py`). The mixture
+of experts is the library's: a sigmoid router in float32 whose bias affects the choice of experts but not their weights,
+normalised and scaled weights of the chosen ones, one expert shared by all tokens, squared ReLU and no gate.
 
 Sources: Nemotron-H, arXiv:2504.03624; loss-free balancing, arXiv:2408.15664; the published `config.json`.
-Shapes: B batch, S sequence (this rank's part under sequence parallelism), L sequence, whole, U hidden size, V
+Shapes: B batch, S sequence (this rank's part under sequence parallelism), L whole sequence, U hidden size, V
 vocabulary here.
 """
 
@@ -42,7 +42,7 @@ from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
 from substrate.model.sequences import DecodeCache, Packing
 
-# No CUDA graphs, under the name that this release of megatron-core has for them; the default is a deprecated spelling.
+# The option that turns CUDA graphs off, by its name in the installed megatron-core; its default is deprecated.
 NO_GRAPHS = "cuda_graph_modules" if hasattr(TransformerConfig, "cuda_graph_modules") else "cuda_graph_scope"
 
 
@@ -53,7 +53,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = config.layernorm_epsilon if eps is None else eps
         self.weight = nn.Parameter(torch.empty(hidden_size, dtype=config.params_dtype))
-        # Each rank normalises its part of the sequence: the gradient is partial, `Parallel.finalize_gradients` sums it.
+        # Each rank normalises its part of the sequence, so the gradient is partial; `Parallel.finalize_gradients` sums it.
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
 
 
 class AttentionCore(nn.Module):
-    """softmax(q k^T / sqrt(d)) v: causal, or as the sequences' packing or cache says; query heads share key heads."""
+    """softmax(q k^T / sqrt(d)) v with a causal mask, or that of a packing or cache; query heads share key heads."""
 
     def __init__(self, layer_number: int, **_: Any) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class AttentionCore(nn.Module):
 
 
 class HybridStack(MambaStack):
-    """megatron-core's stack with our final norm: its own is Transformer Engine's, hard-coded."""
+    """megatron-core's stack with our final norm, because the library hard-codes Transformer Engine's."""
 
     def __init__(self, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(config, post_layer_norm=False, **kwargs)
@@ -96,7 +96,7 @@ class HybridStack(MambaStack):
 
 
 class HybridModel(MambaModel):
-    """`MambaModel` of one `ModelConfig`; `architecture` and `pg_collection` say what it is and how it is sharded."""
+    """A `MambaModel` built from a `ModelConfig`, which is `architecture`; `pg_collection` has its process groups."""
 
     def __init__(self, architecture: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> None:
         self.architecture = architecture
@@ -112,23 +112,23 @@ class HybridModel(MambaModel):
             post_process=parallel.pp_rank == parallel.pp - 1,
         )
         if self.post_process:
-            # The library names its own class there; ours is the same layer with room for an adapter.
+            # The library hard-codes its own class here; ours is the same layer with room for an adapter.
             self.output_layer.__class__ = ColumnLinear
             self.output_layer.adapter = None
 
     def last_logits(self, tokens_BS: Tensor, cache: DecodeCache) -> Tensor:
-        """Runs a pass that the cache has begun; the whole logits_BV after its last position, float32."""
+        """Runs the pass that the cache has begun. Returns the logits_BV after its last position, whole and in float32."""
         hidden_SBU = self.hidden_states(tokens_BS, cache)
         logits, _ = self.output_layer(hidden_SBU[-1:], runtime_gather_output=True)
         return logits[0].float()
 
     def hidden_states(self, tokens_BL: Tensor, sequences: Packing | DecodeCache | None) -> Tensor:
-        """(S, B, U) after this stage's layers, on the last stage after the final norm."""
+        """Returns hidden states (S, B, U) after this stage's layers; on the last stage after the final norm."""
         entering = self.embedding(input_ids=tokens_BL, position_ids=None) if self.pre_process else None
         return self.decoder(hidden_states=entering, attention_mask=None, packed_seq_params=sequences)
 
     def hidden_shape(self, tokens_BL: Tensor) -> tuple[int, int, int]:
-        """(S, B, U) of the hidden states of these tokens between two layers, on this rank."""
+        """Returns the shape (S, B, U) of these tokens' hidden states between two layers on this rank."""
         B, L = tokens_BL.shape
         tp = self.pg_collection.tp.size()
         length = -(-L // tp) if self.config.sequence_parallel else L
@@ -145,17 +145,17 @@ def build_model(
 ) -> HybridModel:
     """Builds this rank's part of the model, uninitialised: `init_weights` or `load_base` comes next.
 
-    device: where parameters live, `parallel.device` by default; "meta" allocates nothing.
-    sequence_parallel: shard activations along the sequence between the matrix products; by default with tp > 1, as
-    training with experts demands. Decoding takes False: one token cannot be sharded.
-    recompute: keep only the input of each layer for the backward pass, and run the layer again there: a third more work.
-    Raises UsageError when the tensor-, expert- or pipeline-parallel size does not fit the model.
+    device: where parameters are allocated, `parallel.device` by default; "meta" allocates nothing.
+    sequence_parallel: shard activations along the sequence between the matrix products; the default is tp > 1, which
+    training with experts requires. Decoding needs False, because one token cannot be sharded.
+    recompute: keep only the input of each layer and run the layer again in the backward pass, for a third more work.
+    Raises UsageError if the tensor-, expert- or pipeline-parallel size does not fit the model.
     """
     config.check_tensor_parallel(parallel.tp)
     if len(config.pattern) % parallel.pp:
-        raise UsageError(f"pp={parallel.pp}; it must divide the {len(config.pattern)} layers of model.pattern")
+        raise UsageError(f"pp is {parallel.pp}; it must divide the {len(config.pattern)} layers of model.pattern")
     if config.num_experts % parallel.ep:
-        raise UsageError(f"ep={parallel.ep}; it must divide model.num_experts {config.num_experts}")
+        raise UsageError(f"ep is {parallel.ep}; it must divide model.num_experts {config.num_experts}")
     if sequence_parallel is None:
         sequence_parallel = parallel.tp > 1
     with torch.device(device or parallel.device):
@@ -178,7 +178,7 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> TransformerConfig:
-    """megatron-core's configuration; what is not named keeps its default, among others no fusions."""
+    """Returns megatron-core's configuration; other options keep their defaults, such as no fusions."""
     return TransformerConfig(
         num_layers=len(config.pattern),
         hidden_size=config.hidden_size,
@@ -204,10 +204,10 @@ def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parall
         moe_router_score_function="sigmoid",
         moe_router_topk_scaling_factor=config.moe_router_scaling,
         moe_router_enable_expert_bias=True,
-        moe_router_bias_update_rate=0.0,  # the bias balanced pretraining; fine-tuning leaves it alone
+        moe_router_bias_update_rate=0.0,  # the bias served to balance pretraining; fine-tuning keeps it
         moe_router_load_balancing_type="none",
         moe_router_dtype="fp32",
-        moe_token_dispatcher_type="allgather",  # all-to-all wants CUDA streams
+        moe_token_dispatcher_type="allgather",  # all-to-all needs CUDA streams
         tensor_model_parallel_size=parallel.tp,
         pipeline_model_parallel_size=parallel.pp,
         pipeline_dtype=config.torch_dtype,
@@ -225,7 +225,7 @@ def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parall
 
 
 def _stack_spec(config: ModelConfig) -> ModuleSpec:
-    """Which class stands where in the stack."""
+    """Returns the class of each part of the stack."""
     mlp = MLPSubmodules(linear_fc1=ColumnLinear, linear_fc2=RowLinear)
     mixer = ModuleSpec(
         module=MambaMixer,

@@ -1,12 +1,13 @@
-"""Which kernels a device runs: the fused ones where it has them, plain torch elsewhere. Chosen once, and told once.
+"""Chooses the kernels of a device, once, and logs the choice: fused ones where the device has them, else plain torch.
 
-    scan      triton       mamba-ssm's `mamba_chunk_scan_combined`, where it is installed beside a GPU
+    scan      triton       mamba-ssm's `mamba_chunk_scan_combined`, if it is installed and there is a GPU
               torch        `mamba.chunked_scan`
     experts   grouped      one `torch.nn.functional.grouped_mm` for all experts of a layer, on a GPU
-              sequential   one product an expert: faster on a CPU, and the only one that trains experts or adapts them
+              sequential   one product per expert: faster on a CPU, and the only kernel for trained or adapted experts
 
-Attention is `scaled_dot_product_attention` everywhere, which chooses among its own. `using` lets a test or a benchmark
-choose: every kernel is compared with its plain form in float64 (tests/test_kernels.py, bench/gpu.py).
+Attention is `scaled_dot_product_attention` everywhere, which chooses among its own kernels. `using` forces a choice in
+tests and benchmarks: every kernel is compared with its plain form in float64 (tests/substrate/model/test_kernels.py,
+bench/gpu.py).
 """
 
 import functools
@@ -23,7 +24,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Kernels:
-    """Names of the chosen kernels, and why where one is the plain form."""
+    """Names of the chosen kernels, and the reason if one is the plain form."""
 
     scan: str
     experts: str
@@ -38,7 +39,7 @@ _forced: dict[str, str] = {}
 def _of_device(kind: str) -> Kernels:
     if kind != "cuda":
         return Kernels("torch", "sequential", "no GPU")
-    try:  # imported and not looked for: it is there without its CUDA extension, too, and then cannot be used
+    try:  # imported, because a package without its CUDA extension is found but cannot be used
         importlib.import_module(SCAN_MODULE)
     except ImportError as error:
         return Kernels("torch", "grouped", f"mamba-ssm cannot be used: {error}")
@@ -46,13 +47,13 @@ def _of_device(kind: str) -> Kernels:
 
 
 def of(device: torch.device) -> Kernels:
-    """The kernels of a device, or those that `using` forces."""
+    """Returns the kernels of a device, with those that `using` forces."""
     return replace(_of_device(device.type), **_forced) if _forced else _of_device(device.type)
 
 
 @contextmanager
 def using(**names: str) -> Iterator[None]:
-    """Force kernels by name within the block: `using(experts="grouped")`."""
+    """Forces kernels by name within the block: `using(experts="grouped")`."""
     before = dict(_forced)
     _forced.update(names)
     try:
@@ -63,7 +64,7 @@ def using(**names: str) -> Iterator[None]:
 
 
 def tell(device: torch.device) -> None:
-    """One line of log: what runs here, and why."""
+    """Logs the chosen kernels and the reason, as one line on stderr."""
     chosen = of(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     reason = f" ({chosen.reason})" if chosen.reason else ""
@@ -79,7 +80,7 @@ def triton_scan(
     chunk_size: int,
     document_SB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`mamba.chunked_scan` by mamba-ssm's Triton kernels: the same arguments and results, y in x's type."""
+    """`mamba.chunked_scan` with mamba-ssm's Triton kernels; y has the type of x."""
     x, dt, b, c = (t.transpose(0, 1).contiguous() for t in (x_SBHP, dt_SBH, B_SBGN, C_SBGN))
     documents = document_SB.T.to(torch.int32).contiguous() if document_SB is not None else None
     y_BSHP, h_BHPN = importlib.import_module(SCAN_MODULE).mamba_chunk_scan_combined(
@@ -89,5 +90,5 @@ def triton_scan(
 
 
 def grouped_linear(x_TI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
-    """Rows x_TI stand expert by expert, each expert's up to its place in `ends_E` (int32): row times its expert's W^T."""
+    """Returns each row of x_TI times its expert's W^T. Rows are sorted by expert; `ends_E` (int32) has each one's end."""
     return F.grouped_mm(x_TI.contiguous(), weight_EOI.transpose(1, 2), offs=ends_E)

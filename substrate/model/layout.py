@@ -1,13 +1,13 @@
-"""Where every tensor of a sharded model sits in the published checkpoint: its name, and which part of it a rank holds.
+"""Where every tensor of a sharded model is in the published checkpoint: its name, and the part of it that a rank holds.
 
-One description serves initialisation, loading, saving and adapters, so that none of them can disagree about a shard. A
-`Placement` says: stack the named tensors along dim 0, put the rows in `order`, cut dim `dim` into as many equal pieces
-as `group` has ranks, and piece `rank` is what the module holds. Two orders are not the identity (here for 2 ranks):
+Initialisation, loading, saving and adapters all use this one description, so they cannot disagree about a shard. A
+`Placement` means: stack the named tensors along dim 0, put the rows in `order`, cut dim `dim` into as many equal pieces
+as `group` has ranks; piece `rank` is what the module holds. Two orders are not the identity (here for 2 ranks):
 
     in_proj      z | x | B | C | dt              ->  z0 x0 B0 C0 dt0 | z1 x1 B1 C1 dt1    every part is cut by itself
-    linear_qkv   q_proj; k_proj; v_proj stacked  ->  q q k v | q q k v                    one block a query group
+    linear_qkv   q_proj; k_proj; v_proj stacked  ->  q q k v | q q k v                    one block per query group
 
-A shard cut without the first order loads without an error at another number of ranks and computes something else.
+A shard that was cut without the first order would load at another number of ranks without an error, and be wrong.
 
 Names are those of nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B: prefix `backbone.`, one tensor for each routed expert.
 """
@@ -27,16 +27,16 @@ from substrate.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Placement:
-    """One tensor of one module of this rank, and its place among the whole tensors."""
+    """One tensor of a module on this rank, and where it belongs in the whole tensors."""
 
     module: nn.Module
     attribute: str
     names: tuple[str, ...]  # whole tensors, stacked along dim 0 in this order
     sizes: tuple[int, ...]  # rows of each of them
-    group: dist.ProcessGroup  # the ranks that share it
-    dim: int | None  # the dimension that is cut; None: every rank holds all
-    order: Tensor | None = None  # int64 rows of the stack in cutting order; None: as stacked
-    routed: bool = False  # a routed expert's: replicated over the ranks that hold the same expert, not over all
+    group: dist.ProcessGroup  # the ranks over which it is cut
+    dim: int | None  # the dimension that is cut; None: every rank holds all of it
+    order: Tensor | None = None  # int64 rows of the stack in the order in which they are cut; None: as stacked
+    routed: bool = False  # whether it is a routed expert's, whose replicas are on the ranks with the same expert only
 
     @property
     def tensor(self) -> Tensor:
@@ -44,19 +44,19 @@ class Placement:
         return getattr(self.module, self.attribute)
 
     def of(self, tensor: Tensor, prefix: str) -> "Placement":
-        """The place of another tensor of the same shape, such as an optimizer's moment, under names of its own."""
+        """Returns the placement of another tensor of the same shape, such as an optimizer's moment, with prefixed names."""
         holder: Any = SimpleNamespace(**{self.attribute: tensor})
         return replace(self, module=holder, names=tuple(prefix + name for name in self.names))
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """Shape of the whole tensor `names[index]`."""
+        """Returns the shape of the whole tensor `names[index]`."""
         rest = list(self.tensor.shape[1:])
         if self.dim == 1:
             rest[0] *= self.group.size()
         return (self.sizes[index], *rest)
 
     def local(self, whole: Tensor) -> Tensor:
-        """This rank's part of the stacked whole tensors."""
+        """Returns this rank's part of the stacked whole tensors."""
         if self.dim is None:
             return whole
         if self.order is not None:
@@ -64,9 +64,9 @@ class Placement:
         return whole.chunk(self.group.size(), self.dim)[self.group.rank()]
 
     def pieces(self) -> Iterator[tuple[int, slice, slice, slice]]:
-        """How to put this rank's part together: (index of a name, its rows, its columns, local rows that they become).
+        """Yields the pieces of this rank's part: (index into `names`, its rows, its columns, the local rows they become).
 
-        Each piece is contiguous on both sides, so that a file is read by slices and never whole.
+        Each piece is contiguous on both sides, so that a file can be read by slices.
         """
         rank, size = self.group.rank(), self.group.size()
         columns, rows = slice(None), torch.arange(sum(self.sizes))
@@ -84,7 +84,7 @@ class Placement:
             yield name, slice(first, first + stop - start), columns, slice(start, stop)
 
     def whole(self) -> tuple[Tensor, ...]:
-        """The whole tensors, one for each name, gathered on every rank (a collective call), on the module's device."""
+        """Gathers the whole tensors, one per name, on every rank and on the module's device. A collective call."""
         stacked = self.tensor.detach()
         if self.dim is not None and self.group.size() > 1:
             parts = [torch.empty_like(stacked) for _ in range(self.group.size())]
@@ -95,13 +95,13 @@ class Placement:
         return stacked.split(self.sizes)
 
     def local_parts(self) -> Tensor:
-        """For each local row, which of `names` it belongs to (int64)."""
+        """Returns for each local row the index of its name in `names` (int64)."""
         parts = torch.arange(len(self.sizes)).repeat_interleave(torch.tensor(self.sizes))
         return self.local(parts) if self.dim == 0 else parts
 
 
 def layout(model: Any) -> Iterator[Placement]:
-    """Every tensor of this rank's stage of a model from `build_model`, in the order of the layers."""
+    """Yields every tensor of this rank's stage of a model from `build_model`, in the order of the layers."""
     config: ModelConfig = model.architecture
     tp, pp = model.pg_collection.tp, model.pg_collection.pp
     vocab = (config.vocab_size,)
@@ -118,7 +118,7 @@ def layout(model: Any) -> Iterator[Placement]:
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and a tensor's name only: not on ranks, nor on what was drawn before."""
+    """Returns a CPU generator that depends on the seed and a tensor's name only, not on ranks or earlier draws."""
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -171,6 +171,6 @@ def _moe(config: ModelConfig, groups: Any, layer: Any, prefix: str) -> Iterator[
 
 
 def _interleave(parts: tuple[int, ...], num_pieces: int) -> Tensor:
-    """Rows of stacked parts of these sizes, so that piece after piece holds an equal share of every part."""
+    """Orders the rows of stacked parts so that each of `num_pieces` pieces has an equal share of every part."""
     shares = [rows.chunk(num_pieces) for rows in torch.arange(sum(parts)).split(parts)]
     return torch.cat([share[piece] for piece in range(num_pieces) for share in shares])

@@ -1,20 +1,20 @@
 """Low-rank adapters on tensor-parallel linear layers: y = W x + (alpha / r) B A x, W frozen (LoRA, arXiv:2106.09685).
 
     layer          W here    A               B            what is summed over tensor-parallel ranks
-    ColumnLinear   rows      whole           rows, as W   the gradient of A: each rank sees its own rows' part of it
+    ColumnLinear   rows      whole           rows, as W   the gradient of A: each rank has the part of its own rows
     RowLinear      columns   columns, as W   whole        B A x, in the sum that W x needs anyway; the gradient of B
 
 So an adapter adds no communication to the layer. With sequence parallelism the input of a column layer is gathered
-once for W and A together (and its gradient scattered once), where the library would gather inside W's product only.
+once for both W and A (and its gradient scattered once), where the library would gather it inside W's product only.
 
 One matrix here can be several modules of the published checkpoint: `linear_qkv` interleaves q_proj, k_proj and v_proj.
 Each of them has its own A; B has one row for each row of W, and a fixed mask sends a row to its module's A. `in_proj`
-is one module whose rows [z|x|B|C|dt] are sharded part by part, and so are the rows of its B: `layout.py` knows the
-order of both.
+is one module whose rows [z|x|B|C|dt] are sharded part by part, and so are the rows of its B. `layout.py` has both
+orders.
 
-Routed experts are adapted on request only: 856 M parameters in the 30B model at rank 32. Their layers neither gather
-nor reduce (the token dispatcher does), so neither do their adapters, and their gradients are summed over the ranks that
-hold the same expert.
+Routed experts have an adapter only if a target names them: 856 M parameters in the 30B model at rank 32. Their layers
+neither gather nor reduce (the token dispatcher does), so neither do their adapters, and their gradients are summed over
+the ranks that hold the same expert.
 """
 
 import math
@@ -48,56 +48,56 @@ EXPERT = re.compile(r"^experts\.\d+\.")
 
 
 class Adapter(nn.Module):
-    """The two factors for one weight: A_RI (R = rank x adapted modules, I inputs here) and B_OR (O outputs here)."""
+    """The two factors of one weight: A_RI (R = rank x adapted modules, I inputs here) and B_OR (O outputs here)."""
 
-    mask_OR: Tensor  # alpha / rank where a row of B belongs to the block of A, else 0
+    mask_OR: Tensor  # alpha / rank where the row of B belongs to the block of A, else 0
 
     def __init__(self, base: Placement, active: Sequence[str], rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
         weight = base.tensor
         self.base = base
-        self.active = tuple(active)  # those of base.names that have an adapter, in the order of A's blocks
+        self.active = tuple(active)  # the members of base.names that have an adapter, in the order of A's blocks
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
-        # Float32 whatever the model's type: updates of a fine-tuning are below the resolution of bfloat16.
+        # Always float32, because fine-tuning updates are below the resolution of bfloat16.
         factory: dict[str, Any] = {"dtype": torch.float32, "device": weight.device}
         self.A_RI = nn.Parameter(torch.empty(rank * len(active), weight.shape[1], **factory))
         self.B_OR = nn.Parameter(torch.zeros(weight.shape[0], rank, **factory))
         sharded, whole = (self.B_OR, self.A_RI) if base.dim == 0 else (self.A_RI, self.B_OR)
-        # Marks that `Parallel` reads: a shard counts once in the gradient norm; the gradient of the whole factor is a
+        # `Parallel` reads these marks: a shard counts once in the gradient norm, and the whole factor's gradient is a
         # partial sum.
         sharded.tensor_model_parallel = True  # type: ignore[attr-defined]
         whole.sequence_parallel = True  # type: ignore[attr-defined]
-        for factor in (sharded, whole):  # False for a routed expert's: not alike on all data-parallel ranks
+        for factor in (sharded, whole):  # False for a routed expert's, which differs between data-parallel ranks
             factor.allreduce = getattr(weight, "allreduce", True)  # type: ignore[attr-defined]
         columns = torch.tensor([base.names.index(name) for name in active])
         mask_OR = (base.local_parts().unsqueeze(1) == columns).repeat_interleave(rank, dim=1)
         self.register_buffer("mask_OR", alpha / rank * mask_OR.to(**factory), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O), this rank's part of W x + (alpha / r) B A x; dropout on what A sees, while training."""
+        """(..., I) -> (..., O): this rank's part of W x + (alpha / r) B A x; in training with dropout on A's input."""
         rows = x.flatten(0, -2)
         y = F.linear(rows, self.base.tensor)
         low_rank = F.linear(F.dropout(rows, self.dropout, self.training), self.A_RI.to(x.dtype))
-        # In place, so the sum costs no pass over y; and y is no view, whose gradient autograd would copy.
+        # In place, so the sum needs no second pass over y. y is not a view, whose gradient autograd would copy.
         y.addmm_(low_rank, self._wide_B().to(x.dtype).T)
         return y.unflatten(0, x.shape[:-1])
 
     def delta(self) -> Tensor:
-        """What merging adds to this rank's part of W: (alpha / r) B A, (O, I) in float32."""
+        """Returns what merging adds to this rank's part of W: (alpha / r) B A, (O, I) in float32."""
         return self._wide_B() @ self.A_RI
 
     def _wide_B(self) -> Tensor:
-        """B beside itself for every block of A, scaled by alpha / r, and zero where a row belongs to another block."""
+        """Repeats B for every block of A, scaled by alpha / r, with zeros where a row belongs to another block."""
         return self.B_OR.repeat(1, len(self.active)) * self.mask_OR
 
     def peft_targets(self) -> list[str]:
-        """What PEFT calls the adapted modules: the ends of their names, so a routed expert's has its number."""
+        """Returns PEFT's names of the adapted modules: the ends of their names, with the number of a routed expert."""
         return [_module(name) for name in self.active]
 
     def placements(self) -> tuple[Placement, ...]:
-        """Of A and of B, with PEFT's names. B names every module of the weight, also those without an adapter."""
+        """Returns the placements of A and B, with PEFT's names. B names all modules of the weight, adapted or not."""
         base = self.base
         names_A = tuple(adapter_name(name, "A") for name in self.active)
         names_B = tuple(adapter_name(name, "B") for name in base.names)
@@ -110,15 +110,15 @@ class Adapter(nn.Module):
 
 
 def adapter_name(weight_name: str, factor: str) -> str:
-    """Name in an adapter file of factor "A" or "B" of a checkpoint weight."""
+    """Returns the name that factor "A" or "B" of a checkpoint weight has in an adapter file."""
     return f"base_model.model.{weight_name.removesuffix('.weight')}.lora_{factor}.weight"
 
 
 class ColumnLinear(ColumnParallelLinear):
     """megatron-core's layer, sharded by output rows, with room for an adapter.
 
-    Its own product is used where the weight is trained; a frozen one needs none of its bookkeeping, which costs more
-    than the product of a small model.
+    The library's product is used where the weight is trained. A frozen weight needs none of its bookkeeping, which
+    costs more than the product in a small model.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -137,7 +137,7 @@ class ColumnLinear(ColumnParallelLinear):
         return y, None
 
     def enter(self, input_: Tensor) -> Tensor:
-        """The whole input, (S, ..., I), whose gradient is summed over the ranks on the way back."""
+        """Returns the whole input, (S, ..., I); the backward pass sums its gradient over the ranks."""
         if self.tp_group.size() == 1 or self.explicit_expert_comm:
             return input_
         if self.sequence_parallel:
@@ -145,7 +145,7 @@ class ColumnLinear(ColumnParallelLinear):
         return copy_to_tensor_model_parallel_region(input_, group=self.tp_group)
 
     def product(self, x: Tensor) -> Tensor:
-        """(..., I) -> (..., O): this rank's rows of W x, with the adapter's part."""
+        """(..., I) -> (..., O): this rank's rows of W x, with the adapter's part added."""
         return F.linear(x, self.weight) if self.adapter is None else self.adapter(x)
 
 
@@ -170,16 +170,18 @@ class RowLinear(RowParallelLinear):
 def add_lora(
     model: Any, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
 ) -> list[nn.Parameter]:
-    """Freezes the model and puts an adapter on every module that one of `targets` names; returns the new parameters.
+    """Freezes the model, adds an adapter to every module in `targets` and returns the new parameters.
 
     A is uniform in +-1/sqrt(inputs), drawn whole from a generator seeded by (seed, name), so it does not depend on the
-    number of ranks; B is zero. Raises UsageError for a target that is not one of TARGETS or that the model lacks.
+    number of ranks; B is zero. Raises UsageError for a target that is not in TARGETS or that the model lacks.
     """
     if wrong := sorted(set(targets) - set(TARGETS)):
         raise UsageError(f"lora target {', '.join(wrong)}; valid are {', '.join(TARGETS)}")
     present = {_target(name) for name in published_tensors(model.architecture)}
     if lacking := sorted(set(targets) - present):
-        raise UsageError(f"lora target {', '.join(lacking)}; model {model.architecture.name} has no such layer")
+        raise UsageError(
+            f"lora target {', '.join(lacking)}; model {model.architecture.name} has no such layer: leave it out"
+        )
     model.requires_grad_(False)
     for base in layout(model):
         active = [name for name in base.names if _target(name) in targets]
@@ -195,7 +197,7 @@ def add_lora(
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Adds every adapter to the weight that it stands on, and takes it away: the model computes the same without it."""
+    """Adds every adapter to its weight and removes it, so that the model computes the same without adapters."""
     with torch.no_grad():
         for adapter in adapters(model):
             adapter.base.tensor.add_(adapter.delta().to(adapter.base.tensor.dtype))
@@ -203,23 +205,23 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def adapters(model: nn.Module) -> list[Adapter]:
-    """Every adapter of the model, in the order of the layers."""
+    """Returns every adapter of the model, in the order of the layers."""
     return [module for module in model.modules() if isinstance(module, Adapter)]
 
 
 def trainable_placements(model: nn.Module) -> list[Placement]:
-    """Of every tensor that is trained: the adapters' factors where there are adapters, else the model's own."""
+    """Returns the placements of all trained tensors: the adapters' factors if there are adapters, else the model's own."""
     factors = [place for adapter in adapters(model) for place in adapter.placements()]
     return factors or [place for place in layout(model) if place.tensor.requires_grad]
 
 
 def adapted_modules(config: ModelConfig, targets: Container[str]) -> list[str]:
-    """Names of the weights, in the whole model, that get an adapter when these are the targets."""
+    """Returns the names of the weights of the whole model that `targets` give an adapter."""
     return [name for name in published_tensors(config) if _target(name) in targets]
 
 
 def _target(weight_name: str) -> str:
-    """backbone.layers.3.mixer.experts.7.up_proj.weight -> experts.up_proj: what stands for it in a list of targets."""
+    """Returns a weight's target: backbone.layers.3.mixer.experts.7.up_proj.weight -> experts.up_proj."""
     return EXPERT.sub("experts.", _module(weight_name))
 
 
@@ -229,6 +231,6 @@ def _module(weight_name: str) -> str:
 
 
 def _uniform(shape: tuple[int, ...], seed: int, name: str) -> Tensor:
-    """PEFT's initialisation of A: Kaiming uniform with a = sqrt(5), which is a bound of 1 / sqrt(inputs)."""
+    """Draws A as PEFT does: Kaiming uniform with a = sqrt(5), whose bound is 1 / sqrt(inputs)."""
     bound = 1 / math.sqrt(shape[1])
     return torch.empty(shape).uniform_(-bound, bound, generator=named_generator(seed, name))

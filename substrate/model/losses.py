@@ -1,4 +1,4 @@
-"""Log-probabilities of next tokens, several documents to a row where there are several, and the loss made of them.
+"""Log-probabilities of next tokens, also for several documents in one row, and the cross-entropy made of them.
 
 Shapes: B sequences, L tokens of each, S positions (this rank's part under sequence parallelism), T tokens of all
 sequences, U hidden size, V vocabulary here.
@@ -14,17 +14,17 @@ from substrate.model.hybrid import HybridModel
 from substrate.model.lora import ColumnLinear
 from substrate.model.sequences import Packing
 
-LOGITS_BYTES = 2**28  # of one piece of the logits on a rank
+LOGITS_BYTES = 2**28  # most bytes of logits that exist at a time on a rank
 
 
 def token_log_probs(
     model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, documents_BL: Tensor | None = None
 ) -> Tensor:
-    """log p(label | tokens up to it), (B, L) in nats, float32. labels[:, i] is the token after tokens[:, i].
+    """Returns log p(label | tokens up to it), (B, L) in nats, float32. labels[:, i] is the token after tokens[:, i].
 
-    documents_BL: where several documents share a row, the number of each token's document; positions of one document
-    do not see another. Lengths are padded to a multiple of the tensor-parallel size; padding on the right changes
-    nothing before it. A stage of a pipeline that is not the last returns its hidden states instead.
+    documents_BL: if several documents share a row, the number of each token's document; no document sees another.
+    Lengths are padded on the right to a multiple of the tensor-parallel size, which changes no value. A pipeline stage
+    that is not the last returns its hidden states instead.
     """
     length = tokens_BL.shape[1]
     surplus = -length % model.pg_collection.tp.size()
@@ -42,10 +42,10 @@ def token_log_probs(
 def chunked_log_probs(
     layer: ColumnLinear, hidden_SBU: Tensor, labels_BL: Tensor, chunk_bytes: int = LOGITS_BYTES
 ) -> Tensor:
-    """log p(label), (B, L), float32, from the last hidden states, this rank's part under sequence parallelism.
+    """Returns log p(label), (B, L), float32, from the last hidden states (this rank's part of the sequence).
 
-    Logits in float32 are the largest tensor of a step (4.3 GB for 8,192 tokens of the 30B): they exist for a few tokens
-    at a time, and are made again in the backward pass where one piece is not enough for all.
+    Logits in float32 are the largest tensor of a step (4.3 GB for 8,192 tokens of the 30B). So they are computed for a
+    few tokens at a time and, if there is more than one piece, computed again in the backward pass.
     """
     rows_TU = layer.enter(hidden_SBU).flatten(0, 1)
     labels_T = labels_BL.T.flatten()
@@ -59,7 +59,7 @@ def chunked_log_probs(
 
 
 def _losses_of(layer: ColumnLinear, rows_TU: Tensor, labels_T: Tensor) -> Tensor:
-    """Cross-entropy of each row over the vocabulary, which tensor-parallel ranks share."""
+    """Returns the cross-entropy of each row; the vocabulary is sharded over tensor-parallel ranks."""
     logits_TV = layer.product(rows_TU).float()
     return vocab_parallel_cross_entropy(logits_TV.unsqueeze(1), labels_T.unsqueeze(1)).squeeze(1)
 
@@ -67,7 +67,7 @@ def _losses_of(layer: ColumnLinear, rows_TU: Tensor, labels_T: Tensor) -> Tensor
 def token_losses(
     model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, mask_BL: Tensor, documents_BL: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats over the tokens where mask is 1, and their number: 0-d, of this data-parallel rank.
+    """Returns the summed cross-entropy in nats where mask is 1, and the number of those tokens, both 0-d and of this rank.
 
     Divide the sum by the number of targets of the whole batch before backward.
     """

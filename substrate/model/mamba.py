@@ -1,18 +1,18 @@
 """The Mamba-2 mixer in plain torch, sharded over tensor-parallel ranks, with a single-step form for decoding.
 
-A head keeps a P x N state that decays by a scalar and takes in one outer product a token (Mamba-2, arXiv:2405.21060,
+A head keeps a P x N state that decays by a scalar and takes in one outer product per token (Mamba-2, arXiv:2405.21060,
 eq. 1 and 6):
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T        y_t = h_t C_t + D x_t
 
 `chunked_scan` computes the same y as matrix products (section 6 of the paper, "SSD"): inside a chunk a masked, decayed
 attention of C against B; between chunks the recurrence over chunk states, itself a small lower-triangular product.
-Around it Nemotron-H has (arXiv:2504.03624; transformers' `modeling_nemotron_h.py` is the reference of the tests):
+Nemotron-H surrounds it with (arXiv:2504.03624; the tests compare with transformers' `modeling_nemotron_h.py`):
 
     [z | x | B | C | dt] = in_proj(u)      [x | B | C] = silu(causal_conv([x | B | C]))      out_proj(norm(y * silu(z)))
 
 with an RMS norm over each group of heads. A tensor-parallel rank holds whole groups, so each of the five parts of
-`in_proj` is sharded by itself, the scan and the norm need no communication, and only the two projections talk.
+`in_proj` is sharded by itself, the scan and the norm need no communication, and only the two projections communicate.
 
 S sequence, B batch, U hidden size, I inner size (heads x P), H heads, G groups of heads, Q heads of a group (H = G x
 Q), P head dim, N state dim, K taps of the convolution, C chunks, L positions of a chunk, T source positions of a chunk
@@ -44,19 +44,19 @@ def chunked_scan(
 ) -> tuple[Tensor, Tensor]:
     """Runs the recurrence from a zero state over S tokens, in float32.
 
-    dt is positive, or 0 where a token leaves the state alone; A is negative. Where `document_SB` changes from one token
-    to the next the state starts from zero again. Returns y_SBHP without the D term, and the state after the last token,
-    h_BHPN.
+    dt is positive, or 0 where a token must not change the state; A is negative. Where `document_SB` changes from one
+    token to the next, the state starts from zero again. Returns y_SBHP without the D term, and the state h_BHPN after
+    the last token.
     """
     S, B, H, P = x_SBHP.shape
     G, N = B_SBGN.shape[2:]
     Q = H // G
-    # As many chunks as chunk_size asks for, of equal length: 130 tokens are 3 chunks of 44 and not 3 of 64.
+    # Chunks of equal length: 130 tokens at chunk_size 64 are 3 chunks of 44 and not 3 of 64.
     num_chunks = -(-S // chunk_size)
     L = -(-S // num_chunks)
 
     def chunks(t: Tensor, *heads: int) -> Tensor:
-        """(S, B, heads..., d) -> (B, C, heads..., L, d); zeros fill the tail, and dt = 0 leaves the state alone."""
+        """(S, B, heads..., d) -> (B, C, heads..., L, d); zeros fill the tail, where dt = 0 keeps the state."""
         t = F.pad(t, (0, 0) * (t.dim() - 1) + (0, num_chunks * L - S))
         t = t.reshape(num_chunks, L, B, *heads, -1)
         return t.permute(2, 0, *range(3, 3 + len(heads)), 1, t.dim() - 1).contiguous()
@@ -70,21 +70,20 @@ def chunked_scan(
     log_decay = (dt.squeeze(-1) * A_H.view(G, Q, 1)).cumsum(-1)  # (B, C, G, Q, L)
     visible = torch.ones(L, L, dtype=torch.bool, device=dt.device).tril()
     later = torch.ones(num_chunks + 1, num_chunks, dtype=torch.bool, device=dt.device).tril(-1)
-    at_end: Tensor | bool = True  # whether a token is of the document at its chunk's end
-    at_start: Tensor | bool = True  # whether it is of the document at the end of the chunk before
+    at_end: Tensor | bool = True  # whether a token belongs to the document at its chunk's end
+    at_start: Tensor | bool = True  # whether it belongs to the document at the end of the chunk before
     if document_SB is not None:
         documents = _chunked_documents(document_SB, num_chunks, L)  # (B, C, 1, 1, L)
         last = documents[..., -1:]
         visible = visible & (documents.unsqueeze(-1) == documents.unsqueeze(-2))
-        before = F.pad(
-            last, (0, 0) * 3 + (1, 0), value=-1
-        )  # of the state that each chunk starts from, and the last one
+        # The document of the state that each chunk starts from, and of the last state.
+        before = F.pad(last, (0, 0) * 3 + (1, 0), value=-1)
         at_end, at_start = documents == last, documents == before[:, :-1]
         later = later & (before[:, :, 0, 0] == last[:, :, 0, 0, 0].unsqueeze(1))[:, None, None]
     between = (log_decay.unsqueeze(-1) - log_decay.unsqueeze(-2)).masked_fill_(~visible, -torch.inf).exp_()
     y = (c @ b.transpose(-1, -2) * between) @ xdt
 
-    # What each chunk leaves behind, and from it the state at the start of every chunk and after the last one.
+    # What each chunk adds to the state, and from it the state at the start of every chunk and after the last one.
     to_end = ((log_decay[..., -1:] - log_decay).exp() * at_end).unsqueeze(-1)
     left = (xdt * to_end).transpose(-1, -2) @ b  # (B, C, G, Q, P, N)
     total = F.pad(log_decay[..., -1].cumsum(1), (0, 0, 0, 0, 1, 0)).permute(0, 2, 3, 1)  # (B, G, Q, C + 1)
@@ -98,7 +97,7 @@ def chunked_scan(
 
 
 def _chunked_documents(document_SB: Tensor, num_chunks: int, L: int) -> Tensor:
-    """(S, B) -> (B, C, 1, 1, L), the tail of the last chunk with the last token's document."""
+    """(S, B) -> (B, C, 1, 1, L); the tail of the last chunk has the last token's document."""
     tail = document_SB[-1:].expand(num_chunks * L - document_SB.shape[0], -1)
     return torch.cat([document_SB, tail]).T.unflatten(1, (num_chunks, 1, 1, L))
 
@@ -106,7 +105,7 @@ def _chunked_documents(document_SB: Tensor, num_chunks: int, L: int) -> Tensor:
 def scan_step(
     h_BHPN: Tensor, x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One token of the recurrence, in float32: returns y_BHP without the D term, and the new state."""
+    """Runs one token of the recurrence, in float32. Returns y_BHP without the D term, and the new state."""
     heads_per_group = x_BHP.shape[1] // B_BGN.shape[1]
     b_BHN = B_BGN.float().repeat_interleave(heads_per_group, dim=1)
     c_BHN = C_BGN.float().repeat_interleave(heads_per_group, dim=1)
@@ -118,10 +117,8 @@ def scan_step(
 def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor, document_SB: Tensor | None = None) -> Tensor:
     """Depthwise convolution of a window that starts K - 1 tokens early: (S + K - 1, B, I) -> (S, B, I).
 
-    Taps do not reach into another document.
-
-    A sum over taps and not `conv1d`: sequence-major data would have to be transposed twice, which costs more than the
-    sum.
+    Taps do not reach into another document. It is a sum over taps, because `conv1d` would need sequence-major data
+    transposed twice, which costs more.
     """
     K = weight_I1K.shape[-1]
     S = window_SBI.shape[0] - K + 1
@@ -137,14 +134,14 @@ def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor, document
 
 @dataclass
 class MambaMixerSubmodules:
-    """Classes of the two projections: column- and row-parallel."""
+    """Classes of the two projections, column-parallel and row-parallel."""
 
     in_proj: Any
     out_proj: Any
 
 
 class MambaMixer(MegatronModule):
-    """Drop-in for megatron-core's mixer (which needs mamba-ssm and Triton), with the same calling convention."""
+    """Replaces megatron-core's mixer, which needs mamba-ssm and Triton; it is called in the same way."""
 
     def __init__(
         self,
@@ -155,7 +152,7 @@ class MambaMixer(MegatronModule):
         chunk_size: int,
         layer_number: int,
         pg_collection: ProcessGroupCollection,
-        **_: Any,  # the layer's place in the stack and its name, which differ between the library's releases
+        **_: Any,  # arguments that differ between the library's releases
     ) -> None:
         super().__init__(config)
         tp = pg_collection.tp.size()
@@ -181,7 +178,7 @@ class MambaMixer(MegatronModule):
         self.conv_weight_I1K = nn.Parameter(torch.empty(inner + 2 * bc, 1, conv_kernel, dtype=dtype))
         self.conv_bias_I = nn.Parameter(torch.empty(inner + 2 * bc, dtype=dtype))
         self.norm_weight_I = nn.Parameter(torch.empty(inner, dtype=dtype))
-        # The recurrence's own parameters stay in float32: decays multiply over the whole sequence.
+        # The recurrence's own parameters stay in float32, because decays multiply over the whole sequence.
         self.A_log_H = nn.Parameter(torch.empty(self.num_heads))
         self.D_H = nn.Parameter(torch.empty(self.num_heads))
         self.dt_bias_H = nn.Parameter(torch.empty(self.num_heads))
@@ -189,10 +186,10 @@ class MambaMixer(MegatronModule):
     def forward(
         self, u_SBU: Tensor, inference_context: Any = None, packed_seq_params: Any = None
     ) -> tuple[Tensor, None]:
-        """u_SBU -> (output_SBU, no bias). With sequence parallelism S is this rank's part, outside; inside it is whole.
+        """u_SBU -> (output_SBU, no bias). With sequence parallelism S is this rank's part; between the projections it is whole.
 
-        `packed_seq_params` (sequences.py): a `Packing`, several documents in a row, each from an empty window and a zero
-        state; or a `DecodeCache`, which keeps window and state between calls; or None.
+        packed_seq_params: a `Packing`, whose documents each start from an empty window and a zero state; a
+        `DecodeCache`, which keeps window and state between calls; or None.
         """
         zxbcdt, _ = self.in_proj(u_SBU)
         z_SBI, xbc_SBI, dt_SBH = zxbcdt.split(self.split_sizes, dim=-1)
@@ -201,7 +198,7 @@ class MambaMixer(MegatronModule):
             if packed_seq_params.valid_SB is None:
                 y_SBI, window, h_BHPN = self._step(xbc_SBI, dt_SBH, *packed_seq_params.state(self.layer_number))
             else:
-                # Padding stands on the left: blanking it leaves window and state as at the start of a sequence.
+                # Padding is on the left; set to zero, it leaves window and state as at the start of a sequence.
                 valid_SB1 = packed_seq_params.valid_SB.unsqueeze(-1)
                 y_SBI, window, h_BHPN = self._scan(xbc_SBI * valid_SB1, dt_SBH * valid_SB1)
             packed_seq_params.keep(self.layer_number, window, h_BHPN)
@@ -214,7 +211,7 @@ class MambaMixer(MegatronModule):
     def _scan(
         self, xbc_SBI: Tensor, dt_SBH: Tensor, document_SB: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All tokens at once. Returns y_SBI, the last K - 1 inputs of the convolution, and the last state."""
+        """Runs all tokens at once. Returns y_SBI, the last K - 1 inputs of the convolution, and the last state."""
         taps = self.conv_weight_I1K.shape[-1]
         window = F.pad(xbc_SBI, (0, 0, 0, 0, taps - 1, 0))
         convolved = causal_conv(window, self.conv_weight_I1K, self.conv_bias_I, document_SB)
@@ -226,7 +223,7 @@ class MambaMixer(MegatronModule):
         return y_SBHP.flatten(-2), window[-(taps - 1) :], h_BHPN
 
     def _step(self, xbc_1BI: Tensor, dt_1BH: Tensor, window: Tensor, h_BHPN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for one token, from the kept window and state."""
+        """Runs one token from the kept window and state. Returns the same as `_scan`."""
         window = torch.cat([window, xbc_1BI])
         x_1BHP, B_1BGN, C_1BGN = self._heads(causal_conv(window, self.conv_weight_I1K, self.conv_bias_I))
         y_BHP, h_BHPN = scan_step(h_BHPN, x_1BHP[0], dt_1BH[0], -self.A_log_H.exp(), B_1BGN[0], C_1BGN[0])
@@ -239,7 +236,7 @@ class MambaMixer(MegatronModule):
         return x.unflatten(-1, (self.num_heads, self.head_dim)), b.unflatten(-1, groups), c.unflatten(-1, groups)
 
     def _gated_norm(self, y_SBI: Tensor, z_SBI: Tensor) -> Tensor:
-        """RMS norm of y * silu(z) within each group, in float32; one weight a channel."""
+        """RMS norm of y * silu(z) within each group, in float32, with one weight per channel."""
         gated = (y_SBI * F.silu(z_SBI.float())).unflatten(-1, (self.num_groups, -1))
         normed = F.rms_norm(gated, gated.shape[-1:], eps=self.config.layernorm_epsilon).flatten(-2)
         return self.norm_weight_I * normed.to(z_SBI.dtype)

@@ -1,8 +1,8 @@
-"""The tensors of a published Nemotron-H checkpoint, from its configuration alone: names, shapes and types.
+"""Names, shapes and types of the tensors in a published Nemotron-H checkpoint, derived from its configuration.
 
     backbone.embeddings.weight                          backbone.layers.1.mixer.experts.7.up_proj.weight
 
-are names as nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B has them, and as the rest of this package knows a tensor.
+Names are those of nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B. The rest of this package uses the same names.
 """
 
 import math
@@ -16,9 +16,9 @@ SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
 
 def published_tensors(config: ModelConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> (shape, safetensors dtype) of every tensor of the whole model, in the order of the layers.
+    """Returns name -> (shape, safetensors dtype) of every tensor of the whole model, in the order of the layers.
 
-    The recurrence's own parameters and the router's are float32 whatever the model's type (see `mamba.py`, `hybrid.py`).
+    The recurrence's own parameters and the router's bias are float32 whatever the model's type.
     """
     hidden, dtype = config.hidden_size, SAFETENSORS_DTYPES[config.torch_dtype]
     tensors: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -64,5 +64,5 @@ def _moe(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], str | None
 
 
 def num_published_parameters(config: ModelConfig) -> int:
-    """Elements of all tensors: 31.578 billion for Nemotron-3-Nano-30B-A3B."""
+    """Returns the number of elements of all tensors: 31.578 billion for Nemotron-3-Nano-30B-A3B."""
     return sum(math.prod(shape) for shape, _ in published_tensors(config).values())

@@ -1,11 +1,11 @@
-"""Tensors between files and ranks: safetensors read by slices, written in shards, in any layout.
+"""Moves tensors between files and ranks, in any layout: safetensors are read by slices and written in shards.
 
     backbone.layers.1.mixer.experts.7.up_proj.weight    model.layers.1.mixer.experts.up_proj [7]
 
-are one tensor, as the published checkpoint and as transformers 5 names it; a file in either form is read by the first
-name. A rank copies from the memory-mapped file the rows and columns that it keeps, so the host never holds more than one
-of its shards beside the model. In writing, each whole tensor is put together on the ranks that share it and written by
-one of them. Never a pickle: some of these files come out of a sandbox.
+These are the same tensor, as the published checkpoint and as transformers 5 names it; files of either form are read by
+the first name. A rank copies the rows and columns that it keeps from the memory-mapped file, so beside the model the
+host never holds more than one of its shards. In writing, one of the ranks that share a tensor gathers and writes it. No
+file is a pickle, because some come out of a sandbox.
 """
 
 import os
@@ -25,22 +25,22 @@ from substrate.model.config import ModelConfig
 from substrate.model.layout import Placement
 from substrate.model.published import published_tensors
 
-SHARD_BYTES = 5 * 10**9  # of one file, and of host memory while writing
+SHARD_BYTES = 5 * 10**9  # most bytes of one file, and of host memory while writing
 
 
 class Checkpoint:
     """A base checkpoint on disk: one .safetensors file, or a folder with one or with the published shards."""
 
     def __init__(self, path: Path) -> None:
-        """Raises DataError where there is none, or for a file that is not safetensors."""
+        """Opens the files. Raises DataError if there are none, or if one is not a safetensors file."""
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         if not files or not files[0].is_file():
-            raise DataError(f"{path}: no such .safetensors file, nor a folder with one")
+            raise DataError(f"{path} is neither a .safetensors file nor a folder with one; give one of the two")
         self._path = path
         try:
             self._open = [safe_open(file, framework="pt") for file in files]
         except SafetensorError as error:
-            raise DataError(f"{path}: not a safetensors file ({error})") from None
+            raise DataError(f"{path} is not a safetensors file ({error}); copy or make it again") from None
         self._file_of = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118  not a dict
         self._name_of = {_backbone(name): name for name in self._file_of}
 
@@ -53,16 +53,16 @@ class Checkpoint:
 
     @property
     def names(self) -> set[str]:
-        """Names in the file, with the prefix `backbone.`; stacked experts once."""
+        """The tensors' names, with the prefix `backbone.`; stacked experts have one name."""
         return set(self._name_of)
 
     def read(self, name: str, shape: tuple[int, ...], rows: slice, columns: slice = slice(None)) -> Tensor:
-        """A part of the whole tensor `name`. Raises DataError where it is missing or has another shape than `shape`."""
+        """Returns a part of the whole tensor `name`. Raises DataError if it is missing or is not of `shape`."""
         expert, stacked = "", name
         if name not in self._name_of:
             expert, stacked = _stacked(name)
         if stacked not in self._name_of:
-            raise DataError(f"{self._path.name} lacks {name}; shape {list(shape)} is needed")
+            raise DataError(f"{self._path.name} lacks {name}; a tensor of shape {list(shape)} is needed")
         stored = self._name_of[stacked]
         part = self._file_of[stored].get_slice(stored)
         found = list(part.get_shape())
@@ -73,15 +73,17 @@ class Checkpoint:
         return part[tuple(index)] if len(index) > 1 else part[index[0]]
 
     def check_names(self, config: ModelConfig) -> None:
-        """Raises DataError naming the first tensor that the model has no place for."""
+        """Raises DataError that names the first tensor that the model does not have."""
         expected = published_tensors(config)
         stacked = {_stacked(name)[1] for name in expected}
         if surplus := sorted(self.names - set(expected) - stacked):
-            raise DataError(f"{self._path.name} holds {surplus[0]}, which model {config.name} has no place for")
+            raise DataError(
+                f"{self._path.name} holds {surplus[0]}, which model {config.name} does not have; check file and model"
+            )
 
 
 def fill(place: Placement, checkpoint: Checkpoint, absent: Container[str] = ()) -> None:
-    """Copies this rank's part of a placement from a file, slice by slice; `absent` names are zeros."""
+    """Copies this rank's part of a placement from a file, slice by slice; `absent` names become zeros."""
     for index, rows, columns, local in place.pieces():
         if place.names[index] in absent:
             place.tensor[local].zero_()
@@ -90,17 +92,17 @@ def fill(place: Placement, checkpoint: Checkpoint, absent: Container[str] = ()) 
 
 
 def owned(places: Iterable[Placement], groups: Any) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors by name, on the host: each on one rank only, of those that hold a part. A collective call."""
+    """Yields whole tensors by name, on the host, each on one of the ranks that hold a part. A collective call."""
     for place in places:
         replicas = groups.expt_dp if place.routed else groups.dp_cp
         whole = place.whole()
-        # A tensor that every rank of its group holds whole is replicated over tp too; the group's first rank has it.
+        # Of its group, only the first rank yields the tensor, whether it is cut or replicated there.
         if replicas.rank() == 0 and place.group.rank() == 0:
             yield from ((name, tensor.cpu().clone()) for name, tensor in zip(place.names, whole, strict=True))
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, prefix: str) -> dict[str, list[str]]:
-    """Writes this rank's tensors as files of at most SHARD_BYTES, flushed to disk. Returns file -> names of tensors."""
+    """Writes this rank's tensors as files of at most SHARD_BYTES, flushed to disk. Returns file -> tensor names."""
     files: dict[str, list[str]] = {}
     for number, shard in enumerate(shards(tensors)):
         name = f"{prefix}-{dist.get_rank():05d}-{number:05d}.safetensors"
@@ -112,7 +114,7 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], folder: Path, prefix: st
 
 
 def collect(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """All ranks' items on rank 0, nothing on the others; a collective call."""
+    """Gathers all ranks' items on rank 0; the others get an empty dict. A collective call."""
     mine = dict(items)
     is_first = torch.distributed.get_rank() == 0
     parts: list[dict[str, Any]] | None = [{}] * torch.distributed.get_world_size() if is_first else None
@@ -121,7 +123,7 @@ def collect(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The tensors in turn, as many together as SHARD_BYTES allow."""
+    """Groups the tensors in order into shards of at most SHARD_BYTES."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, tensor in tensors:
@@ -135,12 +137,12 @@ def shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]
 
 
 def _backbone(name: str) -> str:
-    """The published name, of a base weight or in an adapter's file."""
+    """Returns the published name of a base weight or of an adapter's factor."""
     return re.sub(r"^(base_model\.model\.)?model\.", r"\1backbone.", name)
 
 
 def _stacked(name: str) -> tuple[str, str]:
-    """...experts.7.up_proj.weight -> ("7", "...experts.up_proj"); ("", name) for what is no routed expert."""
+    """...experts.7.up_proj.weight -> ("7", "...experts.up_proj"); ("", name) for anything but a routed expert."""
     before, found, rest = name.partition(".mixer.experts.")
     expert, _, part = rest.partition(".")
     return (expert, f"{before}{found}{part.removesuffix('.weight')}") if found else ("", name)

@@ -1,8 +1,8 @@
-"""The model in training, ready to decode: the same tensors under modules built without sequence parallelism.
+"""Makes a copy of the model in training that can decode: the same tensors in modules without sequence parallelism.
 
-One token cannot be sharded along the sequence, and megatron-core's layers are told at their making whether they shard.
-So rollouts run on a second set of modules, which costs no memory: it is built on the meta device, and its parameters,
-buffers and adapters are those of the first.
+One token cannot be sharded along the sequence, and megatron-core's layers decide at construction whether they shard. So
+rollouts run on a second set of modules. It needs no memory: it is built on the meta device, and its parameters, buffers
+and adapters are those of the first.
 """
 
 from torch import Tensor
@@ -12,10 +12,10 @@ from substrate.model.hybrid import HybridModel, build_model
 
 
 def decoding_twin(model: HybridModel, parallel: Parallel) -> HybridModel:
-    """A model for `decode.decode` that computes with `model`'s own tensors, now and after every later step.
+    """Returns a model for `decode.decode` that uses `model`'s own tensors, now and after every later step.
 
-    `model` has all of its layers here (pp 1). The adapters are shared as modules, and with them their `training` flag:
-    whoever decodes has set `model.eval()`.
+    `model` must have all its layers on this rank (pp 1). The adapters are shared as modules, with their `training`
+    flag, so the caller must set `model.eval()` before it decodes.
     """
     twin = build_model(model.architecture, parallel, device="meta", sequence_parallel=False)
     sources = dict(model.named_modules())
@@ -23,7 +23,7 @@ def decoding_twin(model: HybridModel, parallel: Parallel) -> HybridModel:
         source = sources[name]
         module._parameters, module._buffers = source._parameters, source._buffers
         for attribute, value in vars(source).items():
-            if isinstance(value, Tensor):  # a view of parameters that a layer keeps for itself
+            if isinstance(value, Tensor):  # a layer's own view of its parameters
                 setattr(module, attribute, value)
         if getattr(source, "adapter", None) is not None:
             module.adapter = source.adapter

@@ -1,11 +1,10 @@
-"""Weights in and out: base checkpoints and adapters as safetensors with the published names, at any number of ranks.
+"""Reads and writes base checkpoints and adapters as safetensors with the published names, at any number of ranks.
 
     base      backbone.layers.<N>.mixer.<module>...                                one file, or the published shards
     adapter   base_model.model.backbone.layers.<N>.mixer.<module>.lora_A.weight    PEFT's names, float32, whole tensors
 
-Files hold whole tensors; a rank reads each tensor that it has a part of and keeps its part (`layout.py` says which).
-Reading goes through safetensors only, never a pickle: an adapter comes out of a sandbox. Both formats are those of
-docs/contract.md.
+Files hold whole tensors; a rank reads its part of each (`layout.py`). No file is a pickle, because an adapter comes out
+of a sandbox. docs/contract.md has both formats.
 """
 
 import json
@@ -28,10 +27,10 @@ ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json
 
 
 def init_weights(model: Any, seed: int) -> None:
-    """Fills a model for pretraining. Whole tensors are drawn by (seed, name), then cut: alike at any number of ranks.
+    """Fills a model for pretraining. Whole tensors are drawn by (seed, name) and then cut, so ranks do not matter.
 
-    Matrices: normal with sd 1/sqrt(inputs), and 1/sqrt(layers) of that where they write to the residual stream
-    (GPT-2). Mamba-2's own parameters as in its paper: A uniform in 1..16, dt log-uniform in 0.001..0.1, D one.
+    Matrices are normal with standard deviation 1/sqrt(inputs), divided by sqrt(layers) if they write to the residual
+    stream (GPT-2). Mamba-2's own parameters are as in its paper: -A uniform in 1..16, dt log-uniform in 0.001..0.1, D 1.
     """
     num_layers = len(model.architecture.pattern)
     with torch.no_grad():
@@ -43,7 +42,7 @@ def init_weights(model: Any, seed: int) -> None:
 def load_base(model: Any, path: Path | str) -> None:
     """Reads a base checkpoint: a .safetensors file, or a folder with one or with the published shards.
 
-    Raises DataError naming the first tensor that is missing, surplus or misshapen, or what is wrong with the file.
+    Raises DataError that names the first missing, surplus or misshapen tensor, or says what is wrong with the file.
     """
     with torch.no_grad(), Checkpoint(Path(path)) as checkpoint:
         checkpoint.check_names(model.architecture)
@@ -52,10 +51,10 @@ def load_base(model: Any, path: Path | str) -> None:
 
 
 def save_base(model: Any, path: Path | str) -> None:
-    """Writes the whole model; every rank must call, each tensor is written by one of the ranks that hold it.
+    """Writes the whole model. All ranks must call it together.
 
-    path: one .safetensors file, written by rank 0, which then holds the model in host memory; or a folder of shards of
-    at most SHARD_BYTES with the published index, for which no rank holds more than one shard.
+    path: a .safetensors file, which rank 0 writes with the whole model in host memory; or a folder, for shards of at
+    most SHARD_BYTES with the published index, of which each rank holds one at a time.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -71,9 +70,9 @@ def save_base(model: Any, path: Path | str) -> None:
 
 
 def save_adapter(model: Any, folder: Path | str, prefix: str = PREFIX) -> None:
-    """Writes `adapter_model.safetensors` and `adapter_config.json`; every rank must call, rank 0 writes.
+    """Writes `adapter_model.safetensors` and `adapter_config.json`. All ranks must call it; rank 0 writes.
 
-    prefix: what the names of layers begin with: `backbone` as published, `model` for peft on transformers' model.
+    prefix: how names of layers begin: `backbone` as published, `model` for peft on transformers' model.
     """
     found = adapters(model)
     places = (place for adapter in found for place in adapter.placements())
@@ -84,7 +83,7 @@ def save_adapter(model: Any, folder: Path | str, prefix: str = PREFIX) -> None:
         if name in kept
     )
     modules = collect((module, None) for adapter in found for module in adapter.peft_targets())
-    # A stage of a pipeline may have no adapter; what they have in common comes from any that has.
+    # A pipeline stage may have no adapter, so rank and alpha come from any stage that has one.
     config = collect(
         (key, value)
         for adapter in found[:1]
@@ -104,10 +103,10 @@ def save_adapter(model: Any, folder: Path | str, prefix: str = PREFIX) -> None:
 
 
 def load_adapter(model: Any, folder: Path | str) -> None:
-    """Puts an adapter from `save_adapter` on a model: adds the layers its configuration names, then reads them.
+    """Loads an adapter from `save_adapter` into a model, adding the layers that its configuration names.
 
-    A model that has adapters keeps them and must match. Raises DataError naming the tensor that is missing, surplus or
-    misshapen.
+    A model that has adapters already keeps them, and they must match. Raises DataError that names a missing, surplus or
+    misshapen tensor.
     """
     config = _read_adapter_config(Path(folder) / ADAPTER_CONFIG)
     targets = {EXPERT.sub("experts.", target) for target in config["target_modules"]}
@@ -124,11 +123,13 @@ def load_adapter(model: Any, folder: Path | str) -> None:
             fill(place_A, checkpoint)
             fill(place_B, checkpoint, {adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active})
         if surplus := sorted(checkpoint.names - expected):
-            raise DataError(f"{ADAPTER_FILE} holds {surplus[0]}, which the model has no place for")
+            raise DataError(
+                f"{ADAPTER_FILE} holds {surplus[0]}, which the model does not have; check adapter and model"
+            )
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Rank 0 writes aside and replaces, so the file is complete when it exists; the others wait for it."""
+    """Rank 0 writes a temporary file and renames it, so that the file is complete when it exists; the others wait."""
     if torch.distributed.get_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
@@ -138,20 +139,20 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _read_adapter_config(path: Path) -> dict[str, Any]:
-    """The keys that `load_adapter` uses, with their types checked."""
+    """Reads the configuration and checks the keys that `load_adapter` uses."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {error}; a readable JSON file is needed") from None
     kinds = {"r": int, "lora_alpha": int | float, "lora_dropout": int | float, "target_modules": list}
     for key, kind in kinds.items():
         if not isinstance(config, dict) or not isinstance(config.get(key), kind):
-            raise DataError(f"{path.name}: {key} is missing or not of type {kind}")
+            raise DataError(f"{path.name}: {key} is missing or of another type; it must be of type {kind}")
     return config
 
 
 def _initial(name: str, shape: tuple[int, ...], num_layers: int, seed: int) -> Tensor:
-    """One whole tensor as `init_weights` describes it."""
+    """Draws one whole tensor as `init_weights` describes."""
     generator = named_generator(seed, name)
     if name.endswith(("norm.weight", "norm_f.weight", ".D")):
         return torch.ones(shape)

@@ -1,7 +1,8 @@
-"""Training methods: the registry from the name in a configuration (`recipe.method`) to the file that is the method.
+"""Training methods: the registry from the name in a configuration (`recipe.method`) to the class of the method.
 
-One file a method, read top to bottom, on top of `knobs.py`, which has what all share. `substrate/train.py` owns the
-rest: ranks, steps, progress, stopping, checkpoints. To add a method, write its file, name it in METHODS, add its yaml.
+Each method is one file that can be read from top to bottom. `base_recipe.py` has what all methods share, and
+`substrate/training/run.py` the loop. To add a method, write its file, name it in METHODS and add its yaml
+(docs/recipes.md).
 """
 
 import importlib
@@ -11,7 +12,7 @@ from substrate.interface.errors import UsageError
 from substrate.interface.fields import read_fields
 
 if TYPE_CHECKING:
-    from substrate.recipes.knobs import Knobs
+    from substrate.recipes.base_recipe import BaseRecipe
 
 METHODS = {
     "sft_lora": ("substrate.recipes.sft_lora", "SftLora"),
@@ -21,11 +22,11 @@ METHODS = {
 }
 
 
-def load_recipe(values: dict[str, Any]) -> "Knobs":
-    """Builds the recipe that `values["method"]` names. Raises UsageError for what the method does not know."""
+def load_recipe(values: dict[str, Any]) -> "BaseRecipe":
+    """Builds the recipe that `values["method"]` names. Raises UsageError if the method or a key is wrong."""
     method = values.get("method")
     if not isinstance(method, str) or method not in METHODS:
-        raise UsageError(f"recipe.method {method!r}; valid are {', '.join(sorted(METHODS))}")
+        raise UsageError(f"recipe.method is {method!r}; valid are {', '.join(sorted(METHODS))}")
     module, name = METHODS[method]
-    recipe: Knobs = read_fields(getattr(importlib.import_module(module), name), values, "recipe")
+    recipe: BaseRecipe = read_fields(getattr(importlib.import_module(module), name), values, "recipe")
     return recipe

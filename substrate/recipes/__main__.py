@@ -1,8 +1,10 @@
-"""Entry: check recipes before anything is made of them: `python -m substrate.recipes FILE`.
+"""Entry: check recipes before a round is made of them. Standard library only.
+
+    python -m substrate.recipes FILE
 
 FILE    {"recipes": [{"method": ...}, ...], "parallelism": {"pp": 1, "dp": 1, ...}}
 
-Exit 0, or 64 and one line about the first that is wrong. Nothing but the standard library is imported.
+It exits with 0, or with 64 and one line about the first wrong recipe.
 """
 
 import sys
@@ -14,15 +16,20 @@ from substrate.recipes import load_recipe
 
 
 def main() -> None:
-    """Read the command line and check."""
-    parser = Parser(prog="substrate.recipes", description="Check recipes against what their methods know.")
-    parser.add_argument("file", type=Path)
+    """Reads the command line and checks the recipes."""
+    parser = Parser(
+        prog="substrate.recipes",
+        description="Check the keys of recipes, and whether they can run on a parallel layout.",
+    )
+    parser.add_argument("file", type=Path, help="JSON with recipes and parallelism")
     asked = read_json(parser.parse_args().file)
     try:
         recipes, layout = asked["recipes"], asked["parallelism"]
         pp, dp = layout["pp"], layout["dp"]
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{error!r}; recipes and parallelism are needed") from None
+        raise UsageError(
+            f"the file of recipes is wrong: {error!r}; it must have recipes, and parallelism with pp and dp"
+        ) from None
     for recipe in recipes:
         load_recipe(recipe).check_layout(pp, dp)
 

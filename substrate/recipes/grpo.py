@@ -1,22 +1,21 @@
-"""GRPO: raise the chance of completions that beat the mean reward of their group (arXiv:2402.03300, section 4.1).
+"""GRPO: make completions likelier that beat the mean reward of their group (arXiv:2402.03300, section 4.1).
 
     steps 0 .. sft_steps - 1     as sft_lora; the policy after them is the reference
-    every rollout                `batch_size x updates_per_rollout / samples_per_prompt` prompts of the coming stream, a
-                                 group of `samples_per_prompt` completions each; reward 1 for the right answer, else 0
-    each of its updates          a part of the rollout's completions
+    every rollout                `samples_per_prompt` completions (a group) of each of the next `batch_size x
+                                 updates_per_rollout / samples_per_prompt` prompts; reward 1 if the answer is right, else 0
+    each of its updates          one part of the rollout's completions
 
     A_i    = (r_i - mean(r)) / (std(r) + eps)                                     the same for all tokens of completion i
     rho_t  = pi(token t) / pi_old(token t)
     loss   = - mean_i mean_t [ min(rho_t A_i, clip(rho_t, 1 - clip, 1 + clip) A_i) - kl_weight * KL_t ]
     KL_t   = pi_ref / pi - log(pi_ref / pi) - 1                                   unbiased and >= 0
 
-The engine that draws the completions rounds differently from the trainer. `pi_old` is therefore the trainer's own
-score of them, taken before the rollout's first update, and the difference to the engine's is in progress.jsonl
-(`log_prob_difference`): where it grows, samples are no longer from the policy that is trained. The router has no
-adapter, so its choice changes only as its input does.
+The engine that draws the completions rounds differently from the trainer. So `pi_old` is the trainer's own
+log-probability, computed before the rollout's first update. Its difference to the engine's is in progress.jsonl
+(`log_prob_difference`): if it grows, the samples no longer come from the policy that is trained. The router has no
+adapter, so its choice changes only with its input.
 
-A rollout is written to /out/rollout.json before its first update, so that a run which is started again between two
-updates goes on with it.
+A rollout is written to /out/rollout.json before its first update, so that a run can resume between two updates.
 """
 
 import time
@@ -27,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from substrate.data.rows import Row
 from substrate.interface.command_line import read_json, write_json
-from substrate.recipes.knobs import require
+from substrate.recipes.base_recipe import require
 from substrate.recipes.sft_lora import SftLora
 
 if TYPE_CHECKING:
@@ -36,15 +35,15 @@ if TYPE_CHECKING:
     from substrate.data.batches import Batch, MicroBatch, Shape
     from substrate.training.run import Training
 
-EPS = 1e-6  # in the group's deviation: a group of equal rewards has advantages of zero
+EPS = 1e-6  # added to the group's deviation, so that a group of equal rewards has advantages of zero
 REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
 class Options:
-    """The method's own numbers."""
+    """The keys of `recipe.options`. Raises UsageError for a wrong value."""
 
-    sft_steps: int  # on worked solutions; a base that solves some puzzles needs none
+    sft_steps: int  # steps on worked solutions; 0 for a base that solves some puzzles already
     samples_per_prompt: int  # size of a group
     updates_per_rollout: int
     temperature: float
@@ -53,7 +52,7 @@ class Options:
     decode_batch_size: int
     clip: float
     kl_weight: float
-    learning_rate_scale: float  # of the policy's steps, to the schedule's rate
+    learning_rate_scale: float  # factor on the schedule's rate in the steps on rollouts
 
     def __post_init__(self) -> None:
         for name in ("updates_per_rollout", "max_new_tokens", "decode_batch_size"):
@@ -61,23 +60,27 @@ class Options:
         require(self.samples_per_prompt >= 2, "options.samples_per_prompt", self.samples_per_prompt, "at least 2")
         for name in ("sft_steps", "kl_weight"):
             require(getattr(self, name) >= 0, f"options.{name}", getattr(self, name), "at least 0")
-        require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all one")
+        require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all equal")
         require(0 < self.top_p <= 1, "options.top_p", self.top_p, "above 0, up to 1")
         require(0 < self.clip < 1, "options.clip", self.clip, "above 0, below 1")
         require(self.learning_rate_scale > 0, "options.learning_rate_scale", self.learning_rate_scale, "above 0")
 
 
 class Grpo(SftLora):
-    """hydra_conf/recipe/grpo.yaml."""
+    """The method of hydra_conf/recipe/grpo.yaml."""
 
     OPTIONS = Options
     own: Options
 
     def check_layout(self, pp: int, dp: int) -> None:
         super().check_layout(pp, dp)
-        require(pp == 1, "method", self.method, "another one with pp > 1: its samples need all layers on a rank")
+        require(
+            pp == 1, "method", self.method, "sft_lora or sft_full with pp > 1: sampling needs all layers on one rank"
+        )
         require(self.own.sft_steps < self.num_steps, "options.sft_steps", self.own.sft_steps, "below num_steps")
-        require(self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: the ratio to the old policy is exact")
+        require(
+            self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: the ratio to the old policy must be exact"
+        )
         whole = self.batch_size % self.own.samples_per_prompt == 0
         require(whole, "batch_size", self.batch_size, f"a multiple of samples_per_prompt {self.own.samples_per_prompt}")
 
@@ -100,14 +103,14 @@ class Grpo(SftLora):
         return _batch([Scored(**{**each, "row": Row(*each["row"])}) for each in part], run.shape)
 
     def loss(self, outputs: "torch.Tensor", batch: "MicroBatch | PolicyBatch") -> "torch.Tensor":
-        """sft_lora's before the rollouts, then the objective above."""
+        """Returns sft_lora's loss before the first rollout, then the objective in the module's docstring."""
         if not isinstance(batch, PolicyBatch):
             return super().loss(outputs, batch)
         weights, advantages, old, reference = (
             tensor.to(outputs) for tensor in (batch.weights_BL, batch.advantages_B1, batch.old_BL, batch.reference_BL)
         )
         learned = weights > 0
-        # Elsewhere outputs are of no token that was drawn, and may be too far from 0 for exp.
+        # Masked, because outputs of other tokens may be so far from 0 that exp overflows.
         ratio = (outputs - old).masked_fill(~learned, 0.0).exp()
         clipped = ratio.clamp(1 - self.own.clip, 1 + self.own.clip)
         gain = (ratio * advantages).minimum(clipped * advantages)
@@ -116,7 +119,7 @@ class Grpo(SftLora):
         return -((gain - self.own.kl_weight * divergence) * weights).sum()
 
     def _roll_out(self, run: "Training", number: int) -> list["Scored"]:
-        """Completions of the next prompts, group after group, with what their tokens' terms need."""
+        """Samples completions of the next prompts, group after group, and scores their tokens under both policies."""
         from substrate.training.rollouts import Sampling, by_family
 
         own, begun = self.own, time.monotonic()
@@ -158,7 +161,7 @@ class Grpo(SftLora):
 
 @dataclass(frozen=True)
 class Scored:
-    """A completion with its advantage, and its tokens' log-probabilities under the old and the reference policy."""
+    """A completion, its advantage, and its tokens' log-probabilities in nats under the old and the reference policy."""
 
     row: Row
     advantage: float
@@ -167,25 +170,25 @@ class Scored:
 
 
 class PolicyBatch(NamedTuple):
-    """A micro-batch of completions; B, L and the first four as in `batches.MicroBatch`."""
+    """A micro-batch of completions; B, L and the first four fields are as in `batches.MicroBatch`."""
 
     tokens_BL: "torch.Tensor"
     labels_BL: "torch.Tensor"
-    weights_BL: "torch.Tensor"  # one over the completion's tokens and the number of completions
+    weights_BL: "torch.Tensor"  # 1 / (tokens of the completion x number of completions)
     rows: list[Row]
     advantages_B1: "torch.Tensor"
-    old_BL: "torch.Tensor"  # 0 where nothing is learned, as in the next
+    old_BL: "torch.Tensor"  # log-probabilities, 0 where nothing is learned, as in reference_BL
     reference_BL: "torch.Tensor"
 
 
 def group_advantages(rewards: Sequence[float]) -> list[float]:
-    """(r - mean) / (std + EPS), std of the group as a population: all zero where all rewards are equal."""
+    """Returns (r - mean) / (std + EPS) with the population's std; all zero if all rewards are equal."""
     mean, deviation = fmean(rewards), pstdev(rewards)
     return [(reward - mean) / (deviation + EPS) for reward in rewards]
 
 
 def _batch(samples: Sequence[Scored], shape: "Shape") -> "Batch":
-    """This rank's part of an update."""
+    """Returns this rank's part of an update."""
     import torch
 
     from substrate.data.batches import make_batch

@@ -1,14 +1,14 @@
-"""Rejection-sampling fine-tuning: learn from worked solutions, then from one's own completions that came out right.
+"""Rejection-sampling fine-tuning: learn from worked solutions, then from the model's own correct completions.
 
     steps 0 .. sft_steps - 1     as sft_lora
-    before step sft_steps        `samples_per_prompt` completions of `num_prompts` prompts of the stream that comes next;
-                                 of each prompt the shortest different right ones are kept, `keep_per_prompt` at most
-    the steps after              sft_lora's loss on what was kept, in the same shares of families
+    before step sft_steps        `samples_per_prompt` completions are drawn for each of the next `num_prompts` prompts;
+                                 for each prompt the `keep_per_prompt` shortest different correct ones are kept
+    the steps after              sft_lora's loss on the kept completions, in the same shares of families
 
-A family without one right completion goes on with its worked solutions: left out, it would be forgotten. What was kept
-is written to /out/samples.jsonl, so a run that is started again does not sample again.
+A family without a correct completion keeps its worked solutions: without any rows it would be forgotten. The kept rows
+are written to /out/samples.jsonl, so that a resumed run does not sample again.
 
-Sources: STaR, arXiv:2203.14465 (learn from own right solutions); RFT, arXiv:2308.01825 (several different ones).
+Sources: STaR, arXiv:2203.14465 (learn from own correct solutions); RFT, arXiv:2308.01825 (several different ones).
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from substrate.data.rows import Row
 from substrate.interface.command_line import read_json_lines, write_json_lines
 from substrate.interface.errors import DataError
-from substrate.recipes.knobs import require
+from substrate.recipes.base_recipe import require
 from substrate.recipes.sft_lora import SftLora
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ KEPT_FIELDS: dict[str, type] = {"item_id": str, "family": str, "prompt": list, "
 
 @dataclass(frozen=True)
 class Options:
-    """The method's own numbers."""
+    """The keys of `recipe.options`. Raises UsageError for a wrong value."""
 
-    sft_steps: int  # on worked solutions; a base that solves some puzzles needs none
+    sft_steps: int  # steps on worked solutions; 0 for a base that solves some puzzles already
     num_prompts: int
     samples_per_prompt: int
     keep_per_prompt: int
@@ -44,26 +44,28 @@ class Options:
     top_p: float
     max_new_tokens: int  # a longer completion is not kept
     decode_batch_size: int
-    learning_rate_scale: float  # of the steps on kept completions, to the schedule's rate
+    learning_rate_scale: float  # factor on the schedule's rate in the steps on kept completions
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "samples_per_prompt", "keep_per_prompt", "max_new_tokens", "decode_batch_size"):
             require(getattr(self, name) >= 1, f"options.{name}", getattr(self, name), "at least 1")
         require(self.sft_steps >= 0, "options.sft_steps", self.sft_steps, "at least 0")
-        require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all one")
+        require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all equal")
         require(0 < self.top_p <= 1, "options.top_p", self.top_p, "above 0, up to 1")
         require(self.learning_rate_scale > 0, "options.learning_rate_scale", self.learning_rate_scale, "above 0")
 
 
 class Rft(SftLora):
-    """hydra_conf/recipe/rft.yaml."""
+    """The method of hydra_conf/recipe/rft.yaml."""
 
     OPTIONS = Options
     own: Options
 
     def check_layout(self, pp: int, dp: int) -> None:
         super().check_layout(pp, dp)
-        require(pp == 1, "method", self.method, "another one with pp > 1: its samples need all layers on a rank")
+        require(
+            pp == 1, "method", self.method, "sft_lora or sft_full with pp > 1: sampling needs all layers on one rank"
+        )
         require(self.own.sft_steps < self.num_steps, "options.sft_steps", self.own.sft_steps, "below num_steps")
 
     def rate_scale(self, step: int) -> float:
@@ -77,9 +79,9 @@ class Rft(SftLora):
         return run.sampled[run.step - self.own.sft_steps]
 
     def _after_sampling(self, run: "Training") -> list[Row]:
-        """The rows of all steps after the sampling."""
+        """Returns the rows of all steps after the sampling."""
         path = run.task.out / "samples.jsonl"
-        # Rank 0 alone writes; it may be ahead of the others, who must not find what it has just written.
+        # Only rank 0 looks: it may be ahead and have written the file that the others have yet to sample for.
         if not run.parallel.share(path.exists()):
             kept = self._kept(run)
             if run.parallel.rank == 0:
@@ -90,7 +92,7 @@ class Rft(SftLora):
         return _filled(kept, coming)
 
     def _kept(self, run: "Training") -> list[Row]:
-        """Right completions of the coming prompts, as rows. Raises DataError where there is none at all."""
+        """Samples the coming prompts and returns the kept completions as rows. Raises DataError if none is correct."""
         from substrate.training.rollouts import Sampling, by_family
 
         own, begun = self.own, time.monotonic()
@@ -109,20 +111,20 @@ class Rft(SftLora):
         run.progress.write("samples", step=run.step + 1, right=rates, kept=counts, seconds=seconds)
         if not kept:
             raise DataError(
-                f"none of {len(asked) * own.samples_per_prompt} samples was right: {json.dumps(rates)}; "
-                "more options.sft_steps, or samples, may find some"
+                f"none of {len(asked) * own.samples_per_prompt} samples was correct: {json.dumps(rates)}; "
+                "raise options.sft_steps, or sample more"
             )
         return kept
 
 
 def _best(group: Sequence["Sample"], count: int, longest: int) -> list["Sample"]:
-    """The shortest different right ones."""
+    """Returns the `count` shortest different correct samples of at most `longest` tokens."""
     different = {tuple(one.ids): one for one in group if one.reward == 1.0 and len(one.ids) <= longest}
     return sorted(different.values(), key=lambda one: (len(one.ids), one.ids))[:count]
 
 
 def _filled(kept: Sequence[Row], coming: Sequence[Row]) -> list[Row]:
-    """A row for each that was coming, of its family: kept ones again and again, itself where the family has none."""
+    """Replaces each coming row by a kept one of its family, in turn; a family without kept ones stays as it was."""
     pools = {row.family: [each for each in kept if each.family == row.family] for row in coming}
     taken = Counter[str]()
     rows = []

@@ -1,6 +1,6 @@
-"""The puzzle families, by the name that item ids, configurations and the mix of a recipe use.
+"""The puzzle families, by the names that item ids, configurations and the mix of a recipe use.
 
-A new family is one new module in this folder, with the names of `protocol.Family` (docs/families.md writes one):
+A new family is one new module in this folder, with the names of `protocol.Family` (docs/families.md has an example):
 
     FAMILIES["roman"].generate(random.Random(7), "small")
     Puzzle(examples=((21, 'XXI'), (10, 'X')), query=26)
@@ -16,7 +16,7 @@ from substrate.tasks.protocol import STYLES, Family, Solution
 
 
 def _find() -> dict[str, Family]:
-    """The modules of this folder that have a template of their own, in name order."""
+    """Returns the modules of this folder that have `PHRASES`, in name order."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     modules: dict[str, Any] = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
     return {name: module for name, module in modules.items() if hasattr(module, "PHRASES")}

@@ -1,4 +1,4 @@
-"""Bit manipulation: eight-bit numbers before and after an unknown rule, then one to apply it to.
+"""Bit manipulation: a prompt shows eight-bit numbers before and after an unknown rule and asks to apply it again.
 
     In Alice's Wonderland, a secret bit manipulation rule transforms 8-bit binary numbers. The transformation involves ...
     01010001 -> 11011101
@@ -7,12 +7,12 @@
     Now, determine the output for: 00110100                              answer: 10010111
 
 All 1,442 real rows of the NVIDIA Nemotron Model Reasoning Challenge that we have follow one of the eleven rules of
-`RULES`: every output bit is the same Boolean function of the bits at its place in two or three *sources*, which are
-the input rotated left, shifted left (zeros enter), or shifted right, each by 1 to 7. Rows have 7 to 10 examples with
-equal frequency; inputs are uniform and distinct, and the question is none of them.
+`RULES`: every output bit is the same Boolean function of the bits at its place in two or three *sources*. A source is
+the input rotated left, shifted left (zeros enter) or shifted right, by 1 to 7. Rows have 7 to 10 examples with equal
+frequency; inputs are uniform and distinct, and the question is none of them.
 
-The solver tries all 1,715 rules. In 1 % of the real rows several fit and differ on the question: there it takes the
-likeliest, and says that it guessed.
+The solver tries all 1,715 *readings*, rules with amounts. In 1 % of the real rows several fit and differ on the
+question; then it takes the likeliest and reports its answer as not determined.
 """
 
 import random
@@ -49,8 +49,8 @@ class Rule:
 
     name: str  # as traces write it
     sources: tuple[str, ...]  # rot, shl or shr
-    output: Callable[..., int]  # of the sources; bits above the eighth are dropped
-    weight: int  # real rows of 1,442 that follow it; expected, where a row allows several
+    output: Callable[..., int]  # function of the sources; bits above the eighth are dropped
+    weight: int  # of 1,442 real rows, those that follow it; an expected count if a row allows several
 
 
 THREE = ("rot", "shl", "shr")
@@ -96,21 +96,21 @@ class Puzzle:
 
 
 def parse(prompt: str) -> Puzzle:
-    """Read a prompt in the competition's form; ValueError for any other text."""
+    """Reads a prompt in the competition's form. Raises ValueError for any other text."""
     match = _PROMPT.fullmatch(prompt)
     if not match:
-        raise ValueError("not a prompt of family bit_manipulation")
+        raise ValueError("this text is not a prompt of family bit_manipulation")
     return Puzzle(tuple(re.findall(_EXAMPLE, match[1])), match["query"])
 
 
 def render(puzzle: Puzzle) -> str:
-    """Print the puzzle; inverse of `parse`, byte for byte."""
+    """Prints the puzzle; the inverse of `parse`, byte for byte."""
     lines = "\n".join(f"{given}{BECOMES}{output}" for given, output in puzzle.examples)
     return f"{HEADER}{lines}{QUESTION}{puzzle.query}"
 
 
 def generate(rng: random.Random, level: str) -> Puzzle:
-    """Draw puzzles until all rules that fit the examples agree on the question."""
+    """Draws puzzles until all readings that fit the examples agree on the question."""
     limits = LEVELS[level]
     rules = [RULES[name] for name in limits.rules]
     while True:
@@ -123,7 +123,7 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 
 
 def solve(puzzle: Puzzle) -> Solution:
-    """What the likeliest reading of the examples gives; determined where all readings give the same."""
+    """Returns the likeliest answer over all readings of the examples; determined if all readings agree."""
     votes = _votes(puzzle)
     if not votes:
         return Solution(puzzle.query, determined=False)
@@ -131,7 +131,7 @@ def solve(puzzle: Puzzle) -> Solution:
 
 
 def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
-    """Ones an input; the rule and its amounts where the examples allow one reading."""
+    """Returns the ones in each input, and rule and amounts if the examples allow one reading."""
     ones = [float(given.count("1")) for given in [*dict(puzzle.examples), puzzle.query]]
     found = list(islice(readings(puzzle), 2))
     only = found if len(found) == 1 else []
@@ -140,7 +140,7 @@ def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
 
 
 def trace(puzzle: Puzzle, style: str) -> str:
-    """The rule with its amounts; `stepwise` shows input, sources and output of each example and of the question.
+    """Writes the rule with its amounts; `stepwise` adds input, sources and output of each example and the question.
 
     rot1 or shl1
     00010110 00101100 00101100 00101100
@@ -167,7 +167,7 @@ class Reading:
     amounts: tuple[int, ...]
 
     def table(self) -> tuple[int, ...]:
-        """Output of every input 0..255."""
+        """Returns the output of every input 0..255."""
         return _table(self.rule.name, self.amounts)
 
     def __str__(self) -> str:
@@ -178,7 +178,7 @@ class Reading:
 
 
 def readings(puzzle: Puzzle) -> Iterator[Reading]:
-    """All rules with amounts that give every example."""
+    """Yields all readings that give every example."""
     examples = [(int(given, 2), int(output, 2)) for given, output in puzzle.examples]
     found = _tables()
     for given, output in examples:
@@ -187,7 +187,7 @@ def readings(puzzle: Puzzle) -> Iterator[Reading]:
 
 
 def _votes(puzzle: Puzzle) -> dict[str, float]:
-    """Answer -> how many real rows follow a rule that leads to it, with these amounts."""
+    """Returns answer -> expected number of real rows under the readings that lead to it."""
     votes: dict[str, float] = defaultdict(float)
     for reading in readings(puzzle):
         rows = reading.rule.weight / len(AMOUNTS) ** len(reading.amounts)
@@ -196,7 +196,7 @@ def _votes(puzzle: Puzzle) -> dict[str, float]:
 
 
 def _row(reading: Reading, given: str) -> list[str]:
-    """Input, sources and output, as bits."""
+    """Returns input, sources and output as bits."""
     number = int(given, 2)
     sources = [_source(*each, number) for each in zip(reading.rule.sources, reading.amounts, strict=True)]
     return [given, *map(_text, sources), _text(reading.table()[number])]
@@ -204,7 +204,7 @@ def _row(reading: Reading, given: str) -> list[str]:
 
 @cache
 def _tables() -> list[tuple[Reading, tuple[int, ...]]]:
-    """Every reading with the outputs of all inputs."""
+    """Returns every reading with the outputs of all inputs."""
     every = (Reading(rule, each) for rule in RULES.values() for each in product(AMOUNTS, repeat=len(rule.sources)))
     return [(reading, reading.table()) for reading in every]
 

@@ -1,4 +1,4 @@
-r"""Equations: lines under hidden rules, one for each operator, then a line to give the result of.
+r"""Equations: a prompt shows lines under hidden rules, one for each operator, and asks for the result of another.
 
     In Alice's Wonderland, a secret set of transformation rules is applied to equations. Below are a few examples:
     34/44 = 1                                               `!*[{ = '"[
@@ -9,10 +9,10 @@ r"""Equations: lines under hidden rules, one for each operator, then a line to g
     answer: 17/                                             answer: @&
 
 In the real rows of the NVIDIA Nemotron Model Reasoning Challenge every line has two operands of two characters around
-an operator; in 652 of 1,377 rows they are digits, in the others each of up to ten symbols stands for a digit. Rows
-have 3, 4 or 5 examples with equal frequency, and three operators, one of which is drawn for each line and for the
-question. In a fifth of the rows the question's operator is in no example, in some a digit of the answer has no symbol
-yet: there one can only guess. The rules are in `equation_rules`, the search for them in `equation_search`.
+an operator. In 652 of 1,377 rows they are digits; in the others each of up to ten symbols stands for a digit. Rows have
+3, 4 or 5 examples with equal frequency, and three operators, one of which is drawn for each line and for the question.
+In a fifth of the rows no example has the question's operator, and in some a digit of the answer has no known symbol, so
+one can only guess. The rules are in `equation_rules`, the search for them in `equation_search`.
 """
 
 import random
@@ -39,7 +39,7 @@ _DIGITS = "0123456789"
 _ONE = f"[0-9{re.escape(ALPHABET)}]"
 _EXAMPLE = f"({_ONE}{{5}}){BECOMES}({_ONE}{{1,5}})"
 _PROMPT = re.compile(f"{re.escape(HEADER)}({_EXAMPLE}(?:\n{_EXAMPLE})*){QUESTION}(?P<query>{_ONE}{{5}})")
-_NUM_OPERATORS = 3  # that a row draws from, for each line and the question
+_NUM_OPERATORS = 3  # of a row, from which each line and the question draw one
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,21 @@ class Puzzle:
 
 
 def parse(prompt: str) -> Puzzle:
-    """Read a prompt in the competition's form; ValueError for any other text."""
+    """Reads a prompt in the competition's form. Raises ValueError for any other text."""
     match = _PROMPT.fullmatch(prompt)
     if not match:
-        raise ValueError("not a prompt of family equation")
+        raise ValueError("this text is not a prompt of family equation")
     return Puzzle(tuple(re.findall(_EXAMPLE, match[1])), match["query"])
 
 
 def render(puzzle: Puzzle) -> str:
-    """Print the puzzle; inverse of `parse`, byte for byte."""
+    """Prints the puzzle; the inverse of `parse`, byte for byte."""
     lines = "\n".join(f"{left}{BECOMES}{result}" for left, result in puzzle.examples)
     return f"{HEADER}{lines}{QUESTION}{puzzle.query}"
 
 
 def generate(rng: random.Random, level: str) -> Puzzle:
-    """Draw puzzles until all readings agree on the question, and on an answer that the scorer reads from its box."""
+    """Draws puzzles until all readings agree on an answer that the scorer can read from its box."""
     while True:
         puzzle = _draw(rng, LEVELS[level])
         if (
@@ -90,12 +90,12 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 
 
 def solve(puzzle: Puzzle) -> Solution:
-    """The likeliest answer over all readings of the examples; determined where it is the only one."""
+    """Returns the likeliest answer over all readings of the examples; determined if it is the only one."""
     return _solved(puzzle)[0]
 
 
 def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
-    """Kind, operators; operands where they are digits, and direction and operations where one reading fits."""
+    """Returns kind and operators and, with digits, operands and the operations on which all readings agree."""
     operators = {left[2] for left, _ in puzzle.examples}
     found: dict[str, Sequence[float | str]] = {
         "kind": ["digits" if _has_digits(puzzle) else "symbols"],
@@ -109,7 +109,7 @@ def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
 
 
 def trace(puzzle: Puzzle, style: str) -> str:
-    r"""Direction and operations; `stepwise` then reads each line, computes, and writes the result.
+    r"""Writes direction and operations; `stepwise` then reads each line, computes, and writes the result.
 
     line                                    digits
     / a-b                                   * a*b-1 - -|a-b|
@@ -134,7 +134,7 @@ def trace(puzzle: Puzzle, style: str) -> str:
 
 
 def _worked(reading: Reading, left: str, result: str) -> str:
-    """One line: left side, the calculation in digits as read, its value, the result as written."""
+    """Writes one line: left side, the calculation in digits as read, its value, the result as written."""
     digits = "".join(reading.digits[each] for each in left[:2] + left[3:])
     operation = reading.operations[left[2]]
     a, b = rules.operands(reading.direction, digits[:2], digits[2:])
@@ -145,7 +145,7 @@ def _worked(reading: Reading, left: str, result: str) -> str:
 
 
 def _only_operations(puzzle: Puzzle) -> Iterator[str]:
-    """Direction and operation of each operator that all readings of the examples agree on."""
+    """Yields direction and operation of each operator on which all readings of the examples agree."""
     lines = [_line(*example) for example in puzzle.examples]
     found = list(Search(lines, lines[0], {digit: digit for digit in _DIGITS}).readings())
     for operator in {line.operator for line in lines}:
@@ -167,9 +167,9 @@ def _line(left: str, result: str = "") -> Line:
     return Line(left[:2] + left[3:], left[2], result.replace(left[2], SIGN))
 
 
-@lru_cache(maxsize=2048)  # a generator, or a count of all real rows, solves what a trace is then asked for
+@lru_cache(maxsize=2048)  # callers solve a puzzle and then ask for its trace
 def _solved(puzzle: Puzzle) -> tuple[Solution, Reading | None]:
-    """The solution, and the likeliest reading that leads to it; None where nothing fits the examples."""
+    """Returns the solution and the likeliest reading that leads to it; no reading if none fits the examples."""
     known = {digit: digit for digit in _DIGITS} if _has_digits(puzzle) else {}
     search = Search([_line(*example) for example in puzzle.examples], _line(puzzle.query), known)
     votes: dict[str, float] = defaultdict(float)
@@ -188,7 +188,7 @@ def _solved(puzzle: Puzzle) -> tuple[Solution, Reading | None]:
 
 
 def _draw(rng: random.Random, level: Level) -> Puzzle | None:
-    """A puzzle whose question has an operator of the examples; None where the question is an example, or shares no operator with one."""
+    """Draws a puzzle; None if the question is one of the examples or shares no operator with them."""
     in_symbols = rng.random() < level.symbols
     style = rng.choices(level.styles, [each.share_of_symbols if in_symbols else each.share for each in level.styles])[0]
     signs = [each for each in style.weights if each] or list(ALPHABET)
@@ -220,5 +220,5 @@ def _left(digits: str, operator: str, names: dict[int, str]) -> str:
 
 
 def _side(rng: random.Random, style: Style) -> str:
-    """Four digits as the line has them."""
+    """Draws the four digits of a line's operands, as written."""
     return rng.choice(rules.sides(style.direction))

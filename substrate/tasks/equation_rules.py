@@ -3,8 +3,8 @@
     69/52 = 17/    read from the right (25 and 96), subtracted (-71), written from the right, the sign as the operator
 
 A line has two operands of two digits and an operator between them. A row has one *direction* for all of its lines and
-one *operation* for each operator; both were worked out from the real rows of the NVIDIA Nemotron Model Reasoning
-Challenge, of which all 652 with digits follow them. Where symbols stand for digits, the rules hold for the digits.
+one *operation* for each operator. Both were derived from the real rows of the NVIDIA Nemotron Model Reasoning Challenge,
+of which all 652 with digits follow them. Where symbols stand for digits, the rules hold for the digits.
 
     forwards    34/44 is 34 and 44, the result written as it is
     digits      34/44 is 43 and 44: each operand backwards; the result's digits backwards, the sign in front
@@ -21,7 +21,7 @@ from functools import cache
 
 SIGN = "~"  # stands for the line's operator in a result; the real rows have no tilde
 
-# What traces write for operands 12 and 34, and the value; join and swap are texts, not numbers.
+# Operation, as traces write it -> its value. The operations in JOINED make texts, not numbers.
 _VALUES: Mapping[str, Callable[[int, int], int]] = {
     "a+b": lambda a, b: a + b,
     "a+b+1": lambda a, b: a + b + 1,
@@ -36,24 +36,24 @@ _VALUES: Mapping[str, Callable[[int, int], int]] = {
 }
 JOINED = ("a,b", "b,a")
 
-ALPHABET = "!\"#$%&'()*+-/:<>?@[\\]^`{|}"  # of operators, and of symbols for digits
-NATURAL = "+-*"  # operators that one style uses in the way that they look, more or less
+ALPHABET = "!\"#$%&'()*+-/:<>?@[\\]^`{|}"  # of which operators, and symbols for digits, are drawn
+NATURAL = "+-*"  # operators that the first style uses roughly in their usual meaning
 
 
 @dataclass(frozen=True)
 class Style:
     """A kind of row: its direction, and how likely an operator has each operation.
 
-    Weights are counts over the real rows with digits, expected counts where examples allow several readings.
+    Weights are counts over the real rows with digits; expected counts if examples allow several readings.
     """
 
     direction: str
     share: float  # of the real rows with digits
-    share_of_symbols: float  # of the real rows where symbols stand for digits, as far as their operators tell
+    share_of_symbols: float  # of the real rows where symbols stand for digits, estimated from their operators
     weights: Mapping[str, Mapping[str, int]]  # operator, or "" for any of ALPHABET -> operation -> weight
 
     def operations(self, operator: str) -> Mapping[str, float]:
-        """Operation -> chance that the operator is drawn and has it; empty where the style has no such operator."""
+        """Returns operation -> chance that the operator is drawn and has it; empty if the style lacks the operator."""
         chance = 1 / len(ALPHABET) if "" in self.weights else 1 / len(self.weights)
         weights = self.weights.get(operator, self.weights.get("", {}))
         return {operation: chance * weight / sum(weights.values()) for operation, weight in weights.items()}
@@ -134,21 +134,21 @@ STYLES = (
 
 
 def operands(direction: str, left: str, right: str) -> tuple[str, str]:
-    """The two numbers as read: texts of two digits."""
+    """Returns the two numbers as read, as texts of two digits."""
     if direction == "forwards":
         return left, right
     return (left[::-1], right[::-1]) if direction == "digits" else (right[::-1], left[::-1])
 
 
 def value(operation: str, a: str, b: str) -> str:
-    """The result of two numbers as read, with SIGN for a minus."""
+    """Returns the result of two numbers as read, with SIGN for a minus."""
     if operation in JOINED:
         return a + b if operation == "a,b" else b + a
     return str(_VALUES[operation](int(a), int(b))).replace("-", SIGN)
 
 
 def written(direction: str, text: str) -> str:
-    """The result as the line has it."""
+    """Returns the result as the line writes it."""
     if direction == "forwards":
         return text
     return SIGN + text[:0:-1] if direction == "digits" and text.startswith(SIGN) else text[::-1]
@@ -156,14 +156,14 @@ def written(direction: str, text: str) -> str:
 
 @cache
 def sides(direction: str) -> tuple[str, ...]:
-    """The operands' four digits as a line has them: as read, each number is from 10 to 99."""
+    """Returns the operands' four digits as lines can have them, so that each number, as read, is from 10 to 99."""
     numbers = [str(number) for number in range(10, 100)]
     return tuple("".join(operands(direction, left, right)) for left in numbers for right in numbers)
 
 
 @cache
 def results(direction: str, operation: str) -> Mapping[str, str]:
-    """Four digits as the line has them -> the result as written."""
+    """Returns four digits, as the line has them, -> the result as written."""
     found = {}
     for digits in sides(direction):
         text = value(operation, *operands(direction, digits[:2], digits[2:]))
@@ -173,9 +173,9 @@ def results(direction: str, operation: str) -> Mapping[str, str]:
 
 @cache
 def by_shape(direction: str, operation: str) -> Mapping[str, list[str]]:
-    """Shape of a line's digits and result -> the digits that different letters of the shape can stand for, in order.
+    """Returns the shape of a line's digits and result -> all digits that the letters of the shape can stand for.
 
-    34/44 = 1 has the shape `abbb=c`, so "341" is one of the texts there.
+    34/44 = 1 has the shape `abbb=c`, so "341" is one of the texts for that shape.
     """
     found: defaultdict[str, list[str]] = defaultdict(list)
     for digits, result in results(direction, operation).items():
@@ -185,6 +185,6 @@ def by_shape(direction: str, operation: str) -> Mapping[str, list[str]]:
 
 
 def shape(line: str) -> str:
-    """The line with its first new character as `a`, its next as `b`, ...; `=` and SIGN stay."""
+    """Returns the line with its first new character as `a`, its next as `b`, ...; `=` and SIGN stay."""
     letters: dict[str, str] = {"=": "=", SIGN: SIGN}
     return "".join(letters.setdefault(each, chr(ord("a") + len(letters) - 2)) for each in line)

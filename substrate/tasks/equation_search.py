@@ -1,9 +1,9 @@
-"""Search for the readings of a row of equations: direction, operations, and digits of symbols that give every line.
+"""Searches a row of equations for its readings: direction, operations, and digits of symbols that fit every line.
 
-Every line has, for each operation, a list of the digits that its symbols can stand for: `by_shape` has them ready, so
-no arithmetic is done here. The lists are joined one line at a time, the line with the fewest candidates next, and only
-with the digits that the lines before left open. Operators weigh by how the real rows use them; with the weights of all
-readings added up by answer, the likeliest answer is the largest sum.
+For each operation a line has a list of the digits that its symbols can stand for; `by_shape` has these ready, so no
+arithmetic is done here. The lists are joined line by line, the line with the fewest candidates first, and only with
+digits that earlier lines allow. A reading's weight is how often the real rows use its operations, and the likeliest
+answer is the one whose readings have the largest total weight.
 """
 
 from collections import defaultdict
@@ -13,23 +13,23 @@ from itertools import permutations
 
 from substrate.tasks.equation_rules import SIGN, STYLES, by_shape, results, shape
 
-MAX_NODES = 20_000  # partial readings looked at; a row beyond is guessed from those
-REPEATED = 0.05  # how much less likely an operation is for a second operator
-HOLE = "\0"  # in an answer: a digit whose symbol no line shows
+MAX_NODES = 20_000  # most partial readings that are tried; a row with more is answered from those
+REPEATED = 0.05  # factor on the chance of an operation that another operator has already
+HOLE = "\0"  # in an answer, stands for a digit whose symbol no line shows
 
 
 @dataclass(frozen=True)
 class Line:
     """`34/44 = 1`, or a question, whose result is empty."""
 
-    digits: str  # 3444: what stands for the operands' digits
+    digits: str  # 3444: the operands' four characters
     operator: str
-    result: str  # SIGN where the operator stands for a minus
+    result: str  # with SIGN where the operator stands for a minus
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to understand a row."""
+    """One way to read a row."""
 
     direction: str
     operations: Mapping[str, str]  # operator -> operation
@@ -40,21 +40,21 @@ class Reading:
 
 @dataclass
 class Search:
-    """All readings of some lines and a question."""
+    """A search for all readings of some lines and a question."""
 
     lines: Sequence[Line]
     question: Line
-    known: Mapping[str, str]  # symbols whose digits are given: digits stand for themselves
+    known: Mapping[str, str]  # symbol -> digit where it is given; digits stand for themselves
     num_nodes: int = 0
     _lists: dict[tuple[int, str, tuple[int, ...]], Mapping[str, list[str]]] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every reading was found."""
+        """Whether the search was not cut short, so that every reading was found."""
         return self.num_nodes <= MAX_NODES
 
     def readings(self) -> Iterator[Reading]:
-        """Every reading; stops when there were too many partial ones."""
+        """Yields every reading; stops after MAX_NODES partial ones."""
         for style in STYLES:
             operators = {line.operator for line in [*self.lines, self.question]}
             self._weights = {each: style.operations(each) for each in operators}
@@ -81,7 +81,7 @@ class Search:
             )
 
     def _candidates(self, number: int, operation: str, positions: tuple[int, ...]) -> Mapping[str, list[str]]:
-        """Of a line: the digits at `positions` -> all digits that its symbols can stand for."""
+        """Returns, for a line, the digits at `positions` -> all digits that its symbols can stand for."""
         key = number, operation, positions
         if key not in self._lists:
             line = self.lines[number]
@@ -117,7 +117,7 @@ class Search:
     def _choices(
         self, number: int, digits: Mapping[str, str], operations: Mapping[str, str]
     ) -> list[tuple[str, list[str]]]:
-        """The candidates of a line that agree with the digits so far, by operation."""
+        """Returns the candidates of a line that agree with the digits so far, by operation."""
         operator, symbols = self.lines[number].operator, self._symbols[number]
         positions = tuple(place for place, symbol in enumerate(symbols) if symbol in digits)
         key = "".join(digits[symbols[place]] for place in positions)
@@ -126,11 +126,11 @@ class Search:
         return [(operation, found) for operation, found in lists if found]
 
     def _chance(self, operator: str, operation: str, operations: Mapping[str, str]) -> float:
-        """Weight of an operation for one more operator; the real rows hardly ever have one twice."""
+        """Returns the weight of an operation for one more operator; the real rows hardly ever have one twice."""
         return self._weights[operator][operation] * (REPEATED if operation in operations.values() else 1.0)
 
     def _answers(self, digits: dict[str, str], operations: dict[str, str], weight: float) -> Iterator[Reading]:
-        """The question under a reading of all lines: one answer for each way to read what no line shows."""
+        """Yields the readings of the question under a reading of all lines, one for each way to read what no line shows."""
         operator = self.question.operator
         possible = (
             {operations[operator]: 1.0}
@@ -153,5 +153,5 @@ class Search:
 
 
 def _symbols(line: Line) -> str:
-    """A line's different symbols in the order in which it shows them."""
+    """Returns a line's different symbols in order of appearance."""
     return "".join(dict.fromkeys(each for each in line.digits + line.result if each != SIGN))

@@ -1,4 +1,4 @@
-"""Gravity: falling times and distances under an unknown constant, then a time to give the distance of.
+"""Gravity: a prompt shows falling times and distances under an unknown constant and asks for another distance.
 
     In Alice's Wonderland, the gravitational constant has been secretly changed. Here are some example observations:
     For t = 1.37s, distance = 14.92 m
@@ -6,11 +6,11 @@
     For t = 3.28s, distance = 85.54 m
     Now, determine the falling distance for t = 4.41s given d = 0.5*g*t^2.      answer: 154.62
 
-In 1,434 real rows of the NVIDIA Nemotron Model Reasoning Challenge the rows have 3, 4 or 5 examples with equal
-frequency, times are uniform on 1..5 s with two decimals, g is uniform on 4.9..19.6 m/s^2 (0.5 to 2 times 9.8), not
-rounded, and distances are rounded to two decimals and printed as Python prints a float: 25.2, 27.0.
+The 1,434 real rows of the NVIDIA Nemotron Model Reasoning Challenge have 3, 4 or 5 examples with equal frequency. Times
+are uniform on 1..5 s with two decimals, and g is uniform on 4.9..19.6 m/s^2 (0.5 to 2 times 9.8), not rounded. Distances
+are rounded to two decimals and printed as Python prints a float: 25.2, 27.0.
 
-Distance is a factor, 0.5 g, times the square of the time, so the solver is that of unit_conversion on squares.
+The distance is a factor, 0.5 g, times the square of the time, so the solver is that of unit_conversion on squares.
 """
 
 import random
@@ -38,10 +38,10 @@ BECOMES = "s, distance = "
 END_OF_LINE = " m"
 QUESTION = "\nNow, determine the falling distance for t = "
 END = "s given d = 0.5*g*t^2."
-PHRASES = (HEADER, START, BECOMES, QUESTION, END)  # not " m", which begins words too
+PHRASES = (HEADER, START, BECOMES, QUESTION, END)  # without " m", with which words begin too
 
-_NUMBER = r"(?:0|[1-9][0-9]{0,3})\.[0-9]{1,3}"  # a distance from any of them has less than the 28 digits of decimal
-_LINE = rf"{START}(?!0\.0+s)({_NUMBER}){BECOMES}({_NUMBER}){END_OF_LINE}"  # nothing falls for no time
+_NUMBER = r"(?:0|[1-9][0-9]{0,3})\.[0-9]{1,3}"  # so short that every distance fits the 28 digits of `decimal`
+_LINE = rf"{START}(?!0\.0+s)({_NUMBER}){BECOMES}({_NUMBER}){END_OF_LINE}"  # a time of zero would leave the factor open
 _PROMPT = re.compile(f"{re.escape(HEADER)}({_LINE}(?:\n{_LINE})*){QUESTION}(?P<query>{_NUMBER}){re.escape(END)}")
 
 
@@ -69,21 +69,21 @@ class Puzzle:
 
 
 def parse(prompt: str) -> Puzzle:
-    """Read a prompt in the competition's form; ValueError for any other text."""
+    """Reads a prompt in the competition's form. Raises ValueError for any other text."""
     match = _PROMPT.fullmatch(prompt)
     if not match:
-        raise ValueError("not a prompt of family gravity")
+        raise ValueError("this text is not a prompt of family gravity")
     return Puzzle(tuple((Decimal(t), Decimal(d)) for t, d in re.findall(_LINE, match[1])), Decimal(match["query"]))
 
 
 def render(puzzle: Puzzle) -> str:
-    """Print the puzzle; inverse of `parse`, byte for byte."""
+    """Prints the puzzle; the inverse of `parse`, byte for byte."""
     lines = "\n".join(f"{START}{time:f}{BECOMES}{distance:f}{END_OF_LINE}" for time, distance in puzzle.examples)
     return f"{HEADER}{lines}{QUESTION}{puzzle.query:f}{END}"
 
 
 def generate(rng: random.Random, level: str) -> Puzzle:
-    """Draw a puzzle; the constant is hidden, every number is printed as in the real rows."""
+    """Draws a puzzle; the constant is hidden, and numbers are printed as in the real rows."""
     rules = LEVELS[level]
     half_g = draw(rng, rules.half_g)
     *times, query = (as_printed(draw(rng, rules.time)) for _ in range(rng.randint(*rules.num_examples) + 1))
@@ -91,14 +91,14 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 
 
 def solve(puzzle: Puzzle) -> Solution:
-    """Multiply the square by the first example's factor; determined where all fitting factors score as equal."""
+    """Multiplies the square by the first example's factor; determined if all factors that fit score as equal."""
     answer = cents(puzzle.query**2 * _half_g(puzzle))
     squares = [(time * time, distance) for time, distance in puzzle.examples]
     return Solution(str(as_printed(answer)), determined_between(squares, puzzle.query**2, answer))
 
 
 def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
-    """Times in s, and the constant in m/s^2."""
+    """Returns times in s, and the constant in m/s^2."""
     times = [float(time) for time, _ in puzzle.examples]
     return {"times": [*times, float(puzzle.query)], "g": [2 * float(_half_g(puzzle))]}
 
@@ -127,7 +127,7 @@ def trace(puzzle: Puzzle, style: str) -> str:
 
 
 def _half_g(puzzle: Puzzle) -> Decimal:
-    """Quotient of the first distance and its squared time, cut after four decimals."""
+    """Returns the first distance divided by its squared time, cut after four decimals."""
     time, distance = puzzle.examples[0]
     return quotient(distance, time * time)
 

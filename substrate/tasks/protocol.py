@@ -1,8 +1,7 @@
-"""What a puzzle family must offer, so that items, training data and tokenizer never know which family they handle.
+"""What a puzzle family must offer, so that items, training data and tokenizer need not know which family they handle.
 
-A family is a module with the names of `Family`: it can read a prompt into a typed puzzle, print the puzzle back byte
-for byte, draw a new one, solve one, and write down how. The solver sees only what the prompt shows, as a contestant
-does:
+A family is a module with the names of `Family`. It reads a prompt into a typed puzzle, prints the puzzle back byte for
+byte, draws a new one, solves one, and writes down the reasoning. Like a contestant, the solver sees the prompt alone:
 
     puzzle = roman.parse(prompt)          Puzzle(examples=((11, 'XI'), (15, 'XV')), query=38)
     roman.render(puzzle) == prompt
@@ -20,43 +19,43 @@ STYLES = ("short", "stepwise")
 
 @dataclass(frozen=True)
 class Solution:
-    """What the prompt's examples lead to."""
+    """The answer that the prompt's examples lead to."""
 
-    answer: str  # in the printed form
-    determined: bool  # the examples leave no other answer, or only such as the scorer takes for equal
+    answer: str  # as the competition prints it
+    determined: bool  # whether the scorer counts every answer that the examples allow as equal to this one
 
 
 class Family(Protocol):
-    """One kind of puzzle. Modules satisfy it; `Any` stands for the module's own frozen `Puzzle`."""
+    """One kind of puzzle, as a module; `Any` stands for the module's own frozen `Puzzle`."""
 
     @property
     def PHRASES(self) -> tuple[str, ...]:
-        """Fixed strings of the template: one token each in the tiny model's tokenizer."""
+        """The fixed strings of the template; each is one token of the tiny model's tokenizer."""
 
     @property
     def LEVELS(self) -> Mapping[str, Any]:
-        """The generator's parameters: `full` follows the competition's rows, `small` suits the tiny model."""
+        """Parameters of the generator: `full` follows the competition's rows, `small` suits the tiny model."""
 
     def parse(self, prompt: str) -> Any:
-        """Read a prompt in the competition's form; ValueError for any other text."""
+        """Reads a prompt in the competition's form. Raises ValueError for any other text."""
 
     def render(self, puzzle: Any) -> str:
-        """Print the puzzle; inverse of `parse`, byte for byte."""
+        """Prints the puzzle; the inverse of `parse`, byte for byte."""
 
     def generate(self, rng: random.Random, level: str) -> Any:
-        """Draw a puzzle whose answer is determined."""
+        """Draws a puzzle whose answer is determined."""
 
     def solve(self, puzzle: Any) -> Solution:
-        """Answer from the prompt's content alone."""
+        """Solves the puzzle from the prompt's content alone."""
 
     def features(self, puzzle: Any) -> Mapping[str, Sequence[float | str]]:
-        """What generated puzzles must share with the real rows: numbers, or names of classes, by what they are."""
+        """Returns, by name, the numbers or classes whose distribution must equal that of the real rows."""
 
     def trace(self, puzzle: Any, style: str) -> str:
-        """The reasoning before the answer: `stepwise` is one small step per token, `short` leaves the steps out."""
+        """Returns the reasoning before the answer: `stepwise` in small steps, `short` without them."""
 
 
 def check_style(style: str) -> None:
-    """ValueError unless `style` is one of `STYLES`."""
+    """Raises ValueError unless `style` is one of `STYLES`."""
     if style not in STYLES:
-        raise ValueError(f"trace style {style!r}; valid: {', '.join(STYLES)}")
+        raise ValueError(f"trace style is {style!r}; valid: {', '.join(STYLES)}")

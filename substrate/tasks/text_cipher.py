@@ -1,4 +1,4 @@
-"""Text cipher: sentences under a substitution of letters with their plain text, then one to decrypt.
+"""Text cipher: a prompt shows sentences encrypted by a substitution of letters, decrypted, and one to decrypt.
 
     In Alice's Wonderland, secret encryption rules are used on text. Here are some examples:
     wkgqa lsrqaq wneeke -> mouse chases mirror
@@ -6,11 +6,11 @@
     psa qaleap hncreo onqlkzaeq -> the secret wizard discovers
     Now, decrypt the following text: hncreo learpaq qaleap              answer: wizard creates secret
 
-In 1,396 real rows of the NVIDIA Nemotron Model Reasoning Challenge the key is a uniform permutation of the alphabet
-(a letter may stand for itself), the rows have 3, 4 or 5 examples with equal frequency, and each sentence has one of
-the four shapes of `SHAPES` with equal frequency, its words uniform on the lists of `LEXICON` (both observed in those
-rows). In 61 % of the rows some letter of the question occurs in no example; it follows from the words that fit. The
-answer is never one of the examples.
+In all 1,396 real rows of the NVIDIA Nemotron Model Reasoning Challenge the key is a uniform permutation of the alphabet
+(a letter may stand for itself). The rows have 3, 4 or 5 examples with equal frequency. Each sentence has one of the four
+shapes of `SHAPES` with equal frequency, and its words are uniform on the lists of `LEXICON`; both were observed in those
+rows. In 61 % of the rows some letter of the question occurs in no example and follows from the words that fit. The answer
+is never one of the examples.
 """
 
 import random
@@ -82,21 +82,21 @@ class Puzzle:
 
 
 def parse(prompt: str) -> Puzzle:
-    """Read a prompt in the competition's form; ValueError for any other text."""
+    """Reads a prompt in the competition's form. Raises ValueError for any other text."""
     match = _PROMPT.fullmatch(prompt)
     if not match:
-        raise ValueError("not a prompt of family text_cipher")
+        raise ValueError("this text is not a prompt of family text_cipher")
     return Puzzle(tuple(re.findall(_EXAMPLE, match[1])), match["query"])
 
 
 def render(puzzle: Puzzle) -> str:
-    """Print the puzzle; inverse of `parse`, byte for byte."""
+    """Prints the puzzle; the inverse of `parse`, byte for byte."""
     lines = "\n".join(f"{cipher}{BECOMES}{plain}" for cipher, plain in puzzle.examples)
     return f"{HEADER}{lines}{QUESTION}{puzzle.query}"
 
 
 def generate(rng: random.Random, level: str) -> Puzzle:
-    """Draw puzzles until one keeps to the level's limits and has a single reading."""
+    """Draws puzzles until one keeps the level's limits and has a single reading."""
     rules = LEVELS[level]
     while True:
         *plains, answer = (_sentence(rng, rules) for _ in range(rng.randint(*rules.num_examples) + 1))
@@ -112,7 +112,7 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 
 
 def solve(puzzle: Puzzle) -> Solution:
-    """Substitute what the examples show, complete the rest from the lexicon; determined where one reading fits."""
+    """Substitutes the known letters and finds the rest in the lexicon; determined if exactly one reading fits."""
     key = _known_letters(puzzle)
     if key is None:
         return Solution(puzzle.query, determined=False)
@@ -124,7 +124,7 @@ def solve(puzzle: Puzzle) -> Solution:
 
 
 def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
-    """Words of the examples, words a sentence, and letters of the question that no example shows."""
+    """Returns the words of the examples, words per sentence, and how many letters of the question no example shows."""
     known = {letter for cipher, _ in puzzle.examples for letter in cipher}
     return {
         "words": [word for _, plain in puzzle.examples for word in plain.split()],
@@ -156,7 +156,7 @@ def _sentence(rng: random.Random, rules: Level) -> str:
 
 
 def _known_letters(puzzle: Puzzle) -> dict[str, str] | None:
-    """Cipher letter -> plain letter as the examples show it; None where they contradict a substitution."""
+    """Returns cipher letter -> plain letter as the examples show; None if they contradict a substitution."""
     key: dict[str, str] = {}
     for cipher, plain in puzzle.examples:
         extended = _extend(key, cipher, plain)
@@ -167,7 +167,7 @@ def _known_letters(puzzle: Puzzle) -> dict[str, str] | None:
 
 
 def _extend(key: dict[str, str], cipher: str, plain: str) -> dict[str, str] | None:
-    """The key that also reads `cipher` as `plain`, or None where no one-to-one key does."""
+    """Returns the key extended so that it reads `cipher` as `plain`, or None if no one-to-one key does."""
     if len(cipher) != len(plain):
         return None
     extended = dict(key)
@@ -182,7 +182,7 @@ def _substitute(text: str, key: dict[str, str]) -> str:
 
 
 def _readings(words: list[str], key: dict[str, str]) -> Iterator[str]:
-    """All sentences of a known shape that a one-to-one completion of the key gives. No sentence fits two shapes."""
+    """Yields all sentences of a known shape that a one-to-one completion of the key gives; none fits two shapes."""
     for shape in (*SHORT_SHAPES, *SHAPES):
         if len(shape) == len(words):
             yield from _fill(words, shape, key)

@@ -1,4 +1,4 @@
-"""Unit conversion: some measurements before and after an unknown factor, then one to convert.
+"""Unit conversion: a prompt shows measurements before and after an unknown factor and asks to convert another.
 
     In Alice's Wonderland, a secret unit conversion is applied to measurements. For example:
     10.08 m becomes 6.69
@@ -6,13 +6,13 @@
     35.85 m becomes 23.79
     Now, convert the following measurement: 25.09 m                     answer: 16.65
 
-In 1,437 real rows of the NVIDIA Nemotron Model Reasoning Challenge the unit is always m, the rows have 3, 4 or 5
-examples with equal frequency, measurements are uniform on 5..50 with two decimals (printed as Python prints a float:
-10.9, 13.0), the factor is uniform on 0.5..2, not rounded, and results have two decimals. At level `small` the factor
-is a whole number, so that one digit is all there is to find.
+In all 1,437 real rows of the NVIDIA Nemotron Model Reasoning Challenge the unit is m. The rows have 3, 4 or 5 examples
+with equal frequency. Measurements are uniform on 5..50 with two decimals (printed as Python prints a float: 10.9, 13.0),
+the factor is uniform on 0.5..2, not rounded, and results have two decimals. At level `small` the factor is a whole
+number of one digit.
 
-The solver does what the trace writes down: long division of the first example, then long multiplication. That is
-within 0.5 % of the exact answer, where the scorer allows 1 %.
+The solver does what the trace writes: long division of the first example, then long multiplication. Its answer is within
+0.5 % of the exact one, and the scorer allows 1 %.
 """
 
 import random
@@ -31,7 +31,7 @@ END = " m"
 PHRASES = (HEADER, BECOMES, QUESTION)
 
 _NUMBER = r"(?:0|[1-9][0-9]{0,5})\.[0-9]{1,6}"
-_EXAMPLE = rf"(?!0\.0+ )({_NUMBER}){BECOMES}({_NUMBER})"  # nothing was measured as zero
+_EXAMPLE = rf"(?!0\.0+ )({_NUMBER}){BECOMES}({_NUMBER})"  # a measurement of zero would leave the factor open
 _PROMPT = re.compile(f"{re.escape(HEADER)}({_EXAMPLE}(?:\n{_EXAMPLE})*){QUESTION}(?P<query>{_NUMBER}){END}")
 
 
@@ -59,22 +59,22 @@ class Puzzle:
 
 
 def parse(prompt: str) -> Puzzle:
-    """Read a prompt in the competition's form; ValueError for any other text."""
+    """Reads a prompt in the competition's form. Raises ValueError for any other text."""
     match = _PROMPT.fullmatch(prompt)
     if not match:
-        raise ValueError("not a prompt of family unit_conversion")
+        raise ValueError("this text is not a prompt of family unit_conversion")
     examples = tuple((Decimal(measured), Decimal(result)) for measured, result in re.findall(_EXAMPLE, match[1]))
     return Puzzle(examples, Decimal(match["query"]))
 
 
 def render(puzzle: Puzzle) -> str:
-    """Print the puzzle; inverse of `parse`, byte for byte."""
+    """Prints the puzzle; the inverse of `parse`, byte for byte."""
     lines = "\n".join(f"{measurement:f}{BECOMES}{result:f}" for measurement, result in puzzle.examples)
     return f"{HEADER}{lines}{QUESTION}{puzzle.query:f}{END}"
 
 
 def generate(rng: random.Random, level: str) -> Puzzle:
-    """Draw a puzzle; the factor is hidden, every number is printed as in the real rows."""
+    """Draws a puzzle; the factor is hidden, and numbers are printed as in the real rows."""
     rules = LEVELS[level]
     factor = draw(rng, rules.factor)
     count = rng.randint(*rules.num_examples) + 1
@@ -83,13 +83,13 @@ def generate(rng: random.Random, level: str) -> Puzzle:
 
 
 def solve(puzzle: Puzzle) -> Solution:
-    """Multiply by the first example's factor; determined where every factor that fits all examples scores as equal."""
+    """Multiplies by the first example's factor; determined if all factors that fit score as equal."""
     answer = cents(puzzle.query * _factor(puzzle))
     return Solution(f"{answer:f}", determined_between(puzzle.examples, puzzle.query, answer))
 
 
 def features(puzzle: Puzzle) -> dict[str, Sequence[float | str]]:
-    """Measurements, and the factor."""
+    """Returns measurements, and the factor."""
     measurements = [float(measurement) for measurement, _ in puzzle.examples]
     return {"measurements": [*measurements, float(puzzle.query)], "factor": [float(_factor(puzzle))]}
 
@@ -115,6 +115,6 @@ def trace(puzzle: Puzzle, style: str) -> str:
 
 
 def _factor(puzzle: Puzzle) -> Decimal:
-    """Quotient of the first example, cut after four decimals."""
+    """Returns the factor of the first example, cut after four decimals."""
     measurement, result = puzzle.examples[0]
     return quotient(result, measurement)

@@ -1,1 +1,1 @@
-"""One run of a recipe: steps, learning rates, checkpoints, the choice of the state that becomes the adapter."""
+"""One training run: the loop, learning rates, checkpoints, and the choice of the state that becomes the adapter."""

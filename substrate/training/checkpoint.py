@@ -1,17 +1,17 @@
-"""Checkpoints of a training run: what a killed or stopped process needs to go on as if nothing had happened.
+"""Checkpoints of a training run, from which a killed or stopped run resumes as if nothing had happened.
 
     checkpoints/step_000100/    state-00000-00000.safetensors   whole tensors, each written by one of the ranks that share it
                                 complete.json                   step, identity, numbers of the run, size and sha256 of files
     checkpoints/step_000200/    ...
     checkpoints/partial/        being written, or left by a kill; never read
 
-A checkpoint is written aside and renamed, so a folder `step_*` was complete once; `complete.json` tells whether it
-still is (a full disk or a lost page truncates a file without a word). The newest two are kept: one that is damaged is
-passed over, with a warning, for the one before it.
+A checkpoint is written as `partial` and then renamed, so every folder `step_*` was complete once. The sizes and digests
+in `complete.json` show whether it still is, because a full disk or a lost page can truncate a file silently. The newest
+two are kept; if the newest is damaged, a warning is given and the one before it is used.
 
-Tensors are whole and have their published names (`exp_avg/...` for a moment of AdamW), so a run may go on in another
-layout of ranks: in the same one its numbers are equal to the last bit, in another to rounding. `identity` (the
-configuration without the layout) is compared at load, so another run's state is refused. No file is a pickle.
+Tensors are whole and have their published names (`exp_avg/...` for a moment of AdamW), so a run may resume in another
+layout of ranks: in the same layout its numbers are equal to the last bit, in another up to rounding. `identity`, the
+configuration without the layout, must be equal, so another run's state is refused. No file is a pickle.
 """
 
 import hashlib
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-KEPT = 2
+KEPT = 2  # newest checkpoints that stay on disk
 
 
 def save(folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str, Any]) -> None:
     """Writes the state after `record["step"]` steps. All ranks call it together; it is complete when they return.
 
-    tensors: those that this rank writes, whole and on the host. record: JSON; rank 0's counts; has step and identity.
-    Raises DataError when a file cannot be written; the checkpoint before stays.
+    tensors: those that this rank writes, whole and on the host. record: JSON with `step` and `identity`; rank 0's is
+    written. Raises DataError if a file cannot be written; the previous checkpoint stays.
     """
     import torch.distributed as dist
     from safetensors import SafetensorError
@@ -54,19 +54,21 @@ def save(folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str
         if is_first:
             _write_durably(partial / "complete.json", {"schema": 2, "files": files, **record})
             final = folder / f"step_{record['step']:06d}"
-            shutil.rmtree(final, ignore_errors=True)  # left by a run that got this far, and was resumed from before it
+            shutil.rmtree(final, ignore_errors=True)  # left by a run that was resumed from an earlier step
             os.replace(partial, final)
             for old in _newest_first(folder)[KEPT:]:
                 shutil.rmtree(old)
     except (OSError, SafetensorError) as error:
-        raise DataError(f"checkpoint after step {record['step']} cannot be written: {error}; room is needed") from None
+        raise DataError(
+            f"checkpoint after step {record['step']} cannot be written: {error}; make room in the output folder"
+        ) from None
     dist.barrier()
 
 
 def newest(folder: Path, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
-    """The newest sound checkpoint and its record; None where there is none. All ranks call it together.
+    """Returns the newest intact checkpoint and its record, or None. All ranks call it together.
 
-    Raises UsageError if it was written by a run of another configuration.
+    Warns of each damaged checkpoint that it skips. Raises UsageError if the checkpoint is of another configuration.
     """
     import torch.distributed as dist
 
@@ -78,19 +80,19 @@ def newest(folder: Path, identity: dict[str, Any]) -> tuple[Path, dict[str, Any]
         dist.all_gather_object(reports, damaged)
         if any(reports):
             what = ", ".join(sorted({name for report in reports for name in report}))
-            warnings.warn(f"checkpoint {path} is damaged ({what}): passed over", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"checkpoint {path} is damaged ({what}) and skipped", RuntimeWarning, stacklevel=2)
             continue
         if record["identity"] != identity:
             changed = sorted(key for key in identity if record["identity"].get(key) != identity[key])
             raise UsageError(
-                f"{path} was written with another {', '.join(changed)}; valid is the same, or an empty folder"
+                f"{path} was written with another {', '.join(changed)}; use the same, or an empty output folder"
             )
         return path, record
     return None
 
 
 def _inspect(path: Path, rank: int, num_ranks: int) -> tuple[dict[str, Any], list[str]]:
-    """The record, and what is damaged; the files are shared out among the ranks, for they may be 440 GB."""
+    """Returns the record and the damaged files. Each rank checks a part of the files, which may be 440 GB."""
     try:
         record = json.loads((path / "complete.json").read_text())
         mine = sorted(record["files"].items())[rank::num_ranks]
@@ -104,7 +106,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _fingerprint(path: Path) -> list[int | str]:
-    """Size in bytes and sha256."""
+    """Returns size in bytes and sha256."""
     with path.open("rb") as file:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
 

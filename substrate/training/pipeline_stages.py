@@ -1,14 +1,16 @@
-"""Gradients of one optimizer step over the stages of a pipeline: one forward, one backward (1F1B).
+"""Gradients of one optimizer step over the stages of a pipeline, in the one-forward-one-backward schedule (1F1B).
 
-    stage 0   F0 F1 F2 F3 .. B0 F4 B1 F5 B2 ...       a stage runs ahead by the number of stages after it, then does
-    stage 1   .. F0 F1 F2 .. B0 F3 B1 ...             one backward for each forward: it holds the activations of at most
-    last      .. .. F0 B0 F1 B1 F2 B2 ...             that many micro-batches, however many there are
+    stage 0   F0 F1 F2 F3 .. B0 F4 B1 F5 B2 ...
+    stage 1   .. F0 F1 F2 .. B0 F3 B1 ...
+    last      .. .. F0 B0 F1 B1 F2 B2 ...
 
-PipeDream-flush, in the form of Megatron-LM (arXiv:2104.04473, section 2.2). megatron-core's own schedules allocate on
-"cuda" by name. Without stages before or after this one it is the plain loop over micro-batches.
+A stage first runs as many forward passes as there are stages after it, then one backward pass for each forward pass. So
+it holds the activations of at most that many micro-batches plus one, however many there are. This is PipeDream-flush as
+in Megatron-LM (arXiv:2104.04473, section 2.2); megatron-core's own schedules need CUDA. With a single stage it is the
+plain loop over micro-batches.
 
-Hidden states between stages are (S, B, U), S this rank's part of the sequence under sequence parallelism: every stage
-knows the batch, hence the shape, and nothing but hidden states and their gradients is sent.
+Hidden states between stages are (S, B, U), S this rank's part of the sequence under sequence parallelism. Every stage
+knows the batch and so the shape; only hidden states and their gradients are sent.
 """
 
 from collections import deque
@@ -30,10 +32,10 @@ def accumulate_gradients(
     run: Callable[[Any], "Tensor"],
     loss_of: Callable[["Tensor", Any], "Tensor"],
 ) -> float:
-    """Forward and backward of all micro-batches; gradients are added to `.grad`. Ranks of a pipeline call it together.
+    """Runs all micro-batches forward and backward and adds to `.grad`. All ranks of a pipeline call it together.
 
-    run         micro-batch -> what the model's last stage returns, hidden states on the others
-    loss_of     (what the last stage returned, micro-batch) -> 0-d loss, already in the unit of the whole batch
+    run         micro-batch -> the output of the last stage; hidden states on the others
+    loss_of     (output of the last stage, micro-batch) -> 0-d loss, already divided by the size of the whole batch
     Returns the summed loss on the last stage, 0.0 on the others.
     """
     group = model.pg_collection.pp
@@ -75,7 +77,7 @@ def accumulate_gradients(
 
 
 class _Link:
-    """This stage's neighbours. Both directions of an exchange go in one batch: NCCL would wait for ever otherwise."""
+    """Sends to and receives from the neighbouring stages, both in one batch, because NCCL would deadlock otherwise."""
 
     def __init__(self, model: "HybridModel", group: dist.ProcessGroup) -> None:
         self._model, self._group = model, group
@@ -86,7 +88,7 @@ class _Link:
         self.is_last = self._next is None
 
     def exchange(self, **tensors: "Tensor | None") -> None:
-        """to_next, from_next, to_previous, from_previous; what has no neighbour or no tensor is left out."""
+        """Exchanges to_next, from_next, to_previous and from_previous, except where there is no neighbour or no tensor."""
         peers = {"next": self._next, "previous": self._previous}
         operations = []
         for name, tensor in tensors.items():
@@ -94,7 +96,7 @@ class _Link:
             peer = peers[side]
             if peer is not None and tensor is not None:
                 act = dist.isend if direction == "to" else dist.irecv
-                # `data` of a tensor that will require gradients: it is filled before anybody computes with it.
+                # `data`, because a received tensor may require gradients; it is filled before anything is computed with it.
                 operations.append(
                     dist.P2POp(
                         act, tensor.detach().contiguous() if act is dist.isend else tensor.data, peer, self._group
@@ -104,13 +106,13 @@ class _Link:
             work.wait()
 
     def hidden_from_previous(self, micro_batch: Any) -> "Tensor | None":
-        """Hidden states that enter this stage; None on the first."""
+        """Receives the hidden states that enter this stage; None on the first."""
         hidden = self.empty_hidden(micro_batch)
         self.exchange(from_previous=hidden)
         return hidden
 
     def empty_hidden(self, micro_batch: Any | None) -> "Tensor | None":
-        """Room for them, None on the first stage or without a micro-batch."""
+        """Allocates the hidden states of a micro-batch; None on the first stage or without a micro-batch."""
         if self._previous is None or micro_batch is None:
             return None
         shape = self._model.hidden_shape(micro_batch.tokens_BL)
@@ -120,5 +122,5 @@ class _Link:
         )
 
     def empty_like(self, output: "Tensor") -> "Tensor | None":
-        """Room for the gradient of what was sent on; None on the last stage, whose loss needs none."""
+        """Allocates the gradient of an output that was sent on; None on the last stage, which sends none."""
         return None if self.is_last else torch.empty_like(output)

@@ -1,6 +1,6 @@
-"""What the training loop needs of a recipe: twelve of its keys, and eight answers.
+"""What the training loop asks of a recipe: the keys that it reads and the methods that it calls.
 
-`substrate.recipes.knobs.Knobs` adds the other keys and answers for every method; each method answers what it is about.
+`substrate.recipes.base_recipe.BaseRecipe` adds the other keys and implements what all training methods share.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The keys that the loop reads. `run` is the `training.run.Training` that asks."""
+    """The interface of a recipe. The argument `run` is the `training.run.Training` that calls."""
 
     num_steps: int  # optimizer steps
-    batch_size: int  # sequences a step, over all data-parallel ranks
-    micro_batch_size: int  # sequences a forward pass of one rank, at most; gradients of a step are summed over passes
+    batch_size: int  # sequences per step, over all data-parallel ranks
+    micro_batch_size: int  # most sequences in a forward pass of one rank; a step sums gradients over passes
     learning_rate: float  # peak
     weight_decay: float  # AdamW's, decoupled
-    clip_norm: float  # L2 norm of the gradient over all trainable parameters, at most
-    schedule: str  # shape of the learning rate over the steps, one of substrate.schedule.SHAPES
+    clip_norm: float  # largest L2 norm of the gradient over all trainable parameters
+    schedule: str  # shape of the learning rate over the steps, one of substrate.training.schedule.SHAPES
     warmup_steps: int  # steps until the peak
     min_lr_ratio: float  # final learning rate over the peak
     checkpoint_every: int  # steps between checkpoints, and between candidates of `selection`
-    loss_weighting: str  # of tokens, rows and families in a batch's loss: substrate.batches.make_batch
-    selection: Selection  # which of the run's states becomes the adapter
+    loss_weighting: str  # of tokens, rows and families in a batch's loss: substrate.data.batches.make_batch
+    selection: Selection  # which state of the run becomes the adapter
 
     def check_layout(self, pp: int, dp: int) -> None:
-        """Raises UsageError where this recipe cannot run on these stages and data-parallel ranks."""
+        """Raises UsageError if this recipe cannot run on `pp` stages and `dp` data-parallel ranks."""
         raise NotImplementedError
 
     def prepare(self, train_data: Path, encoder: Tokenizer, seed: int) -> Prepared:
-        """The rows of the run, chosen from the training file."""
+        """Chooses the rows of the run from the training file."""
         raise NotImplementedError
 
     def attach(self, model: torch.nn.Module, seed: int) -> None:
-        """Freezes the model and makes what is trained."""
+        """Freezes the model and adds the parameters that are trained."""
         raise NotImplementedError
 
     def batch(self, run: Any) -> Batch:
-        """What the next step learns from: the same on every rank but for the data-parallel slice."""
+        """Returns the batch of the next step, cut to this data-parallel rank's part."""
         raise NotImplementedError
 
     def rate_scale(self, step: int) -> float:
-        """What the schedule's learning rate of a step, from 0, is multiplied with."""
+        """Returns the factor on the schedule's learning rate at a step, counted from 0."""
         raise NotImplementedError
 
     def outputs(self, model: HybridModel, batch: MicroBatch) -> torch.Tensor:
-        """Log-probabilities of the labels, (B, L) in nats; hidden states where the model is not the last stage."""
+        """Returns log-probabilities of the labels, (B, L) in nats; hidden states unless this is the last stage."""
         raise NotImplementedError
 
     def loss(self, outputs: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
-        """This micro-batch's part of the step's loss; those of all micro-batches and data-parallel ranks add up."""
+        """Returns this micro-batch's part of the step's loss, which is the sum over micro-batches and dp ranks."""
         raise NotImplementedError
 
     def save(self, run: Any, folder: Path) -> None:

@@ -1,10 +1,10 @@
-"""Completions of the model in training, scored: what rejection sampling and policy gradients learn from.
+"""Samples completions from the model in training and scores them, for rejection sampling and policy gradients.
 
     Sampler(model, parallel, tokenizer, Sampling(...)).sample(rows, num_each=8, seed="11/rollout/3")
 
-Prompts are dealt to data-parallel ranks where those are independent, and the samples gathered; with experts shared
-among them (ep > 1) every rank must take part in every step, so all decode everything. A truncated completion has no
-reward, whatever it says: it would be cut at the limit of the judge too.
+Prompts are split among the data-parallel ranks and the samples gathered. With ep > 1 these ranks share experts and must
+all take part in every step, so every rank decodes everything. A truncated completion has reward 0 whatever it says,
+because the judge would cut it at its limit too.
 """
 
 import time
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from substrate.model import HybridModel
 
 
-HEARTBEAT_SECONDS = 20.0  # a trial that writes nothing for long is taken for one that stands still
+HEARTBEAT_SECONDS = 20.0  # seconds between progress lines: a trial that writes nothing for long counts as stalled
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Sample(NamedTuple):
 
     item_id: str
     ids: list[int]  # ends with </s> unless truncated
-    log_probs: list[float]  # of each id under the engine, at temperature 1
+    log_probs: list[float]  # of each id by the decoding engine, at temperature 1, in nats
     truncated: bool
     reward: float  # 1.0 for the right answer, else 0.0
 
 
 class Sampler:
-    """The own engine on the model in training."""
+    """The native decoding engine on the model in training."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class Sampler:
         how: Sampling,
         progress: "Progress | None" = None,
     ) -> None:
-        self._progress = progress or Progress(Path(), rank=1, done_steps=0)  # of another rank than 0: writes nothing
+        self._progress = progress or Progress(Path(), rank=1, done_steps=0)  # rank 1, so that it writes nothing
         self._model, self._parallel, self._tokenizer, self._how = model, parallel, tokenizer, how
         self._twin = decoding_twin(model, parallel)
 
     def sample(self, rows: Sequence[Row], num_each: int, seed: str) -> list[list[Sample]]:
-        """`num_each` completions of each row's prompt; alike on every rank, a function of the model and `seed`."""
+        """Returns `num_each` completions of each row's prompt, equal on every rank; model and `seed` determine them."""
         parallel = self._parallel
         numbers = range(len(rows)) if parallel.ep > 1 else range(parallel.dp_rank, len(rows), parallel.dp)
         asked = [(f"{number}/{copy}", rows[number].prompt) for number in numbers for copy in range(num_each)]
@@ -102,7 +102,7 @@ class Sampler:
 
 
 def by_family(rows: Sequence[Row], groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
-    """Mean reward of each family, rounded for a line of progress."""
+    """Returns the mean reward of each family, rounded for a progress line."""
     families = dict.fromkeys(row.family for row in rows)
     rewards = {
         family: [one.reward for row, group in zip(rows, groups, strict=True) if row.family == family for one in group]

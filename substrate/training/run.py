@@ -1,10 +1,9 @@
-"""One run of a recipe: the model with its adapter, and all that changes from step to step.
+"""The training loop: a model with its adapter, and everything that changes from step to step.
 
     rows of the training file -> batch of a step -> gradients -> AdamW -> checkpoint, candidate -> the next step
 
-What is trained, on what and with which loss is the recipe's; the mathematics of layout is the model's; here is the
-loop that they share. It looks at the stop file before every step. A run that goes on from a checkpoint gives the
-adapter that it would have given without the stop, to the last bit.
+The recipe decides what is trained, on which rows and with which loss. The loop checks the stop file before every step.
+A run that resumes from a checkpoint makes the same adapter, to the last bit, as one that was never stopped.
 """
 
 import math
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 
 STARTED = time.monotonic()
-# A loss of more than so many times that of guessing evenly, log(vocabulary), does not come back.
+# A loss above this multiple of uniform guessing's, log(vocabulary), does not recover.
 DIVERGED_FACTOR = 3.0
 ADAM_BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the betas of Nemotron-H's own training (arXiv:2504.03624)
 SELECTED = "selected"
@@ -47,7 +46,7 @@ Result = TypeVar("Result")
 
 
 class Training:
-    """A run, built by all ranks together; what it has without underscore is for recipes."""
+    """A training run, built by all ranks together. Its public attributes and methods are for recipes."""
 
     def __init__(self, task: Task, recipe: Recipe, parallel: "Parallel") -> None:
         self.task, self.recipe, self.parallel = task, recipe, parallel
@@ -61,8 +60,8 @@ class Training:
         self.rows, self._holdout = prepared.rows, prepared.holdout
         self.shape = Shape(recipe.micro_batch_size, parallel.tp, parallel.dp_rank, parallel.dp)
         self.stream = self.stream_of(self.rows)
-        self.sampled: Stream | None = None  # batches of what the model itself wrote, where a recipe learns from that
-        torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: alike in a tensor-parallel group
+        self.sampled: Stream | None = None  # batches of the model's own completions, set by the recipe rft
+        torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: equal within a tensor-parallel group
         recompute = bool(task.parallelism.get("recompute", False))
         self.model = build_model(ModelConfig.from_dict(task.model), parallel, recompute=recompute)
         load_base(self.model, task.base)
@@ -72,12 +71,14 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             self.trainable, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=recipe.weight_decay
         )
-        for tensor in self.trainable:  # AdamW makes them at its first step, a checkpoint fills them before
+        for tensor in self.trainable:  # AdamW would make them at its first step; a checkpoint fills them earlier
             zeros = {"exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
             self.optimizer.state[tensor] = {"step": torch.zeros(()), **zeros}
         every, last = recipe.checkpoint_every, recipe.num_steps
         self._selector = Selector(recipe.selection, sorted({*range(every, last, every), last}), self.trainable)
-        self.copies: dict[str, list[Tensor]] = {}  # of the trainable tensors, kept in checkpoints: see `copy`
+        self.copies: dict[
+            str, list[Tensor]
+        ] = {}  # copies of the trainable tensors by name, kept in checkpoints (`copy`)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.rates = [0.0] * recipe.num_steps
         if not self._resume():
@@ -93,7 +94,7 @@ class Training:
         self.progress = Progress(task.out / "progress.jsonl", rank=parallel.rank, done_steps=self.step)
 
     def run(self) -> None:
-        """Makes the steps that are left and saves the adapter. Raises Stopped, Diverged."""
+        """Makes the remaining steps and saves the adapter. Raises Stopped or Diverged."""
         self.progress.write("start", seconds=round(time.monotonic() - STARTED, 3))
         begun = time.monotonic() - self.seconds
         while self.step < self.recipe.num_steps:
@@ -120,21 +121,21 @@ class Training:
         self.recipe.save(self, self.task.out / "adapter")
 
     def stream_of(self, rows: Sequence[Row]) -> Stream:
-        """Batches of these rows, cut as the run's are."""
+        """Returns batches of these rows, of the run's shape."""
         return Stream(rows, self.recipe.batch_size, self.shape, self.recipe.loss_weighting)
 
     def sampler(self, how: "Sampling") -> "Sampler":
-        """The engine on the model as it is now."""
+        """Returns the decoding engine on the model in training."""
         from substrate.training.rollouts import Sampler
 
         return Sampler(self.model, self.parallel, self.tokenizer, how, self.progress)
 
     def copy(self, name: str) -> None:
-        """Keeps the trainable tensors as they are now, also over a stop."""
+        """Stores a copy of the trainable tensors as they are now; checkpoints keep it."""
         self.copies[name] = [tensor.detach().clone() for tensor in self.trainable]
 
     def with_copy(self, name: str, act: Callable[[], Result]) -> Result:
-        """What `act` returns while the copy stands in the place of the trainable tensors."""
+        """Calls `act` while the copy replaces the trainable tensors, and returns its result."""
         now = [tensor.detach().clone() for tensor in self.trainable]
         self._put(self.copies[name])
         try:
@@ -143,7 +144,7 @@ class Training:
             self._put(now)
 
     def log_probs(self, rows: Sequence[Row]) -> dict[str, list[float]]:
-        """Item id -> log-probability of each learned token, in nats; every data-parallel rank scores all rows."""
+        """Returns item id -> log-probability of each learned token, in nats. Every data-parallel rank scores all rows."""
         found: dict[str, list[float]] = {}
         self.model.eval()
         for micro_batch in make_batch(rows, self.shape._replace(dp_rank=0, dp_size=1)).micro_batches:
@@ -160,7 +161,7 @@ class Training:
             tensor.data.copy_(value)
 
     def _make_step(self) -> tuple[float, float]:
-        """One optimizer step. Returns the batch's loss (nats a learned token) and the gradient norm before clipping."""
+        """Makes one optimizer step. Returns the batch's loss (nats a learned token) and the gradient norm before clipping."""
         batch: Batch = self.recipe.batch(self)
         self.optimizer.zero_grad(set_to_none=True)
         local_loss = accumulate_gradients(
@@ -182,16 +183,16 @@ class Training:
         return batch_loss, grad_norm
 
     def _check(self, what: str, value: float, limit: float) -> None:
-        """Raises Diverged, alike on every rank: parameters are still those before this step."""
+        """Raises Diverged on every rank unless `value` is finite and at most `limit`. This step has changed no parameter."""
         if not math.isfinite(value) or value > limit:
             kept = sorted(path.name for path in self.checkpoints.glob("step_*"))
             raise Diverged(
                 f"the {what} of step {self.step + 1} is {value:.4g}; valid is a finite number up to {limit:.4g}. "
-                f"The last checkpoint is {kept[-1] if kept else 'none'}; a lower learning rate or clip_norm may hold"
+                f"The last checkpoint is {kept[-1] if kept else 'none'}; try a lower learning rate or clip_norm"
             )
 
     def _offer_candidate(self) -> None:
-        """Tells the selector of the state now, with its holdout losses where they decide."""
+        """Offers the current state to the selector, with its holdout losses if the choice depends on them."""
         losses = {}
         if self._selector.needs_holdout:
             losses = {family: self._holdout_loss(rows) for family, rows in self._holdout.items()}
@@ -200,7 +201,7 @@ class Training:
         self.progress.write("candidate", step=self.step, holdout_loss=loss, by_family=losses, chosen_steps=chosen)
 
     def _holdout_loss(self, rows: Sequence[Row]) -> float:
-        """Mean cross-entropy of the rows' learned tokens, nats."""
+        """Returns the mean cross-entropy of the rows' learned tokens, in nats."""
         total = 0.0
         self.model.eval()
         for micro_batch in make_batch(rows, self.shape).micro_batches:
@@ -211,7 +212,7 @@ class Training:
         return self.parallel.total(total)
 
     def _resume(self) -> bool:
-        """Takes up the newest checkpoint, where there is one."""
+        """Loads the newest checkpoint. Returns whether there is one."""
         found = checkpoint.newest(self.checkpoints, self._identity())
         if found is None:
             return False
@@ -239,13 +240,13 @@ class Training:
         checkpoint.save(self.checkpoints, self._written_here(), record)
 
     def _written_here(self) -> "Iterator[tuple[str, Tensor]]":
-        """What this rank writes of the state, by name, whole and on the host."""
+        """Yields the tensors of the state that this rank writes, by name, whole and on the host."""
         yield from owned(self._placements(), self.parallel.groups)
         if self.parallel.tp_rank == 0:
             yield self._random_name, self._random_state()
 
     def _random_state(self) -> "Tensor":
-        """Of the generator that dropout draws from: the device's own."""
+        """Returns the state of the device's generator, from which dropout draws."""
         on_gpu = self.parallel.device.type == "cuda"
         return torch.cuda.get_rng_state(self.parallel.device) if on_gpu else torch.get_rng_state()
 
@@ -256,7 +257,7 @@ class Training:
             torch.set_rng_state(state)
 
     def _placements(self) -> "Iterator[Placement]":
-        """Of every trained tensor, of its two moments and of its copies."""
+        """Yields the placement of every trained tensor, of its two moments and of its copies."""
         copies = {**self.copies, **({SELECTED: self._selector.chosen} if self._selector.chosen else {})}
         number_of = {id(tensor): number for number, tensor in enumerate(self.trainable)}
         for place in trainable_placements(self.model):
@@ -268,12 +269,11 @@ class Training:
 
     @property
     def _random_name(self) -> str:
-        """Of the generator's state (dropout): alike in a tensor-parallel group. Another layout draws anew."""
+        """Name of the generator's state, which a tensor-parallel group shares. Another layout has other names and draws anew."""
         return f"random/pp{self.parallel.pp_rank}/dp{self.parallel.dp_rank}"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
         return self.task.out / "checkpoints"
 
     def _identity(self) -> dict[str, Any]:

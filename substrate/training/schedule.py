@@ -1,47 +1,45 @@
-"""Learning rates, step by step, from NeMo's own schedule classes.
+"""Learning rates of all steps, computed by NeMo's own schedule classes.
 
-The shape of the schedule is an axis of a recipe, named by a class of `nemo.core.optim.lr_scheduler` (nemo-toolkit
-3.0.0). All of them are closed forms of the step, so a run needs a list of numbers and no scheduler object: the class is
-driven once over a dummy optimizer, and that list is what trains, what stands in progress.jsonl and what a checkpoint
-keeps.
+The shape of the schedule is a key of the recipe, named by a class of `nemo.core.optim.lr_scheduler` (nemo-toolkit
+3.0.0). Every shape is a closed form of the step, so a run needs a list of numbers and no scheduler object. The class is
+run once over a dummy optimizer; its list is what trains, what progress.jsonl shows and what a checkpoint keeps.
 
 Importing NeMo costs 3.3 s of a 9 s start on a quiet CPU (Lightning, torchmetrics, scipy and the compiler come along; loading the
-submodule without its packages' `__init__` saved nothing). So one rank imports it and the others get its list; a resumed
-run has its own in the checkpoint.
+submodule without its packages' `__init__` saved nothing). So only rank 0 imports it and sends the list to the others; a
+resumed run reads the list from its checkpoint.
 """
 
 import warnings
 
 from substrate.interface.errors import UsageError
 
-# The classes determined by what a recipe has: peak, warm-up, length and final rate. After the warm-up: half a cosine, a
-# parabola, a square root and a straight line down to the final rate, and constant. The others want more (NoamAnnealing
-# the model's width).
+# The classes that peak, warm-up, length and final rate determine. After the warm-up they fall to the final rate as half a
+# cosine, a parabola, a square root or a straight line, or stay constant. Other classes need more, such as the model's width.
 SHAPES = ("CosineAnnealing", "SquareAnnealing", "SquareRootAnnealing", "WarmupAnnealing", "WarmupHoldPolicy")
 
 
 def learning_rates(
     shape: str, *, peak: float, num_steps: int, warmup_steps: int, min_lr_ratio: float, rank: int = 0
 ) -> list[float]:
-    """The learning rate of each step 0 .. num_steps - 1: `peak` times NeMo's rates at peak 1. All ranks must call it.
+    """Returns the learning rate of each step 0 .. num_steps - 1. All ranks must call it together.
 
-    With NeMo's warm-up every shape starts at peak / (warmup_steps + 1), not at zero, and has the peak at step
+    With NeMo's warm-up every shape starts at peak / (warmup_steps + 1), not at zero, and reaches the peak at step
     `warmup_steps`. Cosine afterwards: min + (peak - min) (1 + cos(pi (step - warmup) / (num_steps - warmup))) / 2,
     which is SGDR's (arXiv:1608.03983, eq. 5) for one period. Raises UsageError for a shape that is not in SHAPES.
     """
-    # Before any import and by every rank: a wrong name must not leave the others waiting.
+    # Every rank checks before it imports, so that a wrong name leaves no rank waiting for rank 0.
     if shape not in SHAPES:
-        raise UsageError(f"schedule {shape!r}; valid are {', '.join(SHAPES)}")
+        raise UsageError(f"schedule is {shape!r}; valid are {', '.join(SHAPES)}")
     relative = _from_rank_0(shape, num_steps, warmup_steps, min_lr_ratio, rank)
     return [peak * rate for rate in relative]
 
 
 def nemo_rates(shape: str, num_steps: int, warmup_steps: int, min_lr_ratio: float) -> list[float]:
-    """Drives NeMo's class at peak 1 and returns its rate at each step."""
+    """Runs NeMo's class at peak 1 and returns its rate at each step."""
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its dependencies, about each other
+        warnings.simplefilter("ignore")  # NeMo's dependencies warn about one another
         from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
@@ -50,7 +48,7 @@ def nemo_rates(shape: str, num_steps: int, warmup_steps: int, min_lr_ratio: floa
     rates = []
     for _ in range(num_steps):
         rates.append(float(scheduler.get_last_lr()[0]))
-        optimizer.step()  # torch warns of a scheduler that moves before its optimizer
+        optimizer.step()  # torch warns if a scheduler steps before its optimizer
         scheduler.step()
     return rates
 

@@ -1,11 +1,11 @@
-"""Which state of a run becomes its adapter: the last, the best on a holdout, or the average of the last few.
+"""Chooses which state of a run becomes its adapter: the last, the best on a holdout, or the average of the last few.
 
     last      the state after the last step
-    best      of the states at every checkpoint, the one with the lowest holdout loss: the mean over families,
-              weighted by `family_weights` where there are some, of the mean cross-entropy of learned tokens
+    best      of the states at every checkpoint, the one with the lowest holdout loss: the mean cross-entropy of learned
+              tokens, averaged over families with `family_weights` if there are any
     average   the mean of the states at the last `last_k` checkpoints (stochastic weight averaging, arXiv:1803.05407)
 
-The state so far chosen is one more copy of the trainable tensors; a run that goes on from a checkpoint has it too.
+The state chosen so far is one more copy of the trainable tensors. Checkpoints keep it, so a resumed run has it too.
 """
 
 from dataclasses import dataclass, field
@@ -25,20 +25,20 @@ class Selection:
     """The keys of `recipe.selection`."""
 
     choice: str  # one of CHOICES
-    last_k: int  # checkpoints that `average` takes
-    family_weights: dict[str, float] = field(hash=False)  # of holdout losses; empty: all families alike
+    last_k: int  # number of checkpoints that `average` uses
+    family_weights: dict[str, float] = field(hash=False)  # weights of the holdout losses; empty: all families equally
 
 
 @dataclass
 class Selector:
-    """Told the state at every candidate step; `chosen` is the tensors of the choice so far."""
+    """Is offered the state at every candidate step; `chosen` holds the tensors of the choice so far."""
 
     how: Selection
-    steps: "Sequence[int]"  # candidates, the last step among them
+    steps: "Sequence[int]"  # candidate steps, including the last step
     trainable: "Sequence[Tensor]"
     chosen: "list[Tensor]" = field(default_factory=list)
-    at_steps: list[int] = field(default_factory=list)  # that the choice is made of
-    loss: float = float("inf")  # of the best so far
+    at_steps: list[int] = field(default_factory=list)  # steps of the states that make up the choice
+    loss: float = float("inf")  # lowest holdout loss so far
 
     def is_due(self, step: int) -> bool:
         """Whether the state after `step` steps is a candidate."""
@@ -50,7 +50,7 @@ class Selector:
         return self.how.choice == "best"
 
     def offer(self, step: int, holdout: dict[str, float]) -> float:
-        """A candidate with its holdout loss by family; returns the loss that counts."""
+        """Considers the current state with its holdout loss by family, and returns the weighted loss."""
         weights = self.how.family_weights or dict.fromkeys(holdout, 1.0)
         total = sum(weights.get(family, 0.0) for family in holdout)
         loss = sum(weights.get(family, 0.0) * value for family, value in holdout.items()) / total if total else 0.0
@@ -63,24 +63,24 @@ class Selector:
         return loss
 
     def _move(self, share: float) -> None:
-        """Moves the choice towards the state by `share`: 1 copies it."""
+        """Moves the choice towards the current state by `share`; 1 copies the state."""
         if not self.chosen:
             self.chosen = [tensor.detach().clone() for tensor in self.trainable]
         for chosen, tensor in zip(self.chosen, self.trainable, strict=True):
             chosen.lerp_(tensor.detach(), share)
 
     def apply(self) -> None:
-        """Puts the choice in the place of the last state."""
+        """Replaces the last state with the choice."""
         if self.chosen:
             for tensor, chosen in zip(self.trainable, self.chosen, strict=True):
                 tensor.data.copy_(chosen)
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the tensors."""
+        """Returns what a checkpoint keeps beside the tensors."""
         return {"at_steps": self.at_steps, "loss": None if self.loss == float("inf") else self.loss}
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Makes room for the tensors of a checkpoint with this record."""
+        """Takes over a checkpoint's record and allocates the tensors, which the caller fills."""
         self.at_steps = list(record["at_steps"])
         self.loss = float("inf") if record["loss"] is None else record["loss"]
         if self.at_steps:

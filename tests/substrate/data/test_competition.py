@@ -47,7 +47,7 @@ def _run(*arguments: object) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "line 1: ''; the columns are id,prompt,answer"),
+        ("", "line 1: ''; the header must be id,prompt,answer"),
         ("id,question,answer\n", "line 1: 'id,question,answer'"),
         ('"id"x,prompt,answer\n', "line 1: "),
         (HEADER, "has no rows"),

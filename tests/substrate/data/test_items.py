@@ -122,7 +122,7 @@ def test_prompts_and_answers_are_apart_and_in_order(tmp_path):
         ({"num_items_per_family": True}, "valid: 1 to"),
         ({"shift": -1}, "valid: 0"),
         ({"shift": "1"}, "valid: 0"),
-        ({"seed_hex": "ab"}, "64 hex digits"),
+        ({"seed_hex": "ab"}, "64 lower-case hex digits"),
     ],
 )
 def test_wrong_configuration_says_what_is_valid(tmp_path, change, message):

@@ -53,7 +53,7 @@ def test_the_archive_holds_the_adapter_and_nothing_else(adapter, tmp_path):
     ("change", "named"),
     [
         ({"r": 33}, "rank 33; the competition takes at most 32"),
-        ({"r": "4"}, "r is an integer"),
+        ({"r": "4"}, "r must be an integer"),
         ({"target_modules": ".*_proj"}, "target_modules a list"),
         ({"lora_alpha": None}, "r, lora_alpha and target_modules are needed"),
     ],

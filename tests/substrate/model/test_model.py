@@ -451,9 +451,9 @@ def test_the_published_checkpoint_maps_one_to_one(parallel):
     [
         ({"patern": "M"}, "unknown key patern"),
         ({"pattern": "MX"}, "letters ME*"),
-        ({"hidden_size": "48"}, "model.hidden_size '48'; a int"),
+        ({"hidden_size": "48"}, "model.hidden_size is '48'; it must be of type int"),
         ({"norm_eps": 0}, "must be positive"),
-        ({"dtype": "float16"}, "one of float32, bfloat16"),
+        ({"dtype": "float16"}, "valid are float32, bfloat16"),
         ({"mamba_num_heads": 7}, "a multiple of mamba_num_groups 4"),
         ({"moe_top_k": 9}, "at most num_experts 4"),
     ],

@@ -1,4 +1,4 @@
-"""Methods and knobs: losses against closed forms, samples against the judge's engine, resumed runs to the last bit."""
+"""Training methods and their keys: losses against closed forms, samples against the judge's engine, resumed runs to the last bit."""
 
 import json
 import math
@@ -17,8 +17,8 @@ from substrate.data.batches import Shape, make_batch
 from substrate.data.rows import Row
 from substrate.interface.errors import DataError, Stopped, UsageError
 from substrate.recipes import METHODS, load_recipe
+from substrate.recipes.base_recipe import Lora
 from substrate.recipes.grpo import PolicyBatch, group_advantages
-from substrate.recipes.knobs import Lora
 from substrate.recipes.rft import _best, _filled
 from substrate.training.selection import Selection, Selector
 from tests.support import trainings
@@ -69,16 +69,20 @@ def test_shipped_configuration_is_a_recipe(method):
 @pytest.mark.parametrize(
     ("method", "changes", "message"),
     [
-        ("sft_lora", {"options": {"clip": 1.0}}, "unknown recipe.options.clip; the keys are none"),
+        ("sft_lora", {"options": {"clip": 1.0}}, "unknown key recipe.options.clip; valid keys are none"),
         ("grpo", {"options": OPTIONS["grpo"] | {"clip": 2.0}}, "recipe.options.clip is 2.0; valid is above 0, below 1"),
-        ("grpo", {"options": OPTIONS["grpo"] | {"sft_steps": 1.5}}, "recipe.options.sft_steps is 1.5; it is of type"),
-        ("rft", {"options": OPTIONS["rft"] | {"temperature": 0.0}}, "greedy samples are all one"),
+        (
+            "grpo",
+            {"options": OPTIONS["grpo"] | {"sft_steps": 1.5}},
+            "recipe.options.sft_steps is 1.5; it must be of type",
+        ),
+        ("rft", {"options": OPTIONS["rft"] | {"temperature": 0.0}}, "greedy samples are all equal"),
         ("rft", {"options": OPTIONS["rft"] | {"num_prompts": 0}}, "options.num_prompts is 0; valid is at least 1"),
         ("sft_lora", {"loss_weighting": "loud"}, "one of uniform, per_family, per_row, min_log_prob"),
         ("sft_lora", {"curriculum": "odd"}, "one of shuffled, short_first"),
         ("sft_lora", {"real_share": 1.5}, "recipe.real_share is 1.5; valid is from 0 to 1"),
-        ("sft_lora", {"epochs": float("inf")}, "recipe.epochs is inf; it is a finite number"),
-        ("sft_lora", {"mix": {"roman": float("nan")}}, "recipe.mix.roman is nan; it is a finite number"),
+        ("sft_lora", {"epochs": float("inf")}, "recipe.epochs is inf; it must be a finite number"),
+        ("sft_lora", {"mix": {"roman": float("nan")}}, "recipe.mix.roman is nan; it must be a finite number"),
         ("grpo", {"options": OPTIONS["grpo"] | {"kl_weight": float("inf")}}, "recipe.options.kl_weight is inf"),
         (
             "sft_lora",
@@ -250,7 +254,7 @@ def test_family_that_comes_only_once_is_not_missed():
 
 def test_no_right_sample_at_all_is_told(alone, inputs, tmp_path):
     task = trainings.write_task(tmp_path, inputs, method="rft", options=OPTIONS["rft"])
-    with pytest.raises(DataError, match=r"none of 12 samples was right: .*roman.*; more options.sft_steps"):
+    with pytest.raises(DataError, match=r"none of 12 samples was correct: .*roman.*; raise options.sft_steps"):
         trainings.train(task, alone)
 
 

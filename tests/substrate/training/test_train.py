@@ -191,7 +191,7 @@ def test_damaged_checkpoint_is_passed_over(alone, inputs, uninterrupted, tmp_pat
     forecast = model_size.checkpoint_bytes(trainings.config("model", "tiny") | TINY, 16, targets)
     assert newest.stat().st_size == pytest.approx(forecast, rel=0.1)  # names and the generator's state are not counted
     newest.write_bytes(newest.read_bytes()[:-100])
-    with pytest.warns(RuntimeWarning, match=r"step_000007 is damaged .*safetensors.*: passed over"):
+    with pytest.warns(RuntimeWarning, match=r"step_000007 is damaged .*safetensors.*\) and skipped"):
         out = trainings.train(task, alone)
     assert trainings.adapter(out) == trainings.adapter(uninterrupted)
 
@@ -222,14 +222,15 @@ def test_out_of_memory_is_typed_with_what_was_needed_and_there(inputs, tmp_path)
     task = trainings.write_task(tmp_path, inputs, batch_size=512, micro_batch_size=512)
     limited = """
 import resource, sys
-from substrate import train; from substrate.training import run
+from substrate import train
 from substrate.interface.errors import exit_code_of
-run = training.Training.run
+from substrate.training.run import Training
+run = Training.run
 def limit(self):
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
     run(self)
-training.Training.run = limit
+Training.run = limit
 sys.exit(exit_code_of(train.main))
 """
     done = trainings.spawn(["-c", limited], task)
@@ -275,11 +276,11 @@ def test_cosine_rates_follow_the_published_formula():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "dpo"}, "recipe.method 'dpo'; valid are grpo, rft, sft_full, sft_lora"),
-        ({"rank": 8}, "unknown recipe.rank; the keys are num_steps, batch_size"),
+        ({"method": "dpo"}, "recipe.method is 'dpo'; valid are grpo, rft, sft_full, sft_lora"),
+        ({"rank": 8}, "unknown key recipe.rank; valid keys are num_steps, batch_size"),
         ({"schedule": "Cosine"}, "recipe.schedule is 'Cosine'; valid is one of CosineAnnealing"),
-        ({"num_steps": 1.5}, "recipe.num_steps is 1.5; it is of type int"),
-        ({"lora": {"rank": 0}}, "missing recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets"),
+        ({"num_steps": 1.5}, "recipe.num_steps is 1.5; it must be of type int"),
+        ({"lora": {"rank": 0}}, "missing key recipe.lora.alpha, recipe.lora.dropout, recipe.lora.targets"),
         ({"mix": {"roman": 0.0}}, "recipe.mix is {'roman': 0.0}; valid is shares"),
     ],
 )
@@ -294,7 +295,7 @@ def test_wrong_recipes_say_what_is_valid(change, message):
 def test_recipe_fields_are_the_keys_of_its_yaml():
     import dataclasses
 
-    from substrate.recipes.knobs import Lora
+    from substrate.recipes.base_recipe import Lora
     from substrate.recipes.sft_lora import SftLora
 
     values = trainings.config("recipe", "sft_lora")
@@ -326,7 +327,7 @@ def test_golden_task_is_valid_and_holds_the_shipped_configuration():
         ({"kind": "generate"}, "valid is (1, 'train')"),
         ({"config": {"seed": 1}}, "valid keys are ['model', 'parallelism', 'recipe', 'seed']"),
         ({"parallelism": {"tp": "two"}}, "config.parallelism.tp"),
-        ({"recipe": {"method": "dpo"}}, "recipe.method 'dpo'; valid are grpo, rft, sft_full, sft_lora"),
+        ({"recipe": {"method": "dpo"}}, "recipe.method is 'dpo'; valid are grpo, rft, sft_full, sft_lora"),
     ],
 )
 def test_wrong_task_file_exits_64_with_one_line(change, message, tmp_path):

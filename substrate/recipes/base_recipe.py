@@ -1,10 +1,10 @@
-"""What every method has: the keys of hydra_conf/recipe/*.yaml, checked, and the parts of a run that they decide.
+"""What all training methods share: the checked keys of hydra_conf/recipe/*.yaml, and the steps of a run that they decide.
 
-A method is a subclass in a file of its own. It changes what it is about (which batch a step learns from, with which
-loss), adds its own numbers as an `Options` dataclass, and leaves the rest as it is here.
+A method is a subclass in a file of its own. It overrides what is particular to it, such as the batch or the loss of a
+step, and declares its own numbers as a dataclass `Options`.
 
-LoRA: Hu et al., arXiv:2106.09685. y = W x + (alpha / rank) B A x, A random, B zero at the start, so step 0 is the
-base model. The router has no adapter, here and in every method: it stays as pretrained.
+By default a LoRA is trained (Hu et al., arXiv:2106.09685): y = W x + (alpha / rank) B A x, with A random and B zero at the
+start, so that step 0 is the base model. The router has no adapter in any method: it stays as pretrained.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ TRACE_STYLES = ("stepwise", "short")
 
 @dataclass(frozen=True)
 class Lora:
-    """Where the trainable pairs sit and how large they are."""
+    """The keys of `recipe.lora`: which modules get a pair of factors A and B, and their size."""
 
     rank: int  # r, columns of B and rows of A
     alpha: int  # the pair's output is scaled by alpha / rank
@@ -48,22 +48,22 @@ class Lora:
 
 @dataclass(frozen=True)
 class NoOptions:
-    """Of a method without numbers of its own."""
+    """The options of a method that has none."""
 
 
 @dataclass(frozen=True)
-class Knobs(Recipe):
-    """The keys of a recipe."""
+class BaseRecipe(Recipe):
+    """A recipe that trains a LoRA on the training file; subclasses add the loss. Raises UsageError for a wrong key."""
 
     method: str  # a key of substrate.recipes.METHODS
-    sequence_length: int  # tokens of an example at most; longer ones are left out, and listed in the data card
-    trace_style: str  # how much of the working is learned, one of TRACE_STYLES
-    epochs: float  # passes through the chosen examples; 0: as many different ones as the file has
-    curriculum: str  # order of a family's examples, one of substrate.data.CURRICULA
-    real_share: float  # share of real rows among the examples; the image has them where tasks.train_csv named a file
+    sequence_length: int  # most tokens of an example; longer ones are left out and listed in the data card
+    trace_style: str  # style of the reasoning that is learned, one of TRACE_STYLES
+    epochs: float  # passes through the chosen examples; 0: use as many different ones as the file has
+    curriculum: str  # order of a family's examples, one of substrate.data.rows.CURRICULA
+    real_share: float  # share of real rows among the examples; above 0 the image needs tasks.train_csv
     holdout_per_family: int  # examples of each family that are not trained on
     lora: Lora
-    mix: dict[str, float] = field(hash=False)  # share of each family in the stream; without one it is left out
+    mix: dict[str, float] = field(hash=False)  # share of each family in the stream; a family without one is left out
     options: dict[str, float] = field(hash=False)  # the method's own numbers
 
     OPTIONS: ClassVar[type] = NoOptions
@@ -96,29 +96,29 @@ class Knobs(Recipe):
             min(weights.values(), default=1.0) >= 0 and (not weights or sum(weights.values()) > 0),
             "selection.family_weights",
             weights,
-            "weights >= 0, one of them > 0; none for equal ones",
+            "weights >= 0, one of them > 0; an empty mapping weighs all equally",
         )
         counted = [family for family, share in self.mix.items() if share > 0 and (not weights or weights.get(family))]
         require(bool(counted), "selection.family_weights", weights, "a weight > 0 of a family with a share")
         if chosen.choice == "best":
             require(self.holdout_per_family >= 1, "holdout_per_family", self.holdout_per_family, "above 0 for `best`")
-        _ = self.own  # a wrong option is told now
+        _ = self.own  # raises for a wrong option
 
     @cached_property
     def own(self) -> Any:
-        """The method's own numbers, typed."""
+        """The method's own numbers as its `OPTIONS` dataclass."""
         return read_fields(self.OPTIONS, self.options, "recipe.options")
 
     def check_layout(self, pp: int, dp: int) -> None:
-        """Raises UsageError where this recipe cannot run on these stages and data-parallel ranks."""
+        """Raises UsageError if this recipe cannot run on `pp` stages and `dp` data-parallel ranks."""
         if self.selection.choice == "best" and (pp > 1 or self.holdout_per_family % dp):
             raise UsageError(
-                f"selection best with pp={pp}, dp={dp}, holdout_per_family={self.holdout_per_family}; "
-                "it needs pp=1 and a holdout that dp divides"
+                f"recipe.selection.choice is best with pp={pp}, dp={dp}, holdout_per_family={self.holdout_per_family}; "
+                "it needs pp=1 and a holdout_per_family that dp divides"
             )
 
     def prepare(self, train_data: Path, encoder: "Tokenizer", seed: int) -> Prepared:
-        """The rows of the run, chosen from the training file."""
+        """Chooses the rows of the run from the training file."""
         plan = Plan(
             mix=self.mix,
             real_share=self.real_share,
@@ -132,21 +132,21 @@ class Knobs(Recipe):
         return prepare(read_examples(train_data), lambda example: self._encode(example, encoder), plan)
 
     def attach(self, model: "torch.nn.Module", seed: int) -> None:
-        """Freezes the model and gives each target module its pair."""
+        """Freezes the model and adds a LoRA pair to each target module."""
         from substrate.model import add_lora
 
         add_lora(model, self.lora.rank, self.lora.alpha, self.lora.dropout, self.lora.targets, seed)
 
     def batch(self, run: "Training") -> "Batch":
-        """What the next step learns from: the same on every rank but for the data-parallel slice."""
+        """Returns the batch of the next step, cut to this data-parallel rank's part."""
         return run.stream[run.step]
 
     def rate_scale(self, step: int) -> float:
-        """What the schedule's learning rate of a step, from 0, is multiplied with."""
+        """Returns the factor on the schedule's learning rate at a step, counted from 0."""
         return 1.0
 
     def outputs(self, model: "HybridModel", batch: "MicroBatch") -> "torch.Tensor":
-        """Log-probabilities of the labels, (B, L) in nats; hidden states where the model is not the last stage."""
+        """Returns log-probabilities of the labels, (B, L) in nats; hidden states unless this is the last stage."""
         from substrate.model import token_log_probs
 
         return token_log_probs(model, batch.tokens_BL, batch.labels_BL)
@@ -162,10 +162,12 @@ class Knobs(Recipe):
             trace = example.traces[self.trace_style]
             return encoder.encode_prompt(example.prompt), encoder.encode_answer(trace, example.answer)
         except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{example.item_id} cannot be written as training tokens: {error!r}") from None
+            raise DataError(
+                f"{example.item_id} cannot be encoded: {error!r}; a trace {self.trace_style} without tags is needed"
+            ) from None
 
 
 def require(holds: bool, key: str, value: object, valid: str) -> None:
-    """UsageError naming the key unless `holds`."""
+    """Raises UsageError that names the key unless `holds`. `valid` completes the sentence "valid is ..."."""
     if not holds:
         raise UsageError(f"recipe.{key} is {value!r}; valid is {valid}")
