@@ -6,25 +6,21 @@ The page is a list of sections, which `document` lays out. Nothing that a decisi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
-from fractions import Fraction
 from typing import Any
 
 from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
-from pipeline.campaign.records import Arm, Outcome, Plan, Policy
+from pipeline.campaign.records import Plan, Policy
 from pipeline.config import settings
 from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History, read_history
-from pipeline.reporting import counterfactual, document, figures
-from pipeline.reporting.document import Section, Table
-from pipeline.stats.lifts import accuracy, show, signed
-
-WORDS = 60  # the number of letters of a client's message that a page shows
+from pipeline.reporting import counterfactual, document, figures, tables
+from pipeline.reporting.document import Section
+from pipeline.stats.lifts import accuracy, show
 
 
 def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) -> list[Section]:
@@ -53,7 +49,7 @@ def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) ->
             "The next round was planned before this decision, from an earlier decision of this round, and its plan stays the same.",
         )
     page.insert(1, Section("Plan of the round", _planned(history, round_name, proposals)))
-    sent = _sent(board_submissions.submissions_in(records), history, round_name)
+    sent = tables.of_submissions(board_submissions.submissions_in(records), history, round_name)
     page.insert(
         4, Section("Scores of the external target", _target(history, round_name), sent if len(sent) > 1 else [])
     )
@@ -89,10 +85,10 @@ def sections(
         Section(f"Decision of {plan.round}", head),
         Section(
             "Scores of the arms",
-            table=_arms_table(evidence, arms),
-            svg=[figures.strip(_points(evidence)), figures.gaps(_gaps(evidence))],
+            table=tables.of_arms(evidence, arms),
+            svg=[figures.strip(_points(evidence)), figures.gaps(tables.gaps(evidence))],
         ),
-        Section("Results of the tests", _tests(evidence), _families_table(evidence), [figures.timeline(states)]),
+        Section("Results of the tests", _tests(evidence), tables.of_families(evidence), [figures.timeline(states)]),
         Section("Reasons by article", list(decision.reasons)),
         Section("Refusals and arms without a score", _refused(evidence, refusals) or ["There are none."]),
         Section(
@@ -162,53 +158,6 @@ def _target(history: History, round_name: str) -> list[str]:
     return lines
 
 
-def _sent(sent: Sequence[board_submissions.Submission], history: History, round_name: str) -> Table:
-    """The table of this round's submissions, with those of the finalists at the last decided round."""
-    is_last = history.decided == round_name
-    rows = [["number", "arm", "purpose", "day", "state", "score"]]
-    for entry in sent:
-        if is_last if entry.purpose == "finalist" else entry.round == round_name:
-            arm = entry.arm if entry.round == round_name else f"{entry.arm} of {entry.round}"
-            rows.append(
-                [str(entry.number), arm, entry.purpose, entry.day, entry.state, entry.printed or _short(entry.why)]
-            )
-    return rows
-
-
-def _short(why: str) -> str:
-    """The beginning of a client's message; `board status` shows all of it."""
-    return why if len(why) <= WORDS else f"{why[:WORDS].rstrip()} ..."
-
-
-def _arms_table(evidence: Evidence, arms: Mapping[str, Arm]) -> Table:
-    board, values = evidence.board.get(evidence.round, {}), evidence.look.values if evidence.look else {}
-    rows = [["arm", "role", "setting", "dev %", "fresh %", "fresh lift, points (95 %)", "board", "value, points"]]
-    for run in evidence.outcomes:
-        arm = arms.get(run.arm)
-        lift = evidence.lift(run.arm, "reference", "fresh")
-        moved = ", ".join(f"{key}={value}" for key, value in arm.overrides[-1:]) if arm and not arm.replicate_of else ""
-        rows.append([
-            run.arm, run.role, moved or (arm.replicate_of or "" if arm else ""), _percent(run, "dev"), _percent(run, "fresh"),
-            interval(lift.mean, lift.variance + 2 * evidence.seed_variance) if lift else run.exit_class if run.status != "completed" else "",
-            board.get(run.arm, ""), signed(Fraction(values[run.arm])) if run.arm in values else "",
-        ])  # fmt: skip
-    return rows
-
-
-def _families_table(evidence: Evidence) -> Table:
-    if evidence.look is None:
-        return []
-    gaps, bounds, power = _gaps(evidence), evidence.look.verdict.upper_bounds, evidence.look.power.gap_now
-    rows = [["family", "state", "cause", "gap, points", "at most (95 %)", "detectable (80 %)", "canaries"]]
-    for family, state in sorted(evidence.families.items()):
-        dev, fresh = gaps[family]
-        rows.append([
-            family, state.name, state.code, f"{100 * (dev - fresh):+.1f}", f"{100 * float(bounds[family]):+.1f}",
-            f"{100 * float(power[family]):.1f}", ", ".join(evidence.look.canaries[family]) or "-",
-        ])  # fmt: skip
-    return rows
-
-
 def _tests(evidence: Evidence) -> list[str]:
     if evidence.look is None:
         return ["The tests did not run, because the reference or too few arms have a score."]
@@ -273,32 +222,6 @@ def _points(evidence: Evidence) -> list[figures.Point]:
     return points
 
 
-def _gaps(evidence: Evidence) -> dict[str, tuple[float, float]]:
-    """For each family, the arms' mean lift over the reference on dev and on fresh, as differences of accuracies."""
-    reference, *runs = evidence.outcomes
-    runs = [run for run in runs if run.scored("dev") and run.scored("fresh")]
-    if not runs or not (reference.scored("dev") and reference.scored("fresh")):
-        return {}
-
-    def mean(item_set: str, family: str) -> float:
-        base = reference.outcomes[item_set][family]
-        lifts = [run.outcomes[item_set][family].count("1") - base.count("1") for run in runs]
-        return sum(lifts) / len(lifts) / len(base)
-
-    return {family: (mean("dev", family), mean("fresh", family)) for family in sorted(reference.outcomes["dev"])}
-
-
-def interval(mean: Fraction, variance: Fraction) -> str:
-    """A lift in points with its 95 % interval, such as `+8.07 (+6.40 to +9.74)`."""
-    half = Fraction(Decimal("1.96") * Decimal(float(variance)).sqrt())
-    return f"{signed(mean)} ({signed(mean - half)} to {signed(mean + half)})"
-
-
-def _percent(run: Outcome, item_set: str) -> str:
-    value = accuracy(run, item_set)
-    return "" if value is None else f"{100 * float(value):.1f}"
-
-
 def write_page(folder: Round) -> list[str]:
     """Write `report.html` of a decided round. Returns no line, or one that says why the file could not be written.
 
@@ -308,5 +231,5 @@ def write_page(folder: Round) -> list[str]:
         model = settings.load(folder.config).model.name
         write_file(folder.report, document.as_html(of_log(Log(folder.campaign.log).records(), folder.name, model)))
     except Exception as error:
-        return [f"{folder.report.name} could not be written: {error!r}."]
+        return [f"{folder.report.name} could not be written: {error!r}"]
     return []

@@ -321,7 +321,7 @@ def test_finalists_are_scored_once_more_by_what_was_held_back(campaign, scores):
     assert len(said) == 2 and RoundSubmissions.of(campaign, "r0001", facts, chosen, RULES).finish() == []
     assert derive.check_submissions(log_of(campaign)) == 6
     shown = document.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
-    assert "Finalists, scored once more: a2 of r0001" in shown
+    assert "Finalists, which are submitted once more: a2 of r0001" in shown
     assert history.read_history(log_of(campaign)).scores["r0001"]["a2"] == Decimal("0.50")  # repeats enter no test
 
 
