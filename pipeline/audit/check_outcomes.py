@@ -58,7 +58,7 @@ class Deriver:
         """Of the records before `end`; those that were taken are not read again where it only grows, as in a log it does."""
         if end < self.taken:
             return history.read_history(self.records[:end])
-        self.reader.take(self.records[self.taken : end])
+        self.reader.add(self.records[self.taken : end])
         self.taken = end
         return self.reader.history
 

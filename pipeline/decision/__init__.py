@@ -1,1 +1,1 @@
-"""From the sealed log to a plan, a decision and the next policy. Pure functions, which the meta stage and the audit both run."""
+"""Pure functions that derive a plan, a decision and the next policy from the sealed log. The meta stage and the audit run the same ones."""

@@ -1,7 +1,7 @@
-"""All rounds so far, looked at once: the three tests, the canaries, each family's state, what every arm is worth. Pure.
+"""Evaluate all rounds so far (a *look*): the three tests, the canaries, each family's next state, and the value of every arm.
 
-A round takes part with its arms that have dev and fresh scores; one without any, or without the reference's, is left out and moves no
-state but that of trust, which lapses. Printed board scores are those that were known then, never what came later.
+A round takes part with the arms that have dev and fresh scores. A round whose reference or arms lack them is left out and changes no state,
+except that TRUSTED lapses. Only board scores that were known at that time count. The functions are pure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ NUM_FINALISTS = 4
 
 @dataclass(frozen=True)
 class RoundOutcomes:
-    """One round as the tests take it. `outcomes` are its arms', `repeats` names those of the reference recipe; `scores` the board's, by arm."""
+    """One round as the tests need it.
+
+    `outcomes` has every arm of the plan. `repeats` names the arms that ran the reference recipe. `scores` maps an arm to its printed board
+    score, an accuracy from 0 to 1.
+    """
 
     name: str
     reference: Outcome
@@ -38,16 +42,18 @@ class RoundOutcomes:
 
     @property
     def scored(self) -> tuple[Outcome, ...]:
-        return tuple(each for each in self.outcomes if each.scored("dev") and each.scored("fresh"))
+        """The arms that have dev and fresh scores."""
+        return tuple(run for run in self.outcomes if run.scored("dev") and run.scored("fresh"))
 
     @property
-    def counts(self) -> bool:
+    def is_comparable(self) -> bool:
+        """Whether the reference and at least two arms have dev and fresh scores, so that the round takes part in the tests."""
         return self.reference.scored("dev") and self.reference.scored("fresh") and len(self.scored) >= LEAST_ARMS
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a campaign froze: its design, critical values, and what the board printed for the reference (None: it has no score yet)."""
+    """The frozen design and critical values, and the board's mean score of the reference, which is None while it has no score."""
 
     design: Design
     critical: CriticalValues
@@ -55,12 +61,13 @@ class Target:
 
     @property
     def exists(self) -> bool:
+        """Whether the campaign has an external target."""
         return bool(self.design.board_rows and self.design.submissions)
 
 
 @dataclass(frozen=True)
 class Assessed:
-    """Of one look: the record, and the states that it leaves."""
+    """The result of one look: its record (None where the newest round does not take part), and the states that follow."""
 
     look: Assessment | None
     families: dict[str, FamilyState]
@@ -75,176 +82,73 @@ def assess(
     target: Target,
     rules: StateRules,
 ) -> Assessed:
-    """At the newest of `rounds`. before, external: the states that the round before left (empty: the start); repaired: family -> round.
+    """Evaluate the rounds so far at the newest of them.
 
-    Raises IntegrityError when arms and reference of a round were not scored on the same items.
+    `before` and `external` are the states that the round before left; `before` is empty at the start. `repaired` maps a family to the
+    round from which on its dev items are new. Raises IntegrityError where arms and reference were scored on different items.
     """
-    newest = rounds[-1]
-    if not newest.counts:
+    if not rounds[-1].is_comparable:
         return Assessed(
             None,
             {family: family_states.next_state(state, None, False, rules) for family, state in before.items()},
             external,
         )
-    played = [each for each in rounds if each.counts]
-    counted = [counts_of(each, target) for each in played]
+    compared = [outcomes for outcomes in rounds if outcomes.is_comparable]
+    counted = [counts_of(outcomes, target) for outcomes in compared]
     families = sorted(counted[-1].dev)
     before = {family: before.get(family, FamilyState()) for family in families}
-    terms = {
-        family: Terms(
-            since=next(i for i, each in enumerate(played) if each.name >= repaired.get(family, "") or each is newest),
-            level_factor=Fraction(1, 2 if rules.permit(state.name, "half_level") else 1),
-        )
-        for family, state in before.items()
-    }
-    found = verdict(counted, target.design, target.critical, terms)
-    fired = {family: fired_canaries(family, played, counted[-1]) for family in families}
-    external = family_states.next_external(external, found.leak_alarm and target.exists)
+    tests = verdict(counted, target.design, target.critical, _terms(compared, before, repaired, rules))
+    fired = {family: fired_canaries(family, compared, counted[-1]) for family in families}
+    external = family_states.next_external(external, tests.leak_alarm and target.exists)
     has_target = target.exists and external == family_states.EXTERNAL_CLEAR
-    num_scores = sum(len(each.scores) for each in counted)
-    after = {
-        family: family_states.next_state(
-            state,
-            family_states.family_seen(
-                found,
-                family,
-                rules,
-                num_scores,
-                len(fired[family]),
-                family in repaired and newest.name >= repaired[family],
-            ),
-            has_target,
-            rules,
-        )
-        for family, state in before.items()
-    }
+    num_scores = sum(len(counts.scores) for counts in counted)
+    newest = compared[-1].name
+    after = {}
+    for family, state in before.items():
+        is_repaired = family in repaired and newest >= repaired[family]
+        findings = family_states.family_findings(tests, family, rules, num_scores, len(fired[family]), is_repaired)
+        after[family] = family_states.next_state(state, findings, has_target, rules)
     permitted = {family: rules.permit(state.name, "dev_in_selection") for family, state in after.items()}
-    values = arm_values.arm_values(counted, found, permitted, target.design, has_target)
-    old_values = arm_values.arm_values(counted, found, dict.fromkeys(families, True), target.design, has_target)
-    names = [each.names for each in counted]
-    card = power.power_card(
-        {
-            family: [overfit_test.FamilyCounts(each.dev[family], each.fresh[family]) for each in counted]
-            for family in families
-        },
-        overfit_test.shares({family: (each.reference, each.num_items) for family, each in counted[0].dev.items()}),
-        board_rounds(counted),
-        target.design,
-        target.critical,
+    values, old_values = (
+        arm_values.arm_values(counted, tests, dev_permitted, target.design, has_target)
+        for dev_permitted in (permitted, dict.fromkeys(families, True))
     )
+    names = counted[-1].names
     record = Assessment(
-        rounds=tuple(each.name for each in played),
-        verdict=named(found, played, names[-1]),
+        rounds=tuple(outcomes.name for outcomes in compared),
+        verdict=with_names(tests, compared, names),
         canaries=fired,
-        values={names[-1][arm]: rounded(value) for arm, value in sorted(values[-1].items())},
-        old_values={names[-1][arm]: rounded(value) for arm, value in sorted(old_values[-1].items())},
-        finalists=finalists(values, played, counted, target),
-        power=rounded_card(card),
+        values=_rounded({names[arm]: value for arm, value in values[-1].items()}),
+        old_values=_rounded({names[arm]: value for arm, value in old_values[-1].items()}),
+        finalists=finalists(values, compared, counted, target),
+        power=_power(counted, target),
     )
     return Assessed(record, after, external)
 
 
-def finalists(
-    values: arm_values.Values, rounds: Sequence[RoundOutcomes], counted: Sequence[RoundCounts], target: Target
-) -> tuple[Finalist, ...]:
-    """The campaign's arms with the largest values, each with its own gap tests; ties go to the earlier round and the lower arm."""
-    ranked = sorted((-value, number, arm) for number, each in enumerate(values) for arm, value in each.items())
-    found = []
-    for value, number, arm in ranked[:NUM_FINALISTS]:
-        seen, run = counted[number], rounds[number].scored[arm]
-        portions = overfit_test.shares({family: (each.reference, each.num_items) for family, each in seen.dev.items()})
-        alarms = [
-            test.family
-            for family in sorted(seen.dev)
-            for test in overfit_test.arm_tests(family, overfit_test.FamilyCounts(seen.dev[family], seen.fresh[family]))
-            if test.arm == arm and test.exceeds(target.critical.arm_level * portions[family])
-        ]
-        variance = paired_lift(run, rounds[number].reference, "fresh").variance
-        found.append(Finalist(rounds[number].name, run.arm, rounded(-value), variance, tuple(alarms)))
-    return tuple(found)
-
-
-def submissions(rounds: Sequence[RoundOutcomes], target: Target, first: Sequence[str]) -> tuple[str, ...]:
-    """Arms of the newest round to score: the one ahead on dev (the leak test needs it, and the nulls were simulated with it), then
-    `first` (the contrasts that a state demands), then those that tell most about the families' slopes. None without a target."""
-    played = [each for each in rounds if each.counts]
-    if not target.exists or not rounds[-1].counts:
-        return ()
-    counted = [counts_of(each, target) for each in played]
-    names = counted[-1].names
-    ahead = counted[-1].ahead
-    wanted = [ahead] if ahead is not None else []
-    wanted += [names.index(arm) for arm in first if arm in names]
-    return tuple(
-        names[arm] for arm in arm_values.submissions(counted, target.design, wanted, target.design.submissions)
-    )
-
-
-def counts_of(played: RoundOutcomes, target: Target) -> RoundCounts:
-    """With board scores only where the reference has one to compare with."""
-    known = played.scores if target.reference_score is not None else {}
-    return round_counts(played.reference, played.scored, known, target.reference_score or Decimal(0))
-
-
-def fired_canaries(family: str, rounds: Sequence[RoundOutcomes], newest: RoundCounts) -> tuple[str, ...]:
-    """Those that outcome strings alone can tell: drift of the generator, truncation, the worst family's fall."""
-    played = rounds[-1]
-    repeats = [run for each in rounds for run in each.scored if run.arm in each.repeats]
-    fired = ["generator_drift"] if canaries.generator_drifts(newest.dev[family], newest.fresh[family]) else []
-    arms = [run for run in played.scored if run.arm not in played.repeats]
-    if arms:
-        value = sum((truncated(run, family) for run in arms), Fraction(0)) / len(arms)
-        fired += ["truncation"] * canaries.fires("truncation", value, [truncated(run, family) for run in repeats])
-        behind = [fall(run, played.reference, family) for run in arms]
-        of_repeats = [
-            fall(run, each.reference, family) for each in rounds for run in each.scored if run.arm in each.repeats
-        ]
-        fired += ["worst_family"] * canaries.fires("worst_family", sum(behind, Fraction(0)) / len(behind), of_repeats)
-    return tuple(fired)
-
-
-def truncated(run: Outcome, family: str) -> Fraction:
-    """Share of truncated completions on fresh."""
-    marks = run.outcomes["fresh"][family]
-    return Fraction(marks.count("T"), len(marks))
-
-
-def fall(run: Outcome, reference: Outcome, family: str) -> Fraction:
-    """Mean fresh lift over families minus this family's; 0 for a family that does not lag."""
-    lifts = {
-        name: Fraction(marks.count("1") - reference.outcomes["fresh"][name].count("1"), len(marks))
-        for name, marks in run.outcomes["fresh"].items()
+def _terms(
+    rounds: Sequence[RoundOutcomes],
+    states: Mapping[str, FamilyState],
+    repaired: Mapping[str, str],
+    rules: StateRules,
+) -> dict[str, Terms]:
+    """How the gap test treats each family: on its present dev items alone, and at half the level where its state says so."""
+    return {
+        family: Terms(
+            since=next(n for n, at in enumerate(rounds) if at.name >= repaired.get(family, "") or at is rounds[-1]),
+            level_factor=Fraction(1, 2 if rules.permit(state.name, "half_level") else 1),
+        )
+        for family, state in states.items()
     }
-    return max(Fraction(0), sum(lifts.values(), Fraction(0)) / len(lifts) - lifts[family])
 
 
-def named(found: Verdict, rounds: Sequence[RoundOutcomes], arms: Sequence[str]) -> NamedVerdict:
-    """The verdict with rounds and arms by name instead of position."""
-
-    def by_name(test: GapTest) -> NamedTest:
-        if test.arm is None:
-            return NamedTest(test.family, rounds[test.since].name, None, test.gap, test.variance)
-        return NamedTest(test.family, rounds[-1].name, arms[test.arm], test.gap, test.variance)
-
-    return NamedVerdict(
-        gap_alarms=tuple(map(by_name, found.gap_alarms)),
-        gap_suspects=tuple(map(by_name, found.gap_suspects)),
-        arm_alarms=tuple(map(by_name, found.arm_alarms)),
-        upper_bounds=_rounded(found.upper_bounds),
-        e_value=rounded(found.board.e_value),
-        carried=_rounded(found.board.carried),
-        named=found.named,
-        board_alarm=found.board_alarm,
-        board_suspect=found.board_suspect,
-        board_near=found.board_near,
-        leak_scores=tuple(map(rounded, found.leak.scores)),
-        leak_alarm=found.leak_alarm,
-        alarm=found.alarm,
-    )
-
-
-def rounded_card(card: power.PowerCard) -> power.PowerCard:
-    """Accuracies to twelve significant digits."""
+def _power(counted: Sequence[RoundCounts], target: Target) -> power.PowerCard:
+    """The power card at the newest round, with accuracies rounded to twelve significant digits."""
+    looks = {
+        family: [overfit_test.FamilyCounts(counts.dev[family], counts.fresh[family]) for counts in counted]
+        for family in sorted(counted[-1].dev)
+    }
+    card = power.power_card(looks, _portions(counted[0]), board_rounds(counted), target.design, target.critical)
     total, family = card.threshold_total, card.threshold_family
     return power.PowerCard(
         _rounded(card.gap_now),
@@ -254,5 +158,117 @@ def rounded_card(card: power.PowerCard) -> power.PowerCard:
     )
 
 
+def _portions(counts: RoundCounts) -> dict[str, Fraction]:
+    """Each family's share of a test's level, by the reference's headroom on dev."""
+    return overfit_test.shares({family: (of.reference, of.num_items) for family, of in counts.dev.items()})
+
+
+def finalists(
+    values: arm_values.Values, rounds: Sequence[RoundOutcomes], counted: Sequence[RoundCounts], target: Target
+) -> tuple[Finalist, ...]:
+    """The arms of the campaign with the largest values, the best first, each with the families in which its own gap test raises an alarm.
+
+    Ties go to the earlier round and the lower arm.
+    """
+    ranked = sorted((-value, number, arm) for number, of_round in enumerate(values) for arm, value in of_round.items())
+    best = []
+    for value, number, arm in ranked[:NUM_FINALISTS]:
+        counts, run = counted[number], rounds[number].scored[arm]
+        portions = _portions(counts)
+        alarms = [
+            test.family
+            for family in sorted(counts.dev)
+            for test in overfit_test.arm_tests(
+                family, overfit_test.FamilyCounts(counts.dev[family], counts.fresh[family])
+            )
+            if test.arm == arm and test.exceeds(target.critical.arm_level * portions[family])
+        ]
+        variance = paired_lift(run, rounds[number].reference, "fresh").variance
+        best.append(Finalist(rounds[number].name, run.arm, rounded(-value), variance, tuple(alarms)))
+    return tuple(best)
+
+
+def submissions(rounds: Sequence[RoundOutcomes], target: Target, first: Sequence[str]) -> tuple[str, ...]:
+    """The arms of the newest round to submit, in order; an empty tuple without a target.
+
+    The first is the arm that is ahead on dev, because the leak test needs it and the nulls were simulated with it. The arms of `first`
+    follow (the contrasts that a state demands), then those that reveal most about the families' slopes.
+    """
+    if not target.exists or not rounds[-1].is_comparable:
+        return ()
+    counted = [counts_of(outcomes, target) for outcomes in rounds if outcomes.is_comparable]
+    names = counted[-1].names
+    ahead = counted[-1].ahead
+    wanted = [ahead] if ahead is not None else []
+    wanted += [names.index(arm) for arm in first if arm in names]
+    return tuple(
+        names[arm] for arm in arm_values.submissions(counted, target.design, wanted, target.design.submissions)
+    )
+
+
+def counts_of(outcomes: RoundOutcomes, target: Target) -> RoundCounts:
+    """Count a round. Its board scores count only where the reference has one to compare with."""
+    known = outcomes.scores if target.reference_score is not None else {}
+    return round_counts(outcomes.reference, outcomes.scored, known, target.reference_score or Decimal(0))
+
+
+def fired_canaries(family: str, rounds: Sequence[RoundOutcomes], newest: RoundCounts) -> tuple[str, ...]:
+    """The canaries that fire for a family, of those that need outcome strings alone: generator drift, truncation, the worst family.
+
+    The last two compare the mean over the newest round's other arms with the repeats of the reference recipe in all rounds.
+    """
+    repeats = [(run, at.reference) for at in rounds for run in at.scored if run.arm in at.repeats]
+    fired = ["generator_drift"] if canaries.generator_drifts(newest.dev[family], newest.fresh[family]) else []
+    arms = [run for run in rounds[-1].scored if run.arm not in rounds[-1].repeats]
+    if arms:
+        value = sum((truncated(run, family) for run in arms), Fraction(0)) / len(arms)
+        fired += ["truncation"] * canaries.fires("truncation", value, [truncated(run, family) for run, _ in repeats])
+        value = sum((lag(run, rounds[-1].reference, family) for run in arms), Fraction(0)) / len(arms)
+        of_repeats = [lag(run, reference, family) for run, reference in repeats]
+        fired += ["worst_family"] * canaries.fires("worst_family", value, of_repeats)
+    return tuple(fired)
+
+
+def truncated(run: Outcome, family: str) -> Fraction:
+    """The share of truncated completions among a family's fresh items."""
+    marks = run.outcomes["fresh"][family]
+    return Fraction(marks.count("T"), len(marks))
+
+
+def lag(run: Outcome, reference: Outcome, family: str) -> Fraction:
+    """How far a family's fresh lift is below the mean over families, as a difference of accuracies; 0 where it is not below."""
+    lifts = {
+        name: Fraction(marks.count("1") - reference.outcomes["fresh"][name].count("1"), len(marks))
+        for name, marks in run.outcomes["fresh"].items()
+    }
+    return max(Fraction(0), sum(lifts.values(), Fraction(0)) / len(lifts) - lifts[family])
+
+
+def with_names(tests: Verdict, rounds: Sequence[RoundOutcomes], arms: Sequence[str]) -> NamedVerdict:
+    """The verdict with the names of rounds and arms in place of their positions. `arms` has the newest round's names."""
+
+    def by_name(test: GapTest) -> NamedTest:
+        if test.arm is None:
+            return NamedTest(test.family, rounds[test.since].name, None, test.gap, test.variance)
+        return NamedTest(test.family, rounds[-1].name, arms[test.arm], test.gap, test.variance)
+
+    return NamedVerdict(
+        gap_alarms=tuple(map(by_name, tests.gap_alarms)),
+        gap_suspects=tuple(map(by_name, tests.gap_suspects)),
+        arm_alarms=tuple(map(by_name, tests.arm_alarms)),
+        upper_bounds=_rounded(tests.upper_bounds),
+        e_value=rounded(tests.board.e_value),
+        carried=_rounded(tests.board.carried),
+        named=tests.named_family,
+        board_alarm=tests.board_alarm,
+        board_suspect=tests.board_suspect,
+        board_near=tests.board_near,
+        leak_scores=tuple(map(rounded, tests.leak.scores)),
+        leak_alarm=tests.leak_alarm,
+        alarm=tests.alarm,
+    )
+
+
 def _rounded(values: Mapping[str, Decimal]) -> dict[str, Decimal]:
+    """The values in name order, rounded to twelve significant digits."""
     return {name: rounded(value) for name, value in sorted(values.items())}

@@ -1,13 +1,14 @@
-"""Evidence + articles -> Decision: what is kept, what is learned of the search, the next round's policy. Exact arithmetic, no I/O.
+"""Decide a round: which axis is kept, what is learned for the search, and the next round's policy.
 
-The axis of largest shrunk value joins the standing recipe when that value exceeds its baseline's (pipeline.promotion), never one whose own dev
-runs ahead of its fresh. That is what the search builds on; an improvement is claimed only of one whose fresh lift is above noise, by
-article 7's z. An axis that is as far below becomes a dead end. Below the quorum nothing is decided at all.
+The axis arm with the largest shrunk value joins the standing recipe if that value exceeds its baseline's (`promotion`). An arm whose own
+dev runs ahead of its fresh is never kept. Keeping an axis claims nothing: an improvement is claimed only where the fresh lift is above
+noise by article 7's z. An axis that is as far below its baseline becomes a dead end. Below the quorum nothing is decided. The arithmetic
+is exact, and nothing reads or writes a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -18,11 +19,14 @@ from pipeline.decision import family_states, policy_update, promotion
 from pipeline.decision.evidence import Evidence, Finalist
 from pipeline.stats.lifts import amount, show
 
-CLOSING = ("decided", "closed")  # states of a decision after which a round is over
+CLOSING = ("decided", "closed")  # the states of a decision that end a round
 
 
 def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitution: Constitution) -> Decision:
-    """One decision for one state of a round. `arms` are the plan's, by name; `policy` is what it was planned with."""
+    """Decide a round from its evidence. `arms` are the arms of its plan by name, `policy` is the policy that it was planned with.
+
+    The decision's state is "undecided" below the quorum and where the baseline has no score; its policy is then the old one.
+    """
     ours = [outcome for outcome in evidence.outcomes if outcome.arm in arms]
     scored = [outcome.arm for outcome in ours if outcome.scored("fresh")]
     missing = {outcome.arm: f"{outcome.status} ({outcome.exit_class})" for outcome in ours if outcome.arm not in scored}
@@ -32,8 +36,39 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
 
     reasons = [f"article 3: {len(scored)} of {len(ours)} arms have a score"]
     reasons += [f"{arm} has no score: {why}" for arm, why in missing.items()]
-    reasons += _said(evidence)
+    reasons += _findings(evidence)
+    verdicts, compared = _compare(evidence, arms, scored, baseline, constitution)
+    values = evidence.look.values if evidence.look else {}
+    gains = promotion.gaining(values, arms, baseline, verdicts, constitution)
+    alarmed = promotion.alarmed(evidence)
+    kept = promotion.best(gains, evidence, baseline, alarmed)
+    claimed = kept is not None and verdicts[kept] == promotion.ABOVE
+    reasons += [*compared, *_keeping(kept, claimed, gains, alarmed, arms, baseline)]
+    changed = _with_results(policy, arms, kept, verdicts)
+    following, learned = policy_update.following(
+        changed, policy, evidence, arms, verdicts, gains, claimed, constitution
+    )
+    finalists = evidence.look.finalists if evidence.look else ()
+    return Decision(
+        evidence.round,
+        "decided",
+        kept,
+        following,
+        (*reasons, *learned),
+        evidence.families,
+        evidence.external,
+        winner(finalists, promotion.tie_distance(constitution)),
+        ladder(evidence.board, constitution.ladder_step),
+        claimed,
+    )
+
+
+def _compare(
+    evidence: Evidence, arms: Mapping[str, Arm], scored: Sequence[str], baseline: str, constitution: Constitution
+) -> tuple[dict[str, str], list[str]]:
+    """Each scored axis arm's noise verdict, and the reasons that state them."""
     verdicts: dict[str, str] = {}
+    reasons = []
     for name in scored:
         lift = evidence.lift(name, baseline, "fresh")
         if arms[name].role == "axis" and lift is not None:
@@ -44,54 +79,43 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
                 f"article 7: {name} ({key}={value}) fresh lift {show(lift.mean)} over the {baseline} is {verdicts[name]}; "
                 f"noise reaches to {limit}"
             )
-    values = evidence.look.values if evidence.look else {}
-    gains = promotion.gaining(values, arms, baseline, verdicts, constitution)
-    closed = promotion.alarmed(evidence)
-    kept = promotion.best(gains, evidence, baseline, closed)
-    claimed = kept is not None and verdicts[kept] == promotion.ABOVE
-    reasons += [
-        f"article 9: {arm} is not kept: its dev runs ahead of its fresh in {closed[arm]}"
+    return verdicts, reasons
+
+
+def _keeping(
+    kept: str | None,
+    claimed: bool,
+    gains: Mapping[str, Fraction],
+    alarmed: Mapping[str, str],
+    arms: Mapping[str, Arm],
+    baseline: str,
+) -> list[str]:
+    """The reasons why an arm is kept, or none, and why others with a gain are not."""
+    reasons = [
+        f"article 9: {arm} is not kept: its dev runs ahead of its fresh in {alarmed[arm]}"
         for arm in gains
-        if arm in closed
+        if arm in alarmed
     ]
-    standing = policy.standing
     if kept is None:
-        reasons.append(
-            f"article 7: no axis is worth more than the {baseline} recipe: nothing is kept; the standing recipe stays"
-        )
-    else:
-        moved = arms[kept].overrides[-1]
-        standing = with_setting(standing, moved)
-        told = "is an improvement" if claimed else "is provisional, and no improvement is claimed"
-        reasons.append(
-            f"article 7: {kept} is worth most, {amount(gains[kept])} more than the {baseline} recipe; that {told}"
-        )
-        reasons.append(f"article 8: {kept}'s {moved[0]}={moved[1]} joins the standing recipe")
+        return [
+            *reasons,
+            f"article 7: no axis is worth more than the {baseline} recipe: nothing is kept; the standing recipe stays",
+        ]
+    key, value = arms[kept].overrides[-1]
+    claim = "is an improvement" if claimed else "is provisional, and no improvement is claimed"
+    return [
+        *reasons,
+        f"article 7: {kept} is worth most, {amount(gains[kept])} more than the {baseline} recipe; that {claim}",
+        f"article 8: {kept}'s {key}={value} joins the standing recipe",
+    ]
+
+
+def _with_results(policy: Policy, arms: Mapping[str, Arm], kept: str | None, verdicts: Mapping[str, str]) -> Policy:
+    """The policy with the kept setting in the standing recipe, and the settings below noise among the dead ends."""
+    standing = policy.standing if kept is None else with_setting(policy.standing, arms[kept].overrides[-1])
     below = [arms[name].overrides[-1] for name, verdict in verdicts.items() if verdict == promotion.BELOW]
     dead_ends = policy.dead_ends + tuple(setting for setting in below if setting not in policy.dead_ends)
-    following, more = policy_update.following(
-        replace(policy, standing=standing, dead_ends=dead_ends),
-        policy,
-        evidence,
-        arms,
-        verdicts,
-        gains,
-        claimed,
-        constitution,
-    )
-    finalists = evidence.look.finalists if evidence.look else ()
-    return Decision(
-        evidence.round,
-        "decided",
-        kept,
-        following,
-        (*reasons, *more),
-        evidence.families,
-        evidence.external,
-        winner(finalists, promotion.tie_distance(constitution)),
-        ladder(evidence.board, constitution.ladder_step),
-        claimed,
-    )
+    return replace(policy, standing=standing, dead_ends=dead_ends)
 
 
 def _undecidable(
@@ -102,7 +126,7 @@ def _undecidable(
     baseline: str,
     constitution: Constitution,
 ) -> str:
-    """Why nothing can be decided yet; empty where it can."""
+    """The reason why nothing can be decided yet; an empty string where a decision is possible."""
     if len(scored) < constitution.quorum:
         what = ", ".join(f"{arm} {why}" for arm, why in missing.items())
         return f"article 3: {len(scored)} of {num} arms have a score, {constitution.quorum} are needed; missing: {what}"
@@ -111,8 +135,8 @@ def _undecidable(
     return ""
 
 
-def _said(evidence: Evidence) -> list[str]:
-    """What the tests said, one line for each family that is not as it began, and what a silence is worth."""
+def _findings(evidence: Evidence) -> list[str]:
+    """The reasons that the tests give: each family that is not UNPROVEN, a suspect board, and the power where there was no alarm."""
     lines = [
         f"article 9: dev of {family} is {state.name} ({state.code})"
         for family, state in sorted(evidence.families.items())
@@ -130,23 +154,31 @@ def _said(evidence: Evidence) -> list[str]:
 
 
 def winner(finalists: tuple[Finalist, ...], distance: Fraction = Fraction(1)) -> tuple[str, str] | None:
-    """(round, arm). Of those within so many standard errors (`distance`: their square) of the best: fewest families of its own alarm, then the
-    largest value; the earlier round and the lower arm only between equals."""
+    """The winner as (round, arm), or None without finalists. `finalists` has the best first.
+
+    Candidates are the finalists within sqrt(`distance`) standard errors of the best. Of these, the winner has the fewest families with an
+    alarm of its own, then the largest value, then the earlier round and the lower arm.
+    """
     if not finalists:
         return None
     top = finalists[0]
 
-    def ties(each: Finalist) -> bool:
-        return (Fraction(top.value) - Fraction(each.value)) ** 2 <= distance * (top.variance + each.variance)
+    def ties(finalist: Finalist) -> bool:
+        difference = Fraction(top.value) - Fraction(finalist.value)
+        return difference**2 <= distance * (top.variance + finalist.variance)
 
     chosen = min(
-        filter(ties, finalists), key=lambda each: (len(each.alarms), -Fraction(each.value), each.round, each.arm)
+        filter(ties, finalists), key=lambda tied: (len(tied.alarms), -Fraction(tied.value), tied.round, tied.arm)
     )
     return chosen.round, chosen.arm
 
 
 def ladder(board: Mapping[str, Mapping[str, str]], step: Decimal) -> str:
-    """The board score that workers and proposers may know: a new best only when it beats the old by a step (Blum and Hardt 1502.04585)."""
+    """The board score that workers and proposers may know, as decimal text; empty before the first score.
+
+    `board` maps a round to its printed scores by arm. A new best score replaces the known one only if it is better by `step`, so that
+    nobody learns the board through its answers (Blum and Hardt 1502.04585).
+    """
     known = Decimal(-1)
     for _, scores in sorted(board.items()):
         best = max(map(Decimal, scores.values()), default=known)
@@ -155,6 +187,6 @@ def ladder(board: Mapping[str, Mapping[str, str]], step: Decimal) -> str:
 
 
 def by_hand(decision: Decision, policy: Policy) -> Decision:
-    """What a person's closing makes of an undecided round: the policy as it was, and the next round may come."""
+    """The decision of an undecided round that a person closes. The policy stays the same, and the next round may be planned."""
     reasons = (*decision.reasons, "closed by hand: nothing was decided, the policy stays as it was")
     return replace(decision, state="closed", policy=policy, reasons=reasons)

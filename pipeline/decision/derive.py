@@ -1,7 +1,7 @@
-"""The sealed log in, the next decision out: what the meta stage writes and what an audit derives again, by the same lines. Pure.
+"""Derive a round's evidence, decision and overrides from the sealed log. The meta stage writes them; an audit derives them again by this code.
 
-Only records count: what a file says, when something happened and on which machine is nowhere in them. The same log up to the same
-record gives the same evidence, decision and overrides anywhere.
+Only the records of the log count. They hold no time, no host and no content of other files, so the same log up to the same record gives
+the same results on any machine. The functions are pure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.decision.history import CHOSEN, FINALISTS, REFERENCE, History, Rea
 
 @dataclass(frozen=True)
 class Derived:
-    """What follows from a log for one round. `overrides` is None below the quorum, and after the last budgeted round."""
+    """What follows from the log for one round. `overrides` is the content of the next round's file; None where no round follows yet."""
 
     evidence: Evidence
     decision: Decision
@@ -29,23 +29,30 @@ class Derived:
 
 
 def derive(records: Sequence[Record], round_name: str) -> Derived:
-    """Evidence, decision and overrides of a round from the log so far. Raises NotFound for a round that was not planned, IntegrityError."""
+    """Derive a round from the records of the log so far, in order.
+
+    Raises NotFound where the round has no plan, and IntegrityError where the records are damaged or contradict one another.
+    """
     return derive_round(read_history(records), round_name)
 
 
 def derive_round(history: History, round_name: str) -> Derived:
-    """`derive`, of a log that was read."""
+    """The same as `derive`, for a log that was already read. Raises NotFound where the round has no plan."""
     if round_name not in history.plans:
-        raise NotFound(f"round {round_name} has no plan in the log", f"Planned: {', '.join(sorted(history.plans))}")
+        raise NotFound(
+            f"Round {round_name} has no plan in the log",
+            f"Planned rounds: {', '.join(sorted(history.plans)) or 'none'}",
+        )
     plan, rules = history.plans[round_name], history.rules
-    seen = evidence_of(history, round_name)
-    decision = decide.decide(seen, {arm.name: arm for arm in plan.arms}, plan.policy, rules)
+    evidence = evidence_of(history, round_name)
+    decision = decide.decide(evidence, {arm.name: arm for arm in plan.arms}, plan.policy, rules)
     if decision.state == "undecided" and round_name in history.by_hand:
         decision = decide.by_hand(decision, plan.policy)
-    return Derived(seen, decision, next_overrides(decision, rules))
+    return Derived(evidence, decision, next_overrides(decision, rules))
 
 
 def next_overrides(decision: Decision, rules: constitution.Constitution) -> dict[str, Any] | None:
+    """The content of the next round's override file; None while the round is undecided and after the last round of the budget."""
     number = int(decision.round[1:])
     if decision.state not in decide.CLOSING or number >= rules.num_rounds:
         return None
@@ -53,19 +60,19 @@ def next_overrides(decision: Decision, rules: constitution.Constitution) -> dict
 
 
 def evidence_of(history: History, round_name: str) -> Evidence:
-    """Evidence of a round: lifts, noise, the tests' look at all rounds so far, and the states that it leaves."""
+    """The evidence of a round: lifts, noise, the tests over all rounds so far, and the states that follow."""
     plan, target = history.plans[round_name], history.target
     rounds = [history.played(name) for name in sorted(history.plans) if "r0000" < name <= round_name]
     played = rounds[-1]
-    found = of_one_round(round_name, played.reference, played.outcomes, plan.arms)
+    evidence = of_one_round(round_name, played.reference, played.outcomes, plan.arms)
     before, external = states_before(history, round_name)
-    seen = assess.assess(rounds, before, external, dict(plan.policy.repaired), target, StateRules.of(history.rules))
+    assessed = assess.assess(rounds, before, external, dict(plan.policy.repaired), target, StateRules.of(history.rules))
     board = history.board_until(round_name)
-    return replace(found, board=board, look=seen.look, families=seen.families, external=seen.external)
+    return replace(evidence, board=board, look=assessed.look, families=assessed.families, external=assessed.external)
 
 
 def states_before(history: History, round_name: str) -> tuple[dict[str, FamilyState], str]:
-    """As the newest decision of the last decided round left them; nothing at the start."""
+    """The family states and the external state that the newest earlier decision left. At the start there are no family states."""
     earlier = [name for name in sorted(history.decisions) if name < round_name]
     if not earlier:
         return {}, EXTERNAL_CLEAR
@@ -74,7 +81,7 @@ def states_before(history: History, round_name: str) -> tuple[dict[str, FamilySt
 
 
 def choose_submissions(history: History, round_name: str) -> tuple[str, ...]:
-    """Arms of a round to give to the external target, in order of need; none without one, or once it is suspect itself."""
+    """The arms of a round to submit to the external target, the most important first; none without a target or once it is suspect."""
     rounds = [history.played(name) for name in sorted(history.plans) if "r0000" < name <= round_name]
     _, external = states_before(history, round_name)
     if external != EXTERNAL_CLEAR:
@@ -84,46 +91,50 @@ def choose_submissions(history: History, round_name: str) -> tuple[str, ...]:
 
 
 def choose_finalists(history: History) -> tuple[tuple[str, str], ...]:
-    """(round, arm) of those that the held-back submissions are for: the winner, then who comes next; none without a target or a decision."""
+    """The finalists as (round, arm), the winner first: the arms that the held-back submissions are for. None without a target or a decision."""
     if history.decided is None or not history.target.exists:
         return ()
-    found = derive_round(history, history.decided)
-    if found.decision.winner is None or found.evidence.look is None:
+    derived = derive_round(history, history.decided)
+    if derived.decision.winner is None or derived.evidence.look is None:
         return ()
-    ranked = [found.decision.winner, *((each.round, each.arm) for each in found.evidence.look.finalists)]
+    ranked = [derived.decision.winner, *((arm.round, arm.arm) for arm in derived.evidence.look.finalists)]
     return tuple(dict.fromkeys(ranked))[: int(history.rules.articles["4"]["submissions_held_back"])]
 
 
 def digest_of(history: History, round_name: str, arm: str) -> str:
-    """Digest of the adapter that an arm of a round was scored with (of the reference: in any round); empty without one."""
+    """The digest of the adapter that an arm was scored with; an empty string where the arm has no score."""
     outcome = history.outcomes.get((round_name, arm))
     return outcome.adapter_digest if outcome and outcome.status == "completed" else ""
 
 
 def check_submissions(records: Sequence[Record]) -> int:
-    """Replay what was chosen to be submitted on the records before it; returns how many submissions there are. For an audit.
+    """Derive each choice of arms to submit again from the records before it. For an audit. Returns the number of submissions.
 
-    Raises IntegrityError naming the first choice that does not follow from the log, and the first submission that nobody chose or that
-    is of another adapter than the arm's outcome.
+    Raises IntegrityError, which names the first choice that does not follow from the log, or the first submission that was not chosen or
+    whose adapter is not the one of the arm's outcome.
     """
     reader, count = Reader(), 0
     for record in records:
         if record["event"] == CHOSEN:
             _check_choice(record, choose_submissions(reader.history, record["round"]))
         elif record["event"] == FINALISTS:
-            expected = [list(each) for each in choose_finalists(reader.history)]
+            expected = [list(finalist) for finalist in choose_finalists(reader.history)]
             if record["finalists"] != expected:
-                raise IntegrityError(f"the finalists do not follow from the log: {record['finalists']}, not {expected}")
+                raise IntegrityError(
+                    f"The finalists {record['finalists']} do not follow from the log, which gives {expected}"
+                )
         elif record["event"] == "submission":
             _check_reserved(record, reader.history)
             count += 1
-        reader.take([record])
+        reader.add([record])
     return count
 
 
 def _check_choice(record: Record, expected: tuple[str, ...]) -> None:
     if tuple(record["arms"]) != expected:
-        raise IntegrityError(f"the arms to submit of {record['round']} do not follow from the log: {record['arms']}")
+        raise IntegrityError(
+            f"The arms to submit of {record['round']}, {record['arms']}, do not follow from the log, which gives {[*expected]}"
+        )
 
 
 def _check_reserved(record: Record, history: History) -> None:
@@ -135,15 +146,20 @@ def _check_reserved(record: Record, history: History) -> None:
     }
     digest = digest_of(history, name, arm)
     if not (chosen.get(record["purpose"]) and digest and record["adapter_digest"] == digest):
-        raise IntegrityError(f"submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen")
+        raise IntegrityError(
+            f"Submission {record['number']} ({name}/{arm}, {record['purpose']}) was not chosen, or its adapter is not the arm's"
+        )
 
 
 def check_policy(records: Sequence[Record], round_name: str, policy: Policy) -> None:
-    """Refuse, by article 8, to plan a round with another policy than the last decision wrote; its axes are a person's choice."""
+    """Check, by article 8, that a round is planned with the policy that the last decision wrote. Its axes may differ: a person chooses them.
+
+    Raises Refused where anything else differs.
+    """
     decisions = {r["round"]: r["decision"] for r in records if r["event"] == "decision" and r["round"] < round_name}
     earlier = sorted(decisions)
     if not earlier:
-        return  # what a campaign begins with is its own choice
+        return  # a campaign may begin with any policy
     written = Policy.from_json(decisions[earlier[-1]]["policy"])
     if replace(policy, axes=()) == replace(written, axes=()):
         return

@@ -1,9 +1,8 @@
-"""What a decision rests on: an arm's lifts, the noise of retraining, and what the tests say of all rounds so far.
+"""What a decision rests on: each arm's lifts, the noise of retraining, and what the tests say about all rounds so far.
 
-    outcomes of a round -> of_one_round -> Evidence (lifts and noise) -> derive.evidence_of adds the assessment of all rounds, and the family states
-
-Values stay typed until they become JSON: a ratio is a Fraction, any other number a Decimal of twelve significant digits. `to_json` writes
-a Decimal as text such as "4.50000000000E-2"; evidence.json and the sealed log hold that text.
+`of_one_round` makes the lifts and the noise from the outcomes of one round; `derive.evidence_of` adds the assessment of all rounds and the
+family states. Values stay typed until they become JSON: a ratio is a Fraction, any other number a Decimal of twelve significant digits.
+`to_json` writes a Decimal as text such as "4.50000000000E-2"; evidence.json and the sealed log hold that text.
 """
 
 from __future__ import annotations
@@ -22,7 +21,10 @@ from pipeline.stats.power import PowerCard
 
 @dataclass(frozen=True)
 class NamedTest:
-    """A gap test whose rounds and arms have names. `since`: the round from which the gap is supposed; `arm` is None for all arms together."""
+    """A gap test with the names of its round and arm: `overfit_test.GapTest` has positions instead.
+
+    `since` is the round in which the gap is supposed to begin. `arm` is None for all arms together. `gap` is a difference of accuracies.
+    """
 
     family: str
     since: str
@@ -31,12 +33,13 @@ class NamedTest:
     variance: Fraction
 
     def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values, with ratios as text such as "1/30"."""
         return {**asdict(self), "gap": str(self.gap), "variance": str(self.variance)}
 
 
 @dataclass(frozen=True)
 class NamedVerdict:
-    """`stats.alarms.Verdict` at one round, with rounds and arms by name; see there for the meaning of each field."""
+    """`stats.alarms.Verdict` with the names of rounds and arms, where each field is explained. `named` is its `named_family`."""
 
     gap_alarms: tuple[NamedTest, ...]
     gap_suspects: tuple[NamedTest, ...]
@@ -62,8 +65,11 @@ class NamedVerdict:
 
 @dataclass(frozen=True)
 class Finalist:
-    """One of the campaign's best arms. `value` as in Assessment, `variance` of its fresh lift over the reference, `alarms`: families in
-    which its own dev runs ahead of its fresh."""
+    """One of the campaign's best arms.
+
+    `value` is the one of `Assessment`, `variance` is that of its fresh lift over the reference, and `alarms` names the families in which
+    its own dev runs ahead of its fresh.
+    """
 
     round: str
     arm: str
@@ -74,11 +80,14 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What the tests said at one look at all rounds so far.
+    """What the tests say at one look, over all rounds so far.
 
-    `rounds`: those that were looked at together. `canaries`: of each family, those that fired. `values`: of each of this round's scored
-    arms, what the choice goes by. `old_values`: the same by the objective in which every family's dev counts. `finalists`: the
-    campaign's best arms so far, the best first. `power`: the gap that would have been seen.
+    rounds: the rounds that took part, in order.
+    canaries: the names of the canaries that fired, by family.
+    values: what each scored arm of the newest round is worth (`stats.arm_values`), as a difference of accuracies. The choice goes by it.
+    old_values: the same values under the old objective, in which every family's dev counts.
+    finalists: the campaign's best arms so far, the best first.
+    power: the gaps that would have been detected.
     """
 
     rounds: tuple[str, ...]
@@ -95,10 +104,13 @@ class Assessment:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that a decision rests on.
+    """Everything that a decision rests on.
 
-    `board`: of each round the printed scores that were known, by arm, as the target printed them. `look` is None where the reference or
-    too few arms have a score. `families` and `external`: the states after this look (decision.family_states).
+    outcomes: the reference's outcome, then one for each arm of the round.
+    seed_variance: the variance of a run's true accuracy under other training seeds, estimated from `num_replicates` repeats.
+    board: the known scores by round and arm, as the target printed them.
+    look: None where the reference or too few arms have a score.
+    families, external: the states after this look (`family_states`).
     """
 
     round: str
@@ -112,18 +124,20 @@ class Evidence:
     external: str = "EXTERNAL-CLEAR"
 
     def lift(self, arm: str, baseline: str, item_set: str) -> Lift | None:
+        """An arm's lift over the baseline "reference", "standing" or "control" on "dev" or "fresh"; None where either has no score."""
         wanted = (arm, baseline, item_set)
         return next((lift for lift in self.lifts if (lift.arm, lift.baseline, lift.item_set) == wanted), None)
 
     def to_json(self) -> dict[str, Any]:
-        """For evidence.json and its digest in the sealed log; `canonical.encoded` writes the ratios that are left."""
+        """The content of evidence.json. Its digest is in the sealed log. `canonical.encoded` writes the ratios that are left as text."""
         return {**asdict(replace(self, look=None)), "look": self.look and self.look.to_json()}
 
 
 def of_one_round(round_name: str, reference: Outcome, outcomes: Sequence[Outcome], plan: Sequence[Arm]) -> Evidence:
-    """Evidence of one round alone: every scored arm against the reference and, where one ran, the standing recipe and the control.
+    """The evidence of one round alone: the lifts of every scored arm over the reference, the standing recipe and the control.
 
-    The reference gets the arm name "reference": it was a0 of r0000, and is not this round's a0.
+    The standing recipe and the control count where this round ran them. The reference gets the arm name "reference", because it was a0 of
+    r0000 and is not this round's a0. Raises IntegrityError where two arms were scored on different items.
     """
     reference = replace(reference, arm="reference")
     repeats_of = {arm.name: arm.replicate_of for arm in plan}
@@ -146,9 +160,9 @@ def of_one_round(round_name: str, reference: Outcome, outcomes: Sequence[Outcome
 
 
 def _texts(value: Any) -> Any:
-    """The same nested values with each Decimal as text."""
+    """Copy nested values, with each Decimal as text."""
     if isinstance(value, Decimal):
         return digits(value)
     if isinstance(value, Mapping):
-        return {key: _texts(each) for key, each in value.items()}
-    return [_texts(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _texts(item) for key, item in value.items()}
+    return [_texts(item) for item in value] if isinstance(value, list | tuple) else value

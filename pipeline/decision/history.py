@@ -1,4 +1,4 @@
-"""The sealed log read once: a campaign's plans, outcomes, scores and decisions, by what they are about."""
+"""Read the sealed log once, into a campaign's plans, outcomes, scores and decisions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ from pipeline.stats.design import CriticalValues, Design
 Record = Mapping[str, Any]
 REFERENCE = board_submissions.REFERENCE
 CHOSEN, FINALISTS = "submissions_chosen", "finalists_chosen"
-"""Events: the arms of a round that are to be scored, and the (round, arm) of those that the held-back submissions are for."""
+"""Events of the log: the arms of a round that are to be submitted, and the finalists, for which the held-back submissions are."""
 
 
 @dataclass(frozen=True)
 class History:
-    """A log's records by what they are about: the newest of each wins."""
+    """The content of a log. Where several records are about the same thing, the newest one counts.
+
+    plans, decisions, chosen: by round; a decision is JSON, and `chosen` has the arms to submit.
+    outcomes: by round and arm.
+    scores, references: the board's scores by round and arm, and those of the reference; accuracies from 0 to 1.
+    reference_score: the mean of the reference's scores; None while it has none.
+    finalists: pairs of round and arm.
+    by_hand: the rounds that a person closed.
+    """
 
     facts: Mapping[str, Any]
     plans: Mapping[str, Plan]
@@ -36,24 +44,27 @@ class History:
 
     @property
     def target(self) -> assess.Target:
+        """The frozen design and critical values, with the reference's score so far."""
         critical = CriticalValues.from_json(self.facts["critical"])
         return assess.Target(Design(**self.facts["design"]), critical, self.reference_score)
 
     @property
     def decided(self) -> str | None:
-        """The newest round that has a decision."""
+        """The newest round that has a decision; None before the first."""
         return max(self.decisions, default=None)
 
     @property
     def rules(self) -> constitution.Constitution:
+        """The constitution that the campaign froze."""
         return constitution.Constitution(self.facts["constitution_digest"], self.facts["articles"])
 
     def round_outcomes(self, name: str) -> Iterator[Outcome]:
-        """Of every planned arm; one without a record is absent."""
+        """The outcome of every planned arm. An arm without a record gets the status "absent"."""
         for arm in self.plans[name].arms:
             yield self.outcomes.get((name, arm.name)) or Outcome(arm.name, arm.role, "absent", "never_started")
 
     def played(self, name: str) -> assess.RoundOutcomes:
+        """A round as the tests need it. The round must have a plan."""
         repeats = frozenset(arm.name for arm in self.plans[name].arms if arm.replicate_of == "reference")
         reference = self.outcomes.get((name, REFERENCE)) or Outcome(REFERENCE, REFERENCE, "absent", "never_started")
         return assess.RoundOutcomes(
@@ -61,19 +72,19 @@ class History:
         )
 
     def board_until(self, name: str) -> dict[str, dict[str, str]]:
-        """What the board printed for rounds up to this one, the reference's repeats too."""
-        rounds = sorted({each for each in (*self.scores, *self.references) if each <= name})
+        """The scores that the board printed up to this round, by round and arm, with the reference's repeats."""
+        rounds = sorted({known for known in (*self.scores, *self.references) if known <= name})
         return {
-            each: {
+            known: {
                 arm: format(score, "f")
-                for arm, score in (*self.references.get(each, {}).items(), *self.scores.get(each, {}).items())
+                for arm, score in (*self.references.get(known, {}).items(), *self.scores.get(known, {}).items())
             }
-            for each in rounds
+            for known in rounds
         }
 
 
 class Reader:
-    """Takes a log's records in order, some at a time; `history` is what all of them say."""
+    """Reads a log's records in order, some at a time. `history` is what follows from all records so far."""
 
     def __init__(self) -> None:
         self.facts: Mapping[str, Any] | None = None
@@ -83,17 +94,17 @@ class Reader:
         self.chosen: dict[str, tuple[str, ...]] = {}
         self.finalists: tuple[tuple[str, str], ...] = ()
         self.by_hand: set[str] = set()
-        self.board: list[Record] = []  # what submissions are read from
+        self.board: list[Record] = []  # the records about submissions, in order
 
-    def take(self, records: Iterable[Record]) -> None:
-        """Raises IntegrityError for records that are not of their form."""
+    def add(self, records: Iterable[Record]) -> None:
+        """Read further records. Raises IntegrityError where one does not have the form of its event."""
         try:
             for record in records:
-                self._take(record)
+                self._add(record)
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(error) from error
 
-    def _take(self, record: Record) -> None:
+    def _add(self, record: Record) -> None:
         event = record["event"]
         if self.facts is None:
             self.facts = record["facts"]
@@ -114,9 +125,9 @@ class Reader:
 
     @property
     def history(self) -> History:
-        """Raises IntegrityError where there is no record yet, or those of the board contradict one another."""
+        """Raises IntegrityError where no record was read yet, or the records of the board contradict one another."""
         if self.facts is None:
-            raise _unreadable(IndexError("no record"))
+            raise _unreadable(IndexError("it has no record"))
         try:
             scores, references = (board_submissions.known_scores(self.board, *of) for of in ((), (REFERENCE,)))
             return History(
@@ -128,34 +139,34 @@ class Reader:
 
 
 class Follower:
-    """The history of a log that grows while it is followed: each record is read once, however many stages ask.
-
-    records: reads the log, as `Log.records` does.
-    """
+    """The history of a growing log. It reads each record once, however often it is asked. `records` reads the log, as `Log.records` does."""
 
     def __init__(self, records: Callable[[], Sequence[Record]]) -> None:
         self._records = records
-        self._reader, self._taken = Reader(), 0
+        self._reader, self._num_read = Reader(), 0
         self._history: History | None = None
 
     def now(self) -> History:
-        """What the log says now. Raises IntegrityError as `Reader`."""
+        """The history of the whole log at this time. Raises IntegrityError as `Reader` does."""
         return self.after(self._records())
 
     def after(self, records: Sequence[Record]) -> History:
-        """The same of records that were read already, by whoever holds the log's lock."""
-        if self._history is None or len(records) > self._taken:
-            self._reader.take(records[self._taken :])
-            self._taken, self._history = len(records), self._reader.history
+        """The same, for a caller that holds the log's lock and has read all `records` already."""
+        if self._history is None or len(records) > self._num_read:
+            self._reader.add(records[self._num_read :])
+            self._num_read, self._history = len(records), self._reader.history
         return self._history
 
 
 def _unreadable(error: Exception) -> IntegrityError:
-    return IntegrityError(f"the log holds no campaign of this version ({error!r})", "Restore it from a copy")
+    return IntegrityError(
+        f"The log holds no campaign of this version ({error!r})",
+        "Restore the log from a copy, or use the campaign's own code",
+    )
 
 
 def read_history(records: Sequence[Record]) -> History:
-    """Raises IntegrityError for a log that does not begin with what a campaign froze, or whose records are not of their form."""
+    """Read a whole log. Raises IntegrityError where it does not begin with a campaign's frozen facts or a record has a wrong form."""
     reader = Reader()
-    reader.take(records)
+    reader.add(records)
     return reader.history

@@ -1,10 +1,10 @@
-"""Policy -> eight arms. No I/O, no randomness: the same policy, round and campaign seed give the same plan anywhere.
+"""Make the eight arms of a round from the policy. The same policy, round and campaign seed give the same arms anywhere; nothing is random.
 
-a0 is always the reference recipe under a new seed. Round 1 repeats it on its last arms, as many times as the constitution says; once a
-standing recipe differs from the reference, the last arm runs it unchanged, so that a moved axis is compared with what it moved
-from. What the last decision registered comes before that: contrasts, a control on the old objective, bought replicates. Every other arm
-is the standing recipe with one axis moved. Values come from the van der Corput sequence (radical inverse in a prime
-base per axis, as in Halton 1960), which fills a range evenly however many rounds a campaign lasts.
+a0 always runs the reference recipe under a new seed. In round 1 the last arms repeat it, as many times as the constitution says. Once a
+standing recipe differs from the reference, the last arm runs the standing recipe unchanged, so that a moved axis is compared with the
+recipe that it moved from. What the last decision registered also gets arms: contrasts, a control on the old objective, and bought
+replicates. Every other arm runs the standing recipe with one axis moved. An axis takes its values from the van der Corput sequence
+(the radical inverse in one prime base for each axis, as in Halton 1960), which fills a range evenly however many rounds there are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EXACT = Context(prec=28, rounding=ROUND_HALF_EVEN)
 
 
 def radical_inverse(index: int, base: int) -> Fraction:
-    """Digits of `index` in `base`, mirrored at the point: 1, 2, 3, 4 in base 2 -> 1/2, 1/4, 3/4, 1/8."""
+    """Mirror the digits of `index` in `base` at the point: in base 2, the indices 1, 2, 3, 4 give 1/2, 1/4, 3/4, 1/8."""
     value, scale = Fraction(0), Fraction(1, base)
     while index:
         index, digit = divmod(index, base)
@@ -34,12 +34,12 @@ def radical_inverse(index: int, base: int) -> Fraction:
 
 
 def check_axis(axis: Axis) -> None:
-    """Raises ConfigError when an axis has no values to give: an unknown kind, no choices, a range that is none."""
+    """Raises ConfigError where an axis has an unknown kind, no choices, or a range that is empty or not numeric."""
     if axis.kind not in KINDS:
-        raise ConfigError(f"axis {axis.name} has kind {axis.kind!r}", f"Valid: {', '.join(KINDS)}")
+        raise ConfigError(f"The axis {axis.name} has the unknown kind {axis.kind!r}", f"Use one of {', '.join(KINDS)}")
     if axis.kind == "choice":
         if not axis.choices:
-            raise ConfigError(f"axis {axis.name} has no choices", "Give it a list of at least one")
+            raise ConfigError(f"The axis {axis.name} has no choices", "Give it a list with at least one value")
         return
     try:
         low, high = Decimal(axis.low), Decimal(axis.high)
@@ -48,12 +48,13 @@ def check_axis(axis: Axis) -> None:
         valid = False
     if not valid:
         raise ConfigError(
-            f"axis {axis.name} goes from {axis.low!r} to {axis.high!r}", "Valid: decimals, low < high, low > 0 for log"
+            f"The axis {axis.name} has the range from {axis.low!r} to {axis.high!r}, which is not valid",
+            "Give decimals with low < high, and low > 0 for the kind log",
         )
 
 
 def axis_value(axis: Axis, index: int, base: int) -> str:
-    """The index-th value (from 1) of an axis, three significant digits, as a plain decimal string."""
+    """The index-th value of an axis, counted from 1: a choice, or a plain decimal string with three significant digits."""
     place = radical_inverse(index, base)
     if axis.kind == "choice":
         return axis.choices[(index - 1) % len(axis.choices)]
@@ -71,15 +72,15 @@ def axis_value(axis: Axis, index: int, base: int) -> str:
 
 
 def arm_seed(campaign_seed: int, round_name: str, arm: str) -> int:
-    """A 31-bit seed from sha256: independent between arms and rounds, the same on every machine."""
+    """A training seed from 0 to 2^31 - 1, taken from a sha256. Seeds of different arms and rounds are independent."""
     digest = hashlib.sha256(f"{campaign_seed}/{round_name}/{arm}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Mapping[str, str]) -> Setting | None:
-    """The setting that an axis takes in a round: the next of its values that is neither what the standing recipe has nor a dead end.
+    """The setting of an axis in a round: its next value that is neither the standing recipe's nor a dead end; None where no value is left.
 
-    None where there is none. `reference` is the value of every axis key in the reference recipe; the standing settings replace it.
+    `base` is the axis's prime. `reference` maps every axis key to its value in the reference recipe; standing settings replace these.
     """
     current = {**reference, **dict(policy.standing)}[axis.key]
     dead = {value for key, value in policy.dead_ends if key == axis.key}
@@ -91,50 +92,52 @@ def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Ma
     return None
 
 
-def same_value(one: str, other: str) -> bool:
-    """Equal as numbers where both are numbers ("0.004" and "4e-3"), else as text."""
+def same_value(first: str, second: str) -> bool:
+    """Whether two values are equal as numbers, such as "0.004" and "4e-3", or as text where one is no number."""
     try:
-        return Decimal(one) == Decimal(other)
+        return Decimal(first) == Decimal(second)
     except InvalidOperation:
-        return one == other
+        return first == second
 
 
 def make_arms(
     policy: Policy, round_number: int, campaign_seed: int, num_replicates: int, reference: Mapping[str, str]
 ) -> tuple[Arm, ...]:
-    """The eight arms of a round; `num_replicates` of them repeat a recipe unchanged, besides a0 and those that the policy bought.
+    """The eight arms of a round.
 
-    `reference` maps every axis key (and a contrast's) to its value in the reference recipe. Raises ConfigError when the axes do not suffice.
+    `num_replicates` of them repeat a recipe unchanged, besides a0 and the replicates that the policy bought. `reference` maps the key of
+    every axis and contrast to its value in the reference recipe. Raises ConfigError where an axis is not valid, there are too few or
+    too many axes, or no axis has a value left.
     """
     round_name = f"r{round_number:04d}"
     for axis in policy.axes:
         check_axis(axis)
-    beside = _beside(policy, num_replicates, reference)
-    num_slots = NUM_ARMS - 1 - len(beside)
+    others = _other_arms(policy, num_replicates, reference)
+    num_slots = NUM_ARMS - 1 - len(others)
     if not num_slots <= len(policy.axes) <= len(PRIMES):
         raise ConfigError(
-            f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_slots} to {len(PRIMES)}"
+            f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_slots} to {len(PRIMES)} axes"
         )
     arms = [Arm(0, "anchor", 0, replicate_of="reference")]
     moves = _moves(policy, round_number, num_slots, reference)
     for index, (axis, setting) in enumerate(moves, 1):
         arms.append(Arm(index, "axis", 0, with_setting(policy.standing, setting), axis=axis.name))
-    beside += [replicate(policy)] * (num_slots - len(moves))  # what retired axes leave free
-    arms += [replace(arm, index=index) for index, arm in enumerate(beside, len(arms))]
+    others += [replicate(policy)] * (num_slots - len(moves))  # retired axes may leave slots free
+    arms += [replace(arm, index=index) for index, arm in enumerate(others, len(arms))]
     return tuple(replace(arm, seed=arm_seed(campaign_seed, round_name, arm.name)) for arm in arms)
 
 
 def replicate(policy: Policy) -> Arm:
-    """The standing recipe unchanged; the reference as long as nothing else stands."""
+    """An arm that runs the standing recipe unchanged, or the reference recipe while nothing was kept yet."""
     return Arm(0, "replicate", 0, policy.standing, replicate_of="standing" if policy.standing else "reference")
 
 
-def _beside(policy: Policy, num_replicates: int, reference: Mapping[str, str]) -> list[Arm]:
-    """The arms besides anchor and axes: contrasts, the control, replicates."""
+def _other_arms(policy: Policy, num_replicates: int, reference: Mapping[str, str]) -> list[Arm]:
+    """The arms that are neither anchor nor axis arms: contrasts, the control, replicates."""
     arms = []
     for contrast in policy.contrasts:
         share = Decimal({**reference, **dict(policy.standing)}[contrast.key])
-        if share > 0:  # what is not in the mix cannot be halved
+        if share > 0:  # a family without a share in the mix cannot be halved
             setting = (contrast.key, format(Context(prec=3).divide(share, Decimal(2)).normalize(), "f"))
             arms.append(Arm(0, "contrast", 0, with_setting(policy.standing, setting), axis=contrast.family))
     if policy.control is not None:
@@ -146,7 +149,10 @@ def _beside(policy: Policy, num_replicates: int, reference: Mapping[str, str]) -
 def _moves(
     policy: Policy, round_number: int, num_slots: int, reference: Mapping[str, str]
 ) -> list[tuple[Axis, Setting]]:
-    """One move for each slot, axes taking turns where there are more of them; one whose values are all spent gives up its turn."""
+    """At most one move for each slot. Where there are more axes than slots, they take turns; an axis without values left is skipped.
+
+    Raises ConfigError where no axis has a value left.
+    """
     open_axes = [(PRIMES[n], axis) for n, axis in enumerate(policy.axes) if axis.name not in policy.retired]
     first = (round_number - 1) * num_slots % max(1, len(open_axes))
     moves = [
@@ -156,12 +162,12 @@ def _moves(
     ]
     if not moves:
         raise ConfigError(
-            "no axis has a value left that is neither standing nor a dead end",
-            "Another campaign with other axes or ranges",
+            "No axis has a value left that is neither in the standing recipe nor a dead end",
+            "Start another campaign with other axes or wider ranges",
         )
     return moves[:num_slots]
 
 
 def reference_arms(campaign_seed: int) -> tuple[Arm, ...]:
-    """r0000: the reference (the a0 recipe, trained once) and the base (the image as it is, zero-shot)."""
+    """The arms of r0000: the reference, which trains the a0 recipe once, and the base, which evaluates the image's model without training."""
     return (Arm(0, "reference", arm_seed(campaign_seed, "r0000", "a0")), Arm(1, "base", 0))

@@ -1,6 +1,7 @@
-"""What a round teaches the search: axes that retire, replicates that are bought, contrasts, controls and repairs of the next round. Pure.
+"""What a round changes in the search: axes that retire, replicates that are bought, and the next round's contrasts, control and repairs.
 
-All of it passes on in the next round's overrides and nowhere else: whoever reads them knows what the next plan will be, and why.
+All of this is part of the next round's overrides and is stored nowhere else, so a reader of that file knows the next plan. The functions
+are pure.
 """
 
 from __future__ import annotations
@@ -22,36 +23,38 @@ def following(
     policy: Policy, before: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str],
     gains: Mapping[str, Fraction], claimed: bool, rules: Constitution,
 ) -> tuple[Policy, list[str]]:  # fmt: skip
-    """The next policy and the reasons for what changed in it besides standing recipe and dead ends, which `policy` has already.
+    """The next policy and the reasons for its changes. `policy` has the new standing recipe and dead ends already.
 
-    before: what this round was planned with. verdicts: of each scored axis arm, as promotion.compare says. gains: of those that are worth
-    more than what they moved from. claimed: whether what was kept is above noise.
+    before: the policy that this round was planned with.
+    verdicts: each scored axis arm's noise verdict (`promotion.compare`).
+    gains: the arms that are worth more than the recipe that they moved from, and by how much.
+    claimed: whether the kept arm is above noise.
     """
     states = StateRules.of(rules)
     reasons: list[str] = []
-    policy, said = _retire(policy, arms, verdicts, gains, rules)
-    reasons += said
-    policy, said = _replicates(policy, evidence, arms, verdicts, claimed, rules)
-    reasons += said
-    reasons += _contrasts_told(evidence, before, arms)
-    policy, said = _contrasts(policy, evidence, rules, states)
-    reasons += said
-    policy, said = _control(policy, before, evidence, arms, verdicts, rules, states)
-    reasons += said
-    policy, said = _repair(policy, evidence, states)
-    return policy, reasons + said
+    policy, more = _retire(policy, arms, verdicts, gains, rules)
+    reasons += more
+    policy, more = _replicates(policy, evidence, arms, verdicts, claimed, rules)
+    reasons += more
+    reasons += _contrast_results(evidence, before, arms)
+    policy, more = _contrasts(policy, evidence, rules, states)
+    reasons += more
+    policy, more = _control(policy, before, evidence, arms, verdicts, rules, states)
+    reasons += more
+    policy, more = _repair(policy, evidence, states)
+    return policy, reasons + more
 
 
 def _retire(
     policy: Policy, arms: Mapping[str, Arm], verdicts: Mapping[str, str], gains: Mapping[str, Fraction], rules: Constitution
 ) -> tuple[Policy, list[str]]:  # fmt: skip
-    """An axis that gained nothing in so many looks in a row stays out, while enough others are left."""
+    """Retire each axis that gained nothing in `plateau_looks` looks in a row, as long as `least_axes` axes stay."""
     quiet = dict(policy.quiet)
     gained = {arms[name].axis or "" for name in gains if name in verdicts}
-    for axis in {arms[name].axis or "" for name in verdicts}:  # a look at an axis, however many arms it had
+    for axis in {arms[name].axis or "" for name in verdicts}:  # one look, however many arms moved the axis
         quiet[axis] = 0 if axis in gained else quiet.get(axis, 0) + 1
     retired, reasons = list(policy.retired), []
-    for axis in (each.name for each in policy.axes):
+    for axis in (axis.name for axis in policy.axes):
         is_left = len(policy.axes) - len(retired) > rules.least_axes
         if quiet.get(axis, 0) >= rules.plateau_looks and axis not in retired and is_left:
             retired.append(axis)
@@ -62,7 +65,7 @@ def _retire(
 def _replicates(
     policy: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str], claimed: bool, rules: Constitution
 ) -> tuple[Policy, list[str]]:  # fmt: skip
-    """One more replicate instead of an axis while the noise of retraining is as large as the largest gain; none once an improvement is claimed."""
+    """Buy one more replicate while retraining noise is at least as large as the largest gain. A claimed improvement ends this."""
     baseline = promotion.baseline_of(arms)
     lifts = [evidence.lift(name, baseline, "fresh") for name in verdicts]
     largest = max((lift.mean for lift in lifts if lift), default=Fraction(0))
@@ -74,7 +77,7 @@ def _replicates(
 
 
 def _contrasts(policy: Policy, evidence: Evidence, rules: Constitution, states: StateRules) -> tuple[Policy, list[str]]:
-    """For a family whose dev is suspect: half of its share in the mix, registered with what that is expected to show."""
+    """Register a contrast for each family whose state demands one: half of its share in the mix, with the result that is expected."""
     wanted = [
         family
         for family, state in sorted(evidence.families.items())
@@ -82,15 +85,15 @@ def _contrasts(policy: Policy, evidence: Evidence, rules: Constitution, states: 
     ]
     contrasts = tuple(Contrast(family, f"recipe.mix.{family}") for family in wanted[: rules.most_contrasts])
     reasons = [
-        f"article 9: registered for the next round: half of {each.key}; if what dev gained in {each.family} was learned items, "
+        f"article 9: registered for the next round: half of {contrast.key}; if what dev gained in {contrast.family} was learned items, "
         f"dev falls and fresh holds"
-        for each in contrasts
+        for contrast in contrasts
     ]
     return replace(policy, contrasts=contrasts), reasons
 
 
-def _contrasts_told(evidence: Evidence, before: Policy, arms: Mapping[str, Arm]) -> list[str]:
-    """What this round's contrasts showed of the hypothesis that they were registered with."""
+def _contrast_results(evidence: Evidence, before: Policy, arms: Mapping[str, Arm]) -> list[str]:
+    """The reasons that say whether this round's contrasts support the hypotheses that they were registered with."""
     reasons = []
     runs = {outcome.arm: outcome for outcome in evidence.outcomes}
     against = next((runs[arm.name] for arm in arms.values() if arm.replicate_of == "standing"), runs["reference"])
@@ -102,10 +105,10 @@ def _contrasts_told(evidence: Evidence, before: Policy, arms: Mapping[str, Arm])
             continue
         dev, fresh = (paired_lift(run, against, item_set, "", [contrast.family]) for item_set in ("dev", "fresh"))
         fell = [lift.mean < 0 and lift.mean**2 > 4 * lift.variance for lift in (dev, fresh)]  # two standard errors
-        told = "supported" if fell == [True, False] else "not supported"
+        result = "supported" if fell == [True, False] else "not supported"
         reasons.append(
             f"article 9: {name} halved {contrast.key}: dev {show(dev.mean)}, fresh {show(fresh.mean)} in {contrast.family}; "
-            f"that dev's gain was learned items is {told}"
+            f"that dev's gain was learned items is {result}"
         )
     return reasons
 
@@ -119,16 +122,18 @@ def _control(
     rules: Constitution,
     states: StateRules,
 ) -> tuple[Policy, list[str]]:
-    """Where a state took some dev out of the objective and that changes what is kept, the old objective's recipe runs beside."""
+    """Run the old objective's recipe as a control, where a state took some dev out of the objective and this changed what was kept."""
     reasons = []
     standing_arm = next((arm.name for arm in arms.values() if arm.replicate_of == "standing"), "")
     lift = evidence.lift(standing_arm, "control", "fresh")
     if lift is not None:
         z2 = lift.mean**2 / (lift.variance + 2 * evidence.seed_variance) if lift.variance else Fraction(0)
-        told = "beats" if lift.mean > 0 and z2 > 4 else "does not beat"
-        reasons.append(f"article 9: the new objective's recipe {told} the old one's: {show(lift.mean)} on fresh items")
+        comparison = "beats" if lift.mean > 0 and z2 > 4 else "does not beat"
+        reasons.append(
+            f"article 9: the new objective's recipe {comparison} the old one's: {show(lift.mean)} on fresh items"
+        )
     if evidence.look is None or all(
-        states.permit(each.name, "dev_in_selection") for each in evidence.families.values()
+        states.permit(state.name, "dev_in_selection") for state in evidence.families.values()
     ):
         return policy, reasons
     baseline = promotion.baseline_of(arms)
@@ -147,13 +152,13 @@ def _control(
 
 
 def _repair(policy: Policy, evidence: Evidence, states: StateRules) -> tuple[Policy, list[str]]:
-    """A family whose dev was reversed in this look gets new dev items from the next round on."""
+    """Give new dev items, from the next round on, to each family whose dev was reversed in this look."""
     following_round = f"r{int(evidence.round[1:]) + 1:04d}"
     reversed_now = [
         family
         for family, state in sorted(evidence.families.items())
         if states.permit(state.name, "propose_repair")
-        # Reversed by an earlier decision of this round, too, whose repair no plan took up.
+        # This includes a family that an earlier decision of this round reversed, if no plan has used its repair.
         and (state.code in ("gap_alarm", "board_alarm") or family not in dict(policy.repaired))
     ]
     repaired = {**dict(policy.repaired), **dict.fromkeys(reversed_now, following_round)}
@@ -165,7 +170,7 @@ def _repair(policy: Policy, evidence: Evidence, states: StateRules) -> tuple[Pol
 
 
 def overrides(decision: Decision, next_round: str, rules: Constitution) -> dict[str, Any]:
-    """The content of the next round's Hydra file. Raises Refused when a setting is not on the allow-list (article 2)."""
+    """The content of the next round's Hydra file. Raises Refused where a setting is not on the allow-list (article 2)."""
     policy = decision.policy
     rules.check_settings(policy.standing)
     rules.check_settings(policy.control or ())

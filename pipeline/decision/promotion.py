@@ -1,9 +1,9 @@
-"""Which axis the search builds on, and what may be claimed of it: two questions, two tests. Exact arithmetic, no I/O.
+"""Which axis the search builds on, and what may be claimed about it. These are two questions with two tests.
 
-A claim is article 7's test: fresh lift > z * sqrt(item variance + 2 * seed variance), that is lift > 0 and lift^2 > z^2 * variance, which needs
-no square root. The lift is over the recipe that the axis moved from, the baseline: the reference, or this round's run of the standing
-recipe once there is one. What the search builds on needs no claim: an axis whose shrunk value (pipeline.selection: dev, fresh and board
-pooled, what dev may not tell left out) exceeds its baseline's is more likely better than worse, and the next round tests it again.
+A claim is article 7's test: fresh lift > z * sqrt(item variance + 2 * seed variance). It is computed as lift > 0 and lift^2 > z^2 * variance,
+which needs no square root. The lift is measured from the baseline, the recipe that the axis moved from: the reference, or this round's
+run of the standing recipe once there is one. The search builds on an axis without a claim if its shrunk value (`stats.arm_values`)
+exceeds its baseline's. Such an axis is more likely better than worse, and the next round tests it again. The arithmetic is exact.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ABOVE, WITHIN, BELOW = "above noise", "within noise", "below noise"
 
 
 def compare(lift: Lift, seed_variance: Fraction, constitution: Constitution) -> str:
-    """ABOVE, BELOW or WITHIN noise, by lift^2 against z^2 times its variance."""
+    """Whether a lift is ABOVE, WITHIN or BELOW noise: compare lift^2 with z^2 times its variance, retraining noise included."""
     variance = lift.variance + 2 * seed_variance
     if lift.mean**2 <= Fraction(constitution.z) ** 2 * variance:
         return WITHIN
@@ -29,18 +29,18 @@ def compare(lift: Lift, seed_variance: Fraction, constitution: Constitution) -> 
 
 
 def limit_of(lift: Lift, seed_variance: Fraction, constitution: Constitution) -> Fraction:
-    """What a lift must exceed to be above noise, for people: z times the root, to 34 digits."""
+    """The lift, as a difference of accuracies, beyond which an arm is above noise. It is rounded to 34 digits and serves only to be shown."""
     with exactly():
         return Fraction(constitution.z * decimal_of(lift.variance + 2 * seed_variance).sqrt())
 
 
 def baseline_of(arms: Mapping[str, Arm]) -> str:
-    """What this round's axes moved from: "standing", or "reference" as long as nothing else stands."""
+    """The baseline of this round's axes: "standing", or "reference" while nothing was kept yet."""
     return "standing" if any(arm.replicate_of == "standing" for arm in arms.values()) else "reference"
 
 
 def baseline_value(values: Mapping[str, Decimal], arms: Mapping[str, Arm], baseline: str) -> Fraction:
-    """Mean value of this round's runs of the baseline; the reference's own run, from which all values count, is one of the reference's."""
+    """The mean value of this round's runs of the baseline. Values are measured from the reference's own run, which counts as one with 0."""
     runs = [Fraction(values[name]) for name, arm in arms.items() if arm.replicate_of == baseline and name in values]
     runs += [Fraction(0)] if baseline == "reference" or not runs else []
     return sum(runs, Fraction(0)) / len(runs)
@@ -53,32 +53,34 @@ def gaining(
     verdicts: Mapping[str, str],
     rules: Constitution,
 ) -> dict[str, Fraction]:
-    """Axis arms worth more than their baseline by article 7's margin, and by how much. values: of a look, by one objective or the other.
+    """The axis arms that are worth more than their baseline by article 7's margin, and by how much (a difference of accuracies).
 
-    verdicts: of each scored axis arm, as `compare` says; who is below noise gains nothing. An arm without a value (it lacks a dev score)
-    gains only what may be claimed.
+    `values` has the arms' values by the present or the old objective, `verdicts` each scored axis arm's result of `compare`. An arm below
+    noise has no gain. An arm without a value, because it has no dev score, has the gain 0 if it is above noise and none otherwise.
     """
     base = baseline_value(values, arms, baseline)
     over = {name: Fraction(values[name]) - base for name in verdicts if name in values}
-    found = {name: gain for name, gain in over.items() if gain > rules.promotion_margin and verdicts[name] != BELOW}
-    return found | {name: Fraction(0) for name, said in verdicts.items() if said == ABOVE and name not in over}
+    gains = {name: gain for name, gain in over.items() if gain > rules.promotion_margin and verdicts[name] != BELOW}
+    return gains | {name: Fraction(0) for name, verdict in verdicts.items() if verdict == ABOVE and name not in over}
 
 
-def best(gains: Mapping[str, Fraction], evidence: Evidence, baseline: str, closed: Collection[str] = ()) -> str | None:
-    """The arm that gains most, ties by fresh lift and then the lower arm; none of `closed`."""
+def best(
+    gains: Mapping[str, Fraction], evidence: Evidence, baseline: str, excluded: Collection[str] = ()
+) -> str | None:
+    """The arm with the largest gain that is not excluded; None where there is none. Ties go to the larger fresh lift, then to the first arm."""
 
     def by(arm: str) -> tuple[Fraction, Fraction]:
         lift = evidence.lift(arm, baseline, "fresh")
         return gains[arm], lift.mean if lift else Fraction(0)
 
-    return max((arm for arm in gains if arm not in closed), key=by, default=None)
+    return max((arm for arm in gains if arm not in excluded), key=by, default=None)
 
 
 def alarmed(evidence: Evidence) -> dict[str, str]:
-    """Arms whose own dev runs ahead of their fresh, each with its family."""
+    """The arms whose own dev runs ahead of their fresh, each with a family in which it does."""
     return {test.arm or "": test.family for test in evidence.look.verdict.arm_alarms} if evidence.look else {}
 
 
 def tie_distance(rules: Constitution) -> Fraction:
-    """Standard errors, squared, within which two finalists are a tie."""
+    """The square of the number of standard errors within which two finalists are a tie."""
     return Fraction(Decimal(rules.articles["7"]["tie_standard_errors"])) ** 2

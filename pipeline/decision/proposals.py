@@ -1,10 +1,10 @@
-"""Ask a proposer, keep every byte, judge what came, and give it a place beside the deterministic plan: nothing more.
+"""Judge stored proposals again, and place accepted ones among the arms of the plan. The functions are pure; `external.propose` asks the proposer.
 
-    rounds/r0003/proposals/00.request.json   what was sent          00.response.json   what came back, as it came
+    rounds/r0003/proposals/00.request.json   the request that was sent        00.response.json   the answer, byte for byte
 
-The deterministic arms stand first; in mode `active` an accepted proposal takes the place of an axis arm, in order. The sealed log has
-the digests and every verdict (`proposal`), and a `refusal` for each that was refused. What the log says of a request stands: it is not
-sent again, and its answer is judged again from the stored bytes, to the same verdicts. A proposer that fails costs a round nothing.
+The arms of the deterministic plan come first; in mode `active` an accepted proposal replaces an axis arm, in order. The sealed log has
+the digests, every verdict (`proposal`) and a `refusal` for each proposal that was refused. A request in the log is not sent again: its
+answer is judged again from the stored bytes, with the same verdicts. A proposer that fails costs a round nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.decision.proposal_gate import MAX_ANSWER_BYTES, ProposalVerdict
 
 @dataclass(frozen=True)
 class Proposed:
-    """One question of a round and what became of it. `response_digest` is "" where no answer came."""
+    """One request of a round and the verdicts on its answer. `response_digest` is an empty string where no answer came."""
 
     number: int
     request_digest: str
@@ -32,7 +32,7 @@ class Proposed:
 
 
 def content_of(kind: str, answer: bytes) -> bytes:
-    """The proposals' own bytes: a model's are in its endpoint's envelope, an optimiser's are the answer."""
+    """The proposals' own bytes. A model's are inside its endpoint's JSON envelope; an optimizer's are the whole answer."""
     return proposal_gate.content_of(answer, MAX_ANSWER_BYTES) if kind == "llm" else answer
 
 
@@ -43,11 +43,12 @@ def rejudged(
     policy: Policy,
     constitution: Constitution,
 ) -> Proposed:
-    """Verdicts of a log's `proposal` record from the bytes of request and answer. Raises IntegrityError where they are others. Pure.
+    """Judge again the answer of a `proposal` record, from the stored bytes of request and answer.
 
-    Whether a recipe makes a configuration is taken from the record: that can refuse a proposal and never let one in.
+    Whether a recipe fits the configuration is taken from the record. This can only refuse a proposal, never accept one. Raises
+    IntegrityError where the verdicts are not those of the record.
     """
-    misfits = [(each["key"], each["value"]) for each in record["verdicts"] if each.get("code") == "does_not_fit"]
+    misfits = [(past["key"], past["value"]) for past in record["verdicts"] if past.get("code") == "does_not_fit"]
 
     def fits(settings: tuple[Setting, ...]) -> str:
         return "as recorded" if settings[-1] in misfits else ""
@@ -58,35 +59,37 @@ def rejudged(
             content_of(record["policy"], answer), policy, reference, constitution, fits
         )
     else:
-        verdicts = tuple(proposal_gate.refused(each["slot"], each["code"], each["what"]) for each in record["verdicts"])
+        verdicts = tuple(proposal_gate.refused(past["slot"], past["code"], past["what"]) for past in record["verdicts"])
     if [verdict.to_json() for verdict in verdicts] != record["verdicts"] or (
         not record["response_digest"] and any(verdict.accepted for verdict in verdicts)
     ):
         raise IntegrityError(
-            f"the answer {record['response_digest'][:16]} of {record['round']} has other verdicts than the log",
-            "The stored bytes, the policy or the constitution were changed",
+            f"The answer {record['response_digest'][:16]} of {record['round']} gets other verdicts than the log has",
+            "The stored bytes, the policy or the constitution were changed: restore them from a copy",
         )
     return Proposed(record["number"], record["request_digest"], record["response_digest"], verdicts)
 
 
 def reference_of(request: bytes) -> dict[str, str]:
-    """The recipe's open keys as a stored request has them: what an audit judges with. Raises IntegrityError for no request of ours."""
+    """The values of the recipe's open keys in a stored request, with which an audit judges. Raises IntegrityError where it is no request."""
     try:
         facts = strict_json.read(request)
         if "messages" in facts:
             facts = strict_json.read(facts["messages"][-1]["content"].encode())
         return {key: rule["reference"] for key, rule in facts["open_keys"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise IntegrityError(f"a stored request is none ({error!r})", "Restore it from a copy") from error
+        raise IntegrityError(
+            f"A stored request to a proposer is not valid ({error!r})", "Restore it from a copy"
+        ) from error
 
 
 def merge(
     arms: Sequence[Arm], verdicts: Sequence[ProposalVerdict], mode: str, standing: Sequence[Setting]
 ) -> tuple[Arm, ...]:
-    """The plan's arms: in mode `active` accepted proposals take the axis arms' places in order, else they stay as they are.
+    """The plan's arms, in which accepted proposals replace the axis arms in order if the mode is `active`.
 
-    Anchor, replicates, contrasts, control and every seed stay. Where a proposal is what a later axis arm has already, that arm takes a
-    choice that was displaced, so that nothing runs twice.
+    Anchor, replicates, contrasts, control and every seed stay the same. Where a proposal equals the setting of a later axis arm, that
+    arm gets one of the settings that were displaced, so that nothing runs twice.
     """
     if mode != "active":
         return tuple(arms)

@@ -1,1 +1,1 @@
-"""What people look at: the state of a round, the page of a decision, its figures, what a configuration costs."""
+"""What people read: the state of a round, the page of a decision with its figures, and what a configuration costs."""

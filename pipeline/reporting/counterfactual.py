@@ -1,4 +1,7 @@
-"""What would have changed a decision: how far each arm was from another verdict, the quorum from failing, the tests from speaking. For people."""
+"""What would have changed a decision: how far each arm was from another verdict, the quorum from failing, and a family from trust.
+
+All lines are for people. Values and lifts are differences of accuracies and are shown in points.
+"""
 
 from __future__ import annotations
 
@@ -7,80 +10,86 @@ from fractions import Fraction
 
 from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.records import Arm, Plan
-from pipeline.decision import promotion
+from pipeline.decision import family_states, promotion
 from pipeline.decision.derive import Derived
-from pipeline.decision.evidence import Evidence
+from pipeline.decision.evidence import Assessment, Evidence
 from pipeline.stats import lifts
 
 
 def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) -> list[str]:
-    """By how much an arm was kept, or not; who is as good as the campaign's best so far."""
-    seen, decision = derived.evidence, derived.decision
-    if seen.look is None or decision.state != "decided":
+    """By how much the kept arm was ahead of its baseline and the next arm, and which finalists tie. Empty for an undecided round."""
+    look, decision = derived.evidence.look, derived.decision
+    if look is None or decision.state != "decided":
         return []
     baseline = promotion.baseline_of(arms)
-    base = promotion.baseline_value(seen.look.values, arms, baseline)
-    over = {
-        arm: Fraction(value) - base
-        for arm, value in seen.look.values.items()
-        if arms[arm].role == "axis" and arm != decision.kept
-    }
-    after = max(over, key=lambda arm: (over[arm], -arms[arm].index), default=None)
+    base = promotion.baseline_value(look.values, arms, baseline)
+    gains = {arm: Fraction(value) - base for arm, value in look.values.items() if arms[arm].role == "axis"}
+    kept_gain = gains.pop(decision.kept or "", Fraction(0))
+    runner_up = max(gains, key=lambda arm: (gains[arm], -arms[arm].index), default=None)
+    margin = Fraction(rules.promotion_margin)
     lines = []
     if decision.kept:
-        mine = Fraction(seen.look.values[decision.kept]) - base
         lines.append(
-            f"{decision.kept} is worth {lifts.amount(mine)} more than the {baseline} recipe; with so much less it would not have been kept."
+            f"The value of {decision.kept} is {lifts.amount(kept_gain)} above the {baseline} recipe's. It would not have been kept "
+            f"if it were {lifts.amount(kept_gain - margin)} lower."
         )
-        if after:
-            lines.append(
-                f"{after} comes next: with {lifts.amount(mine - over[after])} more value it would have been kept."
-            )
-    elif after:
+        if runner_up:
+            ahead = lifts.amount(kept_gain - gains[runner_up])
+            lines.append(f"{runner_up} comes next. It would have been kept if its value were {ahead} higher.")
+    elif runner_up:
         lines.append(
-            f"{after} comes nearest to the {baseline} recipe: {lifts.show(over[after])}; above 0 it would have been kept."
+            f"{runner_up} comes nearest to being kept: its value minus the {baseline} recipe's is {lifts.show(gains[runner_up])}. "
+            f"An arm is kept if this difference is more than {lifts.amount(margin)}."
         )
-    first, *others = seen.look.finalists or (None,)
-    if first:
-        distance = promotion.tie_distance(rules)
-        ties = [
-            f"{each.arm} of {each.round} ({lifts.show(Fraction(each.value))}{', alarms of its own' if each.alarms else ''})"
-            for each in others
-            if (Fraction(first.value) - Fraction(each.value)) ** 2 <= distance * (first.variance + each.variance)
-        ]
-        lines.append(
-            f"Best so far by value: {first.arm} of {first.round} ({lifts.show(Fraction(first.value))}); "
-            + (
-                f"within a standard error of it: {', '.join(ties)}."
-                if ties
-                else "nobody is within a standard error of it."
-            )
-        )
-    return lines
+    return lines + _finalists(look, rules)
 
 
-def of_arms_and_families(seen: Evidence, arms: Mapping[str, Arm], plan: Plan, rules: Constitution) -> list[str]:
-    """How far each axis was from another verdict, the quorum from failing, the tests from speaking."""
+def _finalists(look: Assessment, rules: Constitution) -> list[str]:
+    """The finalist with the largest value, and those that cannot be told apart from it."""
+    if not look.finalists:
+        return []
+    first, *others = look.finalists
+    distance = promotion.tie_distance(rules)
+    ties = [
+        f"{arm.arm} of {arm.round} ({lifts.show(Fraction(arm.value))}{', which has gap alarms of its own' if arm.alarms else ''})"
+        for arm in others
+        if (Fraction(first.value) - Fraction(arm.value)) ** 2 <= distance * (first.variance + arm.variance)
+    ]
+    near = (
+        f"Within a standard error of it: {', '.join(ties)}."
+        if ties
+        else "No other arm is within a standard error of it."
+    )
+    value = lifts.show(Fraction(first.value))
+    return [
+        f"The largest value of the campaign so far is that of {first.arm} of {first.round}: {value} over the reference. {near}"
+    ]
+
+
+def of_arms_and_families(evidence: Evidence, arms: Mapping[str, Arm], plan: Plan, rules: Constitution) -> list[str]:
+    """How far the quorum was from failing, each axis arm from another verdict, and each UNPROVEN family from trust."""
     baseline = "standing" if plan.policy.standing else "reference"
-    scored = [run for run in seen.outcomes if run.arm in arms and run.scored("fresh")]
-    lines = [f"{len(scored) - rules.quorum:+d} arms beyond the quorum of {rules.quorum}."]
+    scored = [run for run in evidence.outcomes if run.arm in arms and run.scored("fresh")]
+    lines = [f"{len(scored)} arms have a score, and the quorum is {rules.quorum}."]
     for run in scored:
-        lift = seen.lift(run.arm, baseline, "fresh")
+        lift = evidence.lift(run.arm, baseline, "fresh")
         if arms[run.arm].role != "axis" or lift is None:
             continue
-        limit = promotion.limit_of(lift, seen.seed_variance, rules)
-        verdict = promotion.compare(lift, seen.seed_variance, rules)
-        if verdict == "within noise":
+        limit = promotion.limit_of(lift, evidence.seed_variance, rules)
+        verdict = promotion.compare(lift, evidence.seed_variance, rules)
+        if verdict == promotion.WITHIN:
             lines.append(
-                f"{run.arm} would be above noise from {lifts.show(limit)} on, {lifts.amount(limit - lift.mean)} more than it has; "
-                f"a dead end from {lifts.show(-limit)}."
+                f"{run.arm} would be above noise with a fresh lift of more than {lifts.show(limit)}, {lifts.amount(limit - lift.mean)} more "
+                f"than it has. Below {lifts.show(-limit)} its setting would be a dead end."
             )
         else:
-            lines.append(f"{run.arm} is {verdict} by {lifts.amount(abs(lift.mean) - limit)}.")
-    if seen.look:
-        for family, bound in sorted(seen.look.verdict.upper_bounds.items()):
-            if seen.families[family].name == "UNPROVEN":
-                lines.append(
-                    f"dev of {family} could be TRUSTED with a gap of at most 5 % (now at most {100 * float(bound):.1f} %) and four board scores."
-                )
+            lines.append(f"The fresh lift of {run.arm} is {verdict} by {lifts.amount(abs(lift.mean) - limit)}.")
+    if evidence.look:
+        article = family_states.StateRules.of(rules)
+        lines += [
+            f"Dev of {family} can become TRUSTED if the gap is at most {lifts.amount(Fraction(article.small_gap))} with 95 % confidence "
+            f"(now {lifts.show(Fraction(bound))}) and the campaign has at least {article.least_scores} board scores."
+            for family, bound in sorted(evidence.look.verdict.upper_bounds.items())
+            if evidence.families[family].name == family_states.UNPROVEN
+        ]
     return lines

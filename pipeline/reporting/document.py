@@ -1,4 +1,4 @@
-"""How a page is laid out: sections of lines, tables and figures, as text for a terminal or as one HTML file that needs nothing else."""
+"""Lay out a page: sections of lines, tables and figures, as text for a terminal or as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Table = list[list[str]]
 
 @dataclass
 class Section:
-    """A heading with lines, a table (its first row is the header), figures as SVG."""
+    """A heading with lines of text, a table and figures. The first row of the table is its header; each figure is an SVG element."""
 
     title: str
     lines: list[str] = field(default_factory=list)
@@ -20,7 +20,7 @@ class Section:
 
 
 def as_text(page: Sequence[Section]) -> str:
-    """For a terminal."""
+    """The page as text for a terminal, without figures."""
     out = []
     for section in page:
         out += ["", section.title, "-" * len(section.title), *section.lines]
@@ -39,7 +39,7 @@ svg{max-width:100%;margin:.5em 2em .5em 0}li{margin:.15em 0}"""
 
 
 def as_html(page: Sequence[Section]) -> str:
-    """One file that needs nothing else: every text is escaped, no script."""
+    """The page as one HTML file without scripts that loads nothing else. Every text is escaped."""
     out = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(page[0].title)}</title><style>{STYLE}</style>'
     ]

@@ -1,4 +1,4 @@
-"""The three pictures of a decision page, as SVG: arms on dev, fresh and board; each family's dev against its fresh; states by round."""
+"""The three figures of a decision's page, as SVG: arms on dev, fresh and board; each family's dev against its fresh; family states by round."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLOURS = {
 
 @dataclass(frozen=True)
 class Point:
-    """An arm: accuracies from 0 to 1, half its fresh interval, its board score where it has one."""
+    """One arm. `dev`, `fresh` and `board` are accuracies from 0 to 1; `half` is half the width of the 95 % interval of `fresh`."""
 
     name: str
     dev: float
@@ -28,7 +28,7 @@ class Point:
 
 
 def strip(points: Sequence[Point]) -> str:
-    """Circle: dev. Dot with bar: fresh and its 95 % interval. Triangle: board."""
+    """Draw the arms side by side. A circle is dev, a dot with a bar fresh and its 95 % interval, a triangle the board. Empty without arms."""
     if not points:
         return ""
     values = [v for p in points for v in (p.dev, p.fresh - p.half, p.fresh + p.half, p.board) if v is not None]
@@ -55,12 +55,15 @@ def strip(points: Sequence[Point]) -> str:
             at = y(point.board)
             parts.append(f'<path d="M{x + 12:.1f} {at - 5:.1f}l5 9h-10z" fill="#bc4c00"/>')
         parts.append(_text(x, height - 10, point.name, "middle"))
-    parts.append(_text(left, 13, "circle dev, dot fresh (95 %), triangle board"))
+    parts.append(_text(left, 13, "accuracy: circle dev, dot fresh with its 95 % interval, triangle board"))
     return _svg(width, height, parts)
 
 
 def gaps(families: Mapping[str, tuple[float, float]]) -> str:
-    """A row a family: the arms' mean lift over the reference on dev (circle) and on fresh (dot); what is between them is the gap."""
+    """Draw one row for each family: the arms' mean lift over the reference on dev (circle) and on fresh (dot). The distance is the gap.
+
+    `families` maps a family to its lifts (dev, fresh), as differences of accuracies. Empty without families.
+    """
     if not families:
         return ""
     values = [value for pair in families.values() for value in pair] + [0.0]
@@ -81,13 +84,16 @@ def gaps(families: Mapping[str, tuple[float, float]]) -> str:
         parts += [_text(4, y + 4, family), _line(x(dev), y, x(fresh), y, "#afb8c1", 2)]
         parts.append(f'<circle cx="{x(fresh):.1f}" cy="{y}" r="4.5" fill="#0969da"/>')
         parts.append(f'<circle cx="{x(dev):.1f}" cy="{y}" r="4" fill="none" stroke="#57606a" stroke-width="1.6"/>')
-    parts.append(_text(left, 13, "mean lift of the arms by family: circle dev, dot fresh"))
+    parts.append(_text(left, 13, "mean lift of the arms over the reference: circle dev, dot fresh"))
     return _svg(width, height, parts)
 
 
 def timeline(history: Sequence[tuple[str, Mapping[str, str]]]) -> str:
-    """A row a family, a column a round, the colour its state."""
-    families = sorted({family for _, found in history for family in found})
+    """Draw the states: one row for each family, one column for each round; the colour is the state. Empty without families.
+
+    `history` has (round, family -> state) in order.
+    """
+    families = sorted({family for _, states in history for family in states})
     if not families:
         return ""
     width, height, left = 150 + 64 * len(history) + 150, 40 + 22 * len(families), 140
@@ -95,11 +101,11 @@ def timeline(history: Sequence[tuple[str, Mapping[str, str]]]) -> str:
     for row, family in enumerate(families):
         y = 22 + 22 * row
         parts.append(_text(4, y + 14, family))
-        for column, (_, found) in enumerate(history):
-            if state := found.get(family):
+        for column, (_, states) in enumerate(history):
+            if state := states.get(family):
                 box = f'<rect x="{left + 64 * column}" y="{y}" width="60" height="18" rx="3" fill="{COLOURS[state]}">'
                 parts.append(f"{box}<title>{html.escape(f'{family}: {state}')}</title></rect>")
-    used = sorted({state for _, found in history for state in found.values()}, key=list(COLOURS).index)
+    used = sorted({state for _, states in history for state in states.values()}, key=list(COLOURS).index)
     for row, state in enumerate(used):
         x, y = left + 64 * len(history) + 14, 22 + 18 * row
         parts.append(

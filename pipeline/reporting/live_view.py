@@ -1,4 +1,4 @@
-"""What people look at: a live table of arms (a line a change where output goes to a file), and the scores of a round."""
+"""Tables on a terminal: the arms of a running round, the scores of a round, and memory. A file gets one line for each change instead."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ REFRESH_SECONDS = 0.5
 
 @contextmanager
 def follow(rows: Callable[[], list[ArmStatus]]) -> Iterator[Callable[[], None]]:
-    """Gives a function to call often; it looks at most every half second and shows what changed."""
+    """Yield a function that updates the view. Call it often: it reads `rows` at most every half second and shows what has changed."""
     if sys.stdout.isatty():
         from rich.live import Live
 
         with Live(table(rows()), auto_refresh=False) as live:
             yield _seldom(lambda: live.update(table(rows()), refresh=True))
         return
-    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    printed: dict[tuple[str, str], tuple[str, str]] = {}
 
     def print_changes() -> None:
         for row in rows():
             now = (row.state, row.phase)
-            if row.state != "waiting" and seen.get((row.round, row.arm)) != now:
-                seen[row.round, row.arm] = now
+            if row.state != "waiting" and printed.get((row.round, row.arm)) != now:
+                printed[row.round, row.arm] = now
                 print(
                     f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {row.step} {row.detail}".rstrip(),
                     flush=True,
@@ -40,6 +40,7 @@ def follow(rows: Callable[[], list[ArmStatus]]) -> Iterator[Callable[[], None]]:
 
 
 def _seldom(show: Callable[[], None]) -> Callable[[], None]:
+    """A function that calls `show` at most once in REFRESH_SECONDS."""
     last = 0.0
 
     def maybe() -> None:
@@ -52,7 +53,7 @@ def _seldom(show: Callable[[], None]) -> Callable[[], None]:
 
 
 def scores(outcomes: Sequence[Outcome]) -> Any:
-    """A rich table of accuracies in percent: one line an arm, dev and fresh in all and fresh (dev where there is none) by family."""
+    """A rich table of accuracies in percent, one row for each arm: total dev, total fresh, and fresh by family (dev where there is no fresh)."""
     from rich.table import Table
 
     families = sorted({family for outcome in outcomes for marks in outcome.outcomes.values() for family in marks})
@@ -61,15 +62,15 @@ def scores(outcomes: Sequence[Outcome]) -> Any:
         view.add_column(column, justify="left" if column in ("arm", "role") else "right")
     for outcome in outcomes:
         totals = [_percent("".join(outcome.outcomes.get(item_set, {}).values())) for item_set in SETS]
-        shown = outcome.outcomes.get("fresh") or outcome.outcomes.get("dev") or {}
-        by_family = [_percent(shown.get(family, "")) for family in families]
+        detailed = outcome.outcomes.get("fresh") or outcome.outcomes.get("dev") or {}
+        by_family = [_percent(detailed.get(family, "")) for family in families]
         name = outcome.arm if outcome.role not in ("reference", "base") else outcome.role
         view.add_row(name, outcome.role if name == outcome.arm else "", *totals, *by_family)
     return view
 
 
 def footprints(bytes_per_rank: Mapping[str, Mapping[str, int]]) -> Any:
-    """A rich table of bytes on the fullest rank: a row for training and one for decoding."""
+    """A rich table of the memory on the fullest rank, in readable units: one row for training and one for decoding."""
     from rich.table import Table
 
     view = Table(box=None, pad_edge=False)
@@ -82,18 +83,18 @@ def footprints(bytes_per_rank: Mapping[str, Mapping[str, int]]) -> Any:
 
 
 def forecast(expected: Mapping[str, Any] | None) -> str:
-    """Hours and money in a sentence."""
+    """Device-hours and money in a sentence. `expected` is a forecast as plain values, or None where no speed is known."""
     if expected is None:
-        return "hours: not known before a round has measured them, or cluster.capacity says tokens per second"
+        return "The hours are unknown until a round has measured them or cluster.capacity gives tokens per second."
     money = f", {expected['cost']:,.0f} {expected['currency']}" if expected["cost"] else ""
     return (
-        f"hours: {expected['hours']:,.3g} device-hours for {expected['num_arms']} arms{money}; an arm trains "
-        f"{expected['train_hours_per_arm']:,.3g} and is judged {expected['judge_hours_per_arm']:,.3g}; {expected['source']}"
+        f"{expected['num_arms']} arms take {expected['hours']:,.3g} device-hours{money}. Of one arm, training takes "
+        f"{expected['train_hours_per_arm']:,.3g} and judging {expected['judge_hours_per_arm']:,.3g} device-hours ({expected['source']})."
     )
 
 
 def interval(lift: Lift) -> str:
-    """A lift in points with its 95 % interval (1.96 standard errors), for people; decisions use the exact ratio."""
+    """A lift in points with its 95 % interval (1.96 standard errors). It serves only to be shown; decisions use the exact ratio."""
     mean, error = 100 * float(lift.mean), 196 * float(lift.variance) ** 0.5
     return f"{mean:+.1f} points (95 %: {mean - error:+.1f} to {mean + error:+.1f}, {lift.num_items} paired items)"
 

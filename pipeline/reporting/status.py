@@ -1,15 +1,16 @@
-"""What a round is doing, from its files and, where it was submitted, from what Slurm says of its jobs. Files come first.
+"""The state of a round's arms, from their files and, where they were submitted, from what Slurm says about their jobs. Files have precedence.
 
     arm  role     state      node  phase     step     loss   tokens/s  GPU-hours  seconds
     a0   anchor   completed  n3    completed 300/300  0.21   1812      0.4        48
 
-Phases are the marks that a worker writes (`phases.jsonl`); training progress is the trial's own, shown but never believed. States:
+The phases are the marks that a worker writes (`phases.jsonl`). The trial itself reports its training progress, which is shown and never
+believed. The states are:
 
-    waiting      nobody has begun, and no job is known       completed   a score is published, whatever Slurm says
+    waiting      no worker has begun, and no job is known    completed   a score is published, whatever Slurm says
     queued       its job waits                               failed      an outcome without a score is published
-    starting     its job runs, no claim yet                  interrupted stopped with its state saved
-    running      a worker works                              requeued    cut short, and its job waits to go on
-    lost         its job or process ended without a word     unknown     no sign for long, and Slurm does not say
+    starting     its job runs but has not claimed it yet     interrupted it stopped with its state saved
+    running      a worker works                              requeued    it was cut short, and its job waits to resume it
+    lost         its job or process ended unexpectedly       unknown     it gave no sign for ten minutes, and Slurm does not say
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ GROUPS = {
     "decoding": ("generate",),
     "rest": ("check", "seal", "items", "score", "publish"),
 }
-SILENT_SECONDS = 600.0  # after that long without a sign, and without Slurm's word, a running arm is unknown
+SILENT_SECONDS = 600.0  # a running arm without a sign for this long is unknown, unless Slurm says that its job runs
 COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
            "interrupted": "yellow", "requeued": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ArmStatus:
-    """One line of the table; `detail` says why it failed, what its job waits for, or when it may start."""
+    """One row of the table. `detail` says why the arm failed, what its job waits for, or when the job may start."""
 
     round: str
     arm: str
@@ -62,7 +63,7 @@ class ArmStatus:
 
 
 def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | None = None) -> list[ArmStatus]:
-    """Every arm of one round. jobs: "r0001/a3" -> what Slurm says of its newest job."""
+    """The status of every arm of a round. `jobs` maps an arm such as "r0001/a3" to its newest job in Slurm."""
     gpus, known = gpus_of_an_arm(folder.config), jobs or {}
     return [
         _arm_status(folder, arm.name, arm.role, gpus, known.get(f"{folder.name}/{arm.name}"))
@@ -72,18 +73,18 @@ def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | No
 
 @cache
 def gpus_of_an_arm(config: Path) -> int:
-    """0 without GPUs. From the frozen file, which never changes; as plain YAML, for a status must be quick."""
+    """The number of GPUs of an arm; 0 where the site has none. The frozen file never changes; it is read as plain YAML to be quick."""
     chosen = parse_yaml(config.read_text())
     layout = chosen["parallelism"]
     return int(chosen["cluster"]["gpus_per_node"] and layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"])
 
 
 def gpu_hours(campaign: Campaign, folder: Round, rows: Sequence[ArmStatus]) -> dict[str, Any] | None:
-    """Used so far and expected of the whole round, with what the expectation rests on; None where arms have no GPU."""
+    """The GPU-hours used so far and those expected for the whole round, with the source of the forecast; None where arms have no GPU."""
     if not gpus_of_an_arm(folder.config):
         return None
     from pipeline.cluster import forecast
-    from pipeline.config import settings  # not before they are needed: a status must be quick
+    from pipeline.config import settings  # imported late, because a status must be quick
 
     expected = forecast.forecast(settings.load(folder.config), len(rows), campaign.frozen_rounds())
     used = round(sum(row.gpu_hours for row in rows), 3)
@@ -117,14 +118,16 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
 def _state(
     folder: Round, arm: str, attempt: Attempt | None, last: Mapping[str, Any], job: Job | None
 ) -> tuple[str, str]:
-    """(state, detail): files first, then the job, then signs of life."""
+    """(state, detail). Published files decide first, then the job, then the time of the newest sign of life."""
     if results.status_of(folder.published(arm)) == "completed":
         return "completed", ""
     waits = f"{job.reason} {'starts ' + job.expected_start if job.expected_start else ''}".strip() if job else ""
     if attempt is None:
         if job is None:
             return "waiting", ""
-        if job.state == "UNKNOWN":  # Slurm is silent, or has forgotten it: for a while that is nothing
+        if (
+            job.state == "UNKNOWN"
+        ):  # Slurm does not answer or has forgotten the job, which means nothing for some minutes
             silent = time.time() - folder.jobs.stat().st_mtime if folder.jobs.exists() else 0.0
             return ("unknown", f"Slurm does not know job {job.job_id}") if silent > SILENT_SECONDS else ("waiting", "")
         return ("queued", waits) if job.waits else ("starting", "") if job.runs else ("lost", _ended(job))
@@ -137,10 +140,10 @@ def _state(
     if job and job.ended:
         return "lost", _ended(job)
     if _is_dead(attempt):
-        return "lost", "its process is gone"
+        return "lost", "its process has ended"
     silent = time.time() - max(_touched(attempt), last["at"])
     if silent > SILENT_SECONDS and not (job and job.runs):
-        return "unknown", f"no sign for {silent:.0f} s"
+        return "unknown", f"it has given no sign for {silent:.0f} s"
     return "running", ""
 
 
@@ -149,7 +152,7 @@ def _ended(job: Job) -> str:
 
 
 def _is_dead(attempt: Attempt) -> bool:
-    """Whether the worker was a process of this host, outside Slurm, that is no more."""
+    """Whether the worker was a process of this host, outside Slurm, that has ended."""
     try:
         claim = read_json(attempt.claim)
         if claim["host"] != platform.node() or claim["slurm_job_id"]:
@@ -163,17 +166,18 @@ def _is_dead(attempt: Attempt) -> bool:
 
 
 def _touched(attempt: Attempt) -> float:
-    """When the attempt last gave a sign, seconds since the epoch."""
+    """When the attempt last wrote progress or a phase, in seconds since the epoch; 0 before the first."""
     return max((path.stat().st_mtime for path in (attempt.progress, attempt.phases) if path.exists()), default=0.0)
 
 
 def _duration(attempt: Attempt) -> float:
+    """Seconds from the first phase to the newest sign; 0 for an attempt without phases."""
     marks = read_json_lines(attempt.phases) if attempt.phases.exists() else []
     return float(max(marks[-1]["at"], _touched(attempt)) - marks[0]["at"]) if marks else 0.0
 
 
 def _progress(attempt: Attempt) -> tuple[str, str, str]:
-    """("step/of", "loss", "tokens/s") of the newest training line; empty before the first, "?" for what makes no sense."""
+    """("step/of", "loss", "tokens/s") of the newest training line. They are empty before the first line, and "?" where it is malformed."""
     lines = progress_lines(attempt, "train")
     if not lines:
         return "", "", ""
@@ -186,7 +190,7 @@ def _progress(attempt: Attempt) -> tuple[str, str, str]:
 
 
 def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
-    """Seconds of all newest attempts by group of phases: where the time of a round went."""
+    """How the time of rounds was spent: seconds by group of phases, over the newest attempt of every arm."""
     totals = dict.fromkeys(GROUPS, 0.0)
     for folder in rounds:
         for arm in folder.frozen_plan().arms:
@@ -199,10 +203,9 @@ def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
 
 
 def table(rows: Iterable[ArmStatus]) -> Any:
-    """A rich table of arms, for `status` and the live view; a column that says nothing is left out."""
+    """A rich table of arms, for `status` and the live view. Empty columns are left out."""
     from rich.table import Table
 
-    shown = list(rows)
     view = Table(box=None, pad_edge=False)
     right = ("step", "loss", "tokens/s", "GPU-hours", "seconds")
     cells = [
@@ -210,7 +213,7 @@ def table(rows: Iterable[ArmStatus]) -> Any:
          "node": row.node, "job": row.job, "phase": row.phase, "step": row.step, "loss": row.loss,
          "tokens/s": row.tokens_per_second, "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
          "seconds": f"{row.seconds:.0f}", "detail": row.detail}
-        for row in shown
+        for row in rows
     ]  # fmt: skip
     columns = [name for name in (cells[0] if cells else ()) if any(cell[name] for cell in cells)]
     for column in columns:
@@ -221,4 +224,5 @@ def table(rows: Iterable[ArmStatus]) -> Any:
 
 
 def as_json(rows: Iterable[ArmStatus]) -> list[dict[str, Any]]:
+    """The rows as plain values."""
     return [asdict(row) for row in rows]

@@ -1,1 +1,1 @@
-"""The substrate image (built, verified, mounted, forked) and the sandbox in which a process of it runs confined."""
+"""Build, verify, mount and fork the substrate image, and run processes of it confined."""

@@ -1,8 +1,9 @@
-"""What a sandbox must be given on a node with GPUs, and nothing else of /dev: device nodes, driver libraries, shared memory, fabric.
+"""What a sandbox needs on a node with GPUs: device nodes, driver libraries, shared memory and the network between nodes, and nothing else.
 
-Slurm's cgroup decides which nodes of /dev a job may open; those that open are bound. A driver's libraries lie where the loader finds
-them, mostly below /usr, which every sandbox has; a folder elsewhere (/usr/local/nvidia of a container, /opt) is bound and named. NCCL
-learns the topology from /sys and talks through /dev/shm on a node, through /dev/infiniband between nodes (network level `fabric`).
+Slurm's cgroup decides which nodes of /dev a job may open, and those that open are bound. A driver's libraries lie where the loader finds
+them, mostly below /usr, which every sandbox has. A folder elsewhere (/usr/local/nvidia of a container, /opt) is bound and added to
+LD_LIBRARY_PATH. NCCL reads the topology from /sys. It communicates through /dev/shm on a node and through /dev/infiniband between
+nodes (network level `fabric`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PASSED_PREFIXES = ("NCCL_", "FI_", "UCX_")  # a site's network variables, set in
 
 @dataclass(frozen=True)
 class NodeDevices:
-    """Arguments of a `Sandbox`: devices, further read-only binds, variables."""
+    """The arguments of a `Sandbox` for this node: devices, further read-only binds, variables."""
 
     devices: tuple[str, ...] = ()
     read_only: Mapping[str, Path] = field(default_factory=dict)
@@ -36,9 +37,9 @@ class NodeDevices:
 
 
 def of_node(gpus_per_node: int, network: str, dev: Path = Path("/dev")) -> NodeDevices:
-    """What this node's sandboxes get; nothing where the site's file says that it has no GPUs.
+    """What sandboxes on this node get. It is empty where the site's file says that a node has no GPUs.
 
-    Raises WorkFailed when it should have GPUs and shows none that open.
+    Raises WorkFailed where the node should have GPUs and none of them can be opened.
     """
     if not gpus_per_node:
         return NodeDevices()
@@ -46,8 +47,8 @@ def of_node(gpus_per_node: int, network: str, dev: Path = Path("/dev")) -> NodeD
     if not any(Path(path).name.removeprefix("nvidia").isdigit() for path in gpus):
         there = ", ".join(sorted(path.name for path in dev.glob("nvidia*"))) or "none"
         raise WorkFailed(
-            f"cluster.gpus_per_node = {gpus_per_node}, and no GPU opens here (below {dev}: {there})",
-            "Ask Slurm for GPUs (cluster.gpus_per_node becomes --gpus-per-node), or look at the node with nvidia-smi",
+            f"cluster.gpus_per_node = {gpus_per_node}, but this job can open no GPU on this node ({dev} has: {there})",
+            "Request GPUs from Slurm (cluster.gpus_per_node becomes --gpus-per-node), or check the node with nvidia-smi",
         )
     fabric = _openable(dev, FABRIC_NODES) if network == "fabric" else ()
     drivers = {folder: Path(folder) for folder in DRIVER_FOLDERS if Path(folder).is_dir()}
@@ -57,16 +58,16 @@ def of_node(gpus_per_node: int, network: str, dev: Path = Path("/dev")) -> NodeD
 
 
 def passed(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of the job that a trial's communication needs; none of them is a secret."""
+    """The variables of the job that a trial needs to communicate. None of them is a secret."""
     return {
         name: value for name, value in sorted(environment.items()) if name in PASSED or name.startswith(PASSED_PREFIXES)
     }
 
 
 def _openable(dev: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """Paths that this job may open; folders of nodes count whole."""
-    found = sorted({path for pattern in patterns for path in dev.glob(pattern)})
-    return tuple(str(path) for path in found if path.is_dir() or _opens(path))
+    """The device nodes that this job may open, and the folders of nodes, which are not examined further."""
+    paths = sorted({path for pattern in patterns for path in dev.glob(pattern)})
+    return tuple(str(path) for path in paths if path.is_dir() or _opens(path))
 
 
 def _opens(path: Path) -> bool:

@@ -1,7 +1,7 @@
-"""What a sandbox writes in all. A limit on a file's size binds no two files, and quotas are root's: so somebody looks now and then.
+"""Bound the total that a sandbox writes. Per-file limits do not bound the total and quotas need root, so we poll the disk usage with `du`.
 
-`du` looks, because it walks trees that are deeper than any path, and counts a hard link once. Space of a file without a name that a
-process keeps open is not seen, nor what is written between two looks.
+`du` walks trees that are deeper than any path may be long, and counts a hard link once. It misses what is written between two polls, and the
+space of a file without a name that a process keeps open.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-PAUSE_SECONDS = 1.0  # between two looks, or twenty times what the last one took
+PAUSE_SECONDS = 1.0  # between two counts, or twenty times as long as the last count took
 COUNTS = {"bytes": ("--block-size=1",), "files": ("--inodes",)}
 
 
-class Spending:
-    """Looks at `folders` and at the log, which the command fills too. Limits hold for what was added since the start.
+class DiskUsage:
+    """Counts the bytes and files that are added to `folders`, and the bytes of the log, since the start.
 
-    size_bytes: None allows half of what is free at the start.
+    Without `size_bytes`, half of the space that is free at the start is allowed.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class Spending:
         self._count = ""
         self._du: subprocess.Popen[bytes] | None = None
 
-    def over(self) -> str:
-        """Says in a few words what was too much; empty while nothing is. Call it often: it never waits."""
+    def excess(self) -> str:
+        """What exceeds its limit, in a few words; an empty string while nothing does. Call it often: it never waits."""
         if self._log.stat().st_size > self._log_limit:
-            return f"a log of more than {self._log_limit} bytes"
+            return f"the log has more than the {self._log_limit} bytes that are allowed"
         if self._du is None:
             if self._folders and time.monotonic() >= self._next:
-                self._look()
+                self._start_count()
             return ""
         if self._du.poll() is None:
             return ""
@@ -51,23 +51,24 @@ class Spending:
             lines = answer.read().split(b"\n")
         self._du = None
         now = time.monotonic()
-        # The second count of the start comes at once; what is spent until then is not counted.
+        # The first count of files follows the first count of bytes at once; what is written until then is not counted.
         self._next = now + max(PAUSE_SECONDS, 20 * (now - self._began)) if len(self._before) == len(COUNTS) else now
-        if len(lines) < 2:  # it was killed; the next look will tell
+        if len(lines) < 2:  # du was killed; the next count replaces this one
             return ""
-        total = int(lines[-2].split()[0])  # the last line, also where files went while it looked
-        spent = total - self._before.setdefault(self._count, total)
+        total = int(lines[-2].split()[0])  # the total is the last line, even if files vanished during the count
+        added = total - self._before.setdefault(self._count, total)
         limit = self._limits[self._count]
-        return f"{spent} {self._count} written, {limit} are allowed" if spent > limit else ""
+        return f"{added} {self._count} were written, and {limit} are allowed" if added > limit else ""
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop counting."""
         if self._du is not None:
             self._du.kill()
             self._du.communicate()
             self._du = None
 
-    def _look(self) -> None:
+    def _start_count(self) -> None:
+        """Start `du` for the next of bytes and files, which take turns."""
         self._count, self._began = next(self._counts), time.monotonic()
         command = ["du", "-sc", *COUNTS[self._count], "--", *self._folders]
         quiet = subprocess.DEVNULL
@@ -77,5 +78,5 @@ class Spending:
 
 
 def _free_bytes(folder: Path) -> int:
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize

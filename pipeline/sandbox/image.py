@@ -1,22 +1,22 @@
-"""The substrate as one squashfs image: digest, build, verify, mount read-only, fork.
+"""The substrate as one squashfs image: compute its digest, build, verify, mount read-only, fork.
 
-An image's identity is its tree digest: the sha256 over every path of the payload in byte order, with git's mode strings
-(`040755` folder, `100644` file, `100755` executable, `120000` symlink) and each file's sha256 or link target. Owners,
-times, umask, hard links and compression do not enter it, so an unpacked copy, a kernel mount and a FUSE mount agree.
-The sha256 of the .sqsh file only guards transport: it stands in the manifest beside the image (`substrate.sqsh.json`),
-finds a flipped or missing byte before anything parses the file, and proves nothing about what the payload is.
+An image's identity is its tree digest: the sha256 over every path of the payload in byte order, with git's mode strings (`040755` folder,
+`100644` file, `100755` executable, `120000` symlink) and each file's sha256 or link target. Owners, times, umask, hard links and
+compression do not enter it, so an unpacked copy, a kernel mount and a FUSE mount have the same digest. The sha256 of the .sqsh file
+stands in the manifest beside the image (`substrate.sqsh.json`). It only finds a damaged or truncated file before anything parses it,
+and proves nothing about the payload.
 
-What the node has decides how an image is mounted (`choose_backend`); the choice is part of the returned record.
+`choose_backend` decides from what the node offers how an image is mounted. The choice is part of the returned record.
 
-    loop        kernel squashfs, for root of the machine
+    loop        the kernel's squashfs, for root of the machine
     squashfuse  for an ordinary user with /dev/fuse, inside a user namespace
-    unpack      with neither: unsquashfs to node-local scratch, bound read-only
+    unpack      with neither of these: unsquashfs to node-local scratch, bound read-only
 
-A fork is a writable view for one trial: a kernel overlay over the pristine mount, else fuse-overlayfs, else a plain
-copy. Its upper layer lies in node-local scratch, because Lustre and NFS cannot carry one.
+A fork is a writable view for one trial: a kernel overlay over the pristine mount, else fuse-overlayfs, else a plain copy. Its upper layer
+lies in node-local scratch, because Lustre and NFS cannot hold one.
 
-All mounts go into the private mount namespace of the calling process (namespace.py); outside one nothing is mounted.
-Files in scratch outlive a SIGKILL; mounts do not.
+All mounts are made in the private mount namespace of the calling process (namespace.py); outside one, nothing is mounted. After a SIGKILL
+files in scratch stay and mounts do not.
 """
 
 import json
@@ -45,7 +45,7 @@ BACKENDS = ("loop", "squashfuse", "unpack")
 FORK_BACKENDS = ("overlay", "fuse-overlayfs", "copy")
 MANIFEST_SCHEMA = 1
 MOUNT_OPTIONS = "nosuid,nodev"
-# With these the bytes do not depend on run, thread count, owner, time, umask or hard links.
+# With these flags the bytes do not depend on the run, the thread count, owners, times, umask or hard links.
 BUILD_FLAGS = (
     *("-noappend", "-quiet", "-no-progress", "-comp", "zstd", "-no-xattrs", "-no-exports", "-no-hardlinks"),
     *("-all-root", "-root-mode", "0755", "-mkfs-time", "0", "-all-time", "0"),
@@ -57,7 +57,7 @@ BUILD_FLAGS = (
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """The manifest of an image: its identity, the transport checksum of the file, and what made it."""
+    """The manifest of an image: its identity (`tree_digest`), the checksum and size of the file, and the program that built it."""
 
     tree_digest: str
     sqsh_sha256: str
@@ -75,27 +75,27 @@ class Mount:
     backend: str
 
     def verify(self) -> None:
-        """Read the whole tree again. Raises IntegrityError when it is not what it was mounted as."""
+        """Read the whole tree again. Raises IntegrityError where its digest has changed since it was mounted."""
         _expect(self.root, "tree digest", self.tree_digest, tree_digest(self.root))
 
 
 @dataclass(frozen=True)
 class Fork:
-    """A writable view of an image at `root`, made by `backend`. Nothing in it is ever believed."""
+    """A writable view of an image at `root`, made by `backend`. A trial may change anything in it, so nothing in it is believed."""
 
     root: Path
     backend: str
 
 
 def build(payload_dir: Path, out_sqsh: Path) -> ImageInfo:
-    """Pack `payload_dir` into `out_sqsh` and write its manifest beside it; equal payloads give equal bytes.
+    """Pack `payload_dir` into `out_sqsh` and write the manifest beside it. Equal payloads give equal bytes.
 
-    The tree digest is taken from the folder: a payload that changes while it is packed is refused at the first mount.
+    The tree digest is taken from the folder, so the first mount refuses an image whose payload changed while it was packed.
 
-    Raises NotFound without the folder or mksquashfs, ConfigError as `tree_digest`, WorkFailed when packing fails.
+    Raises NotFound without the folder or mksquashfs, ConfigError for a file that `tree_digest` refuses, and WorkFailed where packing fails.
     """
     if not payload_dir.is_dir():
-        raise NotFound(f"no payload folder {payload_dir}")
+        raise NotFound(f"There is no payload folder {payload_dir}")
     digest = tree_digest(payload_dir)
     num_files = sum(stat.S_ISREG((payload_dir / name).lstat().st_mode) for name in walk(payload_dir))
     builder = run_program("mksquashfs", "-version").splitlines()[0]
@@ -104,7 +104,7 @@ def build(payload_dir: Path, out_sqsh: Path) -> ImageInfo:
         run_program("mksquashfs", str(payload_dir), str(aside), *BUILD_FLAGS)
         info = ImageInfo(digest, file_digest(aside), num_files, aside.stat().st_size, builder)
         _publish(aside, out_sqsh)
-        # The manifest comes second: in between, the old one refuses the new image, which is the safe way round.
+        # The manifest is written second. Until then the old manifest refuses the new image, which is the safe order.
         aside.write_text(json.dumps({"schema": MANIFEST_SCHEMA, **asdict(info)}, indent=1, sort_keys=True) + "\n")
         _publish(aside, _manifest_path(out_sqsh))
     finally:
@@ -113,14 +113,19 @@ def build(payload_dir: Path, out_sqsh: Path) -> ImageInfo:
 
 
 def show(sqsh: Path) -> ImageInfo:
-    """What the manifest beside `sqsh` claims. Raises NotFound without one, IntegrityError for an unknown schema."""
+    """Read the manifest beside `sqsh` without checking the image.
+
+    Raises NotFound where the image or its manifest is absent, and IntegrityError where the manifest is malformed or has an unknown schema.
+    """
     path = _manifest_path(sqsh)
     if not sqsh.exists():
         raise NotFound(
-            f"no image {sqsh}", "`python -m pipeline image build` makes one; a campaign has its own in image/"
+            f"There is no image {sqsh}", "`python -m pipeline image build` makes one; a campaign has its own in image/"
         )
     if not path.is_file():
-        raise NotFound(f"no image manifest {path}", "copy the .json along with the image, or build it again")
+        raise NotFound(
+            f"There is no image manifest {path}", "Copy the .json file with the image, or build the image again"
+        )
     try:
         fields = strict_json.read(path.read_bytes())
         if fields.pop("schema") != MANIFEST_SCHEMA:
@@ -131,9 +136,9 @@ def show(sqsh: Path) -> ImageInfo:
 
 
 def verify(sqsh: Path, expected_tree_digest: str, scratch_dir: Path | None = None) -> ImageInfo:
-    """Check manifest, bytes and content of an image by unpacking it into `scratch_dir` (TMPDIR where None).
+    """Check the manifest, the bytes and the content of an image, which is unpacked into `scratch_dir` (None: TMPDIR).
 
-    Raises IntegrityError naming the image, what was expected and what was found; NotFound without the image.
+    Raises IntegrityError, which names the image, the expected and the actual digest, and NotFound without the image.
     """
     info = _verify_file(sqsh, expected_tree_digest)
     with tempfile.TemporaryDirectory(prefix="verify-", dir=scratch_dir) as folder:
@@ -143,7 +148,7 @@ def verify(sqsh: Path, expected_tree_digest: str, scratch_dir: Path | None = Non
 
 
 def choose_backend() -> str:
-    """The fastest mount backend that this node and user have. A kernel module that is not loaded counts as absent."""
+    """The fastest mount backend that is available on this node to this user. A kernel module that is not loaded counts as absent."""
     has_squashfs = "\tsquashfs\n" in Path("/proc/filesystems").read_text()
     if is_machine_root() and has_squashfs and os.path.exists("/dev/loop-control"):
         return "loop"
@@ -154,9 +159,10 @@ def choose_backend() -> str:
 
 @contextmanager
 def mounted(sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: str | None = None) -> Iterator[Mount]:
-    """The pristine image, read-only below `scratch_dir`; verified on entry and, unless the body raised, on exit.
+    """Mount the pristine image read-only below `scratch_dir`. It is verified on entry and, unless the body raises, on exit.
 
-    Raises IntegrityError as `verify`, ConfigError outside a private namespace, WorkFailed when the backend fails.
+    Raises IntegrityError as `verify` does, ConfigError outside a private namespace or for an unknown backend, and WorkFailed where the
+    backend fails.
     """
     backend = backend or choose_backend()
     require_private_namespace()
@@ -168,14 +174,14 @@ def mounted(sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: s
         if backend == "loop":
             mount(stack, root, "-t", "squashfs", "-o", f"loop,ro,{MOUNT_OPTIONS}", str(sqsh))
         elif backend == "squashfuse":
-            # allow_other: the trial's uid reads this mount too, and FUSE otherwise serves only the one that mounted it.
+            # The trial's uid reads this mount too. Without allow_other FUSE serves only the user who mounted it.
             serve_fuse(stack, root, "squashfuse", "-f", "-o", f"ro,allow_other,{MOUNT_OPTIONS}", str(sqsh))
         elif backend == "unpack":
             _unpack(sqsh, folder / "payload")
             mount(stack, root, "--bind", str(folder / "payload"))
             run_program("mount", "-o", f"remount,bind,ro,{MOUNT_OPTIONS}", str(root))
         else:
-            raise ConfigError(f"no mount backend {backend!r}", f"valid: {', '.join(BACKENDS)}")
+            raise ConfigError(f"There is no mount backend {backend!r}", f"Use one of {', '.join(BACKENDS)}")
         pristine = Mount(root, expected_tree_digest, backend)
         pristine.verify()
         yield pristine
@@ -184,12 +190,12 @@ def mounted(sqsh: Path, expected_tree_digest: str, scratch_dir: Path, backend: s
 
 @contextmanager
 def forked(pristine: Mount, scratch_dir: Path, owner: int, backend: str | None = None) -> Iterator[Fork]:
-    """A fork of `pristine` below `scratch_dir` in which uid `owner` may change everything; deleted on exit.
+    """Fork `pristine` below `scratch_dir`. The uid `owner` may change everything in the fork, which is deleted on exit.
 
-    Raises ConfigError for an unknown backend, WorkFailed when the named one, or every one, fails here.
+    Raises ConfigError for an unknown backend, and WorkFailed where the given backend, or without one every backend, fails on this node.
     """
     if backend is not None and backend not in FORK_BACKENDS:
-        raise ConfigError(f"no fork backend {backend!r}", f"valid: {', '.join(FORK_BACKENDS)}")
+        raise ConfigError(f"There is no fork backend {backend!r}", f"Use one of {', '.join(FORK_BACKENDS)}")
     failures = []
     for candidate in FORK_BACKENDS if backend is None else (backend,):
         with ExitStack() as stack:
@@ -201,7 +207,7 @@ def forked(pristine: Mount, scratch_dir: Path, owner: int, backend: str | None =
                 continue
             yield Fork(folder / "root", candidate)
             return
-    raise WorkFailed(f"no fork of {pristine.root} in {scratch_dir}: {'; '.join(failures)}")
+    raise WorkFailed(f"{pristine.root} could not be forked in {scratch_dir}: {'; '.join(failures)}")
 
 
 def _fork_by(backend: str, stack: ExitStack, lower: Path, folder: Path, owner: int) -> None:
@@ -213,15 +219,16 @@ def _fork_by(backend: str, stack: ExitStack, lower: Path, folder: Path, owner: i
             path.mkdir(mode=0o755)
         layers = f"lowerdir={lower},upperdir={upper},workdir={work},{MOUNT_OPTIONS}"
         if backend == "overlay":
-            # A user namespace may not write trusted.* attributes. With metacopy, _give copies no file's content.
+            # A user namespace may not write trusted.* attributes. With metacopy, _give_to copies no file's content.
             attributes = "metacopy=on" if is_machine_root() else "userxattr"
             mount(stack, root, "-t", "overlay", "-o", f"{layers},{attributes}", "overlay")
         else:
             serve_fuse(stack, root, "fuse-overlayfs", "-f", "-o", f"{layers},allow_other")
-    _give(root, owner)
+    _give_to(root, owner)
 
 
-def _give(root: Path, owner: int) -> None:
+def _give_to(root: Path, owner: int) -> None:
+    """Make `owner` the owner of everything below `root`, unless this process runs as `owner`."""
     if owner != os.geteuid():
         for path in (root, *(root / name for name in walk(root))):
             os.chown(path, owner, owner, follow_symlinks=False)
@@ -229,16 +236,16 @@ def _give(root: Path, owner: int) -> None:
 
 def _verify_file(sqsh: Path, expected_tree_digest: str) -> ImageInfo:
     if not sqsh.is_file():
-        raise NotFound(f"no image {sqsh}")
+        raise NotFound(f"There is no image {sqsh}")
     info = show(sqsh)
     _expect(sqsh, "tree digest in the manifest", expected_tree_digest, info.tree_digest)
     _expect(sqsh, "sha256 of the file", info.sqsh_sha256, file_digest(sqsh))
     return info
 
 
-def _expect(path: Path, what: str, expected: str, found: str) -> None:
-    if found != expected:
-        raise IntegrityError(f"{path}: {what} is {found}, expected {expected}", "copy or build the image again")
+def _expect(path: Path, what: str, expected: str, actual: str) -> None:
+    if actual != expected:
+        raise IntegrityError(f"{path}: the {what} is {actual}, expected {expected}", "Copy or build the image again")
 
 
 def _manifest_path(sqsh: Path) -> Path:
@@ -246,6 +253,7 @@ def _manifest_path(sqsh: Path) -> Path:
 
 
 def _publish(aside: Path, path: Path) -> None:
+    """Move a file that is whole on disk to its place, so that no reader sees a part of it."""
     with open(aside, "rb") as file:
         os.fsync(file.fileno())
     os.replace(aside, path)

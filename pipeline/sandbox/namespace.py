@@ -1,13 +1,13 @@
-"""The private mount namespace of a worker: every mount that the pipeline makes goes into one.
+"""The private mount namespace of a worker, in which the pipeline makes every mount.
 
-A mount made on the host outlives a worker that is killed. One made in a private namespace goes when the last process in
-it ends, whichever way that happens. So a worker re-executes itself once, right at its start:
+A mount on the host outlives a worker that is killed. A mount in a private namespace vanishes when the last process in the namespace ends, in
+whatever way that happens. A worker therefore executes itself again at its start:
 
     enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
 
-Root of the machine unshares only its mounts. An ordinary user unshares the user namespace with them and is root in
-there: kernel overlays, bind mounts and FUSE work, kernel squashfs does not. A FUSE daemon is a process that would keep
-the namespace alive; it gets SIGKILL when the thread that started it ends, so mount from the main thread.
+Root of the machine unshares only its mounts. An ordinary user also unshares the user namespace and is root inside it: kernel overlays, bind
+mounts and FUSE work there, kernel squashfs does not. A FUSE daemon is a process that would keep the namespace alive. It gets SIGKILL
+when the thread that started it ends, so mount from the main thread.
 """
 
 import itertools
@@ -24,18 +24,18 @@ from pipeline.campaign.errors import ConfigError, NotFound, WorkFailed
 NOBODY = 65534
 MARK = "PIPELINE_PRIVATE_NAMESPACE"
 FUSE_START_SECONDS = 10.0
-# Slurm signals every process of a job that is requeued or cancelled, a terminal every process in its foreground. Only the worker
-# listens: it has the trial save its state. What is started with this goes on meanwhile, and ends by SIGKILL alone.
+# Slurm signals every process of a job that is requeued or cancelled, and a terminal every process in its foreground. Only the worker may
+# react, because it has the trial save its state. A program that is started with these words ignores such signals; only SIGKILL ends it.
 UNMOVED = ("/usr/bin/env", "--ignore-signal=TERM,INT,HUP,USR1,USR2")
 
 
 def enter_private_namespace(argv: Sequence[str]) -> None:
-    """Replace this process by `argv` in a private mount namespace; return at once where it is already in one.
+    """Replace this process by `argv` in a private mount namespace. Return at once where it is already in one.
 
-    The process keeps its pid, so the scheduler's signals still find it. For an ordinary user `os.getuid()` is 0 from
-    then on: commands that tell a daemon who is calling, such as sbatch, must run outside.
+    The process keeps its pid, so the scheduler's signals still reach it. For an ordinary user `os.getuid()` is 0 from then on, so
+    commands that identify their caller to a daemon, such as sbatch, must run outside.
 
-    Raises FileNotFoundError without util-linux. Where user namespaces are switched off, unshare says so and exits 1.
+    Raises FileNotFoundError without util-linux. Where user namespaces are disabled, unshare says so and exits with code 1.
     """
     if in_private_namespace():
         return
@@ -44,36 +44,38 @@ def enter_private_namespace(argv: Sequence[str]) -> None:
 
 
 def privately(argv: Sequence[str]) -> list[str]:
-    """The command that starts a child in a private mount namespace at once, a Python's start sooner than if it went there itself."""
+    """The command that starts `argv` in a private mount namespace. A Python child starts sooner than if it called
+    `enter_private_namespace` itself, because it starts only once.
+    """
     return ["sh", "-c", f'export {MARK}="$$ {_mount_namespace()}"; exec "$@"', "sh", *_unshare(argv)]
 
 
 def _unshare(argv: Sequence[str]) -> list[str]:
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    # Slave, not private: what the host mounts later (automounted homes) still appears, and ours never goes out.
+    # `slave` instead of `private`: later mounts of the host (automounted homes) still appear here, and ours never appear on the host.
     return ["unshare", *as_user, "--mount", "--propagation", "slave", "--", *argv]
 
 
 def in_private_namespace() -> bool:
-    """Whether `enter_private_namespace` has brought this very process into a namespace of its own."""
-    # The mark names a pid and the namespace outside, so that one inherited by another process means nothing.
+    """Whether `enter_private_namespace` has brought this process into a private namespace."""
+    # The mark names a pid and the outer namespace, so a mark that another process inherited has no effect.
     pid, _, outside = os.environ.get(MARK, "").partition(" ")
     return pid == str(os.getpid()) and outside != _mount_namespace()
 
 
 def require_private_namespace() -> None:
-    """Raises ConfigError where a mount would be seen by the host and outlive this process."""
+    """Raises ConfigError outside a private namespace, where a mount would appear on the host and outlive this process."""
     if not in_private_namespace():
-        raise ConfigError("images and sandboxes need a private mount namespace", "call enter_private_namespace first")
+        raise ConfigError("Images and sandboxes need a private mount namespace", "Call enter_private_namespace first")
 
 
 def is_machine_root() -> bool:
-    """Root of the initial user namespace, not a user who is mapped to root in a namespace of its own."""
+    """Whether this process is root of the initial user namespace, and not a user who is mapped to root in another one."""
     return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split() == ["0", "0", "4294967295"]
 
 
 def trial_uid() -> int:
-    """The uid that confined processes get: nobody where this process may become it, else this process's own."""
+    """The uid of confined processes: that of nobody (65534) where this process may change to it, else its own."""
     for line in Path("/proc/self/uid_map").read_text().splitlines():
         first, _, count = map(int, line.split())
         if os.geteuid() == 0 and first <= NOBODY < first + count:
@@ -82,33 +84,35 @@ def trial_uid() -> int:
 
 
 def run_program(program: str, *arguments: str) -> str:
-    """Run a system program and return its output. Raises NotFound where it is missing, WorkFailed when it fails."""
-    # SOURCE_DATE_EPOCH would clash with the time flags of mksquashfs.
+    """Run a system program and return its output. Raises NotFound where it is not installed, WorkFailed where it fails."""
+    # SOURCE_DATE_EPOCH would conflict with the time flags of mksquashfs.
     env = {name: value for name, value in os.environ.items() if name != "SOURCE_DATE_EPOCH"}
     command = [program, *arguments]
     try:
         done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise NotFound(
-            f"no program {program}", "`make setup` installs it on this node, or says what to install"
+            f"There is no program {program} on this node", "`make setup` installs it, or names the package to install"
         ) from error
     if done.returncode != 0:
-        raise WorkFailed(f"{' '.join(command)} exited {done.returncode}: {(done.stderr or done.stdout).strip()}")
+        raise WorkFailed(
+            f"{' '.join(command)} exited with code {done.returncode}: {(done.stderr or done.stdout).strip()}"
+        )
     return done.stdout
 
 
 def mount(stack: ExitStack, root: Path, *arguments: str) -> None:
-    """mount(8) on `root` until `stack` closes."""
+    """Call mount(8) on `root`; `stack` unmounts it. Raises as `run_program` does."""
     run_program("mount", *arguments, str(root))
-    # Lazy: a mount in use leaves this namespace now, and the machine with its last user.
+    # A lazy unmount removes a mount in use from this namespace now, and frees it when its last user ends.
     stack.callback(run_program, "umount", "--lazy", str(root))
 
 
 def serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
-    """Run a FUSE daemon in the foreground on `root` until `stack` closes. Raises WorkFailed when it does not mount."""
+    """Run a FUSE daemon on `root` until `stack` closes. Raises WorkFailed where it has not mounted `root` after ten seconds."""
     with tempfile.TemporaryFile() as log:
-        dies_with_us = (*UNMOVED, "setpriv", "--pdeathsig", "KILL")
-        daemon = subprocess.Popen([*dies_with_us, *command, root], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        ends_with_thread = (*UNMOVED, "setpriv", "--pdeathsig", "KILL")
+        daemon = subprocess.Popen([*ends_with_thread, *command, root], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         stack.callback(daemon.wait)
         stack.callback(daemon.kill)
         deadline = time.monotonic() + FUSE_START_SECONDS
@@ -122,7 +126,7 @@ def serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
 
 @contextmanager
 def scratch_folder(scratch_dir: Path | str | None, prefix: str) -> Iterator[Path]:
-    """A new folder that only this process's user may enter, removed afterwards with all that a trial left there."""
+    """A new folder that only this process's user may enter. It is removed afterwards, with everything that a trial left in it."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_dir))
     try:
         yield folder
@@ -131,15 +135,15 @@ def scratch_folder(scratch_dir: Path | str | None, prefix: str) -> Iterator[Path
 
 
 def remove_tree(folder: Path) -> None:
-    """Remove what a trial wrote. Not shutil.rmtree: it recurses, and a trial may nest folders deeper than Python's stack."""
-    # Errors are ignored: left-overs in scratch cost space, and must not hide what became of the trial.
+    """Remove a folder that a trial wrote, with `rm`: shutil.rmtree recurses, and a trial may nest folders deeper than Python's stack."""
+    # Errors are ignored: files left in scratch only cost space, and must not hide how the trial ended.
     subprocess.run(["rm", "-rf", "--", str(folder)], stdin=subprocess.DEVNULL, capture_output=True)
 
 
 class Staging:
-    """A tmpfs in which the sources of binds appear under numbers, for a process of another uid to bind them again.
+    """A tmpfs in which the sources of binds appear under numbers, so that a process with another uid can bind them again.
 
-    It lies in /tmp, because that uid must be able to walk there; of the sources it needs to reach only what they hold.
+    It lies in /tmp, because that uid must be able to enter every folder on the way. It cannot always do so for the sources themselves.
     """
 
     def __init__(self) -> None:
@@ -148,6 +152,7 @@ class Staging:
         run_program("mount", "-t", "tmpfs", "-o", "mode=0755,size=1m", "sandbox", self._folder)
 
     def bind(self, source: Path) -> str:
+        """Bind a file or folder. Returns its path in the staging folder."""
         target = next(self._targets)
         if source.is_dir():
             target.mkdir()
@@ -157,13 +162,15 @@ class Staging:
         return str(target)
 
     def write(self, text: str) -> str:
+        """Write a file that everybody may read. Returns its path in the staging folder."""
         target = next(self._targets)
         target.write_text(text)
         target.chmod(0o644)
         return str(target)
 
     def remove(self) -> None:
-        # Lazy takes the binds along. A sandbox that runs has its own copy of them.
+        """Unmount and remove the folder. A running sandbox keeps its own copy of the binds."""
+        # A lazy unmount includes the binds below.
         run_program("umount", "--lazy", self._folder)
         os.rmdir(self._folder)
 

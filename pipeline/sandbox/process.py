@@ -1,4 +1,4 @@
-"""A sandbox that runs: bubblewrap started, followed to its end, its limits of time and space kept, and killed whole."""
+"""A running sandbox: start bubblewrap, enforce the limits of time and disk space, and kill everything inside."""
 
 import ctypes
 import os
@@ -15,10 +15,10 @@ from typing import Any
 
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import NotFound, WorkFailed
-from pipeline.sandbox.disk_usage import Spending
+from pipeline.sandbox.disk_usage import DiskUsage
 from pipeline.sandbox.namespace import UNMOVED, Staging
 
-LOOK_SECONDS = 0.5  # between two looks at what is written, where nobody polls
+POLL_SECONDS = 0.5  # between two polls of the disk usage in `wait`
 LIBC = ctypes.CDLL(None)
 KEYCTL = {"x86_64": 250, "aarch64": 219}  # the system call's number
 JOIN_SESSION_KEYRING = 1
@@ -27,17 +27,17 @@ JOIN_SESSION_KEYRING = 1
 class Confined:
     """A running sandbox. `poll` and `wait` enforce its limits of time and space; leaving a `with` block kills what runs.
 
-    `returncode` is the command's, 128 + n when signal n ended it; `timed_out` tells that the wall limit did, `overspent`
-    that too much was written, and of what.
+    `returncode` is the command's exit code, or 128 + n where signal n ended it. `timed_out` says whether the wall limit ended it, and
+    `overspent` which limit on what it writes did (empty: none).
     """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], init: int, staging: Staging, deadline: float, spending: Spending
+        self, process: subprocess.Popen[bytes], init: int, staging: Staging, deadline: float, disk_usage: DiskUsage
     ) -> None:
         self.returncode: int | None = None
         self.timed_out = False
         self.overspent = ""
-        self._spending = spending
+        self._disk_usage = disk_usage
         self._process = process
         self._init = init  # a pidfd of the sandbox's pid 1: readable when that, and so every process inside, is gone
         self._staging = staging
@@ -57,33 +57,34 @@ class Confined:
             elif time.monotonic() > self._deadline:
                 self.timed_out = True
                 self.kill()
-            elif overspent := self._spending.over():
+            elif overspent := self._disk_usage.excess():
                 self.overspent = overspent
                 self.kill()
         return self.returncode
 
     def wait(self) -> int:
-        """Wait for the end, or kill at the wall limit; the exit code."""
+        """Wait for the end and return the exit code. The sandbox is killed at a limit."""
         while self.poll() is None:
-            self._is_over(min(LOOK_SECONDS, max(0.0, self._deadline - time.monotonic())))
+            self._is_over(min(POLL_SECONDS, max(0.0, self._deadline - time.monotonic())))
         assert self.returncode is not None
         return self.returncode
 
     def kill(self) -> None:
-        """Kill every process inside and return when none is left."""
+        """Kill every process inside, and return when none is left."""
         if self.returncode is None:
-            with suppress(ProcessLookupError):  # it may have ended by itself just now
+            with suppress(ProcessLookupError):  # it may have ended by itself a moment ago
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)
             self._finish()
 
     def _is_over(self, seconds: float | None) -> bool:
+        """Wait for the end for at most `seconds` (None: without a limit). Returns whether no process inside is left."""
         gone = select.poll()
         gone.register(self._init, select.POLLIN)
         return bool(gone.poll(None if seconds is None else seconds * 1000))
 
     def _finish(self) -> None:
-        # bubblewrap returns when the command does; what the command left behind dies with pid 1 a moment later.
-        self._spending.close()
+        # bubblewrap returns when the command does. Processes that the command left behind die with pid 1 a moment later.
+        self._disk_usage.close()
         self._is_over(None)
         os.close(self._init)
         self.returncode = self._process.wait()
@@ -91,32 +92,32 @@ class Confined:
 
 
 def launch(arguments: list[str], log_path: Path, identity: Mapping[str, Any]) -> tuple[subprocess.Popen[bytes], int]:
-    """Start bubblewrap and return it with a pidfd of the sandbox's pid 1.
+    """Start bubblewrap. Returns its process and a pidfd of the sandbox's pid 1.
 
-    Raises NotFound without bubblewrap, WorkFailed when it does not start.
+    Raises NotFound without bubblewrap, and WorkFailed where the sandbox does not start.
     """
     program = shutil.which("bwrap")
     if program is None:
-        raise NotFound("no program bwrap", "install bubblewrap 0.8 or newer")
+        raise NotFound("There is no program bwrap on this node", "Install bubblewrap 0.8 or newer")
     reader, writer = os.pipe()
-    with open(reader, "rb") as told, open(log_path, "ab") as log:
+    with open(reader, "rb") as info, open(log_path, "ab") as log:
         command = [*UNMOVED, program, "--info-fd", str(writer), *arguments]
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
         try:
-            # An empty environment: the one that bubblewrap gets stays readable inside, in /proc/1/environ.
+            # bubblewrap gets an empty environment, because its own stays readable inside in /proc/1/environ.
             process = subprocess.Popen(
                 command, env={}, pass_fds=(writer,), preexec_fn=_leave_keyring, **streams, **identity
             )
         finally:
             os.close(writer)
         try:
-            return process, os.pidfd_open(strict_json.read(told.read())["child-pid"])
+            return process, os.pidfd_open(strict_json.read(info.read())["child-pid"])
         except (ValueError, ProcessLookupError) as error:
             process.wait()
-            raise WorkFailed(f"the sandbox did not start: {log_path.read_text()[-2000:]}") from error
+            raise WorkFailed(f"The sandbox did not start: {log_path.read_text()[-2000:]}") from error
 
 
 def _leave_keyring() -> None:
-    """Begin a keyring of its own: that of the caller's session, with his tickets for file systems, comes along otherwise."""
-    if platform.machine() in KEYCTL:  # where it cannot, there are no keyrings, or the number is another
+    """Start a new session keyring. Otherwise the child inherits the caller's, with tickets for file systems."""
+    if platform.machine() in KEYCTL:  # a failure is ignored: such a kernel has no keyrings
         LIBC.syscall(KEYCTL[platform.machine()], JOIN_SESSION_KEYRING, None)

@@ -1,1 +1,1 @@
-"""Exact statistics: the same bytes in give the same numbers out on any machine. No numpy, no floats that decide, no random numbers."""
+"""The exact statistics of a campaign. They use integers, rationals and decimals, so the same input gives the same digits on any machine."""

@@ -1,10 +1,11 @@
-"""The rule: all rounds so far -> what the three tests say at the newest one. Pure; the same bytes in, the same verdict out.
+"""The verdict of the three tests at the newest round, from all rounds so far. The functions are pure: the same input gives the same verdict.
 
-    gap     gaptest     dev against fresh, by family and by arm      (C1: overfit)
-    board   boardtest   dev and fresh against the board, by family   (C2: shift)
-    leak    leaktest    the board against fresh                      (C3: the board is learned)
+    gap     overfit_test   dev against fresh, by family and by arm      (C1: overfit)
+    board   shift_test     dev and fresh against the board, by family   (C2: shift)
+    leak    leak_test      the board against fresh                      (C3: the board is learned)
 
-A campaign's false alarms (gap or board, over all rounds and families) are at most 5 % by the critical values it froze at `init`.
+The critical values that a campaign froze at `init` bound its false alarms: in at most 5 % of campaigns without a fault does the gap
+or the board test raise one in any round and family.
 """
 
 from __future__ import annotations
@@ -31,28 +32,32 @@ from pipeline.stats.overfit_test import (
 )
 from pipeline.stats.shift_test import BoardRound, BoardTest, board_test
 
-NAMED = Decimal("0.5")  # share of E from which the board test names a family
+NAMED = Decimal("0.5")  # the least share of E with which the board test names a family
 SHIFT_PRIOR = Decimal("0.1")
-BOUND_LEVEL = Fraction(1, 20)  # of the upper bound that trust rests on
+BOUND_LEVEL = Fraction(1, 20)  # the level of the upper bound of a gap, which decides whether a family can be TRUSTED
 
 
 @dataclass(frozen=True)
 class RoundCounts:
-    """One round as the rule sees it. Families in name order; arms in the order of their counts.
+    """One round as the tests see it. `dev` and `fresh` map families, in name order, to counts; an arm is known by its position in them.
 
-    `scores`: position of an arm -> printed board score minus the mean of the reference's. `ahead`: the arm ahead on dev.
+    `scores` maps an arm's position to its printed board score minus the mean of the reference's scores. `ahead` is the position of the arm
+    that is ahead on dev.
     """
 
     dev: Mapping[str, Counts]
     fresh: Mapping[str, Counts]
     scores: Mapping[int, Decimal]
     ahead: int | None = None
-    names: tuple[str, ...] = ()  # of the arms, in the order of their counts
+    names: tuple[str, ...] = ()  # the arms' names, by position
 
 
 @dataclass(frozen=True)
 class Terms:
-    """How a family is looked at. `since`: position of the first round on its present dev items; after a repair half the level."""
+    """How the gap test treats a family. `since` is the position of the first round with the family's present dev items.
+
+    `level_factor` multiplies the test's level; it is 1/2 after a repair.
+    """
 
     since: int = 0
     level_factor: Fraction = Fraction(1)
@@ -60,31 +65,32 @@ class Terms:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the rule says of the newest round. Empty tuples and False where nothing is wrong."""
+    """What the three tests say at the newest round. Where nothing is wrong, the tuples are empty and the flags False."""
 
     gap_alarms: tuple[GapTest, ...]
     gap_suspects: tuple[GapTest, ...]
     arm_alarms: tuple[GapTest, ...]
-    upper_bounds: Mapping[str, Decimal]  # 95 % one-sided, of each family's gap in this round
+    upper_bounds: Mapping[str, Decimal]  # one-sided 95 % upper bound of each family's gap in this round
     board: BoardTest
     board_alarm: bool
     board_suspect: bool
-    board_near: bool  # within the guard band of its critical value: no alarm, and told
+    board_near: bool  # E lies within the guard band of a critical value, which raises no alarm
     leak: LeakTest
     leak_alarm: bool
 
     @property
     def alarm(self) -> bool:
+        """Whether the gap test, the arm test or the board test raises an alarm."""
         return bool(self.gap_alarms or self.arm_alarms or self.board_alarm)
 
     @property
-    def named(self) -> str | None:
-        """The family that carries half of E, if any does. None without suspicion: before any score the shares are the prior's."""
+    def named_family(self) -> str | None:
+        """The family that carries at least half of E, if one does. None without a suspicion, because then the shares are mostly the prior's."""
         family, share = max(self.board.posteriors.items(), key=lambda item: item[1])
         return family if (self.board_alarm or self.board_suspect) and share >= NAMED else None
 
     def shift_posterior(self, family: str, prior: Decimal = SHIFT_PRIOR) -> Decimal:
-        """P(this family stopped | scores), if a share `prior` of campaigns has a family that stops."""
+        """P(this family stopped | scores), if a family stops in a share `prior` of the campaigns."""
         with exactly():
             return prior * self.board.carried[family] / (1 - prior + prior * self.board.e_value)
 
@@ -92,9 +98,10 @@ class Verdict:
 def round_counts(
     reference: Outcome, outcomes: Sequence[Outcome], scores: Mapping[str, Decimal], reference_score: Decimal
 ) -> RoundCounts:
-    """Of one round's arms, those with dev and fresh scores; `scores`: arm name -> printed board score, of those that were submitted.
+    """Count the arms of one round that have dev and fresh scores. At least one must.
 
-    Raises IntegrityError when an arm and the reference were not scored on the same items.
+    `scores` maps the names of submitted arms to their printed board scores; `reference_score` is the reference's. Both are accuracies from
+    0 to 1. Raises IntegrityError where an arm and the reference have different numbers of items.
     """
     arms = [outcome for outcome in outcomes if outcome.scored("dev") and outcome.scored("fresh")]
     counted = {
@@ -115,42 +122,36 @@ def round_counts(
 
 
 def board_rounds(rounds: Sequence[RoundCounts]) -> list[BoardRound]:
-    """As the board and leak tests take them: families in name order."""
+    """Convert rounds to the form that the board and leak tests need, with families in name order."""
     families = sorted(rounds[-1].dev)
     return [
-        BoardRound(tuple(seen.dev[f] for f in families), tuple(seen.fresh[f] for f in families), seen.scores)
-        for seen in rounds
+        BoardRound(tuple(counts.dev[f] for f in families), tuple(counts.fresh[f] for f in families), counts.scores)
+        for counts in rounds
     ]
 
 
 def verdict(
     rounds: Sequence[RoundCounts], design: Design, critical: CriticalValues, terms: Mapping[str, Terms] | None = None
 ) -> Verdict:
-    """At the newest of `rounds`. terms: of families that were repaired; the others stand as they began."""
+    """Run the three tests at the newest of `rounds`. `terms` has the families that were repaired; the others have the default terms."""
     families = sorted(rounds[-1].dev)
-    kept = {family: (terms or {}).get(family, Terms()) for family in families}
+    terms = {family: (terms or {}).get(family, Terms()) for family in families}
     portions = shares({family: (counts.reference, counts.num_items) for family, counts in rounds[0].dev.items()})
-    looks = {family: [FamilyCounts(seen.dev[family], seen.fresh[family]) for seen in rounds] for family in families}
-    tests = [
-        replace(test, since=test.since + kept[family].since)
-        for family in families
-        for test in family_tests(family, looks[family][kept[family].since :])
-    ]
-    common = max(each.since for each in kept.values())
-    tests += [
-        replace(test, since=test.since + common) for test in mean_tests([each[common:] for each in looks.values()])
-    ]
+    looks = {
+        family: [FamilyCounts(counts.dev[family], counts.fresh[family]) for counts in rounds] for family in families
+    }
+    tests = _gap_tests(looks, terms)
     arms = [test for family in families for test in arm_tests(family, looks[family][-1])]
     boards = board_rounds(rounds)
     board = board_test(boards, {family: portions[family] for family in families}, design)
-    leak = leak_test(boards, [seen.ahead for seen in rounds], design)
+    leak = leak_test(boards, [counts.ahead for counts in rounds], design)
 
     def beyond(level: Fraction, candidates: Sequence[GapTest]) -> tuple[GapTest, ...]:
-        def own(test: GapTest) -> Fraction:
+        def level_of(test: GapTest) -> Fraction:
             share = portions[test.family] if test.arm is not None else portion(test.family, portions)
-            return level * share * (kept[test.family].level_factor if test.family in kept else 1)
+            return level * share * (terms[test.family].level_factor if test.family in terms else 1)
 
-        return tuple(test for test in candidates if test.exceeds(own(test)))
+        return tuple(test for test in candidates if test.exceeds(level_of(test)))
 
     return Verdict(
         gap_alarms=beyond(critical.gap_level, tests),
@@ -166,7 +167,19 @@ def verdict(
     )
 
 
+def _gap_tests(looks: Mapping[str, Sequence[FamilyCounts]], terms: Mapping[str, Terms]) -> list[GapTest]:
+    """The gap tests of each family and of the mean over families, on present dev items alone. `since` counts from the first round."""
+    tests = [
+        replace(test, since=test.since + terms[family].since)
+        for family, rounds in looks.items()
+        for test in family_tests(family, rounds[terms[family].since :])
+    ]
+    common = max(of_family.since for of_family in terms.values())
+    means = mean_tests([rounds[common:] for rounds in looks.values()])
+    return tests + [replace(test, since=test.since + common) for test in means]
+
+
 def upper_bound(gap: Fraction, variance: Fraction) -> Decimal:
-    """One-sided 95 % bound of a gap."""
+    """The one-sided 95 % upper bound of a gap, as a difference of accuracies."""
     with exactly():
         return decimal_of(gap) + upper_quantile(BOUND_LEVEL) * decimal_of(variance).sqrt()

@@ -1,11 +1,11 @@
-"""Canaries: cheap signs beside the tests, each held against what the reference recipe does by itself under other seeds. Exact rationals.
+"""Canaries are cheap warning signs beside the tests. Each compares an arm with repeats of the reference recipe under other seeds.
 
-    fires("truncation", value, repeats)     beyond mean + t s sqrt(1 + 1/n) of n >= 2 repeats (prediction interval, Student's t)
+    fires("truncation", value, repeats)     is value > mean + t s sqrt(1 + 1/n) of the n >= 2 repeats? (prediction interval, Student's t)
 
-Each fires by itself in at most half a percent of looks if the arm's value is one more draw of the repeats' normal distribution. Two of
-them make a family SUSPECT, none alone reverses one: with k canaries however dependent, P(two or more fire) <= k / 2 x 0.5 %
-(Markov). With two or three repeats, which a first round has, t is 64 or 10: such canaries hardly ever fire, and say so.
-Drift of the generator needs no repeats: it is what the gap test takes for granted that there is not.
+If the arm's value is one more draw from the repeats' normal distribution, a canary fires in at most 0.5 % of looks. Two canaries make a
+family SUSPECT, and none reverses one. Of k canaries, however dependent, P(two or more fire) <= k / 2 x 0.5 % (Markov). With
+two or three repeats, as in a first round, t is 64 or 10, so these canaries hardly ever fire. Drift of the generator needs no repeats:
+the gap test assumes that there is none, and `generator_drifts` checks this assumption. All values are exact rationals.
 """
 
 from __future__ import annotations
@@ -26,30 +26,36 @@ UPWARDS = {
     "second_generator": "dev lift minus the lift on a second implementation of the generator",
     "distance": "optimisation distance (adapter norm, KL)",
 }
-"""What each measures; all fire upwards."""
+"""What each canary measures. Each fires when its value is too large."""
 STUDENT = tuple(
     Fraction(text)
     for text in ("63.6568", "9.9249", "5.8410", "4.6041", "4.0322", "3.7075", "3.4995", "3.3554", "3.2499", "3.1693")
 )
-"""One-sided 0.5 % points of Student's t at 1, 2, .. 10 degrees of freedom, rounded up; the last serves beyond."""
+"""One-sided 0.5 % points of Student's t at 1, 2, .. 10 degrees of freedom, rounded up. The last is used for more than 10."""
 DRIFT_SCORE = 3  # standard errors, two-sided: 0.27 %
 
 
 def fires(canary: str, value: Fraction, repeats: Sequence[Fraction]) -> bool:
-    """Is the value outside what repeats of the reference recipe lead to expect? Below two repeats nothing can be said: False."""
+    """Whether the value lies above the prediction interval of the repeats. With fewer than two repeats the answer is False.
+
+    Raises ConfigError for a name that is not in UPWARDS.
+    """
     if canary not in UPWARDS:
-        raise ConfigError(f"{canary!r} is no canary", f"Valid: {', '.join(UPWARDS)}")
+        raise ConfigError(f"{canary!r} is no canary", f"Use one of {', '.join(UPWARDS)}")
     n = len(repeats)
     if n < 2:
         return False
     mean = sum(repeats, Fraction(0)) / n
-    variance = sum(((each - mean) ** 2 for each in repeats), Fraction(0)) / (n - 1)
+    variance = sum(((repeat - mean) ** 2 for repeat in repeats), Fraction(0)) / (n - 1)
     quantile = STUDENT[min(n - 1, len(STUDENT)) - 1]
     return value > mean and (value - mean) ** 2 > quantile**2 * variance * (1 + Fraction(1, n))
 
 
 def generator_drifts(dev: Counts, fresh: Counts) -> bool:
-    """The reference alone, which nobody trained since: is fresh harder or easier than dev by three standard errors?"""
+    """Whether the reference's accuracies on dev and fresh differ by more than three standard errors.
+
+    The reference adapter does not change, so only a change in the items' difficulty can move its accuracy.
+    """
     n, m = dev.num_items, fresh.num_items
     pooled = Fraction(dev.reference + fresh.reference, n + m)
     gap = Fraction(dev.reference, n) - Fraction(fresh.reference, m)

@@ -1,9 +1,10 @@
-"""Outcome strings -> the integers that every test rests on: one item set, one family, one round.
+"""Reduce the outcome strings of one item set, one family and one round to the integers that every test uses.
 
-    count(["110T", "0101"], "0100")     arms a0 and a1, then the reference; 1 right, 0 wrong, T truncated and so wrong
+    count(["110T", "0101"], "0100")     arms a0 and a1, then the reference
 
-Y_ij is 1 where arm j is right on item i, S_i = sum_j Y_ij over the A arms, Y_i0 the reference. Items are the sampling unit: all
-variances are over items, so that it costs nothing that the arms of a round resemble one another (Miller 2411.00640).
+In a string, 1 is a right answer, 0 a wrong one, and T one that was truncated and counts as wrong. Notation: Y_ij is 1 where arm j is
+right on item i, S_i is the sum of Y_ij over the A arms, and Y_i0 is the reference's answer. The items are the sample, so every variance
+is taken over items. The arms of a round resemble one another, and this costs the tests nothing (Miller 2411.00640).
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from pipeline.campaign.errors import IntegrityError
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Sufficient integers. `lifts[i]` is S_i - A Y_i0, from -A to A. Known by identity: `count` gives the same strings the same object."""
+    """The sums that every test needs, for A arms and n items.
+
+    `right` and `with_others` have one entry for each arm; `lifts` has one for each item, S_i - A Y_i0, from -A to A. Two objects are equal
+    only if they are the same object, which makes them cheap cache keys: `count` returns the same object for the same strings.
+    """
 
     right: tuple[int, ...]  # sum_i Y_ij of each arm
     with_others: tuple[int, ...]  # sum_i Y_ij S_i of each arm
@@ -38,15 +43,16 @@ class Counts:
 
     @property
     def mean_lift(self) -> Fraction:
-        """Of an arm over the reference, all arms taken together."""
+        """The mean over arms and items of Y_ij - Y_i0, as a difference of accuracies."""
         return Fraction(sum(self.lifts), self.num_arms * self.num_items)
 
     def arm_lifts(self) -> tuple[Fraction, ...]:
+        """The lift of each arm over the reference, as a difference of accuracies."""
         return tuple(Fraction(right - self.reference, self.num_items) for right in self.right)
 
     @cached_property
     def own_variance(self) -> Fraction:
-        """Per item, of one arm's answer around the mean of the arms (within-item mean square)."""
+        """The variance, for one item, of an arm's answer around the mean answer of all arms (within-item mean square)."""
         if self.num_arms < 2:
             return Fraction(1, 4)
         within = sum(self.right) - Fraction(self.squares, self.num_arms)
@@ -54,12 +60,12 @@ class Counts:
 
     @cached_property
     def shared_variance(self) -> Fraction:
-        """Per item, of the lift that all arms have in common; the arms' own part is taken out (floor 0)."""
+        """The variance, for one item, of the lift that all arms share. The arms' own variance is subtracted; the result is at least 0."""
         total = covariance(self, self) * self.num_items
         return max(Fraction(0), total - self.own_variance / self.num_arms)
 
     def arm_contrast(self, arm: int) -> tuple[Fraction, Fraction]:
-        """Mean and variance of the mean of Y_ij minus the mean answer of the other arms. Needs two arms."""
+        """Mean over the items of the arm's answer minus the mean answer of the other arms, and the variance of that mean. Needs two arms."""
         n, arms = self.num_items, self.num_arms
         total = arms * self.right[arm] - sum(self.right)
         squares = arms**2 * self.right[arm] - 2 * arms * self.with_others[arm] + self.squares
@@ -69,16 +75,22 @@ class Counts:
 
 
 def count(arms: Sequence[str], reference: str) -> Counts:
-    """Raises IntegrityError when the strings are not equally long, or shorter than two items."""
+    """Count right answers. `arms` has one outcome string for each arm, `reference` is the reference's, all with the items in one order.
+
+    Raises IntegrityError where there is no arm, the strings differ in length, or they have fewer than two items.
+    """
     return _count(tuple(arms), reference)
 
 
 @lru_cache(maxsize=4096)
 def _count(arms: tuple[str, ...], reference: str) -> Counts:
-    """A campaign's rounds are looked at again in every later round, and in an audit in all of them: each is counted once."""
+    """The cache: every later round and every audit evaluates the earlier rounds again."""
     lengths = sorted({len(reference), *map(len, arms)})
     if len(lengths) != 1 or lengths[0] < 2 or not arms:
-        raise IntegrityError(f"{len(arms)} arms and a reference with {lengths} items cannot be paired")
+        raise IntegrityError(
+            f"The outcome strings of {len(arms)} arms and the reference have {lengths} items and cannot be paired",
+            "At least one arm is needed, and all strings must have the same length of at least two items",
+        )
     marks = [[mark == "1" for mark in arm] for arm in arms]
     base = [mark == "1" for mark in reference]
     totals = [sum(item) for item in zip(*marks, strict=True)]
@@ -93,10 +105,15 @@ def _count(arms: tuple[str, ...], reference: str) -> Counts:
 
 @lru_cache(maxsize=65536)
 def covariance(one: Counts, other: Counts) -> Fraction:
-    """Of the mean lifts of two rounds on the same items (of a round with itself: the variance of its mean lift)."""
+    """Covariance of the mean lifts of two rounds on the same items. Of a round with itself, it is the variance of its mean lift.
+
+    Raises IntegrityError where the rounds have different numbers of items.
+    """
     n = one.num_items
     if other.num_items != n:
-        raise IntegrityError(f"rounds with {n} and {other.num_items} items were not scored on the same set")
+        raise IntegrityError(
+            f"Two rounds have {n} and {other.num_items} items, so they were not scored on the same item set"
+        )
     products = sum(map(mul, one.lifts, other.lifts))
     centred = products - Fraction(sum(one.lifts) * sum(other.lifts), n)
     return centred / (one.num_arms * other.num_arms * n * (n - 1))

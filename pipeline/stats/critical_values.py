@@ -1,7 +1,8 @@
-"""Critical values of a design: from constitution/nulls, or bounds that hold without a simulation.
+"""The critical values of a design: simulated ones from constitution/nulls, or bounds that hold without a simulation.
 
-Each file holds one design, its critical values with their Monte-Carlo error, the false alarms of each null, and the digests of the code and
-of the result; `make nulls` makes them anew. A campaign freezes the values that it was started with; none is ever looked up again.
+A file holds one design, its critical values with their Monte-Carlo error, the rate of false alarms under each null, and the digests of
+the code and of the result. `make nulls` computes the files again. A campaign freezes its critical values at `init` and never reads
+these files afterwards.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ GRID = (
     Design(rounds=8, families=3, dev_items=100, fresh_items=100, board_rows=0, submissions=0),
     Design(rounds=8, families=3, dev_items=100, fresh_items=100, board_rows=300, submissions=2),
 )
-"""The designs that ship. The full competition form and the demo, four rounds and the constitution's eight, with and without a board."""
+"""The designs that ship: the full competition and the demo, with four rounds or the constitution's eight, with and without a board."""
 
 
 def file_name(design: Design) -> str:
-    """r4_a8_f6_d300_s300_b1000_k4.json: rounds, arms, families, dev and fresh (sealed) items, board rows, submissions."""
+    """The name of a design's file, such as r4_a8_f6_d300_s300_b1000_k4.json.
+
+    The letters stand for rounds, arms, families, dev items, fresh items, board rows and submissions.
+    """
     letters = {
         "rounds": "r",
         "arms": "a",
@@ -51,35 +55,41 @@ def file_name(design: Design) -> str:
 
 
 def critical_values(design: Design, folder: Path = HERE) -> CriticalValues:
-    """Of a design on the grid. Raises NotFound naming the nearest one, IntegrityError when its file is damaged."""
+    """Read the simulated critical values of a design.
+
+    Raises NotFound, which names the nearest design, where the folder has no file of this one, and IntegrityError where the file is damaged.
+    """
     return CriticalValues.from_json(read_critical_values(design, folder)["critical"])
 
 
 def read_critical_values(design: Design, folder: Path = HERE) -> dict[str, Any]:
-    """The whole file of a design on the grid. Raises as `critical_values`."""
+    """Read the whole file of a design. Raises as `critical_values` does."""
     path = folder / file_name(design)
     known = sorted(folder.glob("r*.json"))
     if path not in known:
         nearest = min(GRID, key=lambda other: distance(design, other))
         raise NotFound(
-            f"no critical values were simulated for {design}",
-            f"The nearest of {len(known)} designs is {nearest}; `python -m pipeline evidence nulls` computes this one",
+            f"There are no simulated critical values for {design}",
+            f"The nearest of {len(known)} designs is {nearest}; `python -m pipeline evidence nulls` computes the missing one",
         )
     try:
         content: dict[str, Any] = strict_json.read(path.read_bytes())
         if content["schema"] != 1 or Design(**content["design"]) != design:
-            raise ValueError(f"it is of schema {content['schema']} and for {content['design']}")
+            raise ValueError(f"it has schema {content['schema']} and is for {content['design']}")
         CriticalValues.from_json(content["critical"])
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise IntegrityError(f"{path} holds no critical values ({error})", "`make nulls` makes it anew") from error
+        raise IntegrityError(
+            f"{path} holds no critical values ({error})", "Restore it, or compute it again with `make nulls`"
+        ) from error
     return content
 
 
 def bounds(design: Design, alpha: Fraction = Fraction(44, 1000)) -> dict[str, str]:
-    """Critical values that need no simulation: Bonferroni for gap and arm, Ville's inequality for E (under the healthy model alone).
+    """Critical values for a design that has no file, without a simulation.
 
-    For designs off the grid. They spend what the simulated ones spend, 1.8 + 0.4 + 2.2 % of a campaign (3.4 + 0.4 without a
-    board), and cost power: C2 half of it.
+    Gap and arm tests use Bonferroni, and E uses Ville's inequality, which holds under the healthy model alone. Together they raise a false
+    alarm in at most `alpha` of the campaigns: of 4.4 %, gaps get 1.8, arms 0.4 and the board 2.2 (without a board, 3.4 and 0.4). They
+    cost power: the board test loses half of its own.
     """
     gap, arm, board = (alpha * Fraction(part, 44) for part in (18, 4, 22))
     looks = Fraction(design.rounds * (design.rounds + 1), 2)
@@ -96,7 +106,7 @@ def bounds(design: Design, alpha: Fraction = Fraction(44, 1000)) -> dict[str, st
 
 
 def distance(one: Design, other: Design) -> float:
-    """Sum of the logarithms of the ratios; only for naming the nearest."""
+    """The sum of the absolute logarithms of the ratios. It serves only to name the nearest design."""
     pairs: Mapping[str, int] = other.to_json()
     return sum(abs(log((value + 1) / (pairs[name] + 1))) for name, value in one.to_json().items())
 

@@ -1,7 +1,7 @@
-"""The normal distribution and small positive definite systems in `decimal`: the same digits on any machine.
+"""The normal distribution and small positive definite systems in `decimal`, with the same digits on any machine.
 
-Floats of Python are IEEE, but log, exp and erfc come from the machine's libm; a verdict near its critical value would depend on it.
-34 digits cost three times as much as floats and leave no such question (contract 24). Everything here is pure and takes Decimals.
+Python's floats follow IEEE, but log, exp and erfc come from the machine's libm, so a verdict near its critical value would depend on the
+machine. Decimals with 34 digits take three times as long as floats and remove that dependence (contract 24). All functions are pure.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ Matrix = list[list[Decimal]]
 
 
 def exactly() -> AbstractContextManager[decimal.Context]:
-    """The one context that decision numbers are computed in, whatever a caller or an environment has set."""
+    """The context in which every number of a decision is computed, whatever context the caller has set."""
     return decimal.localcontext(
         decimal.Context(prec=DIGITS, rounding=decimal.ROUND_HALF_EVEN, Emin=-999999, Emax=999999)
     )
 
 
 def decimal_of(value: Fraction | int) -> Decimal:
-    """A ratio to 34 digits."""
+    """Convert a ratio to a decimal of 34 digits."""
     ratio = Fraction(value)
     with exactly():
         return Decimal(ratio.numerator) / Decimal(ratio.denominator)
 
 
 def digits(value: Decimal) -> str:
-    """Twelve significant digits as text: Decimal("0.045") -> "4.50000000000E-2". What records of decision numbers hold."""
+    """Write twelve significant digits, as records hold them: Decimal("0.045") becomes "4.50000000000E-2"."""
     return f"{value:.11E}"
 
 
 def rounded(value: Decimal) -> Decimal:
-    """To the twelve significant digits that `digits` writes, so that what decides is exactly what is written."""
+    """Round to the twelve significant digits that `digits` writes, so that the number that decides is exactly the number in the record."""
     return Decimal(digits(value))
 
 
 def upper_tail(z: Decimal) -> Decimal:
-    """P(N(0, 1) > z) for |z| <= 12, by the series 1/2 - phi(z) (z + z^3/3 + z^5/15 + ...); about 15 digits of it hold at z = 8."""
+    """P(N(0, 1) > z) for |z| <= 12, by the series 1/2 - phi(z) (z + z^3/3 + z^5/15 + ...). At z = 8 about 15 digits are correct."""
     with exactly() as context:
         context.prec = 2 * DIGITS
         term = total = abs(z)
@@ -60,9 +60,9 @@ def upper_tail(z: Decimal) -> Decimal:
 
 @lru_cache(maxsize=4096)
 def upper_quantile(alpha: Fraction) -> Decimal:
-    """The least multiple of 0.0001 whose upper tail is at most alpha; 0 < alpha <= 1/2, and never beyond 12."""
+    """The least multiple of 0.0001, at most 12, whose upper tail is at most alpha. Raises ValueError unless 0 < alpha <= 1/2."""
     if not 0 < alpha <= Fraction(1, 2):
-        raise ValueError(f"a level is above 0 and at most 1/2, not {alpha}")
+        raise ValueError(f"The level {alpha} is not valid: a level is above 0 and at most 1/2")
     limit = decimal_of(alpha)
     low, high = 0, 120_000
     while low < high:
@@ -75,7 +75,7 @@ def upper_quantile(alpha: Fraction) -> Decimal:
 
 
 def cholesky(matrix: Matrix) -> Matrix:
-    """Lower triangle L with L L' = matrix. Raises ValueError when it is not positive definite."""
+    """The lower triangle L, as rows of growing length, with L L' = matrix. Raises ValueError where the matrix is not positive definite."""
     rows: Matrix = []
     with exactly():
         for i, values in enumerate(matrix):
@@ -85,7 +85,9 @@ def cholesky(matrix: Matrix) -> Matrix:
                 if j < i:
                     row.append(rest / rows[j][j])
                 elif rest <= 0:
-                    raise ValueError(f"row {i} of the covariance depends on the rows before it")
+                    raise ValueError(
+                        f"The matrix is not positive definite: row {i} of the covariance depends on the rows before it"
+                    )
                 else:
                     row.append(rest.sqrt())
             rows.append(row)
@@ -93,17 +95,17 @@ def cholesky(matrix: Matrix) -> Matrix:
 
 
 def whiten(lower: Matrix, vector: Sequence[Decimal]) -> list[Decimal]:
-    """x with L x = vector."""
+    """Solve L x = vector for x, where L is a lower triangle from `cholesky`. Leading zeros of the vector cost nothing."""
     first = next((i for i, value in enumerate(vector) if value), len(vector))
-    found = [Decimal(0)] * first
+    solution = [Decimal(0)] * first
     with exactly():
         for row, value in zip(lower[first:], vector[first:], strict=True):
-            found.append((value - dot(row[first:-1], found[first:])) / row[-1])
-    return found
+            solution.append((value - dot(row[first:-1], solution[first:])) / row[-1])
+    return solution
 
 
 def dot(left: Sequence[Decimal], right: Sequence[Decimal]) -> Decimal:
-    """Sum of products, in order; the caller is inside `exactly()`."""
+    """The sum of the products, added in order. The caller must be inside `exactly()`."""
     total = Decimal(0)
     for a, b in zip(left, right, strict=True):
         total += a * b
@@ -112,7 +114,7 @@ def dot(left: Sequence[Decimal], right: Sequence[Decimal]) -> Decimal:
 
 @lru_cache(maxsize=1)
 def _pi() -> Decimal:
-    """By Machin's 16 atan(1/5) - 4 atan(1/239), to 70 digits."""
+    """pi to 70 digits, by Machin's 16 atan(1/5) - 4 atan(1/239)."""
 
     def atan_of_one_over(n: int) -> Decimal:
         power = total = Decimal(1) / n

@@ -1,4 +1,4 @@
-"""What a campaign's power depends on (rounds, arms, items, board rows, submissions, families), and the critical values that follow."""
+"""The design of a campaign (rounds, arms, items, board rows), which sets the power of its tests, and the critical values for it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from fractions import Fraction
 from typing import Any
 
 REFERENCE_LEVELS = tuple(Decimal(text) for text in ("0.95", "0.92", "0.85", "0.75", "0.60", "0.30"))
-"""Accuracies of the reference that the nulls are simulated with (statistics.md 5.1); other numbers of families are read off this line."""
+"""The reference's accuracies in the six families of the simulated nulls (statistics.md 5.1). For another number of families they are interpolated."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """`dev_items` and `fresh_items` are per family; `board_rows` 0: no external target; `submissions` are scored arms a round."""
+    """The size of a campaign.
+
+    `dev_items` and `fresh_items` are numbers of items in one family. `board_rows` is the number of hidden items of the external target;
+    0 means that there is no target. `submissions` is the number of arms that the target scores in one round.
+    """
 
     rounds: int = 4
     arms: int = 8
@@ -26,7 +30,7 @@ class Design:
 
     @property
     def accuracies(self) -> tuple[Decimal, ...]:
-        """Of the reference, by family, the strongest first."""
+        """The reference's simulated accuracy in each family, the highest first."""
         if self.families == 1:
             return (REFERENCE_LEVELS[3],)
         last = len(REFERENCE_LEVELS) - 1
@@ -39,7 +43,11 @@ class Design:
 
 @dataclass(frozen=True)
 class CriticalValues:
-    """Levels are those of one test (families share them by headroom); `board_*` are values of E, all of the campaign's largest."""
+    """The thresholds of the tests.
+
+    The `*_level` fields are significance levels of one test at one look; the families divide a level in proportion to their headroom.
+    The `board_*` fields are thresholds of the board test's E.
+    """
 
     gap_level: Fraction
     gap_suspect_level: Fraction
@@ -50,8 +58,11 @@ class CriticalValues:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CriticalValues:
-        """Decimal strings, as constitution/nulls and a campaign's frozen facts hold them. Raises KeyError, TypeError, ArithmeticError, ValueError."""
-        found = cls(
+        """Read the decimal strings of a file in constitution/nulls or of a campaign's frozen facts.
+
+        Raises KeyError, TypeError, ArithmeticError or ValueError where a value is absent, is no number, or is an E below 1.
+        """
+        values = cls(
             gap_level=Fraction(data["gap_level"]),
             gap_suspect_level=Fraction(data["gap_suspect_level"]),
             arm_level=Fraction(data["arm_level"]),
@@ -59,11 +70,12 @@ class CriticalValues:
             board_alarm=Decimal(data["board_alarm"]),
             board_suspect=Decimal(data["board_suspect"]),
         )
-        if min(found.board_alarm, found.board_suspect) < 1:
-            raise ValueError("board_alarm and board_suspect: at least 1, which is E before any score")
-        return found
+        if min(values.board_alarm, values.board_suspect) < 1:
+            raise ValueError("board_alarm and board_suspect must be at least 1, because E is 1 before any score")
+        return values
 
 
 def _between(place: Decimal) -> Decimal:
+    """Interpolate REFERENCE_LEVELS linearly at a position from 0 to 5."""
     low = min(int(place), len(REFERENCE_LEVELS) - 2)
     return REFERENCE_LEVELS[low] + (place - low) * (REFERENCE_LEVELS[low + 1] - REFERENCE_LEVELS[low])

@@ -1,9 +1,9 @@
-"""Outcomes in, evidence out: paired lifts over a baseline and the noise of retraining. Exact, no I/O.
+"""Paired lifts over a baseline, and the noise of retraining. All values are exact rationals; nothing reads or writes a file.
 
-For arm j and item i of a set, D_ij = Y_ij - Y_i,base with Y in {0, 1}. The lift is mean_i D_ij; items are the sampling unit, so its
-variance is sum_i (D_ij - mean)^2 / (n (n-1)) (Miller 2411.00640, paired differences). What another seed alone does to a score is
-estimated from runs of one recipe: the reference, a0 and its replicates; their sample variance still holds the items'
-own share, which is taken out (floor 0).
+For arm j and item i of a set, D_ij = Y_ij - Y_i,base, where Y is 0 or 1. The lift is the mean of D_ij over the n items. The items are the
+sample, so its variance is sum_i (D_ij - mean)^2 / (n (n-1)) (Miller 2411.00640, paired differences). How much another training seed
+changes a score is estimated from runs of one recipe, such as the reference, a0 and its replicates. Their differences also contain the
+noise of the items, which is subtracted; the result is at least 0.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pipeline.campaign.records import Lift, Outcome
 def paired_lift(
     arm: Outcome, baseline: Outcome, item_set: str, name: str = "reference", families: Sequence[str] | None = None
 ) -> Lift:
-    """Lift of one arm on one set (all of it, or some families) over the baseline called `name`.
+    """The lift of an arm over the baseline called `name`, on the item set "dev" or "fresh"; on some `families` only, where they are given.
 
-    Raises IntegrityError when the two were not scored on the same items.
+    Raises IntegrityError where the two were not scored on the same numbers of items by family.
     """
     (ours, n), (theirs, _) = arm.right(item_set, families), baseline.right(item_set, families)
     sizes = [{family: len(marks) for family, marks in run.outcomes[item_set].items()} for run in (arm, baseline)]
@@ -36,10 +36,10 @@ def paired_lift(
 
 
 def seed_variance(groups: Sequence[Sequence[Outcome]], item_set: str) -> tuple[Fraction, int]:
-    """Variance of one training run's true score under other seeds, and from how many repeats it is known. Each group has runs of one recipe.
+    """The variance s^2 of a training run's true accuracy under other seeds, and the number of repeats that it was estimated from.
 
-    A run's difference to the first of its group has expected square 2 s^2 + item variance; the mean over all gives s^2 (0 where there
-    are none).
+    Each group has runs of one recipe. The difference of a run to the first of its group has the expected square 2 s^2 + item variance.
+    Without repeats the result is (0, 0).
     """
     lifts = [paired_lift(run, first, item_set) for first, *others in filter(None, groups) for run in others]
     if not lifts:
@@ -49,7 +49,7 @@ def seed_variance(groups: Sequence[Sequence[Outcome]], item_set: str) -> tuple[F
 
 
 def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:
-    """Share of right answers, or None where there is no score."""
+    """The share of right answers, from 0 to 1; None where the arm has no score on this set."""
     if not outcome.scored(item_set):
         return None
     right, num_items = outcome.right(item_set)
@@ -57,16 +57,16 @@ def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:
 
 
 def show(value: Fraction) -> str:
-    """A difference of accuracies, as `+8.67 points`: exact input, the same text anywhere."""
+    """Write a difference of accuracies with its sign, such as `+8.67 points`."""
     return f"{signed(value)} points"
 
 
 def amount(value: Fraction) -> str:
-    """How large a difference is, as `8.67 points`."""
+    """Write the size of a difference of accuracies, such as `8.67 points`."""
     return f"{signed(abs(value))[1:]} points"
 
 
 def signed(value: Fraction) -> str:
-    """Points to hundredths, rounded half to even, with their sign."""
+    """Write a difference of accuracies in points, with its sign and two decimals (rounded half to even), such as `+8.67`."""
     hundredths = round(value * 10000)
     return f"{'-' if hundredths < 0 else '+'}{abs(hundredths) // 100}.{abs(hundredths) % 100:02d}"

@@ -1,19 +1,21 @@
-"""C1, the audit of dev against fresh: have the arms learned the dev items, rather than what they test? Exact rationals, no float.
+"""The gap test (C1): have the arms learned the dev items instead of the skill that the items test? All values are exact rationals.
 
 Dev and fresh items come from one generator, so the arms' lift over the reference is the same on both unless dev items were learned. The
-gap of round r is g_r = mean dev lift - mean fresh lift over all arms (never the winner's alone: that is selected). Dev items stay
-for the campaign, so their luck is in every g_r and can be seen in the rounds before any harm: with G the covariance of
-(g_1 .. g_r), dev covariances between rounds and fresh variances within, the test of "a gap d from round c on" is
+gap of round r is g_r = mean dev lift - mean fresh lift over all arms. (The winner's own gap would be biased, because the winner was
+selected.) Dev items stay for the whole campaign, so their sampling error is the same in every g_r, and the rounds before any harm show
+it. Let G be the covariance of (g_1 .. g_r): dev gives covariances between rounds, fresh gives variances within a round. By generalised
+least squares, the test of "a gap d from round c on" is
 
     T_c = 1_c' G^-1 g / sqrt(1_c' G^-1 1_c),   d = 1_c' G^-1 g / 1_c' G^-1 1_c,   1_c = 1 from round c on
 
-(generalised least squares). Alarm where some c has T_c above the normal quantile of level x share and d >= 2 points. A quarter of the level
-goes to the mean gap of all families (d >= 1 point: many small exploits), the rest to single families by their headroom (1 -
-reference accuracy). With level = alpha / (R (R + 1) / 2) the campaign's false alarms are at most
-alpha by Bonferroni; looks and c's are correlated, so that the level of constitution/nulls, which spends the same alpha as simulated, is
-higher. statistics.md 3 tests g_r alone. The one item's worth that is added to each variance keeps small sets honest.
+There is an alarm where, for some c, T_c exceeds the normal quantile of level x share and d is at least 2 points. A quarter of the level
+goes to the mean gap over all families (d of at least 1 point), which finds many small exploits. The families divide the rest
+by their headroom (1 - reference accuracy). With level = alpha / (R (R + 1) / 2), Bonferroni bounds the false alarms of a campaign by
+alpha. The looks and the c's are correlated, so constitution/nulls, which spends the same alpha in simulation, allows a higher
+level. (statistics.md 3 tests g_r alone.) Each variance is increased by the weight of one item, so that a small set never seems noiseless.
 
-The arm test is for one cheat among eight, which a mean over arms dilutes: Y_ij minus the mean of the other arms, dev against fresh.
+The arm test finds one arm of eight that cheats, which a mean over arms would dilute. It compares Y_ij minus the mean of the other arms
+on dev with the same on fresh.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ ALL = "all families"
 
 @dataclass(frozen=True)
 class FamilyCounts:
-    """One family in one round: the same arms on dev and on fresh."""
+    """One family in one round: the counts of the same arms on dev and on fresh."""
 
     dev: Counts
     fresh: Counts
@@ -44,7 +46,11 @@ class FamilyCounts:
 
 @dataclass(frozen=True)
 class GapTest:
-    """One test: gap and its variance, both exact; `since` is the round from which it is supposed, `arm` the arm (None: all arms)."""
+    """One test of a gap: the gap is a difference of accuracies, and `variance` is its variance.
+
+    `since` is the position of the round in which the gap is supposed to begin (-1 in a test of one arm). `arm` is the position of the arm;
+    None means all arms.
+    """
 
     family: str
     since: int
@@ -54,60 +60,60 @@ class GapTest:
 
     @property
     def score(self) -> Fraction:
-        """T |T|: the square of the standardised gap, with its sign."""
+        """The square of the standardised gap T, with the sign of T."""
         return self.gap * abs(self.gap) / self.variance
 
     def exceeds(self, level: Fraction) -> bool:
-        """T above the one-sided normal quantile of `level`, and the gap large enough to matter."""
+        """Whether T exceeds the one-sided normal quantile of `level` and the gap is large enough to matter."""
         if self.gap < (LEAST_MEAN_GAP if self.family == ALL else LEAST_GAP):
             return False
         return self.score > Fraction(upper_quantile(min(level, Fraction(1, 2)))) ** 2
 
 
 def portion(family: str, of_families: Mapping[str, Fraction]) -> Fraction:
-    """Of the gap test's level: of one family, or of the mean over ALL."""
+    """The share of the gap test's level that one family gets, or the mean over families (ALL)."""
     return MEAN_SHARE if family == ALL else (1 - MEAN_SHARE) * of_families[family]
 
 
 def shares(reference: Mapping[str, tuple[int, int]]) -> dict[str, Fraction]:
-    """Weight of each family, 1 in all: its headroom. reference: family -> (right, items) on dev."""
+    """Each family's weight, proportional to its headroom; the weights sum to 1. `reference` maps a family to (right answers, items) on dev."""
     headroom = {family: Fraction(n - right + 1, n + 2) for family, (right, n) in reference.items()}
     total = sum(headroom.values(), Fraction(0))
     return {family: value / total for family, value in headroom.items()}
 
 
 def family_tests(family: str, looks: Sequence[FamilyCounts]) -> list[GapTest]:
-    """The tests of the newest look, one for each round from which a gap may be."""
+    """The tests at the newest round, one for each round in which a gap may have begun. `looks` has the family's rounds so far, in order."""
     return [*_family_tests(family, tuple(looks))]
 
 
 @lru_cache(maxsize=256)
 def _family_tests(family: str, looks: tuple[FamilyCounts, ...]) -> tuple[GapTest, ...]:
-    """Asked for by the verdict and by the power card."""
+    """The cache: the verdict and the power card need the same tests."""
     gaps = [look.dev.mean_lift - look.fresh.mean_lift for look in looks]
     return tuple(_least_squares(family, gaps, _covariances(looks)))
 
 
 def mean_tests(looks: Sequence[Sequence[FamilyCounts]]) -> list[GapTest]:
-    """As `family_tests`, of the mean gap over families; none where there is one family. looks: by family, then round."""
-    return [*_mean_tests(tuple(tuple(each) for each in looks))] if len(looks) > 1 else []
+    """The same tests for the mean gap over families; none where there is only one family. `looks` has, for each family, its rounds so far."""
+    return [*_mean_tests(tuple(tuple(rounds) for rounds in looks))] if len(looks) > 1 else []
 
 
 @lru_cache(maxsize=64)
 def _mean_tests(looks: tuple[tuple[FamilyCounts, ...], ...]) -> tuple[GapTest, ...]:
     size = len(looks)
     gaps = [
-        sum((each.dev.mean_lift - each.fresh.mean_lift for each in now), Fraction(0)) / size
-        for now in zip(*looks, strict=True)
+        sum((counts.dev.mean_lift - counts.fresh.mean_lift for counts in families), Fraction(0)) / size
+        for families in zip(*looks, strict=True)
     ]
-    parts = [_covariances(each) for each in looks]
+    parts = [_covariances(rounds) for rounds in looks]
     rounds = range(len(gaps))
     covariances = [[sum((part[i][j] for part in parts), Fraction(0)) / size**2 for j in rounds] for i in rounds]
     return tuple(_least_squares(ALL, gaps, covariances))
 
 
 def _least_squares(family: str, gaps: Sequence[Fraction], covariances: Sequence[Sequence[Fraction]]) -> list[GapTest]:
-    """In whole numbers until the last step, as `_inverse`."""
+    """Compute d and its variance for each c. Like `_inverse`, it uses whole numbers until the last step."""
     inverse, unit = _inverse(covariances)
     shared = lcm(*(gap.denominator for gap in gaps))
     whole = [int(gap * shared) for gap in gaps]
@@ -121,7 +127,7 @@ def _least_squares(family: str, gaps: Sequence[Fraction], covariances: Sequence[
 
 
 def arm_tests(family: str, look: FamilyCounts) -> list[GapTest]:
-    """Each arm of the newest look against the others of its round; none where it has fewer than three arms."""
+    """Test each arm of a round against the other arms; there are no tests where the round has fewer than three arms."""
     if look.dev.num_arms < 3:
         return []
     tests = []
@@ -133,13 +139,14 @@ def arm_tests(family: str, look: FamilyCounts) -> list[GapTest]:
 
 
 def latest_gap(look: FamilyCounts) -> tuple[Fraction, Fraction]:
-    """Gap and variance of one round alone: what an upper bound is made from."""
+    """The gap of one round alone, and its variance. An upper bound is computed from them."""
     gap = look.dev.mean_lift - look.fresh.mean_lift
     return gap, _covariances([look])[0][0]
 
 
 def _covariances(looks: Sequence[FamilyCounts]) -> list[list[Fraction]]:
-    matrix = [[covariance(one.dev, other.dev) for other in looks] for one in looks]
+    """The covariance G of one family's gaps in these rounds."""
+    matrix = [[covariance(first.dev, second.dev) for second in looks] for first in looks]
     for number, look in enumerate(looks):
         fresh = covariance(look.fresh, look.fresh)
         matrix[number][number] += fresh + _one_item(look.dev) + _one_item(look.fresh)
@@ -147,15 +154,15 @@ def _covariances(looks: Sequence[FamilyCounts]) -> list[list[Fraction]]:
 
 
 def _one_item(counts: Counts) -> Fraction:
-    """What one more disagreement would add to the variance of a mean; with it no set of items is without noise."""
+    """What one more disagreement would add to the variance of a mean. Adding it keeps every variance above 0."""
     return Fraction(1, counts.num_items**2)
 
 
 def _inverse(matrix: Sequence[Sequence[Fraction]]) -> tuple[list[list[int]], Fraction]:
-    """The inverse as whole numbers, and the unit that they count.
+    """The inverse of a positive definite matrix, as whole numbers and the factor that they are multiplied with.
 
-    Gauss-Jordan on whole numbers (Bareiss 1968: each division is exact), without pivoting, which a positive definite matrix does not need.
-    With ratios the same elimination takes a greatest common divisor at every step: ten times as long for twenty rounds.
+    Gauss-Jordan elimination on whole numbers makes each division exact (Bareiss 1968). A positive definite matrix needs no pivoting.
+    Elimination on ratios computes a greatest common divisor at every step, which takes ten times as long for twenty rounds.
     """
     size, scale = len(matrix), lcm(*(value.denominator for row in matrix for value in row))
     rows = [

@@ -1,6 +1,7 @@
-"""The power card: what this campaign would have seen, printed beside every "no alarm". Decimals.
+"""The power card: how large a gap this campaign would have detected. It is printed beside every "no alarm".
 
-A silent test means little without it: at 300 + 300 items a gap in one family must be about 8 points to be seen with 80 %.
+The absence of an alarm means little without it: with 300 dev and 300 fresh items, a gap in one family must be about 8 points to be
+detected with 80 % probability. All numbers are decimals.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ THRESHOLD_LEVEL = Fraction(1, 40)  # two-sided 95 %
 
 @dataclass(frozen=True)
 class PowerCard:
-    """Accuracies (0.08 = 8 points). `gap_now`: a gap that began in this round, `gap_since_first`: one that was there all along."""
+    """Differences of accuracies (0.08 is 8 points), by family.
+
+    `gap_now` is the detectable gap if it began in this round, `gap_since_first` the detectable gap if it began in the first round. The
+    thresholds are None without an external target.
+    """
 
     gap_now: Mapping[str, Decimal]
     gap_since_first: Mapping[str, Decimal]
@@ -36,9 +41,9 @@ def power_card(
     design: Design,
     critical: CriticalValues,
 ) -> PowerCard:
-    """looks: family -> its rounds so far; portions: the families' weights (gaptest.shares)."""
+    """Compute the card. `looks` maps a family to its rounds so far, `portions` a family to its share of the level (overfit_test.shares)."""
     now, first = {}, {}
-    by_family = {family: family_tests(family, each) for family, each in looks.items()}
+    by_family = {family: family_tests(family, rounds) for family, rounds in looks.items()}
     if len(looks) > 1:
         by_family[ALL] = mean_tests([*looks.values()])
     for family, tests in by_family.items():
@@ -52,16 +57,18 @@ def power_card(
 
 
 def detectable(test: GapTest, level: Fraction) -> Decimal:
-    """The gap that this test finds with 80 %, and never less than what it must be to count."""
+    """The gap that this test detects with 80 % probability. In one family it is at least LEAST_GAP, below which there is no alarm."""
     with exactly():
         size = (upper_quantile(level) + upper_quantile(POWER_LEVEL)) * decimal_of(test.variance).sqrt()
         return size if test.family == ALL else max(size, decimal_of(LEAST_GAP))
 
 
 def thresholds(boards: Sequence[BoardRound], design: Design) -> tuple[Decimal, Decimal]:
-    """Surrogate threshold effects (Burzykowski and Buyse 2006): x with x = 1.96 sd(board lift | dev gain x), for one arm's score.
+    """Surrogate threshold effects (Burzykowski and Buyse 2006), for a gain in all families and for a gain in one family.
 
-    The slopes' spread grows with x, so that x^2 (1 - 1.96^2 s^2) = 1.96^2 noise, s the slope's sd (over all families: / sqrt F).
+    Each is the smallest dev gain x of an arm that predicts a higher board score: x = 1.96 sd(board lift | dev gain x). The standard
+    deviation grows with x, because the slopes vary: x^2 (1 - 1.96^2 s^2) = 1.96^2 noise, where s is the standard deviation of a slope,
+    divided by sqrt F for a gain in all F families.
     """
     families = len(boards[0].dev)
     with exactly():

@@ -1,8 +1,8 @@
-"""Which arms to submit: the winner first, then those that tell most about the families' slopes (Bayesian D-optimal design).
+"""Which arms to submit: first those that the caller demands, then those that reveal most about the families' slopes (Bayesian D-optimal design).
 
-Given what was scored so far, the slopes have a posterior covariance S (prior 0.5^2 I, noise of one score 1.22 points). Scoring an arm
-with effects f = (w_d x_id) multiplies det S by 1 / (1 + f' S f / noise), so the next slot goes to the largest f' S f. Decimals,
-ties to the lower arm: the same choice anywhere.
+Given the scores so far, the slopes have a posterior covariance S. The prior is 0.5^2 I, and the noise of one score has a standard
+deviation of 1.22 points. Scoring an arm with effects f = (w_d x_id) multiplies det S by 1 / (1 + f' S f / noise), so the next slot goes
+to the arm with the largest f' S f. The numbers are decimals and ties go to the lower arm, so the choice is the same on any machine.
 """
 
 from __future__ import annotations
@@ -19,28 +19,32 @@ SCORE_VARIANCE = Decimal("0.00015")
 def choose_slots(
     effects: Mapping[int, Sequence[Decimal]], scored: Sequence[Sequence[Decimal]], first: Sequence[int], num: int
 ) -> list[int]:
-    """Arms to submit, at most `num`: those of `first`, then D-optimal. effects: arm -> w_d x_id; scored: those of earlier scores."""
+    """Choose at most `num` arms in order: those of `first`, then by D-optimality.
+
+    `effects` maps an arm to its effects w_d x_id by family. `scored` has the effects of the arms that were scored earlier.
+    """
     size = len(next(iter(effects.values()), ()))
     with exactly():
         spread = [[SLOPE_VARIANCE * int(i == j) for j in range(size)] for i in range(size)]
         for effect in scored:
-            spread = _told(spread, effect)
+            spread = _posterior(spread, effect)
         chosen: list[int] = []
         while len(chosen) < min(num, len(effects)):
-            named = [arm for arm in first if arm in effects and arm not in chosen]
-            left = named[:1] or [arm for arm in sorted(effects) if arm not in chosen]
+            demanded = [arm for arm in first if arm in effects and arm not in chosen]
+            left = demanded[:1] or [arm for arm in sorted(effects) if arm not in chosen]
             best = max(left, key=lambda arm: (_uncertainty(spread, effects[arm]), -arm))
             chosen.append(best)
-            spread = _told(spread, effects[best])
+            spread = _posterior(spread, effects[best])
         return chosen
 
 
 def _uncertainty(spread: Matrix, effect: Sequence[Decimal]) -> Decimal:
+    """f' S f, the variance of the arm's predicted score."""
     return dot(effect, [dot(row, effect) for row in spread])
 
 
-def _told(spread: Matrix, effect: Sequence[Decimal]) -> Matrix:
-    """Posterior covariance after one more score (Sherman-Morrison)."""
+def _posterior(spread: Matrix, effect: Sequence[Decimal]) -> Matrix:
+    """The posterior covariance after one more score (Sherman-Morrison)."""
     along = [dot(row, effect) for row in spread]
     scale = SCORE_VARIANCE + dot(effect, along)
     return [

@@ -199,7 +199,7 @@ def test_the_cost_is_what_the_configuration_multiplies_to() -> None:
 def test_a_request_that_nests_too_deep_is_none_of_ours() -> None:
     from pipeline.decision import proposals
 
-    with pytest.raises(IntegrityError, match="a stored request is none"):
+    with pytest.raises(IntegrityError, match="A stored request to a proposer is not valid"):
         proposals.reference_of(b"[" * 100_000)
 
 

@@ -18,7 +18,7 @@ from pipeline.decision.family_states import (
     SUSPECT,
     TRUSTED,
     UNPROVEN,
-    FamilySeen,
+    FamilyFindings,
     FamilyState,
     StateRules,
 )
@@ -29,7 +29,7 @@ from pipeline.stats.shift_test import BoardTest
 
 CONSTITUTION = load_constitution()
 RULES = StateRules.of(CONSTITUTION)
-QUIET = FamilySeen(upper_bound=Decimal("0.04"), num_scores=8)
+QUIET = FamilyFindings(upper_bound=Decimal("0.04"), num_scores=8)
 WIDE = replace(QUIET, upper_bound=Decimal("0.06"))
 MOVES = [
     (UNPROVEN, QUIET, TRUSTED, "small_gap"),
@@ -90,7 +90,7 @@ def test_a_repair_and_two_clean_looks_restore(reversed_state):
 
 
 anything = st.builds(
-    FamilySeen,
+    FamilyFindings,
     *[st.booleans()] * 4,
     st.integers(0, 3),
     st.decimals(-1, 1, places=3),
@@ -162,8 +162,8 @@ def gap_of(family: str, arm: int | None = None) -> tuple[GapTest, ...]:
 
 
 def test_what_a_verdict_means_for_a_family():
-    def seen(family: str, **changed) -> FamilySeen:
-        return family_states.family_seen(verdict(**changed), family, RULES, num_scores=5)
+    def seen(family: str, **changed) -> FamilyFindings:
+        return family_states.family_findings(verdict(**changed), family, RULES, num_scores=5)
 
     assert seen("roman").upper_bound == Decimal("0.01") and not RULES.suspicion(seen("roman"))
     assert [seen(family, gap_alarms=gap_of("roman")).gap_alarm for family in ("gravity", "roman")] == [False, True]

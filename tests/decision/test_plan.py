@@ -127,7 +127,7 @@ def test_choices_take_turns():
 )
 def test_axis_without_values_is_named(axis, default):
     policy, reference = default
-    with pytest.raises(ConfigError, match="axis odd"):
+    with pytest.raises(ConfigError, match="The axis odd"):
         plan.make_arms(Policy((), (axis, *policy.axes)), 1, 0, 1, reference)
 
 

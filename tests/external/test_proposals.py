@@ -209,7 +209,7 @@ def test_a_log_that_lets_in_what_the_gate_refuses_is_found(folder, composed):
     "content", [b"", b"{}", b"[]", b'{"messages": []}', b'{"messages": [{"content": "x"}]}', b'{"open_keys": 1}']
 )
 def test_a_request_that_is_none_of_ours(content):
-    with pytest.raises(IntegrityError, match="a stored request is none"):
+    with pytest.raises(IntegrityError, match="A stored request to a proposer is not valid"):
         proposals.reference_of(content)
 
 

@@ -291,7 +291,7 @@ def test_a_choice_that_does_not_follow_from_the_log_is_found(campaign, scores):
         n for n, record in enumerate(records) if record["event"] == "submission" and record["purpose"] == "slot"
     )
     for position, change, said in (
-        (at, {"arms": ["a6", "a5"]}, "the arms to submit of r0001 do not follow"),
+        (at, {"arms": ["a6", "a5"]}, "The arms to submit of r0001, .* do not follow"),
         (slot, {"arm": "a7"}, r"r0001/a7, slot\) was not chosen"),
         (slot, {"adapter_digest": "0" * 64}, "was not chosen"),
     ):
@@ -321,7 +321,7 @@ def test_finalists_are_scored_once_more_by_what_was_held_back(campaign, scores):
     assert len(said) == 2 and RoundSubmissions.of(campaign, "r0001", facts, chosen, RULES).finish() == []
     assert derive.check_submissions(log_of(campaign)) == 6
     shown = document.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
-    assert "Finalists, scored once more: a2 of r0001" in shown
+    assert "Finalists, which are submitted once more: a2 of r0001" in shown
     assert history.read_history(log_of(campaign)).scores["r0001"]["a2"] == Decimal("0.50")  # repeats enter no test
 
 
@@ -400,7 +400,7 @@ def test_who_proposes_and_who_scores_work_together(tmp_path, scores, kind):
         folder = publish_round(campaign, name)
         assert meta.close(campaign, folder).state == "decided"
         shown = document.as_text(page.of_log(log_of(campaign), name, "tiny"))
-        assert f"{kind} (active) was asked: " in shown
+        assert f"The proposer {kind} was asked (mode active)." in shown
         assert ("article 14 (endpoint_unreachable)" in shown) == (kind == "llm")
     records = log_of(campaign)
     assert derive.check_submissions(records) == 6

@@ -26,28 +26,31 @@ def shown(campaign: logs.LogCampaign, name: str) -> dict[str, Section]:
 def test_it_says_what_was_seen_who_decided_what_was_refused_and_what_would_have_changed_it():
     found = shown(walk(), "r0002")
     assert list(found) == [
-        "Decision of r0002", "What it was planned with", "What was seen", "What the tests said", "What the external target said",
-        "Which article decided", "What was refused", "What would have changed the decision", "What the next round gets",
+        "Decision of r0002", "Plan of the round", "Scores of the arms", "Results of the tests", "Scores of the external target",
+        "Reasons by article", "Refusals and arms without a score", "What would have changed the decision", "Policy of the next round",
     ]  # fmt: skip
-    assert found["Which article decided"].lines == list(walk().derived["r0002"].decision.reasons)
-    assert found["What it was planned with"].lines[0] == "Standing recipe, as r0001 decided: recipe.lora.rank=8."
+    assert found["Reasons by article"].lines == list(walk().derived["r0002"].decision.reasons)
+    assert found["Plan of the round"].lines[0] == "The standing recipe, decided by r0001: recipe.lora.rank=8."
     assert found["Decision of r0002"].lines[1].startswith("Article 13: no human baseline")
-    assert [row[0] for row in found["What was seen"].table[1:]] == ["reference", *(f"a{n}" for n in range(8))]
-    assert "standing recipe: recipe.lora.rank=32" in found["What the next round gets"].lines
+    assert [row[0] for row in found["Scores of the arms"].table[1:]] == ["reference", *(f"a{n}" for n in range(8))]
+    assert "standing recipe: recipe.lora.rank=32" in found["Policy of the next round"].lines
     would = found["What would have changed the decision"].lines
-    assert (
-        would[0]
-        == "a3 is worth 3.18 points more than the standing recipe; with so much less it would not have been kept."
+    assert would[0] == (
+        "The value of a3 is 3.18 points above the standing recipe's. It would not have been kept if it were 3.18 points lower."
     )
-    assert any(line.startswith("Best so far by value: ") for line in would)
-    assert shown(walk(), "r0001")["What was refused"].lines == ["a4 has no score: failed, diverged"]
+    assert any(
+        line.startswith("The largest value of the campaign so far is that of a2 of r0001: +3.60") for line in would
+    )
+    a3 = next(row for row in found["Scores of the arms"].table if row[0] == "a3")
+    assert a3[-2:] == ["0.76", "+3.44"]
+    assert shown(walk(), "r0001")["Refusals and arms without a score"].lines == ["a4 has no score: failed, diverged"]
 
 
 def test_a_suspect_board_is_told():
     lines = shown(leaky(), "r0003")["What would have changed the decision"].lines
-    assert "alarms of its own" not in lines[0]
+    assert "alarms of its own" not in lines[0] and "a3 comes nearest to being kept" in lines[0]
     assert "a6 is not kept: its dev runs ahead" in document.as_text(list(shown(leaky(), "r0002").values()))
-    assert any("runs ahead of fresh items" in line for line in shown(leaky(), "r0002")["Which article decided"].lines)
+    assert any("runs ahead of fresh items" in line for line in shown(leaky(), "r0002")["Reasons by article"].lines)
 
 
 def test_what_comes_later_changes_only_what_became_of_the_submissions():
@@ -99,7 +102,7 @@ def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, cap
     for words in ((), ("--round", "r0001")):
         assert main(["report", str(campaign.folder), *words]) == 0
     said = capsys.readouterr().out
-    assert "r0001 is decided; a2 is kept" in said and "There is none: whether fresh items still mean" in said
+    assert "r0001 is decided; a2 is kept" in said and "The campaign has no external target" in said
     assert said.splitlines()[-1].startswith(f"next: python -m pipeline round {campaign.folder}    (with figures: ")
     assert main(["report", str(campaign.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -215,7 +215,7 @@ def test_dead_process_of_this_machine_is_lost(campaign, folder) -> None:
         gone.wait()
     _claimed(folder, "a1", pid=gone.pid)
     row = status.round_status(campaign, folder)[1]
-    assert (row.state, row.detail) == ("lost", "its process is gone")
+    assert (row.state, row.detail) == ("lost", "its process has ended")
 
 
 def test_closing_by_hand_keeps_the_policy(campaign, folder, monkeypatch) -> None:

@@ -108,21 +108,21 @@ def test_fill_the_disk(arena: Arena, path: str, refusal: str) -> None:
 def test_fill_the_disk_with_many_files(arena: Arena, folder: str) -> None:
     code = f"import time\nfor n in range(1000):\n open(f'{folder}/{{n}}', 'wb').write(bytes(4 << 20)); time.sleep(0.05)"
     answered = arena.ask("train", code, limits={"disk_size_bytes": 32 * MIB})
-    assert answered["kind"] == "disk_limit" and "bytes written, 33554432 are allowed" in answered["what"]
+    assert answered["kind"] == "disk_limit" and "bytes were written, and 33554432 are allowed" in answered["what"]
 
 
 @pytest.mark.attack("use up the disk's inodes")
 def test_make_files_without_end(arena: Arena) -> None:
     code = "import itertools, time\nfor n in itertools.count():\n open(f'/out/{n}', 'w').close(); time.sleep(0.0005)"
     answered = arena.ask("train", code, limits={"num_files": 500})
-    assert answered["kind"] == "disk_limit" and "files written, 500 are allowed" in answered["what"]
+    assert answered["kind"] == "disk_limit" and "files were written, and 500 are allowed" in answered["what"]
 
 
 @pytest.mark.attack("fill the campaign's disk by talking")
 def test_talk_without_end(arena: Arena) -> None:
     code = "import time\nwhile True: print('x' * 2**16, flush=True); time.sleep(0.01)"
     answered = arena.ask("train", code, limits={"log_size_bytes": MIB, "file_size_bytes": 256 * MIB})
-    assert answered["kind"] == "disk_limit" and "a log of more than" in answered["what"]
+    assert answered["kind"] == "disk_limit" and "the log has more than" in answered["what"]
 
 
 @pytest.fixture

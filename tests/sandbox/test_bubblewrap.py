@@ -142,7 +142,7 @@ def test_refusals_name_what_is_valid(folder: Path, monkeypatch: pytest.MonkeyPat
         Sandbox({"/host": Path("/")}).start(["true"], folder / "log")
     with pytest.raises(ConfigError, match="never the whole root"):
         Sandbox({"/task": folder / "missing"}).start(["true"], folder / "log")
-    with pytest.raises(ConfigError, match="valid: loopback, fabric"):
+    with pytest.raises(ConfigError, match="Use one of loopback, fabric"):
         Sandbox(network="host").start(["true"], folder / "log")
 
 

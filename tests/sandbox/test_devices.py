@@ -53,7 +53,7 @@ def test_a_gpu_that_does_not_open_is_another_jobs(dev):
 def test_no_gpu_where_there_should_be_some_is_said(dev):
     for number in (0, 1):
         (dev / f"nvidia{number}").unlink()
-    with pytest.raises(WorkFailed, match=r"gpus_per_node = 2, and no GPU opens here .*nvidiactl"):
+    with pytest.raises(WorkFailed, match=r"gpus_per_node = 2, but this job can open no GPU .*nvidiactl"):
         devices.of_node(2, "loopback", dev)
     assert devices.of_node(0, "loopback", dev) == devices.NodeDevices()
 
@@ -90,5 +90,5 @@ def test_all_reduce_says_when_a_node_lacks_its_gpus():
         pytest.skip("this machine has an NVIDIA GPU")
     done = all_reduce("cluster.gpus_per_node=2")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no GPU opens here" in done.stderr
+    assert "this job can open no GPU" in done.stderr
     assert "Traceback" not in done.stderr

@@ -219,9 +219,9 @@ def test_every_mount_and_every_fork_shows_the_same_tree(who: str, built: Path, f
 
 def test_unknown_backends_name_the_valid_ones(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "require_private_namespace", lambda: None)
-    with pytest.raises(ConfigError, match="valid: loop, squashfuse, unpack"):
+    with pytest.raises(ConfigError, match="Use one of loop, squashfuse, unpack"):
         with image.mounted(copied, image.show(copied).tree_digest, tmp_path, "nfs"):
             pass
-    with pytest.raises(ConfigError, match="valid: overlay, fuse-overlayfs, copy"):
+    with pytest.raises(ConfigError, match="Use one of overlay, fuse-overlayfs, copy"):
         with image.forked(image.Mount(tmp_path, "", "unpack"), tmp_path, USER, "zfs"):
             pass

@@ -145,7 +145,7 @@ def test_before_a_score_nobody_is_named():
     assert design.submissions == 0
     critical = CriticalValues.from_json(bounds(design) | {"board_alarm": "1", "board_suspect": "1"})
     verdict = alarms.verdict(exact_rounds(rounds)[:1], design, critical)
-    assert max(verdict.board.posteriors.values()) == Decimal("0.5") and verdict.named is None
+    assert max(verdict.board.posteriors.values()) == Decimal("0.5") and verdict.named_family is None
 
 
 def test_critical_values_of_the_board_are_at_least_what_e_begins_with():

@@ -109,7 +109,7 @@ def decisions(exact: Verdict, look: LookScores, critical: CriticalValues) -> tup
     number = int(look.named()[0]) if accused else -1
     ours = {
         "gap": named(exact.gap_alarms), "suspect": named(exact.gap_suspects), "arm": named(exact.arm_alarms),
-        "board": exact.board_alarm, "board suspect": exact.board_suspect, "named": exact.named, "leak": exact.leak_alarm,
+        "board": exact.board_alarm, "board suspect": exact.board_suspect, "named": exact.named_family, "leak": exact.leak_alarm,
     }  # fmt: skip
     theirs = {
         "gap": marked(look.gap(float(critical.gap_level))), "suspect": marked(look.gap(float(critical.gap_suspect_level))),
