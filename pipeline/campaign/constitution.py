@@ -1,8 +1,8 @@
-"""The rules that the loop cannot change: load, verify by digest, answer questions, refuse with the article's number.
+"""The constitution: the numbered rules that a campaign cannot change, and the checks that refuse what breaks them.
 
-`constitution/constitution.yaml` holds numbered articles; `constitution/DIGEST` and every campaign hold its sha256. The file is read
-from beside this package (the checkout at `init`, the campaign's frozen code afterwards), never from a path that a configuration or
-the environment could name.
+`constitution/constitution.yaml` holds the articles; `constitution/DIGEST` and every campaign hold its sha256. `facts.load_constitution`
+reads the file from beside this package (the checkout at `init`, the campaign's frozen code afterwards) and never from a path that a
+configuration or the environment could name.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import Setting
 
 HERE = CODE_ROOT / "constitution"
+"""The only folder that a constitution is read from."""
 _NUMBER = {"decimal": re.compile(r"-?\d{1,12}(\.\d{1,12})?"), "integer": re.compile(r"-?\d{1,12}")}
 
 
 @dataclass(frozen=True)
 class Constitution:
-    """The articles of one file, known by their digest."""
+    """The articles of one file: `articles` by number as text, such as "4", and the file's sha256 as hex."""
 
     digest: str
     articles: dict[str, dict[str, Any]]
@@ -78,11 +79,11 @@ class Constitution:
         return frozenset(self.articles["2"]["keys"])
 
     def is_fenced(self, model: str) -> bool:
-        """By article 13: results with this model say nothing of capability."""
+        """Whether article 13 forbids claims of capability from results with this model."""
         return model not in self.articles["13"]["models_with_a_human_baseline"]
 
     def check_settings(self, overrides: Iterable[Setting]) -> None:
-        """Refuse, by article 2, the first override that is not on the allow-list or out of its range."""
+        """Check overrides against article 2. Raises Refused for the first whose key is closed or whose value is out of range."""
         allowed = self.articles["2"]["keys"]
         for key, value in overrides:
             if key not in allowed:
@@ -109,7 +110,7 @@ class Constitution:
                 raise Refused("2", "out_of_range", f"{key} = {value}", f"Valid: {rule['low']} to {rule['high']}")
 
     def check_coverage(self, report: Mapping[str, Any], num_nodes: int) -> None:
-        """Refuse, by article 6, a probe that did not make every check that an arm of so many nodes must pass."""
+        """Check the probe's report of an arm of `num_nodes` nodes. Raises Refused by article 6 where a check is absent or failed."""
         article = self.articles["6"]
         needed = [*article["checks"], *(article["checks_on_one_node"] if num_nodes == 1 else [])]
         missing = [name for name in needed if name not in report or report[name]["reached"]]
@@ -122,7 +123,7 @@ class Constitution:
             )
 
     def check_round(self, number: int) -> None:
-        """Refuse, by article 4, a round beyond the budget."""
+        """Check a round's number. Raises Refused by article 4 where it is beyond the campaign's budget of rounds."""
         if number > self.num_rounds:
             raise Refused(
                 "4",
@@ -134,7 +135,10 @@ class Constitution:
     def check_spending(
         self, tokens_per_arm: int, gpu_hours_per_arm: Fraction, num_arms: int, gpu_hours_spent: Fraction
     ) -> None:
-        """Refuse, by article 4, a round that could cost more than an arm, a round or the campaign may. Hours are those of its time limits."""
+        """Check what a round could cost at most, its time limits used up. Raises Refused by article 4 for the first budget that it exceeds.
+
+        tokens_per_arm: optimizer tokens. gpu_hours_spent: GPU-hours that the campaign's earlier rounds may have used.
+        """
         article = self.articles["4"]
         round_hours = num_arms * gpu_hours_per_arm
         for code, what, wanted, most in (

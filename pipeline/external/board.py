@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, Refused
-from pipeline.campaign.files import alone
+from pipeline.campaign.files import exclusive_lock
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config.settings import Settings
@@ -57,7 +57,7 @@ def take_scores(
         pack = outbox.packer(campaign, facts, chosen)
     with ExitStack() as held:
         try:
-            held.enter_context(alone(campaign.board_lock, "process with the board"))
+            held.enter_context(exclusive_lock(campaign.board_lock, "process with the board"))
         except ConfigError as error:
             return [f"the board is left to another process: {error.what}"]
         board = Board(campaign, facts, caps, target, today, has_outbox=external.kind != "local")
@@ -86,7 +86,7 @@ def push(
     target = target or target_of(chosen.external, campaign.folder)
     if target is None:
         raise ConfigError("this campaign has no external target", "external=kaggle, and push=login, in a new campaign")
-    with alone(campaign.board_lock, "process with the board"):
+    with exclusive_lock(campaign.board_lock, "process with the board"):
         board = Board(campaign, facts, caps, target, today, has_outbox=chosen.external.kind != "local")
         return board.plan() if dry_run else board.send(wait_seconds)
 
@@ -112,7 +112,7 @@ class Board:
             if one.state in SETTLED or one.is_sent:
                 continue
             try:
-                outbox.post(self.campaign, self.facts, one, pack)
+                outbox.add(self.campaign, self.facts, one, pack)
                 said.append(f"{name_of(one)} is in the outbox")
             except PipelineError as error:
                 said.append(self.fail(one, error))
@@ -159,7 +159,7 @@ class Board:
             return f"{name_of(one)} is sent; no score yet"
         note = {"note": answer.note} if answer.note else {}
         is_new = board_log.record(self.log, {"number": one.number, "score": answer.printed, **note})
-        outbox.clear(self.campaign, one.number)
+        outbox.remove(self.campaign, one.number)
         return f"{name_of(one)} scored {answer.printed}" if is_new else ""
 
     def deliver(self, one: Submission) -> Answer | None:

@@ -68,7 +68,7 @@ def set_score(campaign: Campaign, number: int, score: str | None) -> None:
     if score is None:
         payload["withdrawn"] = True
     record(Log(campaign.log), payload)
-    outbox.clear(campaign, number)
+    outbox.remove(campaign, number)
 
 
 def record(log: Log, payload: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from typing import Any
 from pipeline.campaign import canonical, files
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound
 from pipeline.campaign.facts import facts_of, verified_code
-from pipeline.campaign.files import alone, read_json, rows_of, write_file
+from pipeline.campaign.files import exclusive_lock, read_json, rows_of, write_file
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config import settings
@@ -50,7 +50,7 @@ def score(campaign: Campaign, number: int) -> str:
     chosen = settings.load(campaign.round(one.round).config)
     campaign.board_dir.mkdir(mode=0o700, exist_ok=True)
     folder = campaign.board_dir / f"{number:04d}"
-    with alone(campaign.board_dir / ".lock", "submission to the local board"):
+    with exclusive_lock(campaign.board_dir / ".lock", "submission to the local board"):
         if not (folder / "score.json").exists():
             folder.mkdir(mode=0o700, exist_ok=True)
             make_score(campaign, facts, chosen, one, folder)

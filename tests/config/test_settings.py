@@ -186,8 +186,8 @@ def test_composing_writes_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("recipe.num_step=3", "there is no setting recipe.num_step. Near it: recipe.num_steps"),
-        ("recipe.mix.romans=1", "Near it: recipe.mix.roman"),
+        ("recipe.num_step=3", "there is no setting recipe.num_step. Similar settings: recipe.num_steps"),
+        ("recipe.mix.romans=1", "Similar settings: recipe.mix.roman"),
         ("wholly.unknown=1", "hydra_conf/ has every key"),
         ("recipe=sft", "grpo rft sft_full sft_lora"),
     ],

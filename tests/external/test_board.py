@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.campaign.errors import ConfigError, NotFound, Refused, TargetFailed
-from pipeline.campaign.files import alone, write_file
+from pipeline.campaign.files import exclusive_lock, write_file
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config import settings
@@ -292,7 +292,7 @@ def test_caps_hold_for_what_is_sent_on_another_day(campaign, client):
 
 def test_a_second_meta_stage_leaves_the_board_to_the_first(campaign, client):
     reserve(campaign)
-    with alone(campaign.board_lock, "process with the board"):
+    with exclusive_lock(campaign.board_lock, "process with the board"):
         assert "left to another process" in take(campaign)[0]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: take(campaign), range(4)))
@@ -424,7 +424,7 @@ def test_what_is_not_in_the_outbox_is_not_sent(campaign, client):
     assert board.push(campaign, FACTS, chosen, CAPS, today=DAY, dry_run=True) == ["send number 1 (r0001/a1, slot)"]
     board.push(campaign, FACTS, chosen, CAPS, today=DAY)
     assert num_sent(client) == 1
-    with alone(campaign.board_lock, "process with the board"), pytest.raises(ConfigError, match="runs now"):
+    with exclusive_lock(campaign.board_lock, "process with the board"), pytest.raises(ConfigError, match="runs now"):
         board.push(campaign, FACTS, chosen, CAPS, today=DAY)
 
 
