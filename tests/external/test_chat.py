@@ -268,11 +268,11 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_a_sites_own_serves
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"url": ""}, "no http or https address"),
-        ({"url": "ftp://example.com"}, "no http or https"),
-        ({"url": "file:///etc/passwd"}, "no http or https"),
-        ({"url": "http://example.com:port/"}, "no http or https"),
-        ({"url": "http://a b/"}, "no http or https"),
+        ({"url": ""}, "not an http or https address"),
+        ({"url": "ftp://example.com"}, "not an http or https"),
+        ({"url": "file:///etc/passwd"}, "not an http or https"),
+        ({"url": "http://example.com:port/"}, "not an http or https"),
+        ({"url": "http://a b/"}, "not an http or https"),
         ({"url": "https://me:secret@example.com/v1"}, "holds a name or password"),
         ({"model": ""}, "model is empty"),
         ({"api_key_env": "A", "api_key_file": "/b"}, "names two keys"),
