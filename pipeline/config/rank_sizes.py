@@ -143,9 +143,8 @@ def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> 
         active = len(targets & set(weights))
         routed = weights[0].startswith("experts.")
         share = _expert_rows(rank) / copies if routed else 1
-        if (
-            active
-        ):  # inputs, low-rank products, and the wide B in float32 and in the model's type; or the changed weight
+        if active:
+            # Inputs, low-rank products, and the wide B in float32 and in the model's type; or the changed weight.
             inside += copies * share * (element * (width_in + active * size))
             fixed += copies * width_out * int(width_in * element if is_full else active * size * 2 * FLOAT)
     if kind == "M":

@@ -255,7 +255,7 @@ class PolicySetting:
 class Chain:
     """Whether rounds follow one another: with `auto`, each meta job submits the next one, up to `rounds` (0: the constitution's number).
 
-    `anchor_file`, `anchor_git`: a file and a git repository elsewhere that get every signed head of the log; empty: none.
+    `anchor_file`, `anchor_git`: a file and a git repository elsewhere that get every signed head of the log (docs/seal.md); empty: none.
     """
 
     auto: bool

@@ -59,9 +59,7 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
             return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(*_explained(error, source)) from error
-    except (
-        ValueError
-    ) as error:  # Hydra raises this for a group with a number as its option, and does not name the group
+    except ValueError as error:  # from Hydra, which does not name the group, for a number as a group's option
         raise ConfigError(
             f"{' '.join(overrides)}: {_one_line(error)}",
             "hydra_conf/ has a folder for each group and a file for each option",

@@ -54,7 +54,7 @@ def test_overrides_are_composed_and_typed():
         ("external=local +external.push=login", "external.push = login. Valid: meta, with external=local"),
         (
             "external=local external.rows=2",
-            "external.rows = 2. Valid: with external=local at least one of each of the 3",
+            "external.rows = 2. Valid: at least 3, one of each family, with external=local",
         ),
         ("external=local external.submissions=9", "external.submissions = 9. Valid: 0 to 8"),
         ("external=local external.submissions=0", "external.submissions = 0. Valid: at least 1"),
