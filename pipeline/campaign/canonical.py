@@ -133,4 +133,5 @@ def digest(value: Any) -> str:
 
 
 def digest_text(text: str) -> str:
+    """Return the sha256 of a text in UTF-8, as 64 hex digits."""
     return sha256(text.encode())

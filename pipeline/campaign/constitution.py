@@ -32,50 +32,62 @@ class Constitution:
 
     @property
     def quorum(self) -> int:
+        """A round with fewer scored arms decides nothing (article 3)."""
         return int(self.articles["3"]["scored_arms"])
 
     @property
     def num_rounds(self) -> int:
+        """The most rounds that a campaign may have (article 4)."""
         return int(self.articles["4"]["rounds"])
 
     @property
     def arms_per_round(self) -> int:
+        """The most arms that a round may have (article 4)."""
         return int(self.articles["4"]["arms_per_round"])
 
     @property
     def first_round_replicates(self) -> int:
+        """Repeats of the reference recipe in r0001 beside the anchor (article 5)."""
         return int(self.articles["5"]["replicates_in_first_round"])
 
     @property
     def z(self) -> Decimal:
+        """An improvement is claimed of a fresh lift beyond this many standard errors (article 7)."""
         return Decimal(self.articles["7"]["z"])
 
     @property
     def promotion_margin(self) -> Decimal:
+        """An arm is kept only if its value exceeds its baseline's by more than this (article 7)."""
         return Decimal(self.articles["7"]["promotion_margin"])
 
     @property
     def plateau_looks(self) -> int:
+        """An axis that gains nothing in this many looks in a row retires (article 11)."""
         return int(self.articles["11"]["plateau_looks"])
 
     @property
     def least_axes(self) -> int:
+        """No axis retires while only this many are left (article 11)."""
         return int(self.articles["11"]["least_axes"])
 
     @property
     def most_replicates(self) -> int:
+        """The most repeats of the standing recipe that a decision may buy for a round (article 11)."""
         return int(self.articles["11"]["most_replicates"])
 
     @property
     def most_contrasts(self) -> int:
+        """The most contrasts in a round (article 11)."""
         return int(self.articles["11"]["most_contrasts"])
 
     @property
     def ladder_step(self) -> Decimal:
+        """A board score is told only when it beats the last one told by this much (article 11)."""
         return Decimal(self.articles["11"]["ladder_step"])
 
     @property
     def open_keys(self) -> frozenset[str]:
+        """The configuration keys that may change between rounds (article 2)."""
         return frozenset(self.articles["2"]["keys"])
 
     def is_fenced(self, model: str) -> bool:
@@ -91,7 +103,9 @@ class Constitution:
                     "2", "closed_key", f"{key!r} may not change between rounds", f"Open keys: {', '.join(allowed)}"
                 )
             if not isinstance(value, str):
-                raise Refused("2", "wrong_type", f"{key} = {value!r} is a {type(value).__name__}", "Values are strings")
+                raise Refused(
+                    "2", "wrong_type", f"{key} = {value!r} is a {type(value).__name__}", "Write the value as a string"
+                )
             rule = allowed[key]
             if rule["type"] == "choice":
                 if value not in rule["choices"]:
@@ -151,7 +165,7 @@ class Constitution:
             if wanted > most:
                 raise Refused(
                     "4", code, f"{float(wanted):g} {what} are more than the {most} that are budgeted",
-                    "Fewer steps, smaller batches, or a lower cluster.time_limit_minutes",
+                    "Use fewer steps, smaller batches, or a lower cluster.time_limit_minutes",
                 )  # fmt: skip
 
 

@@ -95,6 +95,7 @@ class Parallelism:
 
     @property
     def world_size(self) -> int:
+        """Number of ranks of one arm; ep divides the same ranks."""
         return self.tp * self.pp * self.cp * self.dp
 
 
@@ -154,9 +155,8 @@ class Cluster:
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
-    runtime: list[str] = field(
-        default_factory=list
-    )  # words before `-m pipeline` of what trains or judges; empty: this Python
+    # Words before `-m pipeline` in the command of a stage that trains or judges, such as a container's; empty: this Python.
+    runtime: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -166,9 +166,7 @@ class External:
     kind: str = "none"  # none, local, kaggle, command or manual
     rows: int = 0  # hidden rows of the board: the local board makes so many; of another target, the known number, for the power of the board test
     submissions: int = 0  # arms of each round that are sent
-    push: str = (
-        "meta"  # who sends: the meta job, or `board push` on a login node (login) from what that job leaves in outbox/
-    )
+    push: str = "meta"  # who sends: the meta job, or (login) `board push` on a login node, from outbox/
     wait_seconds: int = 0  # for scores after sending; the next meta stage asks for later ones
     timeout_seconds: int = 600  # for one call of a client or scorer
     shift: int = 0  # local: each item is the longest of 1 + shift draws
@@ -187,6 +185,8 @@ class External:
 
 @dataclass
 class AxisSetting:
+    """One axis, as records.Axis."""
+
     name: str
     key: str
     kind: str
@@ -197,18 +197,24 @@ class AxisSetting:
 
 @dataclass
 class SettingEntry:
+    """One setting: a dotted configuration key and its value as text."""
+
     key: str
     value: str
 
 
 @dataclass
 class QuietEntry:
+    """An axis, and in how many looks in a row it gained nothing."""
+
     axis: str
     looks: int
 
 
 @dataclass
 class ContrastEntry:
+    """One registered experiment, as records.Contrast."""
+
     family: str
     key: str
     expects: str
@@ -216,6 +222,8 @@ class ContrastEntry:
 
 @dataclass
 class RepairEntry:
+    """A family with new dev items, and the first round that uses them."""
+
     family: str
     round: str
 

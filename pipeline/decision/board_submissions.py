@@ -49,6 +49,7 @@ class Submission:
 
     @property
     def score(self) -> Decimal | None:
+        """The score as an exact number, None while there is none."""
         return None if self.printed is None else Decimal(self.printed)
 
     @property

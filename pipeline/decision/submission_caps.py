@@ -79,13 +79,13 @@ def reservation(
     if not 1 <= copy <= min(most, len(same) + 1):
         raise Refused(
             "4", "already_submitted", f"{round_name}/{arm} was sent {len(same)} times as {purpose}, repeat {copy} is not open",
-            f"As {purpose} it may be sent {most} times, one after the other",
+            f"As {purpose} it may be sent {most} times; ask for repeats in order",
         )  # fmt: skip
     other = next((earlier for earlier in same if earlier.adapter_digest != adapter_digest), None)
     if other:
         raise Refused(
             "4", "already_submitted", f"{round_name}/{arm} was sent as number {other.number} with another adapter "
-            f"({other.adapter_digest[:12]}, now {adapter_digest[:12]})", "What was sent under a name stays what it was",
+            f"({other.adapter_digest[:12]}, now {adapter_digest[:12]})", "Restore the adapter that was sent, from a copy",
         )  # fmt: skip
     if copy <= len(same):
         return same[copy - 1]
@@ -155,11 +155,14 @@ def _check_caps(known: tuple[Submission, ...], caps: Caps, purpose: str, day: st
     open_to_others = caps.per_campaign - caps.held_back
     if len(known) >= caps.per_campaign:
         raise Refused(
-            "4", "campaign_cap", f"{len(known)} submissions are spent of {caps.per_campaign}", "A new campaign"
+            "4",
+            "campaign_cap",
+            f"{len(known)} submissions are spent of {caps.per_campaign}",
+            "Start a new campaign for more",
         )
     if purpose != "finalist" and others >= open_to_others:
         raise Refused(
-            "4", "held_back", f"{others} submissions are spent of {open_to_others}", f"{caps.held_back} more are kept for finalists"
+            "4", "held_back", f"{others} submissions are spent of {open_to_others}", f"The other {caps.held_back} are for finalists"
         )  # fmt: skip
     if used_on(known, day) >= caps.per_day:
         raise _daily_cap(used_on(known, day), caps, day)
@@ -185,5 +188,5 @@ def attempt_day(known: tuple[Submission, ...], caps: Caps, number: int, today: s
 def _daily_cap(used: int, caps: Caps, day: str) -> Refused:
     return Refused(
         "4", "daily_cap", f"{used} submissions count on {day} UTC, {caps.per_day} are allowed",
-        "The next day has room; a day is never before the newest in the log",
+        "Try again on the next UTC day; a submission never counts on a day before the newest in the log",
     )  # fmt: skip

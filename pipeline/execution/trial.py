@@ -43,7 +43,7 @@ def write_task(attempt: Attempt, config: Mapping[str, Any], base: str = PATHS["b
 
 
 class Process(Protocol):
-    """A running trial: one process, or those of several nodes as one."""
+    """A running trial: one process, or those of several nodes as one (sandbox/process.py explains the attributes)."""
 
     @property
     def returncode(self) -> int | None: ...

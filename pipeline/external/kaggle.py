@@ -24,6 +24,7 @@ class Kaggle:
     _listed: tuple[float, list[dict[str, str]]] | None = None  # when the client gave the list, and its rows
 
     def submit(self, ticket: Ticket) -> Answer:
+        """Upload the archive. Raises TargetFailed (no_archive, rejected, or what the client reports)."""
         if not ticket.archive.is_file():
             raise TargetFailed(
                 "no_archive", f"{ticket.archive.name} of number {ticket.number} is not in the outbox", "Run meta"
