@@ -95,14 +95,14 @@ def judge(
     decoded_dir: Path | None = None,
     stop_wanted: Callable[[], bool] = lambda: False,
     data_card: Path | None = None,
-    made: Mapping[str, Path] | None = None,
+    item_folders: Mapping[str, Path] | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> Judged:
-    """Score an adapter, or the base model for None, on the sets in `seeds` and in `made`.
+    """Score an adapter, or the base model for None, on the sets in `seeds` and in `item_folders`.
 
     root: of the mounted image. mark: called as each phase begins. decoded_dir: keeps finished shards of completions, from which an
-    interrupted judging of the same adapter resumes. data_card: of the adapter's trial. made: set -> folder with prompts.jsonl and
-    answers.jsonl that exist already. sampling: temperature and seed of the decoding; greedy without.
+    interrupted judging of the same adapter resumes. data_card: of the adapter's trial. item_folders: set -> folder with prompts.jsonl
+    and answers.jsonl that exist already. sampling: temperature and seed of the decoding; greedy without.
     Raises TrialFailed (judge_failed) with the end of the log, or (contaminated) where the card names an item; IntegrityError where a
     process wrote a wrong file; Interrupted where `stop_wanted` returns true while decoding.
     """
@@ -111,7 +111,7 @@ def judge(
         inputs = work / "in"
         inputs.mkdir(mode=0o755)
         mark("items")
-        folders = dict(made or {})
+        folders = dict(item_folders or {})
         for item_set, seed in seeds.items():
             folders[item_set] = make_items(root, chosen, item_set, seed, work / f"items-{item_set}", log_path)
         sets = list(folders)

@@ -92,7 +92,7 @@ def make_score(
             items = hidden_items(campaign, chosen, seed, mount.root, Path(scratch) / "items", log_path)
             judged = judge.judge(
                 mount.root, chosen, kept, {}, Path(scratch), log_path,
-                decoded_dir=folder / "decoded", made={SET: items}, sampling=sampling,
+                decoded_dir=folder / "decoded", item_folders={SET: items}, sampling=sampling,
             )  # fmt: skip
     rows = judged.items[SET]
     num_correct = sum(row["correct"] for row in rows)

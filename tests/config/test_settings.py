@@ -63,7 +63,10 @@ def test_overrides_are_composed_and_typed():
             "external=local external.real_share=0.5",
             "external.real_share = 0.5. Valid: 0 without external=local and tasks",
         ),
-        ("external=local external.real_share=0.995 tasks.train_csv=x", "leaves no generated row, or one of each"),
+        (
+            "external=local external.real_share=0.995 tasks.train_csv=x",
+            "leaves no generated row or at least one of each",
+        ),
         ("external=kaggle external.competition=", "external.competition = empty"),
         ("external=kaggle external.score=best", "external.score = best. Valid: public or private"),
         ("external=kaggle external.timeout_seconds=0", "external.timeout_seconds = 0"),
@@ -188,7 +191,7 @@ def test_composing_writes_nothing(tmp_path, monkeypatch):
     [
         ("recipe.num_step=3", "there is no setting recipe.num_step. Similar settings: recipe.num_steps"),
         ("recipe.mix.romans=1", "Similar settings: recipe.mix.roman"),
-        ("wholly.unknown=1", "hydra_conf/ has every key"),
+        ("wholly.unknown=1", "The files in hydra_conf/ list every setting"),
         ("recipe=sft", "grpo rft sft_full sft_lora"),
     ],
 )

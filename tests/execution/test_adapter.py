@@ -117,9 +117,9 @@ def test_names_shapes_and_types_are_those_of_the_recipe(tmp_path):
     cases = [
         (missing, "is missing"),
         ({**whole, "extra": np.zeros(3, np.float32)}, "'extra' does not belong to this recipe"),
-        (transposed, "expected F32 of shape"),
+        (transposed, "but must be F32 of shape"),
         (halves, "bytes of data"),
-        (bits, "expected F32 of shape"),
+        (bits, "but must be F32 of shape"),
     ]
     for number, (spoiled, words) in enumerate(cases):
         out = write(tmp_path / f"out{number}", safetensors.save(spoiled))

@@ -132,7 +132,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, written):
     cuts = {*range(0, 100), *range(100, len(whole), 499), len(whole) - 1}
     for cut in cuts:
         path.write_bytes(whole[:cut])
-        assert "a new attempt replaces it" in refused(path)
+        assert "start the arm again to replace it" in refused(path)
 
 
 def test_a_flipped_bit_anywhere_is_refused(tmp_path, written):
