@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from pipeline.campaign.errors import PipelineError
-from pipeline.campaign.files import whose
+from pipeline.campaign.files import explain_permission_error
 from pipeline.campaign.layout import Campaign
 from pipeline.cli import (
     audit,
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     except PermissionError as error:
-        print(f"PermissionError: {whose(error)}", file=sys.stderr)
+        print(f"PermissionError: {explain_permission_error(error)}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(("pipeline", "substrate")):

@@ -1,1 +1,1 @@
-"""What a campaign is on disk: its records, paths, files, sealed log, keys, rules and frozen facts. Everything else rests on this."""
+"""A campaign on disk: its records, paths, files, sealed log, keys, rules and frozen facts. Every other package builds on this one."""

@@ -1,8 +1,8 @@
-"""The one byte form of a record, with the standard library alone, and of the YAML that we write ourselves.
+"""Encode records as canonical JSON and override files as YAML, so that equal values always give equal bytes.
 
-Records are canonical JSON (RFC 8785) without floats. This encoder writes them and checks them; a test compares it with the `rfc8785`
-package on all that a record may hold. strict_json.py reads them. Override files are YAML in one fixed form, so that their very bytes
-follow from a decision, and an auditor needs no YAML library to say what they must be.
+Records are canonical JSON (RFC 8785) without floats. `encoded` writes them and `strict_json.read` reads them; a test compares this
+encoder with the `rfc8785` package. Override files are YAML in one fixed form. Their bytes follow from a decision, so an auditor can
+compute them without a YAML library. This module uses the standard library alone.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from fractions import Fraction
 from typing import Any
 
 LARGEST = 2**53 - 1
+"""The largest integer that a record may hold: every JSON reader keeps it exact."""
 _HIGH = re.compile("[\ud800-\U0010ffff]")
 _SCALAR = re.compile(r"( *)(- )?([A-Za-z0-9_/]+):(?: (.*))?")
 
 
 def plain(value: Any) -> Any:
-    """Records to JSON values: fractions become "p/q", tuples lists; a float is a defect and raises TypeError."""
+    """Convert a record's value to plain JSON values: a fraction becomes "p/q", a tuple a list.
+
+    Raises TypeError for a float and any other type that a record may not hold, ValueError for an integer beyond 2^53 - 1.
+    """
     if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int):
-        if not -LARGEST <= value <= LARGEST:  # what every JSON reader holds
-            raise ValueError(f"{value} is beyond 2^53 - 1")
+        if not -LARGEST <= value <= LARGEST:
+            raise ValueError(f"{value} is beyond 2^53 - 1, the largest integer that a sealed record may hold")
         return value
     if isinstance(value, Fraction):
         return f"{value.numerator}/{value.denominator}"
@@ -33,18 +37,18 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
-    raise TypeError(f"{type(value).__name__} has no place in a sealed record: {value!r}")
+    raise TypeError(f"a sealed record cannot hold a {type(value).__name__}: {value!r}")
 
 
 def encoded(value: Any) -> bytes:
-    """RFC 8785 bytes. Raises TypeError for a type that a record may not hold, ValueError for an integer from 2^53 on or half a character."""
+    """Return the RFC 8785 bytes of a value. Raises TypeError or ValueError as `plain`, and ValueError for an unpaired surrogate."""
     return dumped(plain(value))
 
 
 def dumped(value: Any) -> bytes:
-    """As `encoded`, of what is plain already."""
+    """Return the RFC 8785 bytes of a value that consists of plain JSON values already."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    if _HIGH.search(text):  # Python sorts by character, the RFC by UTF-16 unit: they differ from there on
+    if _HIGH.search(text):  # From U+D800 on, Python's order by character differs from the RFC's by UTF-16 unit.
         text = json.dumps(_ordered(value), separators=(",", ":"), ensure_ascii=False)
     return text.encode()
 
@@ -56,13 +60,14 @@ def _ordered(value: Any) -> Any:
 
 
 def sha256(content: bytes) -> str:
+    """Return the sha256 of bytes as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def overrides_text(content: Mapping[str, Any]) -> str:
-    """A round's Hydra file: keys in order, every text quoted as JSON quotes it, two blanks a level. Nothing else is in it.
+    """Return the text of a round's Hydra file: keys sorted, texts quoted as in JSON, two spaces of indentation per level.
 
-    Raises ValueError for a character from U+D800 on, which JSON and YAML may write apart.
+    Raises ValueError for a character from U+D800 on, because JSON and YAML may escape it differently.
     """
     return "# @package _global_\n" + "".join(_yaml_lines(plain(content), ""))
 
@@ -74,7 +79,7 @@ def _yaml_lines(value: Mapping[str, Any], indent: str) -> list[str]:
         if isinstance(item, dict) and item:
             lines += [f"{indent}{key}:\n", *_yaml_lines(item, indent + "  ")]
         elif isinstance(item, list) and item:
-            lines += [f"{indent}{key}:\n", *(line for each in item for line in _yaml_item(each, indent))]
+            lines += [f"{indent}{key}:\n", *(line for entry in item for line in _yaml_item(entry, indent))]
         else:
             lines.append(f"{indent}{key}: {_quoted(item)}\n")
     return lines
@@ -88,28 +93,29 @@ def _yaml_item(item: Any, indent: str) -> list[str]:
 
 
 def _quoted(item: Any) -> str:
-    """As JSON, which YAML reads the same but for characters that need two escapes."""
+    """Quote a value as JSON, which YAML reads alike except for characters that JSON writes as two escapes."""
     text = json.dumps(item)
     if _HIGH.search(str(item)):
-        raise ValueError(f"{item!r} has no place in an override")
+        raise ValueError(f"an override cannot hold {item!r}: valid are characters below U+D800")
     return text
 
 
 def scalars(text: str) -> dict[str, str]:
-    """Dotted key -> value of what stands in a configuration as `key: value`, nested by indentation; what is in lists is left out.
+    """Map each dotted key of a frozen configuration to its value as text, without its quotes.
 
-    For the block style in which configurations are frozen, and no other YAML: quotes are taken off, folded texts are cut.
+    Reads the block style in which configurations are frozen and no other YAML. It leaves out entries of lists, and keeps only the
+    first line of a folded text.
     """
-    found: dict[str, str] = {}
-    path: list[tuple[int, str]] = []
-    listed: int | None = None
+    values: dict[str, str] = {}
+    path: list[tuple[int, str]] = []  # (indentation, key) of the mappings around this line
+    list_indent: int | None = None  # of the list that this line belongs to
     for line in text.splitlines():
         indent = len(line) - len(line.lstrip())
-        if listed is not None and (indent > listed or line.lstrip().startswith("- ")):
+        if list_indent is not None and (indent > list_indent or line.lstrip().startswith("- ")):
             continue
-        listed = indent if line.lstrip().startswith("- ") else None
+        list_indent = indent if line.lstrip().startswith("- ") else None
         match = _SCALAR.fullmatch(line)
-        if listed is not None or not match:
+        if list_indent is not None or not match:
             continue
         while path and path[-1][0] >= indent:
             path.pop()
@@ -117,13 +123,15 @@ def scalars(text: str) -> dict[str, str]:
         if match[4] is not None:
             value = match[4]
             quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-            found[".".join(name for _, name in path)] = value[1:-1] if quoted else value
-    return found
+            values[".".join(name for _, name in path)] = value[1:-1] if quoted else value
+    return values
 
 
 def digest(value: Any) -> str:
+    """Return the sha256 of a value's canonical JSON, as 64 hex digits."""
     return sha256(encoded(value))
 
 
 def digest_text(text: str) -> str:
+    """Return the sha256 of a text in UTF-8, as 64 hex digits."""
     return sha256(text.encode())

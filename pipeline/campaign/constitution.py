@@ -1,8 +1,8 @@
-"""The rules that the loop cannot change: load, verify by digest, answer questions, refuse with the article's number.
+"""The constitution: the numbered rules that a campaign cannot change, and the checks that refuse what breaks them.
 
-`constitution/constitution.yaml` holds numbered articles; `constitution/DIGEST` and every campaign hold its sha256. The file is read
-from beside this package (the checkout at `init`, the campaign's frozen code afterwards), never from a path that a configuration or
-the environment could name.
+`constitution/constitution.yaml` holds the articles; `constitution/DIGEST` and every campaign hold its sha256. `facts.load_constitution`
+reads the file from beside this package (the checkout at `init`, the campaign's frozen code afterwards) and never from a path that a
+configuration or the environment could name.
 """
 
 from __future__ import annotations
@@ -19,70 +19,83 @@ from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import Setting
 
 HERE = CODE_ROOT / "constitution"
+"""The only folder that a constitution is read from."""
 _NUMBER = {"decimal": re.compile(r"-?\d{1,12}(\.\d{1,12})?"), "integer": re.compile(r"-?\d{1,12}")}
 
 
 @dataclass(frozen=True)
 class Constitution:
-    """The articles of one file, known by their digest."""
+    """The articles of one file: `articles` by number as text, such as "4", and the file's sha256 as hex."""
 
     digest: str
     articles: dict[str, dict[str, Any]]
 
     @property
     def quorum(self) -> int:
+        """A round with fewer scored arms decides nothing (article 3)."""
         return int(self.articles["3"]["scored_arms"])
 
     @property
     def num_rounds(self) -> int:
+        """The most rounds that a campaign may have (article 4)."""
         return int(self.articles["4"]["rounds"])
 
     @property
     def arms_per_round(self) -> int:
+        """The most arms that a round may have (article 4)."""
         return int(self.articles["4"]["arms_per_round"])
 
     @property
     def first_round_replicates(self) -> int:
+        """Repeats of the reference recipe in r0001 beside the anchor (article 5)."""
         return int(self.articles["5"]["replicates_in_first_round"])
 
     @property
     def z(self) -> Decimal:
+        """An improvement is claimed of a fresh lift beyond this many standard errors (article 7)."""
         return Decimal(self.articles["7"]["z"])
 
     @property
     def promotion_margin(self) -> Decimal:
+        """An arm is kept only if its value exceeds its baseline's by more than this (article 7)."""
         return Decimal(self.articles["7"]["promotion_margin"])
 
     @property
     def plateau_looks(self) -> int:
+        """An axis that gains nothing in this many looks in a row retires (article 11)."""
         return int(self.articles["11"]["plateau_looks"])
 
     @property
     def least_axes(self) -> int:
+        """No axis retires while only this many are left (article 11)."""
         return int(self.articles["11"]["least_axes"])
 
     @property
     def most_replicates(self) -> int:
+        """The most repeats of the standing recipe that a decision may buy for a round (article 11)."""
         return int(self.articles["11"]["most_replicates"])
 
     @property
     def most_contrasts(self) -> int:
+        """The most contrasts in a round (article 11)."""
         return int(self.articles["11"]["most_contrasts"])
 
     @property
     def ladder_step(self) -> Decimal:
+        """A board score is told only when it beats the last one told by this much (article 11)."""
         return Decimal(self.articles["11"]["ladder_step"])
 
     @property
     def open_keys(self) -> frozenset[str]:
+        """The configuration keys that may change between rounds (article 2)."""
         return frozenset(self.articles["2"]["keys"])
 
     def is_fenced(self, model: str) -> bool:
-        """By article 13: results with this model say nothing of capability."""
+        """Whether article 13 forbids claims of capability from results with this model."""
         return model not in self.articles["13"]["models_with_a_human_baseline"]
 
     def check_settings(self, overrides: Iterable[Setting]) -> None:
-        """Refuse, by article 2, the first override that is not on the allow-list or out of its range."""
+        """Check overrides against article 2. Raises Refused for the first whose key is closed or whose value is out of range."""
         allowed = self.articles["2"]["keys"]
         for key, value in overrides:
             if key not in allowed:
@@ -90,7 +103,9 @@ class Constitution:
                     "2", "closed_key", f"{key!r} may not change between rounds", f"Open keys: {', '.join(allowed)}"
                 )
             if not isinstance(value, str):
-                raise Refused("2", "wrong_type", f"{key} = {value!r} is a {type(value).__name__}", "Values are strings")
+                raise Refused(
+                    "2", "wrong_type", f"{key} = {value!r} is a {type(value).__name__}", "Write the value as a string"
+                )
             rule = allowed[key]
             if rule["type"] == "choice":
                 if value not in rule["choices"]:
@@ -109,7 +124,7 @@ class Constitution:
                 raise Refused("2", "out_of_range", f"{key} = {value}", f"Valid: {rule['low']} to {rule['high']}")
 
     def check_coverage(self, report: Mapping[str, Any], num_nodes: int) -> None:
-        """Refuse, by article 6, a probe that did not make every check that an arm of so many nodes must pass."""
+        """Check the probe's report of an arm of `num_nodes` nodes. Raises Refused by article 6 where a check is absent or failed."""
         article = self.articles["6"]
         needed = [*article["checks"], *(article["checks_on_one_node"] if num_nodes == 1 else [])]
         missing = [name for name in needed if name not in report or report[name]["reached"]]
@@ -122,7 +137,7 @@ class Constitution:
             )
 
     def check_round(self, number: int) -> None:
-        """Refuse, by article 4, a round beyond the budget."""
+        """Check a round's number. Raises Refused by article 4 where it is beyond the campaign's budget of rounds."""
         if number > self.num_rounds:
             raise Refused(
                 "4",
@@ -134,7 +149,10 @@ class Constitution:
     def check_spending(
         self, tokens_per_arm: int, gpu_hours_per_arm: Fraction, num_arms: int, gpu_hours_spent: Fraction
     ) -> None:
-        """Refuse, by article 4, a round that could cost more than an arm, a round or the campaign may. Hours are those of its time limits."""
+        """Check what a round could cost at most, its time limits used up. Raises Refused by article 4 for the first budget that it exceeds.
+
+        tokens_per_arm: optimizer tokens. gpu_hours_spent: GPU-hours that the campaign's earlier rounds may have used.
+        """
         article = self.articles["4"]
         round_hours = num_arms * gpu_hours_per_arm
         for code, what, wanted, most in (
@@ -147,7 +165,7 @@ class Constitution:
             if wanted > most:
                 raise Refused(
                     "4", code, f"{float(wanted):g} {what} are more than the {most} that are budgeted",
-                    "Fewer steps, smaller batches, or a lower cluster.time_limit_minutes",
+                    "Use fewer steps, smaller batches, or a lower cluster.time_limit_minutes",
                 )  # fmt: skip
 
 

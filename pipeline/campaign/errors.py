@@ -1,15 +1,15 @@
-"""The few exceptions of the pipeline. Each says in one sentence what came and what is valid, and carries an exit code.
+"""The exceptions of the pipeline. Each says in one sentence what came and what is valid, and carries the process's exit code.
 
     0 done   1 the work failed   2 usage or configuration   3 refused by the constitution   4 integrity
     75 interrupted with the state saved: start it again   93 no progress in several starts   130 Ctrl-C
 
-Nothing is raised for control flow, and nothing here is caught to be ignored: `__main__` prints the sentence and exits with the code;
-the worker turns it into a typed outcome (`exit_class` is the class's `kind`).
+No code raises these for control flow or catches one to ignore it. `__main__` prints the sentence and exits with the code; the worker
+records a typed outcome whose `exit_class` is the exception's `kind`.
 """
 
 
 class PipelineError(Exception):
-    """Base of every expected failure. `cure`, where there is one, is the next thing to type or to change."""
+    """Base of every expected failure. `what` says what happened; `cure`, where there is one, says what to type or to change next."""
 
     exit_code = 1
     kind = "failed"
@@ -21,11 +21,11 @@ class PipelineError(Exception):
 
 
 class WorkFailed(PipelineError):
-    """A step ended without its product: a crash, a time limit, a full disk."""
+    """A step ended without its product, for example by a crash, a time limit or a full disk."""
 
 
 class TrialFailed(WorkFailed):
-    """The trial's own process failed; `kind` tells how: configuration, data, diverged, out_of_memory, killed, crashed,
+    """The trial's own process failed. `kind` is one of: configuration, data, diverged, out_of_memory, killed, crashed,
     stalled, timeout, disk_limit, bad_output."""
 
     def __init__(self, kind: str, what: str, cure: str = "") -> None:
@@ -34,7 +34,7 @@ class TrialFailed(WorkFailed):
 
 
 class TargetFailed(WorkFailed):
-    """The external target gave no score, and may be asked again; `kind` tells how: client_missing, credentials, rules, limit,
+    """The external target gave no score and may be asked again. `kind` is one of: client_missing, credentials, rules, limit,
     rejected, unreachable, timeout, not_a_score, unclear, no_archive, local_board."""
 
     def __init__(self, kind: str, what: str, cure: str = "") -> None:
@@ -43,34 +43,34 @@ class TargetFailed(WorkFailed):
 
 
 class NoProgress(WorkFailed):
-    """Started again and again, and each time cut short where it was before: not started once more by itself."""
+    """Several starts in a row ended at the same point, so the arm is not started again without a person."""
 
     exit_code = 93
     kind = "no_progress"
 
 
 class Interrupted(WorkFailed):
-    """Stopped from outside (signal, preemption) with the state saved; the same attempt may go on."""
+    """A signal or preemption stopped the work, and its state is saved: the next start resumes it."""
 
     exit_code = 75
     kind = "interrupted"
 
 
 class ConfigError(PipelineError):
-    """Wrong usage, an unknown key or value, a layout that does not fit."""
+    """The user gave a wrong command, an unknown key or value, or settings that do not fit together."""
 
     exit_code = 2
     kind = "configuration"
 
 
 class NotFound(ConfigError):
-    """A round, arm, file or program that is not there; `cure` lists what is."""
+    """A round, arm, file or program does not exist; `cure` lists those that do."""
 
     kind = "not_found"
 
 
 class Refused(PipelineError):
-    """The constitution forbids it. `article` is its number, `code` the stable reason code."""
+    """The constitution forbids it. `article` is the number of its article, `code` the stable reason code."""
 
     exit_code = 3
     kind = "refused"
@@ -82,7 +82,7 @@ class Refused(PipelineError):
 
 
 class IntegrityError(PipelineError):
-    """A digest, schema or seal does not match: a changed image, a truncated file, an edited record."""
+    """A digest, schema or signature does not match: an image was changed, a file truncated or a record edited."""
 
     exit_code = 4
     kind = "integrity"

@@ -1,4 +1,4 @@
-"""Reading and writing files of a campaign: whole or not at all, under a lock, and by digest."""
+"""Read and write a campaign's files: atomic writes, lock files, digests, strict JSON, and readable permission errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, Work
 
 
 def tree_digest(root: Path) -> str:
-    """The identity of the payload below `root`. Raises ConfigError for a device, fifo or socket in it."""
+    """Return the sha256 over the sorted paths, modes and contents below `root`. Raises ConfigError for a device, fifo or socket."""
     digest = hashlib.sha256()
     # Sorted by bytes: a locale would sort differently from node to node.
     for name in sorted(walk(root), key=os.fsencode):
@@ -32,14 +32,16 @@ def tree_digest(root: Path) -> str:
         elif stat.S_ISREG(mode):
             kind, content = "100755" if mode & stat.S_IXUSR else "100644", file_digest(path)
         else:
-            raise ConfigError(f"{path} is a device, fifo or socket", "a payload has folders, files and symlinks only")
+            raise ConfigError(
+                f"{path} is a device, fifo or socket", "Remove it: a payload may hold folders, files and symlinks only"
+            )
         # Neither a path nor a link target can hold a NUL, so the fields cannot run into each other.
         digest.update(b"".join(os.fsencode(field) + b"\0" for field in (name, kind, content)))
     return digest.hexdigest()
 
 
 def walk(root: Path, below: str = "") -> Iterator[str]:
-    """Every path below `root`, relative. Unlike os.walk and rglob it raises at a folder that it may not read."""
+    """Yield every path below `root`, relative to it. Unlike os.walk and rglob, this raises OSError at a folder that it may not read."""
     with os.scandir(root / below) as entries:
         for entry in entries:
             yield below + entry.name
@@ -48,14 +50,15 @@ def walk(root: Path, below: str = "") -> Iterator[str]:
 
 
 def file_digest(path: Path) -> str:
+    """Return the sha256 of a file as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    """Write whole or not at all: aside in the same folder, fsync, os.replace, fsync of the folder.
+    """Write a file atomically and durably: to a temporary file beside it, fsync, os.replace, fsync of the folder.
 
-    Raises WorkFailed when the disk is full or the folder cannot be written; the earlier file is then untouched.
+    Raises WorkFailed when the disk is full or the folder cannot be written; an earlier file then stays as it was.
     """
     payload = data.encode() if isinstance(data, str) else data
     aside = None
@@ -76,7 +79,7 @@ def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
             os.close(folder)
     except OSError as error:
         raise WorkFailed(
-            f"cannot write {path}: {error.strerror}", "Free space or rights there, then run it again"
+            f"cannot write {path}: {error.strerror}", "Free space or rights there, then run the command again"
         ) from error
     finally:
         if aside is not None:
@@ -84,8 +87,12 @@ def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
 
 
 @contextmanager
-def alone(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file `path`. Raises ConfigError naming who holds it: several people may share a campaign."""
+def exclusive_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs.
+
+    what: what the lock allows only once at a time, for the message. Raises ConfigError, which names the process and the person who
+    hold it: several people may share a campaign.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
@@ -93,8 +100,8 @@ def alone(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ConfigError(
-                f"another {what} runs now ({file.read().strip() or 'nobody knows whose'})",
-                "Wait for it, or look at `status`",
+                f"another {what} runs now ({file.read().strip() or 'its owner is unknown'})",
+                "Wait until it has ended; `status` shows what runs",
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} of {user_name(os.getuid())} on {platform.node()}\n")
@@ -103,6 +110,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
 
 
 def user_name(uid: int) -> str:
+    """Return the name of a user, or "uid N" where the system knows none."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -110,15 +118,15 @@ def user_name(uid: int) -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether this process of this host is one of the pipeline's and runs; a number may be another's by now."""
+    """Whether process `pid` of this host runs and belongs to the pipeline; the kernel may have given its number to another program."""
     try:
         return b"pipeline" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 
 
-def whose(error: PermissionError) -> str:
-    """Which file of whom is closed to whom: two people on one campaign meet here."""
+def explain_permission_error(error: PermissionError) -> str:
+    """Say which file is closed to this user and who owns it, for a campaign that several people share."""
     path = Path(error.filename or ".")
     while not os.path.exists(path) and path != path.parent:  # Path.exists raises where a folder above is closed
         path = path.parent
@@ -128,13 +136,13 @@ def whose(error: PermissionError) -> str:
         owner = "somebody else"
     me = user_name(os.geteuid())
     return (
-        f"{error.filename} is closed to {me}; it belongs to {owner}. A campaign is acted on by the one who made it (its vault holds "
-        f"the secret seeds); others may look: `status`, `logs` and `report` need no more than reading"
+        f"{error.filename} is closed to {me}; it belongs to {owner}. Only the person who made a campaign can act on it, because its "
+        f"vault holds the secret seeds. Others can use `status`, `logs` and `report`, which only read"
     )
 
 
 def read_json(path: Path) -> Any:
-    """Raises NotFound when absent, IntegrityError when it is not whole and strict JSON."""
+    """Read a JSON file. Raises NotFound where it is absent, IntegrityError where it is not one strict JSON value."""
     try:
         return strict_json.read(path.read_bytes())
     except FileNotFoundError:
@@ -144,7 +152,10 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """All complete lines; a last line without its newline is still being written and is left out."""
+    """Read the JSON value of every complete line; [] without a file. A last line without a newline is still being written.
+
+    Raises IntegrityError for a complete line that is not strict JSON.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -156,7 +167,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that a process of the image left when it ended. Raises IntegrityError where one is absent or cut short."""
+    """Read the JSON lines that an ended process of the image wrote. Raises IntegrityError where the file is absent or cut short."""
     try:
         return [strict_json.read(line) for line in path.read_bytes().splitlines()]
     except (OSError, strict_json.BadJson) as error:

@@ -1,10 +1,14 @@
-"""Heads of the sealed log: what is signed when a round closes, and the short text that is put where the campaign cannot rewrite it.
+"""Heads and anchors of the sealed log, by which an outsider notices that the log was rewritten.
 
-    postrain-log/demo-1f2e3d4c/57/9a0f...       campaign, number of a record, sha256 of its line: an anchor
+A head is what the campaign signs when a round closes. It holds the Merkle root of the records since the previous head, and the hash of
+the last record, which fixes all earlier ones through the hash chain.
 
-A head signs the records since the head before it: their Merkle root, and the hash of the last of them, on which all earlier ones hang.
-An anchor needs no signature. Whoever has one from somewhere else (a job's comment in Slurm's accounting, a printed report, a git note)
-knows what the log was up to that record.
+An anchor is one line of text that names a campaign, a record's number and the sha256 of that record's line:
+
+    postrain-log/demo-1f2e3d4c/57/9a0f...
+
+It needs no signature. Whoever keeps one where the campaign cannot rewrite it (a job's comment in Slurm's accounting, a printed report,
+a git note) can check the log up to that record.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ from typing import Any
 from pipeline.campaign import canonical
 
 GENESIS = "0" * 64
+"""Stands for the hash of the line before the first record."""
 ANCHOR = re.compile(r"postrain-log/([A-Za-z0-9._-]+)/([0-9]{1,9})/([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
 class Head:
-    """`first` and `last`: numbers of the records that `root` is over; `head`: sha256 of the line of the last. `number` counts a round's heads."""
+    """`root` is over the records `first` to `last`; `head` is the sha256 of the last one's line; `number` counts the round's heads from 0."""
 
     campaign: str
     round: str
@@ -35,13 +40,13 @@ class Head:
 
     @property
     def message(self) -> bytes:
-        """What is signed."""
+        """The bytes that the campaign signs."""
         return b"postrain head\0" + canonical.encoded(asdict(self))
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """Record number `seq` of a campaign's log has a line of this hash."""
+    """States that the line of record `seq` in the log of `campaign` has the sha256 `head`."""
 
     campaign: str
     seq: int
@@ -52,14 +57,17 @@ class Anchor:
 
 
 def anchors_in(text: str) -> list[Anchor]:
-    """Every anchor in a text from wherever: a comment, a note, a report."""
+    """Find every anchor in a text, such as a comment, a note or a report."""
     return [Anchor(campaign, int(seq), head) for campaign, seq, head in ANCHOR.findall(text)]
 
 
 def head_over(
     lines: Sequence[bytes], records: Sequence[Mapping[str, Any]], campaign: str, round_name: str, number: int
 ) -> Head:
-    """Of the lines (whole, without newlines) since the newest `close` record, itself included."""
+    """Return the head over the records from the newest `close` record on, that one included.
+
+    lines: every line of the log, without newlines. records: the same lines, parsed.
+    """
     first = next((n for n in range(len(records) - 1, -1, -1) if records[n]["event"] == "close"), 0)
     root = merkle_root(lines[first:])
     head = canonical.sha256(lines[-1]) if lines else GENESIS
@@ -67,19 +75,22 @@ def head_over(
 
 
 def newest_anchor(lines: Sequence[bytes], campaign: str) -> Anchor:
+    """Return the anchor of the last of these lines."""
     return Anchor(campaign, len(lines) - 1, canonical.sha256(lines[-1]) if lines else GENESIS)
 
 
 def leaf(line: bytes) -> bytes:
+    """Return the hash of a Merkle leaf; its prefix keeps a leaf from passing for a node."""
     return hashlib.sha256(b"\0" + line).digest()
 
 
 def node(left: bytes, right: bytes) -> bytes:
+    """Return the hash of an inner Merkle node."""
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
 def merkle_root(lines: Sequence[bytes]) -> str:
-    """Of a round's records, without their newlines; of none the hash of nothing."""
+    """Return the Merkle root of lines (without newlines) as hex; without lines, the sha256 of no bytes."""
     level = [leaf(line) for line in lines]
     while len(level) > 1:
         level = _above(level)

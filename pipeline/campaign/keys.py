@@ -1,4 +1,4 @@
-"""Secret seeds, commitments to them, and the signing key of a campaign. The one door of `cryptography`."""
+"""Make secret seeds, commitments to them, and a campaign's signing key. Only this module imports `cryptography`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 
 def new_seed() -> str:
-    """32 random bytes as hex, from the operating system."""
+    """Return 32 random bytes from the operating system, as hex."""
     return secrets.token_hex(32)
 
 
 def commitment(label: str, seed_hex: str) -> str:
-    """sha256("label" NUL seed): hides the seed, binds to it; the label keeps one seed from standing for another."""
+    """Return sha256(label, NUL, seed), which fixes a seed and hides it. The label keeps one seed from passing for another."""
     return hashlib.sha256(label.encode() + b"\0" + bytes.fromhex(seed_hex)).hexdigest()
 
 
 def make_key(path: Path) -> str:
-    """Write a new ed25519 key, mode 0600, exclusively; returns the public key as hex."""
+    """Write a new ed25519 key with mode 0600 and return its public key as hex. Raises FileExistsError where `path` exists."""
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -31,7 +31,7 @@ def make_key(path: Path) -> str:
 
 
 def sign(path: Path, message: bytes) -> str:
-    """Signature as hex, by the key at `path`."""
+    """Sign with the key at `path`; returns the signature as hex."""
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     key = load_pem_private_key(path.read_bytes(), password=None)
@@ -40,10 +40,11 @@ def sign(path: Path, message: bytes) -> str:
 
 
 def signature_holds(public_key_hex: str, message: bytes, signature_hex: str) -> bool:
+    """Whether the signature is of this message by this key; False also for text that is no key or no signature."""
     from cryptography.exceptions import InvalidSignature
 
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key_hex)).verify(bytes.fromhex(signature_hex), message)
-    except (InvalidSignature, ValueError, TypeError):  # what is no key or no signature holds for nothing
+    except (InvalidSignature, ValueError, TypeError):
         return False
     return True

@@ -1,13 +1,13 @@
-"""Every path of a campaign, in one place: nobody else joins strings into paths.
+"""Every path of a campaign. Other modules ask these classes for a path instead of joining names.
 
     runs/<campaign>/
       campaign.yaml  ledger.h5  log.jsonl  hydra/round/r0001.yaml  vault/  code/<digest>/  image/
       rounds/r0001/  config.yaml  plan.json  submitted.json  slurm/
                      a0/attempt_00/...   a0.h5   evidence.json   decisions/00.json   closed.json
-      outbox/0003.json  outbox/0003/         what is to be sent to the external target
+      outbox/0003.json  outbox/0003/         a submission that is ready for the external target
 
-The folder is the interface between stages. Files are written aside, synced and renamed (`write_file`), so that a name that exists
-is complete; a claim is an exclusive mkdir, a seal an exclusive create.
+Stages exchange values through this folder alone. `files.write_file` writes each file to a temporary name and renames it, so a file that
+exists is complete. A worker claims an attempt by an exclusive mkdir and seals an adapter by an exclusive create.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pipeline.campaign.files import read_json
 from pipeline.campaign.records import Plan
 
 CODE_ROOT = Path(__file__).resolve().parents[2]
-"""Where this code lies: a checkout, or the frozen code of a campaign. `constitution/` and `hydra_conf/` are beside `pipeline/`."""
+"""The checkout or frozen code that this file belongs to; it holds `pipeline/`, `constitution/` and `hydra_conf/`."""
 ROUND = re.compile(r"r[0-9]{4}")
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One try at an arm: `rounds/r0001/a3/attempt_00/`, made by the worker that claimed it and written by nobody else."""
+    """One try at an arm, `rounds/r0001/a3/attempt_00/`. Only the worker that claimed it, and its helpers, write there."""
 
     folder: Path
 
@@ -55,7 +55,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Round:
-    """`rounds/r0001/`."""
+    """The folder of one round, such as `rounds/r0001/`."""
 
     folder: Path
 
@@ -86,7 +86,7 @@ class Round:
         return Campaign(self.folder.parent.parent)
 
     def frozen_plan(self) -> Plan:
-        """The plan as a record. Raises NotFound before it is frozen, IntegrityError when it is not a plan."""
+        """Read the round's plan. Raises NotFound before it is frozen, IntegrityError where the file is not a plan of this version."""
         if not self.plan.exists():
             raise NotFound(f"round {self.name} is not frozen", "`python -m pipeline round DIR --no-submit` freezes it")
         try:
@@ -97,33 +97,41 @@ class Round:
             ) from error
 
     def proposal(self, number: int, name: str) -> Path:
-        """name: request or response."""
+        """Return the path of a proposal's bytes; name: request or response."""
         return self.proposals_dir / f"{number:02d}.{name}.json"
 
     def published(self, arm: str) -> Path:
+        """Return the path of an arm's published result, such as `a3.h5`."""
         return self.folder / f"{arm}.h5"
 
     def attempts(self, arm: str) -> list[Attempt]:
+        """Return the arm's attempts, the oldest first."""
         folders = (self.folder / arm).glob("attempt_*")
         return sorted((Attempt(folder) for folder in folders), key=lambda attempt: attempt.number)
 
     def claim_attempt(self, arm: str) -> Attempt:
-        """The next free attempt, by exclusive mkdir: of two workers that ask at once each gets its own."""
+        """Make and return the next attempt, by an exclusive mkdir: two workers that ask at once get different ones.
+
+        Raises WorkFailed where the folder cannot be made.
+        """
         while True:
-            taken = self.attempts(arm)
-            attempt = Attempt(self.folder / arm / f"attempt_{taken[-1].number + 1 if taken else 0:02d}")
+            earlier = self.attempts(arm)
+            attempt = Attempt(self.folder / arm / f"attempt_{earlier[-1].number + 1 if earlier else 0:02d}")
             try:
                 attempt.folder.mkdir(parents=True)
             except FileExistsError:
                 continue
             except OSError as error:
-                raise WorkFailed(f"cannot claim {attempt.folder}: {error.strerror}") from error
+                raise WorkFailed(
+                    f"cannot claim {attempt.folder}: {error.strerror}",
+                    "Free space or rights there, then start the arm again",
+                ) from error
             return attempt
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """`runs/<campaign>/`; the only class that knows where things are."""
+    """The folder of one campaign, `runs/<campaign>/`."""
 
     folder: Path
 
@@ -144,23 +152,27 @@ class Campaign:
 
     @classmethod
     def at(cls, folder: str | Path) -> Campaign:
-        return cls(Path(folder).resolve())  # a link to it must not look like another campaign
+        """Return the campaign in `folder`, which need not exist yet."""
+        return cls(Path(folder).resolve())  # so that a link is not taken for another campaign
 
     @property
     def name(self) -> str:
         return self.folder.name
 
     def overrides(self, round_name: str) -> Path:
+        """Return the path of a round's override file."""
         return self.hydra_dir / "round" / f"{round_name}.yaml"
 
     def known_rounds(self) -> list[str]:
-        """Rounds that have overrides, in order: those that ran and the one that is next."""
+        """Return the names of the rounds with an override file, in order: those that have run and the next one."""
         return sorted(path.stem for path in (self.hydra_dir / "round").glob("r*.yaml"))
 
     def round(self, name: str) -> Round:
+        """Return a round by its name. Raises ConfigError where `name` is not like r0001."""
         if not ROUND.fullmatch(name):
             raise ConfigError(f"'{name}' is not a round", "Rounds are named r0001, r0002, ...")
         return Round(self.folder / "rounds" / name)
 
     def frozen_rounds(self) -> Iterable[Round]:
+        """Return the rounds that have a plan, in order."""
         return (Round(path.parent) for path in sorted((self.folder / "rounds").glob("r*/plan.json")))

@@ -1,8 +1,7 @@
-"""Canonical bytes, hash chain, signatures and commitments: what lets an outsider check that nothing was changed afterwards.
+"""The sealed log, `log.jsonl`: append-only, hash-chained, and signed when a round closes, so that an outsider can detect any change.
 
-A record is canonical JSON (RFC 8785) without floats: integers under 2^53, strings, booleans, null. `log.jsonl` is one record a
-line, each with the sha256 of the line before it; a `close` record signs the head (ed25519) when a round closes. A commitment is the sha256 of a
-random 32-byte seed under a label, published at `init`, checked when the seed is revealed.
+Each line is one record in canonical JSON (canonical.py) and holds the sha256 of the line before it. A `close` record signs the log's
+head (heads.py) with the campaign's ed25519 key (keys.py).
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from pipeline.campaign.strict_json import BadJson, Numbers, read
 
 
 class Log:
-    """The sealed log of a campaign: append-only, one writer at a time (exclusive lock), synced before `append` returns.
+    """One campaign's log. An exclusive lock admits one writer at a time, and `append` returns only once the record is on disk.
 
-    A crash in the middle of a line leaves an unterminated tail; the next append sets it aside in `<log>.torn` and goes on from
-    the last whole record, so that nothing whole is lost and nothing half is read.
+    A crash in the middle of a write leaves a line without a newline. Readers ignore it, and the next append moves it to `<log>.torn`
+    and continues after the last complete record. Every method that appends raises WorkFailed where it cannot write.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, event: str, **payload: Any) -> str:
-        """Add one record before the act that it announces; returns its hash. Raises WorkFailed when it cannot be written."""
+        """Append one record and return the sha256 of its line. Call it before the act that the record announces."""
         with self._held() as file:
             return self._write(file, event, payload)
 
     def append_once(self, event: str, **payload: Any) -> None:
-        """Append unless this very record (event and payload) is there: for stages that may be run again, or twice at once."""
+        """Append a record unless the log holds one with this event and payload: stages may run again, or twice at once."""
         wanted = plain({"event": event, **payload})
         with self._held() as file:
             for record in self.records():
@@ -49,9 +48,9 @@ class Log:
             self._write(file, event, payload)
 
     def append_news(self, event: str, about: Mapping[str, Any], **payload: Any) -> bool:
-        """Append unless the newest record of this event about the same thing says the same: what is true again is told again.
+        """Append a record unless the newest one of this event about the same thing is identical.
 
-        Returns whether it was appended.
+        about: the part of the payload that names the thing. Returns whether the record was appended.
         """
         wanted = plain({**about, **payload})
         with self._held() as file:
@@ -68,18 +67,21 @@ class Log:
     def append_from(
         self, make: Callable[[list[dict[str, Any]]], tuple[str, Mapping[str, Any]] | None]
     ) -> list[dict[str, Any]]:
-        """Append what `make` says of the records so far, both under the lock: (event, payload), or None for nothing.
+        """Call `make` with all records under the lock, and append the (event, payload) that it returns, or nothing for None.
 
-        Returns the records that `make` saw. For what may be written only once, or only so often, whoever asks at the same time.
+        Returns the records that `make` got. Use it for records whose number is limited, however many processes append at once.
         """
         with self._held() as file:
             records = self.records()
-            if made := make(records):
-                self._write(file, made[0], made[1])
+            if new_record := make(records):
+                self._write(file, *new_record)
             return records
 
     def close(self, key: Path, campaign: str, round_name: str) -> dict[str, Any]:
-        """Sign the head under the lock; returns the round's newest `close` record, which is the one there is if nothing of the round came since."""
+        """Append a `close` record with the signed head and return it.
+
+        Returns the round's newest `close` record instead where no record of the round has followed it. key: path of the signing key.
+        """
         with self._held() as file:
             records = self.records()
             mine = [record for record in records if record.get("round") == round_name]
@@ -93,13 +95,13 @@ class Log:
             return self.records()[-1]
 
     def anchor(self, seq: int | None = None) -> heads.Anchor:
-        """Of one record, or of the last: what is put where the campaign cannot rewrite it."""
+        """Return the anchor of record `seq`, or of the last record."""
         lines, records = self.path.read_bytes().split(b"\n")[:-1], self.records()
         upto = lines if seq is None else lines[: seq + 1]
         return heads.newest_anchor(upto, records[0]["facts"]["campaign"])
 
     def records(self) -> list[dict[str, Any]]:
-        """All records. Raises IntegrityError naming the first record whose chain does not hold."""
+        """Return all records. Raises IntegrityError, which names the first record where the hash chain breaks."""
         if not self.path.exists():
             return []
         whole = self.path.read_bytes().split(b"\n")[:-1]
@@ -112,14 +114,14 @@ class Log:
                 record = {}
             if not isinstance(record, dict) or record.get("previous") != previous or record.get("seq") != number:
                 raise IntegrityError(
-                    f"{self.path}: the chain breaks at record {number}", "Compare with a signed head or a copy"
+                    f"{self.path}: the chain breaks at record {number}", "Compare the log with a signed head or a copy"
                 )
             records.append(record)
             previous = hashlib.sha256(line).hexdigest()
         return records
 
     def head(self) -> str:
-        """Hash of the last whole record."""
+        """Return the sha256 of the last complete line."""
         self.records()
         lines = self.path.read_bytes().split(b"\n")[:-1]
         return hashlib.sha256(lines[-1]).hexdigest() if lines else GENESIS

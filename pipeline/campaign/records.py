@@ -1,9 +1,9 @@
-"""The nouns of a campaign: frozen values that stages hand to one another through files, and nothing else.
+"""The values that stages pass to one another through files, as frozen dataclasses.
 
     Policy --plan--> Plan of Arms --worker--> Outcome (one an arm) --evidence--> Evidence --decide--> Decision --> next Policy
 
-Numbers that a decision rests on are exact: counts are integers, ratios `fractions.Fraction`, axis values decimal strings; no
-record holds a float, a time or a host, so that the same inputs give the same bytes anywhere (docs/contract.md, contract 24).
+Numbers that a decision rests on are exact: counts are integers, ratios are `fractions.Fraction`, axis values are decimal strings. No
+value holds a float, a time or a host name, so the same inputs give the same bytes on every machine (docs/contract.md, contract 24).
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any, ClassVar
 
 NUM_ARMS = 8
 ROLES = ("anchor", "replicate", "axis", "contrast", "repair", "control", "reference", "base")
-"""`reference` and `base` stand in r0000 alone: the a0 recipe trained once, and the image as it is, evaluated without training."""
+"""Why an arm is in a plan. Only r0000 has `reference` (the recipe of a0, trained once) and `base` (the model without training)."""
 SETS = ("dev", "fresh")
-"""The item sets that every arm is scored on: dev stays for the campaign, fresh is new in each round."""
+"""The item sets that every arm is scored on: dev stays the same for the campaign, fresh is new in each round."""
 
 Setting = tuple[str, str]
 """One override: a dotted configuration key and its value as a string, such as ("recipe.learning_rate", "0.0071")."""
 
 
 def with_setting(settings: tuple[Setting, ...], setting: Setting) -> tuple[Setting, ...]:
-    """Settings in which `setting` replaces what stood under its key, moved to the end."""
+    """Return `settings` with `setting` at the end and without any earlier value of its key."""
     return tuple(other for other in settings if other[0] != setting[0]) + (setting,)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the eight: which recipe, under which seed, and why it is in the plan.
+    """One training run of a round: which recipe, with which seed, and why it is in the plan (`role`, one of ROLES).
 
-    `overrides` apply to the reference recipe, in order. `axis` names the axis that an `axis` arm moves (of a `contrast` the family); its
-    moved setting is the last override. `replicate_of` names the recipe that this arm repeats: "reference", "standing" or "control".
+    `overrides` apply to the reference recipe, in order. `axis` names the axis that an `axis` arm moves, or the family of a `contrast`;
+    the moved setting is the last override. `replicate_of` names the recipe that this arm repeats: "reference", "standing" or "control".
     """
 
     index: int
@@ -50,7 +50,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Axis:
-    """One thing a campaign may vary. `kind` is log, linear, int or choice; low and high are decimal strings."""
+    """One thing that a campaign may vary. `kind` is log, linear, int or choice; `low` and `high` are decimal strings."""
 
     name: str
     key: str
@@ -62,7 +62,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Contrast:
-    """An intervention that is registered before it runs: the key that is halved for a family's sake, and what that is expected to show."""
+    """An experiment that is registered before it runs: the key whose value is halved for a family, and the expected result."""
 
     family: str
     key: str
@@ -71,12 +71,12 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Policy:
-    """What passes from round to round, and the only thing that does: settings, never weights.
+    """Everything that passes from one round to the next. It holds settings and never weights.
 
-    `quiet`: of each axis, how many looks in a row gained nothing. `retired`: axes that stay out. `replicates`: repeats of the
-    standing recipe that were bought instead of axes. `contrasts`: see there. `control`: the recipe that the objective as it was before
-    a family became suspect would have made standing, None while there is no difference. `repaired`: families whose dev items are
-    new, each with the round from which on.
+    `quiet`: for each axis, in how many looks in a row it gained nothing. `retired`: axes that get no more arms. `replicates`: arms that
+    repeat the standing recipe in place of axis arms. `control`: the recipe that the old objective, before a family became suspect,
+    would keep; None while both objectives keep the same. `repaired`: (family, round) of families with new dev items, and the first
+    round that uses them.
     """
 
     standing: tuple[Setting, ...]
@@ -95,14 +95,14 @@ class Policy:
         "quiet": ("axis", "looks"),
         "repaired": ("family", "round"),
     }
-    """Fields that hold pairs, with the names that the two have in an override file, where Hydra wants mappings."""
+    """The fields that hold pairs, with the names of the two parts in an override file, where Hydra needs mappings."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Policy:
-        """A policy as plans and decisions hold it (`asdict`). Raises ValueError, KeyError or TypeError for what is no policy."""
+        """Read a policy from the JSON of a plan or decision (`asdict`). Raises ValueError, KeyError or TypeError for other content."""
         fields = dict(data)
         fields["axes"] = tuple(Axis(**{**axis, "choices": tuple(axis["choices"])}) for axis in data["axes"])
-        fields["contrasts"] = tuple(Contrast(**each) for each in data["contrasts"])
+        fields["contrasts"] = tuple(Contrast(**contrast) for contrast in data["contrasts"])
         fields["control"] = None if data["control"] is None else _pairs(data["control"])
         fields["retired"] = tuple(data["retired"])
         for name in cls.PAIRS:
@@ -110,21 +110,21 @@ class Policy:
         return cls(**fields)
 
     def to_hydra(self) -> dict[str, Any]:
-        """The `policy` part of a round's override file. Axes are not in it: a person chose them in the configuration."""
+        """Return the `policy` part of a round's override file. It leaves out the axes, which a person chose in the configuration."""
         return {
             **{name: _entries(names, getattr(self, name)) for name, names in self.PAIRS.items()},
             "retired": list(self.retired),
             "replicates": self.replicates,
-            "contrasts": [asdict(each) for each in self.contrasts],
+            "contrasts": [asdict(contrast) for contrast in self.contrasts],
             "has_control": self.control is not None,  # Hydra has no list that may be null
             "control": _entries(self.PAIRS["standing"], self.control or ()),
         }
 
     @classmethod
     def from_hydra(cls, data: Mapping[str, Any]) -> Policy:
-        """The `policy` part of a composed configuration: what `to_hydra` writes, and the axes."""
+        """Read the `policy` part of a composed configuration: what `to_hydra` writes, and the axes."""
         lists = {
-            name: [tuple(entry[each] for each in names) for entry in data[name]] for name, names in cls.PAIRS.items()
+            name: [tuple(entry[part] for part in names) for entry in data[name]] for name, names in cls.PAIRS.items()
         }
         control = [(entry["key"], entry["value"]) for entry in data["control"]] if data["has_control"] else None
         others = {name: data[name] for name in ("axes", "retired", "replicates", "contrasts")}
@@ -141,7 +141,7 @@ def _entries(names: tuple[str, str], pairs: Iterable[tuple[Any, Any]]) -> list[d
 
 @dataclass(frozen=True)
 class Plan:
-    """What a round will do, frozen before anything is submitted; jobs get its sha256 as an argument and compare."""
+    """What a round will do, frozen before any job is submitted. Jobs get its sha256 as an argument and compare it."""
 
     campaign: str
     round: str
@@ -157,10 +157,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """Raises ValueError, KeyError or TypeError for what is not a plan of this schema."""
+        """Read a plan. Raises ValueError, KeyError or TypeError for content that is not a plan of this schema."""
         fields = dict(data)
         if fields.pop("schema", None) != 1:
-            raise ValueError(f"schema {data.get('schema')!r} is not 1")
+            raise ValueError(f"its schema is {data.get('schema')!r}, and this version reads schema 1")
         arms = tuple(
             Arm(**{**arm, "overrides": tuple((key, value) for key, value in arm["overrides"])})
             for arm in fields.pop("arms")
@@ -170,10 +170,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one arm came to, as the decision sees it.
+    """How one arm ended, as the decision sees it. `status` is completed, failed or absent.
 
-    `outcomes[set][family]` is a string with one character an item in item-id order: 1 right, 0 wrong, T truncated (and so wrong).
-    A failed arm has no sets at all: a crash has no score. `status` is completed, failed or absent.
+    `outcomes[set][family]` is a string with one character per item in item-id order: 1 for right, 0 for wrong, T for truncated, which
+    counts as wrong. A failed arm has no sets: a crash has no score.
     """
 
     arm: str
@@ -185,21 +185,25 @@ class Outcome:
     outcomes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def scored(self, item_set: str) -> bool:
+        """Whether the arm completed and has outcomes on this set."""
         return self.status == "completed" and bool(self.outcomes.get(item_set))
 
     def right(self, item_set: str, families: Iterable[str] | None = None) -> tuple[int, int]:
-        """(bits, items): a bit an item, 1 where it is right, families in name order: the order in which two arms of one set are paired."""
-        found = self.outcomes[item_set]
-        marks = "".join(found[family] for family in sorted(found if families is None else families))
+        """Return (bits, number of items). The bits are one integer with one bit per item, 1 for right, the first item the highest.
+
+        Families come in name order, so equal positions of two arms on one set are the same item. families: all of them for None.
+        """
+        by_family = self.outcomes[item_set]
+        marks = "".join(by_family[family] for family in sorted(by_family if families is None else families))
         return int(marks.replace("T", "0") or "0", 2), len(marks)
 
 
 @dataclass(frozen=True)
 class Lift:
-    """Score of an arm minus that of its baseline on the same items, with the variance of that difference (both exact).
+    """The score of an arm minus that of its baseline on the same items, and the variance of this difference, both exact.
 
-    `baseline` is "reference", or "standing" for a lift over this round's run of the standing recipe.
-    `variance` is that of the item mean: sum of squared deviations of the paired differences / (n (n-1)).
+    `baseline` is "reference", or "standing" for this round's run of the standing recipe, or "control". `mean` is a share from -1 to 1.
+    `variance` is that of the mean over items: the sum of squared deviations of the n paired differences, divided by n (n - 1).
     """
 
     arm: str
@@ -212,7 +216,11 @@ class Lift:
 
 @dataclass(frozen=True)
 class FamilyState:
-    """`clean_looks` counts those since a repair or a suspicion; `was_restored` outlives a TRUSTED round. `code` says what moved it."""
+    """What may be done with a family's dev score (docs/glossary.md, family state).
+
+    `clean_looks` counts the looks without a sign since a repair or suspicion. `was_restored` stays true through a TRUSTED round. `code`
+    says what caused the last change.
+    """
 
     name: str = "UNPROVEN"
     clean_looks: int = 0
@@ -222,10 +230,11 @@ class FamilyState:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the round changed. `kept` is the promoted arm or None, `policy` the next round's; `reasons` name the article of every step.
+    """What a round changed. `kept` is the arm whose axis joins the standing recipe, or None; `policy` is the next round's.
 
-    `winner`: (round, arm) with the campaign's largest value so far. `ladder`: the board score that workers and proposers may know.
-    `claimed`: whether what is kept is above noise; else it is provisional.
+    `reasons`: one sentence per step, with the number of its article. `winner`: (round, arm) with the largest value of the campaign so
+    far. `ladder`: the board score that workers and proposers may know. `claimed`: whether the kept arm is above noise; else it is
+    provisional.
     """
 
     round: str

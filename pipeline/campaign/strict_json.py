@@ -1,12 +1,12 @@
-"""The one reader of JSON. It bounds size and depth before it parses, and refuses what two readers would understand differently.
+"""Read JSON that an untrusted writer produced: a trial, a language model, or the owner of an audited log.
 
-Most of what is read here was written by somebody who is not trusted: a trial, a language model, the owner of an audited log. A key that
-stands twice, NaN and infinities are therefore refused everywhere, and each caller says which numbers it takes. The refusal codes:
+The reader bounds size and depth before it parses. It refuses whatever two JSON readers could understand differently, such as a
+duplicate key, NaN or an infinity; each caller says which numbers it accepts. The refusal codes:
 
-    too_large      more bytes than the caller reads           not_json        no JSON, or more than one value
-    not_utf8       bytes that are no UTF-8                    duplicate_key   an object has a key twice
-    too_deep       nested deeper than the caller walks        not_finite      NaN, an infinity, or a number that a float cannot hold
-    not_whole      a number that is no integer under 2^53 where those alone are taken; an integer of thousands of digits
+    too_large      more bytes than the caller allows          not_json        not JSON, or more than one value
+    not_utf8       bytes that are not UTF-8                   duplicate_key   an object has a key twice
+    too_deep       nested deeper than the caller allows       not_finite      NaN, an infinity, or a number that a float cannot hold
+    not_whole      not an integer under 2^53 where only those are accepted, or an integer of thousands of digits
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 from pipeline.campaign.canonical import LARGEST
 
 MAX_BYTES = 2**26  # the largest files of a campaign that are JSON have a few MB
-MAX_DEPTH = 64  # levels; records have ten or so, and code that walks them calls itself at each
-# Possessive: a string is passed once, and one without an end ends with the text.
+MAX_DEPTH = 64  # levels; records have about ten, and code that walks them recurses at each
+# Possessive quantifiers, so that a string is scanned once; a string without an end runs to the end of the text.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
@@ -31,7 +31,7 @@ _LONGEST_WHOLE = len(str(-LARGEST))
 
 
 class BadJson(ValueError):
-    """These bytes are refused. `code` is one of the table above, `what` the sentence."""
+    """The bytes are refused. `code` is one of the table above; `what` is a phrase for a person."""
 
     def __init__(self, code: str, what: str) -> None:
         self.code, self.what = code, what
@@ -39,17 +39,17 @@ class BadJson(ValueError):
 
 
 class Numbers(Enum):
-    """What becomes of numbers."""
+    """Which numbers a caller accepts, and what it gets for them."""
 
-    ANY = "integers, and floats that are finite"
-    WHOLE = "integers under 2^53, others are refused: what a sealed record may hold"
-    UNREAD = "any number becomes NotImplemented, so that one of a million digits costs nothing"
+    ANY = "integers and finite floats"
+    WHOLE = "integers under 2^53, as in a sealed record; every other number is refused"
+    UNREAD = "NotImplemented for every number, so that a million digits cost nothing"
 
 
 def read(data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, numbers: Numbers = Numbers.ANY) -> Any:
-    """The one JSON value that `data` holds, in UTF-8 without a byte order mark.
+    """Return the one JSON value in `data`, which must be UTF-8 without a byte order mark. Raises BadJson and nothing else.
 
-    max_depth: levels of brackets, at most some hundred, for the parser calls itself at each. Raises BadJson and nothing else.
+    max_depth: levels of brackets; a few hundred at most, because the parser recurses at each.
     """
     if len(data) > max_bytes:
         raise BadJson("too_large", f"{len(data)} bytes; at most {max_bytes} are read")
@@ -70,18 +70,18 @@ def read(data: bytes, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH,
 
 
 def _is_deeper(data: bytes, levels: int) -> bool:
-    """Whether brackets outside of strings nest deeper, in one pass; the text need not be JSON."""
+    """Whether brackets outside of strings nest deeper than `levels`, in one pass; the text need not be JSON."""
     if data.count(b"[") + data.count(b"{") <= levels:
         return False
     brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKETS)
     return any(map(levels.__lt__, accumulate(map(_STEPS.__getitem__, brackets))))
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise BadJson("duplicate_key", "an object has a key twice")
-    return found
+    return members
 
 
 def _finite(digits: str) -> float:
@@ -109,7 +109,9 @@ def _unread(digits: str) -> Any:
 
 
 def _decoder(of_int: Callable[[str], Any], of_float: Callable[[str], Any]) -> json.JSONDecoder:
-    return json.JSONDecoder(object_pairs_hook=_once, parse_int=of_int, parse_float=of_float, parse_constant=_not_finite)
+    return json.JSONDecoder(
+        object_pairs_hook=_without_duplicates, parse_int=of_int, parse_float=of_float, parse_constant=_not_finite
+    )
 
 
 _DECODERS = {

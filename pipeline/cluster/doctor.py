@@ -36,7 +36,9 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list
     found = [*_machine(), *_space(chosen), *_environment(), _fits(chosen), *_memory(chosen)]
     if chosen.cluster.weights_dir:
         found.append(
-            _tell("base weights", lambda: f"{len(base_weights.describe(chosen.cluster.weights_dir)['files'])} files")
+            _tell(
+                "base weights", lambda: f"{len(base_weights.build_manifest(chosen.cluster.weights_dir)['files'])} files"
+            )
         )
     if chosen.cluster.kind == "slurm":
         found += site_check.examine(chosen)

@@ -1,1 +1,1 @@
-"""The composed Hydra configuration as typed settings, what a model of it costs in memory, and whether the parts fit together."""
+"""Compose the Hydra configuration into typed settings, compute the memory that they need, and check that the parts fit together."""

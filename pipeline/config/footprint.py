@@ -1,12 +1,12 @@
-"""Bytes on the fullest rank of a layout: what a training step holds at its peak, and what decoding holds.
+"""Compute how many bytes the fullest rank of a layout needs, at the peak of a training step and while it decodes.
 
-    weights + adapter + its gradients + AdamW's two moments     for ever
-    + activations that wait for the backward pass               a pipeline's first stage holds pp micro-batches of them
-    + logits, and the layer that is in work                     at the moment that is worst
+    weights + adapter + its gradients + AdamW's two moments     all the time
+    + activations that wait for the backward pass               the first pipeline stage holds those of pp micro-batches
+    + logits, or the layer that is being computed               whichever is larger
 
-Closed forms from the configuration alone, for the substrate's own torch kernels; fused kernels need less. Weights, adapter and
-optimizer are exact, the peak is within 10 % (tests/config/test_footprint.py builds and runs it). What a device's allocator, its libraries and
-the communicators take comes on top: `DEVICE_RESERVE_BYTES`. rank_sizes.py has the parts.
+The formulas need the configuration alone. They hold for the substrate's own torch kernels; fused kernels need less. Weights, adapter
+and optimizer are exact, and the peak is within 10 % of what tests/config/test_footprint.py measures. `DEVICE_RESERVE_BYTES` stands for
+what the allocator, CUDA libraries and communicators take in addition. rank_sizes.py computes the parts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pipeline.config.rank_sizes import (
     weights_bytes,
 )
 
-PROMPT_TOKENS = 16384  # of one pass over prompts: substrate/inference/decode.py
+PROMPT_TOKENS = 16384  # in one forward pass over prompts: substrate/inference/decode.py
 DEVICE_RESERVE_BYTES = 3 * 2**30  # CUDA context, NCCL buffers, the allocator's fragments (assumed)
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 CURES = {
@@ -39,14 +39,14 @@ CURES = {
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one rank; `peak` is their sum."""
+    """Bytes that one rank needs, by what they hold; `peak` is their sum."""
 
     weights: int
     adapter: int  # float32 factors and the mask that keeps blocks apart
     gradients: int
     optimizer: int
     activations: int
-    working: int  # logits, or the layer that is in work
+    working: int  # logits, or the layer that is being computed
 
     @property
     def peak(self) -> int:
@@ -58,13 +58,16 @@ class Footprint:
 
 
 def in_units(size: int) -> str:
-    """3221225472 -> "3.00 GiB", with three digits."""
+    """Format a number of bytes with three digits: 3221225472 as "3.00 GiB"."""
     unit = next((unit for unit in ("GiB", "MiB", "KiB") if size >= UNITS[unit]), "KiB")
     return f"{size / UNITS[unit]:#.3g} {unit}".replace(". ", " ")
 
 
 def of_arm(config: Mapping[str, Any]) -> dict[str, Footprint]:
-    """What an arm holds a rank, "training" and "decoding". config: a whole configuration as plain dictionaries."""
+    """Return what each rank of an arm needs for "training" and for "decoding".
+
+    config: a whole configuration as plain dictionaries (`Settings.to_dict`).
+    """
     model, recipe = config["model"], config["recipe"]
     return {
         "training": training(model, config["parallelism"], recipe),
@@ -73,27 +76,27 @@ def of_arm(config: Mapping[str, Any]) -> dict[str, Footprint]:
 
 
 def check_memory(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError when a rank's peak is more than the site's GPUs hold; nothing is checked where that is not known."""
+    """Raise ConfigError where a rank needs more memory than a GPU of the site has; a site with `gpu_memory_gib` 0 is not checked."""
     limit = config["cluster"]["capacity"]["gpu_memory_gib"] * 2**30
     for work, needed in of_arm(config).items() if limit else ():
         if needed.peak + DEVICE_RESERVE_BYTES > limit:
             raise ConfigError(
-                f"{work} needs {needed} a GPU, and a reserve of {in_units(DEVICE_RESERVE_BYTES)}; "
+                f"{work} needs {needed} on each GPU and a reserve of {in_units(DEVICE_RESERVE_BYTES)}, but "
                 f"cluster.capacity.gpu_memory_gib = {limit / 2**30:g}",
-                CURES[work],
+                f"What lowers it: {CURES[work]}",
             )
 
 
 def training(model: Model, layout: Mapping[str, Any], recipe: Mapping[str, Any]) -> Footprint:
-    """Of the fullest stage, for a LoRA recipe. layout and recipe: the keys of hydra_conf/parallelism and hydra_conf/recipe."""
+    """Return the footprint of the pipeline stage that needs most. layout, recipe: as in hydra_conf/parallelism and hydra_conf/recipe."""
     stages = [Rank(model, layout["tp"], layout["ep"], layout["pp"], stage) for stage in range(layout["pp"])]
-    return max((_training(rank, layout, recipe) for rank in stages), key=lambda each: each.peak)
+    return max((_training(rank, layout, recipe) for rank in stages), key=lambda footprint: footprint.peak)
 
 
 def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) -> Footprint:
     lora = {**recipe["lora"], "is_full": recipe["method"] == "sft_full"}
     factors, masks, num_factors = adapter_elements(rank, lora["rank"], lora["targets"], is_full=lora["is_full"])
-    # A choice of states keeps one; a policy has its reference, and itself beside it while that is scored.
+    # Choosing among states keeps the best one; grpo keeps the reference policy, and its own factors while it scores that one.
     copies = (recipe["selection"]["choice"] != "last") + 2 * (recipe["method"] == "grpo")
     tokens = recipe["micro_batch_size"] * recipe["sequence_length"]
     passes = max(1, recipe["batch_size"] // (recipe["micro_batch_size"] * layout["dp"]))
@@ -107,7 +110,7 @@ def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) 
     else:
         activations = in_flight * (sum(saved[kind] for kind in rank.layers) + 2 * boundary)
         working = logits
-    # Between steps, where a recipe samples from the model: the caches of all slots.
+    # A recipe that samples from the model needs the caches of all slots between steps.
     activations = max(activations, int(recipe["options"].get("decode_batch_size", 0)) * cache_bytes(rank))
     return Footprint(
         weights_bytes(rank), FLOAT * (factors + masks), FLOAT * factors, FLOAT * ((2 + copies) * factors + num_factors), activations, working,
@@ -115,16 +118,16 @@ def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) 
 
 
 def decoding(model: Model, judge_tp: int, tasks: Mapping[str, Any], lora: Mapping[str, Any]) -> Footprint:
-    """Of one rank that decodes; `activations` are the caches of all slots, `working` a pass over prompts."""
+    """Return the footprint of one rank that decodes. `activations` are the caches of all slots, `working` a pass over prompts."""
     rank = Rank(model, judge_tp, 1, 1, 0)
     factors, masks, _ = adapter_elements(rank, lora["rank"], lora["targets"])
-    none = {"rank": 0, "targets": ()}
+    no_lora = {"rank": 0, "targets": ()}
     slots = tasks["decode_batch_size"]
-    a_pass = max(
-        transient_bytes(rank, kind, PROMPT_TOKENS) + saved_bytes(rank, kind, PROMPT_TOKENS, none)
+    prompt_pass = max(
+        transient_bytes(rank, kind, PROMPT_TOKENS) + saved_bytes(rank, kind, PROMPT_TOKENS, no_lora)
         for kind in set(rank.layers)
     )
     logits = 3 * FLOAT * slots * model["vocab_size"]  # gathered, as float32, and a copy
     return Footprint(
-        weights_bytes(rank), FLOAT * (factors + masks), 0, 0, slots * cache_bytes(rank), max(a_pass, logits)
+        weights_bytes(rank), FLOAT * (factors + masks), 0, 0, slots * cache_bytes(rank), max(prompt_pass, logits)
     )

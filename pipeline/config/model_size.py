@@ -1,8 +1,8 @@
-"""What a model costs and which layouts it allows, from `hydra_conf/model/*.yaml` alone: nothing is built, no GPU is needed.
+"""Count a model's parameters and check its parallel layout, from `hydra_conf/model/*.yaml` alone.
 
-Counts follow the published architecture (Nemotron-H, arXiv 2504.03624; sizes in design notes) and are compared in a test with the
-model that the substrate really builds. Layout rules are those of Megatron: tensor parallelism splits heads, groups and vocabulary,
-expert parallelism splits the experts over all other ranks, the pipeline splits layers evenly.
+The counts follow the published architecture (Nemotron-H, arXiv 2504.03624), and a test compares them with the model that the substrate
+builds. The layout rules are Megatron's: tensor parallelism splits heads, groups and vocabulary, expert parallelism splits the experts
+over all other ranks, and the pipeline splits the layers evenly.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 from pipeline.campaign.errors import ConfigError
 
 Model = Mapping[str, Any]
+"""The keys of hydra_conf/model; `pattern` has one letter per layer."""
 LAYERS = {"M": "mamba", "E": "moe", "*": "attention"}
 
 
 def mamba_sizes(model: Model) -> tuple[int, int]:
-    """(inner width, width of in_proj's output [z | x | B | C | dt])."""
+    """Return (inner width, width of in_proj's output [z | x | B | C | dt])."""
     inner = model["mamba_num_heads"] * model["mamba_head_dim"]
     states = 2 * model["mamba_num_groups"] * model["mamba_state_dim"]
     return inner, 2 * inner + states + model["mamba_num_heads"]
 
 
 def num_layer_parameters(model: Model, kind: str) -> int:
-    """Parameters of one layer of a kind, its norm included."""
+    """Return the number of parameters of one layer of this kind (a key of LAYERS), its norm included."""
     hidden = model["hidden_size"]
     if kind == "M":
         inner, projected = mamba_sizes(model)
@@ -43,13 +44,13 @@ def num_layer_parameters(model: Model, kind: str) -> int:
 
 
 def num_parameters(model: Model) -> int:
-    """All parameters, correction biases of the routers included, embeddings untied."""
+    """Return the number of all parameters, the routers' correction biases included and the embeddings untied."""
     layers = sum(num_layer_parameters(model, kind) for kind in model["pattern"])
     return layers + 2 * model["vocab_size"] * model["hidden_size"] + model["hidden_size"]
 
 
 def lora_shapes(model: Model) -> dict[str, tuple[str, int, int]]:
-    """LoRA target -> (layer kind, input width, output width), by the published module names; lm_head is in no layer."""
+    """Map each LoRA target, by its published module name, to (layer kind, input width, output width). lm_head has the kind ""."""
     hidden = model["hidden_size"]
     inner, projected = mamba_sizes(model)
     query = model["num_attention_heads"] * model["attention_head_dim"]
@@ -71,7 +72,7 @@ def lora_shapes(model: Model) -> dict[str, tuple[str, int, int]]:
 
 
 def peft_modules(model: Model, targets: list[str]) -> list[str]:
-    """What `target_modules` of an adapter file names, sorted: PEFT matches ends of names, so every routed expert is one."""
+    """Return `target_modules` of an adapter file, sorted. PEFT matches the ends of names, so each routed expert has its own entry."""
     names = []
     for target in targets:
         experts = range(model["num_experts"]) if target.startswith("experts.") else ()
@@ -80,7 +81,7 @@ def peft_modules(model: Model, targets: list[str]) -> list[str]:
 
 
 def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tuple[int, int]]:
-    """Every tensor that an adapter must hold: name -> shape. Raises ConfigError for an unknown target."""
+    """Return the name and shape of every tensor that an adapter must hold. Raises ConfigError for an unknown target."""
     shapes = lora_shapes(model)
     tensors = {}
     for target in targets:
@@ -96,9 +97,9 @@ def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tup
 
 
 def checkpoint_bytes(model: Model, rank: int, targets: list[str]) -> int:
-    """Size of a training checkpoint: of an adapter its float32 factors and AdamW's two moments of each.
+    """Return the size of a training checkpoint in bytes: an adapter's float32 factors and AdamW's two moments of each.
 
-    With rank 0 of the whole model: bfloat16 weights, float32 masters and moments, 14 bytes a parameter.
+    rank: of LoRA; 0 for the whole model, with bfloat16 weights and float32 master weights and moments, 14 bytes per parameter.
     """
     if not rank:
         return 14 * num_parameters(model)
@@ -106,7 +107,7 @@ def checkpoint_bytes(model: Model, rank: int, targets: list[str]) -> int:
 
 
 def check_model(model: Model) -> None:
-    """Raises ConfigError when the sizes contradict one another."""
+    """Raise ConfigError where the model's sizes contradict one another."""
     for key, size in model.items():
         if isinstance(size, int) and size < 1:
             raise ConfigError(f"model.{key} = {size}", "Valid: an integer > 0")
@@ -119,15 +120,15 @@ def check_model(model: Model) -> None:
          f"a divisor of mamba_num_heads = {model['mamba_num_heads']}"),
         (model["moe_top_k"] <= model["num_experts"], "moe_top_k", model["moe_top_k"], f"at most num_experts = {model['num_experts']}"),
     ]  # fmt: skip
-    for holds, key, found, valid in rules:
+    for holds, key, value, valid in rules:
         if not holds:
-            raise ConfigError(f"model.{key} = {found}", f"Valid: {valid}")
+            raise ConfigError(f"model.{key} = {value}", f"Valid: {valid}")
 
 
 def check_layout(model: Model, layout: Mapping[str, int], gpus_per_arm: int | None = None) -> int:
-    """World size of a layout. Raises ConfigError naming the axis that does not fit and what would.
+    """Return the world size (ranks) of a layout. Raises ConfigError, which names the axis that does not fit and the valid sizes.
 
-    gpus_per_arm: GPUs that the cluster gives an arm, None where there are none (gloo on CPUs).
+    gpus_per_arm: GPUs of one node, None where the ranks run on CPUs (gloo).
     """
     check_model(model)
     for axis in ("tp", "pp", "ep", "cp", "dp", "judge_tp"):
@@ -161,7 +162,7 @@ def check_layout(model: Model, layout: Mapping[str, int], gpus_per_arm: int | No
 
 
 def valid_tp(model: Model) -> list[int]:
-    """Tensor-parallel sizes that split every sharded thing; KV groups are replicated beyond their number."""
+    """Return the tensor-parallel sizes that split every sharded size evenly; more ranks than KV groups replicate the groups."""
     split = (
         "num_attention_heads",
         "mamba_num_heads",

@@ -1,8 +1,8 @@
-"""What one rank of a layout holds of a model, in bytes: weights, adapter, caches, and what each kind of layer keeps and needs.
+"""Compute the bytes of one rank's parts: weights, adapter, caches, and the activations and working memory of each kind of layer.
 
-Activations are those that a frozen model with adapters keeps; sizes by Mamba-2 (arXiv:2405.21060) with chunks of L tokens, and by
-sequence parallelism and recomputation as in arXiv:2205.05198. Per token of a micro-batch and layer unless a name says otherwise.
-footprint.py adds them up.
+The activations are those of a frozen model with adapters. The formulas follow Mamba-2 (arXiv:2405.21060) with chunks of L tokens, and
+sequence parallelism and recomputation as in arXiv:2205.05198. Private helpers count per token of a micro-batch and per layer.
+footprint.py adds the parts up.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pipeline.campaign.errors import ConfigError
 from pipeline.config.model_size import Model, lora_shapes, mamba_sizes
 
 FLOAT = 4  # bytes
-LOGITS_BYTES = 2**28  # one piece of the logits on a rank: substrate/model/losses.py
+LOGITS_BYTES = 2**28  # largest piece of the logits that a rank computes at once: substrate/model/losses.py
 
 
 @dataclass(frozen=True)
 class Rank:
-    """A model and the place of one rank in a layout."""
+    """A model and the place of one rank in a layout; `stage` counts pipeline stages from 0."""
 
     model: Model
     tp: int
@@ -30,10 +30,12 @@ class Rank:
 
     @property
     def element(self) -> int:
+        """Bytes of one weight or activation."""
         return 2 if self.model["dtype"] == "bfloat16" else FLOAT
 
     @property
     def layers(self) -> str:
+        """The letters of the layers on this rank's stage."""
         size = len(self.model["pattern"]) // self.pp
         return str(self.model["pattern"][self.stage * size : (self.stage + 1) * size])
 
@@ -43,19 +45,19 @@ class Rank:
 
     @property
     def head_widths(self) -> tuple[int, int]:
-        """Widths of the queries, and of keys or values, here; beyond their number groups are replicated."""
+        """(width of the queries, width of the keys or values) on this rank; more ranks than groups replicate the groups."""
         groups = max(1, self.model["num_query_groups"] // self.tp)
         width = self.model["attention_head_dim"]
         return self.model["num_attention_heads"] * width // self.tp, groups * width
 
     @property
     def experts(self) -> tuple[int, int]:
-        """(routed experts here, hidden units of each here)."""
+        """(routed experts on this rank, hidden units of each on this rank)."""
         return self.model["num_experts"] // self.ep, self.model["moe_ffn_size"] // (self.tp if self.ep == 1 else 1)
 
 
 def cache_bytes(rank: Rank) -> int:
-    """Of one sequence while it is decoded: keys and values of its longest form, windows and states of the scans."""
+    """Return the bytes of one sequence's cache: keys and values at its maximal length, and the scans' windows and states."""
     model = rank.model
     inner, channels = _mamba_widths(rank)
     _, key_width = rank.head_widths
@@ -65,11 +67,11 @@ def cache_bytes(rank: Rank) -> int:
 
 
 def weights_bytes(rank: Rank) -> int:
-    """The base on this rank, buffers of the routers included."""
+    """Return the bytes of the base weights on this rank, the routers' buffers included."""
     model, hidden = rank.model, rank.model["hidden_size"]
     vocabulary = model["vocab_size"] // rank.tp * hidden
     elements = (vocabulary if rank.stage == 0 else 0) + (vocabulary + hidden if rank.is_last else 0)
-    floats = 0  # kept in float32 whatever the model's type
+    floats = 0  # elements that are float32 whatever the model's type
     for kind in rank.layers:
         elements += hidden
         if kind == "M":
@@ -94,9 +96,10 @@ def weights_bytes(rank: Rank) -> int:
 
 
 def adapter_elements(rank: Rank, size: int, targets: Sequence[str], *, is_full: bool = False) -> tuple[int, int, int]:
-    """(elements of the factors, of the masks, number of factors) on this rank. Raises ConfigError for an unknown target.
+    """Return (elements of the factors, elements of the masks, number of factors) on this rank.
 
-    is_full: of the changes of whole weights (substrate/model/full.py), one a matrix.
+    size: rank of LoRA. is_full: count changes of whole weight matrices (substrate/model/full.py) instead of low-rank factors. Raises
+    ConfigError for an unknown target.
     """
     known = lora_shapes(rank.model)
     if unknown := [target for target in targets if target not in known]:
@@ -114,7 +117,7 @@ def adapter_elements(rank: Rank, size: int, targets: Sequence[str], *, is_full: 
 
 
 def _modules(rank: Rank) -> dict[str, list[tuple[tuple[str, ...], int, int, int]]]:
-    """By layer kind: (targets in one matrix, its inputs here, its outputs here, matrices a layer)."""
+    """List by layer kind: (targets in one matrix, its inputs on this rank, its outputs on this rank, matrices per layer)."""
     model, hidden = rank.model, rank.model["hidden_size"]
     inner, channels = _mamba_widths(rank)
     query, key = rank.head_widths
@@ -130,19 +133,18 @@ def _modules(rank: Rank) -> dict[str, list[tuple[tuple[str, ...], int, int, int]
 
 
 def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> int:
-    """What one layer keeps for its backward pass, of `tokens` tokens of a micro-batch."""
+    """Return the bytes that one layer saves for its backward pass, for a micro-batch of `tokens` tokens."""
     model, element, targets = rank.model, rank.element, set(lora["targets"])
     hidden, is_full = model["hidden_size"], lora.get("is_full", False)
     size = 0 if is_full else lora["rank"]
-    outside = hidden * FLOAT // rank.tp + FLOAT  # what the norm sees, in float32, and its scale
+    outside = hidden * FLOAT // rank.tp + FLOAT  # the norm's input, in float32, and its scale
     inside, fixed = 0.0, 0
     for weights, width_in, width_out, copies in _modules(rank)[kind]:
         active = len(targets & set(weights))
         routed = weights[0].startswith("experts.")
         share = _expert_rows(rank) / copies if routed else 1
-        if (
-            active
-        ):  # inputs, low-rank products, and the wide B in float32 and in the model's type; or the changed weight
+        if active:
+            # Inputs, low-rank products, and the wide B in float32 and in the model's type; or the changed weight.
             inside += copies * share * (element * (width_in + active * size))
             fixed += copies * width_out * int(width_in * element if is_full else active * size * 2 * FLOAT)
     if kind == "M":
@@ -159,7 +161,7 @@ def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> 
 
 
 def _mamba_saved(rank: Rank) -> int:
-    """Of the convolution and of the chunked scan, whose L x L blocks of decays are the largest."""
+    """Return what the convolution and the chunked scan save; the L x L blocks of decays are the largest part."""
     model, element = rank.model, rank.element
     inner, channels = _mamba_widths(rank)
     heads, groups = model["mamba_num_heads"] // rank.tp, model["mamba_num_groups"] // rank.tp
@@ -171,7 +173,7 @@ def _mamba_saved(rank: Rank) -> int:
 
 
 def transient_bytes(rank: Rank, kind: str, tokens: int) -> int:
-    """What the backward pass of one layer holds beyond what the forward pass saved; measured, not derived."""
+    """Return the bytes that one layer's backward pass needs beyond the saved ones. The formula was fitted to measurements."""
     if kind != "M":
         return 3 * FLOAT * rank.model["hidden_size"] * tokens
     inner, _ = _mamba_widths(rank)
@@ -180,21 +182,21 @@ def transient_bytes(rank: Rank, kind: str, tokens: int) -> int:
 
 
 def logits_bytes(rank: Rank, tokens: int) -> int:
-    """Of one piece, float32, and its softmax."""
+    """Return the bytes of one piece of the logits in float32."""
     return min(LOGITS_BYTES, FLOAT * tokens * rank.model["vocab_size"] // rank.tp)
 
 
 def _mamba_widths(rank: Rank) -> tuple[int, int]:
-    """(inner width, channels of the convolution [x | B | C]) here."""
+    """Return (inner width, channels of the convolution [x | B | C]) on this rank."""
     inner, projected = mamba_sizes(rank.model)
     return inner // rank.tp, (projected - inner - rank.model["mamba_num_heads"]) // rank.tp
 
 
 def _gathered(rank: Rank) -> float:
-    """Micro-batches whose tokens come together on a rank before the experts: those of all ranks that share them."""
+    """Return how many micro-batches a rank gathers before the experts: those of all ranks that share the experts."""
     return max(1.0, rank.ep / rank.tp)
 
 
 def _expert_rows(rank: Rank) -> float:
-    """Rows that the experts here see a token of the micro-batch, with balanced routing."""
+    """Return the rows per token of the micro-batch that this rank's experts get, with balanced routing."""
     return float(rank.model["moe_top_k"] * _gathered(rank) / rank.ep)

@@ -1,4 +1,4 @@
-"""The configuration as dataclasses: the keys of hydra_conf/, their types and units. `settings` fills and checks them."""
+"""The configuration as dataclasses: the keys of hydra_conf/ with their types and units. settings.py fills and checks them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass
 class Model:
-    """Sizes of a Nemotron-H model; `pattern` has one letter a layer: M Mamba-2, E mixture of experts, * attention."""
+    """Sizes of a Nemotron-H model; `pattern` has one letter per layer: M Mamba-2, E mixture of experts, * attention."""
 
     name: str
     pattern: str
@@ -36,7 +36,7 @@ class Model:
 
 @dataclass
 class Lora:
-    """`targets` are module names as the published checkpoint has them."""
+    """The adapter's sizes. `targets` are module names of the published checkpoint, as in `model_size.lora_shapes`."""
 
     rank: int
     alpha: int
@@ -46,7 +46,7 @@ class Lora:
 
 @dataclass
 class Selection:
-    """Which state of a run becomes its adapter."""
+    """Which state of a training run becomes its adapter; hydra_conf/recipe/ explains the choices."""
 
     choice: str
     last_k: int
@@ -59,8 +59,8 @@ class Recipe:
 
     method: str
     num_steps: int
-    batch_size: int  # sequences a step, over all data-parallel ranks
-    micro_batch_size: int  # sequences a forward pass of one rank
+    batch_size: int  # sequences per step, over all data-parallel ranks
+    micro_batch_size: int  # sequences per forward pass of one rank
     sequence_length: int  # tokens, at most
     learning_rate: float  # peak
     weight_decay: float
@@ -83,7 +83,7 @@ class Recipe:
 
 @dataclass
 class Parallelism:
-    """Ranks along each axis; `judge_tp` is the tensor parallelism of decoding, `recompute` trades a third more work for memory."""
+    """Number of ranks along each axis. `judge_tp` is the tensor parallelism of decoding; `recompute` saves memory for a third more work."""
 
     tp: int
     pp: int
@@ -95,29 +95,32 @@ class Parallelism:
 
     @property
     def world_size(self) -> int:
+        """Number of ranks of one arm; ep divides the same ranks."""
         return self.tp * self.pp * self.cp * self.dp
 
 
 @dataclass
 class Tasks:
-    """Which puzzles at which level, how many, and the decoding limits."""
+    """Which puzzles at which level (small or full), how many of each, and the limits of decoding."""
 
     level: str
     families: list[str]
-    train_csv: str  # the competition's rows, for the image; empty: generated puzzles alone
-    registered: list[str]  # files of evaluation prompts, {"item_id", "prompt"} a line, that no real row may repeat
+    train_csv: str  # the competition's rows, for the image; empty: only generated puzzles
+    registered: list[
+        str
+    ]  # files of evaluation prompts, one {"item_id", "prompt"} per line, that no real row may repeat
     num_train_per_family: int
     num_dev_per_family: int
     num_fresh_per_family: int
     max_new_tokens: int
     decode_batch_size: int
     engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names
-    engine_version: str  # of vllm: a score is one of its engine and version
+    engine_version: str  # of vllm: only scores of one engine and version are comparable
 
 
 @dataclass
 class Capacity:
-    """What one device of the site holds and does, for forecasts: assumed until a round has measured it; 0 where nobody knows."""
+    """Memory, speed and price of one device, for forecasts. They are assumptions until a round has measured them; 0: unknown."""
 
     gpu_memory_gib: float
     train_tokens_per_second: float
@@ -128,21 +131,21 @@ class Capacity:
 
 @dataclass
 class Cluster:
-    """Where a round runs. Empty strings leave the site's default."""
+    """Where a round runs. An empty string leaves a setting to the site's default."""
 
     kind: str  # local or slurm
     scratch_dir: str  # node-local; empty: $TMPDIR or /tmp
     weights_dir: str  # published checkpoint of a model whose weights are not in the image
-    stage_dir: str  # node-local folder for a copy of it; empty: read where it is
+    stage_dir: str  # node-local folder for a copy of it; empty: read it in weights_dir
     gpus_per_node: int
     ranks_per_node: int  # of an arm; 0: as many as a node has GPUs, or all of them where it has none
-    network: str  # of a sandbox: loopback, or fabric for arms of several nodes, which opens the host's network
+    network: str  # of a sandbox: loopback, or fabric (the host's network) for arms of several nodes
     shm_size_gib: int  # of /dev/shm in a sandbox, through which ranks of a node talk
     cpus_per_task: int
     mem_gb: int  # 0: the site's default
     time_limit_minutes: int
     signal_lead_seconds: int  # USR2 this long before the limit
-    stall_minutes: int  # no step for this long: the trial is killed
+    stall_minutes: int  # a trial without progress for this long is killed
     arms_at_once: int  # 0: as many as fit
     partition: str
     account: str
@@ -152,26 +155,23 @@ class Cluster:
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
-    runtime: list[str] = field(
-        default_factory=list
-    )  # words before `-m pipeline` of what trains or judges; empty: this Python
+    # Words before `-m pipeline` in the command of a stage that trains or judges, such as a container's; empty: this Python.
+    runtime: list[str] = field(default_factory=list)
 
 
 @dataclass
 class External:
-    """Who scores chosen adapters besides the pipeline. Every field is explained in hydra_conf/external/; a round may change none."""
+    """The external target: who else scores chosen adapters. hydra_conf/external/ explains every field; no round may change one."""
 
     kind: str = "none"  # none, local, kaggle, command or manual
-    rows: int = 0  # hidden rows: made by the local board; of another target what is known of it, for the power of the board test
-    submissions: int = 0  # arms a round that are sent
-    push: str = (
-        "meta"  # who sends: the meta job, or `board push` on a login node (login) from what that job leaves in outbox/
-    )
-    wait_seconds: int = 0  # for scores after sending; what comes later is taken up by the next meta stage
-    timeout_seconds: int = 600  # of one call of a client or scorer
+    rows: int = 0  # hidden rows of the board: the local board makes so many; of another target, the known number, for the power of the board test
+    submissions: int = 0  # arms of each round that are sent
+    push: str = "meta"  # who sends: the meta job, or (login) `board push` on a login node, from outbox/
+    wait_seconds: int = 0  # for scores after sending; the next meta stage asks for later ones
+    timeout_seconds: int = 600  # for one call of a client or scorer
     shift: int = 0  # local: each item is the longest of 1 + shift draws
     real_share: float = 0.0  # local: share of the rows taken from the held-out real rows
-    temperature: float = 0.0  # local: of its decoding, which is where its inference noise comes from
+    temperature: float = 0.0  # local: of its decoding, which gives the inference noise
     competition: str = ""  # kaggle: the last part of the competition's address
     score: str = "public"  # kaggle: public, or private, which is shown after the deadline
     command: list[str] = field(default_factory=list)  # command: argv with {adapter}, {archive}, {number}, {message}
@@ -179,12 +179,14 @@ class External:
 
     @property
     def generated_rows(self) -> int:
-        """Rows of the local board that a generator makes; the others are real."""
+        """Rows of the local board that a generator makes; the others are held-out real rows."""
         return self.rows - round(self.rows * self.real_share)
 
 
 @dataclass
 class AxisSetting:
+    """One axis, as records.Axis."""
+
     name: str
     key: str
     kind: str
@@ -195,18 +197,24 @@ class AxisSetting:
 
 @dataclass
 class SettingEntry:
+    """One setting: a dotted configuration key and its value as text."""
+
     key: str
     value: str
 
 
 @dataclass
 class QuietEntry:
+    """An axis, and in how many looks in a row it gained nothing."""
+
     axis: str
     looks: int
 
 
 @dataclass
 class ContrastEntry:
+    """One registered experiment, as records.Contrast."""
+
     family: str
     key: str
     expects: str
@@ -214,27 +222,29 @@ class ContrastEntry:
 
 @dataclass
 class RepairEntry:
+    """A family with new dev items, and the first round that uses them."""
+
     family: str
     round: str
 
 
 @dataclass
 class Proposals:
-    """Who is asked for axes beside the sequence's, and whether the answer counts; docs/proposals.md."""
+    """Who proposes settings for axis arms, and whether the answer counts (docs/proposals.md)."""
 
     kind: str = "none"  # none, llm (an OpenAI-compatible endpoint) or optuna
     mode: str = "shadow"  # shadow: logged only; active: what is accepted takes axis slots
     url: str = ""  # whole address, such as https://api.example.com/v1/chat/completions
     model: str = ""  # the endpoint's name for it
-    api_key_env: str = ""  # variable that holds the key when it is asked; empty: none. Never the key itself
+    api_key_env: str = ""  # environment variable that holds the key; empty: none. Never the key itself
     api_key_file: str = ""  # or a file that holds it
-    timeout_seconds: int = 120  # of a whole call
-    seed: int = 0  # sent to the endpoint, or of Optuna's sampler
+    timeout_seconds: int = 120  # for a whole call
+    seed: int = 0  # sent to the endpoint, or used by Optuna's sampler
 
 
 @dataclass
 class PolicySetting:
-    """`axes` are a person's choice; the rest is what the last decision wrote (records.Policy)."""
+    """A person chooses `axes` and `proposals`; the last decision wrote the rest (records.Policy explains the fields)."""
 
     axes: list[AxisSetting]
     standing: list[SettingEntry] = field(default_factory=list)
@@ -251,7 +261,7 @@ class PolicySetting:
 
 @dataclass
 class Chain:
-    """Whether a campaign goes on by itself: `auto` has each meta job submit the next round, up to `rounds` (0: the constitution's).
+    """Whether rounds follow one another: with `auto`, each meta job submits the next one, up to `rounds` (0: the constitution's number).
 
     `anchor_file`, `anchor_git`: a file and a git repository elsewhere that get every signed head of the log (docs/seal.md); empty: none.
     """
@@ -264,7 +274,7 @@ class Chain:
 
 @dataclass
 class Settings:
-    """A whole round's configuration; `round` is empty where only the campaign's defaults were composed."""
+    """The whole configuration of a round; `round` is empty where only the campaign's defaults were composed."""
 
     model: Model
     recipe: Recipe
@@ -280,7 +290,7 @@ class Settings:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes of one arm."""
+        """Number of nodes of one arm."""
         per_node = self.cluster.ranks_per_node or self.cluster.gpus_per_node or self.parallelism.world_size
         return max(1, self.parallelism.world_size // max(1, per_node))
 

@@ -1,8 +1,8 @@
-"""Composed configuration -> typed `Settings`: the one door of hydra and omegaconf.
+"""Compose the Hydra configuration into typed `Settings`. Only this module imports hydra and omegaconf.
 
-`hydra_conf/` (or the copy frozen into a campaign) is composed by Hydra as plain YAML and merged once into the dataclasses below, so
-that an unknown key, a wrong type or a value out of range is named here, before anything is submitted. Behind this border the
-rest of the pipeline sees dataclasses; a substrate process gets the same values as JSON.
+Hydra composes `hydra_conf/`, or the copy that a campaign froze, and this module merges the result into the dataclasses of schema.py.
+An unknown key, a wrong type or a value out of range is therefore reported before anything is submitted. The rest of the pipeline uses
+the dataclasses; a process of the substrate gets the same values as JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.campaign.records import NUM_ARMS, Policy, Setting
 from pipeline.config.schema import Settings
 
 SOURCE = CODE_ROOT / "hydra_conf"
-"""Beside the package: in the checkout, and in the frozen code of a campaign."""
+"""The configuration beside this package, in the checkout or in the frozen code of a campaign."""
 DAY_SECONDS = 86400
 POSITIVE = (
     "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_size", "recipe.checkpoint_every",
@@ -42,9 +42,10 @@ NOT_NEGATIVE = (
 
 
 def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: Path | None = None) -> Settings:
-    """Compose `campaign.yaml` of `source` under Hydra overrides; rounds written in `campaign_dir` are found as `+round=r0002`.
+    """Compose `campaign.yaml` of `source` with Hydra overrides, such as "recipe.num_steps=10".
 
-    Raises ConfigError with Hydra's own sentence: an unknown group, option, key or a value that does not fit.
+    campaign_dir: a campaign whose rounds can then be named, as in "+round=r0002". Raises ConfigError for an unknown group, option or
+    key, or a value that does not fit.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -57,93 +58,102 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
         with initialize_config_dir(str(source), version_base="1.3"):
             return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(*_told(error, source)) from error
-    except ValueError as error:  # Hydra's own, for a group that is given a number, and names no group
-        raise ConfigError(f"{' '.join(overrides)}: {_one_line(error)}", "See hydra_conf/ for what there is") from error
+        raise ConfigError(*_explained(error, source)) from error
+    except ValueError as error:  # from Hydra, which does not name the group, for a number as a group's option
+        raise ConfigError(
+            f"{' '.join(overrides)}: {_one_line(error)}",
+            "hydra_conf/ has a folder for each group and a file for each option",
+        ) from error
 
 
-def _told(error: Exception, source: Path) -> tuple[str, str]:
-    """Hydra's sentence and the cure; for a key that there is not, its neighbours instead of the advice to add it."""
+def _explained(error: Exception, source: Path) -> tuple[str, str]:
+    """Return Hydra's sentence and a cure. For an unknown key, name similar keys instead of Hydra's advice to add it."""
     missing = re.match(r"Could not override '([^']+)'", str(error))
     if not missing:
-        return _one_line(error).partition("Config search path:")[
-            0
-        ].rstrip(), "See hydra_conf/ for what there is, or `python -m pipeline round --help`"
+        sentence, _, _ = _one_line(error).partition("Config search path:")
+        return (
+            sentence.rstrip(),
+            "hydra_conf/ has every group and option; `python -m pipeline round --help` explains overrides",
+        )
     near = difflib.get_close_matches(missing[1], _keys(compose(source=source).to_dict()), n=3, cutoff=0.5)
-    cure = f"Near it: {', '.join(near)}" if near else "hydra_conf/ has every key with its meaning"
+    cure = (
+        f"Similar settings: {', '.join(near)}"
+        if near
+        else "The files in hydra_conf/ list every setting with its meaning"
+    )
     return f"there is no setting {missing[1]}", cure
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys of every setting."""
-    found = []
+    """Return the dotted key of every setting."""
+    keys = []
     for key, value in config.items():
-        found += _keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
-    return found
+        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
+    return keys
 
 
 def search_path(campaign_dir: Path | None) -> list[str]:
-    """The override that lets Hydra find the rounds written in a campaign, as a list to put before the others."""
+    """Return the override with which Hydra finds the rounds of a campaign, as a list to put before the others; [] for None."""
     if not campaign_dir:
         return []
-    quoted = str(campaign_dir).replace('"', r"\"")  # as Hydra's grammar quotes
+    quoted = str(campaign_dir).replace('"', r"\"")  # by Hydra's grammar
     return [f'hydra.searchpath=["file://{quoted}/hydra"]']
 
 
 def typed(config: Any) -> Settings:
-    """Merge plain configuration into the dataclasses. Raises ConfigError for an unknown key or a wrong type."""
+    """Merge a plain configuration into the dataclasses. Raises ConfigError for an unknown key, a wrong type or a value out of range."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        plain = OmegaConf.to_container(
-            OmegaConf.create(config), resolve=True
-        )  # first, for types are checked where they merge
+        # Resolve interpolations first: the merge checks the types of the values that it gets.
+        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
     except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error), "Compare with the files in hydra_conf/") from error
+        raise ConfigError(_one_line(error), "The files in hydra_conf/ explain every key and its values") from error
     assert isinstance(settings, Settings)
     _check(settings)
     return settings
 
 
 def load(path: Path) -> Settings:
-    """Read a frozen `config.yaml`."""
+    """Read a frozen `config.yaml`. Raises ConfigError as `typed`."""
     return copy.deepcopy(_of_text(path.read_text()))
 
 
 @functools.lru_cache(maxsize=8)
 def _of_text(text: str) -> Settings:
-    """What a command reads several times takes a tenth of a second each time."""
+    """Parse a configuration. Results are cached, because a command reads one file several times and each takes a tenth of a second."""
     from omegaconf import OmegaConf
 
     return typed(OmegaConf.create(text))
 
 
 def to_yaml(settings: Settings) -> str:
+    """Return the settings as the text of a `config.yaml`."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_yaml(OmegaConf.create(settings.to_dict()))
 
 
 def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings:
-    """Settings with dotted keys replaced, typed and checked again. Raises ConfigError for a key that does not exist."""
+    """Return a copy with the values of some dotted keys replaced, and check it. Raises ConfigError for a bad key or value."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    # Only what changes is merged into the types: all of it took 40 ms, for each of eight arms.
+    # Merge only the changed keys: merging everything took 40 ms for each of eight arms.
     changed = copy.deepcopy(settings)
     for key, value in overrides:
         value_of(settings, key)
-        if value == "???":  # OmegaConf's own sign for a value that is missing
-            raise ConfigError(f"{key} = ??? is no value", "Compare with the files in hydra_conf/")
+        if value == "???":  # OmegaConf's mark for a missing value
+            raise ConfigError(f"{key} = ??? is not a value", "The files in hydra_conf/ explain which values are valid")
         *path, last = key.split(".")
-        only: Any = functools.reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), cast(Any, value))
+        nested: Any = functools.reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), cast(Any, value))
         try:
-            only = OmegaConf.to_container(OmegaConf.create(only), resolve=True)  # first, as in `typed`
-            merged = OmegaConf.merge(OmegaConf.structured(Settings), only)
+            nested = OmegaConf.to_container(OmegaConf.create(nested), resolve=True)
+            merged = OmegaConf.merge(OmegaConf.structured(Settings), nested)
         except OmegaConfBaseException as error:
-            raise ConfigError(_one_line(error), "Compare with the files in hydra_conf/") from error
+            raise ConfigError(_one_line(error), "The files in hydra_conf/ explain every key and its values") from error
         place: Any = functools.reduce(
             lambda at, name: at[name] if isinstance(at, dict) else getattr(at, name), path, changed
         )
@@ -156,20 +166,20 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
 
 
 def policy_of(settings: Settings) -> Policy:
-    """The policy as a record."""
+    """Return the `policy` part of the settings as a record."""
     return Policy.from_hydra(asdict(settings.policy))
 
 
 def value_of(settings: Settings, key: str) -> str:
-    """The value under a dotted key, as text. Raises ConfigError for a key that does not exist."""
+    """Return the value under a dotted key as text. Raises ConfigError for a key that does not exist."""
     try:
         return str(functools.reduce(getitem, key.split("."), settings.to_dict()))
     except (KeyError, TypeError):
-        raise ConfigError(f"{key} is not a configuration key", "Compare with the files in hydra_conf/") from None
+        raise ConfigError(f"{key} is not a configuration key", "The files in hydra_conf/ list every key") from None
 
 
 def _check(settings: Settings) -> None:
-    """Ranges that a type cannot say."""
+    """Raise ConfigError for the first value that has the right type and is invalid."""
     recipe, tasks, cluster = settings.recipe, settings.tasks, settings.cluster
     sizes = [
         (f"parallelism.{axis}", getattr(settings.parallelism, axis))
@@ -184,21 +194,21 @@ def _check(settings: Settings) -> None:
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
         (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "native or vllm"),
         (tasks.engine == "native" or bool(tasks.engine_version), "tasks.engine_version", "empty",
-         "the version of vLLM that the runtime has: it is part of a score"),
+         "the version of vLLM in the runtime, because a score depends on it"),
         (tasks.engine == "native" or bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",
-         "a virtual environment with vLLM, for tasks.engine=vllm"),
+         "the folder of a virtual environment with vLLM, for tasks.engine=vllm"),
         (bool(tasks.families), "tasks.families", tasks.families, "at least one family"),
         (cluster.kind in ("local", "slurm"), "cluster.kind", cluster.kind, "local or slurm"),
         (cluster.network in ("loopback", "fabric"), "cluster.network", cluster.network, "loopback or fabric"),
         (not recipe.real_share or bool(tasks.train_csv), "recipe.real_share", recipe.real_share,
-         "0 without tasks.train_csv, from which the image has its real rows"),
+         "0 without tasks.train_csv, from which the image gets its real rows"),
         (set(recipe.mix) <= set(tasks.families), "recipe.mix", sorted(recipe.mix), f"shares of {tasks.families}"),
         (min(recipe.mix.values(), default=-1) >= 0 < sum(recipe.mix.values()), "recipe.mix", recipe.mix,
          "shares >= 0 that sum to more than 0"),
         (settings.num_nodes == 1 or cluster.network == "fabric", "cluster.network", cluster.network,
          f"fabric: an arm of {settings.parallelism.world_size} ranks takes {settings.num_nodes} nodes"),
         (settings.num_nodes == 1 or cluster.kind == "slurm", "cluster.ranks_per_node", cluster.ranks_per_node,
-         "0 on one machine: several nodes are Slurm's"),
+         "0 on one machine: only Slurm starts an arm on several nodes"),
         (settings.campaign.rounds >= 0, "campaign.rounds", settings.campaign.rounds, "0 (the constitution's budget) or more"),
         *((value > 0, key, value, "a number > 0") for key in POSITIVE for value in [attrgetter(key)(settings)]),
         (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,
@@ -213,13 +223,13 @@ def _check(settings: Settings) -> None:
         (settings.external.timeout_seconds <= DAY_SECONDS, "external.timeout_seconds", settings.external.timeout_seconds, "at most a day"),
         (1 <= recipe.lora.rank <= 32, "recipe.lora.rank", recipe.lora.rank, "1 to 32, the competition's limit"),
     ]  # fmt: skip
-    for holds, key, found, valid in rules:
+    for holds, key, value, valid in rules:
         if not holds:
-            raise ConfigError(f"{key} = {found}", f"Valid: {valid}")
+            raise ConfigError(f"{key} = {value}", f"Valid: {valid}")
 
 
 def _external(settings: Settings) -> list[tuple[bool, str, object, str]]:
-    """Rules of the external target: (holds, key, found, valid)."""
+    """Return the rules of the external target as (whether it holds, key, value, what is valid)."""
     target = settings.external
     kind, is_local = target.kind, target.kind == "local"
     kinds = ("none", "local", "kaggle", "command", "manual")
@@ -231,20 +241,20 @@ def _external(settings: Settings) -> list[tuple[bool, str, object, str]]:
         (0 <= target.submissions <= NUM_ARMS, "external.submissions", target.submissions, f"0 to {NUM_ARMS}"),
         (kind == "none" or target.submissions > 0, "external.submissions", target.submissions, f"at least 1, with external={kind}"),
         (kind == "none" or target.rows >= len(settings.tasks.families), "external.rows", target.rows,
-         f"with external={kind} at least one of each of the {len(settings.tasks.families)} families"),
+         f"at least {len(settings.tasks.families)}, one of each family, with external={kind}"),
         (not is_local or not 0 < target.generated_rows < len(settings.tasks.families), "external.real_share", target.real_share,
-         "a share that leaves no generated row, or one of each family"),
+         "a share that leaves no generated row or at least one of each family"),
         (not is_local or target.shift < 100, "external.shift", target.shift, "0 to 99"),
         (0 <= target.real_share <= 1, "external.real_share", target.real_share, "0 to 1"),
         (not target.real_share or (is_local and bool(settings.tasks.train_csv)), "external.real_share", target.real_share,
-         "0 without external=local and tasks.train_csv, from which the held-out real rows are"),
-        (kind != "kaggle" or bool(target.competition), "external.competition", "empty", "the last part of the competition's address"),
+         "0 without external=local and tasks.train_csv, from which the held-out real rows come"),
+        (kind != "kaggle" or bool(target.competition), "external.competition", "empty", "the last part of the address of the competition"),
         (kind != "command" or bool(target.command), "external.command", "empty", "the site's scorer and its arguments"),
     ]  # fmt: skip
 
 
 def _floats(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Every float of a configuration, by its dotted key."""
+    """Yield every float of a configuration with its dotted key."""
     if isinstance(values, dict):
         for name, value in values.items():
             yield from _floats(value, f"{key}.{name}" if key else str(name))

@@ -1,12 +1,12 @@
-"""The submission ledger: what was sent to the external target, and which score was known when, read from the sealed log alone.
+"""Read the submissions to the external target from the sealed log: what was sent, and which score was known when.
 
     submission      number 3, round r0002, arm a5, purpose slot, adapter_digest, target kaggle, day 2026-11-24     the reservation
-    board_attempt   number 3, day 2026-11-25                                             about to be sent, written before the act
-    board_sent      number 3                                                      the target took it: it is asked, never sent again
+    board_attempt   number 3, day 2026-11-25                                             about to be sent, written before the sending
+    board_sent      number 3                                                      the target has it: it is asked, never sent again
     board_score     number 3, score "0.84" | null with why, withdrawn true | absent      the newest of a number counts
 
-What is said here of a prefix of the log is what was known at its end: late, revised and withdrawn scores change what comes after them
-alone. submission_caps.py says which reservation the caps leave.
+For a prefix of the log, the functions return what was known at its end. A late, revised or withdrawn score therefore changes only the
+decisions after it. submission_caps.py says which submissions the caps allow.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Submission:
-    """One number of the ledger as the log has it so far.
+    """One submission, as the log has it so far.
 
-    `attempts` are the days on which it was about to be sent. `state`: reserved (nothing was sent), attempted (cut short while sending,
-    or sent), sent (the target took it), scored, failed (`why` says how; it is tried again) or withdrawn. `printed` is the score as
-    the target wrote it.
+    `attempts` are the UTC days on which a sending began. `state` is reserved (nothing was sent), attempted (a sending began and may have
+    succeeded), sent (the target has it), scored, failed (`why` says how; it is tried again) or withdrawn. `printed` is the score as the
+    target wrote it.
     """
 
     number: int
@@ -49,16 +49,17 @@ class Submission:
 
     @property
     def score(self) -> Decimal | None:
+        """The score as an exact number, None while there is none."""
         return None if self.printed is None else Decimal(self.printed)
 
     @property
     def days(self) -> set[str]:
-        """Days on whose cap it counts."""
+        """The UTC days on whose cap it counts."""
         return {self.day, *self.attempts}
 
 
 def parse_score(text: str) -> str:
-    """A score as a target may print it: a decimal from 0 to 1 with at most five places. Raises ConfigError."""
+    """Return `text` if it is a score: a decimal from 0 to 1 with at most five places. Raises ConfigError for anything else."""
     if not SCORE.fullmatch(text):
         raise ConfigError(
             f"{text[:40]!r} is no score", "Valid: a decimal from 0 to 1 with at most five places, such as 0.84"
@@ -67,43 +68,50 @@ def parse_score(text: str) -> str:
 
 
 def submissions_in(records: Iterable[Record]) -> tuple[Submission, ...]:
-    """Every submission in the order of its number. Raises IntegrityError where the records contradict one another."""
-    found: list[Submission] = []
+    """Return every submission by number. Raises IntegrityError where the records contradict one another.
+
+    records: of the sealed log; events that do not concern submissions are skipped.
+    """
+    submissions: list[Submission] = []
     for record in records:
         if record["event"] not in EVENTS:
             continue
         number = record["number"]
         if record["event"] == "submission":
-            if number != len(found) + 1:
-                raise IntegrityError(f"submission {number} follows number {len(found)}", "Compare the log with a copy")
-            found.append(
+            if number != len(submissions) + 1:
+                raise IntegrityError(
+                    f"submission {number} follows number {len(submissions)}", "Compare the log with a copy"
+                )
+            submissions.append(
                 Submission(
                     number, record["round"], record["arm"], record["purpose"], record["adapter_digest"], record["target"],
                     record["day"],
                 )
             )  # fmt: skip
             continue
-        if type(number) is not int or not 1 <= number <= len(found):
+        if type(number) is not int or not 1 <= number <= len(submissions):
             raise IntegrityError(
-                f"{record['event']} of number {number!r}, which nobody reserved", "Compare with a copy"
+                f"a {record['event']} is for number {number!r}, which nobody reserved", "Compare the log with a copy"
             )
-        known = found[number - 1]
+        known = submissions[number - 1]
         if record["event"] == "board_attempt":
-            found[number - 1] = replace(_moved(known, "attempted"), attempts=(*known.attempts, record["day"]))
+            submissions[number - 1] = replace(
+                _with_state(known, "attempted"), attempts=(*known.attempts, record["day"])
+            )
         elif record["event"] == "board_sent":
-            found[number - 1] = replace(_moved(known, "sent"), is_sent=True)
+            submissions[number - 1] = replace(_with_state(known, "sent"), is_sent=True)
         else:
-            found[number - 1] = _scored(known, record)
-    return tuple(found)
+            submissions[number - 1] = _with_score(known, record)
+    return tuple(submissions)
 
 
-def _moved(known: Submission, state: str) -> Submission:
-    """On its way; a score or a withdrawal that a person wrote meanwhile stays."""
+def _with_state(known: Submission, state: str) -> Submission:
+    """Return the submission in a new state, unless a person has meanwhile logged its score or withdrawal."""
     return known if known.state in ("scored", "withdrawn") else replace(known, state=state, why="")
 
 
-def _scored(known: Submission, record: Record) -> Submission:
-    """The newest word on a number. Raises IntegrityError for a score that no target may print."""
+def _with_score(known: Submission, record: Record) -> Submission:
+    """Return the submission after a `board_score` record. Raises IntegrityError for an invalid score."""
     if record.get("withdrawn"):
         return replace(known, state="withdrawn", printed=None, why=record.get("why", ""))
     printed = record["score"]
@@ -112,23 +120,28 @@ def _scored(known: Submission, record: Record) -> Submission:
     try:
         return replace(known, state="scored", printed=parse_score(printed), why="")
     except (ConfigError, TypeError):
-        raise IntegrityError(f"board_score of number {known.number} is {printed!r}", "Compare with a copy") from None
+        raise IntegrityError(
+            f"the board_score of number {known.number} is {printed!r}, which is not a score",
+            "Compare the log with a copy",
+        ) from None
 
 
 def known_scores(records: Iterable[Record], purpose: str = "slot") -> dict[str, dict[str, Decimal]]:
-    """Round -> arm -> score of what was sent for this purpose; without a score nothing stands there. Repeats of the reference are
-    `reference-1`, `reference-2`, by number."""
-    found: dict[str, dict[str, Decimal]] = {}
-    for one in submissions_in(records):
-        if one.purpose == purpose and one.score is not None:
-            name = f"{REFERENCE}-{one.number}" if one.arm == REFERENCE else one.arm
-            found.setdefault(one.round, {})[name] = one.score
-    return found
+    """Return round -> arm -> score of the submissions for one purpose that have a score.
+
+    Repeats of the reference are named by their numbers, as in `reference-1`.
+    """
+    scores: dict[str, dict[str, Decimal]] = {}
+    for submission in submissions_in(records):
+        if submission.purpose == purpose and submission.score is not None:
+            name = f"{REFERENCE}-{submission.number}" if submission.arm == REFERENCE else submission.arm
+            scores.setdefault(submission.round, {})[name] = submission.score
+    return scores
 
 
 def reference_score(records: Iterable[Record]) -> Decimal | None:
-    """Mean of the reference's scores that are known and not withdrawn (34 digits); None without any."""
-    scores = [score for found in known_scores(records, REFERENCE).values() for score in found.values()]
+    """Return the mean of the reference's known scores, to 34 digits; None without any."""
+    scores = [score for by_name in known_scores(records, REFERENCE).values() for score in by_name.values()]
     exact = Context(prec=34)
     total = Decimal(0)
     for score in scores:

@@ -1,7 +1,7 @@
-"""The caps on submissions to the external target: which number, and which day, the log so far leaves to the next one.
+"""Apply the caps of article 4 to submissions: which number the next one gets, and on which day it counts.
 
-A submission is reserved before anything is sent, so that no crash, requeue or second process spends more than the caps. A day is UTC
-and never before the newest in the log: a clock set back gains nothing, one set ahead no more than the campaign's cap.
+A submission is reserved before anything is sent, so that no crash, requeue or second process exceeds the caps. Days are UTC and never
+before the newest day in the log: a clock that is set back gains nothing, and one that is set ahead at most the campaign's cap.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PURPOSES = ("reference", "slot", "finalist")
 
 @dataclass(frozen=True)
 class Caps:
-    """Article 4's numbers: submissions a UTC day and a campaign, of these kept for finalists, and how often the reference is sent."""
+    """The numbers of article 4. `held_back` submissions of the campaign are for finalists alone; `reference`: times it may be sent."""
 
     per_day: int
     per_campaign: int
@@ -28,26 +28,26 @@ class Caps:
 
 
 def caps_of(article: Mapping[str, Any], target: str) -> Caps:
-    """Caps from the content of article 4 for a kind of target; a constitution that names none allows none."""
-    a_day = article.get("submissions_per_day", {}).get(target, 0)
+    """Read the caps of one kind of target from article 4; a number that the article lacks is 0."""
+    per_day = article.get("submissions_per_day", {}).get(target, 0)
     names = ("submissions", "submissions_held_back", "reference_submissions")
-    return Caps(int(a_day), *(int(article.get(name, 0)) for name in names))
+    return Caps(int(per_day), *(int(article.get(name, 0)) for name in names))
 
 
 def counted_day(submissions: Iterable[Submission], today: str) -> str:
-    """The day that an act of today counts on. Raises ConfigError for what is no ISO date."""
+    """Return the day on which an act of today counts: today, or the newest day in the log. Raises ConfigError unless it is an ISO date."""
     try:
         valid = date.fromisoformat(today).isoformat() == today
     except ValueError:
         valid = False
     if not valid:
-        raise ConfigError(f"{today!r} is no day", "Valid: an ISO date in UTC, such as 2026-11-24")
-    return max([today, *(day for one in submissions for day in one.days)])
+        raise ConfigError(f"{today!r} is not a day", "Valid: an ISO date in UTC, such as 2026-11-24")
+    return max([today, *(day for submission in submissions for day in submission.days)])
 
 
 def used_on(submissions: Iterable[Submission], day: str) -> int:
-    """Submissions that count on this day: reserved or sent on it."""
-    return sum(day in one.days for one in submissions)
+    """Return how many submissions count on a day because they were reserved or sent on it."""
+    return sum(day in submission.days for submission in submissions)
 
 
 def reservation(
@@ -62,15 +62,16 @@ def reservation(
     today: str,
     copy: int = 1,
 ) -> Submission:
-    """The `copy`-th submission of this round, arm and purpose: the one in the log, or the next number, not yet logged.
+    """Return submission number `copy` of this round, arm and purpose: the one in the log, or a new one that the caller must log.
 
-    copy: above 1 for a byte-identical repeat, which the reference (in any round, up to caps.reference) and finalists may have; to ask
-    for the same copy again, after a requeue or from a second process, gives the same number.
-    Raises Refused by article 4: daily_cap, campaign_cap, held_back, already_submitted (with another adapter, or no such repeat).
+    copy: above 1 for a byte-identical repeat, which only the reference (up to caps.reference in all rounds) and finalists may have. The
+    same copy gives the same number again, for example after a requeue. Raises ConfigError for a purpose that does not fit the arm, and
+    Refused by article 4: daily_cap, campaign_cap, held_back, already_submitted (with another adapter, or too many repeats).
     """
     if purpose not in PURPOSES or (arm == REFERENCE) != (purpose == REFERENCE):
         raise ConfigError(
-            f"purpose {purpose!r} of arm {arm!r}", "Valid: slot or finalist of an arm, reference of the reference"
+            f"purpose {purpose!r} does not fit arm {arm!r}",
+            "Valid: slot or finalist for an arm, reference for the reference",
         )
     known = submissions_in(records)
     same = _same(known, round_name, arm, purpose)
@@ -78,13 +79,13 @@ def reservation(
     if not 1 <= copy <= min(most, len(same) + 1):
         raise Refused(
             "4", "already_submitted", f"{round_name}/{arm} was sent {len(same)} times as {purpose}, repeat {copy} is not open",
-            f"As {purpose} it may be sent {most} times, one after the other",
+            f"As {purpose} it may be sent {most} times; ask for repeats in order",
         )  # fmt: skip
-    other = next((one for one in same if one.adapter_digest != adapter_digest), None)
+    other = next((earlier for earlier in same if earlier.adapter_digest != adapter_digest), None)
     if other:
         raise Refused(
             "4", "already_submitted", f"{round_name}/{arm} was sent as number {other.number} with another adapter "
-            f"({other.adapter_digest[:12]}, now {adapter_digest[:12]})", "What was sent under a name stays what it was",
+            f"({other.adapter_digest[:12]}, now {adapter_digest[:12]})", "Restore the adapter that was sent, from a copy",
         )  # fmt: skip
     if copy <= len(same):
         return same[copy - 1]
@@ -94,16 +95,16 @@ def reservation(
 
 
 def _same(known: tuple[Submission, ...], round_name: str, arm: str, purpose: str) -> list[Submission]:
-    """Earlier submissions of the same; the reference is the campaign's, whichever round sends it."""
+    """Return the earlier submissions of this arm for this purpose; those of the reference count in every round."""
     return [
-        one
-        for one in known
-        if (one.arm, one.purpose) == (arm, purpose) and (purpose == REFERENCE or one.round == round_name)
+        earlier
+        for earlier in known
+        if (earlier.arm, earlier.purpose) == (arm, purpose) and (purpose == REFERENCE or earlier.round == round_name)
     ]
 
 
 def _check_attempt(record: Record, before: list[Record], caps: Caps) -> None:
-    """That an act of sending counts on the day that the caps leave it."""
+    """Raise IntegrityError where the caps did not allow a sending, or counted it on another day. before: the earlier records."""
     try:
         day = attempt_day(submissions_in(before), caps, record["number"], record["day"])
     except Refused as error:
@@ -117,9 +118,9 @@ def _check_attempt(record: Record, before: list[Record], caps: Caps) -> None:
 
 
 def verify(records: Iterable[Record], caps: Caps) -> int:
-    """Replay every reservation on the records before it; returns how many there are. For an audit, which trusts no writer.
+    """Check every reservation and sending against the records before it; returns the number of reservations. Audits call this.
 
-    Raises IntegrityError naming the first number that the caps, or the newest day in the log, would not have given.
+    Raises IntegrityError, which names the first submission that the caps or the newest day in the log did not allow.
     """
     before: list[Record] = []
     count = 0
@@ -130,7 +131,7 @@ def verify(records: Iterable[Record], caps: Caps) -> int:
             arm, purpose, round_name = record["arm"], record["purpose"], record["round"]
             same = _same(submissions_in(before), round_name, arm, purpose)
             try:
-                given = reservation(
+                allowed = reservation(
                     before, caps, round_name=round_name, arm=arm, purpose=purpose, adapter_digest=record["adapter_digest"],
                     target=record["target"], today=record["day"], copy=len(same) + 1,
                 )  # fmt: skip
@@ -138,43 +139,47 @@ def verify(records: Iterable[Record], caps: Caps) -> int:
                 raise IntegrityError(
                     f"submission {record['number']} was not allowed: {error.what}", error.cure
                 ) from None
-            if (given.number, given.day) != (record["number"], record["day"]):
+            if (allowed.number, allowed.day) != (record["number"], record["day"]):
                 raise IntegrityError(
-                    f"submission {record['number']} of {record['day']} should be {given.number} of {given.day}", "Compare the log with a copy"
+                    f"submission {record['number']} of {record['day']} should be {allowed.number} of {allowed.day}", "Compare the log with a copy"
                 )  # fmt: skip
             count += 1
         before.append(record)
-    submissions_in(before)  # what came after the last reservation, too
+    submissions_in(before)  # checks the records after the last reservation as well
     return count
 
 
 def _check_caps(known: tuple[Submission, ...], caps: Caps, purpose: str, day: str) -> None:
-    others = sum(one.purpose != "finalist" for one in known)
+    """Raise Refused where the caps leave no room for a new submission on this day."""
+    others = sum(submission.purpose != "finalist" for submission in known)
     open_to_others = caps.per_campaign - caps.held_back
     if len(known) >= caps.per_campaign:
         raise Refused(
-            "4", "campaign_cap", f"{len(known)} submissions are spent of {caps.per_campaign}", "A new campaign"
+            "4",
+            "campaign_cap",
+            f"{len(known)} submissions are spent of {caps.per_campaign}",
+            "Start a new campaign for more",
         )
     if purpose != "finalist" and others >= open_to_others:
         raise Refused(
-            "4", "held_back", f"{others} submissions are spent of {open_to_others}", f"{caps.held_back} more are kept for finalists"
+            "4", "held_back", f"{others} submissions are spent of {open_to_others}", f"The other {caps.held_back} are for finalists"
         )  # fmt: skip
     if used_on(known, day) >= caps.per_day:
         raise _daily_cap(used_on(known, day), caps, day)
 
 
 def left_of(known: tuple[Submission, ...], caps: Caps, day: str) -> dict[str, int]:
-    """Submissions that the caps still allow: on the day, in the campaign, and those of it that are kept for finalists alone."""
-    others = sum(one.purpose != "finalist" for one in known)
+    """Return how many submissions the caps still allow: on the `day`, in the `campaign`, and further ones for `finalists` alone."""
+    others = sum(submission.purpose != "finalist" for submission in known)
     in_all = max(0, caps.per_campaign - len(known))
     to_others = min(in_all, max(0, caps.per_campaign - caps.held_back - others))
     return {"day": max(0, caps.per_day - used_on(known, day)), "campaign": to_others, "finalists": in_all - to_others}
 
 
 def attempt_day(known: tuple[Submission, ...], caps: Caps, number: int, today: str) -> str:
-    """The day that sending this number now counts on. Raises Refused (daily_cap) where what was reserved on another day has no room."""
+    """Return the day on which sending this number now counts. Raises Refused (daily_cap) where that day has no room for it."""
     day = counted_day(known, today)
-    used = used_on((one for one in known if one.number != number), day)
+    used = used_on((other for other in known if other.number != number), day)
     if day not in known[number - 1].days and used >= caps.per_day:
         raise _daily_cap(used, caps, day)
     return day
@@ -183,5 +188,5 @@ def attempt_day(known: tuple[Submission, ...], caps: Caps, number: int, today: s
 def _daily_cap(used: int, caps: Caps, day: str) -> Refused:
     return Refused(
         "4", "daily_cap", f"{used} submissions count on {day} UTC, {caps.per_day} are allowed",
-        "The next day has room; a day is never before the newest in the log",
+        "Try again on the next UTC day; a submission never counts on a day before the newest in the log",
     )  # fmt: skip

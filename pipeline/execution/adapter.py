@@ -1,8 +1,8 @@
-"""What may leave a sandbox after training: one LoRA adapter, checked tensor by tensor, and named by its digest.
+"""Check a trial's LoRA adapter tensor by tensor, and keep a canonical copy of it: the only thing that leaves a trial and is judged.
 
-The file is read here by its own header (8 bytes length, JSON, raw little-endian data: the safetensors format), never through a
-pickle and never by code from the image. What was written by the trial is copied only as far as it was understood: the kept file is
-made anew from checked tensors, names sorted, no metadata. Its digest is
+This module parses the safetensors format itself (8 bytes of length, a JSON header, raw little-endian data). It uses no pickle and no
+code from the image. It never copies the trial's bytes: it writes a new file from the checked tensors, with sorted names and without
+metadata. The digest of an adapter is
 
     sha256( canonical safetensors bytes || canonical JSON of the configuration )
 """
@@ -40,11 +40,13 @@ FLOAT32 = np.dtype("<f4")
 Tensors = Mapping[str, np.ndarray]
 
 
-def take(out_dir: Path, shapes: Mapping[str, tuple[int, ...]], lora: Mapping[str, Any], keep_dir: Path) -> str:
-    """Check `out_dir`/adapter against what the recipe must have made, keep it in `keep_dir`, return its digest.
+def check_and_keep(
+    out_dir: Path, shapes: Mapping[str, tuple[int, ...]], lora: Mapping[str, Any], keep_dir: Path
+) -> str:
+    """Check `out_dir`/adapter against the recipe, write a canonical copy into `keep_dir`, and return its digest.
 
-    shapes: every tensor's name and shape (memory.adapter_shapes); lora: rank, alpha, dropout of the recipe, targets as memory.peft_modules.
-    Raises TrialFailed (bad_output) naming the first thing that is wrong.
+    shapes: every tensor's name and shape (model_size.adapter_shapes). lora: the recipe's rank, alpha and dropout, and as targets what
+    model_size.peft_modules returns. Raises TrialFailed (bad_output), which names the first thing that is wrong.
     """
     tensors = read_tensors(out_dir, shapes)
     config = read_config(out_dir, lora)
@@ -55,34 +57,35 @@ def take(out_dir: Path, shapes: Mapping[str, tuple[int, ...]], lora: Mapping[str
 
 
 def kept_digest(keep_dir: Path) -> str:
-    """Digest of an adapter that `take` kept; the files are canonical already."""
+    """Return the digest of an adapter that `check_and_keep` wrote; its files are canonical already."""
     return digest_of((keep_dir / WEIGHTS).read_bytes(), (keep_dir / CONFIG).read_bytes())
 
 
 def digest_of(weights: bytes, config: bytes) -> str:
+    """Return the digest of an adapter from the canonical bytes of its two files."""
     return hashlib.sha256(weights + config).hexdigest()
 
 
 def read_tensors(out_dir: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The tensors of a trial's adapter, each of the expected name, shape, dtype float32, and finite."""
-    with _opened(out_dir, WEIGHTS) as file:
+    """Read a trial's tensors. Raises TrialFailed (bad_output) unless names and shapes are the expected ones and all values finite float32."""
+    with _open(out_dir, WEIGHTS) as file:
         header = _read_header(file)
         missing, surplus = sorted(set(shapes) - set(header)), sorted(set(header) - set(shapes))
         if missing or surplus:
             raise _bad(
                 f"tensor {missing[0]} is missing"
                 if missing
-                else f"tensor {surplus[0][:200]!r} is not one of this recipe"
+                else f"tensor {surplus[0][:200]!r} does not belong to this recipe"
             )
         expected_bytes = sum(int(np.prod(shape)) * FLOAT32.itemsize for shape in shapes.values())
         data = file.read(expected_bytes + 1)
     if len(data) != expected_bytes:
-        raise _bad(f"{WEIGHTS} holds {len(data)} bytes of data or more, {expected_bytes} were expected")
+        raise _bad(f"{WEIGHTS} holds {len(data)} bytes of data or more, but its shapes need {expected_bytes}")
     tensors, ranges = {}, []
     for name, shape in shapes.items():
         entry = header[name]
         if not isinstance(entry, dict) or entry.get("dtype") != "F32" or entry.get("shape") != list(shape):
-            raise _bad(f"tensor {name} is {str(entry)[:200]}, expected F32 of shape {list(shape)}")
+            raise _bad(f"tensor {name} is {str(entry)[:200]}, but must be F32 of shape {list(shape)}")
         begin, end = _offsets(name, entry, int(np.prod(shape)) * FLOAT32.itemsize, expected_bytes)
         ranges.append((begin, end))
         tensors[name] = np.frombuffer(data[begin:end], FLOAT32).reshape(shape)
@@ -95,8 +98,8 @@ def read_tensors(out_dir: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
 
 
 def read_config(out_dir: Path, lora: Mapping[str, Any]) -> dict[str, Any]:
-    """The strict JSON configuration, equal to what the recipe says."""
-    with _opened(out_dir, CONFIG) as file:
+    """Read a trial's adapter configuration. Raises TrialFailed (bad_output) unless it is strict JSON and agrees with the recipe."""
+    with _open(out_dir, CONFIG) as file:
         content = file.read(MAX_CONFIG_BYTES + 1)
     try:
         config = strict_json.read(content, max_bytes=MAX_CONFIG_BYTES)
@@ -110,26 +113,26 @@ def read_config(out_dir: Path, lora: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
     for key, value in expected.items():
         if config[key] != value or type(config[key]) is not type(value) and key != "lora_dropout":
-            raise _bad(f"{CONFIG}: {key} is {repr(config[key])[:200]}, the recipe says {value!r}")
+            raise _bad(f"{CONFIG}: {key} is {repr(config[key])[:200]}, but the recipe has {value!r}")
     if not isinstance(config["base_model_name_or_path"], str):
         raise _bad(f"{CONFIG}: base_model_name_or_path is not a string")
-    return {**config, **expected}  # as the recipe spells them: 0 and 0.0 are one dropout, and one digest
+    return {**config, **expected}  # the recipe's spelling, so that a dropout of 0 and of 0.0 give one digest
 
 
 def canonical_tensors(tensors: Tensors) -> bytes:
-    """safetensors bytes with sorted names, float32, contiguous offsets and no metadata."""
+    """Return safetensors bytes with sorted names, float32 data, contiguous offsets and no metadata."""
     header, offset = {}, 0
     for name in sorted(tensors):
         size = tensors[name].nbytes
         header[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = canonical.encoded(header)
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned to eight bytes
+    text += b" " * (-len(text) % 8)  # the format aligns the data to eight bytes
     return struct.pack("<Q", len(text)) + text + b"".join(tensors[name].tobytes() for name in sorted(tensors))
 
 
 def canonical_config(config: Mapping[str, Any]) -> bytes:
-    """Sorted, in ASCII. No record's encoding: it has floats, and a name that the trial wrote, which may hold half a character."""
+    """Return sorted ASCII JSON. The encoding of records does not fit: it allows no floats and no unpaired surrogates."""
     return json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -161,11 +164,11 @@ def _offsets(name: str, entry: Mapping[str, Any], size: int, limit: int) -> tupl
     return offsets[0], offsets[1]
 
 
-def _opened(out_dir: Path, name: str) -> IO[bytes]:
+def _open(out_dir: Path, name: str) -> IO[bytes]:
     try:
         return open_output(out_dir, f"adapter/{name}")
     except NotFound as error:
-        raise _bad(f"adapter/{name} was not written") from error
+        raise _bad(f"the trial did not write adapter/{name}") from error
 
 
 def _bad(what: str) -> TrialFailed:

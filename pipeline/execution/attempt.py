@@ -1,4 +1,4 @@
-"""What one attempt knows while it works, and how its end is written: a result file, published while its claim is the newest."""
+"""The state of one attempt while it runs, and its end: write the result file, and publish it while the attempt is the newest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.execution import judge, results, trial
 
 @dataclass
 class Work:
-    """What one attempt knows; filled as it goes on, written out whatever happens."""
+    """What one attempt knows so far. However it ends, `conclude` writes these values into its result file."""
 
     campaign: Campaign
     folder: Round
@@ -40,17 +40,20 @@ class Work:
 
     @property
     def before(self) -> list[Attempt]:
-        """Earlier attempts at this arm, the newest first."""
+        """The earlier attempts at this arm, the newest first."""
         return self.folder.attempts(self.arm.name)[:-1][::-1]
 
     def mark(self, phase: str, at: float | None = None, detail: str = "") -> None:
-        """Say where the attempt is: one line, for `status` and the breakdown. `at`: seconds since the epoch, now if None."""
+        """Record that a phase begins, for `status` and the report. at: seconds since the epoch, now for None."""
         with open(self.attempt.phases, "a") as file:
             file.write(json.dumps({"phase": phase, "at": round(at or time.time(), 3), "detail": detail}) + "\n")
 
 
 def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
-    """Write this attempt's result file, then publish it if this claim is still the newest."""
+    """Write this attempt's result file, then publish it as `publish` does.
+
+    status: completed or failed. exit_class: how it ended. trace: the traceback of a failure.
+    """
     scored = status == "completed"
     gpus = job.chosen.cluster.gpus_per_node and job.chosen.parallelism.world_size
     attributes = {
@@ -83,11 +86,11 @@ def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
     job.mark(status, detail=exit_class if status == "failed" else "")
     publish(job, status)
     if scored:
-        shutil.rmtree(job.attempt.decoded_dir, ignore_errors=True)  # the completions are whole now
+        shutil.rmtree(job.attempt.decoded_dir, ignore_errors=True)  # result.h5 holds the complete completions now
 
 
 def publish(job: Work, status: str) -> None:
-    """`aN.h5` is the newest scored attempt, else the newest failed one; an older claim never replaces a newer one's."""
+    """Publish the result as `aN.h5`, unless a newer attempt exists, or this one failed and an earlier one has a score."""
     newest = job.folder.attempts(job.arm.name)[-1]
     if newest.number != job.attempt.number:
         return
@@ -97,7 +100,7 @@ def publish(job: Work, status: str) -> None:
 
 
 def _training_rows(job: Work) -> list[dict[str, Any]]:
-    """The trial's step lines that fit the schema, the last of each step. A trial may write anything: what is no number is no line."""
+    """Return the last valid line of each training step. A trial may write anything, so lines with other values are left out."""
     rows: dict[int, dict[str, Any]] = {}
     for line in trial.progress_lines(job.attempt, "train"):
         numbers = {name: trial.number(line.get(name)) for name in results.TRAIN_COLUMNS}

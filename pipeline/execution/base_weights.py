@@ -1,12 +1,15 @@
-"""Base weights that an image names by digest instead of holding them: 63 GB that every arm of every round reads.
+"""Verify base weights that lie outside the image, and copy them to a node's disk where the site asks for it.
+
+An image may name its base weights by digest instead of holding them; a 30B model has 63 GB.
 
     base/weights.json in the image     {"schema": 1, "files": {"model-00001-of-00013.safetensors": {"sha256": "...", "size_bytes": 1}}}
     cluster.weights_dir                the published checkpoint at the site, anywhere that its nodes can read
-    cluster.stage_dir                  node-local folder for a copy; empty: read where it is
+    cluster.stage_dir                  node-local folder for a copy; empty: read them in weights_dir
 
-The image's digest covers weights.json, so an arm trains on these bytes or not at all. They are hashed once a node: a proof in the
-user's own folder of the node's disk holds what `stat` said of each file when its digest was right, and is good while that is so. A
-copy is made by one worker of a node, under a lock, hashed as it is written, and renamed when it is whole.
+The image's digest covers weights.json, so an arm trains on exactly these bytes or fails. Each node hashes them once. It then writes a
+proof, a file in the user's own folder on the node's disk, with the size, times and inode of each verified file; a later worker trusts
+the proof while `stat` still returns these. One worker of a node makes the copy: it holds a lock, hashes the bytes while it copies, and
+renames the folder when it is complete.
 """
 
 from __future__ import annotations
@@ -39,18 +42,21 @@ READERS = 4  # files hashed at once: sha256 leaves the interpreter's lock
 
 
 def are_outside(model: Mapping[str, Any]) -> bool:
-    """Whether the image only names this model's weights."""
+    """Whether the image names this model's weights instead of holding them. model: the keys of hydra_conf/model."""
     return Path(model["weights"]).name == MANIFEST
 
 
-def describe(weights_dir: str) -> dict[str, Any]:
-    """The manifest of a checkpoint, every file hashed. Raises ConfigError without a folder, NotFound for what it lacks."""
+def build_manifest(weights_dir: str) -> dict[str, Any]:
+    """Hash every file of a published checkpoint and return its manifest.
+
+    Raises ConfigError where `weights_dir` is not a folder, NotFound where the folder lacks weights or tokenizer.
+    """
     folder = _folder(weights_dir)
     files = sorted({path.name for pattern in PATTERNS for path in folder.glob(pattern)})
     if not any(name.endswith(".safetensors") for name in files) or "tokenizer.json" not in files:
         raise NotFound(
-            f"{folder} is no published checkpoint: it has {', '.join(files) or 'nothing of one'}",
-            "*.safetensors and tokenizer.json are needed",
+            f"{folder} is not a published checkpoint: it has {', '.join(files) or 'none of its files'}",
+            "Name a folder with *.safetensors and tokenizer.json",
         )
     with ThreadPoolExecutor(READERS) as pool:
         digests = pool.map(lambda name: _sha256(folder / name), files)
@@ -61,10 +67,11 @@ def describe(weights_dir: str) -> dict[str, Any]:
     return {"schema": 1, "files": entries}
 
 
-def ready(manifest_path: Path, weights_dir: str, stage_dir: str) -> Path:
-    """A folder with exactly the bytes that the manifest names, staged where that is asked for.
+def verified_folder(manifest_path: Path, weights_dir: str, stage_dir: str) -> Path:
+    """Return a folder whose files have the digests of the manifest: `weights_dir`, or a copy in `stage_dir` if that is not empty.
 
-    Raises IntegrityError naming the first file that differs, NotFound, ConfigError, WorkFailed when the disk is full.
+    Raises ConfigError where `weights_dir` is not a folder, NotFound for a missing file, IntegrityError for the first file that differs,
+    WorkFailed where the copy does not fit or cannot be written.
     """
     manifest = read_json(manifest_path)
     source = _folder(weights_dir)
@@ -81,44 +88,45 @@ def ready(manifest_path: Path, weights_dir: str, stage_dir: str) -> Path:
 
 
 def _verify(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Hash every file, unless the proof of an earlier time still holds."""
+    """Hash every file, unless an earlier proof is still valid. Raises NotFound or IntegrityError for the first bad file."""
     for name, entry in manifest["files"].items():
         if not (folder / name).is_file():
             raise NotFound(
-                f"{folder} lacks {name}", f"Copy it again; the image names it with sha256 {entry['sha256'][:16]}"
+                f"{folder} lacks {name}",
+                f"Copy the published file again; the image names it with sha256 {entry['sha256'][:16]}",
             )
     proof = _proof_path(folder, manifest)
-    seen = {name: _stat(folder / name) for name in manifest["files"]}
-    if _proved(proof) == seen:
+    stats = {name: _stat(folder / name) for name in manifest["files"]}
+    if _read_proof(proof) == stats:
         return
     with ThreadPoolExecutor(READERS) as pool:
-        for name, digest in zip(seen, pool.map(lambda name: _sha256(folder / name), seen), strict=True):
+        for name, digest in zip(stats, pool.map(lambda name: _sha256(folder / name), stats), strict=True):
             if digest != manifest["files"][name]["sha256"]:
                 raise IntegrityError(
-                    f"{folder / name} has sha256 {digest[:16]}, the image names {manifest['files'][name]['sha256'][:16]}",
-                    "Copy the published file again, or make a campaign with these weights",
+                    f"{folder / name} has sha256 {digest[:16]}, but the image names {manifest['files'][name]['sha256'][:16]}",
+                    "Copy the published file again, or start a campaign with these weights",
                 )
-    write_file(proof, json.dumps(seen), mode=0o600)
+    write_file(proof, json.dumps(stats), mode=0o600)
 
 
 def _stage(source: Path, target: Path, manifest: Mapping[str, Any]) -> None:
-    """Copy and hash in one pass, into a folder aside."""
+    """Copy and hash the files in one pass into a temporary folder, then rename it to `target`."""
     needed = sum(entry["size_bytes"] for entry in manifest["files"].values())
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise WorkFailed(
-            f"{target.parent} has {free / 1e9:.1f} GB free, the weights are {needed / 1e9:.1f} GB",
+            f"{target.parent} has {free / 1e9:.1f} GB free, but the weights have {needed / 1e9:.1f} GB",
             "Free space there, or leave cluster.stage_dir empty",
         )
     aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a worker that was killed: it held the lock that is ours now
+    shutil.rmtree(aside, ignore_errors=True)  # left by a worker that was killed while it held this lock
     try:
         aside.mkdir(mode=0o755)
         for name, entry in manifest["files"].items():
             digest = _copy(source / name, aside / name)
             if digest != entry["sha256"]:
                 raise IntegrityError(
-                    f"{source / name} has sha256 {digest[:16]}, the image names {entry['sha256'][:16]}",
+                    f"{source / name} has sha256 {digest[:16]}, but the image names {entry['sha256'][:16]}",
                     "Copy the published file again",
                 )
         write_file(
@@ -129,14 +137,15 @@ def _stage(source: Path, target: Path, manifest: Mapping[str, Any]) -> None:
         os.rename(aside, target)
     except OSError as error:
         raise WorkFailed(
-            f"cannot stage the weights in {target.parent}: {error}", "Look at its space and rights"
+            f"cannot copy the weights to {target.parent}: {error}",
+            "Free space or rights there, then start the arm again",
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path) -> str:
-    """The sha256 of what was written."""
+    """Copy a file and return the sha256 of the bytes written."""
     digest = hashlib.sha256()
     with open(source, "rb") as reader, open(target, "wb") as writer:
         while block := reader.read(BLOCK):
@@ -149,7 +158,7 @@ def _copy(source: Path, target: Path) -> str:
 
 
 class _locked:
-    """One worker of a node at a time for one target; the lock goes with the process that holds it."""
+    """A lock by which one worker of a node at a time prepares `target`; it ends with the process that holds it."""
 
     def __init__(self, target: Path) -> None:
         try:
@@ -158,7 +167,7 @@ class _locked:
         except OSError as error:
             raise WorkFailed(
                 f"cannot write in {target.parent}: {error}",
-                "cluster.stage_dir is a writable folder of the node's own disk",
+                "Set cluster.stage_dir to a writable folder of the node's own disk",
             ) from error
 
     def __enter__(self) -> None:
@@ -169,19 +178,20 @@ class _locked:
 
 
 def _proof_path(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """In a folder of this user alone on the node's own disk. Raises IntegrityError when that is somebody else's."""
+    """Return the proof's path, in this user's private folder on the node's disk. Raises IntegrityError where others may write there."""
     own = Path(tempfile.gettempdir(), f"postrain-{os.getuid()}")
     own.mkdir(mode=0o700, exist_ok=True)
     status = own.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise IntegrityError(
-            f"{own} is not this user's alone", "Remove it: proofs of verified weights in it cannot be believed"
+            f"{own} is not this user's alone", "Remove it: others could write proofs of verified weights there"
         )
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]
     return own / f"weights-{_digest(manifest)[:16]}-{place}.json"
 
 
-def _proved(proof: Path) -> Any:
+def _read_proof(proof: Path) -> Any:
+    """Return the proof's content, None where it is absent or damaged."""
     try:
         return read_json(proof)
     except (OSError, PipelineError):
@@ -189,7 +199,7 @@ def _proved(proof: Path) -> Any:
 
 
 def _stat(path: Path) -> list[int]:
-    """What changes whenever the content does: ctime cannot be set back without root."""
+    """Return what changes whenever the content does: only root can set ctime back."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
@@ -204,13 +214,15 @@ def _sha256(path: Path) -> str:
 
 
 def _folder(weights_dir: str) -> Path:
+    """Return `weights_dir` as a path. Raises ConfigError where it is empty or not a folder on this machine."""
     if not weights_dir:
         raise ConfigError(
             "this model's weights are not in the image, and cluster.weights_dir is empty",
-            "cluster.weights_dir=FOLDER of the published checkpoint",
+            "Set cluster.weights_dir to the folder of the published checkpoint",
         )
     if not Path(weights_dir).is_dir():
         raise ConfigError(
-            f"cluster.weights_dir = {weights_dir} is not a folder here", "Every node must see it under this path"
+            f"cluster.weights_dir = {weights_dir} is not a folder here",
+            "Put the published checkpoint there; every node must see it under this path",
         )
     return Path(weights_dir)

@@ -1,8 +1,8 @@
-"""Processes of the image as it is: how each is started, what it is given, and how its end is read.
+"""Run processes from the pristine image: each in a sandbox of its own, with listed inputs, and with its files in /out.
 
-A training runs in a fork; everything here runs from the mount itself, in a sandbox of its own, and leaves files in its /out. Judging has
-no other way. `sandbox.entries.run` is for who has no mount and needs no sandbox: it starts an entry of an unpacked payload as the caller,
-who believes that code (`init` made it, an auditor compared its digest) and shows it no secret and no adapter.
+Training runs in a fork of the image; all judging runs through this module, from the read-only mount. `sandbox.entries.run` is for
+callers without a mount: it starts an entry of an unpacked payload without a sandbox. Its callers trust that code (`init` made it, or an
+auditor compared its digest) and give it no secret and no adapter.
 """
 
 from __future__ import annotations
@@ -30,19 +30,22 @@ POLL_SECONDS = 0.1
 
 
 def base_of(pristine: Path, chosen: Settings) -> tuple[str, dict[str, Path]]:
-    """(folder of the base weights inside a sandbox, what to bind for it); verified, and staged where the site asks for it."""
+    """Return (folder of the base weights inside a sandbox, folders to bind for it), after verifying weights that lie outside the image.
+
+    pristine: root of the mounted image. Raises as `base_weights.verified_folder`.
+    """
     if not base_weights.are_outside(asdict(chosen.model)):
         return "/substrate/base", {}
     cluster = chosen.cluster
     return "/base", {
-        "/base": base_weights.ready(pristine / chosen.model.weights, cluster.weights_dir, cluster.stage_dir)
+        "/base": base_weights.verified_folder(pristine / chosen.model.weights, cluster.weights_dir, cluster.stage_dir)
     }
 
 
 def sandbox_of(chosen: Settings, read_only: Mapping[str, Path], read_write: Mapping[str, Path], **how: Any) -> Sandbox:
-    """A sandbox for training or decoding: the substrate's variables, and of the node what the site's file says; how: of `Sandbox`.
+    """Return a sandbox for training or decoding, with the substrate's variables and the node's devices.
 
-    Raises WorkFailed where GPUs should be and none opens.
+    how: further arguments of `Sandbox`. Raises WorkFailed where the site has GPUs and none opens.
     """
     cluster = chosen.cluster
     node = devices.of_node(cluster.gpus_per_node, how.get("network", "loopback"))
@@ -62,7 +65,7 @@ def run(
     watch: Callable[[], None] = lambda: None,
     chosen: Settings | None = None,
 ) -> Path:
-    """An entry that reads a task file of its own name as kind; returns its /out."""
+    """Run `substrate.<entry>` with a task file of kind `entry` made of config and paths; returns its /out. See `start`."""
     task_dir = work / "task"
     write_file(task_dir / "task.json", entries.task_text(entry, config, paths))
     return start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path, watch, chosen)
@@ -78,24 +81,25 @@ def start(
     watch: Callable[[], None] = lambda: None,
     chosen: Settings | None = None,
 ) -> Path:
-    """Run `substrate.<entry>` from the pristine mount to its end, calling `watch` meanwhile; returns its /out.
+    """Run `substrate.<entry>` from the pristine mount to its end and return its /out, a folder in `work`.
 
-    chosen: for the process that decodes, which gets the node's GPUs; the others need nothing of it.
+    binds: path inside the sandbox -> folder, read-only. watch: called every tenth of a second; what it raises ends the process. chosen:
+    only for the process that decodes, which gets the node's GPUs. Raises TrialFailed (judge_failed) with the end of the log.
     """
     out = work / "out"
     out.mkdir(parents=True, exist_ok=True)
     for inside, folder in binds.items():
-        if inside != "/base":  # the site's own, and readable
+        if inside != "/base":  # the site owns that folder, and it is readable
             folder.chmod(0o755)
-    seen, written = {"/substrate": pristine, **binds}, {"/out": out}
+    read_only, read_write = {"/substrate": pristine, **binds}, {"/out": out}
     python = "python"
     if chosen and chosen.tasks.engine == "vllm":
         runtime = Path(chosen.cluster.vllm_runtime)
-        seen[str(runtime)], python = runtime, f"{runtime}/bin/python"
-    sandbox = sandbox_of(chosen, seen, written) if chosen else Sandbox(seen, written, env=SUBSTRATE_ENV)
+        read_only[str(runtime)], python = runtime, f"{runtime}/bin/python"
+    sandbox = sandbox_of(chosen, read_only, read_write) if chosen else Sandbox(read_only, read_write, env=SUBSTRATE_ENV)
     with sandbox.start([python, "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
         while process.poll() is None:
-            watch()  # what it raises ends the process too
+            watch()
             time.sleep(POLL_SECONDS)
         code = process.returncode
     if code:

@@ -1,11 +1,11 @@
-"""Judging: processes from the pristine image, each in a sandbox of its own; none of them ever ran a trial's code.
+"""Judge an adapter by processes from the pristine image, each in a sandbox of its own. None of them runs code of a trial.
 
-    items     seed -> prompts and answers         sees the seed, no adapter
-    overlap   prompts + data card -> repeated     sees digests of what the trial learned from
-    generate  adapter + prompts -> completions    sees no answer, nothing that a trial wrote but its checked adapter
-    score     completions + answers -> outcomes   stdlib only, sees no adapter
+    items     seed -> prompts and answers         gets the seed, no adapter
+    overlap   prompts + data card -> repeated     gets digests of the prompts that the trial learned from
+    generate  adapter + prompts -> completions    gets no answer, and nothing that a trial wrote but its checked adapter
+    score     completions + answers -> outcomes   uses the standard library alone, gets no adapter
 
-Prompts and answers are separate files from the start. Completions are kept, so that anybody can score them again.
+Prompts and answers are separate files from the start. The completions are kept, so anybody can score them again.
 """
 
 from __future__ import annotations
@@ -28,53 +28,57 @@ from pipeline.sandbox import entries, image
 
 
 class Mark(Protocol):
-    """Told each phase as it begins, or afterwards when it began (seconds since the epoch)."""
+    """Records that a phase begins now, or that it began at `at` (seconds since the epoch)."""
 
     def __call__(self, phase: str, at: float | None = None) -> None: ...
 
 
 def _unmarked(phase: str, at: float | None = None) -> None:
-    """For a judging that nobody follows."""
+    """Record nothing, where nobody follows the judging."""
 
 
 @dataclass
 class Judged:
-    """Rows of `/items/<set>` and the completions, by set, both in item-id order; `raw` is what generate wrote, to the byte."""
+    """The result of judging, by set: rows of `/items/<set>` and completions in item-id order, and `raw`, the bytes that generate wrote."""
 
     items: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     completions: dict[str, list[str]] = field(default_factory=dict)
     raw: dict[str, bytes] = field(default_factory=dict)
-    engine: str = ""  # name and version: part of what a score is
+    engine: str = ""  # name and version, on which a score depends
 
 
 @dataclass
 class Decoding:
-    """Shards of completions that outlive the node: copied out as they finish, taken up where an earlier judging left them.
+    """Copies finished shards of completions out of the node, so that a later judging resumes from them.
 
-    The pristine process writes each shard whole under its name, so what is found is whole.
+    The pristine process renames each shard to its name when it is complete, so every shard that exists is complete. `sampling` holds
+    temperature and seed; decoding is greedy without them.
     """
 
     out_dir: Path
     sets: list[str]
     kept_dir: Path | None
     stop_wanted: Callable[[], bool]
-    sampling: Mapping[str, Any] = field(default_factory=dict)  # temperature and seed; greedy without
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
-    def take_up(self) -> None:
-        """Give the process what is there already."""
+    def restore(self) -> None:
+        """Make the process's /out with the shards that an earlier judging kept."""
         self.out_dir.mkdir(parents=True)
         for path in self._shards(self.kept_dir):
             shutil.copyfile(path, self.out_dir / path.name)
 
     def watch(self) -> None:
-        """Keep what is new. Raises Interrupted when the job is to stop."""
+        """Copy out the shards that are new. Raises Interrupted when the job is to stop."""
         if self.kept_dir:
             for path in self._shards(self.out_dir):
                 if not (self.kept_dir / path.name).exists():
-                    with suppress(FileNotFoundError):  # the process joins the shards and removes them when it has all
+                    with suppress(FileNotFoundError):  # the process removes its shards once it has joined them
                         write_file(self.kept_dir / path.name, path.read_bytes())
         if self.stop_wanted():
-            raise Interrupted("stopped while judging; finished shards are kept", "Start the arm again and it goes on")
+            raise Interrupted(
+                "the arm was stopped while judging, and its finished shards are kept",
+                "Start the arm again and it resumes",
+            )
 
     def _shards(self, folder: Path | None) -> list[Path]:
         return [path for name in self.sets for path in sorted(folder.glob(f"{name}.*jsonl"))] if folder else []
@@ -91,23 +95,23 @@ def judge(
     decoded_dir: Path | None = None,
     stop_wanted: Callable[[], bool] = lambda: False,
     data_card: Path | None = None,
-    made: Mapping[str, Path] | None = None,
+    item_folders: Mapping[str, Path] | None = None,
     sampling: Mapping[str, Any] | None = None,
 ) -> Judged:
-    """Score an adapter (None: the base as it is) on the sets whose seeds are given, or which are made already.
+    """Score an adapter, or the base model for None, on the sets in `seeds` and in `item_folders`.
 
-    root: of the mounted image. `mark` is told each phase as it begins. decoded_dir: where shards of completions are kept as they
-    finish, and taken from when an earlier judging of the same adapter was cut short. data_card: of the adapter's trial. made: set
-    -> folder with its prompts.jsonl and answers.jsonl. sampling: temperature and seed of the decoding, greedy without.
-    Raises TrialFailed (judge_failed) with the log's tail, (contaminated) where the card names an item; IntegrityError when a
-    process wrote what it should not; Interrupted when `stop_wanted` says so while decoding.
+    root: of the mounted image. mark: called as each phase begins. decoded_dir: keeps finished shards of completions, from which an
+    interrupted judging of the same adapter resumes. data_card: of the adapter's trial. item_folders: set -> folder with prompts.jsonl
+    and answers.jsonl that exist already. sampling: temperature and seed of the decoding; greedy without.
+    Raises TrialFailed (judge_failed) with the end of the log, or (contaminated) where the card names an item; IntegrityError where a
+    process wrote a wrong file; Interrupted where `stop_wanted` returns true while decoding.
     """
     with tempfile.TemporaryDirectory(prefix="judge-", dir=scratch_dir) as folder:
         work = Path(folder)
         inputs = work / "in"
         inputs.mkdir(mode=0o755)
         mark("items")
-        folders = dict(made or {})
+        folders = dict(item_folders or {})
         for item_set, seed in seeds.items():
             folders[item_set] = make_items(root, chosen, item_set, seed, work / f"items-{item_set}", log_path)
         sets = list(folders)
@@ -144,44 +148,47 @@ def judge_once(
     log_dir: Path,
     stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Judged:
-    """Mount the image for one judging and nothing else; `log_dir` gets the log, and shards of completions while it lasts."""
+    """Mount the image, judge once as `judge`, and unmount. log_dir: gets judge.log, and shards of completions meanwhile."""
     log_dir.mkdir(parents=True, exist_ok=True)
     log_path, kept = log_dir / "judge.log", log_dir / "decoded"
     with tempfile.TemporaryDirectory(prefix="judge-", dir=chosen.cluster.scratch_dir or None) as scratch:
         with image.mounted(sqsh, tree_digest, Path(scratch)) as mount:
-            found = judge(
+            judged = judge(
                 mount.root, chosen, adapter_dir, seeds, Path(scratch), log_path,
                 decoded_dir=kept, stop_wanted=stop_wanted,
             )  # fmt: skip
     shutil.rmtree(kept, ignore_errors=True)
-    return found
+    return judged
 
 
 Seeds = str | Mapping[str, str]
-"""Of a set: one seed as hex, or one for each family (of those whose dev items were replaced the new one)."""
+"""The seed of one set as hex, or one per family, where some families have new dev items."""
 
 
 def dev_seeds(secrets: Mapping[str, str], families: Sequence[str], repaired: Mapping[str, str]) -> Seeds:
-    """secrets: the vault's seeds by name; repaired: family -> round from which its dev items are new."""
+    """Return the seed or seeds of the dev set. secrets: the vault's seeds by name. repaired: family -> first round with new dev items."""
     if not repaired:
         return secrets["dev"]
     return {name: secrets[f"dev/{repaired[name]}" if name in repaired else "dev"] for name in families}
 
 
 def make_items(root: Path, chosen: Settings, item_set: str, seeds: Seeds, work: Path, log_path: Path) -> Path:
-    """The folder with prompts.jsonl and answers.jsonl of one set: dev, fresh, or the generated rows of the local board."""
+    """Make the items of one set: dev, fresh, or the generated rows of the local board.
+
+    Returns the folder with prompts.jsonl and answers.jsonl.
+    """
     tasks, board = chosen.tasks, chosen.external
     num_items, shift = {
         "dev": (tasks.num_dev_per_family, 0),
         "fresh": (tasks.num_fresh_per_family, 0),
         "board": (board.generated_rows // len(tasks.families), board.shift),
     }[item_set]
-    of_family = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks.families, seeds)
-    made = []
-    for number, config in enumerate(entries.item_configs(of_family, tasks.families, tasks.level, num_items, shift)):
+    by_family = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks.families, seeds)
+    parts = []
+    for number, config in enumerate(entries.item_configs(by_family, tasks.families, tasks.level, num_items, shift)):
         paths = {"exclude": f"/substrate/{entries.EXCLUDED}", "out": "/out"}
-        made.append(image_process.run(root, "items", config, paths, {}, work / f"{number}", log_path))
-    for name, text in entries.join_items(made).items():
+        parts.append(image_process.run(root, "items", config, paths, {}, work / f"{number}", log_path))
+    for name, text in entries.join_items(parts).items():
         write_file(work / "out" / name, text)
     return work / "out"
 
@@ -197,7 +204,7 @@ def generate(
     mark: Mark,
     decoding: Decoding,
 ) -> Path:
-    """The folder with <set>.jsonl of completions."""
+    """Decode the prompts of each set; returns the folder with `<set>.jsonl` of completions and engine.json."""
     layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
     how = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
     how |= decoding.sampling
@@ -210,33 +217,33 @@ def generate(
         "sets": {name: f"/in/{name}.jsonl" for name in sets},
         "out": "/out",
     }
-    decoding.take_up()
+    decoding.restore()
     entry = "generate" if chosen.tasks.engine == "native" else f"generate_{chosen.tasks.engine}"
     out = image_process.run(
         root, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen
     )
-    told = (
-        out / "progress.jsonl"
-    )  # absent where every set was taken up whole, from an attempt that ended before it was published
-    decoding_seconds = sum({row["set"]: row["seconds"] for row in rows_of(told)}.values()) if told.exists() else 0.0
+    progress = out / "progress.jsonl"  # absent where an earlier attempt had decoded every set
+    decoding_seconds = (
+        sum({row["set"]: row["seconds"] for row in rows_of(progress)}.values()) if progress.exists() else 0.0
+    )
     mark("generate", at=time.time() - decoding_seconds)
     return out
 
 
 def engine_of(completions: Path, chosen: Settings) -> str:
-    """Name and version of what decoded. Raises IntegrityError when it is not the one that the configuration names."""
-    found = read_json(completions / "engine.json")
-    name, version = found["engine"], found["version"]
+    """Return name and version of the engine that decoded. Raises IntegrityError where the configuration names another one."""
+    engine = read_json(completions / "engine.json")
+    name, version = engine["engine"], engine["version"]
     if name != chosen.tasks.engine or (chosen.tasks.engine_version and version != chosen.tasks.engine_version):
         raise IntegrityError(
-            f"{name} {version} decoded, the campaign's scores are those of {chosen.tasks.engine} {chosen.tasks.engine_version}",
-            "Point cluster.vllm_runtime at that version, or start another campaign with this one",
+            f"{name} {version} decoded, but the campaign's scores come from {chosen.tasks.engine} {chosen.tasks.engine_version}",
+            "Set cluster.vllm_runtime to a runtime with that version, or start a campaign with this one",
         )
     return f"{name} {version}"
 
 
 def score(root: Path, completions: Path, answers: Path, work: Path, log_path: Path) -> list[dict[str, Any]]:
-    """Rows of outcomes in item-id order, checked against the schema."""
+    """Score completions; returns one row per item in item-id order. Raises IntegrityError for a row of another schema."""
     inputs = work / "in"
     inputs.mkdir(parents=True, mode=0o755)
     shutil.copyfile(completions, inputs / "completions.jsonl")
@@ -255,5 +262,5 @@ def score(root: Path, completions: Path, answers: Path, work: Path, log_path: Pa
             0,
             1,
         ):
-            raise IntegrityError(f"score wrote a row that is not of its schema: {str(row)[:200]}")
+            raise IntegrityError(f"substrate.score wrote a row that does not fit its schema: {str(row)[:200]}")
     return rows

@@ -1,13 +1,14 @@
-"""An arm over several nodes: on each the same image, a fork and a probed sandbox of its own; the ranks meet over the fabric.
+"""Train one arm on several nodes. Each node mounts the same image and has its own fork and probed sandbox; ranks talk over the fabric.
 
-Slurm starts one task a node. Task 0 is the worker, the only one that writes an outcome; the others help:
+Slurm starts one task per node. Task 0 is the worker, which alone writes an outcome; the other tasks are its helpers. They communicate
+through files in the attempt's folder, which every node can see:
 
-    worker     nodes/00/order.json     train, with this /out, and meet there        (nodes/01 after a stall)
-    helper 1   mount, fork, probe -> nodes/00/1.probe.json -> ranks -> nodes/00/1.json    {"code": 0}
-    worker     nodes/00/end            whoever still trains is to be killed
-    worker     the attempt's outcome, or `nodes/over`    helpers go home
+    worker     writes nodes/00/order.json      what to run, where /out is, and where rank 0 listens (nodes/01 after a stall)
+    helper 1   mounts, forks and probes, writes nodes/00/1.probe.json, starts its ranks, writes nodes/00/1.json {"code": 0}
+    worker     writes nodes/00/end             helpers kill the ranks that still train
+    worker     writes the attempt's outcome, or nodes/over: helpers end
 
-They speak through files of the attempt's folder, which every node sees, and so does /out: ranks of all nodes write checkpoints there.
+/out is in the attempt's folder too, because ranks of all nodes write checkpoints there.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ from pipeline.execution import image_process
 from pipeline.sandbox import bubblewrap, image, namespace
 from pipeline.sandbox.bubblewrap import Confined, Limits, Sandbox
 
-GRACE_SECONDS = 30.0  # between the first node that ended and the last; what still trains then is killed
+GRACE_SECONDS = 30.0  # once a node has ended with an error or the worker's ranks have ended, the others have so long
 POLL_SECONDS = 0.2
 ISOLATION_ARTICLE = "6"
 FIRST_PORT, NUM_PORTS = 20000, 10000
 
 
 def task_number() -> int:
-    """Which of the job's tasks this process is: 0 is the worker, and the only one outside Slurm."""
+    """Return this process's number among the job's tasks. 0 is the worker; outside Slurm there is no other."""
     return int(os.environ.get("POSTRAIN_TASK") or os.environ.get("SLURM_PROCID", "0"))
 
 
-def confine(
+def training_sandbox(
     chosen: Settings,
     attempt: Attempt,
     bound: Mapping[str, Path],
@@ -54,44 +55,53 @@ def confine(
     out_dir: Path,
     env: Mapping[str, str],
 ) -> Sandbox:
-    """The sandbox in which this node's ranks train."""
-    made = image_process.sandbox_of(
+    """Return the sandbox in which this node's ranks train.
+
+    bound: path inside -> folder of base weights that lie outside the image. env: variables beside the substrate's.
+    """
+    sandbox = image_process.sandbox_of(
         chosen,
         {"/task": attempt.task_dir, **bound},
         {"/substrate": fork_root, "/out": out_dir},
         network=chosen.cluster.network,
     )
-    limits = replace(made.limits, wall_seconds=60.0 * chosen.cluster.time_limit_minutes)
-    return replace(made, limits=limits, env={**made.env, **env})
+    limits = replace(sandbox.limits, wall_seconds=60.0 * chosen.cluster.time_limit_minutes)
+    return replace(sandbox, limits=limits, env={**sandbox.env, **env})
 
 
 def probe(confined: Sandbox, forbidden: Mapping[str, Path], rules: Constitution, num_nodes: int, report: Path) -> str:
-    """Run the probe; says in a word how much was closed. Raises Refused where something was not, or was not tried."""
-    found = bubblewrap.probe(confined, forbidden, ISOLATION_ARTICLE, report)
-    rules.check_coverage(found, num_nodes)
-    return f"{sum(not check['reached'] for check in found.values())}/{len(found)} closed"
+    """Run the probe and return how many of its checks held, such as "24/24 closed".
+
+    report: where the probe's result is written. Raises Refused by article 6 where a check failed or was not made.
+    """
+    checks = bubblewrap.probe(confined, forbidden, ISOLATION_ARTICLE, report)
+    rules.check_coverage(checks, num_nodes)
+    return f"{sum(not check['reached'] for check in checks.values())}/{len(checks)} closed"
 
 
-def meeting(num_nodes: int, rank: int, address: str, port: int) -> dict[str, str]:
-    """What the image's launcher reads to start this node's ranks; nothing for a node alone."""
+def rendezvous_env(num_nodes: int, rank: int, address: str, port: int) -> dict[str, str]:
+    """Return the variables from which the image's launcher learns its node and where rank 0 listens; none for a single node."""
     if num_nodes == 1:
         return {}
     return {"NUM_NODES": str(num_nodes), "NODE_RANK": str(rank), "MASTER_ADDR": address, "MASTER_PORT": str(port)}
 
 
-def here() -> tuple[str, int]:
-    """Address and port at which rank 0 will listen: an address, for no sandbox can look a name up."""
+def rendezvous_address() -> tuple[str, int]:
+    """Return the IP address and port at which rank 0 will listen; a sandbox cannot look up a host name."""
     job = os.environ.get("SLURM_JOB_ID", str(os.getpid()))
     try:
         address = socket.gethostbyname(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
     except OSError:
-        address = "127.0.0.1"  # a node without a name in DNS; nodes of the testbed are one host
+        address = "127.0.0.1"  # the nodes of the testbed have no DNS name and are one host
     return address, FIRST_PORT + int(job) % NUM_PORTS
 
 
 @dataclass(frozen=True)
-class Spread:
-    """This node's sandbox and those of the helpers, started and ended as one."""
+class MultiNodeSandbox:
+    """This node's sandbox and those of the helpers, which start and end together.
+
+    `order` holds what helpers need besides the command: num_nodes, address, port, out_dir and forbidden paths.
+    """
 
     local: Sandbox
     folder: Path  # `nodes` of the attempt
@@ -103,24 +113,24 @@ class Spread:
         return self.local.limits
 
     @contextmanager
-    def start(self, command: Sequence[str], log_path: Path) -> Iterator[Together]:
-        """As `Sandbox.start`, on every node."""
-        turn = self.folder / f"{len(list(self.folder.glob('[0-9][0-9]'))):02d}"
-        write_file(turn / "order.json", json.dumps({**self.order, "command": list(command)}))
+    def start(self, command: Sequence[str], log_path: Path) -> Iterator[MultiNodeProcess]:
+        """Start the command on every node, as `Sandbox.start` does on one, and kill what still runs at the end of the block."""
+        order_dir = self.folder / f"{len(list(self.folder.glob('[0-9][0-9]'))):02d}"
+        write_file(order_dir / "order.json", json.dumps({**self.order, "command": list(command)}))
         with self.local.start(command, log_path) as process:
-            together = Together(process, turn, self.num_nodes - 1)
+            processes = MultiNodeProcess(process, order_dir, self.num_nodes - 1)
             try:
-                yield together
+                yield processes
             finally:
-                together.kill()
+                processes.kill()
 
 
-class Together:
-    """The processes of all nodes. `returncode` is the first that is not 0, a signal's before others."""
+class MultiNodeProcess:
+    """The processes of all nodes as one. `returncode` is the first exit code above 128 (a signal), else the first that is not 0."""
 
-    def __init__(self, local: Confined, turn: Path, num_others: int) -> None:
-        self._local, self._turn, self._num_others = local, turn, num_others
-        self._ending: float | None = None
+    def __init__(self, local: Confined, order_dir: Path, num_others: int) -> None:
+        self._local, self._order_dir, self._num_others = local, order_dir, num_others
+        self._first_end: float | None = None  # monotonic seconds
         self.returncode: int | None = None
 
     @property
@@ -132,35 +142,35 @@ class Together:
         return self._local.overspent
 
     def poll(self) -> int | None:
-        """The exit code once every node has ended."""
+        """Return the exit code once every node has ended, else None. Kills the rest after GRACE_SECONDS."""
         if self.returncode is not None:
             return self.returncode
-        codes = {path.stem: int(read_json(path)["code"]) for path in self._turn.glob("[0-9].json")}
+        codes = {path.stem: int(read_json(path)["code"]) for path in self._order_dir.glob("[0-9].json")}
         local = self._local.poll()
         if local is not None and len(codes) == self._num_others:
-            every = [local, *codes.values()]
-            self.returncode = next((code for code in every if code > 128), None) or next((c for c in every if c), 0)
+            ended = [local, *codes.values()]
+            self.returncode = next((code for code in ended if code > 128), None) or next((c for c in ended if c), 0)
         elif local is not None or any(codes.values()):
-            self._ending = time.monotonic() if self._ending is None else self._ending
-            if time.monotonic() - self._ending > GRACE_SECONDS:
+            self._first_end = time.monotonic() if self._first_end is None else self._first_end
+            if time.monotonic() - self._first_end > GRACE_SECONDS:
                 self.kill()
         return self.returncode
 
     def kill(self) -> None:
-        """Kill what still trains, on every node."""
+        """Kill the ranks that still train, on every node."""
         if self.returncode is None:
-            write_file(self._turn / "end", "")
+            write_file(self._order_dir / "end", "")
             self._local.kill()
             self.returncode = self._local.returncode if self._local.returncode else 137
 
 
 def help_with(campaign: Campaign, folder: Round, arm_name: str) -> None:
-    """What the tasks beside the worker's do: wait for its orders, train as they say, until the attempt is over.
+    """Be a helper: wait for the worker's orders and train as they say, until the attempt is over.
 
-    The caller has entered a private mount namespace. Raises nothing that the worker would not see from `N.json`.
+    The caller has entered a private mount namespace. An order that fails does not raise: the worker reads its exit code from `N.json`.
     """
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # the worker is told too, and tells the trial of every node
+        signal.signal(number, signal.SIG_IGN)  # the worker gets the signal too, and stops the trial on every node
     rank, job = task_number(), (os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0"))
     while (attempt := _attempt_of(folder, arm_name, job)) is None:
         time.sleep(POLL_SECONDS)
@@ -172,17 +182,17 @@ def help_with(campaign: Campaign, folder: Round, arm_name: str) -> None:
     with namespace.scratch_folder(chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(campaign.image, frozen.image_digest, scratch) as mount:
             with image.forked(mount, scratch, namespace.trial_uid()) as fork:
-                turn = 0
-                while not _over(attempt, shared):
-                    folder_of_turn = shared / f"{turn:02d}"
-                    if (folder_of_turn / "order.json").exists():
-                        _serve(chosen, rules, attempt, mount, fork, folder_of_turn, rank)
-                        turn += 1
+                num_orders = 0
+                while not _is_over(attempt, shared):
+                    order_dir = shared / f"{num_orders:02d}"
+                    if (order_dir / "order.json").exists():
+                        _carry_out(chosen, rules, attempt, mount, fork, order_dir, rank)
+                        num_orders += 1
                     time.sleep(POLL_SECONDS)
 
 
 def _attempt_of(folder: Round, arm: str, job: tuple[str, str]) -> Attempt | None:
-    """The attempt that this job's worker claimed in this start."""
+    """Return the attempt that the worker of this start of the job claimed, or None before it has. job: (id, restart count)."""
     for attempt in reversed(folder.attempts(arm)):
         claim = read_json(attempt.claim) if attempt.claim.exists() else {}
         if (claim.get("slurm_job_id"), claim.get("restart")) == job:
@@ -190,42 +200,46 @@ def _attempt_of(folder: Round, arm: str, job: tuple[str, str]) -> Attempt | None
     return None
 
 
-def _over(attempt: Attempt, shared: Path) -> bool:
+def _is_over(attempt: Attempt, shared: Path) -> bool:
     return (shared / "over").exists() or attempt.result.exists() or attempt.interrupted.exists()
 
 
-def _serve(
+def _carry_out(
     chosen: Settings,
     rules: Constitution,
     attempt: Attempt,
     mount: image.Mount,
     fork: image.Fork,
-    turn: Path,
+    order_dir: Path,
     rank: int,
 ) -> None:
-    """One order: probe, train, say how it ended."""
-    order = read_json(turn / "order.json")
+    """Carry out one order: probe, train, and write the exit code."""
+    order = read_json(order_dir / "order.json")
     code = 1
     try:
         _, bound = image_process.base_of(mount.root, chosen)
-        env = meeting(order["num_nodes"], rank, order["address"], order["port"])
-        confined = confine(chosen, attempt, bound, fork.root, Path(order["out_dir"]), env)
+        env = rendezvous_env(order["num_nodes"], rank, order["address"], order["port"])
+        confined = training_sandbox(chosen, attempt, bound, fork.root, Path(order["out_dir"]), env)
         forbidden = {name: Path(path) for name, path in order["forbidden"].items()}
-        probe(confined, forbidden, rules, order["num_nodes"], turn / f"{rank}.probe.json")
+        probe(confined, forbidden, rules, order["num_nodes"], order_dir / f"{rank}.probe.json")
         with confined.start(order["command"], attempt.folder / f"trial.{rank}.log") as process:
-            while process.poll() is None and not (turn / "end").exists():
+            while process.poll() is None and not (order_dir / "end").exists():
                 time.sleep(POLL_SECONDS)
             code = process.returncode if process.returncode is not None else 137
     except PipelineError as error:
         (attempt.folder / f"trial.{rank}.log").open("a").write(f"{type(error).__name__}: {error}\n")
         code = error.exit_code
     finally:
-        write_file(turn / f"{rank}.json", json.dumps({"code": code}))
+        write_file(order_dir / f"{rank}.json", json.dumps({"code": code}))
 
 
 def check_probes(shared: Path, num_nodes: int) -> str:
-    """How many helpers' probes came, and that none reached anything; raises TrialFailed otherwise."""
+    """Return how many nodes trained, such as "2 nodes". Raises TrialFailed where a helper's probe report is absent."""
     reports = sorted(shared.glob("00/*.probe.json"))
     if len(reports) != num_nodes - 1:
-        raise TrialFailed("bad_output", f"{len(reports)} of {num_nodes - 1} other nodes wrote a probe", "")
+        raise TrialFailed(
+            "bad_output",
+            f"{len(reports)} of {num_nodes - 1} other nodes wrote a probe's report",
+            "The log of each node says why",
+        )
     return f"{num_nodes} nodes"

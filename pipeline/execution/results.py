@@ -1,6 +1,6 @@
-"""HDF5, and its one door: the result file of an attempt and the ledger of a campaign.
+"""Write and read the result file of an attempt and the ledger of a campaign. Only this module imports h5py.
 
-An attempt's `result.h5` (schema 1) has its facts as attributes and, where it was scored, one row an item:
+An attempt's `result.h5` (schema 1) has its facts as attributes and, where it was scored, one row per item:
 
     /                      schema_version campaign round arm attempt role status exit_class traceback image_digest runtime_digest
                            constitution_digest config_digest adapter_digest seed started_at finished_at gpu_seconds coverage host
@@ -9,10 +9,10 @@ An attempt's `result.h5` (schema 1) has its facts as attributes and, where it wa
     /train/                step loss grad_norm learning_rate tokens seconds
     /completions/<set>     text, in item-id order
 
-Before it, in HDF5's user block of 512 bytes, stands the sha256 of all that follows as 64 hex digits: a flipped bit is found, too.
+HDF5's user block, the first 512 bytes, holds the sha256 of everything after it as 64 hex digits, so that a reader notices a flipped bit.
 
-`a3.h5` is a copy of the published attempt's file. `ledger.h5` is rebuilt whole from the arm files and replaced: the same arm files
-give the same bytes. Both are written aside and renamed, so that a name that exists is complete; what is not readable is refused.
+`a3.h5` is a copy of the published attempt's file. Each meta stage rebuilds `ledger.h5` from the arm files; the same arm files give the
+same bytes. Both are written atomically. A reader raises IntegrityError for a file that it cannot read.
 """
 
 from __future__ import annotations
@@ -53,9 +53,13 @@ def write_result(
     train: Rows,
     completions: Mapping[str, Sequence[str]],
 ) -> None:
-    """Write one attempt. Raises WorkFailed when the disk is full, ValueError when an attribute is missing or surplus."""
+    """Write an attempt's result file.
+
+    attributes: exactly the keys of ATTRIBUTES. items: set -> rows with ITEM_COLUMNS. train: rows with TRAIN_COLUMNS. completions: set ->
+    texts in item-id order. Raises WorkFailed where the disk is full, ValueError for a missing or surplus attribute.
+    """
     if set(attributes) != set(ATTRIBUTES):
-        raise ValueError(f"result attributes differ from the schema in {set(attributes) ^ set(ATTRIBUTES)}")
+        raise ValueError(f"these result attributes are missing or surplus: {sorted(set(attributes) ^ set(ATTRIBUTES))}")
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", track_order=False, userblock_size=USER_BLOCK) as file:
         for name in ATTRIBUTES:
@@ -73,13 +77,13 @@ def write_result(
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """Raises IntegrityError when the file is truncated, not HDF5, or of another schema."""
-    with _opened(path) as file:
+    """Read the attributes of a result file. Raises IntegrityError where it is truncated, damaged, not HDF5 or of another schema."""
+    with _open(path) as file:
         return _attributes(path, file)
 
 
 def status_of(path: Path) -> str:
-    """completed, failed, or "" when nothing readable is there."""
+    """Return completed or failed, or "" where there is no readable result."""
     try:
         return read_outcome(path, "").status
     except IntegrityError:
@@ -87,8 +91,8 @@ def status_of(path: Path) -> str:
 
 
 def read_outcome(path: Path, result_digest: str) -> Outcome:
-    """One published result as the decision sees it. Raises IntegrityError as above, or when columns do not fit."""
-    with _opened(path) as file:
+    """Read a published result as an Outcome. Raises IntegrityError as `read_attributes`, and where columns differ in length."""
+    with _open(path) as file:
         attributes = _attributes(path, file)
         outcomes: dict[str, dict[str, str]] = {}
         for item_set, table in _read_items(file).items():
@@ -101,20 +105,23 @@ def read_outcome(path: Path, result_digest: str) -> Outcome:
 
 
 def num_tokens(path: Path) -> tuple[int, int]:
-    """(tokens, items) of all completions of a result file. Raises IntegrityError as `read_attributes`."""
-    with _opened(path) as file:
+    """Return (tokens, items) over all completions of a result file. Raises IntegrityError as `read_attributes`."""
+    with _open(path) as file:
         columns = [table["num_tokens"] for table in _read_items(file).values()]
     return sum(int(column.sum()) for column in columns), sum(len(column) for column in columns)
 
 
 def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:
-    """All item-level outcomes of all rounds: /<round>/<arm>/ with the attributes and items of each arm file, in name order."""
+    """Write the ledger: /<round>/<arm>/ with the attributes and items of each arm file, in name order.
+
+    rounds: round -> arm -> result file. Raises IntegrityError as `read_attributes`, WorkFailed where the disk is full.
+    """
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", track_order=False) as ledger:
         ledger.attrs["schema_version"] = SCHEMA
         for round_name in sorted(rounds):
             for arm in sorted(rounds[round_name]):
-                with _opened(rounds[round_name][arm]) as file:
+                with _open(rounds[round_name][arm]) as file:
                     attributes, items = _attributes(rounds[round_name][arm], file), _read_items(file)
                 group = ledger.create_group(f"{round_name}/{arm}")
                 for name, value in attributes.items():
@@ -138,12 +145,12 @@ def _write_columns(group: h5py.Group, columns: Mapping[str, Any], kinds: Mapping
 
 
 def _text(value: str) -> str:
-    """What HDF5 can hold of a text that a model wrote: NUL ends its strings, lone surrogates have no UTF-8. Both are shown instead."""
+    """Replace what HDF5 cannot hold in a model's text by visible characters: NUL, which ends a string, and lone surrogates."""
     return value.replace("\0", "\u2400").encode("utf-8", "backslashreplace").decode()
 
 
 def _read_items(file: h5py.File) -> dict[str, dict[str, Any]]:
-    """Every column of every set. Raises ValueError when the columns of a set differ in length."""
+    """Read every column of every set. Raises ValueError where the columns of a set differ in length."""
     sets = {
         item_set: {name: table[name][:] for name in ITEM_COLUMNS} for item_set, table in file.get("items", {}).items()
     }
@@ -154,33 +161,36 @@ def _read_items(file: h5py.File) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """A file to read. A wrong checksum, and whatever h5py stumbles over, is a damaged or foreign file: IntegrityError."""
+def _open(path: Path) -> Iterator[h5py.File]:
+    """Open a result file. Raises IntegrityError for a wrong checksum and for everything that h5py cannot read."""
     try:
         status = path.stat()
         if not _is_whole(path, status.st_mtime_ns, status.st_size):
-            raise ValueError("its content has another checksum than stands before it")
+            raise ValueError("its content does not match the checksum in its first bytes")
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         cure = (
-            "It is truncated, damaged or foreign; a new attempt replaces it"
+            "It is truncated, damaged or not a result file; start the arm again to replace it"
             if path.exists()
-            else "It was never published"
+            else "The arm has published no result yet; start it again if no job of it runs"
         )
         raise IntegrityError(f"{path} is not a readable result file ({error})", cure) from error
 
 
 @lru_cache(maxsize=1024)
 def _is_whole(path: Path, mtime_ns: int, size: int) -> bool:
-    """Whether the checksum is that of the rest. Asked for each look at an arm, so a file that did not change is not read again."""
+    """Whether the checksum matches the content. Cached by time and size, because many commands ask for the same file."""
     with open(path, "rb") as file:
         block = file.read(USER_BLOCK)
         return hashlib.file_digest(file, "sha256").hexdigest().encode().ljust(USER_BLOCK, b"\0") == block
 
 
 def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
-    found = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
-    if found["schema_version"] != SCHEMA:
-        raise IntegrityError(f"{path} has schema {found['schema_version']}", f"This version reads {SCHEMA}")
-    return found
+    attributes = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
+    if attributes["schema_version"] != SCHEMA:
+        raise IntegrityError(
+            f"{path} has schema {attributes['schema_version']}",
+            f"Read it with a version for that schema; this one reads {SCHEMA}",
+        )
+    return attributes

@@ -1,7 +1,7 @@
-"""What an earlier attempt at an arm left when it was cut short, taken up by the next: checkpoints, a sealed adapter, completions.
+"""Resume an arm from what an interrupted attempt left: checkpoints, a sealed adapter, completions.
 
-Nothing is taken on trust: checkpoints are read inside a sandbox only, an adapter must be the one that was sealed, completions count
-only when they were decoded with this very adapter under this very plan.
+Nothing is trusted. Only a sandbox reads checkpoints, an adapter must have the digest that was sealed, and completions count only if
+they were decoded with the same adapter under the same plan.
 """
 
 from __future__ import annotations
@@ -22,49 +22,55 @@ from pipeline.campaign.layout import Attempt
 from pipeline.execution import adapter
 from pipeline.sandbox.bubblewrap import open_output
 
-KEEP_SECONDS = 20.0  # between two copies of a trial's state: LoRA checkpoints of the 30B are 400 MB
+KEEP_SECONDS = 20.0  # at least, between two copies of a trial's state; a LoRA checkpoint of the 30B model has 400 MB
 MAX_STATE_BYTES = 64 * 2**30
-MAX_STATE_DEPTH = 50  # os.walk recurses: a deeper tree would end the worker, not the copy
+MAX_STATE_DEPTH = 50  # os.walk recurses, so a deeper tree would crash the worker
 _STEP = re.compile(r"step_\d{6}")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter that needs no training again, and the attempt that trained it."""
+    """A sealed adapter that need not be trained again, and the number of the attempt that trained it."""
 
     adapter_digest: str
     number: int
 
 
-def take_up_sealed(attempt: Attempt, before: Sequence[Attempt], plan_digest: str) -> Trained | None:
-    """Copy the newest sealed adapter, its progress, data card and probe. Raises IntegrityError when it is not what was sealed."""
-    for each in before:
-        record = sealed_record(each)
+def restore_sealed(attempt: Attempt, before: Sequence[Attempt], plan_digest: str) -> Trained | None:
+    """Copy the newest adapter that was sealed under this plan, with its progress, data card and probe report; None without one.
+
+    before: earlier attempts, the newest first. Raises IntegrityError where the adapter has not the sealed digest.
+    """
+    for earlier in before:
+        record = sealed_record(earlier)
         if not record or record["plan_digest"] != plan_digest or not record["adapter_digest"]:
             continue
-        for source in (each.progress, each.data_card, each.probe):
+        for source in (earlier.progress, earlier.data_card, earlier.probe):
             if source.exists():
                 shutil.copyfile(source, attempt.folder / source.name)
-        shutil.copytree(each.adapter_dir, attempt.adapter_dir)
+        shutil.copytree(earlier.adapter_dir, attempt.adapter_dir)
         digest = adapter.kept_digest(attempt.adapter_dir)
         if digest != record["adapter_digest"]:
-            raise IntegrityError(f"{each.adapter_dir} is not the adapter that was sealed", f"Remove {each.folder}")
-        return Trained(digest, each.number)
+            raise IntegrityError(
+                f"{earlier.adapter_dir} is not the adapter that was sealed",
+                f"Remove {earlier.folder} and start the arm again; it then trains anew",
+            )
+        return Trained(digest, earlier.number)
     return None
 
 
-def take_up_decoded(attempt: Attempt, before: Sequence[Attempt], plan_digest: str, adapter_digest: str) -> None:
-    """Copy the shards of completions that an earlier attempt made with this very adapter."""
-    for each in before:
-        record = sealed_record(each)
+def restore_decoded(attempt: Attempt, before: Sequence[Attempt], plan_digest: str, adapter_digest: str) -> None:
+    """Copy the shards of completions that the newest earlier attempt with the same adapter and plan decoded."""
+    for earlier in before:
+        record = sealed_record(earlier)
         same = record and (record["plan_digest"], record["adapter_digest"]) == (plan_digest, adapter_digest)
-        if same and each.decoded_dir.exists():
-            shutil.copytree(each.decoded_dir, attempt.decoded_dir, ignore=shutil.ignore_patterns(".*"))
+        if same and earlier.decoded_dir.exists():
+            shutil.copytree(earlier.decoded_dir, attempt.decoded_dir, ignore=shutil.ignore_patterns(".*"))
             return
 
 
 def sealed_record(attempt: Attempt) -> dict[str, Any]:
-    """What an attempt sealed; empty where it did not come to that, or the file is damaged."""
+    """Return the content of `sealed.json`; {} where the attempt sealed nothing or the file is damaged."""
     try:
         record = read_json(attempt.sealed)
         return record if {"plan_digest", "adapter_digest"} <= set(record) else {}
@@ -73,9 +79,10 @@ def sealed_record(attempt: Attempt) -> dict[str, Any]:
 
 
 def keep_state(out_dir: Path, saved_dir: Path) -> None:
-    """Keep what a trial has written for the next attempt; only another sandbox will read it.
+    """Copy what a trial has written for the next attempt; only another sandbox will read it.
 
-    Copied aside and renamed to the next number, then the one before goes: whatever is there under a number is whole.
+    Copies to a temporary folder, renames it to the next number and removes the older copy, so a numbered folder is always complete.
+    Raises OSError or shutil.Error as `_copy`.
     """
     before = _saved(saved_dir)
     aside = saved_dir / ".part"
@@ -87,9 +94,9 @@ def keep_state(out_dir: Path, saved_dir: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Plain files and folders of a trial, MAX_STATE_BYTES at most: no links, pipes or devices, and no sparse file grows whole.
+    """Copy a trial's plain files and folders, at most MAX_STATE_BYTES, and leave out links, pipes and devices.
 
-    Raises OSError where it is more, is nested too deep, or changes meanwhile.
+    Raises OSError where the files are larger, nested too deep, or change meanwhile.
     """
     left = MAX_STATE_BYTES
     target.mkdir(parents=True)
@@ -110,8 +117,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def newest_state(before: Sequence[Attempt]) -> Path | None:
-    """What the newest of the earlier attempts kept that kept something."""
-    return next((kept[-1] for each in before if (kept := _saved(each.saved_dir))), None)
+    """Return the folder of the newest kept state among earlier attempts (the newest first), or None."""
+    return next((kept[-1] for earlier in before if (kept := _saved(earlier.saved_dir))), None)
 
 
 def _saved(saved_dir: Path) -> list[Path]:
@@ -119,18 +126,18 @@ def _saved(saved_dir: Path) -> list[Path]:
 
 
 class Keeper:
-    """Keeps a trial's state outside the node each time that it has a new checkpoint: a node that is lost says nothing first."""
+    """Copies a trial's state out of the node after each new checkpoint, because a node may fail without a warning."""
 
     def __init__(self, out_dir: Path, saved_dir: Path) -> None:
         self._out_dir, self._saved_dir = out_dir, saved_dir
-        self._kept, self._at = _newest_checkpoint(out_dir), 0.0
+        self._kept, self._last_try = _newest_checkpoint(out_dir), 0.0
 
-    def look(self) -> None:
-        """Call it often. What cannot be copied now (it changes just then, the disk is full) is tried again."""
+    def keep_if_new(self) -> None:
+        """Copy the state if there is a new checkpoint. Call it often: a copy that fails (files change, disk full) is tried again."""
         newest = _newest_checkpoint(self._out_dir)
-        if newest == self._kept or time.monotonic() - self._at < KEEP_SECONDS:
+        if newest == self._kept or time.monotonic() - self._last_try < KEEP_SECONDS:
             return
-        self._at = time.monotonic()
+        self._last_try = time.monotonic()
         try:
             keep_state(self._out_dir, self._saved_dir)
             self._kept = newest
@@ -139,7 +146,7 @@ class Keeper:
 
 
 def _newest_checkpoint(out_dir: Path) -> str:
-    """Name of the newest finished checkpoint; empty where there is none."""
+    """Return the name of the newest finished checkpoint, "" where there is none."""
     try:
         return max((name for name in os.listdir(out_dir / "checkpoints") if _STEP.fullmatch(name)), default="")
     except OSError:
@@ -147,22 +154,22 @@ def _newest_checkpoint(out_dir: Path) -> str:
 
 
 def reached(attempt: Attempt) -> tuple[bool, int, str]:
-    """How far an attempt came, as far as the next one profits: sealed, shards decoded, newest checkpoint kept."""
+    """Return how far an attempt got, to compare: (whether it sealed an adapter, shards decoded, newest checkpoint kept)."""
     kept = _saved(attempt.saved_dir)
     shards = len(list(attempt.decoded_dir.glob("*.jsonl"))) if attempt.decoded_dir.exists() else 0
     return bool(sealed_record(attempt)), shards, _newest_checkpoint(kept[-1]) if kept else ""
 
 
 def check_progress(before: Sequence[Attempt], num_restarts: int) -> None:
-    """Raises NoProgress when Slurm has started this job twice again, and the last two starts came no further than each other.
+    """Raise NoProgress where Slurm has restarted this job at least twice and the last start got no further than the one before.
 
-    before: earlier attempts, the newest first. A person who starts an arm again is never refused.
+    before: earlier attempts, the newest first. An arm that a person starts again is never refused.
     """
     if num_restarts < 2 or len(before) < 2 or before[0].result.exists():
         return
     newest, previous = reached(before[0]), reached(before[1])
     if newest <= previous:
         raise NoProgress(
-            f"two starts in a row came to the same point ({newest[2] or 'no checkpoint'})",
-            "A checkpoint must fit between two interruptions: lower recipe.checkpoint_every, or raise the time limit; then `rerun`",
+            f"two starts in a row ended at the same point ({newest[2] or 'no checkpoint'})",
+            "Lower recipe.checkpoint_every or raise the time limit, so that a checkpoint fits between two interruptions; then `rerun`",
         )

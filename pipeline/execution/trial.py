@@ -1,8 +1,7 @@
-"""The trial: training inside a fork, in a sandbox, watched from outside.
+"""Run a trial: the training process inside a fork and a sandbox, which the worker watches from outside.
 
-The worker's only words to it are `task.json` and, later, a stop file; its only words back are files in /out. Its progress file is the
-heartbeat: a trial that writes nothing new for the configured minutes is killed as stalled. The exit codes are those of
-docs/contract.md.
+The worker gives the trial a `task.json` and, to stop it, a stop file. The trial answers by files in /out alone. Its progress file is a
+heartbeat: a trial that appends nothing for the configured time is killed as stalled. docs/contract.md lists the exit codes.
 """
 
 from __future__ import annotations
@@ -31,17 +30,20 @@ PATHS = {
     "stop": "/task/stop",
 }
 POLL_SECONDS = 0.2
-MAX_PROGRESS_BYTES = 64 * 2**20  # a trial may write anything; what is copied to the shared file system is bounded
+MAX_PROGRESS_BYTES = 64 * 2**20  # at most copied to the shared file system; a trial may write anything
 LOG_TAIL_BYTES = 4000
 
 
 def write_task(attempt: Attempt, config: Mapping[str, Any], base: str = PATHS["base"]) -> None:
-    """`task.json` of kind train; config: model, recipe, parallelism, seed; base: folder of the base weights inside."""
+    """Write a `task.json` of kind train.
+
+    config: model, recipe, parallelism and seed. base: folder of the base weights inside the sandbox.
+    """
     write_file(attempt.task_dir / "task.json", entries.task_text("train", config, PATHS | {"base": base}))
 
 
 class Process(Protocol):
-    """A trial that runs."""
+    """A running trial: one process, or those of several nodes as one (sandbox/process.py explains the attributes)."""
 
     @property
     def returncode(self) -> int | None: ...
@@ -58,7 +60,7 @@ class Process(Protocol):
 
 
 class Starts(Protocol):
-    """A sandbox, or those of several nodes."""
+    """One sandbox, or those of several nodes as one."""
 
     @property
     def limits(self) -> Limits: ...
@@ -72,26 +74,30 @@ def train(
     out_dir: Path,
     stall_seconds: float,
     stop_wanted: Callable[[], bool],
-    look: Callable[[], None] = lambda: None,
+    on_poll: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run the trial to its end, calling `look` meanwhile.
+    """Run the trial to its end. Raises Interrupted where it stopped on request and saved its state, TrialFailed for another bad end.
 
-    Raises Interrupted when it stopped on request with its state saved, TrialFailed otherwise.
+    stop_wanted: whether the trial is to stop. on_poll: called several times a second meanwhile.
     """
     kills = oom_kills()
     with sandbox.start(ENTRY, attempt.trial_log) as process:
-        stalled = _watch(process, attempt, out_dir, stall_seconds, stop_wanted, look)
+        stalled = _watch(process, attempt, out_dir, stall_seconds, stop_wanted, on_poll)
         code = process.returncode
     if stalled:
-        raise TrialFailed("stalled", f"no progress for {stall_seconds:.0f} s", log_tail(attempt.trial_log))
+        raise TrialFailed(
+            "stalled", f"the trial made no progress for {stall_seconds:.0f} s", log_tail(attempt.trial_log)
+        )
     if process.timed_out:
         raise TrialFailed(
-            "timeout", f"the trial used up its {sandbox.limits.wall_seconds:.0f} s", log_tail(attempt.trial_log)
+            "timeout",
+            f"the trial ran longer than its limit of {sandbox.limits.wall_seconds:.0f} s",
+            log_tail(attempt.trial_log),
         )
     if process.overspent:
         raise TrialFailed("disk_limit", f"the trial wrote too much: {process.overspent}", log_tail(attempt.trial_log))
     if code == 75 and stop_wanted():
-        raise Interrupted("the trial was stopped and saved its state", "Start the arm again and it goes on")
+        raise Interrupted("the trial was stopped and saved its state", "Start the arm again and it resumes")
     if code:
         kind = {
             3: "isolation",
@@ -107,7 +113,7 @@ def train(
 
 
 def number(value: Any) -> int | float | None:
-    """A finite number that a float can hold, as it is; None for everything else that JSON may bring."""
+    """Return a JSON value that is a finite number which a float can hold; None for every other value."""
     if type(value) not in (int, float):
         return None
     try:
@@ -117,7 +123,7 @@ def number(value: Any) -> int | float | None:
 
 
 def oom_kills() -> int:
-    """How many processes of our memory cgroup the kernel has killed for want of memory; 0 where it does not say."""
+    """Return how many processes of this memory cgroup the kernel has killed for lack of memory; 0 where it does not count them."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         for file in (
@@ -125,8 +131,8 @@ def oom_kills() -> int:
             Path(f"/sys/fs/cgroup/memory{path}/memory.oom_control") if "memory" in controllers.split(",") else None,
         ):
             if file and file.exists():
-                found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
-                return int(found[1]) if found else 0
+                count = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+                return int(count[1]) if count else 0
     return 0
 
 
@@ -136,33 +142,33 @@ def _watch(
     out_dir: Path,
     stall_seconds: float,
     stop_wanted: Callable[[], bool],
-    look: Callable[[], None],
+    on_poll: Callable[[], None],
 ) -> bool:
-    """Follow until the end; True when it was killed for standing still."""
-    attempt.progress.unlink(
-        missing_ok=True
-    )  # of a start of this attempt that stalled: the trial's own file goes on from it
-    heard, last_heard = 0, time.monotonic()
+    """Wait for the trial's end and copy its progress meanwhile; True where it was killed because it stalled."""
+    # An earlier start of this attempt that stalled left a copy; the trial's own file holds those lines too.
+    attempt.progress.unlink(missing_ok=True)
+    copied, last_progress = 0, time.monotonic()
     while True:
         ended = process.poll() is not None
-        size = copy_progress(out_dir, attempt.progress, heard)
-        if size != heard:
-            heard, last_heard = size, time.monotonic()
+        size = copy_progress(out_dir, attempt.progress, copied)
+        if size != copied:
+            copied, last_progress = size, time.monotonic()
         if ended:
             return False
-        look()
+        on_poll()
         if stop_wanted() and not (attempt.task_dir / "stop").exists():
             write_file(attempt.task_dir / "stop", "")
-        if time.monotonic() - last_heard > stall_seconds:
+        if time.monotonic() - last_progress > stall_seconds:
             process.kill()
             return True
         time.sleep(POLL_SECONDS)
 
 
 def copy_progress(out_dir: Path, target: Path, copied: int) -> int:
-    """Append to `target` what is new in the trial's progress file; returns how many bytes are copied so far.
+    """Append to `target` what is new in the trial's progress file; returns how many bytes `target` holds.
 
-    A trial that goes on from a checkpoint takes back the lines of later steps: where the file has become shorter, the copy begins anew.
+    copied: what the last call returned. A trial that resumes from a checkpoint removes the lines of later steps, so the copy starts
+    again where the file has become shorter.
     """
     try:
         with open_output(out_dir, "progress.jsonl") as source:
@@ -180,27 +186,27 @@ def copy_progress(out_dir: Path, target: Path, copied: int) -> int:
 
 
 def progress_lines(attempt: Attempt, phase: str) -> list[dict[str, Any]]:
-    """The trial's own complete lines of one phase; what is no such line is left out, for the trial may write anything."""
+    """Return the complete progress lines of one phase. A trial may write anything, so other lines are left out."""
     if not attempt.progress.exists():
         return []
-    found = []
+    lines = []
     for text in attempt.progress.read_bytes().split(b"\n")[:-1]:
         try:
             line = strict_json.read(text)
         except strict_json.BadJson:
             continue
         if isinstance(line, dict) and line.get("phase") == phase:
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
 def printable(text: str) -> str:
-    """Lines with a mark for each character that is no text: a terminal would obey what a trial has put into its log."""
-    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
+    """Replace unprintable characters of a trial's log, because a terminal would act on them."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
 
 
 def log_tail(path: Path) -> str:
-    """The end of a log, for an outcome's traceback."""
+    """Return the last LOG_TAIL_BYTES of a log as printable text; "" without a log."""
     try:
         with open(path, "rb") as file:
             file.seek(0, 2)

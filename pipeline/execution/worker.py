@@ -1,10 +1,10 @@
-"""One arm, from claim to published result; memory-free, with the round's folder as its only input.
+"""The worker: run one arm from its claim to its published result, with the round's folder as the only input.
 
     claim -> mount and verify -> fork -> probe -> train in the fork -> check the adapter -> sealed.json
           -> items (only now is the fresh seed read) -> generate -> score -> verify again -> publish
 
-Every end is a typed outcome: a result file with a score, or one without and the reason. A crash has no score. The worker runs
-in a private mount namespace (see `sandbox`), so that killing it leaves no mount, and publishes only while its claim is the newest.
+Every end is recorded in a result file: a score, or the reason why there is none. A crash has no score. The worker runs in a private
+mount namespace (sandbox/namespace.py), so that no mount outlives it, and it publishes only while its attempt is the newest.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
 
 
 def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | None = None) -> Attempt | None:
-    """Run one arm of a frozen round; None when it has a published score already.
+    """Run one arm of a frozen round and return its attempt; None where the arm has a published score already.
 
-    Raises the error that the outcome records, after the outcome was published; IntegrityError before anything is claimed
-    when code, constitution or plan are not what was frozen.
+    Raises IntegrityError before it claims an attempt where code, constitution or plan are not the frozen ones. Once it has published a
+    failure, it raises the error that the outcome records.
     """
     facts = facts_of(campaign)
     verified_code(campaign, facts)
@@ -82,12 +82,15 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         raise
     except Exception as error:
         conclude(job, "failed", "worker_crashed", traceback.format_exc())
-        raise WorkFailed(f"the worker itself failed: {error!r}", f"See {attempt.folder}") from error
+        raise WorkFailed(
+            f"the worker itself failed: {error!r}",
+            f"The files in {attempt.folder} say how far it got; start the arm again",
+        ) from error
     return attempt
 
 
 def run(job: Work) -> None:
-    """Everything between claim and publication."""
+    """Train and judge the arm: everything between claim and publication."""
     job.mark("mount")
     with namespace.scratch_folder(job.chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(job.campaign.image, job.plan.image_digest, scratch) as mount:
@@ -95,16 +98,18 @@ def run(job: Work) -> None:
             kept = None
             if job.arm.role != "base":
                 kept = job.attempt.adapter_dir
-                if not take_up_sealed(job):
+                if not restore_sealed(job):
                     train(job, mount, scratch)
             seal_adapter(job)
-            resume.take_up_decoded(job.attempt, job.before, job.plan_digest, job.adapter_digest)
+            resume.restore_decoded(job.attempt, job.before, job.plan_digest, job.adapter_digest)
             seeds = read_json(job.campaign.seeds)
             repaired = dict(job.plan.policy.repaired)
             wanted = {"dev": judge.dev_seeds(seeds, job.chosen.tasks.families, repaired)}
             fresh = f"fresh/{job.folder.name}"
             if fresh in seeds and not job.folder.closed.exists():
-                wanted["fresh"] = seeds[fresh]  # after the close the seed is public, and so no test of anything
+                wanted["fresh"] = seeds[
+                    fresh
+                ]  # once the round has closed, its seed is public and its items test nothing
             card = job.attempt.data_card
             job.judged = judge.judge(
                 mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
@@ -114,35 +119,35 @@ def run(job: Work) -> None:
             job.mark("publish")
 
 
-def take_up_sealed(job: Work) -> bool:
-    """Take the adapter that an earlier attempt trained and sealed before it was cut short, if there is one."""
-    found = resume.take_up_sealed(job.attempt, job.before, job.plan_digest)
-    if found is None:
+def restore_sealed(job: Work) -> bool:
+    """Reuse the adapter that an interrupted attempt trained and sealed; False where there is none."""
+    trained = resume.restore_sealed(job.attempt, job.before, job.plan_digest)
+    if trained is None:
         return False
-    job.adapter_digest = found.adapter_digest
-    job.coverage["trained_by_attempt"] = found.number
+    job.adapter_digest = trained.adapter_digest
+    job.coverage["trained_by_attempt"] = trained.number
     return True
 
 
 def train(job: Work, mount: image.Mount, scratch: Path) -> None:
-    """Fork, probe, train, and take the adapter out."""
+    """Fork the image, probe the sandbox, train in it, and keep the checked adapter."""
     num_nodes, shared = job.chosen.num_nodes, job.attempt.folder / "nodes"
-    out_dir = (shared if num_nodes > 1 else scratch) / "out"  # ranks of every node write there
+    out_dir = (shared if num_nodes > 1 else scratch) / "out"  # ranks on every node write there
     out_dir.mkdir(parents=True)
-    # Else a set-uid program that a trial leaves there would serve everybody on that file system.
+    # Closed to others, because a trial could leave a set-uid program there.
     out_dir.parent.chmod(0o700)
     try:
         restore(job, out_dir)
         base, bound = image_process.base_of(mount.root, job.chosen)
         config = {name: getattr(job.chosen, name) for name in ("model", "recipe", "parallelism")}
         trial.write_task(
-            job.attempt, {name: asdict(each) for name, each in config.items()} | {"seed": job.arm.seed}, base
+            job.attempt, {name: asdict(part) for name, part in config.items()} | {"seed": job.arm.seed}, base
         )
         with image.forked(mount, scratch, namespace.trial_uid()) as fork:
             job.coverage["fork"] = fork.backend
             train_confined(job, bound, fork.root, out_dir, num_nodes, shared)
         job.mark("check")
-        take_out(job, mount, out_dir)
+        keep_outputs(job, mount, out_dir)
     finally:
         if num_nodes > 1:
             write_file(shared / "over", "")
@@ -150,22 +155,22 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
 
 
 def restore(job: Work, out_dir: Path) -> None:
-    """Put back what an earlier attempt kept, where one did."""
+    """Copy the newest state that an earlier attempt kept into /out, if there is one."""
     saved = resume.newest_state(job.before)
     if saved:
         shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
         uid = namespace.trial_uid()
         for path in out_dir.rglob("*"):
-            os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, links among them
+            os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, so they may be links
 
 
 def train_confined(
     job: Work, bound: Mapping[str, Path], fork_root: Path, out_dir: Path, num_nodes: int, shared: Path
 ) -> None:
-    """Probe the sandbox, then train in it; over several nodes with the helpers of the others."""
-    address, port = multinode.here()
-    env = multinode.meeting(num_nodes, 0, address, port)
-    confined = multinode.confine(job.chosen, job.attempt, bound, fork_root, out_dir, env)
+    """Probe the sandbox, then train in it; on several nodes, together with the helpers."""
+    address, port = multinode.rendezvous_address()
+    env = multinode.rendezvous_env(num_nodes, 0, address, port)
+    confined = multinode.training_sandbox(job.chosen, job.attempt, bound, fork_root, out_dir, env)
     job.mark("probe")
     forbidden, rules = forbidden_paths(job), load_constitution(job.plan.constitution_digest)
     job.coverage["probe"] = multinode.probe(confined, forbidden, rules, num_nodes, job.attempt.probe)
@@ -173,36 +178,36 @@ def train_confined(
     if num_nodes == 1:
         train_watched(job, confined, out_dir)
         return
-    meet = {"num_nodes": num_nodes, "address": address, "port": port, "out_dir": str(out_dir)}
-    closed = {"forbidden": {name: str(path) for name, path in forbidden.items()}}
-    train_watched(job, multinode.Spread(confined, shared, num_nodes, meet | closed), out_dir)
+    order = {
+        "num_nodes": num_nodes, "address": address, "port": port, "out_dir": str(out_dir),
+        "forbidden": {name: str(path) for name, path in forbidden.items()},
+    }  # fmt: skip
+    train_watched(job, multinode.MultiNodeSandbox(confined, shared, num_nodes, order), out_dir)
     job.coverage["nodes"] = multinode.check_probes(shared, num_nodes)
 
 
-def take_out(job: Work, mount: image.Mount, out_dir: Path) -> None:
-    """Data card and adapter, checked."""
+def keep_outputs(job: Work, mount: image.Mount, out_dir: Path) -> None:
+    """Check the trial's data card and adapter, and keep them in the attempt's folder."""
     model, lora = asdict(job.chosen.model), asdict(job.chosen.recipe.lora)
     shapes = model_size.adapter_shapes(model, lora["rank"], lora["targets"])
     lora["targets"] = model_size.peft_modules(model, lora["targets"])
-    job.coverage["data_card"] = data_card.take(out_dir, job.attempt.data_card, mount.root / KNOWN_PROMPTS)
-    job.adapter_digest = adapter.take(out_dir, shapes, lora, job.attempt.adapter_dir)
+    job.coverage["data_card"] = data_card.check_and_keep(out_dir, job.attempt.data_card, mount.root / KNOWN_PROMPTS)
+    job.adapter_digest = adapter.check_and_keep(out_dir, shapes, lora, job.attempt.adapter_dir)
 
 
-def train_watched(job: Work, confined: bubblewrap.Sandbox | multinode.Spread, out_dir: Path) -> None:
-    """Train, keep its state outside the node; a trial that stood still is killed, and goes on once more from its checkpoint."""
+def train_watched(job: Work, confined: bubblewrap.Sandbox | multinode.MultiNodeSandbox, out_dir: Path) -> None:
+    """Train, and keep the trial's state outside the node. A trial that stalls is killed and resumes once from its checkpoint."""
     keeper = resume.Keeper(out_dir, job.attempt.saved_dir)
     stall_seconds = 60.0 * job.chosen.cluster.stall_minutes
     for is_last in (False, True):
         try:
             try:
-                trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop.is_set, keeper.look)
+                trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop.is_set, keeper.keep_if_new)
             finally:
                 mark_training(job)
             return
         except Interrupted:
-            with suppress(
-                OSError
-            ):  # what cannot be kept (the disk is full) is trained again; the newest that was kept stays
+            with suppress(OSError):  # where the state cannot be copied, the next attempt resumes from an older one
                 resume.keep_state(out_dir, job.attempt.saved_dir)
             raise
         except TrialFailed as error:
@@ -213,7 +218,7 @@ def train_watched(job: Work, confined: bubblewrap.Sandbox | multinode.Spread, ou
 
 
 def forbidden_paths(job: Work) -> dict[str, Path]:
-    """What the probe must not find inside: everything of the campaign, and the machine's job services."""
+    """Return what the probe must not find inside: the campaign's files and the machine's job services."""
     campaign = job.campaign
     return {
         "vault": campaign.vault,
@@ -228,7 +233,7 @@ def forbidden_paths(job: Work) -> dict[str, Path]:
 
 
 def mark_training(job: Work) -> None:
-    """Split the trial's wall time into start-up and steps, by its own word (shown, never believed)."""
+    """Record when training steps began, as the trial says. People see this; no decision rests on it."""
     began = read_json_lines(job.attempt.phases)[-1]["at"]
     for line in trial.progress_lines(job.attempt, "start")[-1:]:
         seconds = trial.number(line.get("seconds"))
@@ -237,7 +242,7 @@ def mark_training(job: Work) -> None:
 
 
 def seal_adapter(job: Work) -> None:
-    """Write the adapter's digest, exclusively, before any secret seed is read. Raises IntegrityError when it exists."""
+    """Write the adapter's digest before any secret seed is read. Raises IntegrityError where `sealed.json` exists."""
     record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
     try:
         with open(job.attempt.sealed, "xb") as file:
@@ -246,7 +251,10 @@ def seal_adapter(job: Work) -> None:
             os.fsync(file.fileno())
     except FileExistsError:
         raise IntegrityError(
-            f"{job.attempt.sealed} exists already", "Two workers share one attempt; start the arm again"
+            f"{job.attempt.sealed} exists already, so two workers share this attempt", "Start the arm again"
         ) from None
     except OSError as error:
-        raise WorkFailed(f"cannot write {job.attempt.sealed}: {error.strerror}") from error
+        raise WorkFailed(
+            f"cannot write {job.attempt.sealed}: {error.strerror}",
+            "Free space or rights there, then start the arm again",
+        ) from error

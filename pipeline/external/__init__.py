@@ -1,1 +1,1 @@
-"""Whom a campaign asks and does not believe: leaderboards that score adapters, and models or optimisers that propose settings."""
+"""Outsiders that a campaign asks and does not trust: leaderboards that score adapters, and models or optimizers that propose settings."""

@@ -1,11 +1,11 @@
-"""Submissions to the external target: send what board_log.py reserved, ask, and write into the sealed log what was known when.
+"""Send reserved submissions to the external target, ask for their scores, and log every step.
 
-    reserve   under the log's lock, within the caps: a number, before anything is sent
-    attempt   logged before each act; whoever finds one without an answer asks the target first, and sends only what it does not know
-    sent      logged when the target took it: from then on it is only asked
-    score     late, missing, repeated, revised, withdrawn: the newest record of a number counts for what comes after it
+    reserve   board_log.py reserves a number under the log's lock and within the caps, before anything is sent
+    attempt   logged before each sending; a process that finds an attempt without an end asks the target before it sends again
+    sent      logged once the target has accepted a submission, which is never sent again after that
+    score     late, missing, revised or withdrawn: the newest record of a number counts for every decision after it
 
-A target that is down stops nobody: the log says why there is no score, a round closes without it, and the next meta stage asks again.
+A target that is down stops nothing. The log says why there is no score, the round closes without one, and the next meta stage asks again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, Refused
-from pipeline.campaign.files import alone
+from pipeline.campaign.files import exclusive_lock
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config.settings import Settings
@@ -41,11 +41,11 @@ def take_scores(
     target: Target | None = None,
     pack: outbox.Pack | None = None,
 ) -> list[str]:
-    """What the meta stage does with everything that is reserved, of this round or an earlier one: send it, ask, log what came.
+    """Send every reserved submission of this and earlier rounds, ask for scores, log them, and return one line per submission.
 
-    Call it between `reserve` and the decision, in a private mount namespace. With external.push=login it fills the outbox and sends
-    nothing. Never raises for a target that is down, an adapter that is gone or a cap that is reached; returns what to tell, a line a
-    number. Two at once: the second leaves it to the first. target, pack: others than the configured ones, for tests.
+    The meta stage calls this between `reserve` and the decision, in a private mount namespace. With external.push=login it fills the
+    outbox and sends nothing. It does not raise where the target is down, an adapter is missing or a cap is reached. Where another
+    process works with the board, it leaves the work to that one. today, target, pack: replace the real ones in tests.
     """
     external = chosen.external
     target = target or target_of(external, campaign.folder)
@@ -57,14 +57,14 @@ def take_scores(
         pack = outbox.packer(campaign, facts, chosen)
     with ExitStack() as held:
         try:
-            held.enter_context(alone(campaign.board_lock, "process with the board"))
+            held.enter_context(exclusive_lock(campaign.board_lock, "process with the board"))
         except ConfigError as error:
-            return [f"the board is left to another process: {error.what}"]
+            return [f"this process leaves the board to another one: {error.what}"]
         board = Board(campaign, facts, caps, target, today, has_outbox=external.kind != "local")
         if board.has_outbox:
-            said = board.fill(pack)
+            lines = board.fill_outbox(pack)
             if external.push == "login":
-                return said
+                return lines
         return board.send(external.wait_seconds)
 
 
@@ -79,138 +79,147 @@ def push(
     today: str | None = None,
     target: Target | None = None,
 ) -> list[str]:
-    """What `board push` does on a login node: send what the outbox has and nobody sent, and ask for what was sent.
+    """Send what is in the outbox and was not sent, and ask for missing scores: the command `board push`, on a login node.
 
-    Raises ConfigError while another process has the board. Again and again is as good as once.
+    Returns one line per submission; with dry_run, what it would do. Raises ConfigError without an external target, and while another
+    process works with the board. Running it again is harmless.
     """
     target = target or target_of(chosen.external, campaign.folder)
     if target is None:
-        raise ConfigError("this campaign has no external target", "external=kaggle, and push=login, in a new campaign")
-    with alone(campaign.board_lock, "process with the board"):
+        raise ConfigError(
+            "this campaign has no external target", "Start a new campaign with external=kaggle external.push=login"
+        )
+    with exclusive_lock(campaign.board_lock, "process with the board"):
         board = Board(campaign, facts, caps, target, today, has_outbox=chosen.external.kind != "local")
-        return board.plan() if dry_run else board.send(wait_seconds)
+        return board.describe_send() if dry_run else board.send(wait_seconds)
 
 
 class Board:
-    """One pass over the ledger, by whoever holds the board's lock."""
+    """One pass over all submissions of a campaign, by the process that holds the board's lock."""
 
     def __init__(
         self, campaign: Campaign, facts: Mapping[str, Any], caps: Caps, target: Target, today: str | None, *, has_outbox: bool
     ) -> None:  # fmt: skip
-        """today: for tests; else the day of each attempt, for a pass may wait past midnight."""
+        """today: a fixed UTC day for tests; None takes the day of each attempt, because a pass may last past midnight."""
         self.campaign, self.facts, self.caps, self.target, self.today = campaign, facts, caps, target, today
         self.has_outbox = has_outbox
         self.log = Log(campaign.log)
 
-    def ledger(self) -> tuple[Submission, ...]:
+    def submissions(self) -> tuple[Submission, ...]:
+        """Read every submission from the log."""
         return board_submissions.submissions_in(self.log.records())
 
-    def fill(self, pack: outbox.Pack | None) -> list[str]:
-        """Put into the outbox what was not sent yet."""
-        said = []
-        for one in self.ledger():
-            if one.state in SETTLED or one.is_sent:
+    def fill_outbox(self, pack: outbox.Pack | None) -> list[str]:
+        """Add every unsent submission to the outbox; returns one line for each."""
+        lines = []
+        for submission in self.submissions():
+            if submission.state in SETTLED or submission.is_sent:
                 continue
             try:
-                outbox.post(self.campaign, self.facts, one, pack)
-                said.append(f"{name_of(one)} is in the outbox")
+                outbox.add(self.campaign, self.facts, submission, pack)
+                lines.append(f"{name_of(submission)} is in the outbox")
             except PipelineError as error:
-                said.append(self.fail(one, error))
-        return said
+                lines.append(self.log_failure(submission, error))
+        return lines
 
-    def plan(self) -> list[str]:
-        """What `send` would do."""
-        said = []
-        for one in self.ledger():
-            if one.state == "scored" and one.attempts and self.has_outbox:
-                said.append(f"ask again for {name_of(one)}")
-            elif one.state not in SETTLED:
-                ready = not self.has_outbox or outbox.is_ready(self.campaign, one.number)
-                act = "ask for" if one.is_sent else "ask for, else send," if one.attempts else "send"
-                said.append(
-                    f"{act} {name_of(one)}" if ready or one.is_sent else f"leave {name_of(one)}: not in the outbox"
-                )
-        return said
+    def describe_send(self) -> list[str]:
+        """Return one line per submission that says what `send` would do."""
+        lines = []
+        for submission in self.submissions():
+            name = name_of(submission)
+            is_ready = not self.has_outbox or outbox.is_ready(self.campaign, submission.number)
+            if submission.state in SETTLED:
+                if submission.state == "scored" and submission.attempts and self.has_outbox:
+                    lines.append(f"ask again for the score of {name}")
+            elif submission.is_sent:
+                lines.append(f"ask for the score of {name}")
+            elif not is_ready:
+                lines.append(f"skip {name}, because it is not in the outbox")
+            elif submission.attempts:
+                lines.append(f"ask for the score of {name}, and send it if the target does not know it")
+            else:
+                lines.append(f"send {name}")
+        return lines
 
     def send(self, wait_seconds: float) -> list[str]:
-        """Send and ask, until everything is settled or the time is over."""
+        """Send and ask until every submission is settled or the time is over; returns one line per submission with news."""
         deadline = time.monotonic() + wait_seconds
-        told: dict[int, str] = {}
-        asked = [one for one in self.ledger() if one.state != "withdrawn"]
+        lines: dict[int, str] = {}
+        pending = [submission for submission in self.submissions() if submission.state != "withdrawn"]
         while True:
-            told |= {one.number: line for one in asked if (line := self.look(one))}
-            # What failed is for another pass: each try is a whole upload.
-            asked = [one for one in self.ledger() if one.state in ("sent", "attempted")]
-            if not asked or time.monotonic() >= deadline:
-                return [told[number] for number in sorted(told)]
+            lines |= {submission.number: line for submission in pending if (line := self.advance(submission))}
+            # A failed submission waits for another pass, because each try uploads everything again.
+            pending = [submission for submission in self.submissions() if submission.state in ("sent", "attempted")]
+            if not pending or time.monotonic() >= deadline:
+                return [lines[number] for number in sorted(lines)]
             time.sleep(max(0.0, min(POLL_SECONDS, deadline - time.monotonic())))
 
-    def look(self, one: Submission) -> str:
-        """Bring one submission on as far as it goes now; what to tell of it."""
+    def advance(self, submission: Submission) -> str:
+        """Send one submission or ask for its score; returns a line for a person, "" without news."""
         try:
-            answer = self.deliver(one)
+            answer = self.deliver(submission)
         except Refused as error:
-            return f"{name_of(one)} waits: {error}"
+            return f"{name_of(submission)} was not sent yet: {error}"
         except PipelineError as error:
-            return self.fail(one, error)
+            return self.log_failure(submission, error)
         if answer is None:
             return ""
         if answer.printed is None:
-            return f"{name_of(one)} is sent; no score yet"
+            return f"{name_of(submission)} was sent and has no score yet"
         note = {"note": answer.note} if answer.note else {}
-        is_new = board_log.record(self.log, {"number": one.number, "score": answer.printed, **note})
-        outbox.clear(self.campaign, one.number)
-        return f"{name_of(one)} scored {answer.printed}" if is_new else ""
+        is_new = board_log.record(self.log, {"number": submission.number, "score": answer.printed, **note})
+        outbox.remove(self.campaign, submission.number)
+        return f"{name_of(submission)} scored {answer.printed}" if is_new else ""
 
-    def deliver(self, one: Submission) -> Answer | None:
-        """Ask first where it may have been sent, then send. None: settled, and nothing new."""
-        if one.state == "scored" and (not one.attempts or not self.has_outbox):
-            return None  # typed by a person before anything was sent, or ours: it is not revised
-        ticket = self.ticket(one)
-        if one.attempts:
+    def deliver(self, submission: Submission) -> Answer | None:
+        """Ask the target where the submission may have been sent, else send it. None where it is settled and there is no news."""
+        if submission.state == "scored" and (not submission.attempts or not self.has_outbox):
+            return None  # a person typed the score before anything was sent, or the local board gave it: it is final
+        ticket = self.ticket_of(submission)
+        if submission.attempts:
             answer = self.target.poll(ticket)
-            if answer is not None and (answer.printed is not None or one.state != "scored"):
-                return self.sent(one, answer)
-        if one.state == "scored":
+            if answer is not None and (answer.printed is not None or submission.state != "scored"):
+                return self.log_sent(submission, answer)
+        if submission.state == "scored":
             return None
-        if one.is_sent:
+        if submission.is_sent:
             return Answer()
-        if self.has_outbox and not outbox.is_ready(self.campaign, one.number):
-            raise NotFound(f"number {one.number} is not in the outbox", "The meta stage puts it there")
-        self.attempt(one)
-        return self.sent(one, self.target.submit(ticket))
+        if self.has_outbox and not outbox.is_ready(self.campaign, submission.number):
+            raise NotFound(f"number {submission.number} is not in the outbox", "The meta stage puts it there")
+        self.log_attempt(submission)
+        return self.log_sent(submission, self.target.submit(ticket))
 
-    def ticket(self, one: Submission) -> Ticket:
-        folder = outbox.folder_of(self.campaign, one.number)
-        message, since = outbox.message_of(self.facts, one), min(one.attempts, default="")
-        return Ticket(one.number, message, folder / "adapter", folder / outbox.ARCHIVE, since, one.is_sent)
+    def ticket_of(self, submission: Submission) -> Ticket:
+        """Return what the target is given of a submission."""
+        number, folder = submission.number, outbox.folder_of(self.campaign, submission.number)
+        message, since = outbox.message_of(self.facts, submission), min(submission.attempts, default="")
+        return Ticket(number, message, folder / "adapter", folder / outbox.ARCHIVE, since, submission.is_sent)
 
-    def attempt(self, one: Submission) -> None:
-        """Log that it is about to be sent. Raises Refused (daily_cap)."""
+    def log_attempt(self, submission: Submission) -> None:
+        """Log that the submission is about to be sent. Raises Refused (daily_cap)."""
 
         def make(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
-            day = submission_caps.attempt_day(
-                board_submissions.submissions_in(records), self.caps, one.number, self.today or board_log.utc_day()
-            )
-            return "board_attempt", {"number": one.number, "day": day}
+            known, today = board_submissions.submissions_in(records), self.today or board_log.utc_day()
+            day = submission_caps.attempt_day(known, self.caps, submission.number, today)
+            return "board_attempt", {"number": submission.number, "day": day}
 
         self.log.append_from(make)
 
-    def sent(self, one: Submission, answer: Answer) -> Answer:
-        """Log that the target has it."""
-        self.log.append_once("board_sent", number=one.number)
+    def log_sent(self, submission: Submission, answer: Answer) -> Answer:
+        """Log that the target has the submission; returns `answer`."""
+        self.log.append_once("board_sent", number=submission.number)
         return answer
 
-    def fail(self, one: Submission, error: PipelineError) -> str:
-        """Log why there is no score; a score that is known stays."""
-        if one.state == "scored":
-            return f"{name_of(one)} could not be asked for again: {error}"
-        what = (
-            "adapter or record changed" if isinstance(error, IntegrityError) else error.what
-        )  # whose words hold paths
-        board_log.record(self.log, {"number": one.number, "score": None, "why": f"{error.kind}: {what}"})
-        return f"{name_of(one)} has no score: {error}"
+    def log_failure(self, submission: Submission, error: PipelineError) -> str:
+        """Log why there is no score, unless a score is known already; returns a line for a person."""
+        if submission.state == "scored":
+            return f"{name_of(submission)} keeps its score, because asking again failed: {error}"
+        # The message of an IntegrityError holds paths, which differ between machines.
+        what = "adapter or record changed" if isinstance(error, IntegrityError) else error.what
+        board_log.record(self.log, {"number": submission.number, "score": None, "why": f"{error.kind}: {what}"})
+        return f"{name_of(submission)} has no score: {error}"
 
 
-def name_of(one: Submission) -> str:
-    return f"number {one.number} ({one.round}/{one.arm}, {one.purpose})"
+def name_of(submission: Submission) -> str:
+    """Return how lines for a person name a submission."""
+    return f"number {submission.number} ({submission.round}/{submission.arm}, {submission.purpose})"

@@ -1,4 +1,4 @@
-"""What is written into the sealed log about submissions before they are sent, and of what came back: reservations and scores."""
+"""Write reservations and scores of submissions into the sealed log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.external import outbox
 
 
 def utc_day() -> str:
-    """Today, as the log has it."""
+    """Return today's UTC date as the log writes it, such as "2026-11-24"."""
     return datetime.now(UTC).date().isoformat()
 
 
@@ -32,34 +32,39 @@ def reserve(
     target: str,
     copy: int = 1,
 ) -> int:
-    """The number of a submission, reserved in the log; the same (round, arm, purpose, copy) has the same number whoever asks.
+    """Reserve a submission in the log and return its number. The same (round, arm, purpose, copy) always gets the same number.
 
-    today: UTC, ISO. target: external.kind. copy: 2 and more for repeats of the reference and of finalists.
-    Raises Refused by article 4 (daily_cap, campaign_cap, held_back, already_submitted), ConfigError for what is no such thing.
+    purpose: slot, reference or finalist. today: ISO date in UTC. target: external.kind. copy: 2 and more for repeats of the reference
+    and of finalists. Raises Refused by article 4 (daily_cap, campaign_cap, held_back, already_submitted), ConfigError for a purpose
+    that does not fit the arm, a bad date, or a campaign without external target.
     """
     if target == "none":
         raise ConfigError(
-            "there is no external target to submit to", "external=local, kaggle, command or manual names one"
+            "there is no external target to submit to",
+            "Start a new campaign with external=local, kaggle, command or manual",
         )
-    given: list[Submission] = []
+    reserved: list[Submission] = []
 
     def make(records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | None:
-        one = submission_caps.reservation(
+        submission = submission_caps.reservation(
             records, caps, round_name=round_name, arm=arm, purpose=purpose, adapter_digest=adapter_digest, target=target,
             today=today, copy=copy,
         )  # fmt: skip
-        given.append(one)
-        if one.number <= len(board_submissions.submissions_in(records)):
+        reserved.append(submission)
+        if submission.number <= len(board_submissions.submissions_in(records)):
             return None
         names = ("number", "round", "arm", "purpose", "adapter_digest", "target", "day")
-        return "submission", {name: getattr(one, name) for name in names}
+        return "submission", {name: getattr(submission, name) for name in names}
 
     Log(campaign.log).append_from(make)
-    return given[0].number
+    return reserved[0].number
 
 
 def set_score(campaign: Campaign, number: int, score: str | None) -> None:
-    """What a person says of a submission: its score, or None for withdrawn. Raises ConfigError, NotFound."""
+    """Log a score that a person typed, or None to withdraw the submission.
+
+    Raises ConfigError for text that is not a score, NotFound for a number that is not reserved.
+    """
     payload = {
         "number": number,
         "by": "person",
@@ -68,39 +73,40 @@ def set_score(campaign: Campaign, number: int, score: str | None) -> None:
     if score is None:
         payload["withdrawn"] = True
     record(Log(campaign.log), payload)
-    outbox.clear(campaign, number)
+    outbox.remove(campaign, number)
 
 
 def record(log: Log, payload: Mapping[str, Any]) -> bool:
-    """Append a `board_score` unless it is the newest record of its number already; a withdrawal is taken back by persons alone.
+    """Append a `board_score` unless it repeats the newest record of its number; returns whether it was appended.
 
-    Returns whether it was appended. Raises NotFound for a number that is not reserved.
+    A record without `by` comes from the target. It cannot undo a person's withdrawal, and it is ignored where it repeats the target's
+    score from before a person's entry. Raises NotFound for a number that is not reserved.
     """
-    done: list[bool] = []
+    appended: list[bool] = []
 
     def make(records: list[dict[str, Any]]) -> tuple[str, Mapping[str, Any]] | None:
         check_reserved(records, payload["number"])
-        mine = [one for one in records if one["event"].startswith("board_") and one["number"] == payload["number"]]
-        scores = [one for one in mine if one["event"] == "board_score"]
+        earlier = [r for r in records if r["event"].startswith("board_") and r["number"] == payload["number"]]
+        scores = [record for record in earlier if record["event"] == "board_score"]
         if scores and "by" not in payload and "by" in scores[-1]:
-            before = [one for one in scores if "by" not in one]
-            # What the target said before a person knew better is no news.
-            if scores[-1].get("withdrawn") or (before and before[-1]["score"] == payload["score"]):
+            from_target = [record for record in scores if "by" not in record]
+            # Ignore a score that a manual entry has replaced.
+            if scores[-1].get("withdrawn") or (from_target and from_target[-1]["score"] == payload["score"]):
                 return None
         if (
-            mine
-            and {key: value for key, value in mine[-1].items() if key not in ("seq", "previous", "event")} == payload
+            earlier
+            and {key: value for key, value in earlier[-1].items() if key not in ("seq", "previous", "event")} == payload
         ):
             return None
-        done.append(True)
+        appended.append(True)
         return "board_score", payload
 
     log.append_from(make)
-    return bool(done)
+    return bool(appended)
 
 
 def check_reserved(records: list[dict[str, Any]], number: int) -> None:
-    """Raises NotFound for a number that is not reserved."""
+    """Raise NotFound for a number that is not reserved."""
     num_reserved = len(board_submissions.submissions_in(records))
     if not 1 <= number <= num_reserved:
-        raise NotFound(f"number {number} is not reserved", f"The log has {num_reserved} submissions")
+        raise NotFound(f"number {number} is not reserved", f"Valid: 1 to {num_reserved}, the submissions in the log")

@@ -1,8 +1,8 @@
-"""What a proposer is sent: numbers that were parsed here and words that were looked up here, never a text that was copied. Pure.
+"""Build the request for a proposer from parsed numbers and words of closed lists. It contains no text that a trial wrote.
 
-A trial writes logs, manifests, tracebacks and answers, and a text among them may be addressed to whoever reads it. Nobody here does:
-each value is made anew from an integer, a ratio, or a word of a closed list; what is neither is left out, and an exit class that is on
-no list is `other`. Printed board scores are not sent, but for the one that the ladder told (Blum and Hardt 1502.04585).
+A trial writes logs, data cards, tracebacks and answers, which may hold instructions to a language model. This module therefore copies
+nothing. It makes each value from an integer, a ratio or a word of a closed list, leaves out everything else, and sends `other` for an
+unknown exit class. It sends no board score except the ladder's (Blum and Hardt, arXiv:1502.04585). The functions are pure.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ def request_of(
     external: str = "",
     ladder: str = "",
 ) -> dict[str, Any]:
-    """The facts as canonical JSON has them: integers, and strings of closed lists or plain decimals.
+    """Return the request's facts: integers, plain decimals as text, and words of closed lists.
 
-    rounds: of each earlier round, first to newest, its arms as planned and its evidence as JSON (records.Evidence by seal.plain).
-    reference: every open key that this recipe has, with its value there. families: those of the campaign's configuration.
-    ladder: the best board score that may be told, "" for none. External's state and the families' come from the newest evidence.
+    num_slots: how many proposals may be accepted. rounds: of each earlier round, oldest first, the planned arms and the evidence as JSON
+    (`canonical.plain`). reference: the reference recipe's value of every open key that it has. families: the campaign's. external: the
+    board's state, "" to take it from the newest evidence, as the families' states are. ladder: the best board score that may be told,
+    "" for none.
     """
     known = sorted(name for name in families if _NAME.fullmatch(name))
     newest = rounds[-1][1] if rounds else {}
@@ -72,7 +73,9 @@ def request_of(
         "schema": 1,
         "round": round_number,
         "num_slots": num_slots,
-        "rounds": [_round(number, arms, seen, known, constitution) for number, (arms, seen) in enumerate(rounds, 1)],
+        "rounds": [
+            _round(number, arms, evidence, known, constitution) for number, (arms, evidence) in enumerate(rounds, 1)
+        ],
         "families": {family: _word(_at(newest, "families", family, "name"), STATES, STATES[0]) for family in known},
         "external": _word(external or newest.get("external"), EXTERNALS, EXTERNALS[0]),
         "ladder": _decimal(ladder),
@@ -88,19 +91,19 @@ def request_of(
 
 
 def _round(
-    number: int, arms: Sequence[Arm], seen: Mapping[str, Any], families: Sequence[str], constitution: Constitution
+    number: int, arms: Sequence[Arm], evidence: Mapping[str, Any], families: Sequence[str], constitution: Constitution
 ) -> dict[str, Any]:
-    """One earlier round: each arm with the setting that it moved, how it ended, its lifts and its counts."""
+    """Describe an earlier round: each arm with the setting that it moved, how it ended, its lifts and its counts."""
     planned = {arm.name: arm for arm in arms}
-    outcomes = {each.get("arm"): each for each in _dicts(seen.get("outcomes"))}
-    told = []
+    outcomes = {outcome.get("arm"): outcome for outcome in _dicts(evidence.get("outcomes"))}
+    described = []
     for name in ARM_NAMES:
         outcome = outcomes.get(name)
         if outcome is None:
             continue
         arm = planned.get(name)
         moved = _settings(arm.overrides[-1:], constitution) if arm and arm.role in ("axis", "contrast") else []
-        told.append(
+        described.append(
             {
                 "arm": name,
                 "role": _word(arm.role if arm else "reference", ROLES, OTHER),
@@ -109,25 +112,25 @@ def _round(
                 "exit_class": exit_class(outcome.get("exit_class")),
                 "right": {item_set: _counts(outcome, item_set, families) for item_set in SETS},
                 "lifts": [
-                    lift for each in _dicts(seen.get("lifts")) if each.get("arm") == name for lift in _lift(each)
+                    entry for lift in _dicts(evidence.get("lifts")) if lift.get("arm") == name for entry in _lift(lift)
                 ],
             }
         )
-    return {"round": number, "seed_error": _root(_ratio(seen.get("seed_variance"))), "arms": told}
+    return {"round": number, "seed_error": _root(_ratio(evidence.get("seed_variance"))), "arms": described}
 
 
 def exit_class(text: Any) -> str:
-    """A word of EXIT_CLASSES, by what stands before a colon; anything else is `other`."""
+    """Return the word of EXIT_CLASSES that equals the text before a colon; `other` for any other value."""
     return _word(text.partition(":")[0] if isinstance(text, str) else text, EXIT_CLASSES, OTHER)
 
 
-def _lift(each: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """[] for one that is not whole."""
-    mean, variance, size = _ratio(each.get("mean")), _ratio(each.get("variance")), each.get("num_items")
+def _lift(lift: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a list with the lift in hundredths of a percentage point; [] where a field is absent or invalid."""
+    mean, variance, size = _ratio(lift.get("mean")), _ratio(lift.get("variance")), lift.get("num_items")
     if mean is None or variance is None or type(size) is not int:
         return []
     baseline, item_set = (
-        _word(each.get(name), words, "") for name, words in (("baseline", BASELINES), ("item_set", SETS))
+        _word(lift.get(name), words, "") for name, words in (("baseline", BASELINES), ("item_set", SETS))
     )
     if not baseline or not item_set:
         return []
@@ -137,7 +140,7 @@ def _lift(each: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _counts(outcome: Mapping[str, Any], item_set: str, families: Sequence[str]) -> dict[str, list[int]]:
-    """Family -> [right, truncated, items], of those whose marks are marks."""
+    """Map each family to [right, truncated, items]; leave out those whose outcome string is invalid."""
     marks = {family: _at(outcome, "outcomes", item_set, family) for family in families}
     return {
         family: [text.count("1"), text.count("T"), len(text)]
@@ -147,12 +150,13 @@ def _counts(outcome: Mapping[str, Any], item_set: str, families: Sequence[str]) 
 
 
 def _settings(settings: Iterable[Setting], constitution: Constitution) -> list[dict[str, str]]:
-    """Those under an open key whose value is one of its choices or a number."""
+    """Return the settings whose key is open and whose value is valid there."""
     values = [(key, _value(key, value, constitution)) for key, value in settings]
     return [{"key": key, "value": value} for key, value in values if value is not None]
 
 
 def _value(key: str, value: Any, constitution: Constitution) -> str | None:
+    """Return a value as one of its key's choices or a plain decimal; None where the key is closed or the value neither."""
     rule = constitution.articles["2"]["keys"].get(key)
     if rule is None or not isinstance(value, str):
         return None
@@ -162,14 +166,14 @@ def _value(key: str, value: Any, constitution: Constitution) -> str | None:
 
 
 def _axis(axis: Axis, constitution: Constitution) -> dict[str, Any]:
-    """With the range that a person chose, or the choices."""
-    choices = [value for each in axis.choices if (value := _value(axis.key, each, constitution)) is not None]
+    """Describe an axis with its range or its choices."""
+    choices = [value for choice in axis.choices if (value := _value(axis.key, choice, constitution)) is not None]
     bounds = {"choices": choices} if choices else {"low": _decimal(axis.low), "high": _decimal(axis.high)}
     return {"name": axis.name, "key": axis.key, **bounds}
 
 
 def _decimal(text: Any) -> str:
-    """One spelling of a number, whatever a configuration wrote (4e-3, 1.0); "" for what is none."""
+    """Return the plain decimal of a number that a configuration may write as 4e-3 or 1.0; "" for any other value."""
     if not isinstance(text, str) or not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{0,12})?([eE][+-]?[0-9]{1,2})?", text):
         return ""
     value = Fraction(text)
@@ -179,7 +183,7 @@ def _decimal(text: Any) -> str:
 
 
 def _ratio(text: Any) -> Fraction | None:
-    """Of "p/q" or an integer, also where canonical JSON kept one as such."""
+    """Parse "p/q" or an integer as text; None for any other value."""
     if not isinstance(text, str) or not _RATIO.fullmatch(text):
         return None
     numerator, _, denominator = text.partition("/")
@@ -187,20 +191,22 @@ def _ratio(text: Any) -> Fraction | None:
 
 
 def _root(variance: Fraction | None) -> int:
-    """Standard error in hundredths of a percentage point, rounded down; 0 where there is none."""
+    """Return the standard error in hundredths of a percentage point, rounded down; 0 for None or a negative variance."""
     return 0 if variance is None or variance < 0 else isqrt(int(variance * 10**8))
 
 
 def _word(text: Any, words: Sequence[str], otherwise: str) -> str:
-    """The list's own string, never the one that came."""
+    """Return the string of `words` that equals `text`, never `text` itself; else `otherwise`."""
     return next((word for word in words if isinstance(text, str) and word == text), otherwise)
 
 
 def _dicts(value: Any) -> list[Mapping[str, Any]]:
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list | tuple) else []
+    """Return the mappings in a list; [] for any other value."""
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def _at(value: Any, *path: str) -> Any:
+    """Return the value under nested keys, None where a key is absent."""
     for name in path:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value

@@ -1,9 +1,9 @@
-"""A client of one call: POST to an OpenAI-compatible /v1/chat/completions, and its exact bytes back.
+"""POST one request to an OpenAI-compatible /v1/chat/completions endpoint and return the exact bytes of its answer.
 
-The endpoint is outside: it may be slow, endless, broken or hostile. The whole call has one deadline, the answer one size, no
-redirect is followed, TLS is verified, and a key goes over TLS or to this machine alone. The key is read when the call is made, from
-the variable or file that the configuration names, and stands in the request's header only: not in the bytes that are stored, not in
-an error; an answer that repeats it is dropped.
+The endpoint may be slow, endless, broken or hostile. The whole call therefore has one deadline and the answer a maximal size, the
+client follows no redirect and verifies TLS, and it sends the API key only over TLS or to this machine. It reads the key for each call,
+from the variable or file that the configuration names, and puts it into the request's header alone. The key is in no stored bytes and
+in no error, and an answer that repeats it is dropped.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ KINDS = (
     "endpoint_unreachable", "endpoint_tls", "endpoint_timeout", "endpoint_status", "endpoint_redirect",
     "endpoint_too_large", "endpoint_broken", "endpoint_key", "endpoint_key_echoed",
 )  # fmt: skip
-"""Every way in which a call ends without an answer."""
+"""The kinds of failure of a call; they are stable codes in the sealed log."""
 
 
 class EndpointFailed(WorkFailed):
-    """No answer that can be used; `kind` is one of KINDS. Its words name neither the address nor what came from it."""
+    """There is no usable answer. `kind` is one of KINDS. The message names neither the address nor anything that came from it."""
 
     def __init__(self, kind: str, what: str, cure: str = "") -> None:
         super().__init__(what, cure)
@@ -46,17 +46,17 @@ class EndpointFailed(WorkFailed):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask, as configured. `api_key_env` and `api_key_file` name where a key is, "" for none; they never hold one."""
+    """Where to ask, as configured. `api_key_env` and `api_key_file` name where the key is, "" for none; they never hold a key."""
 
     url: str  # the whole address, such as https://api.example.com/v1/chat/completions
     model: str
-    timeout_seconds: float = 120
+    timeout_seconds: float = 120  # for the whole call
     api_key_env: str = ""
     api_key_file: str = ""
     seed: int = 0
 
-    def check(self) -> None:
-        """Raises ConfigError for an address that cannot be asked, or not safely."""
+    def check_settings(self) -> None:
+        """Raise ConfigError for an invalid address, a missing model name, or a key that would be sent in clear."""
         try:
             parts = urlsplit(self.url)
             valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
@@ -64,42 +64,46 @@ class Endpoint:
             valid = False
         if not valid or not self.url.isascii() or not self.url.isprintable() or " " in self.url:
             raise ConfigError(
-                "policy.proposals.url is no http or https address",
-                "As in https://api.example.com/v1/chat/completions",
+                "policy.proposals.url is not an http or https address",
+                "Set it to a whole address, such as https://api.example.com/v1/chat/completions",
             )
         if "@" in parts.netloc:
             raise ConfigError(
                 "policy.proposals.url holds a name or password", "Put the key into api_key_env or api_key_file"
             )
         if not self.model:
-            raise ConfigError("policy.proposals.model is empty", "The name by which the endpoint knows its model")
-        if self.api_key_env and self.api_key_file:
-            raise ConfigError("policy.proposals names two keys", "One of api_key_env and api_key_file")
-        if (self.api_key_env or self.api_key_file) and parts.scheme == "http" and not is_here(parts.hostname or ""):
             raise ConfigError(
-                "policy.proposals.url would have the key sent in clear", "https, or an endpoint of this machine"
+                "policy.proposals.model is empty", "Set it to the name by which the endpoint knows its model"
+            )
+        if self.api_key_env and self.api_key_file:
+            raise ConfigError("policy.proposals names two keys", "Set only one of api_key_env and api_key_file")
+        if (self.api_key_env or self.api_key_file) and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            raise ConfigError(
+                "policy.proposals.url would have the key sent in clear", "Use https, or an endpoint on this machine"
             )
 
 
 @dataclass(frozen=True)
 class Secret:
-    """A key in memory; printing it prints nothing."""
+    """An API key in memory; its repr does not show it."""
 
     text: str = field(repr=False)
 
     def stands_in(self, answer: bytes) -> bool:
-        """Whether an answer repeats it: as it is, with JSON's escapes, or in base 64."""
-        read = re.sub(rb"\\u00([0-7][0-9a-fA-F])", lambda code: bytes([int(code[1], 16)]), answer).replace(b"\\", b"")
+        """Whether an answer contains the key: plain, with JSON's escapes, or in base 64."""
+        unescaped = re.sub(rb"\\u00([0-7][0-9a-fA-F])", lambda code: bytes([int(code[1], 16)]), answer).replace(
+            b"\\", b""
+        )
         coded = base64.b64encode(self.text.encode()).rstrip(b"=")[:-1]
-        return any(key in text for key in (self.text.encode(), coded) for text in (answer, read))
+        return any(key in text for key in (self.text.encode(), coded) for text in (answer, unescaped))
 
 
 def body(endpoint: Endpoint, system: str, user: str, schema_name: str, schema: Any) -> bytes:
-    """The request's bytes: sorted keys, no white space, so that the same question is the same bytes.
+    """Return the request as JSON with sorted keys and no white space, so that equal questions give equal bytes.
 
-    In ASCII, which the encoder of records is not: whatever stands before an endpoint passes it on unchanged.
+    It is ASCII, unlike a record, so that no proxy between here and the endpoint changes it. schema: JSON schema of the answer.
     """
-    asked = {
+    request = {
         "model": endpoint.model,
         "messages": [{"role": "system", "content": system}, {"role": "user", "content": user}],
         "temperature": 0,
@@ -109,38 +113,40 @@ def body(endpoint: Endpoint, system: str, user: str, schema_name: str, schema: A
             "json_schema": {"name": schema_name, "strict": True, "schema": schema},
         },
     }
-    return json.dumps(asked, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return json.dumps(request, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def post_chat(endpoint: Endpoint, request: bytes) -> bytes:
-    """Send `request`, return the answer's bytes as they came. Raises EndpointFailed; ConfigError as `Endpoint.check`.
+    """Send `request` and return the bytes of the answer. Raises EndpointFailed, and ConfigError as `Endpoint.check_settings`.
 
-    The call runs in a thread of its own: looking up a name, or headers that come a byte a minute, have no other deadline.
+    The call runs in a thread, because nothing else limits the time of a name look-up or of headers that arrive byte by byte.
     """
-    endpoint.check()
+    endpoint.check_settings()
     key = read_key(endpoint)
-    ended: queue.SimpleQueue[bytes | EndpointFailed] = queue.SimpleQueue()
+    results: queue.SimpleQueue[bytes | EndpointFailed] = queue.SimpleQueue()
 
     def call() -> None:
         try:
-            ended.put(_post(endpoint, request, key))
+            results.put(_post(endpoint, request, key))
         except EndpointFailed as failed:
-            ended.put(failed)
+            results.put(failed)
 
     threading.Thread(target=call, name="chat", daemon=True).start()
     try:
-        answer = ended.get(timeout=endpoint.timeout_seconds)
+        answer = results.get(timeout=endpoint.timeout_seconds)
     except queue.Empty:
         raise _too_late(endpoint) from None
     if isinstance(answer, EndpointFailed):
         raise answer
     if key and key.stands_in(answer):
-        raise EndpointFailed("endpoint_key_echoed", "the answer repeats the API key; it was dropped", "Renew the key")
+        raise EndpointFailed(
+            "endpoint_key_echoed", "the answer repeats the API key; it was dropped", "Replace the key at its provider"
+        )
     return answer
 
 
 def read_key(endpoint: Endpoint) -> Secret | None:
-    """The key, from where the configuration says. Raises EndpointFailed where none is there; its words name the place only."""
+    """Read the key, or return None where none is configured. Raises EndpointFailed where the place holds no key."""
     if endpoint.api_key_env:
         place, text = f"the variable {endpoint.api_key_env}", os.environ.get(endpoint.api_key_env, "")
     elif endpoint.api_key_file:
@@ -153,12 +159,14 @@ def read_key(endpoint: Endpoint) -> Secret | None:
         return None
     text = text.strip()
     if not (text and text.isascii() and text.isprintable()):
-        raise EndpointFailed("endpoint_key", f"{place} holds no API key", "Set it for the job that asks, or name none")
+        raise EndpointFailed(
+            "endpoint_key", f"{place} holds no API key", "Put the key there for the job that asks, or configure none"
+        )
     return Secret(text)
 
 
-def is_here(host: str) -> bool:
-    """This machine's loopback."""
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its loopback address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -167,27 +175,27 @@ def is_here(host: str) -> bool:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any) -> None:
-        return  # urllib then raises the status itself
+        return  # urllib then raises HTTPError with the status
 
 
 def _post(endpoint: Endpoint, request: bytes, key: Secret | None) -> bytes:
     headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
-    asked = urllib.request.Request(endpoint.url, request, headers, method="POST")
+    message = urllib.request.Request(endpoint.url, request, headers, method="POST")
     if key:
-        asked.add_unredirected_header("Authorization", f"Bearer {key.text}")
+        message.add_unredirected_header("Authorization", f"Bearer {key.text}")
     handlers: list[Any] = [_NoRedirect(), urllib.request.HTTPSHandler(context=ssl.create_default_context())]
-    if is_here(urlsplit(endpoint.url).hostname or ""):
-        handlers.append(urllib.request.ProxyHandler({}))  # a site's proxy is not asked for this machine
-    late = time.monotonic() + endpoint.timeout_seconds
+    if is_loopback(urlsplit(endpoint.url).hostname or ""):
+        handlers.append(urllib.request.ProxyHandler({}))  # a proxy of the site cannot reach this machine
+    deadline = time.monotonic() + endpoint.timeout_seconds
     parts, size = [], 0
     try:
-        with urllib.request.build_opener(*handlers).open(asked, timeout=endpoint.timeout_seconds) as answer:
+        with urllib.request.build_opener(*handlers).open(message, timeout=endpoint.timeout_seconds) as answer:
             while part := answer.read1(CHUNK):
                 parts.append(part)
                 size += len(part)
                 if size > MAX_ANSWER_BYTES:
                     raise EndpointFailed("endpoint_too_large", f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-                if time.monotonic() > late:
+                if time.monotonic() > deadline:
                     raise _too_late(endpoint)
             if answer.length:
                 raise http.client.IncompleteRead(b"", answer.length)
@@ -204,18 +212,20 @@ def _post(endpoint: Endpoint, request: bytes, key: Secret | None) -> bytes:
 
 
 def _failure(endpoint: Endpoint, error: Exception) -> EndpointFailed:
-    """Of what urllib raises; its own words may hold addresses, so only the kind goes on."""
+    """Turn an error of urllib into a kind; its message may hold addresses, so it is dropped."""
     cause = getattr(error, "reason", error)
     if isinstance(cause, TimeoutError):
         return _too_late(endpoint)
     if isinstance(cause, ssl.SSLError):
         return EndpointFailed(
-            "endpoint_tls", "the endpoint's certificate does not hold", "SSL_CERT_FILE names a site's own"
+            "endpoint_tls",
+            "the endpoint's certificate does not hold",
+            "Set SSL_CERT_FILE to the certificates of the site, if it has its own",
         )
     if isinstance(error, http.client.HTTPException | ValueError):
         return EndpointFailed("endpoint_broken", "what came back is no HTTP")
     return EndpointFailed(
-        "endpoint_unreachable", "nobody answers", "Look at policy.proposals.url and the job's network"
+        "endpoint_unreachable", "nobody answers", "Check policy.proposals.url and the network of the job"
     )
 
 

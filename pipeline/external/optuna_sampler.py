@@ -1,7 +1,7 @@
-"""Optuna as a proposer: told every earlier arm's fresh lift, asked for others, recorded like a language model. The one door of optuna.
+"""Optuna as a proposer: suggest settings from the fresh lifts of earlier arms. Only this module imports optuna.
 
-It is told and asked in the words of the request that everybody else gets (pipeline.briefing), and answers in their form. A sampler's
-draw depends on its version and seed; nothing rests on that: what is replayed are its bytes, and the gate judges them.
+It reads the same request as a language model (briefing.py) and answers in the same form. What a sampler draws depends on its version
+and seed. No decision rests on that: an audit replays the stored bytes of the answer, and the gate judges them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ ADDRESS = "Optuna TPE"
 
 
 def suggest(request: bytes, seed: int) -> bytes:
-    """Request (canonical JSON of pipeline.briefing) -> an answer in the proposals' form. Raises ConfigError without optuna."""
+    """Answer a request, the canonical JSON of `briefing.request_of`, with one proposal per axis at most.
+
+    Raises ConfigError where optuna is not installed.
+    """
     try:
         import optuna
     except ImportError as error:
         raise ConfigError(
             f"policy=optuna needs optuna, which this Python does not have ({error})",
-            "`.venv/bin/python -m pip install optuna`, or policy=default",
+            "Run `.venv/bin/python -m pip install optuna`, or use policy=default",
         ) from error
     facts = strict_json.read(request)
     axes = {axis["key"]: axis for axis in facts["axes"] if axis["key"] in facts["open_keys"]}
@@ -47,12 +50,12 @@ def suggest(request: bytes, seed: int) -> bytes:
 
 
 def plain_text(value: float | int) -> str:
-    """Three significant digits, as the sequence's values have."""
+    """Format a value with three significant digits, like the values of axis arms."""
     return str(value) if isinstance(value, int) else plain_number(f"{float(f'{value:.3g}'):.12f}")
 
 
 def _space(optuna: Any, kind: str, axis: dict[str, Any]) -> Any:
-    """An axis's range as a distribution; ten times as high as low: logarithmic."""
+    """Return an axis's range as a distribution, logarithmic where high is at least ten times low."""
     if "choices" in axis:
         return optuna.distributions.CategoricalDistribution(axis["choices"])
     low, high = float(axis["low"]), float(axis["high"])
@@ -62,11 +65,11 @@ def _space(optuna: Any, kind: str, axis: dict[str, Any]) -> Any:
 
 
 def _history(facts: dict[str, Any], key: str) -> list[tuple[str, float]]:
-    """(value, fresh lift over the reference) of every arm that moved this key."""
+    """List (value, fresh lift over the reference) of every arm that moved this key."""
     return [
         (moved["value"], float(lift["lift"]))
-        for each in facts["rounds"]
-        for arm in each["arms"]
+        for past_round in facts["rounds"]
+        for arm in past_round["arms"]
         for moved in arm["moved"]
         for lift in arm["lifts"]
         if moved["key"] == key and (lift["baseline"], lift["set"]) == ("reference", "fresh")

@@ -1,10 +1,10 @@
-"""What is to be sent to the external target, as files: the adapter by digest, and the competition's archive of it.
+"""The outbox: the files of submissions that are ready to be sent to the external target.
 
-    outbox/0003/     adapter/  submission.zip     built aside, there when whole
+    outbox/0003/     adapter/  submission.zip     renamed to this name when complete
     outbox/0003.json {"number": 3, "round", "arm", "purpose", "adapter_digest", "target", "message"}     written last: ready to be sent
 
-The archive is made by the exporter of the pristine image, where images can be mounted; a login node that sends it needs no more than
-the files. They go when the score is there.
+The exporter of the pristine image makes the archive, on a node that can mount images. A login node needs only these files to send it.
+They are removed once the score is known.
 """
 
 from __future__ import annotations
@@ -27,64 +27,70 @@ from pipeline.sandbox import image
 
 ARCHIVE = "submission.zip"
 Pack = Callable[[Path, Path], None]
-"""Makes an archive (second) of an adapter's folder (first)."""
+"""A function that makes an archive from an adapter: (folder of the adapter, path of the archive)."""
 
 
-def adapter_of(campaign: Campaign, one: Submission) -> Path:
-    """Folder of the adapter that was reserved: of the attempt that sealed it, checked by digest. Raises NotFound, IntegrityError."""
-    folder, arm = campaign.round(one.round), one.arm
+def adapter_of(campaign: Campaign, submission: Submission) -> Path:
+    """Return the folder of a submission's adapter, in the attempt that sealed it.
+
+    Raises NotFound where no attempt has it, IntegrityError where its files have another digest than the sealed one.
+    """
+    folder, arm = campaign.round(submission.round), submission.arm
     if arm == REFERENCE:
         folder, arm = campaign.round("r0000"), "a0"
-    attempts = [each for each in folder.attempts(arm) if each.sealed.exists()]
-    mine = [each for each in attempts if read_json(each.sealed)["adapter_digest"] == one.adapter_digest]
-    kept = next((each.adapter_dir for each in mine if (each.adapter_dir / adapter.WEIGHTS).exists()), None)
+    sealed = [attempt for attempt in folder.attempts(arm) if attempt.sealed.exists()]
+    same = [attempt for attempt in sealed if read_json(attempt.sealed)["adapter_digest"] == submission.adapter_digest]
+    kept = next((attempt.adapter_dir for attempt in same if (attempt.adapter_dir / adapter.WEIGHTS).exists()), None)
     if kept is None:
         raise NotFound(
-            f"{folder.name}/{arm} has no adapter {one.adapter_digest[:16]}, which number {one.number} is",
+            f"{folder.name}/{arm} has no adapter {submission.adapter_digest[:16]}, which number {submission.number} is",
             "Restore it from a copy",
         )
-    found = adapter.kept_digest(kept)
-    if found != one.adapter_digest:
+    digest = adapter.kept_digest(kept)
+    if digest != submission.adapter_digest:
         raise IntegrityError(
-            f"{kept} has digest {found[:16]}, it was sealed as {one.adapter_digest[:16]}", "Restore it"
+            f"{kept} has digest {digest[:16]}, but it was sealed as {submission.adapter_digest[:16]}",
+            "Restore it from a copy",
         )
     return kept
 
 
-def message_of(facts: Mapping[str, Any], one: Submission) -> str:
-    """The one line by which a target that keeps a list knows this submission again: campaign, number, adapter."""
-    return f"{facts['campaign']} {one.number:04d} {one.adapter_digest[:12]}"
+def message_of(facts: Mapping[str, Any], submission: Submission) -> str:
+    """Return the line that identifies a submission in a target's list: campaign, number, adapter."""
+    return f"{facts['campaign']} {submission.number:04d} {submission.adapter_digest[:12]}"
 
 
 def folder_of(campaign: Campaign, number: int) -> Path:
+    """Return the folder of a submission's files, which need not exist."""
     return Path(campaign.outbox / f"{number:04d}")
 
 
 def is_ready(campaign: Campaign, number: int) -> bool:
-    """Whether everything that sending needs is there."""
+    """Whether the outbox holds everything that sending this submission needs."""
     return Path(campaign.outbox / f"{number:04d}.json").exists() and folder_of(campaign, number).is_dir()
 
 
-def post(campaign: Campaign, facts: Mapping[str, Any], one: Submission, pack: Pack | None) -> None:
-    """Put a submission into the outbox; what is there already stays. pack: makes the archive; None where nobody wants one.
+def add(campaign: Campaign, facts: Mapping[str, Any], submission: Submission, pack: Pack | None) -> None:
+    """Put a submission into the outbox, unless it is there. pack: makes the archive; None where the target needs none.
 
-    Raises NotFound or IntegrityError where the adapter is not what was reserved, TrialFailed where the exporter refuses it, WorkFailed
-    where it cannot be written.
+    Raises NotFound or IntegrityError where the adapter is not the reserved one, TrialFailed where the exporter refuses it, WorkFailed
+    where the outbox cannot be written.
     """
-    if is_ready(campaign, one.number):
+    number = submission.number
+    if is_ready(campaign, number):
         return
-    kept, ready = adapter_of(campaign, one), folder_of(campaign, one.number)
+    kept, ready = adapter_of(campaign, submission), folder_of(campaign, number)
     aside = None
     try:
         campaign.outbox.mkdir(exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{one.number:04d}.", dir=campaign.outbox))
+        aside = Path(tempfile.mkdtemp(prefix=f".{number:04d}.", dir=campaign.outbox))
         (aside / "adapter").mkdir()
         for name in (adapter.WEIGHTS, adapter.CONFIG):
-            link(kept / name, aside / "adapter" / name)
+            hard_link_or_copy(kept / name, aside / "adapter" / name)
         if pack:
             pack(kept, aside / ARCHIVE)
         aside.chmod(0o755)
-        shutil.rmtree(ready, ignore_errors=True)  # of a start that was killed before it wrote the file beside
+        shutil.rmtree(ready, ignore_errors=True)  # left by a process that was killed before it wrote the JSON file
         os.rename(aside, ready)
     except OSError as error:
         raise WorkFailed(f"cannot fill {campaign.outbox}: {error.strerror}", "Free space or rights there") from error
@@ -92,26 +98,26 @@ def post(campaign: Campaign, facts: Mapping[str, Any], one: Submission, pack: Pa
         if aside:
             shutil.rmtree(aside, ignore_errors=True)
     fields = ("number", "round", "arm", "purpose", "adapter_digest", "target")
-    content = {name: getattr(one, name) for name in fields} | {"message": message_of(facts, one)}
-    write_file(campaign.outbox / f"{one.number:04d}.json", canonical.encoded(content))
+    content = {name: getattr(submission, name) for name in fields} | {"message": message_of(facts, submission)}
+    write_file(campaign.outbox / f"{number:04d}.json", canonical.encoded(content))
 
 
-def link(source: Path, target: Path) -> None:
-    """A second name where the file system has them, else a copy: an adapter may have a gigabyte."""
+def hard_link_or_copy(source: Path, target: Path) -> None:
+    """Make a hard link, or a copy where the file system allows none; an adapter may have a gigabyte."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
 
 
-def clear(campaign: Campaign, number: int) -> None:
-    """Remove what was sent."""
+def remove(campaign: Campaign, number: int) -> None:
+    """Remove a submission's files, if there are any."""
     (campaign.outbox / f"{number:04d}.json").unlink(missing_ok=True)
     shutil.rmtree(folder_of(campaign, number), ignore_errors=True)
 
 
 def packer(campaign: Campaign, facts: Mapping[str, Any], chosen: Settings) -> Pack:
-    """Pack with the exporter of the campaign's image, in a sandbox. The caller has entered a private mount namespace."""
+    """Return a Pack that runs the exporter of the campaign's image in a sandbox. The caller has entered a private mount namespace."""
 
     def pack(kept: Path, archive: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="export-", dir=chosen.cluster.scratch_dir or None) as scratch:

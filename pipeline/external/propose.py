@@ -1,4 +1,4 @@
-"""Ask a proposer once, keep every byte of request and answer, and log the verdicts."""
+"""Ask a proposer once per request, store the exact bytes of request and answer, and log the gate's verdicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.decision.proposals import Proposed, content_of, reference_of, reju
 from pipeline.external.chat import EndpointFailed
 
 Ask = Callable[[bytes], bytes]
-"""Request -> answer, both exact. Raises EndpointFailed where none came."""
+"""A function from the exact bytes of a request to those of its answer. It raises EndpointFailed without an answer."""
 
 
 def propose(
@@ -30,10 +30,11 @@ def propose(
     constitution: Constitution,
     fits: proposal_gate.Fits = lambda settings: "",
 ) -> Proposed:
-    """Ask once for this very request, judge, keep and log. The caller holds the round.
+    """Ask the proposer, judge its answer, and store and log both; a request that the log has is judged again instead.
 
-    What the recipe has is read from the request, as an audit does. Raises IntegrityError where stored bytes are not those of the log,
-    WorkFailed where nothing can be written.
+    kind: llm or optuna. mode: shadow or active. fits: as for `proposal_gate.judge_answer`. The caller holds the round's lock. The recipe's
+    values come from the request, as in an audit. Raises IntegrityError where stored bytes differ from the log, WorkFailed where nothing
+    can be written.
     """
     log, digest = Log(folder.campaign.log), canonical.sha256(request)
     for record in log.records():
@@ -46,14 +47,14 @@ def propose(
         if not answer_path.exists():
             write_file(answer_path, ask(request))
         answer = answer_path.read_bytes()
-        answered = canonical.sha256(answer)
+        answer_digest = canonical.sha256(answer)
         verdicts = proposal_gate.judge_answer(
             content_of(kind, answer), policy, reference_of(request), constitution, fits
         )
     except EndpointFailed as failed:
-        answered, verdicts = "", (proposal_gate.refused(0, failed.kind, failed.what),)
+        answer_digest, verdicts = "", (proposal_gate.refused(0, failed.kind, failed.what),)
     log.append_once(
-        "proposal", round=folder.name, number=number, policy=kind, mode=mode, request_digest=digest, response_digest=answered,
+        "proposal", round=folder.name, number=number, policy=kind, mode=mode, request_digest=digest, response_digest=answer_digest,
         verdicts=[verdict.to_json() for verdict in verdicts],
     )  # fmt: skip
     for verdict in verdicts:
@@ -62,22 +63,22 @@ def propose(
                 "refusal", round=folder.name, number=number, slot=verdict.slot, article=verdict.article, code=verdict.code,
                 what=verdict.what,
             )  # fmt: skip
-    return Proposed(number, digest, answered, verdicts)
+    return Proposed(number, digest, answer_digest, verdicts)
 
 
 def replayed(folder: Round, record: Mapping[str, Any], policy: Policy, constitution: Constitution) -> Proposed:
-    """The stored bytes of a logged proposal, judged again. Raises IntegrityError where bytes or verdicts are not the log's."""
-    number, kept = record["number"], {}
+    """Judge the stored bytes of a logged proposal again. Raises IntegrityError where bytes or verdicts differ from the log."""
+    number, stored = record["number"], {}
     for name in ("request", "response"):
         path, wanted = folder.proposal(number, name), record[f"{name}_digest"]
-        kept[name] = path.read_bytes() if path.exists() else b""
-        if wanted and canonical.sha256(kept[name]) != wanted:
+        stored[name] = path.read_bytes() if path.exists() else b""
+        if wanted and canonical.sha256(stored[name]) != wanted:
             raise IntegrityError(f"{path} is not what the log has ({wanted[:16]})", "Restore it from a copy")
-    return rejudged(record, kept["request"], kept["response"], policy, constitution)
+    return rejudged(record, stored["request"], stored["response"], policy, constitution)
 
 
 def _number(folder: Round, request: bytes) -> int:
-    """Of the stored request of these bytes, or the next free one."""
+    """Return the number of the stored request with these bytes, else the next free number."""
     number = 0
     while (path := folder.proposal(number, "request")).exists() and path.read_bytes() != request:
         number += 1

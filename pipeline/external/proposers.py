@@ -1,6 +1,8 @@
-"""From a configuration to what `proposals` needs: the request's bytes, whom to ask, and how a proposal is tried on.
+"""Ask the configured proposer and put what the gate accepted into a round's arms. `policy.proposals.kind` is one of:
 
-none     nobody          llm     an endpoint that speaks OpenAI's /v1/chat/completions          optuna     a sampler in this process
+none       there is no proposer
+llm        an endpoint with OpenAI's /v1/chat/completions interface
+optuna     a sampler in this process
 """
 
 from __future__ import annotations
@@ -24,27 +26,28 @@ from pipeline.external import briefing, chat, optuna_sampler, propose
 def with_proposals(
     folder: Round, chosen: settings.Settings, arms: Sequence[Arm], constitution: Constitution
 ) -> tuple[Arm, ...]:
-    """The deterministic arms of a round, or in mode `active` with what was accepted in their places.
+    """Return a round's arms; in mode `active`, accepted proposals replace axis arms.
 
-    The caller holds the round, and has not planned it yet. Raises ConfigError for a proposer that cannot be asked as configured,
-    IntegrityError and WorkFailed as proposals.propose.
+    The caller holds the round's lock and has not planned the round yet. Raises ConfigError for a proposer that cannot be asked as
+    configured, IntegrityError and WorkFailed as `propose.propose`.
     """
-    asked = chosen.policy.proposals
-    if asked.kind == "none":
+    proposals_config = chosen.policy.proposals
+    if proposals_config.kind == "none":
         return tuple(arms)
     policy, past = settings.policy_of(chosen), past_of(Log(folder.campaign.log).records(), folder.name)
     facts = briefing.request_of(
         folder.number, sum(arm.role == "axis" for arm in arms), past.rounds, policy, open_values(chosen, constitution),
         chosen.tasks.families, constitution, past.external, past.ladder,
     )  # fmt: skip
-    request, ask = proposer(asked, facts)
-    proposed = propose.propose(folder, asked.kind, asked.mode, request, ask, policy, constitution, fits_of(chosen))
-    return proposals.merge(arms, proposed.verdicts, asked.mode, policy.standing)
+    request, ask = proposer(proposals_config, facts)
+    kind, mode = proposals_config.kind, proposals_config.mode
+    proposed = propose.propose(folder, kind, mode, request, ask, policy, constitution, fits_of(chosen))
+    return proposals.merge(arms, proposed.verdicts, mode, policy.standing)
 
 
 @dataclass(frozen=True)
 class Past:
-    """Of the rounds before this one: arms as planned and evidence as JSON, and what the newest decision says of the board."""
+    """The rounds before this one: planned arms and evidence as JSON, oldest first, and the newest decision's board state and ladder."""
 
     rounds: Sequence[tuple[Sequence[Arm], Mapping[str, Any]]]
     external: str = ""
@@ -52,51 +55,51 @@ class Past:
 
 
 def past_of(records: Sequence[Mapping[str, Any]], round_name: str) -> Past:
-    """From the log alone, so that an audit can make the same request again.
+    """Read the rounds before `round_name` from the log alone, so that an audit can build the same request.
 
-    Lifts are counted anew; the states are those that the newest decision left.
+    Lifts are computed again from the outcomes; the states are those of each round's newest decision.
     """
     known, rounds = history.read_history(records), []
     for name in sorted(name for name in known.plans if "r0000" < name < round_name):
         played, arms = known.played(name), known.plans[name].arms
-        seen = evidence.of_one_round(name, played.reference, played.outcomes, arms)
-        rounds.append((arms, {**canonical.plain(seen.to_json()), **known.decisions.get(name, {})}))
+        round_evidence = evidence.of_one_round(name, played.reference, played.outcomes, arms)
+        rounds.append((arms, {**canonical.plain(round_evidence.to_json()), **known.decisions.get(name, {})}))
     newest = rounds[-1][1] if rounds else {}
     return Past(rounds, newest.get("external", ""), newest.get("ladder", ""))
 
 
-def proposer(asked: Proposals, facts: Mapping[str, Any]) -> tuple[bytes, propose.Ask]:
-    """The request's exact bytes, and whom to send them to."""
-    told = canonical.encoded(facts)
-    if asked.kind == "optuna":
-        return told, lambda request: optuna_sampler.suggest(request, asked.seed)
-    endpoint = endpoint_of(asked)
-    request = chat.body(endpoint, briefing.INSTRUCTIONS, told.decode(), "proposals", proposal_gate.SCHEMA)
+def proposer(config: Proposals, facts: Mapping[str, Any]) -> tuple[bytes, propose.Ask]:
+    """Return the exact bytes of the request, and the function that sends them. Raises ConfigError as `endpoint_of`."""
+    user_message = canonical.encoded(facts)
+    if config.kind == "optuna":
+        return user_message, lambda request: optuna_sampler.suggest(request, config.seed)
+    endpoint = endpoint_of(config)
+    request = chat.body(endpoint, briefing.INSTRUCTIONS, user_message.decode(), "proposals", proposal_gate.SCHEMA)
     return request, lambda content: chat.post_chat(endpoint, content)
 
 
-def endpoint_of(asked: Proposals) -> chat.Endpoint:
-    """Raises ConfigError for an address that cannot be asked, or not safely."""
+def endpoint_of(config: Proposals) -> chat.Endpoint:
+    """Return the configured endpoint. Raises ConfigError as `Endpoint.check_settings`."""
     endpoint = chat.Endpoint(
-        asked.url, asked.model, asked.timeout_seconds, asked.api_key_env, asked.api_key_file, asked.seed
+        config.url, config.model, config.timeout_seconds, config.api_key_env, config.api_key_file, config.seed
     )
-    endpoint.check()
+    endpoint.check_settings()
     return endpoint
 
 
 def open_values(chosen: settings.Settings, constitution: Constitution) -> dict[str, str]:
-    """Every open key that this configuration's recipe has, with its value."""
-    found = {}
+    """Return this recipe's value of every open key that it has."""
+    values = {}
     for key in constitution.articles["2"]["keys"]:
         try:
-            found[key] = settings.value_of(chosen, key)
+            values[key] = settings.value_of(chosen, key)
         except ConfigError:
-            continue  # a key of another method, or a share of a family that is not played
-    return found
+            continue  # a key of another method, or the share of a family that this campaign does not have
+    return values
 
 
 def fits_of(chosen: settings.Settings) -> proposal_gate.Fits:
-    """Whether an arm's settings make a configuration, by its types and cross-rules."""
+    """Return a function that says why an arm's settings do not make a valid configuration, "" where they do."""
 
     def fits(arm: tuple[Setting, ...]) -> str:
         try:

@@ -1,11 +1,12 @@
-"""What a meta stage does with the external target before it decides: choose, reserve in the log, send, take what came.
+"""The submissions of one meta stage, before it decides: choose arms, reserve numbers, send adapters, collect scores.
 
-    reference     as often as article 4 says, before the first round decides
-    slots         the arms of a round that follow from the log (derive.choose_submissions), once, as soon as the round can be decided
-    finalists     the held-back submissions: byte-identical repeats of the campaign's best, after its last round or by `board finalists`
+    reference     sent as often as article 4 says, before the first round decides
+    slots         arms that the log determines (derive.choose_submissions), chosen once, as soon as the round can be decided
+    finalists     byte-identical repeats of the campaign's best arms, from the submissions that were held back: after the last round, or
+                  by `board finalists`
 
-A choice is logged before it is reserved, and a submission is reserved before it is sent. A cap that refuses a submission stops nobody:
-the refusal is logged, and the next meta stage asks for that submission again, after those of its own round.
+A choice is logged before its submissions are reserved, and a submission is reserved before it is sent. Where a cap refuses a submission,
+the refusal is logged and the meta stage goes on; the next one tries again, after the submissions of its own round.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from pipeline.decision.history import History
 from pipeline.external import board, board_log
 
 Wanted = tuple[str, str, str, int]
-"""Of a submission: round, arm, purpose, copy."""
+"""A submission to reserve: (round, arm, purpose, copy)."""
 
 
 @dataclass(frozen=True)
 class RoundSubmissions:
-    """One meta stage at the external target. `history` follows `log`: the meta stage reads the campaign through the same two.
+    """The submissions of one round's meta stage. `history` follows `log`; the meta stage reads the campaign through the same two objects.
 
-    Nothing here raises for a target that is down or a cap that is reached. The caller holds the round's meta lock, in a private mount
+    No method raises where the target is down or a cap is reached. The caller holds the round's meta lock and has entered a private mount
     namespace.
     """
 
@@ -47,14 +48,14 @@ class RoundSubmissions:
     def of(
         cls, campaign: Campaign, round_name: str, facts: Mapping[str, Any], chosen: Settings, rules: Constitution
     ) -> RoundSubmissions:
-        """With a log and a history of its own, for who has none."""
+        """Make one with a log and history of its own, for callers that have none."""
         log = Log(campaign.log)
         return cls(campaign, round_name, facts, chosen, rules, log, history.Follower(log.records))
 
     def take(self) -> list[str]:
-        """Reserve what this round calls for, send what is reserved, take what scores there are; returns what to tell, a line each.
+        """Reserve this round's submissions, send all that are reserved and collect scores; returns lines for a person.
 
-        Nothing is chosen before the round can be decided.
+        Arms are chosen only once the round can be decided.
         """
         if self.chosen.external.kind == "none":
             return []
@@ -64,12 +65,12 @@ class RoundSubmissions:
         return self._reserve(slots(self.history.now(), self.round_name, self.rules)) + self._send()
 
     def finish(self, *, dry_run: bool = False) -> list[str]:
-        """The finalists' repeats, of the campaign as it stands: chosen once, reserved, sent. Returns what to tell."""
+        """Choose the finalists once, then reserve and send their repeats; returns lines for a person. dry_run: only what would be sent."""
         if self.chosen.external.kind == "none":
             return []
         if dry_run:
             known = self.history.now().finalists or derive.choose_finalists(self.history.now())
-            return [f"send {name}/{arm} once more, as a finalist" for name, arm in known]
+            return [f"send {name}/{arm} again, as a finalist" for name, arm in known]
         self.log.append_from(lambda records: finalists(self.history.after(records)))
         wanted = [(name, arm, "finalist", 1) for name, arm in self.history.now().finalists]
         return self._reserve(wanted) + self._send()
@@ -82,15 +83,15 @@ class RoundSubmissions:
         return board.take_scores(self.campaign, self.facts, self.chosen, self._caps)
 
     def _reserve(self, wanted: Iterable[Wanted]) -> list[str]:
-        """Reserve each, and log what was refused under the round of this meta stage."""
-        said, closed = [], set()
-        known = self.history.now()  # no reservation changes an outcome
+        """Reserve each submission, and log each refusal under this meta stage's round; returns lines about those not reserved."""
+        lines, closed = [], set()
+        known = self.history.now()  # read once, because reservations change no outcome
         for name, arm, purpose, copy in wanted:
             if (name, arm, purpose) in closed:
-                continue  # a repeat of what was refused
+                continue  # an earlier copy was refused
             digest = derive.digest_of(known, name, arm)
             if not digest:
-                said.append(f"{name}/{arm} ({purpose}) is not submitted: it has no adapter")
+                lines.append(f"{name}/{arm} ({purpose}) is not submitted: it has no adapter")
                 continue
             try:
                 board_log.reserve(
@@ -107,27 +108,27 @@ class RoundSubmissions:
                     what=error.what,
                     cure=error.cure,
                 )
-                said.append(f"{name}/{arm} ({purpose}) is not submitted: {error}")
+                lines.append(f"{name}/{arm} ({purpose}) is not submitted: {error}")
                 closed.add((name, arm, purpose))
-        return said
+        return lines
 
 
 def choice(known: History, round_name: str) -> tuple[str, dict[str, Any]] | None:
-    """The record of a round's arms to submit; None where it is there."""
+    """Return the record that chooses a round's arms; None where the log has it."""
     if round_name in known.chosen:
         return None
     return history.CHOSEN, {"round": round_name, "arms": list(derive.choose_submissions(known, round_name))}
 
 
 def finalists(known: History) -> tuple[str, dict[str, Any]] | None:
-    """The record of the finalists; None where it is there, or where there are none."""
-    found = [] if known.finalists else [list(each) for each in derive.choose_finalists(known)]
-    return (history.FINALISTS, {"finalists": found}) if found else None
+    """Return the record that chooses the finalists; None where the log has it, or where no arm can be one."""
+    chosen = [] if known.finalists else [list(finalist) for finalist in derive.choose_finalists(known)]
+    return (history.FINALISTS, {"finalists": chosen}) if chosen else None
 
 
 def slots(known: History, round_name: str, rules: Constitution) -> Iterator[Wanted]:
-    """What is to be reserved, in order: the reference, this round's choice, then what earlier rounds chose and were refused."""
+    """Yield what to reserve, in order: the reference, the arms of this round, then those of earlier rounds, the newest first."""
     for copy in range(1, int(rules.articles["4"]["reference_submissions"]) + 1):
         yield round_name, history.REFERENCE, history.REFERENCE, copy
-    for name in sorted((each for each in known.chosen if each <= round_name), reverse=True):
+    for name in sorted((chosen_in for chosen_in in known.chosen if chosen_in <= round_name), reverse=True):
         yield from ((name, arm, "slot", 1) for arm in known.chosen[name])

@@ -1,6 +1,6 @@
-"""What every external target has: a ticket in, an answer out, and a client program that is run to its end.
+"""The interface of every external target, and the function that runs a target's client program.
 
-No credential passes through here: a client finds its own, and its words are cleaned of credentials before anybody keeps them.
+The pipeline handles no credentials: a client finds its own, and `clean` removes them from its output before anything is stored.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Protocol
 from pipeline.campaign.errors import ConfigError, TargetFailed
 from pipeline.decision.board_submissions import parse_score
 
-WORDS = 300  # of a client's own that are kept
-DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # an upload must not go on when nobody will know of it
+WORDS = 300  # characters of a client's output that are kept, from its end
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # an upload must end with the process that would log it
 SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|USERNAME)", re.IGNORECASE)
 LOOKS_SECRET = re.compile(r"\b[0-9a-fA-F]{32,}\b|\bKGAT_\S+|(?<=://)[^/\s@]+@")
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """One submission as a target is given it. `since`: the day of the first attempt, empty before. is_sent: the target took it."""
+    """One submission, as a target gets it. `since`: day of the first attempt, "" before any. `is_sent`: the target has accepted it."""
 
     number: int
     message: str
@@ -37,26 +37,27 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Answer:
-    """`printed` is the score as the target wrote it, None while there is none; `note` tells of a late submission."""
+    """`printed` is the score as the target wrote it, None while there is none; `note` is a remark, such as on a late submission."""
 
     printed: str | None = None
     note: str = ""
 
 
 class Target(Protocol):
-    """Both raise TargetFailed; then nothing is known and the same may be asked again."""
+    """Scores submissions. Both methods raise TargetFailed where the outcome is unknown, and may be called again."""
 
     def submit(self, ticket: Ticket) -> Answer:
-        """Send it."""
+        """Send a submission."""
 
     def poll(self, ticket: Ticket) -> Answer | None:
-        """What became of it; None where the target knows no such submission: it may be sent, unless it is known that it was."""
+        """Ask for the score; None where the target does not know the submission, so that it may be sent."""
 
 
 def run_client(command: Sequence[str], timeout_seconds: int | None, kind_of: Mapping[str, str] | None = None) -> str:
-    """Run a program to its end; what it wrote to stdout. It dies with this process.
+    """Run a program to its end and return its stdout. The program is killed where this process dies.
 
-    Raises TargetFailed with the program's own words: client_missing, timeout, else by `kind_of` (pattern -> kind), or unreachable.
+    kind_of: pattern in the output -> kind of failure. Raises TargetFailed with the program's output: client_missing, timeout, a kind of
+    `kind_of`, or unreachable.
     """
     try:
         process = subprocess.Popen(
@@ -72,10 +73,8 @@ def run_client(command: Sequence[str], timeout_seconds: int | None, kind_of: Map
             raise TargetFailed("timeout", f"{command[0]} ran longer than {timeout_seconds} s") from None
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # with what it started
-    if (
-        process.returncode in (126, 127) and "failed to execute" in err
-    ):  # setpriv's words for a program that is not there
+                os.killpg(process.pid, signal.SIGKILL)  # together with the processes that it started
+    if process.returncode in (126, 127) and "failed to execute" in err:  # setpriv's message for a missing program
         raise TargetFailed(
             "client_missing", f"no program {command[0]} that can be run", "Install it where the submission is sent"
         )
@@ -90,7 +89,7 @@ def run_client(command: Sequence[str], timeout_seconds: int | None, kind_of: Map
 
 
 def score_in(text: str, who: str) -> str:
-    """A printed score. Raises TargetFailed (not_a_score)."""
+    """Return a printed score. Raises TargetFailed (not_a_score) for text that is not one; who: the program, for the message."""
     try:
         return parse_score(text.strip())
     except ConfigError as error:
@@ -98,9 +97,12 @@ def score_in(text: str, who: str) -> str:
 
 
 def clean(text: str) -> str:
-    """A program's words for a record: one line, printable, cut, and without what looks like a credential or is one of the environment's."""
+    """Make a program's output fit for a record: one printable line, cut to WORDS characters, without credentials.
+
+    Removes values of environment variables with secret names, and text that looks like a credential.
+    """
     for name, value in os.environ.items():
         if SECRET_NAMES.search(name) and len(value) >= 4:
             text = text.replace(value, "***")
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return LOOKS_SECRET.sub("***", line)[-WORDS:]

@@ -1,11 +1,9 @@
-"""External targets behind one protocol: send a submission, ask what became of one. What is down says so and may be asked again.
+"""The kinds of external target, each with the methods `submit` and `poll` (target_client.Target).
 
-    local     a process of this machine, `python -m pipeline board local` (local_board.py)
-    kaggle    the official client, `kaggle competitions submit|submissions`; its list is searched for our message before anything is sent
-    command   a site's own scorer
-    manual    a person, who types the score (`board score`)
-
-No credential passes through here: a client finds its own, and what it says is cleaned of them before anybody keeps it.
+local     a process of this machine, `python -m pipeline board local` (local_board.py)
+kaggle    the official client, `kaggle competitions submit|submissions`; before a second sending, its list is searched (kaggle.py)
+command   a site's own scorer
+manual    a person, who types the score (`board score`)
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from pipeline.external.target_client import Answer, Target, Ticket, run_client, 
 
 
 def target_of(external: External, campaign_dir: Path) -> Target | None:
-    """The configured target; None where nobody else scores."""
+    """Return the configured target, or None for external=none."""
     kind = external.kind
     if kind == "local":
         return Local(campaign_dir)
@@ -36,14 +34,14 @@ def target_of(external: External, campaign_dir: Path) -> Target | None:
 
 @dataclass(frozen=True)
 class Local:
-    """The local board: as often as it is asked, one submission has one score, so there is nothing to ask first."""
+    """The local board. It gives a submission the same score each time, so `poll` need not ask."""
 
     campaign_dir: Path
 
     def submit(self, ticket: Ticket) -> Answer:
         command = [sys.executable, "-P", "-m", "pipeline", "board", "local", str(self.campaign_dir), str(ticket.number)]
-        said = run_client(["env", f"PYTHONPATH={CODE_ROOT}", *command], None, {"": "local_board"})
-        return Answer(score_in(said, "the local board"))
+        output = run_client(["env", f"PYTHONPATH={CODE_ROOT}", *command], None, {"": "local_board"})
+        return Answer(score_in(output, "the local board"))
 
     def poll(self, ticket: Ticket) -> Answer | None:
         return None
@@ -51,7 +49,10 @@ class Local:
 
 @dataclass(frozen=True)
 class Command:
-    """A site's scorer. Without a second command to ask, the first is repeated under the same number after a kill."""
+    """A site's scorer. The last line of its output is a score, `pending`, or for `poll_command` also `unknown`.
+
+    Without a `poll_command`, `poll` runs `command` again with the same number.
+    """
 
     command: tuple[str, ...]
     poll_command: tuple[str, ...]
@@ -70,16 +71,17 @@ class Command:
         return Answer() if word == "pending" else Answer(score_in(word, self.poll_command[0]))
 
     def last_word(self, command: Sequence[str], ticket: Ticket) -> str:
+        """Run a command with its placeholders filled in; returns the last line of its output. Raises TargetFailed."""
         values = {
             "{adapter}": str(ticket.adapter_dir), "{archive}": str(ticket.archive), "{number}": str(ticket.number),
             "{message}": ticket.message,
         }  # fmt: skip
-        filled = [re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word) for word in command]
+        filled = [re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], word) for word in command]
         return (run_client(filled, self.timeout_seconds).strip().splitlines() or [""])[-1].strip()
 
 
 class Manual:
-    """A person sends what is in the outbox and types the score."""
+    """A person, who sends the files in the outbox and types the score."""
 
     def submit(self, ticket: Ticket) -> Answer:
         return Answer()

@@ -158,7 +158,7 @@ def check_recipe(chosen: settings.Settings, payload: Path) -> None:
 def name_base(chosen: settings.Settings, payload: Path) -> None:
     """Put the names and digests of the site's checkpoint in the place of the tiny base, and its tokenizer, checked."""
     source = chosen.cluster.weights_dir
-    manifest = base_weights.describe(source)
+    manifest = base_weights.build_manifest(source)
     run_substrate(payload, "formats.published_tokenizer", [source], "the published tokenizer does not serve")
     base = payload / Path(chosen.model.weights).parent
     shutil.rmtree(payload / "base")

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.campaign import canonical, heads
 from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.campaign.facts import facts_of, read_plan, verified_code
-from pipeline.campaign.files import alone, read_json, write_file
+from pipeline.campaign.files import exclusive_lock, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.cluster import local_runner, slurm_jobs, slurm_submit, stage_command
@@ -155,4 +155,4 @@ def verified(campaign: Campaign, folder: Round) -> tuple[Path, str]:
 
 def held(folder: Round) -> AbstractContextManager[None]:
     """One `round` at a time for one round. Raises ConfigError while another holds it."""
-    return alone(folder.folder / ".lock", f"`round` of {folder.name}")
+    return exclusive_lock(folder.folder / ".lock", f"`round` of {folder.name}")

@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.campaign import canonical
 from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
-from pipeline.campaign.files import alone, file_digest, read_json, write_file
+from pipeline.campaign.files import exclusive_lock, file_digest, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Decision, Outcome, Plan
@@ -38,7 +38,7 @@ def close(
     then nothing but evidence and ledger was written, unless a person closes the round: then it is `closed`, with the policy as it was.
     Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
     """
-    with alone(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
+    with exclusive_lock(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
         facts = facts_of(campaign)
         verified_code(campaign, facts)
         rules = load_constitution(facts["constitution_digest"])
@@ -114,7 +114,7 @@ def reference_outcome(
     if reference.status != "completed":
         return reference
     path = folder.folder / "reference.h5"
-    with alone(folder.folder / ".reference.lock", f"reference stage of {folder.name}"):
+    with exclusive_lock(folder.folder / ".reference.lock", f"reference stage of {folder.name}"):
         if not path.exists():
             evaluate_reference(campaign, folder, first, facts, chosen, path, stop_wanted)
     fresh = results.read_outcome(path, file_digest(path))

@@ -82,7 +82,7 @@ def again(
     digest = records[0]["facts"]["image"]["tree_digest"]
     with image.mounted(folder / "image" / "substrate.sqsh", digest, scratch) as mount:
         found = judge.judge(
-            mount.root, chosen, adapter, {}, scratch, scratch / "judge.log", made={"fresh": scratch / "drawn"}
+            mount.root, chosen, adapter, {}, scratch, scratch / "judge.log", item_folders={"fresh": scratch / "drawn"}
         )
     now = {row["item_id"]: bool(row["correct"]) for row in found.items["fresh"]}
     compare(outcome, before, now, report)

@@ -102,7 +102,7 @@ class Stage:
         attempt = self._attempt()
         found: dict[str, Any] = {}
         try:
-            found["digest"] = adapter.take(self.world / "out", SHAPES, LORA, attempt.adapter_dir)
+            found["digest"] = adapter.check_and_keep(self.world / "out", SHAPES, LORA, attempt.adapter_dir)
         finally:
             found["kept"] = sorted(str(p.relative_to(attempt.folder)) for p in attempt.folder.rglob("*"))
             (self.world / "kept.json").write_text(json.dumps(found["kept"]))

@@ -37,7 +37,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_file(attempt.sealed, json.dumps({"adapter_digest": digest}))
     board_log.reserve(campaign, "r0001", "a1", "slot", digest, board_log.utc_day(), caps=CAPS, target="kaggle")
     [one] = board_submissions.submissions_in(Log(campaign.log).records())
-    outbox.post(campaign, {"campaign": "made-0a1b2c3d"}, one, lambda kept, archive: archive.write_bytes(b"PK"))
+    outbox.add(campaign, {"campaign": "made-0a1b2c3d"}, one, lambda kept, archive: archive.write_bytes(b"PK"))
     return campaign.folder
 
 

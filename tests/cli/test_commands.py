@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.__main__ import main, parse
 from pipeline.campaign.errors import ConfigError
-from pipeline.campaign.files import alone
+from pipeline.campaign.files import exclusive_lock
 from pipeline.campaign.layout import Campaign
 from pipeline.rounds import chain
 from tests.attacks.host import command_as, environment
@@ -120,10 +120,10 @@ def test_another_person_is_told_whose_campaign_it_is(tmp_path: Path) -> None:
 
 
 def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
-    with alone(tmp_path / "lock", "thing"), pytest.raises(ConfigError, match=f"process {os.getpid()} of "):
-        with alone(tmp_path / "lock", "thing"):
+    with exclusive_lock(tmp_path / "lock", "thing"), pytest.raises(ConfigError, match=f"process {os.getpid()} of "):
+        with exclusive_lock(tmp_path / "lock", "thing"):
             pass
-    with alone(tmp_path / "lock", "thing"):
+    with exclusive_lock(tmp_path / "lock", "thing"):
         assert (tmp_path / "lock").read_text().count("process") == 1
 
 

@@ -54,7 +54,7 @@ def test_overrides_are_composed_and_typed():
         ("external=local +external.push=login", "external.push = login. Valid: meta, with external=local"),
         (
             "external=local external.rows=2",
-            "external.rows = 2. Valid: with external=local at least one of each of the 3",
+            "external.rows = 2. Valid: at least 3, one of each family, with external=local",
         ),
         ("external=local external.submissions=9", "external.submissions = 9. Valid: 0 to 8"),
         ("external=local external.submissions=0", "external.submissions = 0. Valid: at least 1"),
@@ -63,7 +63,10 @@ def test_overrides_are_composed_and_typed():
             "external=local external.real_share=0.5",
             "external.real_share = 0.5. Valid: 0 without external=local and tasks",
         ),
-        ("external=local external.real_share=0.995 tasks.train_csv=x", "leaves no generated row, or one of each"),
+        (
+            "external=local external.real_share=0.995 tasks.train_csv=x",
+            "leaves no generated row or at least one of each",
+        ),
         ("external=kaggle external.competition=", "external.competition = empty"),
         ("external=kaggle external.score=best", "external.score = best. Valid: public or private"),
         ("external=kaggle external.timeout_seconds=0", "external.timeout_seconds = 0"),
@@ -186,9 +189,9 @@ def test_composing_writes_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("recipe.num_step=3", "there is no setting recipe.num_step. Near it: recipe.num_steps"),
-        ("recipe.mix.romans=1", "Near it: recipe.mix.roman"),
-        ("wholly.unknown=1", "hydra_conf/ has every key"),
+        ("recipe.num_step=3", "there is no setting recipe.num_step. Similar settings: recipe.num_steps"),
+        ("recipe.mix.romans=1", "Similar settings: recipe.mix.roman"),
+        ("wholly.unknown=1", "The files in hydra_conf/ list every setting"),
         ("recipe=sft", "grpo rft sft_full sft_lora"),
     ],
 )

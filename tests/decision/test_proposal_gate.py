@@ -242,7 +242,7 @@ def test_every_code_is_in_the_table_with_its_article():
 
 def test_every_code_that_the_source_raises_is_known_and_reached():
     source = Path(proposal_gate.__file__).read_text()
-    raised = set(re.findall(r'(?:_No\(|refused\(slot, )\s*"(\w+)"', source)) | set(
+    raised = set(re.findall(r'(?:_Refusal\(|refused\(slot, )\s*"(\w+)"', source)) | set(
         re.findall(r'\("(\w+)", _[A-Z]+, "', source)
     )
     raised |= set(re.findall(r'Refused\(\s*"2",\s*"(\w+)"', Path(constitution.__file__).read_text()))

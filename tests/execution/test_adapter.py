@@ -54,7 +54,7 @@ def parts() -> tuple[dict[str, Any], bytes]:
 
 def refusal(out: Path, keep: Path) -> str:
     with pytest.raises(TrialFailed) as error:
-        adapter.take(out, SHAPES, LORA, keep)
+        adapter.check_and_keep(out, SHAPES, LORA, keep)
     assert error.value.kind == "bad_output"
     assert not keep.exists()
     return error.value.what
@@ -62,7 +62,7 @@ def refusal(out: Path, keep: Path) -> str:
 
 def test_a_well_made_adapter_is_kept_as_it_is(tmp_path):
     write(tmp_path / "out", safetensors.save(tensors(), metadata={"format": "pt"}))
-    digest = adapter.take(tmp_path / "out", SHAPES, LORA, tmp_path / "keep")
+    digest = adapter.check_and_keep(tmp_path / "out", SHAPES, LORA, tmp_path / "keep")
     kept = safetensors.load_file(tmp_path / "keep" / adapter.WEIGHTS)
     assert kept.keys() == SHAPES.keys()
     for name, tensor in tensors().items():
@@ -82,7 +82,7 @@ def test_one_adapter_has_one_digest_however_it_was_written(tmp_path):
     integer_dropout = json.dumps(CONFIG | {"lora_dropout": 0}, indent=3).encode()
     files = [(safetensors.save(tensors()), None), (raw(backwards, body), None), (raw(header, data), integer_dropout)]
     digests = {
-        adapter.take(write(tmp_path / f"out{number}", *file), SHAPES, LORA, tmp_path / f"keep{number}")
+        adapter.check_and_keep(write(tmp_path / f"out{number}", *file), SHAPES, LORA, tmp_path / f"keep{number}")
         for number, file in enumerate(files)
     }
     assert len(digests) == 1
@@ -94,7 +94,7 @@ def test_another_weight_or_configuration_has_another_digest(tmp_path):
     renamed = json.dumps(CONFIG | {"base_model_name_or_path": "small"}).encode()
     files = [(tensors(), None), (changed, None), (tensors(), renamed)]
     digests = {
-        adapter.take(write(tmp_path / f"out{n}", safetensors.save(t), c), SHAPES, LORA, tmp_path / f"keep{n}")
+        adapter.check_and_keep(write(tmp_path / f"out{n}", safetensors.save(t), c), SHAPES, LORA, tmp_path / f"keep{n}")
         for n, (t, c) in enumerate(files)
     }
     assert len(digests) == 3
@@ -116,10 +116,10 @@ def test_names_shapes_and_types_are_those_of_the_recipe(tmp_path):
     bits = {**whole, NAMES[0]: whole[NAMES[0]].view(np.int32)}
     cases = [
         (missing, "is missing"),
-        ({**whole, "extra": np.zeros(3, np.float32)}, "'extra' is not one of this recipe"),
-        (transposed, "expected F32 of shape"),
+        ({**whole, "extra": np.zeros(3, np.float32)}, "'extra' does not belong to this recipe"),
+        (transposed, "but must be F32 of shape"),
         (halves, "bytes of data"),
-        (bits, "expected F32 of shape"),
+        (bits, "but must be F32 of shape"),
     ]
     for number, (spoiled, words) in enumerate(cases):
         out = write(tmp_path / f"out{number}", safetensors.save(spoiled))
@@ -169,7 +169,7 @@ def test_bytes_written_over_the_file_never_do_more_than_fail(tmp_path_factory, n
     content = safetensors.save(tensors())
     out = write(base / "out", content[:position] + noise + content[position + len(noise) :])
     try:
-        adapter.take(out, SHAPES, LORA, base / "keep")
+        adapter.check_and_keep(out, SHAPES, LORA, base / "keep")
     except TrialFailed as error:
         assert error.kind == "bad_output"
     else:
@@ -181,7 +181,7 @@ def test_bytes_written_over_the_file_never_do_more_than_fail(tmp_path_factory, n
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"r": 8}, "r is 8, the recipe says 4"),
+        ({"r": 8}, "r is 8, but the recipe has 4"),
         ({"r": 4.0}, "r is 4.0"),
         ({"lora_alpha": 16}, "lora_alpha is 16"),
         ({"lora_dropout": 0.5}, "lora_dropout is 0.5"),

@@ -28,12 +28,14 @@ def site(tmp_path, monkeypatch) -> Path:
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     folder = published_folder(tmp_path / "checkpoint")
-    (tmp_path / "weights.json").write_text(json.dumps(base_weights.describe(str(folder))))
+    (tmp_path / "weights.json").write_text(json.dumps(base_weights.build_manifest(str(folder))))
     return tmp_path
 
 
 def ready(site: Path, stage: str = "") -> Path:
-    return base_weights.ready(site / "weights.json", str(site / "checkpoint"), str(site / stage) if stage else "")
+    return base_weights.verified_folder(
+        site / "weights.json", str(site / "checkpoint"), str(site / stage) if stage else ""
+    )
 
 
 def hashed(monkeypatch) -> list[str]:
@@ -65,7 +67,7 @@ def test_weights_are_hashed_once_and_again_when_anything_changed(site, monkeypat
     ready(site, stage)
     assert "model.safetensors" in names
     change_a_byte(folder / "model.safetensors")
-    with pytest.raises(IntegrityError, match=r"model\.safetensors has sha256 .* the image names"):
+    with pytest.raises(IntegrityError, match=r"model\.safetensors has sha256 .* but the image names"):
         ready(site, stage)
 
 
@@ -80,8 +82,8 @@ def test_a_missing_file_is_named(site):
     (site / "checkpoint" / "tokenizer.json").unlink()
     with pytest.raises(NotFound, match=r"lacks tokenizer\.json"):
         ready(site)
-    with pytest.raises(NotFound, match="is no published checkpoint"):
-        base_weights.describe(str(site / "checkpoint"))
+    with pytest.raises(NotFound, match="is not a published checkpoint"):
+        base_weights.build_manifest(str(site / "checkpoint"))
 
 
 def test_what_a_killed_worker_left_is_replaced(site):
@@ -108,7 +110,9 @@ def test_workers_of_one_node_make_one_copy(site):
 def test_too_small_a_disk_is_said_before_anything_is_copied(site, monkeypatch):
     usage = shutil.disk_usage(site)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(WorkFailed, match=r"0\.0 GB free, the weights are 0\.0 GB.* leave cluster\.stage_dir empty"):
+    with pytest.raises(
+        WorkFailed, match=r"0\.0 GB free, but the weights have 0\.0 GB.* leave cluster\.stage_dir empty"
+    ):
         ready(site, "stage")
 
 
@@ -134,7 +138,7 @@ def test_the_image_names_the_weights_and_holds_their_tokenizer(site):
     base = site / "image" / "base"
     assert sorted(path.name for path in base.iterdir()) == ["tokenizer.json", "weights.json"]
     assert (base / "tokenizer.json").read_bytes() == (site / "checkpoint" / "tokenizer.json").read_bytes()
-    assert base_weights.ready(base / "weights.json", str(site / "checkpoint"), "") == site / "checkpoint"
+    assert base_weights.verified_folder(base / "weights.json", str(site / "checkpoint"), "") == site / "checkpoint"
     assert "substrate-tiny" in (site / "image" / "manifest.yaml").read_text()
 
 

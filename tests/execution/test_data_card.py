@@ -32,7 +32,9 @@ def _write(folder: Path, value: object) -> None:
 
 def test_card_is_kept_made_anew_and_as_it_was(tmp_path: Path, known: Path) -> None:
     _write(tmp_path, {"schema": 1, "prompts": DIGESTS, "families": {}})
-    assert data_card.take(tmp_path, tmp_path / "kept.json", known) == "3 prompts, 1 of them not from the image"
+    assert (
+        data_card.check_and_keep(tmp_path, tmp_path / "kept.json", known) == "3 prompts, 1 of them not from the image"
+    )
     assert json.loads((tmp_path / "kept.json").read_text()) == {"schema": 1, "prompts": DIGESTS}
     assert (tmp_path / "trial_kept.json").read_bytes() == (tmp_path / data_card.NAME).read_bytes()
 
@@ -48,7 +50,7 @@ def test_card_is_kept_made_anew_and_as_it_was(tmp_path: Path, known: Path) -> No
 def test_what_is_no_card_is_refused_and_not_kept(tmp_path: Path, known: Path, value: object) -> None:
     _write(tmp_path, value)
     with pytest.raises(TrialFailed, match="is not a data card") as failed:
-        data_card.take(tmp_path, tmp_path / "kept.json", known)
+        data_card.check_and_keep(tmp_path, tmp_path / "kept.json", known)
     assert failed.value.kind == "bad_output"
     assert not (tmp_path / "kept.json").exists()
 
@@ -57,15 +59,15 @@ def test_no_card_a_link_and_a_huge_one_are_refused(
     tmp_path: Path, known: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(TrialFailed, match="wrote no data_card.json"):
-        data_card.take(tmp_path, tmp_path / "kept.json", known)
+        data_card.check_and_keep(tmp_path, tmp_path / "kept.json", known)
     (tmp_path / data_card.NAME).symlink_to("/etc/passwd")
     with pytest.raises(TrialFailed, match="not a plain file"):
-        data_card.take(tmp_path, tmp_path / "kept.json", known)
+        data_card.check_and_keep(tmp_path, tmp_path / "kept.json", known)
     (tmp_path / data_card.NAME).unlink()
     monkeypatch.setattr(data_card, "MAX_BYTES", 10)
     _write(tmp_path, {"schema": 1, "prompts": DIGESTS})
     with pytest.raises(TrialFailed, match="longer than 10 bytes"):
-        data_card.take(tmp_path, tmp_path / "kept.json", known)
+        data_card.check_and_keep(tmp_path, tmp_path / "kept.json", known)
 
 
 CHECKS = """

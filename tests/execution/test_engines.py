@@ -122,7 +122,9 @@ def test_another_version_than_the_campaigns_is_no_score(tmp_path):
     (tmp_path / "engine.json").write_text('{"engine": "vllm", "version": "0.9.9"}')
     assert judge.engine_of(tmp_path, chosen) == "vllm 0.9.9"
     (tmp_path / "engine.json").write_text('{"engine": "vllm", "version": "0.10.0"}')
-    with pytest.raises(IntegrityError, match=r"vllm 0\.10\.0 decoded, the campaign's scores are those of vllm 0\.9\.9"):
+    with pytest.raises(
+        IntegrityError, match=r"vllm 0\.10\.0 decoded, but the campaign's scores come from vllm 0\.9\.9"
+    ):
         judge.engine_of(tmp_path, chosen)
 
 

@@ -137,21 +137,21 @@ def test_an_arm_cut_short_between_decoding_and_its_result_is_published_by_the_ne
 
 def test_finished_shards_of_completions_outlive_the_node(tmp_path: Path) -> None:
     first = Decoding(tmp_path / "out", ["dev"], tmp_path / "kept", lambda: False)
-    first.take_up()
+    first.restore()
     (tmp_path / "out" / "dev.0000.jsonl").write_text("whole\n")
     (tmp_path / "out" / ".dev.0001.jsonl.7.part").write_text("ha")
     (tmp_path / "out" / "progress.jsonl").write_text("{}\n")
     first.watch()
     second = Decoding(tmp_path / "again", ["dev"], tmp_path / "kept", lambda: True)
-    second.take_up()
+    second.restore()
     assert [path.name for path in (tmp_path / "again").iterdir()] == ["dev.0000.jsonl"]
-    with pytest.raises(Interrupted, match="stopped while judging"):
+    with pytest.raises(Interrupted, match="was stopped while judging"):
         second.watch()
 
 
 def test_a_shard_that_is_joined_while_it_is_looked_at_is_no_fault(tmp_path: Path) -> None:
     decoding = Decoding(tmp_path / "out", ["dev"], tmp_path / "kept", lambda: False)
-    decoding.take_up()
+    decoding.restore()
     (tmp_path / "out" / "dev.0000.jsonl").symlink_to("gone")  # listed, and not there when it is opened
     decoding.watch()
     assert not (tmp_path / "kept").exists()

@@ -11,7 +11,7 @@ import pytest
 from pipeline.campaign.errors import ConfigError, TrialFailed
 from pipeline.config import settings
 from pipeline.execution import multinode
-from pipeline.execution.multinode import Together
+from pipeline.execution.multinode import MultiNodeProcess
 from tests.support.paths import ROOT
 
 WRITES_RANK = """
@@ -35,13 +35,13 @@ class Local:
         self.returncode = self.returncode if self.returncode is not None else 137
 
 
-def _together(turn: Path, local: int | None, *others: int | None) -> tuple[Together, Local]:
-    turn.mkdir(exist_ok=True)
+def _processes(order_dir: Path, local: int | None, *others: int | None) -> tuple[MultiNodeProcess, Local]:
+    order_dir.mkdir(exist_ok=True)
     for number, code in enumerate(others, start=1):
         if code is not None:
-            (turn / f"{number}.json").write_text(json.dumps({"code": code}))
+            (order_dir / f"{number}.json").write_text(json.dumps({"code": code}))
     process = Local(local)
-    return Together(process, turn, len(others)), process  # type: ignore[arg-type]
+    return MultiNodeProcess(process, order_dir, len(others)), process  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -51,23 +51,23 @@ def _together(turn: Path, local: int | None, *others: int | None) -> tuple[Toget
 def test_exit_code_of_all_nodes(
     tmp_path: Path, local: int | None, others: tuple[int | None, ...], code: int | None
 ) -> None:
-    assert _together(tmp_path / "00", local, *others)[0].poll() == code
+    assert _processes(tmp_path / "00", local, *others)[0].poll() == code
 
 
 def test_nodes_that_do_not_end_are_killed_when_one_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(multinode.time, "monotonic", lambda: now[0])
-    together, process = _together(tmp_path / "00", None, 1)
-    assert together.poll() is None and not process.killed
+    processes, process = _processes(tmp_path / "00", None, 1)
+    assert processes.poll() is None and not process.killed
     now[0] = multinode.GRACE_SECONDS + 1
-    assert together.poll() == 137 and process.killed
+    assert processes.poll() == 137 and process.killed
     assert (tmp_path / "00" / "end").exists()
 
 
 def test_a_kill_reaches_every_node(tmp_path: Path) -> None:
-    together, process = _together(tmp_path / "00", None, None)
-    together.kill()
-    assert process.killed and (tmp_path / "00" / "end").exists() and together.poll() == 137
+    processes, process = _processes(tmp_path / "00", None, None)
+    processes.kill()
+    assert process.killed and (tmp_path / "00" / "end").exists() and processes.poll() == 137
 
 
 def test_a_node_without_a_probe_is_no_part_of_a_score(tmp_path: Path) -> None:
@@ -83,21 +83,25 @@ def test_launchers_of_two_nodes_start_the_ranks_of_one_world(tmp_path: Path) -> 
     code = f"from substrate.distributed.launch import run_ranks; raise SystemExit(run_ranks('writes_rank', ['{tmp_path}/rank'], 4))"
     started = []
     for rank in range(2):
-        env = {**os.environ, **multinode.meeting(2, rank, "127.0.0.9", 23456), "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+        env = {
+            **os.environ,
+            **multinode.rendezvous_env(2, rank, "127.0.0.9", 23456),
+            "PYTHONPATH": f"{ROOT}:{tmp_path}",
+        }
         started.append(subprocess.Popen([sys.executable, "-c", code], env=env))
     assert [each.wait(30) for each in started] == [0, 0]
     found = [json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(4)]
     assert [each["LOCAL_RANK"] for each in found] == ["0", "1", "0", "1"]
     same = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.9", "MASTER_PORT": "23456"}
     assert all(same.items() <= each.items() for each in found)
-    assert multinode.meeting(1, 0, "x", 1) == {}
+    assert multinode.rendezvous_env(1, 0, "x", 1) == {}
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["cluster=testbed", "cluster.ranks_per_node=1"], "fabric: an arm of 2 ranks takes 2 nodes"),
-        (["cluster.ranks_per_node=1", "cluster.network=fabric"], "several nodes are Slurm's"),
+        (["cluster.ranks_per_node=1", "cluster.network=fabric"], "only Slurm starts an arm on several nodes"),
         (["cluster.ranks_per_node=-1"], "a number >= 0"),
     ],
 )

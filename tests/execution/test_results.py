@@ -132,7 +132,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, written):
     cuts = {*range(0, 100), *range(100, len(whole), 499), len(whole) - 1}
     for cut in cuts:
         path.write_bytes(whole[:cut])
-        assert "a new attempt replaces it" in refused(path)
+        assert "start the arm again to replace it" in refused(path)
 
 
 def test_a_flipped_bit_anywhere_is_refused(tmp_path, written):
@@ -150,7 +150,7 @@ def reseal(path: Path) -> None:
 
 
 def test_absent_foreign_and_other_files_are_refused(tmp_path):
-    assert "It was never published" in refused(tmp_path / "absent.h5")
+    assert "The arm has published no result yet" in refused(tmp_path / "absent.h5")
     (tmp_path / "text.h5").write_text("no HDF5 at all")
     refused(tmp_path / "text.h5")
     (tmp_path / "folder.h5").mkdir()
@@ -166,7 +166,7 @@ def test_another_schema_is_refused_with_the_one_that_is_read(tmp_path, written):
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = 2
     reseal(path)
-    assert "has schema 2. This version reads 1" in refused(path)
+    assert "has schema 2. Read it with a version for that schema; this one reads 1" in refused(path)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.campaign.errors import ConfigError, NotFound, Refused, TargetFailed
-from pipeline.campaign.files import alone, write_file
+from pipeline.campaign.files import exclusive_lock, write_file
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.config import settings
@@ -22,7 +22,7 @@ from pipeline.decision import board_submissions
 from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
 from pipeline.external import board, board_log, outbox
-from pipeline.external.kaggle import Kaggle, listed
+from pipeline.external.kaggle import Kaggle, parse_submissions
 from pipeline.external.target_client import Ticket, clean, run_client
 from pipeline.external.targets import target_of
 from tests.support.campaigns import frozen_campaign
@@ -133,9 +133,9 @@ def test_without_a_target_nothing_is_reserved(campaign):
 
 def test_a_score_that_is_late_is_taken_up_by_the_next_meta_stage(campaign, client):
     assert reserve(campaign) == 1
-    assert take(campaign) == ["number 1 (r0001/a1, slot) is sent; no score yet"]
+    assert take(campaign) == ["number 1 (r0001/a1, slot) was sent and has no score yet"]
     assert board_submissions.known_scores(Log(campaign.log).records()) == {}
-    assert take(campaign) == ["number 1 (r0001/a1, slot) is sent; no score yet"]
+    assert take(campaign) == ["number 1 (r0001/a1, slot) was sent and has no score yet"]
     show(client, 1, publicScore="0.84")
     assert take(campaign, today=NEXT) == ["number 1 (r0001/a1, slot) scored 0.84"]
     assert take(campaign, today=NEXT) == []
@@ -199,7 +199,7 @@ def test_a_private_score_is_waited_for_until_it_is_shown(campaign, client):
     reserve(campaign)
     take(campaign, private)
     show(client, 1, publicScore="0.84")
-    assert take(campaign, private) == ["number 1 (r0001/a1, slot) is sent; no score yet"]
+    assert take(campaign, private) == ["number 1 (r0001/a1, slot) was sent and has no score yet"]
     show(client, 1, publicScore="0.84", privateScore="0.83")
     assert take(campaign, private) == ["number 1 (r0001/a1, slot) scored 0.83"]
 
@@ -235,7 +235,7 @@ def test_a_score_that_is_known_stays_when_the_target_is_down(campaign, client):
     show(client, 1, publicScore="0.84")
     take(campaign)
     (client / "mode").write_text("down")
-    assert "could not be asked for again" in take(campaign)[0]
+    assert "asking again failed" in take(campaign)[0]
     assert (known(campaign)[0].state, known(campaign)[0].printed) == ("scored", "0.84")
 
 
@@ -244,7 +244,7 @@ def test_an_upload_whose_answer_was_lost_is_not_sent_again(campaign, client):
     (client / "mode").write_text("dropped")
     assert "Connection broken" in take(campaign)[0]
     (client / "mode").write_text("")
-    assert take(campaign) == ["number 1 (r0001/a1, slot) is sent; no score yet"]
+    assert take(campaign) == ["number 1 (r0001/a1, slot) was sent and has no score yet"]
     assert num_sent(client) == 1
 
 
@@ -252,7 +252,7 @@ def test_what_was_taken_is_never_sent_again_even_when_it_is_not_listed(campaign,
     reserve(campaign)
     (client / "mode").write_text("unlisted")
     for _ in range(3):
-        assert take(campaign) == ["number 1 (r0001/a1, slot) is sent; no score yet"]
+        assert take(campaign) == ["number 1 (r0001/a1, slot) was sent and has no score yet"]
     assert num_sent(client) == 1
 
 
@@ -292,8 +292,8 @@ def test_caps_hold_for_what_is_sent_on_another_day(campaign, client):
 
 def test_a_second_meta_stage_leaves_the_board_to_the_first(campaign, client):
     reserve(campaign)
-    with alone(campaign.board_lock, "process with the board"):
-        assert "left to another process" in take(campaign)[0]
+    with exclusive_lock(campaign.board_lock, "process with the board"):
+        assert "leaves the board to another one" in take(campaign)[0]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: take(campaign), range(4)))
     assert num_sent(client) == 1
@@ -383,7 +383,7 @@ def test_without_the_client_it_says_so(monkeypatch):
 @pytest.mark.parametrize("text", ["", "Traceback (most recent call last)", "ref,fileName\n1,2"])
 def test_a_list_that_is_none_is_refused(text):
     with pytest.raises(TargetFailed, match="no list of submissions"):
-        listed(text)
+        parse_submissions(text)
 
 
 def test_the_outbox_has_what_a_login_node_needs_and_is_filled_once(campaign):
@@ -417,14 +417,14 @@ def test_what_is_not_in_the_outbox_is_not_sent(campaign, client):
     reserve(campaign)
     chosen = replace(settings.load(campaign.round("r0001").config), external=replace(KAGGLE, push="login"))
     said = board.push(campaign, FACTS, chosen, CAPS, today=DAY, dry_run=True)
-    assert said == ["leave number 1 (r0001/a1, slot): not in the outbox"]
+    assert said == ["skip number 1 (r0001/a1, slot), because it is not in the outbox"]
     board.push(campaign, FACTS, chosen, CAPS, today=DAY)
     assert num_sent(client) == 0 and "outbox" in known(campaign)[0].why
     take(campaign, replace(KAGGLE, push="login"))
     assert board.push(campaign, FACTS, chosen, CAPS, today=DAY, dry_run=True) == ["send number 1 (r0001/a1, slot)"]
     board.push(campaign, FACTS, chosen, CAPS, today=DAY)
     assert num_sent(client) == 1
-    with alone(campaign.board_lock, "process with the board"), pytest.raises(ConfigError, match="runs now"):
+    with exclusive_lock(campaign.board_lock, "process with the board"), pytest.raises(ConfigError, match="runs now"):
         board.push(campaign, FACTS, chosen, CAPS, today=DAY)
 
 
@@ -478,7 +478,7 @@ def test_a_scorer_that_can_be_asked_is_not_run_twice(campaign, tmp_path):
         poll_command=["sh", "-c", f"test -f {seen} && echo pending || echo unknown"],
     )
     for _ in range(2):
-        assert take(campaign, scorer) == ["number 1 (r0001/a1, slot) is sent; no score yet"]
+        assert take(campaign, scorer) == ["number 1 (r0001/a1, slot) was sent and has no score yet"]
     scorer = replace(scorer, poll_command=["echo", "0.5"])
     assert take(campaign, scorer) == ["number 1 (r0001/a1, slot) scored 0.5"]
     assert seen.read_text() == "1\n"
@@ -501,7 +501,7 @@ def test_a_person_sends_what_is_in_the_outbox_and_types_the_score(campaign):
     reserve(campaign, target="manual")
     for _ in range(2):
         assert (
-            take(campaign, manual) == ["number 1 (r0001/a1, slot) is sent; no score yet"]
+            take(campaign, manual) == ["number 1 (r0001/a1, slot) was sent and has no score yet"]
             or events(campaign).count("board_sent") == 1
         )
     assert (campaign.outbox / "0001" / "submission.zip").exists()

@@ -268,11 +268,11 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_a_sites_own_serves
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"url": ""}, "no http or https address"),
-        ({"url": "ftp://example.com"}, "no http or https"),
-        ({"url": "file:///etc/passwd"}, "no http or https"),
-        ({"url": "http://example.com:port/"}, "no http or https"),
-        ({"url": "http://a b/"}, "no http or https"),
+        ({"url": ""}, "not an http or https address"),
+        ({"url": "ftp://example.com"}, "not an http or https"),
+        ({"url": "file:///etc/passwd"}, "not an http or https"),
+        ({"url": "http://example.com:port/"}, "not an http or https"),
+        ({"url": "http://a b/"}, "not an http or https"),
         ({"url": "https://me:secret@example.com/v1"}, "holds a name or password"),
         ({"model": ""}, "model is empty"),
         ({"api_key_env": "A", "api_key_file": "/b"}, "names two keys"),
@@ -282,13 +282,13 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_a_sites_own_serves
 def test_what_cannot_be_asked_safely_is_a_configuration_error(changes, message):
     asked = endpoint(**{"url": "https://example.com/v1/chat/completions", **changes})
     with pytest.raises(ConfigError, match=message) as error:
-        asked.check()
+        asked.check_settings()
     assert "secret" not in str(error.value)
 
 
 def test_a_key_may_go_in_clear_to_this_machine_alone():
     for host in ("127.0.0.1", "localhost", "[::1]"):
-        endpoint(f"http://{host}:8000/v1/chat/completions", api_key_env="A").check()
+        endpoint(f"http://{host}:8000/v1/chat/completions", api_key_env="A").check_settings()
 
 
 def test_the_same_question_is_the_same_bytes():

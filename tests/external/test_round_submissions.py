@@ -305,7 +305,7 @@ def test_finalists_are_scored_once_more_by_what_was_held_back(campaign, scores):
     facts, chosen = facts_of(campaign), settings.load(campaign.round("r0001").config)
     assert (
         RoundSubmissions.of(campaign, "r0001", facts, chosen, RULES).finish(dry_run=True)[0]
-        == "send r0001/a2 once more, as a finalist"
+        == "send r0001/a2 again, as a finalist"
     )
     assert len(events(campaign, "submission")) == 4
     for number in (5, 6):

@@ -296,7 +296,7 @@ def test_two_starts_to_the_same_point_are_enough(folder, steps, restarts, refuse
     if not refused:
         resume.check_progress(before, restarts)
         return
-    with pytest.raises(NoProgress, match="two starts in a row came to the same point") as error:
+    with pytest.raises(NoProgress, match="two starts in a row ended at the same point") as error:
         resume.check_progress(before, restarts)
     assert error.value.exit_code == 93
 
@@ -306,13 +306,13 @@ def test_state_is_kept_at_each_new_checkpoint_and_the_old_one_goes(tmp_path, mon
     out, saved = tmp_path / "out", tmp_path / "saved"
     (out / "checkpoints" / "partial").mkdir(parents=True)
     keeper = resume.Keeper(out, saved)
-    keeper.look()
+    keeper.keep_if_new()
     assert not saved.exists()
     for number, step in enumerate((5, 10)):
         (out / "checkpoints" / f"step_{step:06d}").mkdir()
         (out / "progress.jsonl").write_text(str(step))
-        keeper.look()
-        keeper.look()
+        keeper.keep_if_new()
+        keeper.keep_if_new()
         assert [path.name for path in saved.iterdir()] == [f"{number:06d}"]
         assert (saved / f"{number:06d}" / "progress.jsonl").read_text() == str(step)
 
@@ -324,9 +324,9 @@ def test_state_that_cannot_be_kept_now_is_tried_again(tmp_path, monkeypatch) -> 
     keeper = resume.Keeper(out, saved)
     (out / "checkpoints" / "step_000005").mkdir()
     saved.write_text("in the way")
-    keeper.look()
+    keeper.keep_if_new()
     saved.unlink()
-    keeper.look()
+    keeper.keep_if_new()
     assert [path.name for path in saved.iterdir()] == ["000000"]
 
 

@@ -28,7 +28,7 @@ HONEST = ["adapter", "adapter/adapter_config.json", "adapter/adapter_model.safet
 FAKES = {
     "pickle": ("an adapter that is a pickle", "no readable header"),
     "nan": ("an adapter with NaN", "holds NaN"),
-    "shape": ("an adapter of another shape", "expected F32 of shape"),
+    "shape": ("an adapter of another shape", "but must be F32 of shape"),
     "traversal": ("a path for a tensor's name", "is missing"),
     "beyond": ("offsets beyond the file", "data_offsets"),
     "sparse": ("an adapter longer than its tensors (sparse)", "bytes of data"),
