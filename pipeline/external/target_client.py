@@ -65,7 +65,9 @@ def run_client(command: Sequence[str], timeout_seconds: int | None, kind_of: Map
             text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
-        raise TargetFailed("client_missing", f"no program {DIES_WITH_US[0]}", "It is part of util-linux") from None
+        raise TargetFailed(
+            "client_missing", f"no program {DIES_WITH_US[0]}", "Install util-linux, which contains it"
+        ) from None
     with process:
         try:
             out, err = process.communicate(timeout=timeout_seconds)
