@@ -5,18 +5,13 @@
     python3 slurm/testbed/testbed.py down
 
 The testbed runs slurmctld, slurmdbd, MariaDB, munge and eight slurmd with ports, sockets, a key and a database of its own. It leaves the
-host's own Slurm alone, and two checkouts can each have a cluster. It needs root, because a slurmd becomes the user who submitted, and
-Debian's packages of these daemons. It runs with the system's Python, before any venv exists.
-
-It has two folders:
+host's own Slurm alone, and two checkouts can each have a cluster. It needs root, Debian's packages of these daemons, and no venv.
 
     build/testbed/                   stays: the database, the controller's state (so that job ids go on) and logs
-    /var/lib/slurm-testbed-<hash>/   is removed by `down`: configuration, key, spool and sockets. Its path is short, because the path of a
-                                     socket may have 108 characters
+    /var/lib/slurm-testbed-<hash>/   is removed by `down`: configuration, key, spool and sockets, whose paths may have 108 characters
 
-There are no pid files, which could be out of date. Every daemon has TESTBED=<second folder>/<name> in its environment, and the testbed
-finds its processes by that mark. So `up` starts exactly what is missing and `down` stops exactly what `up` started, even if either was
-killed half-way.
+Every daemon has TESTBED=<second folder>/<name> in its environment, and the testbed finds its processes by that mark, which unlike a pid
+file is never out of date. So `up` starts exactly what is missing and `down` stops exactly what `up` started, even after a kill half-way.
 """
 
 from __future__ import annotations
@@ -85,29 +80,17 @@ class Testbed:
         # This replaces the caller's environment, whose SLURM_* and SBATCH_* variables would leak into every job.
         # MYSQL_UNIX_PORT names the database's socket to slurmdbd's client library; slurmdbd has no setting for it.
         self.environ = {"PATH": PATH, "SLURM_CONF": str(self.conf), "MYSQL_UNIX_PORT": f"{run}/mariadb.socket"}
+        munged = f"munged --foreground --socket={run}/munge.socket --key-file={run}/munge.key"
+        munged += f" --seed-file={run}/munge.seed --pid-file={run}/munged.pid"
+        mariadbd = f"mariadbd --no-defaults --user=root --skip-networking --datadir={run}/lasting/database"
+        mariadbd += f" --socket={run}/mariadb.socket --pid-file={run}/mariadbd.pid"
+        mariadbd += " --performance-schema=OFF --innodb-flush-log-at-trx-commit=0"
+        # slurmctld does not start before accounting knows its cluster, so the question to slurmdbd also adds the cluster.
+        add_cluster = "sacctmgr --immediate add cluster testbed"
         self.services = (  # in the order in which they start, because each needs the one before it
-            Daemon(
-                "munged",
-                f"munged --foreground --socket={run}/munge.socket --key-file={run}/munge.key"
-                f" --seed-file={run}/munge.seed --pid-file={run}/munged.pid",
-                f"munge --no-input --socket={run}/munge.socket",
-                ("MUNGE:",),
-            ),
-            Daemon(
-                "mariadbd",
-                f"mariadbd --no-defaults --user=root --skip-networking --datadir={run}/lasting/database"
-                f" --socket={run}/mariadb.socket --pid-file={run}/mariadbd.pid"
-                " --performance-schema=OFF --innodb-flush-log-at-trx-commit=0",
-                "mariadb-admin --no-defaults ping",
-                ("is alive",),
-            ),
-            Daemon(
-                "slurmdbd",
-                "slurmdbd -D",
-                # slurmctld does not start before accounting knows its cluster, so this question also adds the cluster.
-                "sacctmgr --immediate add cluster testbed",
-                ("Adding Cluster", "already exists"),
-            ),
+            Daemon("munged", munged, f"munge --no-input --socket={run}/munge.socket", ("MUNGE:",)),
+            Daemon("mariadbd", mariadbd, "mariadb-admin --no-defaults ping", ("is alive",)),
+            Daemon("slurmdbd", "slurmdbd -D", add_cluster, ("Adding Cluster", "already exists")),
             Daemon("slurmctld", "slurmctld -D", "scontrol ping", ("is UP",)),
         )
         serving = ("[idle]", "[mix]", "[alloc]", "[comp]")
@@ -162,9 +145,7 @@ class Testbed:
     def _start(self, *daemons: Daemon) -> None:
         """Start the daemons that do not run, then wait until each answers. Raises TestbedError if one does not."""
         running = self.processes().values()
-        for daemon in daemons:
-            if daemon.name in running:
-                continue
+        for daemon in (daemon for daemon in daemons if daemon.name not in running):
             environ = self.environ | {"TESTBED": f"{self.run_dir}/{daemon.name}"}
             with open(self._output(daemon), "wb") as output:
                 # With setsid --fork the daemon is not our child, so that it leaves no zombie when a test kills it.
@@ -173,8 +154,7 @@ class Testbed:
                     command, cwd="/", env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=True
                 )
         for daemon in daemons:
-            seen = time.monotonic()
-            deadline = seen + START_SECONDS
+            deadline = (seen := time.monotonic()) + START_SECONDS
             while not self._answers(daemon):
                 if daemon.name in self.processes().values():
                     seen = time.monotonic()
@@ -208,13 +188,12 @@ class Testbed:
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(128))
         port = self._free_ports(2 + len(NODES))
-        values = {
-            "run": self.run_dir,
-            "host": socket.gethostname().split(".")[0],
+        ports = {
             "slurmctld_port": port,
             "slurmdbd_port": port + 1,
             "slurmd_ports": f"{port + 2}-{port + 1 + len(NODES)}",
         }
+        values = {"run": self.run_dir, "host": socket.gethostname().split(".")[0], **ports}
         for template in TEMPLATES.glob("*.conf.in"):
             conf = self.run_dir / template.stem
             conf.touch(
@@ -242,7 +221,7 @@ class Testbed:
             if all(_is_free(port) for port in range(first, first + count)):
                 return first
         raise TestbedError(
-            f"there are no {count} consecutive free ports between 20000 and 30000. Stop a program that uses many of them"
+            f"no {count} consecutive ports between 20000 and 30000 are free; stop a program that uses many"
         )
 
     @contextlib.contextmanager
@@ -292,10 +271,7 @@ def _is_free(port: int) -> bool:
 
 
 def main() -> int:
-    """Run a command. Returns 0 if it worked (`status`: if the testbed runs), else 1 with the reason on stderr.
-
-    Standard output is for the shell: `eval "$(testbed.py up)"`.
-    """
+    """Run a command. Returns 0 if it worked (`status`: if the testbed runs), else 1 with the reason on stderr."""
     parser = argparse.ArgumentParser(description="A real eight-node Slurm on this host.")
     parser.add_argument("verb", choices=("up", "down", "status"))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="the folder that stays (default: %(default)s)")
@@ -316,10 +292,7 @@ def main() -> int:
         print(f"testbed: these do not run: {' '.join(absent)}; next: make testbed-up", file=sys.stderr)
         return 1
     print(f"export SLURM_CONF={testbed.conf}")
-    print(
-        f"testbed: it runs, with logs in {testbed.folder}/log; next: run the line above in your shell, then sinfo",
-        file=sys.stderr,
-    )
+    print(f"testbed: it runs, logs in {testbed.folder}/log; next: eval the line above, then sinfo", file=sys.stderr)
     return 0
 
 
