@@ -1,15 +1,15 @@
-# What one types. `make round` and `make test` do all of their own set-up on a fresh machine; `make` alone lists the targets.
+# The commands to type. `make` alone lists them. `make round` and `make test` do their own set-up on a fresh machine.
 
 ifeq ($(origin CLUSTER),undefined)
 CLUSTER := local
-# Nobody is put into a queue without asking for it, but where there is one it is named.
+# A round runs on this machine unless CLUSTER names a site. If a Slurm answers here, the command says so.
 SITES := $(filter-out local,$(basename $(notdir $(wildcard hydra_conf/cluster/*.yaml))))
 NAME_SITES = if timeout 2 scontrol ping >/dev/null 2>&1; then \
-	echo 'A Slurm answers here. This round runs on this machine alone; to submit it, CLUSTER= one of: $(SITES)'; fi
+	echo 'A Slurm answers here, but this round runs on this machine. To submit it, set CLUSTER to one of: $(SITES)'; fi
 endif
-# A variable in small letters would be taken for nothing, and `make round campaign=mine` for the demo's next round.
+# make would ignore a variable in small letters, so that `make round campaign=mine` would run the demo's next round.
 $(foreach name,campaign cluster experiment overrides rounds runs,$(if $(filter command,$(firstword $(origin $(name)))),\
-	$(error $(name)=... is no variable of this Makefile; they are in capitals)))
+	$(error $(name)=... has no effect: the variables of this Makefile are in capitals, such as CAMPAIGN=mine)))
 RUNS ?= runs
 CAMPAIGN ?= demo
 EXPERIMENT ?= demo
@@ -17,7 +17,8 @@ OVERRIDES ?=
 ROUNDS ?= 4
 
 PYTHON := .venv/bin/python
-# Two at once, a file to one of them: what a file sets up is set up once. The Slurm set has one cluster and runs alone.
+# Two processes run the tests, each file in one of them, because tests of a file share their set-up. The Slurm tests share one cluster and
+# run in one process.
 TESTS := $(PYTHON) -m pytest -n 2 --dist loadfile
 TESTBED := python3 slurm/testbed/testbed.py
 
@@ -29,33 +30,33 @@ test drill attacks testbed-up: NEEDS := testbed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup round campaign drill attacks status image simulate nulls test test-fast lint types floors format testbed-up testbed-down clean
+.PHONY: help setup round campaign drill attacks status image simulate nulls test test-fast lint types layers format testbed-up testbed-down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
 	@echo 'Variables: CAMPAIGN=demo  EXPERIMENT=demo  CLUSTER=local|testbed|<site>  OVERRIDES="key=value ..."  RUNS=folder of campaigns  ROUNDS=4'
 
-setup: ## System packages and .venv with pinned versions; nothing to do when they are there
+setup: ## Install system packages and .venv with pinned versions; does nothing if they are there
 	@scripts/setup.sh $(NEEDS)
 
-round: setup ## Freeze the campaign if it is new, then run its next round; CLUSTER=testbed starts a Slurm for it
+round: setup ## Freeze the campaign if it is new, then run its next round; CLUSTER=testbed starts a Slurm first
 	@$(NAME_SITES)
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline round $(RUNS)/$(CAMPAIGN) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
 
-status: setup ## What the campaign's newest round is doing
+status: setup ## Show what the campaign's newest round is doing
 	@$(PYTHON) -m pipeline status $(RUNS)/$(CAMPAIGN)
 
 image: setup ## Build the image that every trial forks
 	$(PYTHON) -m pipeline image build
 
-test: setup lint types floors ## All that CI runs: lint, types, floors, every test, rounds on a Slurm of its own (root)
+test: setup lint types layers ## Run all that CI runs: lint, types, layers, every test, and rounds on a Slurm that it starts (root)
 	REQUIRE_SLURM= $(TESTS) --durations=15 -m 'not slurm'
 	$(PYTHON) -m pytest --durations=5 -m 'slurm and not drill'
 
-drill: setup ## Play real faults on a real Slurm, as an ordinary user of it, and print what each ends in (root; half an hour)
+drill: setup ## Cause real faults on a real Slurm, as an ordinary user of it, and print how each ends (root; half an hour)
 	unshare --mount --propagation slave $(PYTHON) tests/slurm/as_site.py $(CURDIR)/$(PYTHON) -m pytest -q -m drill --basetemp=/var/tmp/postrain-drill
 
-attacks: setup ## Attack the sandbox in every way we know and print how each ended, and where it ran
+attacks: setup ## Attack the sandbox in every way we know, and print how each attack ended and where it ran
 	$(PYTHON) -m pytest -q -m attack
 
 campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
@@ -65,32 +66,32 @@ simulate: setup ## Measure false alarms and power of the tests, gain and regret 
 	$(PYTHON) -m pipeline evidence simulate
 	$(PYTHON) -m pipeline evidence campaigns --campaigns 100
 
-nulls: setup ## Compute the critical values of constitution/nulls anew (half an hour)
+nulls: setup ## Compute the critical values of constitution/nulls again (half an hour)
 	$(PYTHON) -m pipeline evidence nulls
 
-test-fast: setup ## The tests that need no Slurm, but for the slow ones
+test-fast: setup ## Run the tests that need no Slurm, without the slow ones
 	$(TESTS) -m 'not slurm and not slow'
 
-lint: setup ## ruff
+lint: setup ## Check the code with ruff
 	$(PYTHON) -m ruff check --quiet
 	$(PYTHON) -m ruff format --check --quiet
 
-types: setup ## mypy
+types: setup ## Check the types with mypy
 	$(PYTHON) -m mypy
 
-floors: setup ## import-linter: who may import whom, and one door per library (setup.cfg)
+layers: setup ## Check with import-linter that packages import only from layers below them (setup.cfg)
 	.venv/bin/lint-imports
 
-format: setup ## Rewrite the code as ruff would have it
+format: setup ## Format the code with ruff
 	$(PYTHON) -m ruff check --fix --quiet
 	$(PYTHON) -m ruff format
 
 testbed-up: setup ## Start a real eight-node Slurm on this host (root)
 	@$(TESTBED) up
 
-testbed-down: ## Stop it, with all of its jobs
+testbed-down: ## Stop that Slurm with all of its jobs
 	@$(TESTBED) down
 
-clean: testbed-down ## Remove what was built; campaigns (runs/) and .venv stay
+clean: testbed-down ## Remove build products; campaigns (runs/) and .venv stay
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
-"""How long an audit takes and how much memory, by the number of rounds: eight arms, six families of 2,000 items, with an external target.
+"""Measure the time and memory of an audit by the number of rounds.
 
     python -m bench.audit [--rounds 4 8 20 40] [--items 2000]
 
-Campaigns are made as in the tests (tests/sealed.py), with a constitution of forty rounds; each audit is the command, in a process of its own.
-Seconds are of its processor, and hash everything that is there.
+Campaigns are made as in the tests (tests/support/sealed.py): eight arms, six families, an external target, and a constitution that allows
+forty rounds. Each audit is `python -m pipeline audit` in a process of its own, and hashes all files of the campaign.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def campaign(items: int, key: Path) -> SealedCampaign:
 
 
 def audited(folder: Path) -> tuple[float, float, float, bool]:
-    """Wall and processor seconds, MB at most, and whether nothing was found."""
+    """Audit a campaign. Returns wall seconds, processor seconds, peak memory in MiB, and whether there were no findings."""
     out = folder.parent / "report.json"
     began = time.monotonic()
     with open(out, "w") as file:

@@ -1,11 +1,11 @@
-"""Greedy decoding here against transformers' `generate`: same weights and prompts, float32, one thread, in one process.
+"""Compare our greedy decoding with transformers' `generate`: same weights and prompts, float32, one thread, in one process.
 
     python -m bench.generate [--model tiny] [--batches 1 16 64 128] [--new 64]     tokens per second and their ratio
-    python -m bench.generate --parity 500 [--tp 2]                                 are the tokens the same?
+    python -m bench.generate --parity 500 [--tp 2]                                 whether the tokens are the same
 
-Speed: every sequence has a prompt of 64 tokens and writes `--new` tokens on both sides, end of sequence or not; medians
-of `--repeats` alternating runs. Parity: prompts of 1 to 100 tokens, decoded here at batch 1 and 64; every token must be
-the argmax of transformers' logits over prompt and completion, or, where its two best are within 1e-4, be counted.
+Speed: every sequence has a prompt of 64 tokens and writes `--new` tokens on both sides, whether or not an end of sequence comes. The table
+shows medians of `--repeats` alternating runs. Parity: prompts of 1 to 100 tokens are decoded here at batch 1 and 64. Every token must be the
+argmax of transformers' logits over prompt and completion; tokens whose logit is within 1e-4 of the best are counted as ties.
 """
 
 import argparse
@@ -37,7 +37,7 @@ TIE = 1e-4
 
 
 def both_models(config: ModelConfig, tp: int) -> tuple[HybridModel, transformers.PreTrainedModel]:
-    """The same random weights, ours over `tp` ranks; each of them has the whole reference."""
+    """Our model over `tp` ranks and transformers' model, with the same random weights. Every rank has all of transformers' model."""
     parallel = start({"tp": tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
     ours = build_model(config, parallel, sequence_parallel=False)
     init_weights(ours, seed=1)
@@ -46,7 +46,7 @@ def both_models(config: ModelConfig, tp: int) -> tuple[HybridModel, transformers
         save_base(ours, folder)
         Path(folder, "config.json").write_text(json.dumps(config.to_transformers()))
         theirs = transformers.NemotronHForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        parallel.agree(True)  # nobody removes the folder while another reads it
+        parallel.agree(True)  # keeps every rank from removing the folder while another reads it
     return ours.eval(), theirs.eval()
 
 
@@ -109,7 +109,7 @@ def parity(ours: HybridModel, theirs: transformers.PreTrainedModel, num_prompts:
             f"batch {batch}: {num_prompts} prompts, {same} tokens the same, {ties} at a tie, {wrong} wrong", flush=True
         )
         if wrong:
-            raise SystemExit("tokens differ")
+            raise SystemExit("some tokens differ from transformers'")
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
-"""Everything that needs a GPU, in one call: kernels against float64, LoRA steps and decoding with speed and memory.
+"""Measure everything that needs a GPU in one run: errors of kernels against float64, and speed and memory of LoRA steps and decoding.
 
     python -m bench.gpu                                        the 30B with random bf16 weights on one GPU
-    python -m bench.gpu --model small --lengths 256 512 --batches 1 8 --new 16       the same code anywhere, in a minute
-    python -m bench.gpu --theirs                               and transformers with peft after it, with the ratios
+    python -m bench.gpu --model small --lengths 256 512 --batches 1 8 --new 16       the same code on any machine, in a minute
+    python -m bench.gpu --theirs                               measures transformers with peft too, and prints the ratios
 
-Speeds are medians; `share` is the model's useful matrix products (2 x active parameters a token forward, as many again
-for the gradient of the inputs; recomputation is not counted) over the rate of one large matrix product measured in the
-same run. `plan` is pipeline/footprint.py's peak, `peak` the allocator's (on a CPU: not measured).
+Speeds are medians. `share` is the rate of the model's useful matrix products divided by the rate of one large matrix product, measured in
+the same run. A token costs 2 x active parameters forward, and as many again for the gradient of the inputs; recomputation is not counted.
+`plan` is the peak memory that pipeline/config/footprint.py predicts, and `peak` is the allocator's, which a CPU does not have.
 """
 
 import argparse
@@ -36,11 +36,12 @@ LORA = {"rank": 32, "targets": TARGETS}
 ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
 PROMPT_TOKENS = 64
 GIB = 2**30
-Rates = dict[str, dict[int, float]]  # tokens a second by length of a step and by batch of decoding
+Rates = dict[str, dict[int, float]]
+"""Tokens per second: "lengths" by the length of a training step, "batches" by the batch of decoding."""
 
 
 def seconds(device: torch.device, work: Callable[[], Any], repeats: int = 5) -> float:
-    """Median of `repeats` runs after one to warm up, the device's queue emptied around each."""
+    """Median seconds of `repeats` runs after one to warm up. The device's queue is empty before and after each."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     work()
     taken = []
@@ -107,7 +108,7 @@ def recurrence(x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, b: torch.Tens
 
 
 def random_model(config: ModelConfig, parallel: Parallel, recompute: bool, for_decoding: bool = False) -> HybridModel:
-    """Random weights made on the device: reading 63 GB is not what is measured."""
+    """A model with random weights, made on the device, so that nobody has to read 63 GB."""
     model = build_model(config, parallel, recompute=recompute, sequence_parallel=False)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -123,7 +124,7 @@ def random_model(config: ModelConfig, parallel: Parallel, recompute: bool, for_d
 
 
 def active_parameters(config: ModelConfig, values: dict[str, Any]) -> int:
-    """Parameters that one token meets, the embedding left out: what its matrix products cost."""
+    """Number of parameters that take part in a token's matrix products: the active experts, without the embedding."""
     from pipeline.config import model_size
 
     idle = values["num_experts"] - values["moe_top_k"]
@@ -132,7 +133,7 @@ def active_parameters(config: ModelConfig, values: dict[str, Any]) -> int:
 
 
 def empty(device: torch.device) -> None:
-    """What an earlier model held goes back before the next one is measured."""
+    """Free the memory of an earlier model before the next one is measured."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -142,7 +143,10 @@ def empty(device: torch.device) -> None:
 def train(
     config: ModelConfig, values: dict[str, Any], parallel: Parallel, length: int, rate: float, recompute: bool
 ) -> tuple[str, float]:
-    """A row of the table and its tokens a second: one LoRA step of one sequence."""
+    """Measure one LoRA step of one sequence of `length` tokens. Returns its row of the table and its tokens per second.
+
+    rate: floating-point operations per second of one large matrix product.
+    """
     device = parallel.device
     empty(device)
     model = random_model(config, parallel, recompute)
@@ -168,7 +172,7 @@ def train(
 
 
 def decoding_rate(model: HybridModel, batch: int, num_new: int) -> float:
-    """Tokens a second, greedy; the first of two runs warms up."""
+    """Tokens per second of greedy decoding. The first of two runs only warms up."""
     vocabulary = model.architecture.vocab_size
     prompts = [(str(n), torch.randint(3, vocabulary, (PROMPT_TOKENS,)).tolist()) for n in range(batch)]
 
@@ -182,7 +186,7 @@ def decoding_rate(model: HybridModel, batch: int, num_new: int) -> float:
 
 
 def their_training_rate(config: ModelConfig, device: torch.device, length: int, recompute: bool) -> float:
-    """Tokens a second of the same LoRA step by transformers and peft; nan when it does not fit."""
+    """Tokens per second of the same LoRA step by transformers and peft; nan if the memory does not suffice."""
     from bench import theirs
 
     tokens = torch.randint(3, config.vocab_size, (1, length), device=device)
@@ -194,7 +198,7 @@ def their_training_rate(config: ModelConfig, device: torch.device, length: int, 
 
 
 def compare(config: ModelConfig, device: torch.device, ours: Rates, recompute: bool, num_new: int) -> None:
-    """The same lengths and batches by transformers and peft."""
+    """Measure the same lengths and batches with transformers and peft, and print a table with the ratios."""
     from bench import theirs
 
     print(f"\ntransformers, peft (nan: out of memory)\n{'':>8}{'tokens/s':>12}{'peak GiB':>10}{'ours is':>10}")

@@ -1,10 +1,9 @@
-"""One LoRA step here against transformers with peft: same weights, tokens, targets, float32, one thread, in one process.
+"""Compare our LoRA step with transformers and peft: same weights, tokens and targets, float32, one thread, in one process.
 
     python -m bench.model [--models tiny small] [--batch 8] [--length 128] [--repeats 9]
 
-Both sides do forward, backward and AdamW on the same random tokens; repeats alternate, the median of each side is
-printed with the ratio (above 1: ours is faster) and the loss of both, which must agree. `--profile` adds where the time
-of our step goes.
+Both sides do forward, backward and AdamW on the same random tokens, in turn. The table has the median of each side, their ratio (above 1
+ours is faster) and both losses, which must agree. `--profile` also shows where the time of our step goes.
 """
 
 import argparse
@@ -103,7 +102,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(3, config.vocab_size, (arguments.batch, arguments.length + 1), generator=generator)
         ours, theirs = both_sides(config, parallel, tokens[:, :-1], tokens[:, 1:])
-        losses = [step() for step in (ours, theirs)]  # B is zero: the base model's; also the warm-up
+        losses = [step() for step in (ours, theirs)]  # of the base model, because LoRA's B is zero; also warms up
         times = [(milliseconds(ours), milliseconds(theirs)) for _ in range(arguments.repeats)]
         mine, foreign = (statistics.median(side) for side in zip(*times, strict=True))
         size = f"{num_published_parameters(config) / 1e6:.1f} M"

@@ -1,10 +1,10 @@
-"""What a round costs beside its arms: from the frozen plan to the queue, from the meta job's start to the next round's jobs, from
-round to round. On the Slurm of SLURM_CONF:
+"""Measure the time that a round takes beside its arms, on the Slurm of SLURM_CONF.
 
     eval "$(python3 slurm/testbed/testbed.py up)" && .venv/bin/python -m bench.slurm_gap
 
-Campaigns run by themselves (campaign.auto). Their arms are cancelled as soon as they are queued and results are published in their
-place, so that nothing trains: what is left is Slurm and ours. Slurm's share is the time in which no process of ours runs.
+Campaigns run by themselves (campaign.auto). The benchmark cancels their arms as soon as they start and publishes results in their place, so
+that nothing trains and only the time of Slurm and of the pipeline is left. Slurm's share is the time in which no process of the pipeline
+runs.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit(
-                f"{what} did not come in {WAIT_SECONDS:.0f} s; see `squeue --all` and the folder that is named above"
+                f"waited {WAIT_SECONDS:.0f} s for {what} in vain; `squeue --all` shows whether its job waits or failed"
             )
         time.sleep(0.005)
 
 
 def born(path: Path) -> float:
-    """When a file was made, seconds since the epoch: Slurm makes a job's log as the job starts."""
+    """When a file was made, in seconds since the epoch. Slurm makes a job's log when the job starts."""
     return float(
         subprocess.run(["stat", "--format=%.9W", str(path)], capture_output=True, text=True, check=True).stdout
     )
 
 
 def play(folder: Round) -> tuple[float, float]:
-    """Take the arms' place in a submitted round; (when its first arm started, when its results were there)."""
+    """Publish results in place of a submitted round's arms. Returns when its first arm started and when its results were published."""
     record = read_json(folder.submitted)
     array = record["array_job_ids"][0]
     until(lambda: list(folder.slurm_dir.glob(f"{array}_[0-7]_0_log.out")), "the first arm's start")
@@ -61,7 +61,7 @@ def play(folder: Round) -> tuple[float, float]:
 
 
 def publish_reference_again(folder: Round) -> None:
-    """This round's `reference.h5`, and r0000 as it is."""
+    """Publish this round's `reference.h5` and leave r0000 as it is."""
     first = folder.campaign.round("r0000").published("a0")
     before = first.read_bytes()
     publish_reference(folder.campaign, folder)
@@ -69,20 +69,20 @@ def publish_reference_again(folder: Round) -> None:
 
 
 def campaign(parent: Path, number: int, num_rounds: int) -> list[dict[str, float]]:
-    """Seconds of each hop of a campaign's rounds."""
-    made = Campaign.at(parent / f"gap{number}")
-    command = [sys.executable, "-m", "pipeline", "round", str(made.folder), *OVERRIDES, f"campaign.rounds={num_rounds}"]
+    """Run a campaign. Returns the seconds of each measured step, for each round after the first."""
+    new = Campaign.at(parent / f"gap{number}")
+    command = [sys.executable, "-m", "pipeline", "round", str(new.folder), *OVERRIDES, f"campaign.rounds={num_rounds}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    found = []
-    folder = made.round("r0001")
+    hops = []
+    folder = new.round("r0001")
     _, ended = play(folder)
     for name in (f"r{n:04d}" for n in range(2, num_rounds + 1)):
-        following = made.round(name)
+        following = new.round(name)
         until(following.submitted.exists, f"{name} in the queue")
         log = folder.slurm_dir / f"{read_json(folder.submitted)['meta_job_id']}_0_log.out"
         meta_started, queued = born(log), following.submitted.stat().st_mtime
         next_started, next_ended = play(following)
-        found.append(
+        hops.append(
             {
                 "plan frozen to all jobs queued": queued - following.plan.stat().st_mtime,
                 "meta's start to all jobs queued": queued - meta_started,
@@ -93,14 +93,14 @@ def campaign(parent: Path, number: int, num_rounds: int) -> list[dict[str, float
         )
         folder, ended = following, next_ended
     until(folder.closed.exists, f"the end of {folder.name}")
-    return found
+    return hops
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6, help="of each campaign, 8 at most")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds of each campaign, 8 at most")
     parser.add_argument("--campaigns", type=int, default=2)
-    parser.add_argument("--dir", type=Path, help="where nodes can read it; default: a temporary folder")
+    parser.add_argument("--dir", type=Path, help="a folder that the nodes can read; a temporary folder by default")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="gap-", dir=arguments.dir, ignore_cleanup_errors=True) as folder:

@@ -1,6 +1,6 @@
-"""The other side of bench/gpu.py: transformers' Nemotron-H with peft's LoRA, on the same device in the same run.
+"""What bench/gpu.py compares with: transformers' Nemotron-H and peft's LoRA, on the same device in the same run.
 
-On a GPU with mamba-ssm their training step wants causal-conv1d too.
+On a GPU with mamba-ssm their training step needs causal-conv1d too.
 """
 
 import time
@@ -14,9 +14,9 @@ from substrate.model import ModelConfig
 
 
 def random_model(config: ModelConfig, device: torch.device, recompute: bool) -> transformers.PreTrainedModel:
-    """transformers' own random weights, made on the device in the model's type."""
+    """transformers' model with its own random weights, made on the device in the model's dtype."""
     transformers.logging.set_verbosity_error()
-    # Their initial weights take the logarithm of these; published files have 0.
+    # Initialisation takes the logarithm of these, and published files have 0.
     scan = {"time_step_min": 0.001, "time_step_max": 0.1}
     settings = transformers.NemotronHConfig.from_dict(config.to_transformers() | scan)
     before = torch.get_default_dtype()
@@ -35,7 +35,7 @@ def random_model(config: ModelConfig, device: torch.device, recompute: bool) -> 
 def stepper(
     model: transformers.PreTrainedModel, tokens: torch.Tensor, rank: int, targets: list[str]
 ) -> Callable[[], None]:
-    """One LoRA step of `tokens` (1, length); the model is changed in place."""
+    """A function that does one LoRA step on `tokens`, of shape (1, length). The model is changed in place."""
     model.config.use_cache = False
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=rank, lora_alpha=32, target_modules=targets)).train()
     optimizer = torch.optim.AdamW([each for each in adapted.parameters() if each.requires_grad], lr=1e-5)
@@ -49,7 +49,7 @@ def stepper(
 
 
 def decoding_rate(model: transformers.PreTrainedModel, batch: int, prompt_tokens: int, num_new: int) -> float:
-    """Tokens a second of `generate`, greedy, every sequence to its full length; the first of two runs warms up."""
+    """Tokens per second of greedy `generate`, with every sequence at its full length. The first of two runs only warms up."""
     prompts = torch.randint(3, model.config.vocab_size, (batch, prompt_tokens), device=model.device)
     how = {"do_sample": False, "max_new_tokens": num_new, "min_new_tokens": num_new, "pad_token_id": 0}
     rate = 0.0

@@ -1,10 +1,10 @@
-"""Host memory of reading a base checkpoint of 2 GB with the published names, at TP 1 and TP 2.
+"""Measure the host memory that reading a base checkpoint of 2 GB needs, at TP 1 and TP 2.
 
     python -m bench.weights
 
-Writes random bfloat16 shards to a temporary folder, then loads them in fresh processes that watch their own anonymous
-memory (mapped file pages are the kernel's to drop). Printed for each rank: bytes of its part of the model, the peak
-above what the process had before, what that is beyond the part itself, and the largest tensor of the file.
+The benchmark writes bfloat16 shards with the published names to a temporary folder and loads them in fresh processes, which watch their
+own anonymous memory (the kernel can drop mapped file pages). It prints for each rank the bytes of its part of the model, the peak above
+what the process had before, the difference of the two, and the largest tensor of the file.
 """
 
 import math
@@ -27,7 +27,7 @@ SHARD_BYTES = 500_000_000
 
 
 def write_checkpoint(folder: Path, values: dict[str, object]) -> tuple[int, int]:
-    """Returns bytes of all tensors, and of the largest."""
+    """Write the shards. Returns the bytes of all tensors, and of the largest."""
     from substrate.model import ModelConfig
     from substrate.model.published import published_tensors
 
@@ -60,7 +60,7 @@ def rank_main(rank: int, tp: int, port: int, values: dict[str, object], folder: 
 
     model = build_model(ModelConfig.from_dict(values), start({"tp": tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}))
     part = sum(math.prod(t.shape) * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    before = peak = anonymous_bytes()  # the model's own pages are not touched yet
+    before = peak = anonymous_bytes()  # the model's own pages have not been written yet
     done = threading.Event()
 
     def watch() -> None:

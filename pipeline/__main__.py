@@ -1,4 +1,4 @@
-"""The command line: `python -m pipeline COMMAND`. Each module of `pipeline/cli/` declares its commands; docs/commands.md lists them all."""
+"""The command line, `python -m pipeline COMMAND`. Each module of `pipeline/cli/` declares its commands; docs/commands.md lists them all."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pipeline.cli.arguments import Commands
 MODULES = (
     run_rounds, show_round, change_round, change_campaign, doctor_and_memory, image, audit, evidence, job_stages, board,
 )  # fmt: skip
-"""In the order in which the help shows what they declare."""
+"""The modules that declare commands, in the order in which the help shows them."""
 LISTS = ("overrides", "arms")
-"""Arguments that take any number of words."""
+"""Names of the arguments that take any number of words."""
 EXIT_CODES = {
     0: "The command did its work.",
     1: "The work failed, a check found something bad, or there is too little to decide.",
@@ -41,7 +41,10 @@ EXIT_CODES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse, run, and turn expected errors into their sentence and exit code."""
+    """Run the command that `argv` names. Returns its exit code; an expected error is printed to stderr as one sentence.
+
+    argv: the words after `python -m pipeline`; those of this process by default.
+    """
     arguments = parse(argv)
     try:
         if arguments.as_frozen:
@@ -59,17 +62,20 @@ def main(argv: list[str] | None = None) -> int:
         if (error.name or "").startswith(("pipeline", "substrate")):
             raise
         print(
-            f"{error.name} is not there for {sys.executable}; `make setup` makes .venv/bin/python, which has it",
+            f"{error.name} is not installed for {sys.executable}. Run `make setup` and use .venv/bin/python, which has it",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; the same command resumes where this one stopped", file=sys.stderr)
         return 130
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Arguments of a command; words of a list may stand before and after its options, which argparse alone refuses."""
+    """Parse the arguments of a command. The words of a list may stand before and after options, which argparse alone does not allow.
+
+    A wrong argument raises SystemExit with code 2, as argparse does.
+    """
     top, _ = declared()
     arguments, rest = top.parse_known_args(argv)
     name = next((name for name in LISTS if hasattr(arguments, name)), None)
@@ -81,7 +87,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def declared() -> tuple[argparse.ArgumentParser, Commands]:
-    """The parser, and the commands that it has."""
+    """Build the parser. Returns it with the commands that the modules declared."""
     top = argparse.ArgumentParser(
         prog="python -m pipeline",
         usage="python -m pipeline COMMAND ...",

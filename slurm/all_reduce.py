@@ -1,7 +1,9 @@
-"""Does a sandbox on this node see its GPUs, and do two ranks in it reach each other? `srun --gpus=2 python slurm/all_reduce.py`
+"""Check that a sandbox on this node sees its GPUs, and that two ranks in it reach each other.
 
-Runs what a trial runs: the same bubblewrap, device nodes, driver libraries, /dev/shm and network level, and in it an
-all-reduce over NCCL (gloo on a node without GPUs). Prints what was seen; exit code 0 when all of it worked.
+    srun --gpus=2 python slurm/all_reduce.py
+
+The check starts the same sandbox as a trial, with the same devices, driver libraries, /dev/shm and network setting, and runs an all-reduce
+in it over NCCL (over gloo on a node without GPUs). It prints what it saw. The exit code is 0 if everything worked.
 
     gpus       2 x NVIDIA H200
     shm        32.0 GiB
@@ -23,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def inside(num_ranks: int, size_bytes: int) -> int:
-    """In the sandbox: starts the ranks and waits for them."""
+    """Start the ranks in the sandbox and wait for them. Returns the largest exit code."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -34,7 +36,7 @@ def inside(num_ranks: int, size_bytes: int) -> int:
 
 
 def rank(size_bytes: int) -> None:
-    """One rank: sums a tensor over all, checks the sum, times it; rank 0 writes what it saw."""
+    """Run one rank: sum a tensor over all ranks, check the sum, time it. Rank 0 prints what it saw as JSON."""
     import torch
     import torch.distributed as dist
 
@@ -49,7 +51,7 @@ def rank(size_bytes: int) -> None:
     began = time.perf_counter()
     for _ in range(5):
         dist.all_reduce(tensor)
-    float(tensor[0].item())  # waits for the device
+    float(tensor[0].item())  # reading a value waits for the device
     seconds = (time.perf_counter() - began) / 5
     shm = os.statvfs("/dev/shm")
     seen = {
@@ -67,7 +69,7 @@ def rank(size_bytes: int) -> None:
 
 
 def drill(overrides: list[str], num_ranks: int, size_bytes: int, log: Path) -> dict[str, Any]:
-    """Runs the drill in a sandbox of the composed configuration; what rank 0 saw."""
+    """Run the ranks in a sandbox of the composed configuration. Returns what rank 0 saw. Raises WorkFailed if a rank fails."""
     from pipeline.config import settings
     from pipeline.execution import image_process
 
@@ -89,12 +91,12 @@ def drill(overrides: list[str], num_ranks: int, size_bytes: int, log: Path) -> d
     if code or not lines:
         from pipeline.campaign.errors import WorkFailed
 
-        raise WorkFailed(f"the drill ended with exit code {code}: {log.read_text(errors='replace')[-2000:]}")
+        raise WorkFailed(f"the check ended with exit code {code}: {log.read_text(errors='replace')[-2000:]}")
     return dict(json.loads(lines[-1]))
 
 
 def outside(overrides: list[str], num_ranks: int, size_bytes: int) -> int:
-    """On the node: goes into a private mount namespace, drills, prints."""
+    """Enter a private mount namespace on the node, run the check and print its result. Returns the exit code."""
     sys.path.insert(0, str(ROOT))
     from pipeline.campaign.errors import PipelineError
     from pipeline.sandbox.namespace import enter_private_namespace
@@ -107,7 +109,7 @@ def outside(overrides: list[str], num_ranks: int, size_bytes: int) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
     gpus = seen["gpus"]
-    print(f"gpus       {f'{len(gpus)} x {gpus[0]}' if gpus else 'none: this drill ran on CPUs'}")
+    print(f"gpus       {f'{len(gpus)} x {gpus[0]}' if gpus else 'none, so the check ran on CPUs'}")
     print(f"shm        {seen['shm_bytes'] / 2**30:.1f} GiB")
     verdict = "the sum is right" if seen["right"] else "THE SUM IS WRONG"
     rate = seen["bytes_per_second"] / 1e9

@@ -1,14 +1,15 @@
-"""What only a real cluster can show, played with small jobs of a few CPU-minutes: `python slurm/drill.py cluster=slurm_pyxis`
+"""Check with small jobs what only a real cluster can show: `python slurm/drill.py cluster=slurm_pyxis`
 
-From a login node, in a folder that nodes see. Submits with the account, partition and so on of the cluster's file, waits, prints a
-table; exit code 0 when nothing is bad. A row is `unknown` where its job did not start in time: the queue is no fault.
+Run it on a login node, in a folder that the nodes see. It submits jobs of a few CPU-minutes with the account, partition and so on of the
+cluster's file, waits for them and prints a table. The exit code is 0 if nothing is bad. A row is `unknown` if its job did not start in
+time, because a full queue is not a fault. In brackets: what a campaign needs it for.
 
-    requeue      may a job requeue itself, and does it come back knowing that it was?        (preempted arms go on)
+    requeue      may a job requeue itself, and does it then know that it was requeued?       (preempted arms resume)
     signal       does USR2 come before the limit, and how long before?                       (arms save their state)
-    claim        do two nodes that make one folder at once agree on who did?                 (attempts of an arm)
+    claim        if two nodes make the same folder at once, does exactly one succeed?        (attempts of an arm)
     lock         does a file lock on one node hold on another?                               (one meta stage, one log)
     rename       how long until a file renamed on a node is seen here?                       (results)
-    hop          from the end of an array to the start of the job that waits for it          (rounds)
+    hop          how long from an array's end to the start of the job that waits for it?     (rounds)
     sandbox      does the sandbox hold on a node, and do two ranks in it reach each other?   (arms)
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAD_SECONDS = 30
-LIMIT_SECONDS = 60  # the shortest that Slurm takes
+LIMIT_SECONDS = 60  # the shortest time limit that Slurm accepts
 
 REQUEUE = """
 echo "${SLURM_RESTART_COUNT:-0}" >> requeue.starts
@@ -52,7 +53,7 @@ AFTER = "date +%s.%N > after.began"
 
 @dataclass(frozen=True)
 class Row:
-    """verdict: good, bad or unknown."""
+    """One line of the table. verdict: good, bad or unknown."""
 
     name: str
     verdict: str
@@ -60,7 +61,7 @@ class Row:
 
 
 class Site:
-    """A folder that nodes see, and the flags with which jobs are submitted."""
+    """A folder that the nodes see, the flags of every sbatch call, and the jobs that were submitted."""
 
     def __init__(self, folder: Path, flags: list[str], wait_seconds: float) -> None:
         self.folder, self.flags = folder, flags
@@ -68,7 +69,7 @@ class Site:
         self.jobs: list[str] = []
 
     def submit(self, text: str, *flags: str) -> str:
-        """The job's id. Raises SystemExit with Slurm's own sentence."""
+        """Submit a shell script and return the job's id. If sbatch refuses, cancel all jobs and raise SystemExit with Slurm's sentence."""
         fixed = ["--parsable", "--time=1", "--nodes=1", "--ntasks=1", "--open-mode=append", f"--chdir={self.folder}",
                  f"--output={self.folder}/%x.log"]  # fmt: skip
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("SBATCH_", "SLURM_"))}
@@ -78,16 +79,15 @@ class Site:
         done = subprocess.run(command, input=f"#!/bin/bash\n{text}", env=environment, capture_output=True, text=True)
         if done.returncode:
             self.cancel()
-            raise SystemExit(
-                f"sbatch refused: {done.stderr.strip()}. Check account and partition of the cluster's file"
-            )
+            raise SystemExit(f"sbatch refused: {done.stderr.strip()}. Check cluster.account and cluster.partition")
         self.jobs.append(done.stdout.split(";")[0].strip())
         return self.jobs[-1]
 
-    def until(self, there: Callable[[], bool]) -> bool:
-        while not there() and time.monotonic() < self.deadline:
+    def until(self, condition: Callable[[], bool]) -> bool:
+        """Wait until the condition holds or the deadline has passed. Returns whether it holds."""
+        while not condition() and time.monotonic() < self.deadline:
             time.sleep(0.05)
-        return there()
+        return condition()
 
     def has(self, *names: str) -> bool:
         return all((self.folder / name).exists() for name in names)
@@ -108,7 +108,7 @@ def requeue(site: Site) -> Row:
     if not site.until(lambda: len(starts()) > 1 or site.has("requeue.refused")):
         return Row("requeue", "unknown", f"starts so far: {', '.join(starts()) or 'none'}")
     if site.has("requeue.refused"):
-        return Row("requeue", "unknown", "the site refuses it: another job takes an arm on (`rerun`)")
+        return Row("requeue", "unknown", "the site refuses it; `rerun` submits another job for the arm instead")
     good = starts()[:2] == ["0", "1"]
     return Row("requeue", "good" if good else "bad", f"restart counts {', '.join(starts())}")
 
@@ -120,12 +120,14 @@ def signalled(site: Site) -> Row:
         return Row("signal", "bad", "USR2 never came")
     after = site.number("signal.told") - site.number("signal.began")
     return Row(
-        "signal", "good", f"USR2 after {after:.0f} s of a {LIMIT_SECONDS} s limit, {LEAD_SECONDS} s of lead asked"
+        "signal",
+        "good",
+        f"USR2 came after {after:.0f} s of a limit of {LIMIT_SECONDS} s; a lead of {LEAD_SECONDS} s was asked for",
     )
 
 
 def together(site: Site) -> list[Row]:
-    """Two tasks, on two nodes where there are two."""
+    """The rows of the array of two tasks, which run on two nodes if the site has two free."""
     if not site.until(lambda: site.has("together.ended.0", "together.ended.1")):
         return [Row(name, "unknown", "two tasks did not run at the same time") for name in ("claim", "lock", "rename")]
     seen_at = time.time()
@@ -135,7 +137,7 @@ def together(site: Site) -> list[Row]:
     (first_from, first_to), (second_from, _) = sorted(
         (site.number(f"lock.from.{n}"), site.number(f"lock.to.{n}")) for n in (0, 1)
     )
-    apart = second_from >= first_to - 0.5  # clocks of two nodes
+    apart = second_from >= first_to - 0.5  # the clocks of two nodes may differ
     delay = seen_at - max(site.number(f"renamed.{n}") for n in (0, 1))
     return [
         Row("claim", "good" if len(won) == 1 else "bad", f"{len(won)} of 2 made the folder, {where}"),
@@ -164,7 +166,7 @@ def sandbox(site: Site) -> Row:
 
 
 def play(overrides: list[str], wait_seconds: float) -> list[Row]:
-    """Submit everything, wait, judge."""
+    """Submit all jobs, wait for them, and judge each check. Jobs that are left are cancelled."""
     sys.path.insert(0, str(ROOT))
     from pipeline.config import settings
 

@@ -1,7 +1,7 @@
-"""Which tests can run on this machine, and proof at the end that the Slurm ones did.
+"""Skip tests that this machine cannot run, and report at the end whether the Slurm tests ran.
 
-A test marked `slurm` (or using the `testbed` fixture) or `gpu` skips where that part is absent, and pytest prints why.
-With REQUIRE_SLURM=1, as in CI, a session in which no Slurm test ran has failed: a set that skips proves nothing.
+A test that is marked `slurm` or `gpu`, or uses the `testbed` fixture, is skipped if the machine lacks that part, and pytest prints why. With
+REQUIRE_SLURM=1, as in CI, a session fails if no Slurm test ran.
 """
 
 import os

@@ -1,5 +1,7 @@
-"""What the documents tell one to type works: commands of the pipeline run here on a small campaign, those that start jobs in tests/slurm;
-make targets and variables exist, linked files too."""
+"""Test that the documents are right: their commands run, their make targets and variables exist, and so do the files that they link.
+
+Commands run here on a small campaign; tests/slurm runs those that start jobs.
+"""
 
 import re
 import shlex

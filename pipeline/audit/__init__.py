@@ -1,1 +1,1 @@
-"""An outsider's check of a campaign from its files, with the standard library and `cryptography` alone."""
+"""An outsider's check of a campaign from its files. It needs only the standard library and `cryptography`."""

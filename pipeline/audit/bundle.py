@@ -1,7 +1,8 @@
-"""A campaign as one archive for somebody else: log, plans, decisions, completions, manifests, frozen code; adapters, HDF5 and image if asked for.
+"""Pack a campaign into one zip archive for somebody else, and unpack such a bundle.
 
-The archive is a zip with an RO-Crate description (ro-crate-metadata.json): what each file is and its sha256, as archives and people read
-it. The audit trusts none of that: it reads the log, and the log names the files. Secrets (vault/) are never in it.
+A bundle has the log, plans, decisions, completions, manifests and frozen code; adapters, HDF5 files and the image only if asked for. Secrets
+(vault/) are never in it. An RO-Crate description (ro-crate-metadata.json) says what each file is and gives its sha256, for archives and
+for people. The audit does not trust the description: it reads the log, and the log names the files.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, Work
 from pipeline.campaign.files import file_digest
 
 CRATE = "ro-crate-metadata.json"
-KEPT = re.compile(
+ALWAYS_INCLUDED = re.compile(
     r"campaign\.yaml|log\.jsonl(\.torn)?|hydra/round/[^/]+\.yaml|code/.*|image/[^/]+\.json"
     r"|rounds/r[0-9]{4}/(plan\.json|config\.yaml|evidence\.json|closed\.json|decisions/[^/]+|proposals/[^/]+|meta/completions/[^/]+)"
     r"|rounds/r[0-9]{4}/a[0-9]+/attempt_[0-9]+/(claim\.json|sealed\.json|data_card\.json|probe\.json|completions/[^/]+)"
@@ -34,15 +35,18 @@ CHOICES = {
     "image": re.compile(r"image/[^/]+\.sqsh"),
 }
 BROKEN = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, IndexError)
-"""What `zipfile` raises on archives that it cannot read, each by another byte that was changed."""
-_STAMP = (2000, 1, 1, 0, 0, 0)  # the same campaign gives the same archive
+"""What `zipfile` raises for damaged archives; which one depends on the byte that was changed."""
+_STAMP = (2000, 1, 1, 0, 0, 0)  # a fixed time, so that the same campaign gives the same archive
 
 
 def export(folder: Path, out: Path, include: Collection[str] = ()) -> list[str]:
-    """Write the archive, whole or not at all; returns the paths in it. Raises ConfigError where it would be in the campaign, WorkFailed."""
+    """Write a campaign's bundle to `out`, completely or not at all. Returns the paths in it. include: keys of CHOICES.
+
+    Raises ConfigError if `out` is inside the campaign, WorkFailed if it cannot be written.
+    """
     if out.resolve().is_relative_to(folder.resolve()):
-        raise ConfigError(f"{out} is inside the campaign", "Write the bundle somewhere else")
-    patterns = [KEPT, *(CHOICES[name] for name in include)]
+        raise ConfigError(f"{out} is inside the campaign", "Give a path outside of the campaign's folder to --export")
+    patterns = [ALWAYS_INCLUDED, *(CHOICES[name] for name in include)]
     paths = [path for path in sorted(tree(folder)) if any(pattern.fullmatch(path) for pattern in patterns)]
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
@@ -56,14 +60,16 @@ def export(folder: Path, out: Path, include: Collection[str] = ()) -> list[str]:
                     _add(archive, path, whole.read_bytes(), 0o755 if whole.stat().st_mode & stat.S_IXUSR else 0o644)
         os.replace(aside, out)
     except OSError as error:
-        raise WorkFailed(f"cannot write {out}: {error.strerror}", "Free space or rights there, then again") from error
+        raise WorkFailed(
+            f"cannot write {out}: {error.strerror}", "Free space or get rights there, then run it again"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
     return paths
 
 
 def tree(folder: Path) -> Iterator[str]:
-    """Plain files below a campaign, and the folders of its code, which have names of their own; no links, no vault."""
+    """Paths of the plain files below a campaign, and of the folders of its code, which are part of its digest. No links, no vault."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or name.split("/")[0] == "vault":
@@ -80,7 +86,7 @@ def _add(archive: zipfile.ZipFile, path: str, content: bytes, mode: int) -> None
 
 
 def crate(folder: Path, paths: Collection[str]) -> dict[str, Any]:
-    """The description, as RO-Crate 1.1 has it: one entity a file, with its size and sha256."""
+    """The RO-Crate 1.1 description: an entity for each file, with its size in bytes and its sha256."""
     files = [path for path in paths if (folder / path).is_file()]
     root = {
         "@id": "./", "@type": "Dataset", "name": f"Campaign {folder.name}",
@@ -104,39 +110,46 @@ def crate(folder: Path, paths: Collection[str]) -> dict[str, Any]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Path]:
-    """The folder of a campaign: the path itself, or a bundle unpacked for as long as the body lasts. Raises NotFound, IntegrityError."""
-    if os.path.isdir(path):  # pathlib's own raise for a name that is too long
+    """A context that gives the folder of a campaign: `path` itself, or a temporary folder with the unpacked bundle.
+
+    Raises NotFound if there is nothing at `path`, IntegrityError for a file that is not an undamaged bundle.
+    """
+    if os.path.isdir(path):  # unlike pathlib's method this does not raise for a name that is too long
         yield path
         return
     if not os.path.isfile(path):
-        raise NotFound(f"{path} does not exist", "Give the folder of a campaign, or a bundle that --export made")
+        raise NotFound(f"{path} does not exist", "Give the folder of a campaign, or a bundle that --export wrote")
     with tempfile.TemporaryDirectory(prefix="audit-") as scratch:
         try:
             with zipfile.ZipFile(path) as archive:
                 unpack(archive, Path(scratch))
         except BROKEN as error:
-            raise IntegrityError(f"{path} is no whole bundle ({error})", "Fetch it again") from error
+            raise IntegrityError(
+                f"{path} is not an undamaged bundle ({error})", "Copy or download the bundle again"
+            ) from error
         yield Path(scratch)
 
 
 def unpack(archive: zipfile.ZipFile, folder: Path) -> None:
-    """Plain files and folders, below `folder` and nowhere else. Raises IntegrityError for another path, a repeated name, or too much."""
+    """Unpack plain files and folders below `folder`.
+
+    Raises IntegrityError for a path outside of `folder`, a link, a repeated name, or more bytes than the disk has free.
+    """
     entries = archive.infolist()
     size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(folder).free
     if size > free:
         raise IntegrityError(
             f"the bundle would unpack to {size:,} bytes and {folder.parent} has room for {free:,}",
-            "TMPDIR names a larger place; or it is no bundle of ours",
+            "Set TMPDIR to a folder with more space; if the size is implausible, the file is not a bundle that --export wrote",
         )
+    not_ours = "Do not trust the file: --export never writes such a bundle"
     if len({entry.filename for entry in entries}) != len(entries):
-        raise IntegrityError("the bundle has a name twice", "It is no bundle of ours")
+        raise IntegrityError("the bundle has two files of the same name", not_ours)
     for entry in entries:
         target = folder / entry.filename
         mode = entry.external_attr >> 16
         if not target.resolve().is_relative_to(folder.resolve()) or stat.S_ISLNK(mode):
-            raise IntegrityError(
-                f"the bundle has {entry.filename!r}, which is no path in it", "It is no bundle of ours"
-            )
+            raise IntegrityError(f"the bundle has {entry.filename!r}, which is a link or lies outside of it", not_ours)
         archive.extract(entry, folder)  # checks the CRC
         if not entry.is_dir():
             target.chmod(0o755 if mode & stat.S_IXUSR else 0o644)

@@ -1,8 +1,8 @@
-"""Every file that the log names, against what the log says of it: by digest, or by the very bytes that follow from a record.
+"""Compare every file that the log names with the digest in the log, or with the bytes that follow from a record.
 
-Small files that decisions rest on must be there. Heavy ones (HDF5, adapters, the image) may have been left out of a bundle: then they are
-listed as what could not be verified. A plan, decision or seal without a record is a finding, be it a file or a link; anything else without
-one (a page, a log, a result that is not taken up yet) is told and not looked at.
+Small files, on which decisions rest, must exist. Heavy ones (HDF5, adapters, the image) may be missing from a bundle and are then reported
+as not verifiable. A plan, a decision or a seal that no record names is a finding, whether it is a file or a link. Any other file that no
+record names, such as a page, a log or a result that is not logged yet, is listed and not checked.
 """
 
 from __future__ import annotations
@@ -23,77 +23,82 @@ from pipeline.campaign.heads import Anchor
 
 Record = Mapping[str, Any]
 HEAVY = (".h5", ".sqsh", ".safetensors")
-TAKEN = re.compile(
+NAMED_BY_RECORDS = re.compile(
     r"hydra/round/.+|rounds/[^/]+/(plan\.json|config\.yaml|evidence\.json|closed\.json|decisions/.+|proposals/.+)"
 )
-"""Paths that no campaign has without a record that names them."""
+"""Paths that a campaign may only have if a record names them."""
 WORD = re.compile("[A-Za-z0-9_./+-]*")
-HOLDS_TAKEN = re.compile(r"hydra|hydra/round|rounds|rounds/[^/]+|rounds/[^/]+/(decisions|proposals)")
-"""Folders of such: a link in their place shows a reader what no record names."""
-OURS = re.compile(
+FOLDERS_OF_NAMED = re.compile(r"hydra|hydra/round|rounds|rounds/[^/]+|rounds/[^/]+/(decisions|proposals)")
+"""Folders of such paths. A link in place of one would show a reader files that no record names."""
+CHECKED_ELSEWHERE = re.compile(
     r"(.*/)?\.[^/]*|log\.jsonl(\.torn)?|code/.*|image/.*|vault/.*|ro-crate-metadata\.json|rounds/.*/adapter/[^/]+"
 )
-"""What is there for a reason of its own: locks, and what another part looks at."""
+"""Files that are not listed as unchecked: locks, and files that other functions check."""
 
 
 def check_files(records: Sequence[Record], hashes: Sequence[str], folder: Path, report: Report) -> None:
-    """All files of a campaign's folder, of a log whose chain holds and whose records have their form."""
+    """Check all files of a campaign's folder. records: of a log whose chain holds and whose records have the right form.
+
+    hashes: the sha256 of each record's line.
+    """
     since = len(report.findings)
-    wanted, modes = named(records, hashes), dict(entries(folder))
+    wanted, modes = files_named(records, hashes), dict(entries(folder))
     there = {path for path, mode in modes.items() if stat.S_ISREG(mode)}
     left_out = []
     for path, (digest, seq) in sorted(wanted.items()):
-        found = file_digest(folder / path) if path in there else None
-        if found is None and path.endswith(HEAVY):
+        actual = file_digest(folder / path) if path in there else None
+        if actual is None and path.endswith(HEAVY):
             left_out.append(path)
-        elif found is None:
-            report.file(path, f"is not there; record {seq} names it")
-        elif found != digest:
-            report.file(path, f"is not what record {seq} says: {found[:16]} and not {digest[:16]}")
+        elif actual is None:
+            report.file(path, f"is missing, although record {seq} names it")
+        elif actual != digest:
+            report.file(path, f"has the sha256 {actual[:16]}..., but record {seq} says {digest[:16]}...")
     unnamed = sorted(there - set(wanted))
-    taken = [path for path in unnamed if TAKEN.fullmatch(path) and not path.rpartition("/")[2].startswith(".")]
+    taken = [
+        path for path in unnamed if NAMED_BY_RECORDS.fullmatch(path) and not path.rpartition("/")[2].startswith(".")
+    ]
     for path in taken:
         report.file(path, "is named by no record of the log")
-    for path in sorted(set(modes) - there):  # links to whatever, fifos, devices
-        if TAKEN.fullmatch(path) or HOLDS_TAKEN.fullmatch(path):
-            report.file(path, "is a link or no plain file: a campaign has none there")
-    others = [path for path in unnamed if path not in taken and not OURS.fullmatch(path)]
+    for path in sorted(set(modes) - there):  # links, fifos and devices
+        if NAMED_BY_RECORDS.fullmatch(path) or FOLDERS_OF_NAMED.fullmatch(path):
+            report.file(path, "is a link or not a plain file, and a campaign has no such thing there")
+    others = [path for path in unnamed if path not in taken and not CHECKED_ELSEWHERE.fullmatch(path)]
     if others:
         report.unknown(
-            f"{len(others)} files are named by no record and were not looked at, pages and logs among them: {shown(others)}"
+            f"{len(others)} files are named by no record and were not checked, such as pages and logs: {first_few(others)}"
         )
     check_paths(records, report)
     if "campaign.yaml" in there:
         check_facts((folder / "campaign.yaml").read_bytes(), records[0]["facts"], report)
     report.checked(f"{len(wanted) - len(left_out)} files that the log names", since)
     if left_out:
-        report.unknown(f"{len(left_out)} files are not there and known by digest alone: {shown(left_out)}")
+        report.unknown(f"{len(left_out)} files are missing and known by digest alone: {first_few(left_out)}")
     facts = records[0]["facts"]
     check_code(folder, facts, report)
     check_image(folder, facts, there, report)
     check_adapters(records, folder, there, report)
 
 
-def shown(paths: Sequence[str], most: int = 4) -> str:
+def first_few(paths: Sequence[str], most: int = 4) -> str:
     return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
 
 
-def named(records: Sequence[Record], hashes: Sequence[str]) -> dict[str, tuple[str, int]]:
-    """Path -> (sha256, number of the record that has it); the newest record of a path counts."""
-    found: dict[str, tuple[str, int]] = {}
+def files_named(records: Sequence[Record], hashes: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Path -> (sha256, number of the newest record that names the path)."""
+    digests: dict[str, tuple[str, int]] = {}
     for record in records:
         for path, digest in NAMES.get(record["event"], nothing)(record, records, hashes).items():
-            found[path] = digest, record["seq"]
-    return found
+            digests[path] = digest, record["seq"]
+    return digests
 
 
 def plain_files(folder: Path) -> set[str]:
-    """Paths below a campaign; links are not followed, and stand for nothing. Nor does a fifo, of which no reader would see the end."""
+    """Paths of the plain files below a campaign. Links are left out, and so are fifos, whose reader would wait for ever."""
     return {path for path, mode in entries(folder) if stat.S_ISREG(mode)}
 
 
 def entries(folder: Path) -> Iterator[tuple[str, int]]:
-    """(path below a campaign, mode) of everything in it that is no folder."""
+    """(path below a campaign, mode) of everything that is not a folder."""
     for at, folders, names in os.walk(folder):
         for name in names + [name for name in folders if os.path.islink(os.path.join(at, name))]:
             path = os.path.join(at, name)
@@ -101,12 +106,12 @@ def entries(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def check_paths(records: Sequence[Record], report: Report) -> None:
-    """Files of attempts are in the campaign, with a digest: what stands elsewhere is nothing that anybody else could compare."""
+    """Check that records of attempts name files inside the campaign, each with a digest: nobody else could compare other files."""
     for record in records:
         files = record["files"] if record["event"] == "attempt" else {}
         outside = [path for path in files if not is_below(path)]
         if outside:
-            report.record(record["seq"], f"names files outside of the campaign: {shown(outside)}")
+            report.record(record["seq"], f"names files outside of the campaign: {first_few(outside)}")
         if not all(isinstance(digest, str) and HEX.fullmatch(digest) for digest in files.values()):
             report.record(record["seq"], "names a file without a digest")
 
@@ -132,17 +137,16 @@ def _plan(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> d
 
 
 def _attempt(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:
-    found = {path: digest for path, digest in record["files"].items() if is_below(path)}
-    if (
-        record["round"] == "r0000" and record["status"] == "completed"
-    ):  # the base has no outcome that would name what is published
+    files = {path: digest for path, digest in record["files"].items() if is_below(path)}
+    if record["round"] == "r0000" and record["status"] == "completed":
+        # The base has no outcome record, which would name the published file.
         folder = f"rounds/r0000/{record['arm']}"
-        found |= {f"{folder}.h5": digest for path, digest in found.items() if path.endswith("/result.h5")}
-    return found
+        files |= {f"{folder}.h5": digest for path, digest in files.items() if path.endswith("/result.h5")}
+    return files
 
 
 def is_below(path: str) -> bool:
-    """A path that stays in the campaign's folder, wherever it is read."""
+    """Whether a path stays inside of the folder that it is relative to."""
     return not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
 
 
@@ -189,33 +193,36 @@ NAMES = {
 
 
 def check_facts(content: bytes, facts: Mapping[str, Any], report: Report) -> None:
-    """campaign.yaml, which people read, says what the init record says, which everything is derived from; as far as it stands in plain lines."""
-    found = canonical.scalars(content.decode("utf-8", "replace"))
-    wrong = sorted(key for key, value in leaves(facts, "") if key in found and found[key] != value)
+    """Check that campaign.yaml, which people read, agrees with the init record, from which everything is derived.
+
+    The audit has no YAML reader, so it compares only values that stand on one line.
+    """
+    values = canonical.scalars(content.decode("utf-8", "replace"))
+    wrong = sorted(key for key, value in leaves(facts, "") if key in values and values[key] != value)
     if wrong:
-        report.file("campaign.yaml", f"says something else than the init record of {shown(wrong)}")
+        report.file("campaign.yaml", f"says something else than the init record about {first_few(wrong)}")
 
 
-def leaves(value: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-    """(dotted key, text) of what is one word or number, so that YAML has it on one line, in quotes or not."""
-    for key, each in value.items():
-        if isinstance(each, dict):
-            yield from leaves(each, f"{prefix}{key}.")
-        elif type(each) is int or (isinstance(each, str) and WORD.fullmatch(each)):
-            yield prefix + key, str(each)
+def leaves(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every value that is one word or whole number, which YAML writes on one line."""
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif type(value) is int or (isinstance(value, str) and WORD.fullmatch(value)):
+            yield prefix + key, str(value)
 
 
 def check_code(folder: Path, facts: Mapping[str, Any], report: Report) -> None:
-    """What judged and decided, as frozen: its tree digest, and the constitution in it."""
+    """Check the frozen code, which judged and decided, by its tree digest, and the constitution in it by its digest."""
     since, name = len(report.findings), f"code/{facts['code_digest'][:16]}"
     if not (folder / name).is_dir():
-        report.unknown("the campaign's frozen code is not there: known by digest alone")
+        report.unknown("the campaign's frozen code is missing and known by digest alone")
         return
     try:
-        found = tree_digest(folder / name)
+        digest = tree_digest(folder / name)
     except (OSError, PipelineError) as error:
-        found = repr(error)
-    if found != facts["code_digest"]:
+        digest = repr(error)
+    if digest != facts["code_digest"]:
         report.file(name, "is not the code that was frozen")
     elif not (rules := folder / name / "constitution" / "constitution.yaml").is_file() or (
         file_digest(rules) != facts["constitution_digest"]
@@ -225,10 +232,10 @@ def check_code(folder: Path, facts: Mapping[str, Any], report: Report) -> None:
 
 
 def check_image(folder: Path, facts: Mapping[str, Any], there: set[str], report: Report) -> None:
-    """The image's file, by its checksum. Its tree digest needs unsquashfs: --rescore unpacks it."""
+    """Check the sha256 of the image's file. `--rescore` checks its tree digest, which needs unsquashfs."""
     path = "image/substrate.sqsh"
     if path not in there:
-        report.unknown("the image is not there: known by digest alone")
+        report.unknown("the image is missing and known by digest alone")
     elif file_digest(folder / path) != facts["image"]["sqsh_sha256"]:
         report.file(path, "is not the image that was frozen")
     else:
@@ -236,7 +243,7 @@ def check_image(folder: Path, facts: Mapping[str, Any], there: set[str], report:
 
 
 def check_adapters(records: Sequence[Record], folder: Path, there: set[str], report: Report) -> None:
-    """Every kept adapter is the one that was sealed: sha256 of its tensors and its configuration, one after the other."""
+    """Check that every adapter is the one that was sealed, by the sha256 of its tensors followed by its configuration."""
     since, missing, count = len(report.findings), [], 0
     for record in records:
         if record["event"] != "attempt" or not record["adapter_digest"] or record["arm"] == "reference":
@@ -246,10 +253,10 @@ def check_adapters(records: Sequence[Record], folder: Path, there: set[str], rep
         if not there.issuperset(parts):
             missing.append(path)
         elif canonical.sha256(b"".join((folder / part).read_bytes() for part in parts)) != record["adapter_digest"]:
-            report.file(path, f"is not the adapter that record {record['seq']} has")
+            report.file(path, f"is not the adapter that record {record['seq']} names")
         else:
             count += 1
     if count:
         report.checked(f"{count} adapters", since)
     if missing:
-        report.unknown(f"{len(missing)} adapters are not there and known by digest alone: {shown(missing)}")
+        report.unknown(f"{len(missing)} adapters are missing and known by digest alone: {first_few(missing)}")

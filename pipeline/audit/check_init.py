@@ -1,4 +1,4 @@
-"""What a campaign was founded on, checked against what anybody has: the constitution, the critical values of its design, its commitments."""
+"""Check what `init` froze against what anybody has: the constitution, the critical values of the campaign's design, the commitments."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ ARTICLES = "articles.json"
 
 
 def check_init(records: Sequence[Record], report: Report) -> bool:
-    """Whether the init record has what everything else rests on; what is wrong with it is found."""
+    """Check the init record. Returns whether it is right, so that the rest of the audit can rely on it."""
     if records[0]["event"] != "init":
-        return False  # told where the order is checked
+        return False  # log_schema reports it
     facts = records[0]["facts"]
     missing = [name for name in NEEDED if name not in facts]
     if missing:
         report.record(0, f"init lacks {', '.join(missing)}")
         return False
-    if not isinstance(facts["code_digest"], str) or not HEX.fullmatch(facts["code_digest"]):  # part of a path later
+    if not isinstance(facts["code_digest"], str) or not HEX.fullmatch(
+        facts["code_digest"]
+    ):  # it becomes part of a path
         report.record(0, "init has no valid code_digest")
         return False
     since = len(report.findings)
@@ -42,17 +44,20 @@ def check_init(records: Sequence[Record], report: Report) -> bool:
         check_design(facts, report)
         check_reveals(records, facts, report)
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
-        report.record(0, f"init is not of its form ({error!r})")
+        report.record(0, f"init does not have the form of an init record ({error!r})")
     report.checked("what was frozen at init: articles, design and critical values, commitments and reveals", since)
     return len(report.findings) == since
 
 
 def check_articles(facts: Mapping[str, Any], report: Report, own: Path = constitution.HERE) -> None:
-    """The articles in the log are those of the constitution whose digest was frozen. Ours are beside this code; others need a YAML reader."""
+    """Check that the articles in the log are those of the constitution whose digest was frozen.
+
+    own: folder of this checkout's constitution. Articles of another constitution cannot be checked without a YAML reader.
+    """
     text = (own / "constitution.yaml").read_bytes()
     if hashlib.sha256(text).hexdigest() != facts["constitution_digest"]:
         report.unknown(
-            f"the articles are those of another constitution ({facts['constitution_digest'][:16]}) than this checkout's: they are taken "
+            f"the campaign has another constitution ({facts['constitution_digest'][:16]}) than this checkout, so its articles are taken "
             "from the log; compare them with constitution.yaml in the campaign's code, or audit with the checkout that made it"
         )
         return
@@ -61,7 +66,7 @@ def check_articles(facts: Mapping[str, Any], report: Report, own: Path = constit
 
 
 def check_design(facts: Mapping[str, Any], report: Report) -> None:
-    """Critical values are those that ship for the design, or the bounds that need no simulation. Rounds and arms are the constitution's."""
+    """Check that rounds and arms are the constitution's, and the critical values those that ship for the design, or its bounds."""
     design = Design(**facts["design"])
     article = facts["articles"]["4"]
     if (design.rounds, design.arms, design.families) != (
@@ -74,7 +79,7 @@ def check_design(facts: Mapping[str, Any], report: Report) -> None:
     try:
         known.append(critical_values.read_critical_values(design)["critical"])
     except PipelineError:
-        pass  # not on the grid: the bounds are all there is
+        pass  # no values were simulated for this design, so that only its bounds are valid
     if facts["critical"] not in known:
         report.record(
             0, "the critical values are neither those simulated for this design (constitution/nulls) nor its bounds"
@@ -82,7 +87,7 @@ def check_design(facts: Mapping[str, Any], report: Report) -> None:
 
 
 def check_reveals(records: Sequence[Record], facts: Mapping[str, Any], report: Report) -> None:
-    """Each revealed seed is the one that was committed to. What is still secret is told."""
+    """Check that each revealed seed is the one that was committed to, and report which seeds are still secret."""
     revealed, seeds = set(), dict[str, str]()
     for record in records:
         if record["event"] == "reveal":
@@ -90,18 +95,18 @@ def check_reveals(records: Sequence[Record], facts: Mapping[str, Any], report: R
             revealed.add(name)
             if keys.commitment(name, record["seed"]) != facts["commitments"].get(name):
                 report.record(record["seq"], f"the seed of {name} is not the one that was committed to at init")
-            if record["seed"] in seeds:  # its items were known to everybody, and to trials, before
+            if record["seed"] in seeds:  # trials could know its items, because they were public already
                 report.record(
-                    record["seq"], f"the seed of {name} is that of {seeds[record['seed']]}: the same items again"
+                    record["seq"], f"the seed of {name} is that of {seeds[record['seed']]}, so both have the same items"
                 )
             seeds.setdefault(record["seed"], name)
     decided = {record["round"] for record in records if record["event"] == "decision"}
     secret = sorted({"dev", "board"} - revealed)
     if secret:
         report.unknown(
-            f"the seeds of {' and '.join(secret)} are secret while the campaign is open (`end` reveals them): those items cannot "
-            "be made again, so dev outcomes rest on the outcome strings"
+            f"the seeds of {' and '.join(secret)} are secret until `end` reveals them, so those items cannot be made again, and their "
+            "scores rest on the outcome strings in the log"
         )
     hidden = [f"fresh/{name}" for name in sorted(decided) if f"fresh/{name}" not in revealed]
     if hidden:
-        report.unknown(f"{', '.join(hidden)} not revealed yet: the round is being closed")
+        report.unknown(f"the seeds of {', '.join(hidden)} are not revealed yet, because the round is being closed")

@@ -1,5 +1,8 @@
-"""What the log says was run and what followed: attempts against what was frozen, outcomes against attempts, and every evidence, decision and
-override derived again from the records before it, by the very lines that the meta stage runs (referee.derive)."""
+"""Check what ran and what was decided.
+
+Attempts are compared with what was frozen, and outcomes with attempts. Every evidence, decision and override is derived again from the
+records before it, by the same code that the meta stage runs (decision/derive.py).
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.audit.findings import Report
+from pipeline.audit.findings import ERRORS_ON_BAD_RECORDS, Report
 from pipeline.campaign import canonical
-from pipeline.campaign.errors import PipelineError
 from pipeline.decision import board_submissions, decide, derive, history, submission_caps
 from pipeline.decision.derive import Derived
 
 Record = Mapping[str, Any]
-STUMBLES = (PipelineError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError)
-TELLING = (
+DECIDING_EVENTS = (
     "init",
     "plan",
     "outcome",
@@ -27,12 +28,15 @@ TELLING = (
     "submissions_chosen",
     "finalists_chosen",
 )
-"""Records that a decision follows from; others between it and them do not change it."""
+"""Events of the records that a decision follows from. Other records do not change it."""
 MARKS = frozenset("01T")
 
 
 class Deriver:
-    """Derives each round once for each state of the records that tell. `known`: what was derived before, by (hash of a record, round)."""
+    """Derives rounds from the records before a position, once for each newest record of DECIDING_EVENTS.
+
+    known: (hash of that record, round) -> what was derived before; it is extended in place.
+    """
 
     def __init__(
         self, records: Sequence[Record], hashes: Sequence[str], known: dict[tuple[str, str], Derived] | None
@@ -40,14 +44,14 @@ class Deriver:
         self.records, self.hashes = records, hashes
         self.known = {} if known is None else known
         self.reader, self.taken = history.Reader(), 0
-        self.newest: list[int] = []  # of each position the last record before it that tells
+        self.newest: list[int] = []  # position -> the last record before it that a decision follows from
         last = 0
         for position, record in enumerate(records):
             self.newest.append(last)
-            last = position if record["event"] in TELLING else last
+            last = position if record["event"] in DECIDING_EVENTS else last
 
     def at(self, position: int, round_name: str) -> Derived:
-        """From the records before this position. The chain makes the hash of one record stand for all before it."""
+        """Derive a round from the records before this position. In a hash chain, one record's hash stands for all before it."""
         last = self.newest[position]
         key = self.hashes[last], round_name
         if key not in self.known:
@@ -55,7 +59,7 @@ class Deriver:
         return self.known[key]
 
     def history_at(self, end: int) -> history.History:
-        """Of the records before `end`; those that were taken are not read again where it only grows, as in a log it does."""
+        """The history of the records before `end`. If `end` grew since the last call, only the new records are read."""
         if end < self.taken:
             return history.read_history(self.records[:end])
         self.reader.add(self.records[self.taken : end])
@@ -69,7 +73,10 @@ def check_log(
     report: Report,
     known: dict[tuple[str, str], Derived] | None = None,
 ) -> None:
-    """Of a log whose chain holds and whose records have their form."""
+    """Check attempts, outcomes, decisions and submissions of a log whose chain holds and whose records have the right form.
+
+    hashes: the sha256 of each record's line. known: as of `Deriver`.
+    """
     check_attempts(records, report)
     check_outcomes(records, report)
     check_decisions(records, Deriver(records, hashes, known), report)
@@ -77,7 +84,7 @@ def check_log(
 
 
 def check_attempts(records: Sequence[Record], report: Report) -> None:
-    """Every attempt ran the image, runtime, constitution, configuration and plan that were frozen."""
+    """Check that every attempt ran with the image, runtime, constitution, configuration and plan that were frozen."""
     since, facts = len(report.findings), records[0]["facts"]
     plans = {record["round"]: record for record in records if record["event"] == "plan"}
     count = 0
@@ -104,7 +111,7 @@ def check_attempts(records: Sequence[Record], report: Report) -> None:
 
 
 def check_outcomes(records: Sequence[Record], report: Report) -> None:
-    """A scored outcome is that of a logged attempt, and has a mark for each item of the campaign's sets."""
+    """Check that every scored outcome belongs to a logged attempt and has a mark for each item of the campaign's sets."""
     since = len(report.findings)
     bases = {record["round"]: record for record in records if record["event"] == "basis"}
     results: dict[tuple[str, str], set[tuple[str, str]]] = {}
@@ -135,12 +142,12 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
             if record["outcome"].get("status") != "completed" and of in completed:
                 report.unknown(
                     f"record {record['seq']}: {record['arm']} of {record['round']} has no score ({record['outcome'].get('exit_class')}) though "
-                    f"its attempt of record {completed[of]} was completed; why rests on the operator"
+                    f"its attempt of record {completed[of]} was completed; only the operator can say why"
                 )
             if record["round"] in revealed and record["outcome"].get("outcomes", {}).get("fresh"):
                 report.unknown(
                     f"record {record['seq']}: {record['arm']} of {record['round']} has fresh outcomes that were logged after the seed was "
-                    "revealed; whether it was sealed before rests on the operator"
+                    "revealed; only the operator can say whether the adapter was sealed before"
                 )
     if count:
         report.checked(f"{count} outcomes belong to a logged attempt and have a mark for each item", since)
@@ -149,12 +156,12 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
 def _outcome_wrong(
     record: Record, role: str | None, results: Mapping[tuple[str, str], set[tuple[str, str]]], tasks: Mapping[str, Any]
 ) -> str:
-    """Empty where nothing is. role: that the plan gave the arm."""
+    """What is wrong with an outcome; empty if nothing is. role: the role that the plan gave the arm."""
     outcome, is_reference = record["outcome"], record["arm"] == history.REFERENCE
     if outcome.get("arm") != record["arm"]:
         return "the outcome is another arm's"
     if outcome.get("role") != role:
-        return f"the outcome is that of {outcome.get('role')!r}, the arm was planned as {role!r}"
+        return f"the outcome has the role {outcome.get('role')!r}, but the arm was planned as {role!r}"
     marks = outcome.get("outcomes")
     if not isinstance(marks, dict):
         return "the outcome has no sets"
@@ -163,7 +170,7 @@ def _outcome_wrong(
     of = ("r0000", "a0") if is_reference else (record["round"], record["arm"])
     if (outcome.get("adapter_digest"), outcome.get("result_digest")) not in results.get(of, set()):
         return "no attempt with this adapter and result file was logged before it"
-    if missing := sorted({"dev", "fresh"} - set(marks)):  # what is left out cannot speak against an arm
+    if missing := sorted({"dev", "fresh"} - set(marks)):  # an arm could hide a bad score by leaving a set out
         return f"a completed arm has no marks on {' and '.join(missing)}"
     for item_set, families in marks.items():
         if (
@@ -183,7 +190,7 @@ def _outcome_wrong(
 
 
 def check_decisions(records: Sequence[Record], deriver: Deriver, report: Report) -> None:
-    """Evidence, decision and overrides, each from the records before it, to the byte."""
+    """Derive each evidence, decision and override from the records before it, and compare to the byte."""
     since, count = len(report.findings), 0
     for position, record in enumerate(records):
         if record["event"] not in ("evidence", "decision", "overrides"):
@@ -191,7 +198,7 @@ def check_decisions(records: Sequence[Record], deriver: Deriver, report: Report)
         count += record["event"] == "decision"
         try:
             why = _not_derived(record, deriver, position)
-        except STUMBLES as error:
+        except ERRORS_ON_BAD_RECORDS as error:
             why = f"cannot be derived from the records before it ({error})"
         if why:
             report.record(record["seq"], why)
@@ -200,12 +207,12 @@ def check_decisions(records: Sequence[Record], deriver: Deriver, report: Report)
 
 
 def _not_derived(record: Record, deriver: Deriver, position: int) -> str:
-    """What a record says that does not follow; empty where it does."""
+    """Why a record does not follow from those before it; empty if it does."""
     event, name = record["event"], record["round"]
     if event == "overrides":
         before = f"r{int(name[1:]) - 1:04d}"
         decided = [r["seq"] for r in deriver.records[:position] if (r["event"], r.get("round")) == ("decision", before)]
-        derived = deriver.at(decided[-1], before)  # where the decision was derived already
+        derived = deriver.at(decided[-1], before)  # the same position as for the decision, so nothing is derived twice
         same = derived.overrides is not None and canonical.encoded(derived.overrides) == canonical.encoded(
             record["overrides"]
         )
@@ -221,7 +228,7 @@ def _not_derived(record: Record, deriver: Deriver, position: int) -> str:
 
 
 def check_submissions(records: Sequence[Record], report: Report) -> None:
-    """What was chosen to be submitted follows from the log, and every reservation from article 4's caps, replayed."""
+    """Check that submissions were chosen as the log requires, and replay every reservation against the caps of article 4."""
     events = (*board_submissions.EVENTS, "submissions_chosen", "finalists_chosen")
     sent = [record for record in records if record["event"] in events]
     if not sent:
@@ -229,32 +236,32 @@ def check_submissions(records: Sequence[Record], report: Report) -> None:
     since = len(report.findings)
     why = _refused(records)
     if why:
-        # The first record at which a replay stops; one that stops it stops every longer one.
+        # Find the first record whose replay fails by bisection: every longer replay fails too.
         seq = bisect_left(range(len(records)), True, key=lambda last: bool(_refused(records[: last + 1])))
         report.record(seq, f"the caps of article 4 are exceeded, or nobody chose this ({why})")
     other = next(
         (r for r in sent if r["event"] == "submission" and r["target"] != records[0]["facts"].get("external")), None
     )
     if other:
-        report.record(other["seq"], f"the submission is for {other['target']}, whose caps are not the campaign's")
+        report.record(other["seq"], f"the submission is for {other['target']}, which is not the campaign's target")
     scores = [record for record in sent if record["event"] == "board_score"]
     if scores:
         again = len(scores) - len({record["number"] for record in scores})
         by_people = sum("by" in record for record in scores)
         report.unknown(
-            f"{len(scores)} records of scores of the external target are its word, or that of who typed it ({by_people} typed, {again} "
-            "said something else before): compare them with the target"
+            f"{len(scores)} scores of the external target are its word, or that of the person who typed them ({by_people} typed, {again} "
+            "replace an earlier score): compare them with the target"
         )
     count = sum(record["event"] == "submission" for record in sent)
     report.checked(f"{count} submissions, chosen by the log and within the caps of article 4", since)
 
 
 def _refused(records: Sequence[Record]) -> str:
-    """Why a replay of the submissions stops; empty where it does not."""
+    """Why a replay of the submissions fails; empty if it does not."""
     facts = records[0]["facts"]
     try:
         submission_caps.verify(records, submission_caps.caps_of(facts["articles"]["4"], facts.get("external", "none")))
         derive.check_submissions(records)
-    except STUMBLES as error:
+    except ERRORS_ON_BAD_RECORDS as error:
         return str(error) or repr(error)
     return ""

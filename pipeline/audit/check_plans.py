@@ -1,4 +1,4 @@
-"""Plans derived again: arms from policy, seed and round; policy from the decision before; proposals through the gate; cost within article 4."""
+"""Derive every plan again: its arms from policy, seed and round, its policy from the decision before; replay proposals; check the cost."""
 
 from __future__ import annotations
 
@@ -8,27 +8,24 @@ from fractions import Fraction
 from math import prod
 from typing import Any
 
-from pipeline.audit.findings import Report
+from pipeline.audit.findings import ERRORS_ON_BAD_RECORDS, Report
 from pipeline.campaign import canonical, constitution
-from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.records import Plan
 from pipeline.decision import derive, plan, proposals
 from pipeline.decision.proposal_gate import ProposalVerdict
 
 Record = Mapping[str, Any]
 Read = Callable[[str], bytes | None]
-"""Path below the campaign -> content; None where it is not there."""
+"""Path below the campaign -> the file's bytes; None if there is no such file."""
 COST = {
     "tokens_per_arm": ("recipe.num_steps", "recipe.batch_size", "recipe.sequence_length"),
     "gpus_per_arm": ("parallelism.tp", "parallelism.pp", "parallelism.cp", "parallelism.dp"),
 }
-"""What a round costs, as a product of what its configuration says."""
-STUMBLES = (PipelineError, AttributeError, KeyError, IndexError, TypeError, ValueError, ArithmeticError)
-"""What code that expects honest records may raise on others: that is then the finding."""
+"""What a round costs -> the keys of its configuration whose product that is."""
 
 
 def check_plans(records: Sequence[Record], read: Read, report: Report) -> None:
-    """Every plan and proposal of a log whose records have their form."""
+    """Check every plan and proposal of a log whose records have the right form."""
     since, facts = len(report.findings), records[0]["facts"]
     rules = constitution.Constitution(facts["constitution_digest"], facts["articles"])
     first: tuple[Record, Plan] | None = None
@@ -42,7 +39,7 @@ def check_plans(records: Sequence[Record], read: Read, report: Report) -> None:
             check_digests(record, frozen, basis, facts, report)
             check_arms(records[:position], frozen, basis, first, rules, report, record["seq"])
             check_config(record["round"], frozen, basis, read, report)
-        except STUMBLES as error:
+        except ERRORS_ON_BAD_RECORDS as error:
             report.record(record["seq"], f"the plan cannot be derived again ({error})")
     report.checked(
         "plans: arms from policy, seed and round; policy from the decision before; articles 2, 4, 5 and 8", since
@@ -51,14 +48,14 @@ def check_plans(records: Sequence[Record], read: Read, report: Report) -> None:
 
 
 def newest_basis(records: Sequence[Record], round_name: str) -> Record:
-    """What the log has of a round's configuration before its plan."""
-    return [one for one in records if (one["event"], one.get("round")) == ("basis", round_name)][-1]
+    """The newest `basis` record of a round. Raises IndexError if there is none."""
+    return [record for record in records if (record["event"], record.get("round")) == ("basis", round_name)][-1]
 
 
 def check_digests(record: Record, frozen: Plan, basis: Record, facts: Mapping[str, Any], report: Report) -> None:
-    """The plan names the image, constitution, code and configuration that the campaign froze, and itself by its digest."""
+    """Check that a plan names the image, constitution, code and configuration that the campaign froze, and has the logged digest."""
     if canonical.sha256(canonical.encoded(record["plan"])) != record["plan_digest"]:
-        report.record(record["seq"], "the plan has another digest than the record says")
+        report.record(record["seq"], "the plan does not have the digest that its record says")
     expected = {
         "campaign": facts["campaign"], "round": record["round"], "image_digest": facts["image"]["tree_digest"],
         "constitution_digest": facts["constitution_digest"], "code_digest": facts["code_digest"], "config_digest": basis["config_digest"],
@@ -66,7 +63,7 @@ def check_digests(record: Record, frozen: Plan, basis: Record, facts: Mapping[st
     wrong = [name for name, value in expected.items() if getattr(frozen, name) != value]
     if wrong:
         report.record(record["seq"], f"the plan has another {', '.join(wrong)} than the campaign froze")
-    if basis["external"] != facts.get("external", basis["external"]):  # caps are by kind of target
+    if basis["external"] != facts.get("external", basis["external"]):  # the caps depend on the target's kind
         report.record(basis["seq"], "the round has another external target than the campaign froze")
     if sorted(basis["tasks"]["families"]) != sorted(facts["families"]):
         report.record(basis["seq"], "the round has other families than the campaign froze")
@@ -76,7 +73,10 @@ def check_arms(
     before: Sequence[Record], frozen: Plan, basis: Record, first: tuple[Record, Plan], rules: constitution.Constitution,
     report: Report, seq: int,
 ) -> None:  # fmt: skip
-    """The eight arms follow, their settings are open, the round is within the budget, and nothing but the policy passed on."""
+    """Check that the arms follow from the plan, that the constitution allows their settings and the cost, and that only the policy changed.
+
+    before: the records before the plan. first: basis and plan of the campaign's first plan. seq: number of the plan's record.
+    """
     number = int(frozen.round[1:])
     if number == 0:
         expected = plan.reference_arms(basis["seed"])
@@ -99,7 +99,7 @@ def check_arms(
     if not same or (basis["seed"], basis["tasks"], basis["proposals"]) != tuple(
         first[0][n] for n in ("seed", "tasks", "proposals")
     ):
-        report.record(seq, "seed, items, proposals or reference recipe are not those that the campaign began with")
+        report.record(seq, "the seed, items, proposals or reference recipe are not those that the campaign began with")
     if frozen.policy.axes != first[1].policy.axes:
         report.record(seq, "the axes are not those that the campaign began with")
     if number:
@@ -109,14 +109,15 @@ def check_arms(
 def check_spending(
     before: Sequence[Record], basis: Record, num_arms: int, number: int, rules: constitution.Constitution, report: Report, seq: int
 ) -> None:  # fmt: skip
-    """Article 4, with hours that are no fewer than the log's attempts took."""
+    """Check the cost against article 4. The plan must count at least the GPU-seconds that the logged attempts took."""
     newest = {
         (r["round"], r["arm"], r["attempt"]): r for r in before if r["event"] == "attempt" and r["arm"] != "reference"
     }
     logged = sum(record["gpu_seconds"] for record in newest.values()) if basis["gpus_per_arm"] else 0
     if basis["spent_gpu_seconds"] < logged:
         report.record(
-            seq, f"{basis['spent_gpu_seconds']} GPU-seconds were counted as spent, the attempts before took {logged}"
+            seq,
+            f"{basis['spent_gpu_seconds']} GPU-seconds were counted as spent, but the attempts before took {logged}",
         )
     rules.check_round(number)
     hours = Fraction(basis["gpus_per_arm"] * basis["time_limit_minutes"], 60)
@@ -124,87 +125,85 @@ def check_spending(
 
 
 def check_config(round_name: str, frozen: Plan, basis: Record, read: Read, report: Report) -> None:
-    """What the log says of the configuration is what the frozen file says, as far as it stands there in plain lines."""
+    """Check that the frozen configuration says what the log says of it, as far as each value stands on a line of its own."""
     path = f"rounds/{round_name}/config.yaml"
     content = read(path)
     if content is None or canonical.sha256(content) != frozen.config_digest:
-        return  # told where all files are compared
-    found = canonical.scalars(content.decode("utf-8", "replace"))
+        return  # check_files reports it
+    values = canonical.scalars(content.decode("utf-8", "replace"))
     wanted = {**basis["reference"], "seed": str(basis["seed"]), "tasks.level": basis["tasks"]["level"]}
     wanted |= {f"tasks.{name}": str(basis["tasks"][name]) for name in ("num_dev_per_family", "num_fresh_per_family")}
     wanted |= {"policy.proposals.mode": basis["proposals"]["mode"], "policy.proposals.kind": basis["proposals"]["kind"]}
     wanted |= {"external.kind": basis["external"], "cluster.time_limit_minutes": str(basis["time_limit_minutes"])}
     wanted |= {name: str(basis[name]) for name in COST}
-    found |= cost_of(found)
-    wrong = [key for key, value in wanted.items() if key in found and not plan.same_value(found[key], value)]
+    values |= cost_of(values)
+    wrong = [key for key, value in wanted.items() if key in values and not plan.same_value(values[key], value)]
     if wrong:
-        report.file(path, f"says something else than the log of {', '.join(sorted(wrong))}")
-    unread = sorted(set(wanted) - set(found))
+        report.file(path, f"says something else than the log about {', '.join(sorted(wrong))}")
+    unread = sorted(set(wanted) - set(values))
     if unread:
-        report.unknown(f"{path} has no plain line for {', '.join(unread)}: the log is believed")
+        report.unknown(f"{path} has no line of its own for {', '.join(unread)}, so these are taken from the log")
 
 
-def cost_of(found: Mapping[str, str]) -> dict[str, str]:
-    """What article 4 is about, which stands in no line: products of what does, as far as it does."""
-    told = {}
+def cost_of(values: Mapping[str, str]) -> dict[str, str]:
+    """What article 4 limits: products of configured values, for those whose factors are all known. values: key -> text."""
+    costs = {}
     for name, factors in COST.items():
-        numbers = [found[factor] for factor in factors if re.fullmatch("[0-9]{1,9}", found.get(factor, ""))]
+        numbers = [values[factor] for factor in factors if re.fullmatch("[0-9]{1,9}", values.get(factor, ""))]
         if len(numbers) == len(factors):
-            told[name] = str(prod(map(int, numbers)))
-    if found.get("cluster.gpus_per_node") == "0":  # nobody's hours
-        told["gpus_per_arm"] = "0"
-    return told
+            costs[name] = str(prod(map(int, numbers)))
+    if values.get("cluster.gpus_per_node") == "0":  # a round without GPUs spends no GPU-hours
+        costs["gpus_per_arm"] = "0"
+    return costs
 
 
 def verdicts_of(records: Sequence[Record], round_name: str) -> tuple[ProposalVerdict, ...]:
-    """Of a round's newest proposal; the plan that follows was made with it."""
-    made = [one for one in records if (one["event"], one.get("round")) == ("proposal", round_name)]
-    accepted = [each for each in (made[-1]["verdicts"] if made else []) if each["accepted"]]
-    return tuple(ProposalVerdict(each["slot"], True, each["axis"], (each["key"], each["value"])) for each in accepted)
+    """The accepted verdicts of a round's newest proposal, with which its plan was made."""
+    logged = [record for record in records if (record["event"], record.get("round")) == ("proposal", round_name)]
+    accepted = [verdict for verdict in (logged[-1]["verdicts"] if logged else []) if verdict["accepted"]]
+    return tuple(ProposalVerdict(v["slot"], True, v["axis"], (v["key"], v["value"])) for v in accepted)
 
 
 def check_proposals(records: Sequence[Record], rules: constitution.Constitution, read: Read, report: Report) -> None:
-    """Stored bytes judged again by the gate, to the same verdicts; each refusal has its record. The policy is that of the round's plan."""
-    asked = [record for record in records if record["event"] == "proposal"]
+    """Replay the stored proposals through the gate, under the policy of the round's plan; they must give the logged verdicts and refusals."""
+    logged = [record for record in records if record["event"] == "proposal"]
     since = len(report.findings)
     plans = {record["round"]: record["plan"] for record in records if record["event"] == "plan"}
     modes = {record["round"]: record["proposals"] for record in records if record["event"] == "basis"}
-    for record in asked:
-        kept = {}
-        asked_for = {"kind": record["policy"], "mode": record["mode"]}
-        if asked_for != modes.get(record["round"], asked_for):  # of a round that is not planned yet nothing is known
+    for record in logged:
+        stored = {}
+        mode = {"kind": record["policy"], "mode": record["mode"]}
+        if mode != modes.get(record["round"], mode):  # a round that is not planned yet has no basis to compare with
             report.record(record["seq"], "the proposal is of another kind or mode than its round was configured with")
         for name in ("request", "response"):
-            path, wanted = (
-                f"rounds/{record['round']}/proposals/{record['number']:02d}.{name}.json",
-                record[f"{name}_digest"],
-            )
-            kept[name] = read(path) or b""
-            if wanted and canonical.sha256(kept[name]) != wanted:
-                report.file(path, f"is not what record {record['seq']} has")
+            path = f"rounds/{record['round']}/proposals/{record['number']:02d}.{name}.json"
+            digest = record[f"{name}_digest"]
+            stored[name] = read(path) or b""
+            if digest and canonical.sha256(stored[name]) != digest:
+                report.file(path, f"does not have the digest that record {record['seq']} names")
         if len(report.findings) > since:
             continue
         try:
             policy = Plan.from_json(plans[record["round"]]).policy if record["round"] in plans else None
             if policy is None:
-                report.unknown(f"the proposals of {record['round']}, which is not planned yet")
+                report.unknown(f"the proposals of {record['round']} were not replayed, because it is not planned yet")
                 continue
-            proposals.rejudged(record, kept["request"], kept["response"], policy, rules)
+            proposals.rejudged(record, stored["request"], stored["response"], policy, rules)
             check_refusals(records, record, report)
-        except STUMBLES as error:
+        except ERRORS_ON_BAD_RECORDS as error:
             report.record(record["seq"], f"the proposal replayed has other verdicts ({error})")
-    if asked:
-        report.checked(f"{len(asked)} recorded proposals, replayed through the gate", since)
+    if logged:
+        report.checked(f"{len(logged)} recorded proposals, replayed through the gate", since)
 
 
 def check_refusals(records: Sequence[Record], proposal: Record, report: Report) -> None:
-    """One `refusal` for each verdict that refused, and no other."""
+    """Check that each verdict that refused has one `refusal` record, and that there are no others."""
     about = (proposal["round"], proposal["number"])
-    told = [r for r in records if r["event"] == "refusal" and (r["round"], r["number"]) == about]
+    logged = [r for r in records if r["event"] == "refusal" and (r["round"], r["number"]) == about]
     names = ("slot", "article", "code", "what")
-    refused = [{name: each[name] for name in names} for each in proposal["verdicts"] if not each["accepted"]]
-    for record in told:
+    refused = [{name: verdict[name] for name in names} for verdict in proposal["verdicts"] if not verdict["accepted"]]
+    for record in logged:
         if {name: record[name] for name in names} not in refused:
-            report.record(record["seq"], f"is no verdict of proposal {about[1]} of {about[0]}")
-    if len(told) < len(refused):
-        report.record(proposal["seq"], f"{len(refused)} proposals were refused, {len(told)} refusals are logged")
+            report.record(record["seq"], f"is not a verdict of proposal {about[1]} of {about[0]}")
+    if len(logged) < len(refused):
+        report.record(proposal["seq"], f"{len(refused)} proposals were refused, but {len(logged)} refusals are logged")

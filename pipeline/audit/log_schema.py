@@ -1,7 +1,7 @@
-"""What records there are, which fields each has, and in which order they may stand: init, plans, outcomes, decision, reveal, close.
+"""Check the records of a log: which kinds there are, which fields each has, and in which order they may stand.
 
-A record that has the wrong fields, or stands where no campaign would have written it, is a finding that names it. Records of kinds that
-are not known here are told and left alone: a later version may write more of them.
+A record with wrong fields, or in a place where no campaign would have written it, is a finding. Records of an unknown kind are reported as
+not verifiable, because a later version may write them.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ MAY_HAVE: Mapping[str, frozenset[str]] = {"board_score": frozenset({"score", "wh
 
 @dataclass
 class RecordsSoFar:
-    """What came so far, by round."""
+    """What the records so far hold, by round."""
 
     basis: set[str] = field(default_factory=set)
     plans: dict[str, str] = field(default_factory=dict)
@@ -75,29 +75,29 @@ class RecordsSoFar:
 
 
 def check_records(records: list[dict[str, Any]], report: Report) -> bool:
-    """Form and order of every record; whether all have the form that the rest of an audit relies on."""
-    since, formed = len(report.findings), True
+    """Check form and order of every record. Returns whether all have the form that the rest of an audit relies on."""
+    since, all_have_form = len(report.findings), True
     seen = RecordsSoFar()
     for record in records:
         wrong = misfit(record)
         if wrong:
             report.record(record["seq"], wrong)
-            formed = False
+            all_have_form = False
             continue
         if record["event"] not in FIELDS:
             report.unknown(f"records of kind {record['event']!r} are not known to this version")
             continue
         why = ORDER[record["event"]](record, seen) if record["event"] in ORDER else ""
         if (record["event"] == "init") != (record["seq"] == 0):
-            why = "a log begins with its init record, and has one"
+            why = "a log begins with its init record and has no other"
         if why:
             report.record(record["seq"], f"{record['event']} stands where it cannot: {why}")
     report.checked("form and order of all records", since)
-    return formed
+    return all_have_form
 
 
 def misfit(record: Record) -> str:
-    """Why a record does not have the fields of its kind; empty where it has."""
+    """What is wrong with the fields of a record; empty if nothing is, or if its kind is unknown."""
     fields = FIELDS.get(record["event"])
     if fields is None:
         return ""
@@ -130,7 +130,7 @@ def _plan(record: Record, seen: RecordsSoFar) -> str:
     before = f"r{len(seen.plans) - 1:04d}"
     seen.plans[name] = record["plan_digest"]
     if name not in seen.basis:
-        return "what it follows from is not logged before it"
+        return "its basis is not logged before it"
     if seen.ended:
         return "the campaign has ended"
     return f"{before} has no decision" if name > "r0001" and before not in seen.decisions else ""
@@ -153,7 +153,7 @@ def _outcome(record: Record, seen: RecordsSoFar) -> str:
 def _late_arm(record: Record, seen: RecordsSoFar) -> str:
     if record["round"] not in seen.closed:
         return f"{record['round']} is not closed"
-    return "" if record["arm"] in seen.outcomes[record["round"]] else "its outcome is not there"
+    return "" if record["arm"] in seen.outcomes[record["round"]] else "its outcome is not logged before it"
 
 
 def _evidence(record: Record, seen: RecordsSoFar) -> str:
@@ -165,7 +165,7 @@ def _decision(record: Record, seen: RecordsSoFar) -> str:
     name, number = record["round"], record["number"]
     newest = seen.decisions.get(name, -1)
     seen.decisions[name] = max(newest, number)
-    # One that was logged, and cut short before its file was written, may be followed by another of its number.
+    # If a crash came between a decision's record and its file, another decision of the same number may follow.
     if number != newest + 1 and (number != newest or name in seen.closed):
         return f"decision {newest + 1} of {name} is the next"
     return "" if name in seen.evidence else "its evidence is not logged before it"
@@ -185,7 +185,7 @@ def _reveal(record: Record, seen: RecordsSoFar) -> str:
     seen.revealed.add(name)
     if name.startswith("fresh/"):
         if name != f"fresh/{record['round']}":
-            return f"{name} is another round's"
+            return f"{name} belongs to another round"
         return "" if record["round"] in seen.decisions else f"{record['round']} has no decision"
     return "" if seen.ended else f"{name} stays secret until the campaign ends"
 
@@ -197,7 +197,13 @@ def _close(record: Record, seen: RecordsSoFar) -> str:
 
 def _end(record: Record, seen: RecordsSoFar) -> str:
     was_ended, seen.ended = seen.ended, True
-    return "it ended before" if was_ended else "" if record["round"] in seen.closed else f"{record['round']} is open"
+    return (
+        "the campaign ended before"
+        if was_ended
+        else ""
+        if record["round"] in seen.closed
+        else f"{record['round']} is open"
+    )
 
 
 ORDER: Mapping[str, Callable[[Record, RecordsSoFar], str]] = {

@@ -1,8 +1,8 @@
-"""Items made again from the revealed seeds, completions scored again, data cards held against the items: by the image's own code.
+"""Make items again from the revealed seeds, score the completions again and compare the data cards with the items, by the image's own code.
 
-The image is unpacked by unsquashfs and believed only if its tree digest is the frozen one; its entries `items`, `overlap` and `score` need
-the standard library alone. They run as whoever audits, without a sandbox: read them first (substrate/ in the unpacked image), or audit
-where it does not matter. Where image or unsquashfs are not there, that is said, and nothing is run.
+unsquashfs unpacks the image, and its code runs only if its tree digest is the frozen one. The entries `items`, `overlap` and `score` need
+the standard library alone. They run without a sandbox, as the user who audits, so read them first (substrate/ in the unpacked image) or
+audit on a machine where nothing can be harmed. Without the image or unsquashfs nothing runs, and the report says so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_SECONDS = 3600.0
 
 
 def rescore(folder: Path, report: Report) -> None:
-    """Every scored outcome of which seed and completions are there. For a campaign that `audit.examine` has read before."""
+    """Score every outcome again whose seed is revealed and whose completions exist. `audit.examine` has read the campaign before."""
     records = records_of(folder)
     with payload(folder, records[0]["facts"], report) as root:
         if root is not None:
@@ -37,29 +37,29 @@ def rescore(folder: Path, report: Report) -> None:
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:
-    """The log's whole records, whether or not their chain holds: that was looked at before. Raises ValueError for what is none."""
+    """The complete records of the log, whether or not their chain holds. Raises ValueError for a line that is not strict JSON."""
     lines = (folder / "log.jsonl").read_bytes().split(b"\n")[:-1]
     return [strict_json.read(line, numbers=strict_json.Numbers.WHOLE) for line in lines]
 
 
 @contextmanager
 def payload(folder: Path, facts: Mapping[str, Any], report: Report) -> Iterator[Path | None]:
-    """The unpacked image, its tree digest compared; None, and why, where that cannot be."""
+    """A context that gives the folder of the unpacked image, or None and a line in `report` if it is missing or not the frozen one."""
     sqsh = folder / "image" / "substrate.sqsh"
     if not sqsh.is_file() or shutil.which("unsquashfs") is None:
         what = "the image" if not sqsh.is_file() else "unsquashfs (squashfs-tools)"
-        report.unknown(f"items and scores: {what} is not there to make them again with")
+        report.unknown(f"items and scores were not made again, because {what} is missing")
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="payload-") as scratch:
         root = Path(scratch, "payload")
         try:
             run_program("unsquashfs", "-quiet", "-no-progress", "-no-xattrs", "-dest", str(root), str(sqsh))
-            found = files.tree_digest(root)
+            digest = files.tree_digest(root)
         except (PipelineError, OSError) as error:
-            found = f"unreadable ({error})"
-        if found != facts["image"]["tree_digest"]:
-            report.file("image/substrate.sqsh", "does not unpack to the image that was frozen: nothing of it is run")
+            digest = f"unreadable ({error})"
+        if digest != facts["image"]["tree_digest"]:
+            report.file("image/substrate.sqsh", "does not unpack to the image that was frozen, so nothing of it is run")
             yield None
             return
         report.verified.append("the image's tree digest")
@@ -67,28 +67,31 @@ def payload(folder: Path, facts: Mapping[str, Any], report: Report) -> Iterator[
 
 
 def run_entry(root: Path, entry: str, arguments: Sequence[str], work: Path) -> None:
-    """One of the image's entries. Raises IntegrityError with its last words."""
+    """Run one of the image's entries. Raises IntegrityError with the end of its stderr if it fails."""
     done = entries.run(root, entry, arguments, work, MOST_SECONDS)
     if done.returncode:
         raise IntegrityError(f"substrate.{entry} ended with {done.returncode}: {' '.join(done.stderr.split()[-30:])}")
 
 
 def make_items(root: Path, seeds: Mapping[str, str], tasks: Mapping[str, Any], num_items: int, work: Path) -> Path:
-    """The folder with prompts.jsonl and answers.jsonl of one set, as judge.make_items makes it in sandboxes. seeds: of each family."""
-    made = []
+    """Make the items of one set, as judge.make_items does in sandboxes. Returns `work`, with prompts.jsonl and answers.jsonl.
+
+    seeds: family -> seed. tasks: families and level. num_items: of each family.
+    """
+    folders = []
     for number, config in enumerate(entries.item_configs(seeds, tasks["families"], tasks["level"], num_items)):
         out, task = work / f"{number}", work / f"{number}.json"
         out.mkdir(parents=True)
         task.write_text(entries.task_text("items", config, {"exclude": str(root / entries.EXCLUDED), "out": str(out)}))
         run_entry(root, "items", [str(task)], work)
-        made.append(out)
-    for name, text in entries.join_items(made).items():
+        folders.append(out)
+    for name, text in entries.join_items(folders).items():
         (work / name).write_text(text, "utf-8")
     return work
 
 
 def seeds_of(item_set: str, round_name: str, records: Sequence[Record]) -> dict[str, str] | None:
-    """Family -> seed of a round's set, of which families whose dev was replaced have another; None while one of them is secret."""
+    """Family -> seed of a round's set; None while one of the seeds is secret. A family whose dev was replaced has a seed of its own."""
     known = {record["name"]: record["seed"] for record in records if record["event"] == "reveal"}
     planned = next(record["plan"] for record in records if record["event"] == "plan" and record["round"] == round_name)
     basis = [record for record in records if record["event"] == "basis" and record["round"] == round_name][-1]
@@ -105,12 +108,12 @@ def seeds_of(item_set: str, round_name: str, records: Sequence[Record]) -> dict[
 
 
 def differing(one: str, other: str) -> int:
-    """Marks that two outcome strings do not share."""
+    """How many marks differ between two outcome strings."""
     return sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))
 
 
 class Rescoring:
-    """One pass over the log; items of a set are made once, completions of a file scored once."""
+    """One pass over the log, which makes the items of each set once and scores each file of completions once."""
 
     def __init__(self, folder: Path, records: Sequence[Record], root: Path, scratch: Path, report: Report) -> None:
         self.folder, self.records, self.root, self.scratch, self.report = folder, records, root, scratch, report
@@ -121,6 +124,7 @@ class Rescoring:
         self.bases = {record["round"]: record for record in records if record["event"] == "basis"}
 
     def run(self) -> None:
+        """Check the data cards and every completed outcome, and report what was found."""
         self.check_cards()
         since, count, absent = len(self.report.findings), 0, []
         for record in self.records:
@@ -142,23 +146,26 @@ class Rescoring:
             self.report.unknown(f"{len(absent)} sets have no completions to score again, the first {absent[0]}")
 
     def items_of(self, item_set: str, round_name: str) -> Path | None:
-        """The folder of a set's items; None while its seed is secret, or where they cannot be made."""
+        """The folder of a set's items; None while its seed is secret, or if they cannot be made here."""
         if (item_set, round_name) not in self.items:
-            seeds, made = seeds_of(item_set, round_name, self.records), None
+            seeds, folder = seeds_of(item_set, round_name, self.records), None
             if seeds is not None:
                 tasks, work = self.bases[round_name]["tasks"], self.scratch / f"{item_set}-{round_name}"
                 try:
-                    made = make_items(self.root, seeds, tasks, tasks[f"num_{item_set}_per_family"], work)
+                    folder = make_items(self.root, seeds, tasks, tasks[f"num_{item_set}_per_family"], work)
                     self.report.verified.append(
                         f"items of {item_set} of {round_name}, made again from the revealed seed"
                     )
                 except (PipelineError, subprocess.SubprocessError) as error:
                     self.report.unknown(f"items of {item_set} of {round_name} cannot be made again here: {error}")
-            self.items[item_set, round_name] = made
+            self.items[item_set, round_name] = folder
         return self.items[item_set, round_name]
 
     def completions_of(self, outcome: Record, item_set: str) -> str | None:
-        """Path of what an outcome was scored from: of the attempt whose result file it names; of the reference's fresh set the round's own."""
+        """The path of the completions that an outcome was scored from; None if no record names them.
+
+        They belong to the attempt whose result file the outcome names. The reference's fresh completions belong to the round itself.
+        """
         of_round = [r for r in self.attempts if r["round"] == outcome["round"] and r["arm"] == outcome["arm"]]
         if outcome["arm"] != "reference" or not any(
             f"/{item_set}.jsonl" in path for r in of_round for path in r["files"]
@@ -169,21 +176,22 @@ class Rescoring:
         return paths[-1] if paths else None
 
     def compare(self, record: Record, item_set: str, marks: Mapping[str, str], items: Path, path: str) -> None:
+        """Score the completions at `path` and compare them with the outcome strings in the log. marks: family -> outcome string."""
         try:
-            found = self.score(path, items)
+            scored = self.score(path, items)
         except (PipelineError, subprocess.SubprocessError) as error:
             self.report.file(path, f"cannot be scored against the items of the revealed seed: {error}")
             return
-        wrong = {family: differing(marks[family], found.get(family, "")) for family in marks}
+        wrong = {family: differing(marks[family], scored.get(family, "")) for family in marks}
         if any(wrong.values()):
-            told = ", ".join(f"{number} in {family}" for family, number in wrong.items() if number)
+            counts = ", ".join(f"{number} in {family}" for family, number in wrong.items() if number)
             self.report.record(
                 record["seq"],
-                f"{item_set} of {record['arm']} in {record['round']} is not what {path} scores: {told} marks differ",
+                f"{item_set} of {record['arm']} in {record['round']} is not what {path} scores; marks that differ: {counts}",
             )
 
     def score(self, path: str, items: Path) -> dict[str, str]:
-        """Family -> marks, in item-id order."""
+        """Family -> outcome string, in item-id order."""
         if (path, items) not in self.scored:
             out = self.scratch / f"scores-{len(self.scored)}.jsonl"
             arguments = [
@@ -195,15 +203,15 @@ class Rescoring:
                 str(out),
             ]
             run_entry(self.root, "score", arguments, self.scratch)
-            found: dict[str, str] = {}
+            marks: dict[str, str] = {}
             for row in files.rows_of(out):
                 mark = "T" if row["truncated"] else "1" if row["correct"] else "0"
-                found[row["family"]] = found.get(row["family"], "") + mark
-            self.scored[path, items] = found
+                marks[row["family"]] = marks.get(row["family"], "") + mark
+            self.scored[path, items] = marks
         return self.scored[path, items]
 
     def check_cards(self) -> None:
-        """No training prompt of a round is an item of its fresh set, or of dev once that is known: digests of the data cards."""
+        """Check by the digests in the data cards that no training prompt is an item of the round's fresh set, or of dev once revealed."""
         since, count = len(self.report.findings), 0
         for record in self.attempts:
             cards = [path for path in record["files"] if path.endswith("/data_card.json")]
@@ -212,11 +220,12 @@ class Rescoring:
                 for path in cards:
                     if items and path in self.there:
                         count += 1
-                        self.hold(path, item_set, items)
+                        self.check_card(path, item_set, items)
         if count:
             self.report.checked(f"{count} times a data card names no item of a judged set", since)
 
-    def hold(self, path: str, item_set: str, items: Path) -> None:
+    def check_card(self, path: str, item_set: str, items: Path) -> None:
+        """Report a data card that cannot be read, or that names an item of the set as a training prompt."""
         out = self.scratch / "overlaps.jsonl"
         arguments = [
             "--card",
@@ -228,9 +237,11 @@ class Rescoring:
         ]
         try:
             run_entry(self.root, "overlap", arguments, self.scratch)
-            named = [row["item_id"] for row in files.rows_of(out)]
+            overlaps = [row["item_id"] for row in files.rows_of(out)]
         except (PipelineError, subprocess.SubprocessError) as error:
             self.report.file(path, f"cannot be read as a data card: {error}")
             return
-        if named:
-            self.report.file(path, f"names {len(named)} items of {item_set} as training prompts, {named[0]} first")
+        if overlaps:
+            self.report.file(
+                path, f"names {len(overlaps)} items of {item_set} as training prompts, {overlaps[0]} first"
+            )

@@ -1,1 +1,1 @@
-"""The commands of `python -m pipeline`: parse arguments, call one package below, print the result and the next command."""
+"""The commands of `python -m pipeline`. Each parses its arguments, calls the packages below, and prints the result and the next command."""

@@ -1,4 +1,4 @@
-"""What the commands share: how one is declared, how a campaign and a round are found, and how a command says what to type next."""
+"""What the commands share: they declare themselves, find a campaign and its round, and print the command to type next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.campaign.layout import ROUND, Campaign, Round
 
 PEOPLE, JOBS = "what people type", "what jobs run"
 Run = Callable[[argparse.Namespace], int | None]
-"""What a command does. It returns the exit code; None is 0."""
+"""The function of a command. It returns the exit code; None stands for 0."""
 
 
 class Commands:
@@ -31,26 +31,26 @@ class Commands:
     ) -> None:
         self.groups = {PEOPLE: {}, JOBS: {}} if groups is None else groups
         self._first_word = first_word
-        # argparse would list all commands in one heap: `listing` shows them instead.
+        # argparse would list all commands in one group, so `listing` shows them instead.
         hidden = None if first_word else argparse.SUPPRESS
         self._choices = top.add_subparsers(required=True, metavar="COMMAND", prog=top.prog, help=hidden)
 
     def add(
         self, name: str, run: Run, summary: str, *, group: str = PEOPLE, as_frozen: bool = False
     ) -> argparse.ArgumentParser:
-        """Declare a command. summary: a sentence. as_frozen: the code that the campaign was frozen with runs it."""
+        """Declare a command and return its parser. summary: a sentence. as_frozen: the campaign's frozen code runs the command."""
         sub: argparse.ArgumentParser = self._choices.add_parser(name, help=summary, description=summary)
         sub.set_defaults(run=run, as_frozen=as_frozen)
         self.groups[group][self._first_word + name] = sub
         return sub
 
     def within(self, name: str, summary: str) -> Commands:
-        """Declare a command of two words, of which `name` is the first; what is added to the result is the second."""
+        """Declare the first word of commands that have two, such as `board push`. The second words are added to the result."""
         top = self._choices.add_parser(name, help=summary, description=summary)
         return Commands(top, f"{name} ", self.groups)
 
     def listing(self) -> str:
-        """Every command with its sentence, in two groups."""
+        """The help text: every command with its sentence, in two groups."""
         lines = []
         for group, parsers in self.groups.items():
             lines += ["", f"{group}:"]
@@ -84,17 +84,21 @@ def add_json(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--json", action="store_true", help="Print JSON for a program.")
 
 
-def found(arguments: argparse.Namespace, name: str | None) -> tuple[Campaign, Round]:
-    """The campaign and its round of that name, or the newest frozen one.
+def campaign_and_round(arguments: argparse.Namespace, name: str | None) -> tuple[Campaign, Round]:
+    """The campaign of the arguments, and its round of that name or by default the newest frozen one.
 
-    Raises NotFound with what there is, ConfigError for a name that no round can have.
+    Raises NotFound if there is no such campaign or round, and names those that exist; ConfigError for a name that no round can have.
     """
     campaign = Campaign.at(arguments.campaign)
     if not campaign.frozen.exists():
         near = [
             path.parent for at in (campaign.folder, campaign.folder.parent) for path in sorted(at.glob("*/log.jsonl"))
         ]
-        cure = f"There: {', '.join(map(str, near))}" if near else f"`{typed('round', shown(arguments))}` makes one"
+        cure = (
+            f"Campaigns near it: {', '.join(map(str, near))}"
+            if near
+            else f"`{typed('round', quoted_campaign(arguments))}` makes a campaign there"
+        )
         raise NotFound(f"{arguments.campaign} is not a campaign", cure)
     folder = round_of(campaign, name or newest_frozen(campaign))
     if not folder.plan.exists():
@@ -103,7 +107,7 @@ def found(arguments: argparse.Namespace, name: str | None) -> tuple[Campaign, Ro
 
 
 def round_of(campaign: Campaign, name: str) -> Round:
-    """The round of that name. Raises ConfigError, with what is valid and which there are, for a name that no round can have."""
+    """The round of that name, frozen or not. Raises ConfigError for a name that no round can have."""
     if not ROUND.fullmatch(name):
         raise ConfigError(
             f"--round {name} names no round",
@@ -117,30 +121,30 @@ def names_of_frozen(campaign: Campaign) -> str:
 
 
 def newest_frozen(campaign: Campaign) -> str:
-    """Name of the newest round that has a plan. Raises NotFound before the first."""
+    """Name of the newest frozen round, r0000 apart. Raises NotFound if there is none."""
     names = [folder.name for folder in campaign.frozen_rounds()]
     if not names or names == ["r0000"]:
         raise NotFound(
-            f"{campaign.folder} has no frozen round yet", f"`{typed('round', str(campaign.folder))}` starts one"
+            f"{campaign.folder} has no frozen round yet", f"`{typed('round', str(campaign.folder))}` starts the first"
         )
     return names[-1]
 
 
-def shown(arguments: argparse.Namespace) -> str:
-    """The campaign's folder as one types it in a shell."""
+def quoted_campaign(arguments: argparse.Namespace) -> str:
+    """The campaign's folder, quoted for a shell."""
     return shlex.quote(str(arguments.campaign))
 
 
 def typed(*words: str) -> str:
-    """A command of ours as one types it. words: quoted where a shell needs that."""
+    """A command line of this program. words: quoted already where a shell needs that."""
     return " ".join(("python -m pipeline", *words))
 
 
 def jobs_of(submitted: Mapping[str, Any]) -> str:
-    """The jobs of a round that was given to Slurm, in words."""
+    """The job ids of a submitted round, in words. submitted: the content of its `submitted.json`."""
     return f"arrays {', '.join(submitted['array_job_ids'])}; meta job {submitted['meta_job_id']}"
 
 
-def following(*words: str) -> str:
-    """What a command ends with: the command to type next."""
+def next_command(*words: str) -> str:
+    """The last line that a command prints: which command to type next."""
     return f"next: {typed(*words)}"

@@ -1,4 +1,4 @@
-"""`audit`: check a campaign or a bundle as an outsider would; export a bundle. Exit code 0 only where nothing is wrong, else 4."""
+"""`audit`: check a campaign or a bundle as an outsider, and export a bundle. The exit code is 0 if nothing is wrong, else 4."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipeline.audit.findings import Report
 from pipeline.campaign.errors import ConfigError, IntegrityError
 from pipeline.campaign.heads import Anchor, anchors_in
 from pipeline.campaign.layout import CODE_ROOT
-from pipeline.cli.arguments import Commands, following
+from pipeline.cli.arguments import Commands, next_command
 
 
 def add(commands: Commands) -> None:
@@ -28,8 +28,8 @@ def add(commands: Commands) -> None:
     )
     sub.add_argument(
         "--anchor", action="append", default=[], metavar="TEXT|FILE",
-        help="Check that the log has a head that you kept: its text (postrain-log/...), or a file with such, "
-        "as a note or a job's comment. The option may be repeated.",
+        help="Check that the log still has an anchor that you kept: its text (postrain-log/...), or a file that holds anchors. "
+        "The option may be repeated.",
     )  # fmt: skip
     sub.add_argument(
         "--rescore",
@@ -51,9 +51,11 @@ def audit_verb(arguments: argparse.Namespace) -> int:
     from pipeline.audit import bundle, examine
 
     if arguments.include and not arguments.export:
-        raise ConfigError("--include without --export", "--export FILE.zip --include adapters image")
+        raise ConfigError(
+            "--include has no effect without --export", "Valid: --export FILE.zip --include adapters image"
+        )
     if arguments.reinfer < 0:
-        raise ConfigError(f"--reinfer {arguments.reinfer}", "Valid: a number of items a family, such as 20")
+        raise ConfigError(f"--reinfer {arguments.reinfer} is negative", "Valid: a number of items a family, such as 20")
     if arguments.reinfer:
         from pipeline.sandbox import namespace
 
@@ -64,58 +66,59 @@ def audit_verb(arguments: argparse.Namespace) -> int:
         if arguments.rescore:
             from pipeline.audit import rescore
 
-            again(report, "items and scores", lambda: rescore.rescore(folder, report))
+            run_image_check(report, "items and scores", lambda: rescore.rescore(folder, report))
         else:
-            report.unknown("items and scores were not made again: --rescore does (it runs the image's code)")
+            report.unknown("items and scores were not made again; --rescore does so, and runs the image's code")
         if arguments.reinfer:
             from pipeline.rounds import reinfer
 
-            again(report, "completions", lambda: reinfer.reinfer(folder, arguments.reinfer, report))
+            run_image_check(report, "completions", lambda: reinfer.reinfer(folder, arguments.reinfer, report))
         else:
-            report.unknown("that these adapters gave these completions: --reinfer N decodes some again")
+            report.unknown("nobody checked that these adapters gave these completions; --reinfer N decodes some again")
         if arguments.export and report.ok:
             bundle.export(folder, arguments.export, arguments.include)
-    shown = shlex.quote(str(arguments.path))
+    quoted = shlex.quote(str(arguments.path))
     if arguments.json:
         print(json.dumps(report.to_json(), indent=1))
     else:
-        tell(report, shown, arguments)
+        print_report(report, quoted, arguments)
     return 0 if report.ok else IntegrityError.exit_code
 
 
-def again(report: Report, what: str, check: Callable[[], None]) -> None:
-    """What is made again from a log. One in which something was found already may trip code that expects honest records."""
+def run_image_check(report: Report, what: str, check: Callable[[], None]) -> None:
+    """Run a check that uses the image's code. If the log had findings before, the check may fail on its records, which is reported."""
     try:
         check()
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         if report.ok:
             raise
-        report.unknown(f"{what} were not made again to the end: what was found comes first ({error!r})")
+        report.unknown(f"{what} were not checked to the end because of the findings ({error!r})")
 
 
 def printable(text: str) -> str:
-    """A line as it may go to a terminal: names of files and words of a log could move its cursor, and hide what was found."""
+    """Escape whatever could move a terminal's cursor and so hide a finding: file names and words of the log are not trusted."""
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape", "backslashreplace").decode() for each in text
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode() for char in text
     )
 
 
 def anchors_of(given: list[str]) -> list[Anchor]:
-    """Anchors of the command line, each a text or a file. Raises ConfigError for what holds none."""
-    found = []
+    """The anchors of the command line. given: texts or paths of files. Raises ConfigError for one that holds no anchor."""
+    every = []
     for text in given:
         path = Path(text)
         anchors = anchors_in(text) or (anchors_in(path.read_text(errors="replace")) if os.path.isfile(path) else [])
         if not anchors:
             raise ConfigError(
-                f"{text!r} holds no anchor", "Valid: postrain-log/CAMPAIGN/RECORD/SHA256, or a file with such"
+                f"{text!r} holds no anchor",
+                "Valid: postrain-log/CAMPAIGN/RECORD/SHA256, or a file that holds such lines",
             )
-        found += anchors
-    return found
+        every += anchors
+    return every
 
 
-def tell(report: Report, shown: str, arguments: argparse.Namespace) -> None:
-    """For people: what holds, what nobody can tell from here, what is wrong, and what to type next."""
+def print_report(report: Report, quoted: str, arguments: argparse.Namespace) -> None:
+    """Print the report for people, and what to type next. quoted: the audited path, quoted for a shell."""
     for what in report.verified:
         print(f"verified        {printable(what)}")
     for what in report.not_verifiable:
@@ -126,10 +129,10 @@ def tell(report: Report, shown: str, arguments: argparse.Namespace) -> None:
         f"{'ok' if report.ok else f'{len(report.findings)} findings'}; docs/seal.md says what this proves and what it does not"
     )
     if not report.ok:
-        print(following("audit", shown, "--json"))
+        print(next_command("audit", quoted, "--json"))
     elif arguments.export:
-        print(following("audit", shlex.quote(str(arguments.export))))
+        print(next_command("audit", shlex.quote(str(arguments.export))))
     elif not arguments.rescore:
-        print(following("audit", shown, "--rescore"))
+        print(next_command("audit", quoted, "--rescore"))
     else:
-        print(following("audit", shown, "--export", f"{shown}.zip"))
+        print(next_command("audit", quoted, "--export", f"{quoted}.zip"))

@@ -1,7 +1,7 @@
-"""`board`: the external target by hand.
+"""`board`: work with the external target by hand.
 
-`status` shows what was sent and what is left, `push` sends from a login node, `score` types a score, `finalists` has the best scored once
-more; `local` is what the meta stage starts.
+`status` shows the submissions and how many are left, `push` sends from a login node, `score` enters a score, and `finalists` submits the
+best arms once more. The meta stage starts `local`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import Campaign
-from pipeline.cli.arguments import JOBS, Commands, add_campaign, add_dry_run, add_json, following, shown, typed
+from pipeline.cli.arguments import (
+    JOBS,
+    Commands,
+    add_campaign,
+    add_dry_run,
+    add_json,
+    next_command,
+    quoted_campaign,
+    typed,
+)
 
 
 def add(commands: Commands) -> None:
@@ -26,11 +35,15 @@ def add(commands: Commands) -> None:
     sub = acts.add("push", push_verb, "Send what is in the outbox and ask for scores, from a node with internet.")
     add_campaign(sub)
     sub.add_argument(
-        "--wait", type=int, default=0, metavar="SECONDS", help="Wait so long for scores. The default is to ask once."
+        "--wait",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="How long to wait for scores. The default is to ask once.",
     )
     add_dry_run(sub)
 
-    sub = acts.add("score", score_verb, "Type the score of a submission, or take it back; the newest word counts.")
+    sub = acts.add("score", score_verb, "Enter the score of a submission, or take it back; the newest entry counts.")
     add_campaign(sub)
     sub.add_argument("number", type=int, metavar="NUMBER", help="The number of the submission.")
     sub.add_argument("score", nargs="?", metavar="SCORE", help="The score: 0 to 1, at most five places.")
@@ -61,25 +74,27 @@ def status_verb(arguments: argparse.Namespace) -> None:
     left = submission_caps.left_of(known, caps, day)
     names = ("number", "round", "arm", "purpose", "day", "state")
     rows: list[dict[str, Any]] = [
-        {name: getattr(one, name) for name in names} | {"score": one.printed, "why": one.why} for one in known
+        {name: getattr(submission, name) for name in names} | {"score": submission.printed, "why": submission.why}
+        for submission in known
     ]
     if arguments.json:
         print(json.dumps({"target": chosen.external.kind, "day": day, "left": left, "submissions": rows}, indent=1))
         return
     print(
-        f"target: {chosen.external.kind}; left on {day}: {left['day']}, of the campaign {left['campaign']}, and {left['finalists']} for finalists"
+        f"target: {chosen.external.kind}; submissions left: {left['day']} on {day}, {left['campaign']} in the campaign, and "
+        f"{left['finalists']} for finalists"
     )
     for row in rows:
-        told = row["score"] or row["why"]
+        result = row["score"] or row["why"]
         print(
-            f"{row['number']:4d}  {row['round']}  {row['arm']:<9}  {row['purpose']:<9}  {row['day']}  {row['state']:<9}  {told}".rstrip()
+            f"{row['number']:4d}  {row['round']}  {row['arm']:<9}  {row['purpose']:<9}  {row['day']}  {row['state']:<9}  {result}".rstrip()
         )
-    waiting = next((one.number for one in known if one.state not in board.SETTLED), None)
-    print(following(*words_for(waiting, shown(arguments), chosen.external)))
+    waiting = next((submission.number for submission in known if submission.state not in board.SETTLED), None)
+    print(next_command(*words_for(waiting, quoted_campaign(arguments), chosen.external)))
 
 
 def words_for(waiting: int | None, name: str, external: Any) -> list[str]:
-    """The command that brings a waiting submission on. name: of the campaign's folder, as one types it."""
+    """The command that gets a score for a submission. waiting: its number; None if none waits. name: the campaign's folder, quoted."""
     if waiting is None or external.kind == "none":
         return ["status", name]
     if external.kind == "manual":
@@ -92,11 +107,14 @@ def push_verb(arguments: argparse.Namespace) -> None:
 
     campaign, facts, chosen, caps = frozen_campaign(arguments)
     if chosen.external.kind == "local":
-        raise ConfigError("the local board is asked by the meta stage", f"`{typed('meta', shown(arguments))}` runs it")
-    said = board.push(campaign, facts, chosen, caps, wait_seconds=arguments.wait, dry_run=arguments.dry_run)
-    for line in said or ["nothing waits"]:
-        print(f"would: {line}" if arguments.dry_run and said else line)
-    print(following("board", "status", shown(arguments)))
+        raise ConfigError(
+            "this campaign has the local board, to which only the meta stage submits",
+            f"`{typed('meta', quoted_campaign(arguments))}` runs the meta stage",
+        )
+    lines = board.push(campaign, facts, chosen, caps, wait_seconds=arguments.wait, dry_run=arguments.dry_run)
+    for line in lines or ["no submission waits to be sent or scored"]:
+        print(f"would: {line}" if arguments.dry_run and lines else line)
+    print(next_command("board", "status", quoted_campaign(arguments)))
 
 
 def score_verb(arguments: argparse.Namespace) -> None:
@@ -107,21 +125,21 @@ def score_verb(arguments: argparse.Namespace) -> None:
 
     if (arguments.score is None) != arguments.withdraw:
         raise ConfigError(
-            "a score or --withdraw is needed, and not both",
-            f"`{typed('board', 'score', shown(arguments), str(arguments.number), '0.84')}` types one",
+            "either a score or --withdraw is needed, and not both",
+            f"`{typed('board', 'score', quoted_campaign(arguments), str(arguments.number), '0.84')}` enters a score",
         )
     campaign = Campaign.at(arguments.campaign)
     facts_of(campaign)
-    said = f"number {arguments.number} " + ("is withdrawn" if arguments.withdraw else f"scored {arguments.score}")
+    change = f"number {arguments.number} " + ("is withdrawn" if arguments.withdraw else f"scored {arguments.score}")
     if arguments.score is not None:
         board_submissions.parse_score(arguments.score)
     board_log.check_reserved(Log(campaign.log).records(), arguments.number)
     if arguments.dry_run:
-        print(f"would log: {said}")
+        print(f"would log: {change}")
         return
     board_log.set_score(campaign, arguments.number, arguments.score)
-    print(f"{said}; the next meta stage takes it up")
-    print(following("board", "status", shown(arguments)))
+    print(f"{change}; the next meta stage uses it")
+    print(next_command("board", "status", quoted_campaign(arguments)))
 
 
 def finalists_verb(arguments: argparse.Namespace) -> None:
@@ -134,13 +152,16 @@ def finalists_verb(arguments: argparse.Namespace) -> None:
 
     campaign, facts, chosen, _ = frozen_campaign(arguments)
     if chosen.external.kind == "none":
-        raise ConfigError("this campaign has no external target", "external=local, in a new campaign")
+        raise ConfigError(
+            "this campaign has no external target", "Start a new campaign with external=local or another target"
+        )
     newest = list(campaign.frozen_rounds())[-1].name
     rules = load_constitution(facts["constitution_digest"])
     submissions = RoundSubmissions.of(campaign, newest, facts, chosen, rules)
-    for line in submissions.finish(dry_run=arguments.dry_run) or ["nothing is to be sent"]:
-        print(f"would: {line}" if arguments.dry_run else line)
-    print(following("report", shown(arguments)))
+    lines = submissions.finish(dry_run=arguments.dry_run)
+    for line in lines or ["there is nothing to send"]:
+        print(f"would: {line}" if arguments.dry_run and lines else line)
+    print(next_command("report", quoted_campaign(arguments)))
 
 
 def local_verb(arguments: argparse.Namespace) -> None:

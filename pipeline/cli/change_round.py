@@ -1,17 +1,25 @@
-"""`cancel`, `rerun` and `close`: commands that change a round. Each says what it would do under --dry-run."""
+"""`cancel`, `rerun` and `close`: commands that change a round. With --dry-run each only says what it would do."""
 
 from __future__ import annotations
 
 import argparse
 
-from pipeline.cli.arguments import Commands, add_campaign, add_dry_run, add_round, following, found, shown
-from pipeline.cli.job_stages import tell_decision
+from pipeline.cli.arguments import (
+    Commands,
+    add_campaign,
+    add_dry_run,
+    add_round,
+    campaign_and_round,
+    next_command,
+    quoted_campaign,
+)
+from pipeline.cli.job_stages import print_decision
 
 
 def add(commands: Commands) -> None:
     """Declare the commands."""
     sub = commands.add(
-        "cancel", cancel_verb, "Stop arms that wait or run; without ARM, the whole round.", as_frozen=True
+        "cancel", cancel_verb, "Stop arms that wait or run; without ARM, stop the whole round.", as_frozen=True
     )
     add_campaign(sub)
     add_arms(sub)
@@ -23,13 +31,13 @@ def add(commands: Commands) -> None:
     add_arms(sub)
     add_round(sub)
     add_dry_run(sub)
-    sub.add_argument("--failed", action="store_true", help="Start those alone that began and have no score.")
+    sub.add_argument("--failed", action="store_true", help="Start only the arms that began and have no score.")
     sub.add_argument(
-        "--saved", action="store_true", help="From inside an arm's job: requeue it, or start another where that is refused."
+        "--saved", action="store_true", help="Inside an arm's job: requeue the job, or submit another if Slurm refuses."
     )  # fmt: skip
 
     sub = commands.add(
-        "close", close_verb, "Close a round with the arms that are there; below the quorum the policy stays."
+        "close", close_verb, "Close a round with the arms that have a score; below the quorum the policy stays."
     )
     add_campaign(sub)
     add_round(sub)
@@ -43,14 +51,13 @@ def add_arms(sub: argparse.ArgumentParser) -> None:
 def cancel_verb(arguments: argparse.Namespace) -> None:
     from pipeline.rounds import control
 
-    campaign, folder = found(arguments, arguments.round)
-    said = control.cancel(campaign, folder, arguments.arms, dry_run=arguments.dry_run)
-    tell(
-        said,
-        "nothing of it waits in Slurm or runs here (Ctrl-C where a `round` runs ends what it has not begun yet)",
-        arguments.dry_run,
+    campaign, folder = campaign_and_round(arguments, arguments.round)
+    lines = control.cancel(campaign, folder, arguments.arms, dry_run=arguments.dry_run)
+    nothing = (
+        "no job of it waits or runs in Slurm and no process of it runs here (Ctrl-C stops a `round` in its terminal)"
     )
-    print(following("status", shown(arguments), "--round", folder.name))
+    print_lines(lines, nothing, arguments.dry_run)
+    print(next_command("status", quoted_campaign(arguments), "--round", folder.name))
 
 
 def rerun_verb(arguments: argparse.Namespace) -> None:
@@ -58,44 +65,48 @@ def rerun_verb(arguments: argparse.Namespace) -> None:
     from pipeline.reporting import live_view, status
     from pipeline.rounds import control
 
-    campaign, folder = found(arguments, arguments.round)
+    campaign, folder = campaign_and_round(arguments, arguments.round)
     if arguments.saved and (done := slurm_submit.requeue_this_job()) != slurm_submit.FORBIDDEN:
         print(
             f"job {slurm_submit.this_job()} is {done}"
-            + ("" if done == slurm_submit.REQUEUED else " by somebody's word: no other is started")
+            + (
+                ""
+                if done == slurm_submit.REQUEUED
+                else " because somebody cancelled or requeued it; no other is started"
+            )
         )
         return
     with live_view.follow(lambda: status.round_status(campaign, folder)) as watch:
-        said = control.rerun(
+        lines = control.rerun(
             campaign, folder, arguments.arms, failed=arguments.failed, dry_run=arguments.dry_run, watch=watch
         )
-    tell(said, "every arm has a score", arguments.dry_run)
-    print(following("status", shown(arguments), "--round", folder.name))
+    print_lines(lines, "there is no arm to start", arguments.dry_run)
+    print(next_command("status", quoted_campaign(arguments), "--round", folder.name))
 
 
 def close_verb(arguments: argparse.Namespace) -> int:
     from pipeline.decision import decide
     from pipeline.rounds import frozen_code, meta
 
-    campaign, folder = found(arguments, arguments.round)
+    campaign, folder = campaign_and_round(arguments, arguments.round)
     if arguments.dry_run and folder.closed.exists():
-        print(f"{folder.name} is closed already; `close` would take up what came later as late arms")
-        print(following("round", shown(arguments)))
+        print(f"{folder.name} is closed already; `close` would add scores that came later as late arms")
+        print(next_command("round", quoted_campaign(arguments)))
         return 0
     if arguments.dry_run:
         states = {arm.name: folder.published(arm.name).exists() for arm in folder.frozen_plan().arms}
         done = f"{sum(states.values())} of {len(states)} arms published"
         print(f"`close` would close {folder.name} with {done}; its fresh seed would become public")
-        print(following("status", shown(arguments), "--round", folder.name))
+        print(next_command("status", quoted_campaign(arguments), "--round", folder.name))
         return 0
     frozen_code.run_frozen_code(campaign)
-    decision = meta.close(campaign, folder, by_person=True, tell=print)
-    tell_decision(folder, decision)
-    print(following("round", shown(arguments)))
+    decision = meta.close(campaign, folder, by_person=True, report_line=print)
+    print_decision(folder, decision)
+    print(next_command("round", quoted_campaign(arguments)))
     return 0 if decision.state in decide.CLOSING else 1
 
 
-def tell(said: list[str], nothing: str, dry_run: bool) -> None:
-    """What was done, or would be."""
-    for line in said or [nothing]:
-        print(f"would: {line}" if dry_run and said else line)
+def print_lines(lines: list[str], nothing: str, dry_run: bool) -> None:
+    """Print what was done, or with `dry_run` what would be done. nothing: the line to print if there are none."""
+    for line in lines or [nothing]:
+        print(f"would: {line}" if dry_run and lines else line)

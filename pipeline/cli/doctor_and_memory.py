@@ -1,6 +1,7 @@
-"""`doctor` and `plan-memory`: is this machine or site fit for a campaign, and what does a configuration take?
+"""`doctor` checks whether this machine or site can run a campaign; `plan-memory` shows what a configuration needs.
 
-Both take the folder of a campaign, overrides, or both: a campaign has its own frozen configuration, which overrides change for the check alone.
+Both take the folder of a campaign, overrides, or both. With a campaign they use its frozen configuration, and overrides change it for the
+check alone.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from typing import Any
 
 from pipeline.campaign.errors import ConfigError, IntegrityError
 from pipeline.campaign.layout import Campaign
-from pipeline.cli.arguments import Commands, add_json, following
+from pipeline.cli.arguments import Commands, add_json, next_command
 
 
 def add(commands: Commands) -> None:
     """Declare the commands."""
-    sub = commands.add("doctor", doctor_verb, "Check this machine or site, and name the cure of whatever is wrong.")
+    sub = commands.add("doctor", doctor_verb, "Check this machine or site, and name a cure for whatever is wrong.")
     add_words(sub, "its frozen digests are checked as well")
     add_json(sub)
 
     sub = commands.add(
-        "plan-memory", plan_memory_verb, "Show what a configuration takes: memory, checkpoints, hours and money."
+        "plan-memory", plan_memory_verb, "Show what a configuration needs: memory, checkpoints, hours and money."
     )
     add_words(sub, "the hours follow from the speed that its rounds measured")
     add_json(sub)
@@ -34,7 +35,7 @@ def add(commands: Commands) -> None:
 def add_words(sub: argparse.ArgumentParser, of_campaign: str) -> None:
     sub.add_argument(
         "overrides", nargs="*", metavar="DIR|KEY=VALUE",
-        help=f"The folder of a campaign: its frozen configuration is taken, and {of_campaign}. "
+        help=f"The folder of a campaign, whose frozen configuration is used; {of_campaign}. "
         "Or Hydra overrides, such as cluster=slurm_pyxis experiment=nano_30b.",
     )  # fmt: skip
 
@@ -52,7 +53,7 @@ def doctor_verb(arguments: argparse.Namespace) -> int:
 
         Console(width=None if sys.stdout.isatty() else 160).print(doctor.table(checks))
         again = ["doctor", *map(shlex.quote, arguments.overrides)]
-        print(following(*(dry_run(campaign, overrides) if is_fit else again)))
+        print(next_command(*(dry_run(campaign, overrides) if is_fit else again)))
     return int(not is_fit)
 
 
@@ -72,21 +73,25 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
     check_plan_fits(chosen)
     if not arguments.json:
         known = chosen.cluster.capacity.gpu_memory_gib
-        fits = "it fits" if known else "no limit is known (cluster.capacity.gpu_memory_gib)"
-        print(f"{fits}; {following(*dry_run(campaign, overrides))}")
+        fits = (
+            "it fits"
+            if known
+            else "whether it fits is not known; cluster.capacity.gpu_memory_gib can say how much a GPU has"
+        )
+        print(f"{fits}; {next_command(*dry_run(campaign, overrides))}")
 
 
 def campaign_and_overrides(command: str, words: Sequence[str]) -> tuple[Campaign | None, list[str]]:
-    """The campaign that a word names, and the words that are Hydra overrides.
+    """(the campaign that a word names, the words that are Hydra overrides).
 
     Raises ConfigError for a word that is neither, and for a second campaign.
     """
-    named: list[Campaign] = []
+    campaigns: list[Campaign] = []
     overrides: list[str] = []
     for word in words:
         if Campaign.at(word).frozen.exists():
-            named.append(Campaign.at(word))
-        elif "=" in word or word.startswith("~"):  # Hydra's `~key` takes a key away
+            campaigns.append(Campaign.at(word))
+        elif "=" in word or word.startswith("~"):  # Hydra's `~key` removes a key
             overrides.append(word)
         else:
             what = (
@@ -98,15 +103,15 @@ def campaign_and_overrides(command: str, words: Sequence[str]) -> tuple[Campaign
                 f"{word} {what}",
                 f"Valid: `{command} runs/demo`, the folder of a campaign, or `{command} cluster=slurm_pyxis`, overrides as key=value",
             )
-    if len(named) > 1:
-        raise ConfigError(f"{command} was given {len(named)} campaigns", "Valid: one at a time")
-    return (named[0] if named else None), overrides
+    if len(campaigns) > 1:
+        raise ConfigError(f"{command} was given {len(campaigns)} campaigns", "Valid: one at a time")
+    return (campaigns[0] if campaigns else None), overrides
 
 
 def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
-    """The composed settings of overrides, or those that a campaign's newest round was frozen with, under the overrides.
+    """The settings that the overrides compose; with a campaign, those of its newest frozen round, changed by the overrides.
 
-    Raises IntegrityError where that round has no configuration any more, and as `settings.compose`.
+    Raises IntegrityError if that round's configuration is missing, and what `settings.compose` raises.
     """
     from pipeline.campaign.facts import facts_of, verified_code
     from pipeline.config import settings
@@ -115,12 +120,12 @@ def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
         return settings.compose(overrides)
     newest = max(campaign.frozen_rounds(), key=lambda folder: folder.number, default=campaign.round("r0000"))
     if not newest.config.exists():
-        raise IntegrityError(f"{newest.config} is not there", "Restore it from a copy")
+        raise IntegrityError(f"{newest.config} is missing", "Restore it from a copy of the campaign")
     if not overrides:
         return settings.load(newest.config)
     facts = facts_of(campaign)
-    written = [f"+round={newest.name}"] if campaign.overrides(newest.name).exists() else []
-    every = [*facts["overrides"], *overrides, *written]
+    of_round = [f"+round={newest.name}"] if campaign.overrides(newest.name).exists() else []
+    every = [*facts["overrides"], *overrides, *of_round]
     return settings.compose(every, verified_code(campaign, facts) / "hydra_conf", campaign.folder)
 
 

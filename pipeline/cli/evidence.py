@@ -1,4 +1,4 @@
-"""`evidence`: start the studies of the decision rule (`studies/`), which no campaign freezes and nothing else imports."""
+"""`evidence`: start the studies of the decision rule (`studies/`). No campaign freezes them, and no module imports them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def add(commands: Commands) -> None:
     )
     sub.add_argument(
         "words", nargs=argparse.REMAINDER, metavar="WORDS",
-        help="simulate, campaigns, replay or nulls; `evidence simulate --help` and the like say more.",
+        help="simulate, campaigns, replay or nulls; `evidence simulate --help` and so on explain each.",
     )  # fmt: skip
 
 
 def evidence_verb(arguments: argparse.Namespace) -> int:
-    """Run `python -m studies` with the words that follow. Raises NotFound in the frozen code of a campaign, which has no studies."""
+    """Run `python -m studies` with the words that follow. Raises NotFound in a campaign's frozen code, which has no studies."""
     if not (CODE_ROOT / "studies").is_dir():
-        raise NotFound(f"{CODE_ROOT} holds no studies/", "Run `evidence` from a checkout of the project")
+        raise NotFound(f"{CODE_ROOT} has no folder studies/", "Run `evidence` from a checkout of the project")
     command = [sys.executable, "-m", "studies", *(arguments.words or ["--help"])]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)}).returncode

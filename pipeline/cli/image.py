@@ -1,4 +1,4 @@
-"""`image build|verify|show`: the substrate image by hand. Its facts are JSON on stdout; what to type next goes to stderr."""
+"""`image build|verify|show`: work with the substrate image by hand. Facts go to stdout as JSON, the next command to stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from pipeline.cli.arguments import Commands, add_overrides, following
+from pipeline.cli.arguments import Commands, add_overrides, next_command
 
 
 def add(commands: Commands) -> None:
@@ -36,9 +36,9 @@ def image_verb(arguments: argparse.Namespace) -> None:
     else:
         info = image.show(arguments.path)
     print(json.dumps({"path": str(arguments.path), **asdict(info)}, indent=1))
-    said = {"build": "built", "verify": "verified: its bytes and its content are what the manifest says"}
-    if arguments.act in said:
-        print(f"{arguments.path} is {said[arguments.act]}", file=sys.stderr)
+    done = {"build": "built", "verify": "verified: its bytes and its content are what the manifest says"}
+    if arguments.act in done:
+        print(f"{arguments.path} is {done[arguments.act]}", file=sys.stderr)
     verify = ("image", "verify", shlex.quote(str(arguments.path)))
     words = ("round", "runs/NAME", "--dry-run") if arguments.act == "verify" else verify
-    print(following(*words), file=sys.stderr)
+    print(next_command(*words), file=sys.stderr)

@@ -16,12 +16,12 @@ from pipeline.cli.arguments import (
     Commands,
     add_campaign,
     add_round,
-    following,
-    found,
+    campaign_and_round,
     jobs_of,
     newest_frozen,
+    next_command,
+    quoted_campaign,
     round_of,
-    shown,
     typed,
 )
 
@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "chain",
         chain_verb,
-        "Submit the round after a closed one where the campaign runs by itself.",
+        "Submit the round after a closed one if the campaign runs by itself (campaign.auto).",
         group=JOBS,
         as_frozen=True,
     )
@@ -69,9 +69,11 @@ def worker_verb(arguments: argparse.Namespace) -> None:
         multinode.help_with(campaign, folder, arm)
         return
     attempt = worker.work(campaign, folder, arm, arguments.plan)
-    said = f"is published ({attempt.folder.name})" if attempt else "was published before, so there is nothing to do"
-    print(f"{folder.name}/{arm} {said}")
-    print(f"{following('meta', shown(arguments), '--round', folder.name)}    (when all arms are published)")
+    result = f"is published ({attempt.folder.name})" if attempt else "was published before, so there is nothing to do"
+    print(f"{folder.name}/{arm} {result}")
+    print(
+        f"{next_command('meta', quoted_campaign(arguments), '--round', folder.name)}    (when all arms are published)"
+    )
 
 
 def reference_verb(arguments: argparse.Namespace) -> None:
@@ -88,7 +90,7 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     outcome = meta.judge_reference(campaign, round_of(campaign, arguments.round), stop.is_set)
-    print(f"the reference is {outcome.status} for {arguments.round}; the meta stage takes it up")
+    print(f"the reference is {outcome.status} for {arguments.round}; the meta stage uses its scores")
 
 
 def meta_verb(arguments: argparse.Namespace) -> int:
@@ -99,18 +101,18 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     from pipeline.rounds import meta
 
     folder = round_of(campaign, arguments.round or newest_frozen(campaign))
-    decision = meta.close(campaign, folder, tell=print)
-    tell_decision(folder, decision)
+    decision = meta.close(campaign, folder, report_line=print)
+    print_decision(folder, decision)
     if decision.state == "undecided":
-        arm = typed("worker", shown(arguments), "--round", folder.name, "aN")
+        arm = typed("worker", quoted_campaign(arguments), "--round", folder.name, "aN")
         print(f"next: run the missing arms (`{arm}`), then the meta stage again")
         return 1
-    print(following("round", shown(arguments)))
+    print(next_command("round", quoted_campaign(arguments)))
     return 0
 
 
-def tell_decision(folder: Round, decision: Decision) -> None:
-    """Write the page of a closed round, and say what was decided, why, and under which signed head."""
+def print_decision(folder: Round, decision: Decision) -> None:
+    """Write the page of a closed round, then print what was decided, why, and the anchor of the signed head."""
     from pipeline.reporting import page
 
     for line in page.write_page(folder) if folder.closed.exists() else []:
@@ -119,7 +121,7 @@ def tell_decision(folder: Round, decision: Decision) -> None:
     for reason in decision.reasons:
         print(f"  {reason}")
     if folder.closed.exists():
-        print(f"keep this signed head somewhere else, too: {read_json(folder.closed)['anchor']}")
+        print(f"keep this anchor of the signed log outside of this machine: {read_json(folder.closed)['anchor']}")
 
 
 def chain_verb(arguments: argparse.Namespace) -> int:
@@ -127,25 +129,25 @@ def chain_verb(arguments: argparse.Namespace) -> int:
     from pipeline.sandbox import namespace
 
     command = stage_command.command(("meta", str(arguments.campaign), arguments.round))
-    if command[0] == sys.executable:  # a cluster's runtime is entered first, and the namespace within it
+    if command[0] == sys.executable:  # in a site's runtime, the stage makes its namespace inside the runtime instead
         command = namespace.privately(command)
-    # `python -P` looks nowhere else, and slurm/meta.sbatch sets nothing.
+    # `python -P` finds the package through PYTHONPATH alone, which slurm/meta.sbatch does not set.
     stage = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)}) if arguments.meta else None
-    from pipeline.rounds import chain  # while the meta stage starts
+    from pipeline.rounds import chain  # imported while the meta stage starts
 
     if stage:
-        chain.get_ready(Campaign.at(arguments.campaign), arguments.round)
+        chain.preload_next_round(Campaign.at(arguments.campaign), arguments.round)
         if code := stage.wait():
             return code
-    campaign, folder = found(arguments, arguments.round)
-    tell_chained(chain.chain(campaign, folder), arguments)
+    campaign, folder = campaign_and_round(arguments, arguments.round)
+    print_next_round(chain.chain(campaign, folder), arguments)
     return 0
 
 
-def tell_chained(started: Any, arguments: argparse.Namespace) -> None:
-    """What was submitted, or why nothing was."""
+def print_next_round(started: Any, arguments: argparse.Namespace) -> None:
+    """Print what was submitted, or why nothing was. started: what `chain.chain` returned."""
     if isinstance(started, str):
-        print(f"there is no next round: {started}")
+        print(f"no round was submitted: {started}")
     else:
         print(f"{started['round']} is submitted: {jobs_of(started)}")
-    print(following("status", shown(arguments)))
+    print(next_command("status", quoted_campaign(arguments)))

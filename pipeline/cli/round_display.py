@@ -1,4 +1,4 @@
-"""What `round` shows: the plan before, the arms while they run, scores, time and reasons after, and what to type next."""
+"""What `round` prints: the plan, the arms while they run, then scores, times and reasons, and what to type next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.campaign.facts import read_plan
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.records import Outcome
-from pipeline.cli.arguments import following, typed
+from pipeline.cli.arguments import next_command, typed
 from pipeline.config import settings
 from pipeline.reporting import live_view, status
 from pipeline.reporting.cost import memory_and_cost, show_cost
@@ -33,7 +33,7 @@ def show_plan(folder: Round) -> None:
 
 
 def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool = False) -> None:
-    """Plan, costs and sbatch texts of the next round, made in a throw-away copy: nothing of the campaign is touched."""
+    """Print plan, costs and sbatch texts of the next round. They are made in a temporary copy, so the campaign stays as it is."""
     with tempfile.TemporaryDirectory() as folder:
         draft = Campaign.at(Path(folder, campaign.name))
         if campaign.folder.exists():
@@ -54,22 +54,21 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
             print(json.dumps({"plan": frozen.frozen_plan().to_json(), "costs": costs, "sbatch": texts}, indent=2))
             return
         show_plan(frozen)
-        asked = chosen.policy.proposals
-        if asked.kind != "none":
-            print(f"{asked.kind} ({asked.mode}) would be asked for proposals beside these; a dry run asks nobody")
+        proposer = chosen.policy.proposals
+        if proposer.kind != "none":
+            print(f"the round would also ask {proposer.kind} ({proposer.mode}) for proposals; a dry run asks nobody")
         show_cost(chosen, num_arms, earlier)
         if chosen.cluster.kind == "local":
-            print("with cluster=local its stages run here, one after the other; on a site this goes to sbatch:")
+            print("with cluster=local the stages run on this machine; a site's sbatch would get these texts:")
         for name, text in texts.items():
             print(f"\n--- {name}\n{text}")
 
 
 def run_local(name: str, campaign: Campaign, folder: Round) -> int:
-    """Run a round on this machine with a live table where a terminal looks on, a line a change elsewhere."""
+    """Run a round on this machine. A terminal shows a live table; elsewhere each change is a line. Returns the exit code."""
     began = time.monotonic()
-    with live_view.follow(
-        lambda: [row for each in rounds_of(campaign, folder) for row in status.round_status(campaign, each)]
-    ) as watch:
+    shown = rounds_of(campaign, folder)
+    with live_view.follow(lambda: [row for of in shown for row in status.round_status(campaign, of)]) as watch:
         try:
             launch.run_here(campaign, folder, watch)
         finally:
@@ -78,7 +77,7 @@ def run_local(name: str, campaign: Campaign, folder: Round) -> int:
 
 
 def follow_slurm(name: str, campaign: Campaign, folder: Round) -> int:
-    """Follow a submitted round by its files until the meta job closed it or wrote why it did not."""
+    """Follow a submitted round by its files until the meta job has closed it or left it undecided. Returns the exit code."""
     began = time.time()
     with live_view.follow(lambda: status.round_status(campaign, folder)) as watch:
         while not folder.closed.exists():
@@ -99,7 +98,10 @@ def rounds_of(campaign: Campaign, folder: Round) -> list[Round]:
 
 
 def report_end(name: str, campaign: Campaign, folder: Round, seconds: float) -> int:
-    """What was decided, where the time went, what to type next. name: of the campaign's folder, as one types it."""
+    """Print what was decided, where the time went, and what to type next. Returns 0 if the round is closed, else 1.
+
+    name: the campaign's folder, quoted for a shell. seconds: how long the round took.
+    """
     totals = status.breakdown(rounds_of(campaign, folder))
     print(
         f"\n{folder.name} took {seconds:.0f} s; of the workers' time: "
@@ -112,14 +114,14 @@ def report_end(name: str, campaign: Campaign, folder: Round, seconds: float) -> 
         return 1
     for line in read_json(sorted(folder.decisions_dir.glob("*.json"))[-1])["reasons"]:
         print(f"  {line}")
-    print(f"the page is {folder.report}; the same here: {typed('report', name, '--round', folder.name)}")
-    print(f"keep this signed head somewhere else, too: {read_json(folder.closed)['anchor']}")
-    print(f"{following('round', name)}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
+    print(f"the report is {folder.report}; to read it here: {typed('report', name, '--round', folder.name)}")
+    print(f"keep this anchor of the signed log outside of this machine: {read_json(folder.closed)['anchor']}")
+    print(f"{next_command('round', name)}    (reads {campaign.overrides(f'r{folder.number + 1:04d}').name})")
     return 0
 
 
 def show_scores(campaign: Campaign, folder: Round) -> None:
-    """Every arm's accuracies beside the reference's and the base's, and what the reference gained over the base."""
+    """Print the accuracies of every arm, the reference and the base, and what the reference gained over the base."""
     base = meta.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
     outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
     Console(width=120).print(live_view.scores([base, *outcomes]))

@@ -1,4 +1,4 @@
-"""`init`, `round` and `campaign`: freeze a campaign, run or submit its next round, run several rounds."""
+"""`init`, `round` and `campaign`: freeze a campaign, run or submit its next round, run several rounds in a row."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from pipeline.cli.arguments import (
     Commands,
     add_campaign,
     add_overrides,
-    following,
     jobs_of,
     newest_frozen,
-    shown,
+    next_command,
+    quoted_campaign,
     typed,
 )
 
 
 def add(commands: Commands) -> None:
     """Declare the commands."""
-    sub = commands.add("init", init_verb, "Freeze a new campaign; the first `round` does so by itself.")
-    add_campaign(sub, "The folder that the campaign gets.")
+    sub = commands.add("init", init_verb, "Freeze a new campaign; the first `round` does this by itself.")
+    add_campaign(sub, "The folder to make for the campaign.")
     add_overrides(sub, "Hydra overrides, such as experiment=smoke recipe.num_steps=100.")
 
     sub = commands.add(
         "round", round_verb, "Freeze the next round, and run it here (cluster=local) or submit it to Slurm.", as_frozen=True
     )  # fmt: skip
     add_campaign(sub, "The folder of the campaign. The first round makes it.")
-    add_overrides(sub, "Hydra overrides. After the first round only cluster=... may be another.")
+    add_overrides(sub, "Hydra overrides. After the first round only cluster=... may change.")
     how = sub.add_mutually_exclusive_group()
     how.add_argument("--dry-run", action="store_true", help="Show the plan and the sbatch texts, and write nothing.")
     how.add_argument("--no-submit", action="store_true", help="Freeze the round only, for sbatch or a Hydra multirun.")
     how.add_argument(
-        "--wait", action="store_true", help="Follow the round until it is closed. With cluster=local this is always so."
+        "--wait",
+        action="store_true",
+        help="Follow the round until it is closed. With cluster=local it is always followed.",
     )
-    sub.add_argument("--json", action="store_true", help="Of a dry run: print plan, costs and sbatch texts as JSON.")
+    sub.add_argument("--json", action="store_true", help="With --dry-run: print plan, costs and sbatch texts as JSON.")
 
     sub = commands.add(
         "campaign",
@@ -58,7 +60,7 @@ def init_verb(arguments: argparse.Namespace) -> None:
 
     init(Campaign.at(arguments.campaign), arguments.overrides)
     print(f"campaign {arguments.campaign} is frozen")
-    print(following("round", shown(arguments)))
+    print(next_command("round", quoted_campaign(arguments)))
 
 
 def round_verb(arguments: argparse.Namespace) -> int | None:
@@ -66,15 +68,15 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
     from pipeline.rounds import freeze, launch
     from pipeline.rounds.init import init
 
-    campaign, name = Campaign.at(arguments.campaign), shown(arguments)
+    campaign, name = Campaign.at(arguments.campaign), quoted_campaign(arguments)
     if arguments.json and not arguments.dry_run:
         raise ConfigError(
-            "--json goes with --dry-run", f"`{typed('report', name, '--json')}` prints what came of a round"
+            "--json goes with --dry-run", f"`{typed('report', name, '--json')}` prints the result of a round"
         )
     if arguments.dry_run:
         show_dry_run(campaign, arguments.overrides, as_json=arguments.json)
         if not arguments.json:
-            print(following("round", name, *map(shlex.quote, arguments.overrides)))
+            print(next_command("round", name, *map(shlex.quote, arguments.overrides)))
         return None
     if not campaign.folder.exists():
         init(campaign, arguments.overrides)
@@ -91,13 +93,13 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
         return run_local(name, campaign, folder)
     began = time.monotonic()
     record = launch.submit(campaign, folder)
-    print(f"{folder.name} is submitted, in {time.monotonic() - began:.2f} s: {jobs_of(record)}")
-    print(following("status", name))
+    print(f"{folder.name} was submitted in {time.monotonic() - began:.2f} s: {jobs_of(record)}")
+    print(next_command("status", name))
     return follow_slurm(name, campaign, folder) if arguments.wait else None
 
 
 def campaign_verb(arguments: argparse.Namespace) -> int | None:
-    """`round` with campaign.auto; where it runs on this machine, again and again until the last round is closed."""
+    """Run `round` with campaign.auto. On this machine it is repeated until the last round is closed; on Slurm meta jobs go on."""
     from pipeline.rounds import launch
 
     last = last_round(arguments.rounds)
@@ -106,10 +108,10 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
     campaign = Campaign.at(arguments.campaign)
     while True:
         if campaign.folder.exists() and campaign.paused.exists():
-            print(f"the campaign is paused; {following('resume', shown(arguments))}")
+            print(f"the campaign is paused; {next_command('resume', quoted_campaign(arguments))}")
             return None
         if campaign.folder.exists() and campaign.round(f"r{last:04d}").closed.exists():
-            print(f"r{last:04d} is closed; {following('status', shown(arguments))}")
+            print(f"r{last:04d} is closed; {next_command('status', quoted_campaign(arguments))}")
             return None
         code = round_verb(arguments)
         if code or not launch.is_local(campaign.round(newest_frozen(campaign))):
@@ -117,7 +119,7 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
 
 
 def last_round(asked: int | None) -> int:
-    """The number of the round after which to stop. Raises ConfigError below 1, Refused (article 4) above the budget."""
+    """The number of the round after which to stop. Raises ConfigError below 1, and Refused (article 4) above the budget."""
     from pipeline.campaign import facts
 
     budget = facts.load_constitution().num_rounds

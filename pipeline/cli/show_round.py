@@ -1,4 +1,4 @@
-"""`status`, `logs` and `report`: commands that show a round. They read files first, and ask Slurm second where the round was given to it."""
+"""`status`, `logs` and `report`: commands that show a round. They read its files, and also ask Slurm if the round was submitted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from typing import Any
 
 from pipeline.campaign.files import is_alive, read_json
 from pipeline.campaign.layout import Campaign, Round
-from pipeline.cli.arguments import Commands, add_campaign, add_json, add_round, following, found, shown, typed
+from pipeline.cli.arguments import (
+    Commands,
+    add_campaign,
+    add_json,
+    add_round,
+    campaign_and_round,
+    next_command,
+    quoted_campaign,
+    typed,
+)
 
 
 def add(commands: Commands) -> None:
@@ -22,16 +31,16 @@ def add(commands: Commands) -> None:
     add_campaign(sub)
     add_round(sub)
     add_json(sub)
-    sub.add_argument("--watch", action="store_true", help="Go on until the round is closed.")
+    sub.add_argument("--watch", action="store_true", help="Show changes until the round is closed.")
 
     sub = commands.add("logs", logs_verb, "Show the logs of an arm's newest attempt.")
     add_campaign(sub)
     sub.add_argument("arm", metavar="ARM", help="The arm: a0 to a7.")
     add_round(sub)
-    sub.add_argument("--which", choices=("trial", "judge", "job"), help="Show this log alone. The default is all.")
-    sub.add_argument("-f", "--follow", action="store_true", help="Go on as the logs grow.")
+    sub.add_argument("--which", choices=("trial", "judge", "job"), help="Show only this log. The default is all.")
+    sub.add_argument("-f", "--follow", action="store_true", help="Show new lines as the logs grow.")
     sub.add_argument(
-        "-n", "--lines", type=int, default=20, metavar="N", help="Begin N lines before the end, default 20."
+        "-n", "--lines", type=int, default=20, metavar="N", help="Begin N lines before the end. The default is 20."
     )
 
     sub = commands.add(
@@ -48,7 +57,7 @@ def add(commands: Commands) -> None:
 def status_verb(arguments: argparse.Namespace) -> None:
     from pipeline.reporting import status
 
-    campaign, folder = found(arguments, arguments.round)
+    campaign, folder = campaign_and_round(arguments, arguments.round)
     if arguments.watch:
         watch_round(campaign, folder)
     states = states_of(folder)
@@ -62,19 +71,19 @@ def status_verb(arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
-    if said := told_of_silence(folder, states):
-        print(said)
+    if warning := silence_warning(folder, states):
+        print(warning)
     if hours := status.gpu_hours(campaign, folder, rows):
         forecast = (
             f"{hours['forecast']:,.2f} forecast, {hours['source']}"
             if hours["forecast"]
-            else "there is no forecast, for no rate is known"
+            else "there is no forecast, because no rate is known"
         )
         print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
-    name = shown(arguments)
+    name = quoted_campaign(arguments)
     without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
     if folder.closed.exists():
-        print(f"the round is closed; {following('round', name)}")
+        print(f"the round is closed; {next_command('round', name)}")
     elif submitted.get("kind") == "local":
         print(open_here(submitted, without, name))
     elif without:
@@ -82,32 +91,32 @@ def status_verb(arguments: argparse.Namespace) -> None:
         print(f"the round is open; {', '.join(without)} ended without a score; start them again: {rerun}")
     elif (meta := states.get("meta")) and (meta.waits or meta.runs):
         print(
-            f"the round is open; meta job {meta.job_id} decides when its arms are done; {following('status', name, '--watch')}"
+            f"the round is open; meta job {meta.job_id} decides it when its arms are done; {next_command('status', name, '--watch')}"
         )
     else:
         print(f"the round is open; decide it when its arms are done: {typed('meta', name, '--round', folder.name)}")
 
 
-def told_of_silence(folder: Round, states: dict[str, Any]) -> str:
-    """What a person must know who sees states that come from files alone."""
+def silence_warning(folder: Round, states: dict[str, Any]) -> str:
+    """The warning that the states come from files alone, because Slurm does not answer; empty if it answers."""
     from pipeline.cluster import slurm_jobs
 
-    if folder.closed.exists() or not slurm_jobs.are_silent(states):
+    if folder.closed.exists() or not slurm_jobs.is_slurm_silent(states):
         return ""
-    return "Slurm does not answer: states are from files alone; `sinfo` must work in this shell (SLURM_CONF)"
+    return "Slurm does not answer, so states come from files alone; make `sinfo` work in this shell (SLURM_CONF) to see the jobs"
 
 
 def open_here(submitted: dict[str, Any], without: list[str], name: str) -> str:
-    """Of a round on this machine: who goes on with it. name: of the campaign's folder, as one types it."""
+    """What to do about an open round on this machine. without: arms that ended without a score. name: the campaign's folder, quoted."""
     pid = submitted["pid"]
     if is_alive(pid):
-        return f"the round is open; `round` runs here as process {pid} and decides by itself; {following('status', name, '--watch')}"
-    told = f"{', '.join(without)} ended without a score" if without else "nobody runs it now"
-    return f"the round is open; {told}; it goes on where it stopped: {typed('round', name)}"
+        return f"the round is open; `round` runs here as process {pid} and decides by itself; {next_command('status', name, '--watch')}"
+    why = f"{', '.join(without)} ended without a score" if without else "no process runs it now"
+    return f"the round is open; {why}; this resumes it: {typed('round', name)}"
 
 
 def watch_round(campaign: Campaign, folder: Round) -> None:
-    """Show changes until the round is closed; Slurm is asked the more seldom the less happens."""
+    """Show changes until the round is closed. Slurm is asked less often while nothing changes."""
     from pipeline.cluster import slurm_jobs
     from pipeline.reporting import live_view, status
     from pipeline.rounds import control
@@ -127,7 +136,7 @@ def watch_round(campaign: Campaign, folder: Round) -> None:
 
 
 def states_of(folder: Round) -> dict[str, Any]:
-    """What Slurm says of the round; nothing where it was never given to one, without importing what asks."""
+    """Arm -> the state of its job; empty if the round was never submitted to Slurm."""
     if not folder.jobs.exists():
         return {}
     from pipeline.rounds import control
@@ -139,8 +148,8 @@ def logs_verb(arguments: argparse.Namespace) -> int:
     from pipeline.execution import trial
     from pipeline.rounds import control
 
-    _, folder = found(arguments, arguments.round)
-    control.chosen_arms(folder, [arguments.arm])  # a name that is none is told, and not waited for
+    _, folder = campaign_and_round(arguments, arguments.round)
+    control.chosen_arms(folder, [arguments.arm])  # raises ConfigError for an arm that does not exist
     paths = control.logs_of(folder, arguments.arm, arguments.which)
     command = ["tail", "-n", str(arguments.lines), *(["-F"] if arguments.follow else []), *map(str, paths)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
@@ -149,14 +158,14 @@ def logs_verb(arguments: argparse.Namespace) -> int:
             threading.Thread(target=end_with, args=(tail, folder, arguments.arm), daemon=True).start()
         for line in tail.stdout:
             print(trial.printable(line), end="", flush=arguments.follow)
-    return max(0, tail.returncode)  # ended by us, it has a signal's number
+    return max(0, tail.returncode)  # negative if `end_with` terminated it
 
 
 def end_with(tail: subprocess.Popen[str], folder: Round, arm: str) -> None:
-    """Nothing comes to the logs of an arm that has its score, or of a closed round."""
+    """Stop following logs once the arm is published or the round is closed, because nothing more is written then."""
     while tail.poll() is None and not (folder.closed.exists() or folder.published(arm).exists()):
         time.sleep(1)
-    time.sleep(1)  # for what was written last
+    time.sleep(1)  # lets `tail` print the last lines
     tail.terminate()
 
 
@@ -167,14 +176,14 @@ def report_verb(arguments: argparse.Namespace) -> None:
     from pipeline.decision import history
     from pipeline.reporting import document, page
 
-    campaign, folder = found(arguments, arguments.round)
+    campaign, folder = campaign_and_round(arguments, arguments.round)
     records = Log(campaign.log).records()
     newest = history.read_history(records).decided
     if arguments.round is None and newest:
         folder = campaign.round(newest)
     if not folder.evidence.exists():
         return report_open(folder, arguments)
-    read_plan(folder)  # whose digest the configuration must have: the page's fence rests on it
+    read_plan(folder)  # raises IntegrityError if plan or configuration were changed
     sections = page.of_log(records, folder.name, settings.load(folder.config).model.name)
     if arguments.json:
         plain = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in sections]
@@ -182,11 +191,11 @@ def report_verb(arguments: argparse.Namespace) -> None:
         return
     print(document.as_text(sections), end="")
     where = f"    (with figures: {folder.report})" if folder.report.exists() else ""
-    print(following("round", shown(arguments)) + where)
+    print(next_command("round", quoted_campaign(arguments)) + where)
 
 
 def report_open(folder: Round, arguments: argparse.Namespace) -> None:
-    """Of a round that no meta stage has looked at there is nothing to show yet but how far it is."""
+    """Report how many arms have a score, for a round that no meta stage has judged yet."""
     from pipeline.execution.results import status_of
 
     arms = [arm.name for arm in folder.frozen_plan().arms]
@@ -195,4 +204,4 @@ def report_open(folder: Round, arguments: argparse.Namespace) -> None:
         print(json.dumps({"round": folder.name, "scored": scored, "arms": len(arms), "sections": []}, indent=1))
         return
     print(f"{folder.name} is not decided yet: {len(scored)} of {len(arms)} arms have a score")
-    print(following("status", shown(arguments), "--round", folder.name))
+    print(next_command("status", quoted_campaign(arguments), "--round", folder.name))

@@ -1,1 +1,1 @@
-"""Slurm and the site: submit jobs, ask about them, check a machine, forecast what a round takes."""
+"""Slurm and the site: submit jobs, ask for their states, check a machine, and forecast what a round costs."""

@@ -1,7 +1,8 @@
-"""`doctor`: is this machine, or this site, fit for a campaign? One line a check: what was found, and the cure where something is wrong.
+"""`doctor`: check whether this machine, or this Slurm site, can run a campaign.
 
-Nothing is changed, but for a canary file in the working folder while a node of a Slurm site looks for it. A check that cannot be made
-here says so and is no failure.
+Each check has a verdict, what was found, and a cure where something is wrong. A check that cannot be made here is `unknown`, which is
+not a failure. `doctor` changes nothing, except that it writes a small file into the working folder while a node of a Slurm site looks
+for it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.records import NUM_ARMS
 from pipeline.cluster import forecast, site_check, slurm_submit
-from pipeline.cluster.site_check import LEAST_BYTES, SHARED, Check
+from pipeline.cluster.site_check import LEAST_BYTES, NAMESPACES_CURE, SHARED, Check, make_check
 from pipeline.config import footprint, settings
 from pipeline.config.fit import check_plan_fits
 from pipeline.execution import base_weights
@@ -28,147 +29,123 @@ from pipeline.sandbox import image, namespace
 PROGRAMS = {
     "bwrap": "bubblewrap", "mksquashfs": "squashfs-tools", "unsquashfs": "squashfs-tools", "prlimit": "util-linux",
 }  # fmt: skip
+"""Every machine needs these. Program -> the Debian package that has it."""
 USER_PROGRAMS = {"squashfuse": "squashfuse", "fuse-overlayfs": "fuse-overlayfs"}
+"""An ordinary user needs these too, because only root may use the kernel's mounts."""
 
 
 def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list[Check]:
-    """All checks of a configuration, and of a campaign's frozen digests, in the order in which they matter."""
-    found = [*_machine(), *_space(chosen), *_environment(), _fits(chosen), *_memory(chosen)]
-    if chosen.cluster.weights_dir:
-        found.append(
-            _tell(
-                "base weights", lambda: f"{len(base_weights.build_manifest(chosen.cluster.weights_dir)['files'])} files"
-            )
+    """All checks of a configuration, and of a campaign's frozen digests if one is given, the most important first."""
+    checks = [*_machine(), *_space(chosen), *_environment(), _fits(chosen), *_memory(chosen)]
+    weights_dir = chosen.cluster.weights_dir
+    if weights_dir:
+        checks.append(
+            _check_of("base weights", lambda: f"{len(base_weights.build_manifest(weights_dir)['files'])} files")
         )
     if chosen.cluster.kind == "slurm":
-        found += site_check.examine(chosen)
+        checks += site_check.examine(chosen)
     if campaign:
-        found += _campaign(campaign)
-    return found
+        checks += _campaign(campaign)
+    return checks
 
 
 def _machine() -> Iterator[Check]:
-    for program, package in PROGRAMS.items():
-        where = shutil.which(program)
-        yield Check(
-            f"program {program}",
-            "good" if where else "bad",
-            where or "not on PATH",
-            "" if where else f"install {package}",
-        )
+    yield from _programs(PROGRAMS)
     if namespace.is_machine_root():
-        yield Check("user namespaces", "good", "root: kernel mounts are used")
-    else:
-        done = subprocess.run(
-            ["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True, text=True
-        )
-        cure = "sysctl user.max_user_namespaces=10000 (and kernel.apparmor_restrict_unprivileged_userns=0 on Ubuntu), or pyxis"
-        yield Check(
-            "user namespaces",
-            "good" if not done.returncode else "bad",
-            done.stderr.strip() or "open",
-            cure if done.returncode else "",
-        )
-        for program, package in USER_PROGRAMS.items():
-            where = shutil.which(program)
-            yield Check(
-                f"program {program}",
-                "good" if where else "bad",
-                where or "not on PATH",
-                "" if where else f"install {package}",
-            )
-        usable = os.access("/dev/fuse", os.R_OK | os.W_OK)
-        yield Check(
-            "/dev/fuse",
-            "good" if usable else "bad",
-            "open" if usable else "closed to you",
-            "" if usable else "chmod 0666 /dev/fuse",
-        )
+        yield Check("user namespaces", "good", "not needed: root uses the kernel's own mounts")
+        return
+    done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True, text=True)
+    yield make_check("user namespaces", not done.returncode, done.stderr.strip() or "allowed",
+                     f"{NAMESPACES_CURE}; or run the arms in a container (cluster=slurm_pyxis)")  # fmt: skip
+    yield from _programs(USER_PROGRAMS)
+    usable = os.access("/dev/fuse", os.R_OK | os.W_OK)
+    found = "you may read and write it" if usable else "you may not read and write it"
+    yield make_check("/dev/fuse", usable, found, "as root: chmod 0666 /dev/fuse")
+
+
+def _programs(packages: Mapping[str, str]) -> Iterator[Check]:
+    for program, package in packages.items():
+        path = shutil.which(program)
+        yield make_check(f"program {program}", bool(path), path or "not on PATH", f"install the package {package}")
 
 
 def _space(chosen: settings.Settings) -> Iterator[Check]:
-    here = shutil.disk_usage(Path.cwd()).free
-    enough = here > LEAST_BYTES
-    yield Check("disk", "good" if enough else "bad", f"{here / 2**30:.0f} GiB free in {Path.cwd()}",
-                "" if enough else "free some (`gc` says what), or keep campaigns elsewhere")  # fmt: skip
+    free = shutil.disk_usage(Path.cwd()).free
+    yield make_check("disk", free > LEAST_BYTES, f"{free / 2**30:.0f} GiB free in {Path.cwd()}",
+                     "free some space (`gc` lists what can go), or keep campaigns on another disk")  # fmt: skip
     scratch = Path(chosen.cluster.scratch_dir or tempfile.gettempdir())
     if not os.access(scratch, os.W_OK):
-        yield Check("scratch", "bad", f"{scratch} is not writable", "cluster.scratch_dir names a node-local folder")
+        cure = "set cluster.scratch_dir to a folder on a local disk in which you may write"
+        yield Check("scratch", "bad", f"you may not write in {scratch}", cure)
         return
     free = shutil.disk_usage(scratch).free
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(scratch)], capture_output=True, text=True).stdout.strip()
-    yield Check("scratch", "good" if free > LEAST_BYTES else "bad", f"{free / 2**30:.0f} GiB free in {scratch} ({kind})",
-                "" if free > LEAST_BYTES else "cluster.scratch_dir names a larger node-local folder")  # fmt: skip
+    yield make_check("scratch", free > LEAST_BYTES, f"{free / 2**30:.0f} GiB free in {scratch} ({kind})",
+                     "set cluster.scratch_dir to a folder on a larger local disk")  # fmt: skip
     if kind in SHARED:
-        yield Check(
-            "scratch is local",
-            "bad",
-            f"{scratch} is on {kind}",
-            "overlays cannot lie on it: cluster.scratch_dir on a local disk",
-        )
+        yield Check("scratch is local", "bad", f"{scratch} is on {kind}, which cannot hold an overlay",
+                    "set cluster.scratch_dir to a folder on a local disk")  # fmt: skip
 
 
 def _environment() -> Iterator[Check]:
     leaking = sorted(name for name in os.environ if name.startswith(("SBATCH_", "SRUN_")))
-    yield Check("leaking variables", "good" if not leaking else "bad", ", ".join(leaking) or "none",
-                "they change every submission by hand: unset them (the pipeline's own are made without)" if leaking else "")  # fmt: skip
+    yield make_check("leaking variables", not leaking, ", ".join(leaking) or "none",
+                     "unset them: they change whatever you submit by hand (the pipeline submits without them)")  # fmt: skip
     secrets = sorted(name for name in os.environ if slurm_submit.SECRET.search(name))
-    yield Check("secrets in the environment", "good" if not secrets else "unknown", ", ".join(secrets) or "none",
-                "jobs are submitted without them; by hand, sbatch would copy them into job records: unset them" if secrets else "")  # fmt: skip
+    yield make_check("secrets in the environment", not secrets, ", ".join(secrets) or "none",
+                     "unset them before you call sbatch by hand, which copies them into job records (the pipeline submits without them)",
+                     "unknown")  # fmt: skip
 
 
 def _fits(chosen: settings.Settings) -> Check:
-    def hours() -> str:
+    def describe() -> str:
         check_plan_fits(chosen)
         expected = forecast.forecast(chosen, NUM_ARMS)
-        arm = chosen.parallelism.world_size
-        gpus = f"; the smallest site: {arm} GPUs, one arm at a time" if chosen.cluster.gpus_per_node else ""
+        ranks = chosen.parallelism.world_size
+        gpus = f"; it needs {ranks} GPUs at least, with one arm at a time" if chosen.cluster.gpus_per_node else ""
         if expected and chosen.cluster.gpus_per_node:
-            gpus += f", {expected.hours / arm:,.0f} h a round"
-        return f"model {chosen.model.name}, {arm} ranks an arm{gpus}"
+            gpus += f", and then {expected.hours / ranks:,.0f} h a round"
+        return f"model {chosen.model.name}, {ranks} ranks an arm{gpus}"
 
-    return _tell("configuration", hours)
+    return _check_of("configuration", describe)
 
 
 def _memory(chosen: settings.Settings) -> Iterator[Check]:
-    """Whether an arm's ranks fit into this machine, where they would run here; on a site plan-memory asks the file of the site."""
+    """Whether an arm's ranks fit into the memory of this machine, if arms run here. For a site, see `plan-memory`."""
     if chosen.cluster.kind != "local":
         return
     ranks = chosen.parallelism.world_size
-    wanted = ranks * max(each.peak for each in footprint.of_arm(chosen.to_dict()).values())
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield Check("memory of an arm", "good" if wanted <= there else "bad",
-                f"{ranks} ranks take {wanted / 2**30:,.1f} GiB, {there / 2**30:,.0f} GiB are here",
-                "" if wanted <= there else "a site (cluster=slurm...), or a smaller model; `plan-memory` says what takes it")  # fmt: skip
+    needed = ranks * max(plan.peak for plan in footprint.of_arm(chosen.to_dict()).values())
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    yield make_check("memory of an arm", needed <= available,
+                     f"{ranks} ranks need {needed / 2**30:,.1f} GiB, this machine has {available / 2**30:,.0f} GiB",
+                     "run on a site (cluster=slurm...) or choose a smaller model; `plan-memory` shows what needs the memory")  # fmt: skip
 
 
 def _campaign(campaign: Campaign) -> Iterator[Check]:
-    yield _tell("frozen facts", lambda: str(facts_of(campaign)["campaign"]))
-    yield _tell("frozen code", lambda: verified_code(campaign, facts_of(campaign)).name)
-    yield _tell(
+    yield _check_of("frozen facts", lambda: str(facts_of(campaign)["campaign"]))
+    yield _check_of("frozen code", lambda: verified_code(campaign, facts_of(campaign)).name)
+    yield _check_of(
         "image", lambda: image.verify(campaign.image, facts_of(campaign)["image"]["tree_digest"]).tree_digest[:16]
     )
     rounds = list(campaign.frozen_rounds())
-    yield _tell("frozen plans", lambda: f"{len([read_plan(each) for each in rounds])}, as the log has them")
-    mode = campaign.vault.stat().st_mode & 0o777 if campaign.vault.exists() else 0
-    yield Check(
-        "vault",
-        "good" if mode == 0o700 else "bad",
-        f"mode {mode:04o}",
-        "" if mode == 0o700 else f"chmod 700 {campaign.vault}",
+    yield _check_of(
+        "frozen plans", lambda: f"{len([read_plan(folder) for folder in rounds])} plans agree with the sealed log"
     )
+    mode = campaign.vault.stat().st_mode & 0o777 if campaign.vault.exists() else 0
+    yield make_check("vault", mode == 0o700, f"mode {mode:04o}", f"chmod 700 {campaign.vault}")
 
 
-def _tell(name: str, act: Callable[[], str]) -> Check:
-    """What `act` says; its error and cure where it raises one."""
+def _check_of(name: str, describe: Callable[[], str]) -> Check:
+    """Good, with what `describe` returns. If it raises a PipelineError: bad, with the error's sentence and cure."""
     try:
-        return Check(name, "good", act())
+        return Check(name, "good", describe())
     except PipelineError as error:
         return Check(name, "bad", error.what, error.cure)
 
 
 def table(checks: Sequence[Check]) -> Any:
-    """A rich table."""
+    """The checks as a `rich.table.Table`, a row each."""
     from rich.table import Table
 
     colours = {"good": "green", "bad": "red", "unknown": "yellow"}

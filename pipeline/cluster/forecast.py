@@ -1,7 +1,7 @@
-"""What a round will take, before it is spent: device-hours and money, from tokens per second.
+"""Forecast the device-hours and the money that a round will cost, from rates in tokens per second.
 
-Rates are measured where the campaign has run: the trainers' own clocks and tokens, and the workers' clocks around decoding. Before
-that they are what the site's file assumes (`cluster.capacity`), and the forecast says so. Without either there is none.
+Once the campaign has run, its rates are measured: training by the trainers' own clocks, decoding by the workers' clocks. Before that
+the forecast uses the rates of the site's file (`cluster.capacity`) and says so. Without either there is no forecast.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pipeline.config.settings import Settings
 from pipeline.execution import results
 from pipeline.execution.trial import number, progress_lines
 
-LEAST_RATE, MOST_RATE = 1e-3, 1e9  # tokens per second of a whole arm: what a trial says beside that is no rate
+LEAST_RATE, MOST_RATE = 1e-3, 1e9
+"""Tokens per second of a whole arm. A trial that reports a rate outside of these is not believed."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Tokens per second of one device, how many a training step has, and how long a completion is."""
+    """Speeds of one device, and sizes in tokens: of a training step, and of a completion."""
 
     train_tokens_per_second: float
     train_tokens_per_step: float
@@ -31,12 +32,12 @@ class Rates:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Device-hours; a device is a GPU, or a rank's cores where there are none."""
+    """Device-hours and cost of a round. A device is a GPU; on a machine without GPUs it is the cores of one rank."""
 
     train_hours_per_arm: float
     judge_hours_per_arm: float
     num_arms: int
-    cost: float  # in `currency`, 0 without a price
+    cost: float  # in `currency`; 0 if cluster.capacity has no price
     currency: str
     source: str
 
@@ -46,7 +47,7 @@ class Forecast:
 
 
 def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> Forecast | None:
-    """Of `num_arms` arms; None where no rate is known. rounds: those that may have measured."""
+    """The forecast for a round of `num_arms` arms; None if no rate is known. rounds: earlier rounds, whose attempts give measured rates."""
     rates = measured(chosen, rounds) or assumed(chosen)
     if rates is None:
         return None
@@ -55,7 +56,7 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
     items = len(tasks.families) * (tasks.num_dev_per_family + tasks.num_fresh_per_family)
     train_hours = train_tokens / rates.train_tokens_per_second / 3600
     judge_hours = items * rates.tokens_per_item / rates.decode_tokens_per_second / 3600
-    # The job holds its whole world while it is judged, of which decoding uses judge_tp.
+    # Decoding uses judge_tp devices, but the job holds all devices of the arm while it is judged.
     judge_hours *= max(1, layout.world_size // layout.judge_tp)
     capacity = chosen.cluster.capacity
     cost = num_arms * (train_hours + judge_hours) * capacity.price_per_gpu_hour
@@ -63,7 +64,7 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
 
 
 def assumed(chosen: Settings) -> Rates | None:
-    """Of the site's file; sequences and completions as long as they may be."""
+    """Rates from the site's file, with every sequence and completion at its longest; None if the file has no rates."""
     capacity, recipe = chosen.cluster.capacity, chosen.recipe
     if not (capacity.train_tokens_per_second and capacity.decode_tokens_per_second):
         return None
@@ -75,7 +76,7 @@ def assumed(chosen: Settings) -> Rates | None:
 
 
 def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
-    """Over all attempts that were trained and judged."""
+    """Rates over the newest attempts of all arms of `rounds`; None if none of them was both trained and judged."""
     trained, decoded = _Count(), _Count()
     for folder in rounds:
         for arm in folder.frozen_plan().arms:
@@ -94,7 +95,7 @@ def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
 
 @dataclass
 class _Count:
-    """Tokens, the seconds that they took, and the steps or items that they belong to."""
+    """A sum of tokens, of the seconds that they took, and of the training steps or judged items (`times`) that they belong to."""
 
     tokens: float = 0.0
     seconds: float = 0.0
@@ -102,18 +103,21 @@ class _Count:
 
 
 def _count_training(count: _Count, attempt: Attempt) -> None:
-    """By the trainer's own word for all its steps."""
+    """Add what the trainer itself reported for all of its steps."""
     names = ("step", "tokens", "seconds")
     for line in reversed(progress_lines(attempt, "train")):
         step, tokens, seconds = (number(line.get(name)) or 0 for name in names)
-        if min(step, tokens, seconds) > 0 and LEAST_RATE < tokens / seconds < MOST_RATE:  # a trial may write anything
+        if min(step, tokens, seconds) > 0 and LEAST_RATE < tokens / seconds < MOST_RATE:
             count.times, count.tokens = count.times + int(step), count.tokens + float(tokens)
             count.seconds += float(seconds)
             return
 
 
 def _count_decoding(count: _Count, attempt: Attempt) -> None:
-    """By the worker's clock, of attempts that came to an end. A later one may have taken up what the first had decoded: its clock tells nothing."""
+    """Add the decoding of a completed first attempt, by the worker's clock.
+
+    A later attempt may have reused completions of the first, so that its clock does not cover them all.
+    """
     seconds = _seconds(attempt, "generate") if attempt.number == 0 else 0.0
     if seconds and results.status_of(attempt.result) == "completed":
         tokens, items = results.num_tokens(attempt.result)
@@ -121,7 +125,7 @@ def _count_decoding(count: _Count, attempt: Attempt) -> None:
 
 
 def _seconds(attempt: Attempt, phase: str) -> float:
-    """How long a phase lasted, by the worker's clock; 0 where it has not ended."""
+    """How long a phase lasted, in seconds of the worker's clock; 0 if it has not ended."""
     marks = read_json_lines(attempt.phases)
     pairs = zip(marks, marks[1:], strict=False)
     return float(sum(following["at"] - mark["at"] for mark, following in pairs if mark["phase"] == phase))

@@ -1,4 +1,4 @@
-"""Run the stages of a round as child processes of this machine, some side by side."""
+"""Run the stages of a round as child processes on this machine, several at once."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ def run_local(
     watch: Callable[[], None] = lambda: None,
     runtime: Sequence[str] = (),
 ) -> dict[str, int]:
-    """Run stages as child processes, `at_once` side by side; `watch` is called between polls. Returns exit codes by log name.
+    """Run stages as child processes, at most `at_once` at the same time. Returns log name (such as r0001_a3) -> exit code.
 
-    runtime: as of `command`, whose errors come before anything runs.
+    watch: called about ten times a second. runtime: as in `stage_command.command`, whose errors are raised before anything runs.
 
-    A failed stage does not stop the others. On Ctrl-C or SIGTERM every running stage is ended (it saves what it can) and the
-    interrupt goes on to the caller.
+    A failed stage does not stop the others. On Ctrl-C or SIGTERM this sends SIGTERM to every running stage, waits until it has saved its
+    state, and raises KeyboardInterrupt.
     """
     logs_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(code_dir)}
     waiting = [(stage, command(stage, runtime)) for stage in stages]
     running: dict[str, subprocess.Popen[bytes]] = {}
     codes: dict[str, int] = {}
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # raises KeyboardInterrupt, as Ctrl-C does
+    earlier_handler = signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # raises KeyboardInterrupt, as Ctrl-C does
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -51,5 +53,5 @@ def run_local(
             child.terminate()
         for child in running.values():
             child.wait()
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, earlier_handler)
     return codes

@@ -1,10 +1,9 @@
-"""Slurm through submitit, its one door, and the same jobs as child processes where there is no Slurm.
+"""Submit the jobs of a round to Slurm through submitit, and requeue a job from inside.
 
-A round is one array of eight workers and one meta job that waits for them with `afterany`: one failed worker must not strand
-it. Beside the array one job judges the reference on the round's fresh items, so that meta finds its scores there; the first round's
-array of r0000 (reference and base) is another array. submitit pickles only strings, a stage's
-name and its arguments; the code that runs is the campaign's frozen copy, through PYTHONPATH. Nothing here waits on submitit's
-results: files say what happened.
+A round is an array of eight workers, a job that judges the reference on the round's fresh items, and a meta job that waits for them all.
+The meta job waits with `afterany`, so that it runs even if a worker failed. The first round has a second array, which trains the
+reference and evaluates the base (r0000). submitit pickles only strings: a stage's name and its arguments. The jobs run the campaign's
+frozen code, which PYTHONPATH names. Nothing here reads submitit's results, because the campaign's files say what happened.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ from pipeline.cluster.stage_command import Stage, command
 
 REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
 SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
-"""In the name of a variable whose value nobody but its owner may see."""
+"""Matches the name of an environment variable whose value is likely to be a secret."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one job asks of Slurm; empty strings leave the site's default."""
+    """What one job asks of Slurm. 0 or an empty value leaves the site's default."""
 
     job_name: str
     time_limit_minutes: int
@@ -45,20 +44,18 @@ class Resources:
     arms_at_once: int = 0
     setup: tuple[str, ...] = ()
     runtime: tuple[str, ...] = ()
-    flags: tuple[tuple[str, str], ...] = ()  # partition, account, qos, reservation, constraint where they are set
-    comment: str = (
-        ""  # an anchor of the sealed log (heads.py), which Slurm's accounting keeps where the site has it keep comments
-    )
+    flags: tuple[tuple[str, str], ...] = ()  # such as ("partition", "gpu")
+    comment: str = ""  # an anchor of the sealed log, for sites whose accounting keeps comments
 
 
 def run_stage(*stage: str) -> None:
-    """What submitit runs inside a job: the stage as a child process, signals passed on, its exit code raised.
+    """Run a stage as a child process inside a job, pass SIGUSR2 and SIGTERM on to it, and raise SystemExit with its exit code.
 
-    submitit's own handlers count a signal as a time-out and requeue by their own rule; they are replaced. A stage that ends with 75
-    saved its state: the job is requeued from here, outside the worker's namespaces, and the next start goes on.
+    This replaces submitit's own handlers, which count a signal as a time-out and requeue by their own rule. A stage that ends with
+    exit code 75 has saved its state: the job is requeued here, outside the worker's namespaces, and its next start resumes.
     """
-    # The next round is submitted from outside the meta stage: it runs in a namespace in which an ordinary user looks like root to sbatch.
-    # A runtime that is a job step of its own (pyxis) has its own SLURM_PROCID: which task this is stands in POSTRAIN_TASK.
+    # `chain` runs the meta stage in a namespace of its own and submits the next round outside of it, because inside an ordinary user
+    # looks like root to sbatch. A runtime that is a job step of its own (pyxis) has another SLURM_PROCID; POSTRAIN_TASK keeps ours.
     task = {"POSTRAIN_TASK": os.environ.get("SLURM_PROCID", "0")}
     actual = ("chain", *stage[1:], "--meta") if stage[0] == "meta" else stage
     try:
@@ -74,8 +71,8 @@ def run_stage(*stage: str) -> None:
         signal.signal(name, pass_on)
     code = child.wait()
     if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and requeue_this_job() == FORBIDDEN:
-        if stage[0] == "worker":  # what the reference's job leaves is done by the meta stage
-            # Another job takes the arm on. `rerun` leaves everything as it is where that cannot be.
+        if stage[0] == "worker":  # the meta stage finishes what the reference's job leaves
+            # Submit another job for the arm. `rerun` changes nothing if it cannot do so.
             subprocess.run(command(("rerun", *stage[1:4])))
     if code:
         raise SystemExit(code)
@@ -89,11 +86,12 @@ def submit(
     resources: Resources,
     reference: Stage | None = None,
 ) -> dict[str, Any]:
-    """Submit every array, the job that judges the reference, and the meta job that waits for them all; returns their ids.
+    """Submit every array, the job that judges the reference, and the meta job that waits for them all. Returns their ids.
 
-    reference: waits for the arrays after the first, which train it.
+    reference: this stage waits for the arrays after the first, which train the reference.
 
-    Raises NotFound without sbatch, WorkFailed with Slurm's own sentence when it refuses; what it took before is then cancelled.
+    Raises NotFound if sbatch or srun is missing. Raises WorkFailed with Slurm's own sentence if Slurm refuses a job, after cancelling the
+    jobs that it had accepted.
     """
     import submitit
 
@@ -123,7 +121,9 @@ def submit(
             ) from error
         except subprocess.SubprocessError as error:
             _cancel([*array_ids, *filter(None, [reference_id])])
-            raise WorkFailed(f"sbatch failed: {_last_line(error)}", "Is the controller up? `scontrol ping`") from error
+            raise WorkFailed(
+                f"sbatch failed: {_last_line(error)}", "Check with `scontrol ping` whether the controller is up"
+            ) from error
     return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "reference_job_id": reference_id,
             "meta_job_id": meta_id}  # fmt: skip
 
@@ -135,12 +135,12 @@ def _after(job_ids: Sequence[str]) -> str:
 def sbatch_texts(
     folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], resources: Resources
 ) -> dict[str, str]:
-    """What would be given to sbatch, for the dry run and the frozen round; needs no Slurm."""
+    """Job name -> the script that `submit` would give to sbatch. Needs no Slurm."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     text = {}
-    named = [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), ("reference", []), ("meta", [])]
-    for name, stages in named:
+    jobs = [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), ("reference", []), ("meta", [])]
+    for name, stages in jobs:
         parameters = _parameters(code_dir, resources, name.split("_")[0])
         if stages:
             parameters["map_count"] = len(stages)
@@ -152,17 +152,17 @@ def sbatch_texts(
 
 
 def requeue_this_job() -> str:
-    """Have Slurm start the job that we run in again; returns REQUEUED, FORBIDDEN, or ENDED where that is not ours to say.
+    """Ask Slurm to requeue the job that this process runs in. Returns REQUEUED, FORBIDDEN or ENDED.
 
-    FORBIDDEN: there is no Slurm, or it refuses. ENDED: the job does not run any more, for somebody cancelled or requeued it. From inside,
-    `scontrol requeue` would bring a cancelled job back; it is refused to one that goes back by itself, beside which no other may
-    start. A job whose time is up may go on.
+    FORBIDDEN: there is no Slurm, or it refuses. ENDED: somebody else cancelled or requeued the job, so this function leaves it alone.
+    Without that check `scontrol requeue` would revive a job that a person cancelled, and would be refused for one that is already being
+    requeued, for which the caller would then submit a second job. A job that reached its time limit is requeued.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job or shutil.which("scontrol") is None:
         return FORBIDDEN
-    said = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True).stdout
-    words: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", said))
+    output = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True).stdout
+    words: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", output))
     if words.get("JobState", "RUNNING") != "RUNNING" and words.get("Reason") != "TimeLimit":
         return ENDED
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True)
@@ -170,29 +170,20 @@ def requeue_this_job() -> str:
 
 
 def this_job() -> str:
-    """The id of the job or array task that we run in, as Slurm's tables have it; empty outside."""
+    """The id of the job or array task that this process runs in, as Slurm prints it; empty outside of a job."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
-def slurm_answers() -> bool:
-    """Whether a Slurm controller answers on this host."""
-    if shutil.which("scontrol") is None:
-        return False
-    try:
-        return subprocess.run(["scontrol", "ping"], capture_output=True, timeout=5).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
 @contextmanager
 def clean_environment() -> Iterator[None]:
-    """Without the caller's SBATCH_* and SLURM_* variables, which would leak into the submission; SLURM_CONF is kept.
+    """Hide the caller's SBATCH_*, SLURM_* and SRUN_* variables, which would change a submission. SLURM_CONF stays.
 
-    And without what is named as a secret is: sbatch copies its environment into job records. What a job must know lies in files.
+    Variables whose names look like secrets are hidden too, because sbatch copies its environment into job records. A job reads what it
+    needs from files. The environment is restored afterwards.
     """
-    kept = dict(os.environ)
-    for name in kept:
+    before = dict(os.environ)
+    for name in before:
         leaks = name.startswith(("SBATCH_", "SLURM_", "SRUN_")) and name != "SLURM_CONF"
         if leaks or SECRET.search(name):
             del os.environ[name]
@@ -200,7 +191,7 @@ def clean_environment() -> Iterator[None]:
         yield
     finally:
         os.environ.clear()
-        os.environ.update(kept)
+        os.environ.update(before)
 
 
 def _executor(folder: Path, code_dir: Path, resources: Resources, role: str) -> Any:
@@ -215,7 +206,7 @@ def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, An
     parameters: dict[str, Any] = {
         "job_name": f"{resources.job_name}-{role if role in ('meta', 'reference') else 'arms'}",
         "time": resources.time_limit_minutes,
-        "nodes": 1 if role in ("meta", "reference") else resources.nodes,  # judging takes one
+        "nodes": 1 if role in ("meta", "reference") else resources.nodes,  # judging needs one node
         "ntasks_per_node": 1,
         "cpus_per_task": resources.cpus_per_task,
         "signal_delay_s": resources.signal_lead_seconds,
@@ -240,7 +231,7 @@ def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, An
 
 
 def _cancel(job_ids: Sequence[str]) -> None:
-    """A round is submitted whole or not at all: without its meta job the arms would run for nothing."""
+    """Cancel jobs that were submitted before one was refused: arms without a meta job would run for nothing."""
     if job_ids and shutil.which("scancel"):
         subprocess.run(["scancel", *job_ids], capture_output=True)
 

@@ -1,1 +1,1 @@
-"""A campaign's life, round by round: init, freeze, launch, control, the meta stage, the next round, the end."""
+"""The life of a campaign: freeze it (`init`), then freeze, launch, control and close its rounds, and end it."""

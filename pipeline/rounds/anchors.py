@@ -1,6 +1,7 @@
-"""Put the newest head where the campaign cannot rewrite it: a file elsewhere, a note in a git repository. Slurm's comments: launch.py.
+"""Write an anchor of the log's newest signed head to places outside of the campaign: a file, or a note in a git repository.
 
-Both are a convenience, and neither stops a round: a place that cannot be written is told, and the report prints the anchor anyway.
+Writing an anchor is a convenience and never stops a round: if a place cannot be written, stderr says so, and the report prints the
+anchor anyway. (launch.py also puts an anchor into the comments of Slurm jobs.)
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ from pipeline.config.schema import Chain
 NOTES = "postrain"
 
 
-def keep(chosen: Chain, anchor: Anchor) -> None:
-    """In every place that the configuration names; says on stderr what could not be written."""
-    for place, written in ((chosen.anchor_file, to_file), (chosen.anchor_git, to_git)):
+def write_anchor(chosen: Chain, anchor: Anchor) -> None:
+    """Write an anchor to every place that the configuration names. A place that cannot be written is reported on stderr."""
+    for place, write in ((chosen.anchor_file, to_file), (chosen.anchor_git, to_git)):
         if place:
             try:
-                written(Path(place), anchor)
+                write(Path(place), anchor)
             except (OSError, subprocess.SubprocessError) as error:
-                print(f"the head could not be put into {place}: {error}; it is {anchor}", file=sys.stderr)
+                print(
+                    f"the head could not be put into {place}: {error}. Write it down yourself: {anchor}",
+                    file=sys.stderr,
+                )
 
 
 def to_file(path: Path, anchor: Anchor) -> None:
-    """A line at its end, unless it is there already. Worth something where others than the campaign's owner may write, or it is synced away."""
+    """Append the anchor to a file as a line, unless the file has it.
+
+    That protects the log only if the campaign's owner cannot rewrite the file, for example because it is copied to another machine.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         file.seek(0)
@@ -35,8 +42,11 @@ def to_file(path: Path, anchor: Anchor) -> None:
 
 
 def to_git(repository: Path, anchor: Anchor) -> None:
-    """A line in the note of HEAD under refs/notes/postrain; push it and others hold it: git push origin refs/notes/postrain."""
+    """Append the anchor to the note of HEAD under refs/notes/postrain, unless it is there.
+
+    `git push origin refs/notes/postrain` gives it to others. Raises CalledProcessError if git refuses.
+    """
     git = ["git", "-C", str(repository), "notes", f"--ref={NOTES}"]
-    shown = subprocess.run([*git, "show", "HEAD"], capture_output=True, text=True).stdout
-    if str(anchor) not in shown.split():
+    note = subprocess.run([*git, "show", "HEAD"], capture_output=True, text=True).stdout
+    if str(anchor) not in note.split():
         subprocess.run([*git, "append", "-m", str(anchor), "HEAD"], check=True, capture_output=True, timeout=60)

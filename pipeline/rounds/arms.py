@@ -1,4 +1,4 @@
-"""The eight arms that a configuration gives a round, each checked against the constitution and the settings."""
+"""Make the eight arms of a round from its configuration, and check each against the constitution and the settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pipeline.decision.plan import make_arms
 
 
 def arms_of(chosen: settings.Settings, round_number: int, rules: Constitution) -> tuple[Arm, ...]:
-    """The arms that a configuration gives a round, each checked. Raises ConfigError, and Refused by article 2."""
+    """The arms of a round. Raises ConfigError for a setting that is not valid, Refused for one that article 2 does not allow."""
     policy = settings.policy_of(chosen)
     keys = [axis.key for axis in policy.axes] + [contrast.key for contrast in policy.contrasts]
     reference = {key: settings.value_of(chosen, key) for key in keys}

@@ -1,4 +1,4 @@
-"""Let a campaign go on by itself: submit the round after a closed one, pause, resume."""
+"""Let a campaign run by itself: submit the next round when one is closed, pause, resume."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pipeline.config import settings
 from pipeline.rounds import freeze, launch
 
 
-def get_ready(campaign: Campaign, round_name: str) -> None:
-    """While the meta stage works: what the next round's plan needs, read and composed once as it will be then. Raises nothing."""
-    with contextlib.suppress(Exception):  # whatever it is, `chain` meets it again, and tells it
+def preload_next_round(campaign: Campaign, round_name: str) -> None:
+    """Import and read what `chain` will need, while the meta stage still runs, so that the next round is submitted sooner. Never raises."""
+    with contextlib.suppress(Exception):  # `chain` will meet the same error and report it
         importlib.import_module("submitit")
         freeze.rehearse(campaign, campaign.round(round_name))
 
 
 def chain(campaign: Campaign, folder: Round) -> Mapping[str, Any] | str:
-    """Submit the round after a closed one where the campaign runs by itself; else says in a word why not."""
+    """Submit the round after a closed one. Returns the submission's record with the round's name, or a sentence that says why there is none."""
     auto = settings.load(folder.config).campaign
     rules = facts.load_constitution(facts_of(campaign)["constitution_digest"])
     if not auto.auto:
-        return "campaign.auto is off"
+        return "campaign.auto is off, so rounds are started by hand"
     if campaign.paused.exists():
-        return "paused; `resume` goes on"
+        return "paused by hand; `resume` starts it"
     if not folder.closed.exists():
         return f"{folder.name} is not closed"
     if folder.number >= min(rules.num_rounds, auto.rounds or rules.num_rounds):
@@ -42,12 +42,12 @@ def chain(campaign: Campaign, folder: Round) -> Mapping[str, Any] | str:
 
 
 def pause(campaign: Campaign) -> None:
-    """The round that runs is the last one until `resume`."""
+    """Let no round follow the running one until `resume`."""
     facts_of(campaign)
     write_file(campaign.paused, "")
 
 
 def resume(campaign: Campaign, folder: Round) -> Mapping[str, Any] | str:
-    """Take the pause back, and start the next round where this one is closed."""
+    """Take a pause back, and start the next round if `folder` is closed. Returns what `chain` returns."""
     campaign.paused.unlink(missing_ok=True)
     return chain(campaign, folder)

@@ -1,4 +1,4 @@
-"""The end of a campaign: what stayed secret for all of it becomes public, so that anybody can make its dev items and score them again."""
+"""End a campaign: publish the seeds that stayed secret throughout it, so that anybody can make its dev items and score them again."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pipeline.rounds import meta
 
 
 def end(campaign: Campaign, *, dry_run: bool = False) -> list[str]:
-    """Reveal the seeds of dev (also of those that replaced it) and of the board, and sign the head; no round follows. Returns their names.
+    """Reveal the seeds of dev, of its replacements and of the board, and sign the head; no round may follow. Returns the seeds' names.
 
-    Seeds of rounds that were never played stay secret: nothing rests on them. Raises ConfigError while a round is open.
+    Seeds of rounds that never ran stay secret, because no decision rests on them. Raises ConfigError while a round is open.
     """
     facts_of(campaign)
     newest = list(campaign.frozen_rounds())[-1]
     if newest.number == 0 or not newest.closed.exists():
         raise ConfigError(
             f"{newest.name} of {campaign.name} is not closed",
-            "A campaign ends after a round that is; `close` closes it by hand",
+            "Wait until the round is closed, or close it by hand with `close`; then run `end` again",
         )
     seeds = read_json(campaign.seeds)
     replaced = {f"dev/{name}" for _, name in newest.frozen_plan().policy.repaired}

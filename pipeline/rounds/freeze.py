@@ -1,4 +1,4 @@
-"""Freeze a round: its configuration, plan and sbatch texts, checked and logged before anything is submitted."""
+"""Freeze a round: check and log its configuration, its plan and its sbatch texts before anything is submitted."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pipeline.decision import derive
 from pipeline.execution import results
 from pipeline.external import proposers
 from pipeline.rounds.arms import arms_of
-from pipeline.rounds.launch import arrays, held, meta_stage, resources
+from pipeline.rounds.launch import arrays, meta_stage, resources, round_lock
 
 
 def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str, basis: Mapping[str, Any]) -> str:
-    """Log a plan, then write it and its configuration; returns the plan's digest. What is already there stays as it is.
+    """Log a plan, then write it and its configuration. Returns the plan's digest. A plan that is logged already is not logged again.
 
-    basis: what of the configuration the arms follow from (plan_basis), for whoever derives them again without reading YAML.
+    basis: the values of the configuration that the arms follow from (`plan_basis`), so that an audit need not read YAML.
     """
     digest = canonical.digest(frozen.to_json())
     Log(campaign.log).append_once("basis", round=frozen.round, **basis)
@@ -40,9 +40,9 @@ def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str, basis: Mappi
 
 
 def plan_basis(chosen: settings.Settings, policy: Policy, spent_gpu_seconds: int) -> dict[str, Any]:
-    """Of a round's configuration what its arms, its items and its cost follow from, as text and integers.
+    """The values of a configuration that the round's arms, items and cost follow from, as text and integers.
 
-    spent_gpu_seconds: of all attempts before this round.
+    spent_gpu_seconds: what all attempts before this round used.
     """
     keys = [axis.key for axis in policy.axes] + [contrast.key for contrast in policy.contrasts]
     tasks, recipe, gpus = chosen.tasks, chosen.recipe, gpus_of_arm(chosen)
@@ -66,44 +66,41 @@ def plan_basis(chosen: settings.Settings, policy: Policy, spent_gpu_seconds: int
 
 
 def write_overrides(campaign: Campaign, round_name: str, content: Mapping[str, Any]) -> None:
-    """One round's Hydra file. Everything in it is a string, a whole number or a list of these; no time, host or path."""
+    """Write the override file of a round. content: strings, whole numbers and lists of these; never a time, a host or a path."""
     write_file(campaign.overrides(round_name), canonical.overrides_text(content))
 
 
 def is_operational(override: str) -> bool:
-    """Where a round runs may change between rounds; what it computes may not."""
+    """Whether an override says where or when a round runs, and not what it computes. Only such overrides may change between rounds."""
     return override.lstrip("+~").startswith(("cluster=", "cluster.", "campaign."))
 
 
 MAY_DIFFER = ("arm", "campaign", "cluster", "round")
-"""Parts of the configuration that are where and when a round runs, and not what it computes."""
+"""Parts of the configuration that say where and when a round runs, and not what it computes."""
 
 
 def next_round(campaign: Campaign) -> str:
-    """The newest round that has overrides: the one to freeze, to continue, or to wait for. Raises NotFound without any."""
+    """The newest round that has overrides: the one to freeze, to continue, or to wait for. Raises NotFound if there is none."""
     rounds = campaign.known_rounds()
     if not rounds:
         raise NotFound(
-            f"{campaign.folder} is not a campaign", "Choose a folder that does not exist, and `round` makes one"
+            f"{campaign.folder} is not a campaign",
+            "Name a folder that does not exist, and `round` makes a campaign there",
         )
     return rounds[-1]
 
 
 def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_draft: bool = False) -> Round:
-    """Write plan, configuration and sbatch texts of a round; a frozen round is left as it is.
+    """Write the plan, the configuration and the sbatch texts of a round. A round that is frozen already is left as it is.
 
-    is_draft: for a copy that nobody will run: no proposer is asked.
+    is_draft: for a dry run, in which no proposer is asked.
 
-    Raises ConfigError for overrides that change what a campaign computes, Refused by articles 2 and 4, IntegrityError by digests.
+    Raises ConfigError for overrides that change what a campaign computes, Refused by articles 2, 4 and 8, and IntegrityError if something
+    frozen was changed.
     """
     facts = facts_of(campaign)
     folder = campaign.round(round_name)
-    computing = [item for item in overrides if not is_operational(item)]
-    if computing and computing != facts["overrides"]:
-        raise ConfigError(
-            f"campaign {campaign.name} was frozen with {facts['overrides']}, now came {computing}",
-            "Only cluster=... may change between rounds; for another configuration start another campaign (CAMPAIGN=...)",
-        )
+    check_overrides(campaign, facts, overrides)
     code_dir = verified_code(campaign, facts)
     rules = load_constitution(facts["constitution_digest"])
     rules.check_round(folder.number)
@@ -113,55 +110,75 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
     every = [*facts["overrides"], *operational, f"+round={round_name}"]
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
     if not folder.plan.exists():
-        check_plan_fits(chosen)
-        if chosen.cluster.kind == "local":  # a frozen round cannot take another runtime
-            stage_command.command(meta_stage(campaign, folder), chosen.cluster.runtime)
-        policy, records = settings.policy_of(chosen), Log(campaign.log).records()
-        if any(record["event"] == "end" for record in records):
-            raise ConfigError(f"campaign {campaign.name} has ended: its dev items are public", "Start another campaign")
-        check_unchanged(campaign, chosen, round_name)
-        derive.check_policy(records, round_name, policy)
-        arms = arms_of(chosen, folder.number, rules)
-        spent = check_budget(campaign, chosen, len(arms), rules)
-        with held(folder):
-            if not folder.plan.exists():  # another `round` may have been faster
+        arms, basis = plan_arms(campaign, folder, chosen, rules)
+        with round_lock(folder):
+            if not folder.plan.exists():  # another process may have frozen the round meanwhile
                 if not is_draft:
                     arms = proposers.with_proposals(folder, chosen, arms, rules)
                 write_file(folder.operational, json.dumps(operational))
-                _write(campaign, folder, facts, code_dir, chosen, plan_basis(chosen, policy, spent), arms)
+                _write(campaign, folder, facts, code_dir, chosen, basis, arms)
     read_plan(folder)
     if operational and settings.load(folder.config).cluster != chosen.cluster:
         raise ConfigError(
             f"round {round_name} is frozen for another cluster than {operational}",
-            "Leave the cluster out, or as it was; the next round may run elsewhere",
+            "Leave the cluster out, or give the one it was frozen with; the next round may run elsewhere",
         )
     return folder
 
 
+def check_overrides(campaign: Campaign, facts: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Raise ConfigError for overrides that would change what the campaign computes."""
+    computing = [item for item in overrides if not is_operational(item)]
+    if computing and computing != facts["overrides"]:
+        raise ConfigError(
+            f"campaign {campaign.name} was frozen with {facts['overrides']}, now came {computing}",
+            "Only cluster=... may change between rounds; for another configuration start another campaign (CAMPAIGN=...)",
+        )
+
+
+def plan_arms(
+    campaign: Campaign, folder: Round, chosen: settings.Settings, rules: constitution.Constitution
+) -> tuple[tuple[Arm, ...], dict[str, Any]]:
+    """The arms of a round that is not frozen yet, before proposals, and its basis. Raises as `freeze`."""
+    check_plan_fits(chosen)
+    if chosen.cluster.kind == "local":  # fails now if the runtime is missing: a frozen round cannot get another
+        stage_command.command(meta_stage(campaign, folder), chosen.cluster.runtime)
+    policy, records = settings.policy_of(chosen), Log(campaign.log).records()
+    if any(record["event"] == "end" for record in records):
+        raise ConfigError(
+            f"campaign {campaign.name} has ended, so its dev items are public and no round may follow",
+            "Start another campaign",
+        )
+    check_unchanged(campaign, chosen, folder.name)
+    derive.check_policy(records, folder.name, policy)
+    arms = arms_of(chosen, folder.number, rules)
+    return arms, plan_basis(chosen, policy, check_budget(campaign, chosen, len(arms), rules))
+
+
 def rehearse(campaign: Campaign, folder: Round) -> None:
-    """Compose a frozen round again, for nothing: what the next one then finds loaded takes it half a second less."""
+    """Compose a frozen round again and drop the result: what that loads saves the next `freeze` in this process half a second."""
     facts = facts_of(campaign)
     overrides = [*facts["overrides"], *read_json(folder.operational), f"+round={folder.name}"]
     settings.compose(overrides, verified_code(campaign, facts) / "hydra_conf", campaign.folder)
-    for each in (campaign.round("r0000"), folder):
-        settings.load(each.config)
+    for of_round in (campaign.round("r0000"), folder):
+        settings.load(of_round.config)
 
 
 def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: str) -> None:
-    """What a campaign froze (model, recipe, tasks, the external target, who proposes) no round's file may change. Raises Refused by article 8."""
+    """Raise Refused (article 8) if a round's file changes what the campaign froze: model, recipe, tasks, external target or proposer."""
     frozen, now = settings.load(campaign.round("r0000").config).to_dict(), chosen.to_dict()
-    for each in (frozen, now):
-        each["proposals"] = each.pop("policy")["proposals"]
+    for configuration in (frozen, now):
+        configuration["proposals"] = configuration.pop("policy")["proposals"]
     changed = sorted(key for key, value in frozen.items() if key not in MAY_DIFFER and value != now[key])
     if changed:
         raise Refused(
             "8", "settings_changed", f"{round_name} would be planned with another {', '.join(changed)} than the campaign froze",
-            f"Restore hydra/round/{round_name}.yaml; what a person wants to change needs a new campaign",
+            f"Restore hydra/round/{round_name}.yaml; to change these settings start a new campaign",
         )  # fmt: skip
 
 
 def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution) -> int:
-    """What the round could cost at most, beside what was spent, against article 4; returns the GPU-seconds spent. Raises Refused."""
+    """Check the most that the round could cost, with what was spent, against article 4. Returns the GPU-seconds spent. Raises Refused."""
     recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
     ended = [
         path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)

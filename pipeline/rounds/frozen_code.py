@@ -1,6 +1,6 @@
-"""The campaign's frozen code: what acts on a campaign, judges and decides is the copy that `init` made, and nothing else.
+"""Go on as the campaign's frozen code, the copy that `init` made: nothing else may act on a campaign, judge it or decide.
 
-A checkout that was updated meanwhile only looks: its `status`, `logs`, `doctor` and `gc` are its own.
+A checkout that was updated since then only shows the campaign: `status`, `logs`, `doctor` and `gc` run from the checkout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from pipeline.sandbox import namespace
 
 
 def run_frozen_code(campaign: Campaign) -> None:
-    """Go on as the campaign's frozen code, in a private mount namespace; returns there, and only there."""
+    """Replace this process by the same command of the frozen code, in a private mount namespace; return once that is so.
+
+    Raises IntegrityError if the frozen code was changed.
+    """
     code_dir = verified_code(campaign, facts_of(campaign))
     if CODE_ROOT != code_dir.resolve():
         _become(code_dir, sys.argv[1:])
@@ -25,23 +28,23 @@ def run_frozen_code(campaign: Campaign) -> None:
 
 
 def act_as_frozen(campaign: Campaign, words: Sequence[str]) -> None:
-    """Go on as the campaign's frozen code where this is another; returns where it is the same, and where there is no campaign yet.
+    """Replace this process by the frozen code's if this code differs from it; return if it does not, or if there is no campaign yet.
 
-    words: the command. Raises IntegrityError for frozen code that was changed.
+    words: the command line after `python -m pipeline`. Raises IntegrityError if the frozen code was changed.
     """
     if not campaign.frozen.exists():
         return
     code_dir = verified_code(campaign, facts_of(campaign))
     if CODE_ROOT != code_dir.resolve() and not is_same_code(CODE_ROOT, code_dir):
         print(
-            f"this checkout is another than {campaign.name} was frozen with: its own code acts, {code_dir}",
+            f"this checkout differs from the code that {campaign.name} was frozen with, so the frozen code runs: {code_dir}",
             file=sys.stderr,
         )
         _become(code_dir, words)
 
 
 def is_same_code(checkout: Path, code_dir: Path) -> bool:
-    """Whether a checkout has the files of a frozen copy, byte for byte, and no others beside them."""
+    """Whether a checkout has exactly the files of a frozen copy, byte for byte."""
     tops = sorted(path.name for path in code_dir.iterdir())
     return _files(checkout, tops) == _files(code_dir, tops)
 

@@ -1,4 +1,4 @@
-"""What no later run of a campaign needs: find it, with its size, and remove it."""
+"""Find and remove the files of a campaign that no later run needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.execution import results
 
 
 def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
-    """What no later run needs, with its bytes: kept states and shards of arms that have a score, pickles of closed rounds."""
+    """(path, size in bytes) of kept states and decoded shards of arms that have a score, and of submitit's pickles of closed rounds."""
     for folder in campaign.frozen_rounds():
         for arm in folder.frozen_plan().arms:
             if results.status_of(folder.published(arm.name)) == "completed":
@@ -23,9 +23,9 @@ def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
             yield from ((path, _size(path)) for path in sorted(folder.slurm_dir.glob("*.pkl")))
 
 
-def remove(found: Sequence[tuple[Path, int]]) -> None:
-    """Free what `garbage` found."""
-    for path, _ in found:
+def remove(items: Sequence[tuple[Path, int]]) -> None:
+    """Delete what `garbage` returned."""
+    for path, _ in items:
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -33,5 +33,5 @@ def remove(found: Sequence[tuple[Path, int]]) -> None:
 
 
 def _size(path: Path) -> int:
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file() and not each.is_symlink()]
-    return sum(each.stat().st_size for each in files)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    return sum(file.stat().st_size for file in files)

@@ -1,8 +1,8 @@
-"""`init`: freeze a campaign before its first round, so that everything later can be checked against what stood at the start.
+"""`init`: freeze a campaign before its first round, so that everything later can be compared with what was fixed at the start.
 
-Frozen are the substrate image, the code that will judge, the constitution, the configuration, the commitments to every secret seed
-and the public half of the signing key. The folder is made aside and renamed: a campaign that exists is whole. r0000 is planned
-here (the reference trained once, the base as it is); its two jobs run beside those of the first round.
+`init` freezes the substrate image, the code that will judge, the constitution, the configuration, the commitments to every secret seed and
+the public half of the signing key. It makes the folder under another name and renames it, so that a campaign that exists is complete. It
+also plans r0000, which trains the reference once and evaluates the base; those two jobs run beside the first round's.
 """
 
 from __future__ import annotations
@@ -36,94 +36,125 @@ from pipeline.stats.design import Design
 
 FROZEN_CODE = ("pipeline", "constitution", "hydra_conf")
 SKIPPED = shutil.ignore_patterns("__pycache__", "*.pyc")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it stands in job names, commands and records
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a campaign may be called: its name stands in job names, commands and records."""
 TRAINING_SEED = 20260602
-"""Seed of the training puzzles in the image; public, unlike those of dev and fresh."""
+"""Seed of the training puzzles in the image. It is public; the seeds of dev and fresh items are secret."""
 
 
 def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False) -> None:
-    """Make `campaign` and everything that must be fixed before round 1.
+    """Make the folder of `campaign` with everything that must be fixed before round 1.
 
-    is_draft: for a campaign that nobody will run: its image has a few puzzles, and names no checkpoint of a site's.
-    Raises ConfigError when it exists or the configuration does not fit, Refused and IntegrityError by the constitution.
+    is_draft: for a dry run, which trains nothing: the image has one puzzle a family and names no checkpoint of the site.
+
+    Raises ConfigError if the folder exists or the configuration does not fit, Refused if the constitution does not allow the
+    configuration, IntegrityError if the constitution was changed, and WorkFailed if a file cannot be written.
     """
-    if campaign.folder.exists():
-        raise ConfigError(f"{campaign.folder} exists", "Choose another name (CAMPAIGN=...), or remove it")
-    if not NAME.fullmatch(campaign.name):
-        raise ConfigError(
-            f"{campaign.name!r} cannot name a campaign", "Letters, digits and . _ - serve, a letter or digit first"
-        )
+    check_is_new(campaign)
     rules = load_constitution()
     chosen = settings.compose(overrides)
-    check_plan_fits(chosen)
-    if chosen.tasks.train_csv and not Path(chosen.tasks.train_csv).is_file():
-        raise ConfigError(f"tasks.train_csv = {chosen.tasks.train_csv} is no file", "The competition's page has it")
-    arms.arms_of(chosen, 1, rules)  # a campaign that cannot plan its first round is not made
+    check_can_be_planned(chosen, rules)
     aside = None
     try:
         campaign.folder.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{campaign.name}.", dir=campaign.folder.parent))
-        draft = Campaign(aside)
         aside.chmod(0o755)
-        draft.vault.mkdir(mode=0o700)
-        info = build_image(chosen, draft.image, draft.held_out_dir, is_draft=is_draft)
-        check_real_rows(chosen, draft, is_draft)
-        code_digest = freeze_code(draft.code_dir)
-        seeds = make_seeds(rules.num_rounds)
-        write_file(draft.seeds, canonical.encoded(seeds), mode=0o600)
-        design = design_of(chosen, rules)
-        critical, source = critical_of(design)
-        facts: dict[str, Any] = {
-            "schema": 1,
-            "campaign": f"{campaign.name}-{os.urandom(4).hex()}",
-            "image": {"tree_digest": info.tree_digest, "sqsh_sha256": info.sqsh_sha256},
-            "runtime_digest": runtime_digest(),
-            "constitution_digest": rules.digest,
-            "code_digest": code_digest,
-            "revision": revision(),
-            "overrides": [item for item in overrides if not is_operational(item)],
-            "commitments": {name: keys.commitment(name, seed) for name, seed in seeds.items()},
-            "articles": rules.articles,
-            "design": design.to_json(),
-            "critical": critical,
-            "critical_source": source,
-            "families": sorted(chosen.tasks.families),
-            "external": chosen.external.kind,
-            "public_key": keys.make_key(draft.signing_key),
-        }
-        frozen_yaml = dump_yaml(facts)
-        write_file(draft.frozen, frozen_yaml)
-        Log(draft.log).append("init", facts=facts, campaign_yaml=canonical.digest_text(frozen_yaml))
-        for name in ("r0000", "r0001"):
-            write_overrides(draft, name, {"round": name})
-        frozen = Plan(
-            facts["campaign"], "r0000", info.tree_digest, rules.digest, code_digest, canonical.digest_text(settings.to_yaml(chosen)),
-            settings.policy_of(chosen), plan.reference_arms(chosen.seed),
-        )  # fmt: skip
-        freeze_plan(draft, frozen, settings.to_yaml(chosen), plan_basis(chosen, settings.policy_of(chosen), 0))
+        draft = Campaign(aside)
+        facts = freeze_facts(draft, campaign.name, chosen, overrides, rules, is_draft)
+        plan_first_rounds(draft, facts, chosen)
         os.rename(aside, campaign.folder)
     except OSError as error:
         raise WorkFailed(
-            f"cannot make {campaign.folder}: {error}", "Free space or rights there, then run it again"
+            f"cannot make {campaign.folder}: {error}", "Free space or get rights there, then run it again"
         ) from error
     finally:
         if aside:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def check_is_new(campaign: Campaign) -> None:
+    """Raise ConfigError for a folder that exists, or for a name that a campaign cannot have."""
+    if campaign.folder.exists():
+        raise ConfigError(f"{campaign.folder} exists", "Choose another name (CAMPAIGN=...), or remove the folder")
+    if not NAME.fullmatch(campaign.name):
+        raise ConfigError(
+            f"{campaign.name!r} cannot name a campaign",
+            "Valid are letters, digits and the signs . _ -, beginning with a letter or digit, such as demo-2",
+        )
+
+
+def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitution) -> None:
+    """Raise ConfigError or Refused for a configuration whose first round could not be planned."""
+    check_plan_fits(chosen)
+    if chosen.tasks.train_csv and not Path(chosen.tasks.train_csv).is_file():
+        raise ConfigError(
+            f"tasks.train_csv = {chosen.tasks.train_csv} is not a file",
+            "Download train.csv from the competition's page and give its path, or leave tasks.train_csv empty",
+        )
+    arms.arms_of(chosen, 1, rules)
+
+
+def freeze_facts(
+    draft: Campaign, name: str, chosen: settings.Settings, overrides: Sequence[str], rules: constitution.Constitution, is_draft: bool
+) -> dict[str, Any]:  # fmt: skip
+    """Make image, code, seeds and signing key in `draft`, then write and log the facts about them (campaign.yaml). Returns the facts."""
+    draft.vault.mkdir(mode=0o700)
+    info = build_image(chosen, draft.image, draft.held_out_dir, is_draft=is_draft)
+    check_real_rows(chosen, draft, is_draft)
+    code_digest = freeze_code(draft.code_dir)
+    seeds = make_seeds(rules.num_rounds)
+    write_file(draft.seeds, canonical.encoded(seeds), mode=0o600)
+    design = design_of(chosen, rules)
+    critical, source = critical_of(design)
+    facts: dict[str, Any] = {
+        "schema": 1,
+        "campaign": f"{name}-{os.urandom(4).hex()}",
+        "image": {"tree_digest": info.tree_digest, "sqsh_sha256": info.sqsh_sha256},
+        "runtime_digest": runtime_digest(),
+        "constitution_digest": rules.digest,
+        "code_digest": code_digest,
+        "revision": revision(),
+        "overrides": [item for item in overrides if not is_operational(item)],
+        "commitments": {name: keys.commitment(name, seed) for name, seed in seeds.items()},
+        "articles": rules.articles,
+        "design": design.to_json(),
+        "critical": critical,
+        "critical_source": source,
+        "families": sorted(chosen.tasks.families),
+        "external": chosen.external.kind,
+        "public_key": keys.make_key(draft.signing_key),
+    }
+    frozen_yaml = dump_yaml(facts)
+    write_file(draft.frozen, frozen_yaml)
+    Log(draft.log).append("init", facts=facts, campaign_yaml=canonical.digest_text(frozen_yaml))
+    return facts
+
+
+def plan_first_rounds(draft: Campaign, facts: dict[str, Any], chosen: settings.Settings) -> None:
+    """Write the overrides of r0000 and r0001, and freeze the plan of r0000."""
+    for name in ("r0000", "r0001"):
+        write_overrides(draft, name, {"round": name})
+    config, policy = settings.to_yaml(chosen), settings.policy_of(chosen)
+    digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
+    arms_of_r0000 = plan.reference_arms(chosen.seed)
+    frozen = Plan(facts["campaign"], "r0000", *digests, canonical.digest_text(config), policy, arms_of_r0000)
+    freeze_plan(draft, frozen, config, plan_basis(chosen, policy, 0))
+
+
 def build_image(
     chosen: settings.Settings, out: Path, held_out: Path | None = None, *, is_draft: bool = False
 ) -> image.ImageInfo:
-    """Pack the substrate with the training puzzles of this configuration. Raises WorkFailed with the generator's last words.
+    """Pack the substrate and the training puzzles of this configuration into the image `out`.
 
-    held_out: folder for the real rows that are not trained on, where tasks.train_csv names some; None leaves them out of the image
-    and of everything else.
+    held_out: the folder that gets the tenth of the rows of tasks.train_csv that is not trained on; None writes it nowhere.
+
+    Raises ConfigError for a recipe that the image's code refuses, WorkFailed with the last line of the program that failed.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="payload-") as folder:
         payload = Path(folder, "payload")
         shutil.copytree(CODE_ROOT / "substrate", payload / "substrate", ignore=SKIPPED)
-        for name in ("base", "manifest.yaml"):  # they stand beside the package in the image, inside it in the checkout
+        for name in ("base", "manifest.yaml"):  # the checkout has them inside the package, the image beside it
             shutil.move(payload / "substrate" / name, payload / name)
         check_recipe(chosen, payload)
         if not is_draft and base_weights.are_outside(chosen.to_dict()["model"]):
@@ -142,24 +173,27 @@ def build_image(
 
 
 def check_recipe(chosen: settings.Settings, payload: Path) -> None:
-    """Have the image's own code look at the recipe: what it knows of a method, nothing here does. Raises ConfigError."""
-    asked = Path(payload.parent, "recipes.json")
-    asked.write_text(
+    """Raise ConfigError for a recipe that the image's own code refuses. Only that code knows the keys of a training method."""
+    question = Path(payload.parent, "recipes.json")
+    question.write_text(
         json.dumps({"recipes": [chosen.to_dict()["recipe"]], "parallelism": chosen.to_dict()["parallelism"]})
     )
     try:
-        run_substrate(payload, "recipes", [str(asked)], "the recipe is refused")
+        run_substrate(payload, "recipes", [str(question)], "the recipe is refused")
     except WorkFailed as error:
         raise ConfigError(
-            error.what, f"hydra_conf/recipe/{chosen.recipe.method}.yaml has every key with its meaning"
+            error.what, f"hydra_conf/recipe/{chosen.recipe.method}.yaml explains every key and its valid values"
         ) from None
 
 
 def name_base(chosen: settings.Settings, payload: Path) -> None:
-    """Put the names and digests of the site's checkpoint in the place of the tiny base, and its tokenizer, checked."""
+    """Replace the tiny base in the payload by the names and digests of the site's checkpoint, and by its tokenizer.
+
+    Raises WorkFailed if the tokenizer cannot be used.
+    """
     source = chosen.cluster.weights_dir
     manifest = base_weights.build_manifest(source)
-    run_substrate(payload, "formats.published_tokenizer", [source], "the published tokenizer does not serve")
+    run_substrate(payload, "formats.published_tokenizer", [source], "the published tokenizer cannot be used")
     base = payload / Path(chosen.model.weights).parent
     shutil.rmtree(payload / "base")
     base.mkdir(parents=True)
@@ -175,18 +209,18 @@ def name_base(chosen: settings.Settings, payload: Path) -> None:
 
 
 def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str) -> None:
-    """An entry of the payload's own code. Raises WorkFailed with its last words."""
+    """Run an entry of the payload's own code. what: begins the message of the WorkFailed that is raised if it fails."""
     done = entries.run(payload, entry, arguments)
     if done.returncode:
         raise WorkFailed(f"{what}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
 
 
 def freeze_code(code_dir: Path) -> str:
-    """Copy what judges and decides into the campaign; returns its tree digest."""
+    """Copy the code that judges and decides into the campaign. Returns its tree digest."""
     draft = code_dir / "draft"
     for name in FROZEN_CODE:
         shutil.copytree(CODE_ROOT / name, draft / name, ignore=SKIPPED)
-    # A file where Python would make a folder for its bytecode: whoever runs this code leaves it as it was frozen.
+    # An empty file in place of each __pycache__ keeps Python from writing bytecode into the frozen code.
     for package in sorted({module.parent for module in (draft / "pipeline").rglob("*.py")}):
         write_file(package / "__pycache__", "")
     digest = files.tree_digest(draft)
@@ -195,14 +229,14 @@ def freeze_code(code_dir: Path) -> str:
 
 
 def make_seeds(num_rounds: int) -> dict[str, str]:
-    """Secret seeds of the whole campaign: dev, the board, each budgeted round's fresh set, and dev sets to replace reversed ones."""
+    """Name -> secret seed, for the whole campaign: dev, the board, the fresh items of each round, and the dev items that may replace others."""
     rounds = [f"r{number:04d}" for number in range(1, num_rounds + 1)]
     names = ["dev", "board", *(f"fresh/{name}" for name in rounds), *(f"dev/{name}" for name in rounds[1:])]
     return {name: keys.new_seed() for name in names}
 
 
 def design_of(chosen: settings.Settings, rules: constitution.Constitution) -> Design:
-    """What the power of this campaign's tests depends on."""
+    """The sizes that the power of this campaign's tests depends on."""
     tasks, target = chosen.tasks, chosen.external
     return Design(
         rounds=rules.num_rounds,
@@ -216,19 +250,19 @@ def design_of(chosen: settings.Settings, rules: constitution.Constitution) -> De
 
 
 def check_real_rows(chosen: settings.Settings, draft: Campaign, is_draft: bool) -> None:
-    """Whether as many real rows are held out as the local board wants: it could not score anything later. Raises ConfigError."""
-    wanted = chosen.external.rows - chosen.external.generated_rows if chosen.external.kind == "local" else 0
-    if not wanted or is_draft:
+    """Raise ConfigError if fewer real rows are held out than the local board needs, because it could not score anything later."""
+    needed = chosen.external.rows - chosen.external.generated_rows if chosen.external.kind == "local" else 0
+    if not needed or is_draft:
         return
-    found = len((draft.held_out_dir / "prompts.jsonl").read_text("utf-8").splitlines())
-    if found < wanted:
+    held_out = len((draft.held_out_dir / "prompts.jsonl").read_text("utf-8").splitlines())
+    if held_out < needed:
         raise ConfigError(
-            f"{found} real rows are held out, the board wants {wanted}", "Lower external.rows or external.real_share"
+            f"{held_out} real rows are held out, the board needs {needed}", "Lower external.rows or external.real_share"
         )
 
 
 def critical_of(design: Design) -> tuple[dict[str, str], str]:
-    """Critical values and where they come from: simulated for this design, else bounds that hold without a simulation."""
+    """(critical values, their source): simulated values if this design has them, else bounds that need no simulation."""
     try:
         content = critical_values.read_critical_values(design)
     except NotFound:
@@ -239,7 +273,7 @@ def critical_of(design: Design) -> tuple[dict[str, str], str]:
 
 
 def revision() -> str:
-    """Git revision of the checkout, with `+changes` where it is not clean; "unknown" outside git."""
+    """Git revision of the checkout, followed by `+changes` if it is not clean; "unknown" outside of git."""
     done = subprocess.run(
         ["git", "-C", str(CODE_ROOT), "describe", "--always", "--dirty=+changes", "--abbrev=40"],
         capture_output=True,

@@ -1,8 +1,8 @@
-"""`round`: freeze the next round and start it. Freezing needs no cluster; starting reads only what was frozen.
+"""Start a frozen round: submit it to Slurm, or run it on this machine.
 
-Frozen before submission: configuration, plan, sbatch texts. Then one array of eight workers and one meta job go to Slurm and the
-command returns; with cluster=local the same stages run here as child processes, as many arms at once as fit, and the command waits.
-A round that was interrupted locally, or has too few scores to decide, goes on when it is called again.
+freeze.py has frozen the configuration, the plan and the sbatch texts before; starting reads nothing else. On Slurm the round's jobs are
+submitted and the command returns. With cluster=local the same stages run as child processes, as many arms at once as fit, and the command
+waits. If a local round is interrupted, or has too few scores to decide, the same command resumes it.
 """
 
 from __future__ import annotations
@@ -27,35 +27,38 @@ from pipeline.sandbox import image
 
 
 def arrays(campaign: Campaign, folder: Round) -> list[list[stage_command.Stage]]:
-    """The worker stages of a round: its eight arms, and r0000's two where they are not published yet."""
-    waiting: list[list[stage_command.Stage]] = []
-    for of_round in (folder, campaign.round("r0000")):
-        frozen, digest = read_plan(of_round)
-        missing = [arm for arm in frozen.arms if results.status_of(of_round.published(arm.name)) != "completed"]
-        if of_round is folder or missing:
-            arms = frozen.arms if of_round is folder else missing
-            waiting.append(
-                [("worker", str(campaign.folder), of_round.name, arm.name, "--plan", digest) for arm in arms]
-            )
-    return waiting
+    """The worker stages of a round, one list for each Slurm array: its eight arms, and the arms of r0000 that have no score yet."""
+    frozen, digest = read_plan(folder)
+    stages = [worker_stages(campaign, folder, [arm.name for arm in frozen.arms], digest)]
+    first = campaign.round("r0000")
+    frozen, digest = read_plan(first)
+    missing = [arm.name for arm in frozen.arms if results.status_of(first.published(arm.name)) != "completed"]
+    return [*stages, worker_stages(campaign, first, missing, digest)] if missing else stages
+
+
+def worker_stages(
+    campaign: Campaign, folder: Round, arms: Sequence[str], plan_digest: str
+) -> list[stage_command.Stage]:
+    """The worker stage of each arm. plan_digest: the worker refuses to run under another plan."""
+    return [("worker", str(campaign.folder), folder.name, arm, "--plan", plan_digest) for arm in arms]
 
 
 def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
-    """Hand a frozen round to Slurm; returns what `submitted.json` holds. Raises ConfigError when it was submitted before."""
-    with held(folder):
+    """Submit a frozen round to Slurm. Returns what `submitted.json` holds. Raises ConfigError if it was submitted before."""
+    with round_lock(folder):
         if folder.submitted.exists():
             ids = read_json(folder.submitted).get("array_job_ids", [])
             raise ConfigError(
                 f"round {folder.name} is submitted already (jobs {', '.join(ids)})",
-                f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta {campaign.folder}` closes it when its "
+                f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta {campaign.folder}` decides it when its "
                 "arms are done",
             )
-        code_dir, digest = verified(campaign, folder)
+        code_dir, digest = verify_frozen(campaign, folder)
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
-        beside: stage_command.Stage = ("reference", str(campaign.folder), folder.name)
+        reference: stage_command.Stage = ("reference", str(campaign.folder), folder.name)
         meta = meta_stage(campaign, folder)
-        ids = slurm_submit.submit(folder.slurm_dir, code_dir, stages, meta, resources(folder), beside)
+        ids = slurm_submit.submit(folder.slurm_dir, code_dir, stages, meta, resources(folder), reference)
         tasks = tasks_of(stages, ids) | {"reference": ids["reference_job_id"]}
         slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "round")
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -64,16 +67,18 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
 
 
 def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only: Sequence[str] = ()) -> None:
-    """Run a frozen round on this machine: the arms that have no score yet (of it, `only` those), then the meta stage.
+    """Run a frozen round on this machine: its arms without a score, then the meta stage.
 
-    Raises WorkFailed when the meta stage fails, ConfigError when the round belongs to Slurm or runs already.
+    watch: called about ten times a second. only: run these arms of the round alone; all by default.
+
+    Raises WorkFailed if the meta stage fails, ConfigError if the round was submitted to Slurm or runs already.
     """
-    with held(folder):
+    with round_lock(folder):
         if folder.submitted.exists() and read_json(folder.submitted)["kind"] == "slurm":
             raise ConfigError(
                 f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it"
             )
-        code_dir, digest = verified(campaign, folder)
+        code_dir, digest = verify_frozen(campaign, folder)
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="local")
         write_file(folder.submitted, canonical.encoded({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
         chosen = settings.load(folder.config)
@@ -91,11 +96,14 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
         )
         if codes["meta"]:
             tail = (folder.logs_dir / "meta.log").read_text().strip().splitlines()[-1:]
-            raise WorkFailed(f"the meta stage exited {codes['meta']}: {' '.join(tail)}", f"See {folder.logs_dir}")
+            raise WorkFailed(
+                f"the meta stage ended with exit code {codes['meta']}: {' '.join(tail)}",
+                f"Read {folder.logs_dir}/meta.log",
+            )
 
 
 def tasks_of(stages: Sequence[Sequence[stage_command.Stage]], ids: Mapping[str, Any]) -> dict[str, str]:
-    """ "r0001/a3" -> the job or array task that has it."""
+    """Arm (such as "r0001/a3") -> the job or array task that runs it. ids: what `slurm_submit.submit` returned for `stages`."""
     return {
         f"{stage[2]}/{stage[3]}": job_id
         for array, job_ids in zip(stages, ids["task_job_ids"], strict=True)
@@ -109,7 +117,7 @@ def is_local(folder: Round) -> bool:
 
 
 def resources(folder: Round, chosen: settings.Settings | None = None) -> slurm_submit.Resources:
-    """What the frozen configuration of a round, or the one that it is being frozen with, asks of Slurm."""
+    """What a round asks of Slurm. chosen: the configuration that it is being frozen with; by default the frozen one."""
     chosen = chosen or settings.load(folder.config)
     cluster = chosen.cluster
     flags = ("partition", "account", "qos", "reservation", "constraint")
@@ -130,10 +138,12 @@ def resources(folder: Round, chosen: settings.Settings | None = None) -> slurm_s
 
 
 def anchor_of_plan(folder: Round) -> heads.Anchor:
-    """The round's plan in the sealed log, and with it everything before: what each of its jobs carries as its comment."""
+    """The log anchor of the round's plan, which every job of the round has as its comment. It fixes the log up to the plan."""
     log = Log(folder.campaign.log)
-    planned = [one["seq"] for one in log.records() if (one["event"], one.get("round")) == ("plan", folder.name)]
-    return log.anchor(planned[-1])
+    plans = [
+        record["seq"] for record in log.records() if (record["event"], record.get("round")) == ("plan", folder.name)
+    ]
+    return log.anchor(plans[-1])
 
 
 def available_cores() -> int:
@@ -144,8 +154,11 @@ def meta_stage(campaign: Campaign, folder: Round) -> stage_command.Stage:
     return ("meta", str(campaign.folder), folder.name)
 
 
-def verified(campaign: Campaign, folder: Round) -> tuple[Path, str]:
-    """The frozen code's folder and the plan's digest, after everything that jobs rely on was compared with what was frozen."""
+def verify_frozen(campaign: Campaign, folder: Round) -> tuple[Path, str]:
+    """Compare code, image and plan with what was frozen. Returns the frozen code's folder and the plan's digest.
+
+    Raises IntegrityError if one of them was changed.
+    """
     facts = facts_of(campaign)
     code_dir = verified_code(campaign, facts)
     image.verify(campaign.image, facts["image"]["tree_digest"])
@@ -153,6 +166,6 @@ def verified(campaign: Campaign, folder: Round) -> tuple[Path, str]:
     return code_dir, digest
 
 
-def held(folder: Round) -> AbstractContextManager[None]:
-    """One `round` at a time for one round. Raises ConfigError while another holds it."""
+def round_lock(folder: Round) -> AbstractContextManager[None]:
+    """A lock that lets one `round` at a time work on a round. Entering it raises ConfigError while another process has it."""
     return exclusive_lock(folder.folder / ".lock", f"`round` of {folder.name}")

@@ -1,9 +1,9 @@
-"""What the workers left, taken into the sealed log when a round is judged: of every attempt its digests, and every file of it by name.
+"""Log what the workers left when a round is judged: a record `attempt` for each attempt, with its digests and its files.
 
     attempt   round r0001, arm a3, attempt 0, status, image_digest ... adapter_digest, plan_digest, files {path: sha256}
 
-Only meta writes the log. The record lets an outsider see, without HDF5, what an arm ran and was judged with, and what its completions
-are; it stands in the log before the seed of the round's fresh items is revealed.
+Workers do not write the log, so the meta stage does. From the record an outsider sees, without HDF5, what an arm ran with, what judged it
+and what its completions are. It stands in the log before the seed of the round's fresh items is revealed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ REFERENCE = "reference"
 
 
 def log_attempts(campaign: Campaign, folder: Round) -> None:
-    """Every ended attempt of this round and of r0000, and the reference's judging on this round's items."""
+    """Log every ended attempt of this round and of r0000, and how the reference was judged on this round's items."""
     log = Log(campaign.log)
     for of_round in (campaign.round("r0000"), folder):
-        for arm in (each.name for each in of_round.frozen_plan().arms):
+        for arm in (arm.name for arm in of_round.frozen_plan().arms):
             for attempt in of_round.attempts(arm):
                 record = record_of(campaign, attempt)
                 if record:
@@ -39,37 +39,37 @@ def log_attempts(campaign: Campaign, folder: Round) -> None:
 
 
 def record_of(campaign: Campaign, attempt: Attempt) -> dict[str, Any]:
-    """Empty for an attempt that has not ended, or whose result cannot be read: the outcome says so."""
+    """The fields of an attempt's record; empty if it has not ended or its result cannot be read, which the arm's outcome then says."""
     try:
-        found = results.read_attributes(attempt.result)
+        attributes = results.read_attributes(attempt.result)
     except IntegrityError:
         return {}
     completions = sorted(attempt.completions_dir.glob("*.jsonl"))
-    named = [attempt.result, attempt.claim, attempt.sealed, attempt.data_card, attempt.probe, *completions]
-    return {**_facts(found, attempt.claim), "files": digests(campaign, named)}
+    paths = [attempt.result, attempt.claim, attempt.sealed, attempt.data_card, attempt.probe, *completions]
+    return {**_facts(attributes, attempt.claim), "files": digests(campaign, paths)}
 
 
 def reference_record(campaign: Campaign, folder: Round) -> dict[str, Any]:
-    """The reference's adapter judged on a round's fresh items, by meta or the job beside the arms."""
+    """The fields of the record for the reference's adapter, judged on a round's fresh items; empty if `reference.h5` cannot be read."""
     path = folder.folder / "reference.h5"
     try:
-        found = results.read_attributes(path)
+        attributes = results.read_attributes(path)
     except IntegrityError:
         return {}
     completions = sorted((folder.meta_dir / "completions").glob("*.jsonl"))
-    return {**_facts(found, None), "files": digests(campaign, [path, *completions])}
+    return {**_facts(attributes, None), "files": digests(campaign, [path, *completions])}
 
 
 def digests(campaign: Campaign, paths: Iterable[Path]) -> dict[str, str]:
-    """Of those that are there: path below the campaign -> sha256."""
+    """Path below the campaign -> sha256, for those of `paths` that exist."""
     return {str(path.relative_to(campaign.folder)): files.file_digest(path) for path in paths if path.is_file()}
 
 
-def _facts(found: Mapping[str, Any], claim: Path | None) -> dict[str, Any]:
-    """Hours are whole seconds here: a record holds no float."""
+def _facts(attributes: Mapping[str, Any], claim: Path | None) -> dict[str, Any]:
+    """Digests, status, role and seed of an attempt. GPU time is in whole seconds, because a record holds no float."""
     try:
         plan_digest = read_json(claim).get("plan_digest", "") if claim else ""
     except (NotFound, IntegrityError):
-        plan_digest = ""  # nothing that was claimed ran without one; the audit says that it is missing
-    kept = {name: found[name] for name in (*DIGESTS, "status", "exit_class", "role", "seed")}
-    return {**kept, "gpu_seconds": int(found["gpu_seconds"]), "plan_digest": plan_digest}
+        plan_digest = ""  # every worker writes one into its claim, so an audit reports that it is missing
+    facts = {name: attributes[name] for name in (*DIGESTS, "status", "exit_class", "role", "seed")}
+    return {**facts, "gpu_seconds": int(attributes["gpu_seconds"]), "plan_digest": plan_digest}

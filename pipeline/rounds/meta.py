@@ -1,10 +1,12 @@
-"""The meta stage: eight files -> ledger -> evidence -> decision -> the next round's overrides.
+"""The meta stage: collect a round's results, decide, and write the next round's overrides.
 
-It may run at any time and any number of times: what it writes follows from the files that are there, so running it again gives the
-same bytes, and a crash between two writes is cured by running it again. Below the quorum it decides nothing and says what is
-missing. A late arm adds a decision; an override file that another round was planned with never changes. Before it decides, it has the
-chosen arms scored by the external target where there is one (turn), and waits for nobody. The reference's adapter is
-judged on this round's fresh items, in the pristine image like everybody else: on Slurm by a job beside the arms, else here.
+    eight result files -> ledger -> evidence -> decision -> the next round's overrides
+
+The meta stage may run at any time and any number of times. What it writes follows from the files that exist, so running it again gives the
+same bytes and repairs a crash between two writes. Below the quorum it decides nothing and says what is missing. A late arm adds a decision;
+an override file that a round was planned with never changes. Before it decides, it has the chosen arms scored by the external target, if
+there is one (external/round_submissions.py), without waiting for scores. The reference's adapter is judged on this round's fresh items in
+the pristine image, as every arm is: on Slurm in a job beside the arms, else here.
 """
 
 from __future__ import annotations
@@ -30,13 +32,19 @@ from pipeline.rounds.freeze import write_overrides
 
 
 def close(
-    campaign: Campaign, folder: Round, *, by_person: bool = False, tell: Callable[[str], None] = lambda line: None
+    campaign: Campaign,
+    folder: Round,
+    *,
+    by_person: bool = False,
+    report_line: Callable[[str], None] = lambda line: None,
 ) -> Decision:
-    """Take up what is there and decide. The caller has entered a private mount namespace (see namespace).
+    """Collect the results of a round and decide. The caller has entered a private mount namespace (sandbox/namespace.py).
 
-    tell: is given what happened at the external target, a line each. Returns the decision; its state is `undecided` below the quorum, and
-    then nothing but evidence and ledger was written, unless a person closes the round: then it is `closed`, with the policy as it was.
-    Raises ConfigError while another meta stage of this round runs, IntegrityError when a frozen thing changed.
+    by_person: close the round even below the quorum; its state is then `closed`, and the policy stays as it was.
+    report_line: is called with each line about the external target.
+
+    Returns the decision. Below the quorum its state is `undecided`, and only evidence and ledger were written. Raises ConfigError while
+    another meta stage of this round runs, IntegrityError if something frozen was changed.
     """
     with exclusive_lock(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
         facts = facts_of(campaign)
@@ -50,12 +58,12 @@ def close(
         log_attempts.log_attempts(campaign, folder)
         log_outcomes(campaign, folder, [*outcomes, replace(reference, arm=history.REFERENCE)])
         submissions = RoundSubmissions.of(campaign, folder.name, facts, chosen, rules)
-        log, known = submissions.log, submissions.history
-        told = submissions.take()
-        derived = derive.derive_round(known.now(), folder.name)
+        log, history_of_log = submissions.log, submissions.history
+        lines = submissions.take()
+        derived = derive.derive_round(history_of_log.now(), folder.name)
         if by_person and derived.decision.state == "undecided":
             log.append_once("by_hand", round=folder.name)
-            derived = derive.derive_round(known.now(), folder.name)
+            derived = derive.derive_round(history_of_log.now(), folder.name)
         content = canonical.encoded(derived.evidence.to_json())
         ledger = file_digest(campaign.ledger)
         log.append_news("evidence", {"round": folder.name}, sha256=canonical.sha256(content), ledger=ledger)
@@ -63,15 +71,15 @@ def close(
         if derived.decision.state in decide.CLOSING:
             record_decision(campaign, folder, derived)
             if folder.number >= rules.num_rounds:
-                told += submissions.finish()
+                lines += submissions.finish()
             reveal(campaign, folder)
-        for line in told:
-            tell(line)
+        for line in lines:
+            report_line(line)
         return derived.decision
 
 
 def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome]) -> None:
-    """Take the workers' results into the sealed log: digests, and the outcome string of every set and family."""
+    """Log the workers' results: digests, and the outcome string of every set and family."""
     log = Log(campaign.log)
     for outcome in outcomes:
         is_news = log.append_news("outcome", {"round": folder.name, "arm": outcome.arm}, outcome=asdict(outcome))
@@ -80,8 +88,11 @@ def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome])
 
 
 def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
-    """One arm as published. What has no score says why in `exit_class`: never_started, unfinished (claimed, then killed without a
-    word), integrity (truncated, foreign), or the class that its worker recorded."""
+    """The outcome of one arm, as it was published. If it has no score, `exit_class` says why.
+
+    The exit classes are `never_started`, `unfinished` (an attempt was claimed and left no result), `integrity: ...` (the file is damaged
+    or belongs to another plan), and those that a worker records.
+    """
     path = folder.published(arm)
     if not path.exists():
         return Outcome(arm, role, "absent", "unfinished" if folder.attempts(arm) else "never_started")
@@ -96,7 +107,7 @@ def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
             return results.read_outcome(path, file_digest(path))
         why = f"made for another plan, {', '.join(wrong)} differ"
     except IntegrityError:
-        why = "not a readable result file"  # the error's own words hold a path, which no record may
+        why = "not a readable result file"  # the error's own message holds a path, and no record may
     return Outcome(arm, role, "failed", f"integrity: {why}", file_digest(path))
 
 
@@ -107,7 +118,11 @@ def reference_outcome(
     chosen: settings.Settings,
     stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Outcome:
-    """The reference on dev (from r0000) and on this round's fresh items (decoded here, once)."""
+    """The reference's outcome: on dev as in r0000, and on this round's fresh items, which are decoded here if `reference.h5` is missing.
+
+    stop_wanted: polled while decoding; decoding stops with Interrupted once it returns True. Raises IntegrityError if `reference.h5`
+    belongs to another adapter or round.
+    """
     first = campaign.round("r0000")
     frozen, _ = read_plan(first)
     reference = read_arm(first, frozen, "a0", "reference")
@@ -121,15 +136,15 @@ def reference_outcome(
     if (fresh.adapter_digest, results.read_attributes(path)["round"]) != (reference.adapter_digest, folder.name):
         raise IntegrityError(
             f"{path} was made with another adapter than {first.published('a0')}, or for another round",
-            f"Remove {path} and run meta again",
+            f"Remove {path} and run `meta` again",
         )
     return Outcome(**{**asdict(reference), "outcomes": {**reference.outcomes, **fresh.outcomes}})
 
 
 def judge_reference(campaign: Campaign, folder: Round, stop_wanted: Callable[[], bool]) -> Outcome:
-    """What the job beside a round's arms does: the reference on this round's fresh items, so that `close` finds it there.
+    """Judge the reference on this round's fresh items, in the job beside the round's arms, so that `close` need not.
 
-    Raises Interrupted when it is to stop; what is decoded is kept. Else as `close`.
+    Raises Interrupted once `stop_wanted` returns True; the completions decoded so far are kept. Raises else as `close`.
     """
     facts = facts_of(campaign)
     verified_code(campaign, facts)
@@ -146,13 +161,13 @@ def evaluate_reference(
     path: Path,
     stop_wanted: Callable[[], bool],
 ) -> None:
-    """Decode and score this round's fresh items (and dev items that are new) with the reference's adapter: `reference.h5`."""
+    """Decode and score this round's fresh items, and dev items that are new, with the reference's adapter. Writes `path`."""
     source = first.published("a0")
     attributes = results.read_attributes(source)
     adapter = next(attempt for attempt in first.attempts("a0") if attempt.number == attributes["attempt"]).adapter_dir
     secrets, repaired = read_json(campaign.seeds), dict(settings.policy_of(chosen).repaired)
     seeds: dict[str, judge.Seeds] = {"fresh": secrets[f"fresh/{folder.name}"]}
-    if repaired:  # its dev score from r0000 is on items that some families have no more
+    if repaired:  # some families have other dev items now than in r0000
         seeds["dev"] = judge.dev_seeds(secrets, chosen.tasks.families, repaired)
     digest = facts["image"]["tree_digest"]
     judged = judge.judge_once(campaign.image, digest, chosen, adapter, seeds, folder.meta_dir, stop_wanted)
@@ -172,7 +187,7 @@ def write_ledger(campaign: Campaign) -> None:
 
 
 def record_decision(campaign: Campaign, folder: Round, derived: derive.Derived) -> None:
-    """Log the decision, write it as the next number unless it is the newest already, then the overrides that follow from it."""
+    """Log and write the decision under the next number, unless it equals the newest one; then the overrides that follow from it."""
     log = Log(campaign.log)
     content = canonical.encoded({**asdict(derived.decision), "evidence_digest": file_digest(folder.evidence)})
     earlier = sorted(folder.decisions_dir.glob("*.json"))
@@ -182,13 +197,13 @@ def record_decision(campaign: Campaign, folder: Round, derived: derive.Derived) 
         write_file(folder.decisions_dir / f"{len(earlier):02d}.json", content)
     following = f"r{folder.number + 1:04d}"
     if derived.overrides is None or campaign.round(following).plan.exists():
-        return  # the budget is spent, or the next round was planned with what an earlier decision wrote
+        return  # the budget is spent, or the next round was planned with an earlier decision's overrides
     log.append_news("overrides", {"round": following}, overrides=derived.overrides)
     write_overrides(campaign, following, derived.overrides)
 
 
 def reveal(campaign: Campaign, folder: Round) -> None:
-    """Close the round: its fresh seed becomes public, the head of the log is signed. Again where something of the round came since."""
+    """Close the round: publish its fresh seed and sign the head of the log. A new head is signed if records came since the last one."""
     seed = read_json(campaign.seeds)[f"fresh/{folder.name}"]
     log = Log(campaign.log)
     log.append_once("reveal", round=folder.name, name=f"fresh/{folder.name}", seed=seed)
@@ -196,4 +211,4 @@ def reveal(campaign: Campaign, folder: Round) -> None:
     write_file(
         folder.closed, canonical.encoded({"fresh_seed": seed, **closed, "anchor": str(log.anchor(closed["seq"]))})
     )
-    anchors.keep(settings.load(folder.config).campaign, log.anchor(closed["seq"]))
+    anchors.write_anchor(settings.load(folder.config).campaign, log.anchor(closed["seq"]))

@@ -1,4 +1,4 @@
-"""What the attacks inside share: trying an act, and keeping how it was refused for the table of `make attacks`."""
+"""Shared by the attacks inside the sandbox: try an act, and record how it was refused for the table of `make attacks`."""
 
 import ctypes
 import errno

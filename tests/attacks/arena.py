@@ -1,9 +1,9 @@
-"""The victim's side: a worker that mounts, forks and runs one attack after another, each in a sandbox of its own.
+"""The victim of the attacks: a worker that mounts, forks and runs one attack after another, each in a sandbox of its own.
 
-    python arena.py WORLD TERMINAL     then one JSON request a line on stdin, one JSON answer a line on stdout
+    python arena.py WORLD TERMINAL     reads a JSON request a line from stdin, writes a JSON answer a line to stdout
 
-A request has `do` (a method of Stage) and `arguments`; the world is laid out by host.py. Only the walls of the sandbox
-stand between an attack and the world: both belong to the same uid where that is not root.
+A request has `do` (a method of Stage) and `arguments`. host.py makes the world. Only the sandbox protects the world from an attack: without
+root both belong to the same uid.
 """
 
 import ctypes

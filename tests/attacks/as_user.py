@@ -2,9 +2,8 @@
 
     unshare --mount --propagation slave python as_user.py UID command ...
 
-The caller has made the mount namespace, so nothing here is seen outside: folders on the way to Python and the
-repository that only root may enter are covered by a tmpfs which shows nothing but these, and /dev/fuse by a node for
-everybody.
+The caller has made the mount namespace, so that nothing here is visible outside. A tmpfs covers folders on the way to Python and the
+repository that only root may enter, and shows nothing but these two. A device node that everybody may use covers /dev/fuse.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The outside of the tests: how they become root and an ordinary user, a world to protect, and the arena in it."""
+"""The host of the attack tests: become root or an ordinary user, make a world to protect, and run the arena in it."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""What a hostile trial tries. Runs inside the sandbox as `python -sE /task/inside.py ATTACK ARGUMENT...`.
+"""The attacks of a hostile trial. They run inside the sandbox as `python -sE /task/inside.py ATTACK ARGUMENT...`.
 
-Each function, here and in leavings.py, is one attack and returns what it got, which is nothing (or the allowed) where
-the wall holds. The answer is the last line of output: JSON of what it got and of what refused it.
+Each function, here and in leavings.py, is one attack and returns what it got, which is nothing or something allowed if the sandbox holds.
+The last line of output is the answer: JSON of what the attack got and of what refused it.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""What a hostile trial leaves for those who come after it: in /out, in its fork, in its home; and what it takes of the machine."""
+"""What a hostile trial leaves for later stages in /out, in its fork and in its home, and what it takes of the machine."""
 
 import ctypes
 import json

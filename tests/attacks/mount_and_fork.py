@@ -1,4 +1,4 @@
-"""Mount an image with every backend, fork it with every backend, in one private namespace; print what was seen.
+"""Mount an image with every backend, fork it with every backend in one private namespace, and print what was seen.
 
 python mount_and_fork.py FOLDER     FOLDER holds image.sqsh and its manifest, and serves as scratch
 """

@@ -1,8 +1,8 @@
-"""The table of `make attacks`: each test marked `attack`, how it ended, and where it ran, told by the run itself.
+"""Print the table of `make attacks`: each test marked `attack`, how it ended, and where it ran.
 
-    @pytest.mark.attack("remount the image")    the name; what stood in the way is what the arena was answered meanwhile
+    @pytest.mark.attack("remount the image")    the name; the arena records what refused the attack
 
-An end that no refusal tells (a process is gone, a word is not believed) is the mark's second argument: what the test has asserted.
+If no refusal shows how the attack ended (a process is gone, a claim is not believed), the mark's second argument says what the test asserts.
 """
 
 from collections.abc import Iterable, Iterator

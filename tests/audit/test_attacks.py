@@ -1,4 +1,4 @@
-"""The audit against who wants it to stumble, to wait for ever, or to look away: each of these once ended in a traceback or in `ok`."""
+"""Test the audit against logs and files made to crash it, to delay it, or to hide something from it. Each once crashed it or passed."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_a_head_of_a_round_that_is_a_list_is_a_finding(ours: SealedCampaign, fol
 )
 def test_a_link_in_the_place_of_a_record_is_a_finding(name: str, folder: Path) -> None:
     (folder / name).symlink_to(folder / "rounds" / "r0001")
-    assert f"{name}: is a link or no plain file" in found(examine.examine(folder))
+    assert f"{name}: is a link or not a plain file" in found(examine.examine(folder))
 
 
 @pytest.mark.timeout(60)
@@ -80,7 +80,7 @@ def test_a_fifo_is_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "campaign.yaml")
     os.mkfifo(folder / "hydra" / "round" / "r0009.yaml")
     said = found(examine.examine(folder))
-    assert "campaign.yaml: is not there" in said and "r0009.yaml: is a link or no plain file" in said
+    assert "campaign.yaml: is missing" in said and "r0009.yaml: is a link or not a plain file" in said
 
 
 def test_overrides_in_a_folder_of_their_own_are_found(folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_files_that_nobody_looks_at_are_told(folder: Path) -> None:
     (folder / "rounds" / "r0001" / "report.html").write_text("an improvement of 40 %")
     report = examine.examine(folder)
     assert report.ok
-    assert any("not looked at" in what and "rounds/r0001/report.html" in what for what in report.not_verifiable)
+    assert any("were not checked" in what and "rounds/r0001/report.html" in what for what in report.not_verifiable)
 
 
 def test_code_without_a_constitution_is_a_finding(folder: Path, ours: SealedCampaign) -> None:
@@ -114,8 +114,8 @@ SIGNED: dict[str, tuple[Callable[[Records], object], str]] = {
     "target of other caps": (lambda records: records[0]["facts"].update(external="kaggle"), "another external target than the campaign froze"),
     "sent elsewhere": (lambda records: first(records, "submission").update(target="kaggle"), "the submission is for kaggle"),
     "other families": (lambda records: records[0]["facts"].update(families=["a", "b"]), "other families than the campaign froze"),
-    "fewer tokens": (lambda records: first(records, "basis").update(tokens_per_arm=1), "something else than the log of tokens_per_arm"),
-    "fewer GPUs": (lambda records: first(records, "basis").update(gpus_per_arm=0), "something else than the log of gpus_per_arm"),
+    "fewer tokens": (lambda records: first(records, "basis").update(tokens_per_arm=1), "something else than the log about tokens_per_arm"),
+    "fewer GPUs": (lambda records: first(records, "basis").update(gpus_per_arm=0), "something else than the log about gpus_per_arm"),
     "mode": (lambda records: first(records, "proposal").update(mode="active"), "of another kind or mode"),
     "last score": (lambda records: records.append({"event": "board_score", "number": 1, "score": "9"}), "is '9'"),
     "no number": (lambda records: records.append({"event": "board_score", "number": 99, "score": "0.9"}), "which nobody reserved"),

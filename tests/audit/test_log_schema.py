@@ -1,4 +1,4 @@
-"""Form and order of records: each rule by a log that breaks it and nothing else."""
+"""Test form and order of records: for each rule a log that breaks it and nothing else."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def changed(records: Records, event: str, **fields: Any) -> Records:
 
 
 BROKEN: dict[str, tuple[Callable[[Records], Records], str]] = {
-    "plan without basis": (lambda r: without(r, "basis"), "plan stands where it cannot: what it follows from is not logged before it"),
+    "plan without basis": (lambda r: without(r, "basis"), "plan stands where it cannot: its basis is not logged before it"),
     "submission before the plan": (lambda r: moved(r, "slurm_submission", "plan"), "slurm_submission stands where it cannot: r0002 has no plan"),
     "outcome before the plan": (lambda r: moved(r, "outcome", "plan"), "outcome stands where it cannot: r0002 has no plan"),
     "evidence before outcomes": (lambda r: moved(r, "evidence", "attempt"), "evidence stands where it cannot: the round has no outcome"),
@@ -49,7 +49,7 @@ BROKEN: dict[str, tuple[Callable[[Records], Records], str]] = {
     "another number": (lambda r: changed(r, "decision", number=1), "decision stands where it cannot: decision 0 of r0002 is the next"),
     "dev revealed": (lambda r: changed(r, "reveal", name="dev"), "reveal stands where it cannot: dev stays secret until the campaign ends"),
     "another plan submitted": (lambda r: changed(r, "slurm_submission", plan_digest="0" * 64), "r0002 has no plan of that digest"),
-    "a second init": (lambda r: [*r, r[0]], "init stands where it cannot: a log begins with its init record, and has one"),
+    "a second init": (lambda r: [*r, r[0]], "init stands where it cannot: a log begins with its init record and has no other"),
     "a field too many": (lambda r: changed(r, "outcome", host="n1"), "outcome has the field host, which it should not have"),
     "a field of another type": (lambda r: changed(r, "decision", number=True), "decision has no valid number"),
     "no hash": (lambda r: changed(r, "evidence", sha256="zz"), "evidence has no valid sha256"),

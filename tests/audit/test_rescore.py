@@ -1,6 +1,6 @@
-"""A small campaign with the real image: items made again, completions scored again, and what is found when marks and completions part.
+"""Test rescoring on a small campaign with the real image: items are made again, completions scored again, differing marks found.
 
-Nothing is trained: completions are written as an arm would have left them, right for as many items as asked.
+Nothing is trained. The completions are written like an arm's, right for as many items as asked.
 """
 
 import json
@@ -205,6 +205,6 @@ def test_another_image_is_not_run(played: Campaign, tmp_path: Path) -> None:
     campaign = copied(played, tmp_path)
     campaign.image.write_bytes(b"squashed")
     report = rescored(campaign)
-    assert "image/substrate.sqsh: does not unpack to the image that was frozen: nothing of it is run" in said(report)
+    assert "image/substrate.sqsh: does not unpack to the image that was frozen, so nothing of it is run" in said(report)
     campaign.image.unlink()
-    assert "items and scores: the image is not there to make them again with" in rescored(campaign).not_verifiable
+    assert "items and scores were not made again, because the image is missing" in rescored(campaign).not_verifiable

@@ -1,4 +1,4 @@
-"""The encoder of whoever audits agrees with rfc8785, and what is written as YAML is read as what it was."""
+"""Test that our encoder agrees with rfc8785, which auditors use, and that the YAML we write is read back unchanged."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The constitution: known by its digest to the last byte, open where it says so, and closed to every other key and spelling."""
+"""Test the constitution: one changed byte changes its digest, and it allows the listed settings and refuses all others."""
 
 import re
 import shutil

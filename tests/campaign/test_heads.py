@@ -1,4 +1,4 @@
-"""Merkle trees, heads and the places that anchors are put into."""
+"""Test Merkle trees, heads, and the places that anchors are written to."""
 
 import hashlib
 import subprocess
@@ -62,7 +62,7 @@ def test_an_anchor_is_put_into_a_file_once(tmp_path: Path) -> None:
     log, _ = log_of(tmp_path)
     place = tmp_path / "elsewhere" / "heads.txt"
     for _ in range(2):
-        anchors.keep(Chain(False, 0, anchor_file=str(place)), log.anchor())
+        anchors.write_anchor(Chain(False, 0, anchor_file=str(place)), log.anchor())
     assert heads.anchors_in(place.read_text()) == [log.anchor()]
 
 
@@ -74,7 +74,7 @@ def test_an_anchor_is_put_into_a_git_note_once(tmp_path: Path) -> None:
         subprocess.run(["git", "-C", str(tmp_path), "config", name, "a"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
     for seq in (2, 3, 3):
-        anchors.keep(Chain(False, 0, anchor_git=str(tmp_path)), log.anchor(seq))
+        anchors.write_anchor(Chain(False, 0, anchor_git=str(tmp_path)), log.anchor(seq))
     note = subprocess.run(
         [*git, "notes", "--ref=postrain", "show", "HEAD"], capture_output=True, text=True, check=True
     ).stdout
@@ -84,7 +84,7 @@ def test_an_anchor_is_put_into_a_git_note_once(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, _ = log_of(tmp_path)
     (tmp_path / "file").write_text("")
-    anchors.keep(
+    anchors.write_anchor(
         Chain(False, 0, anchor_file=str(tmp_path / "file" / "x"), anchor_git=str(tmp_path / "none")), log.anchor()
     )
     said = capsys.readouterr().err

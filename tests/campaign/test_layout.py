@@ -1,4 +1,4 @@
-"""Paths and files of a campaign: written whole or not at all, claimed by one, and read back or refused by name."""
+"""Test a campaign's files: they are written completely or not at all, claimed by one process, and damaged ones are refused by name."""
 
 import json
 import os

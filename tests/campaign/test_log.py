@@ -1,4 +1,4 @@
-"""The sealed log and its bytes: one form for one record, a chain that breaks at any changed byte, and no lost or half record."""
+"""Test the sealed log: a record has one form, any changed byte breaks the chain, and no record is lost or half written."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The one reader of JSON: what it takes is what json.loads finds, what it refuses has its code, and hostile bytes cost little."""
+"""Test the JSON reader: it agrees with json.loads, gives each refusal its code, and spends little on hostile input."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`board` as one types it: what it shows, what it writes, and what it says next."""
+"""Test the commands of `board`: what they print, what they write, and which command they name next."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def board_of(campaign: Campaign, act: str, *words: str) -> int:
 def test_status_shows_the_ledger_what_is_left_and_what_comes_next(campaign, capsys):
     assert board_of(campaign, "status") == 0
     said = capsys.readouterr().out
-    assert f"left on {board_log.utc_day()}: 3, of the campaign 7, and 2 for finalists" in said
+    assert f"submissions left: 3 on {board_log.utc_day()}, 7 in the campaign, and 2 for finalists" in said
     assert "   1  r0001  a1         slot" in said and "reserved" in said
     assert said.splitlines()[-1] == f"next: python -m pipeline board push {campaign.folder}"
     assert board_of(campaign, "score", "1", "0.84") == 0
@@ -84,7 +84,7 @@ def test_push_sends_once_and_takes_the_score(campaign, capsys, monkeypatch, tmp_
     assert board_of(campaign, "push") == 0
     assert "number 1 (r0001/a1, slot) scored 0.84" in capsys.readouterr().out
     assert board_of(campaign, "push") == 0
-    assert capsys.readouterr().out.splitlines()[0] == "nothing waits"
+    assert capsys.readouterr().out.splitlines()[0] == "no submission waits to be sent or scored"
 
 
 def test_a_score_is_typed_revised_and_withdrawn(campaign, capsys):
@@ -99,8 +99,8 @@ def test_a_score_is_typed_revised_and_withdrawn(campaign, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("score", "1"), "a score or --withdraw is needed"),
-        (("score", "1", "0.5", "--withdraw"), "a score or --withdraw is needed"),
+        (("score", "1"), "either a score or --withdraw is needed"),
+        (("score", "1", "0.5", "--withdraw"), "either a score or --withdraw is needed"),
         (("score", "1", "84"), "Valid: a decimal from 0 to 1"),
         (("score", "1", "84", "--dry-run"), "Valid: a decimal from 0 to 1"),
         (("score", "2", "0.84"), "number 2 is not reserved"),

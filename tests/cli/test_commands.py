@@ -1,4 +1,4 @@
-"""The commands as one types them: exit codes, sentences without tracebacks, and what to type next."""
+"""Test the command line: exit codes, errors as one sentence without a traceback, and the command to type next."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_wrong_usage_is_2(words, capsys):
         (["status", "{}/nothing"], 2, "is not a campaign"),
         (["round", "{}/new", "recipe.num_stepz=3"], 2, "num_stepz"),
         (["round", "{}/new", "recipe.warmup_steps=1000"], 2, "recipe.warmup_steps is 1000; valid is 0 to num_steps - 1"),
-        (["round", "{}/new", "tasks.train_csv=/absent.csv", "--dry-run"], 2, "/absent.csv is no file"),
+        (["round", "{}/new", "tasks.train_csv=/absent.csv", "--dry-run"], 2, "/absent.csv is not a file"),
         (["round", "{}/new", "parallelism.tp=3"], 2, "tp"),
         (["round", "{}/smoke", "--json"], 2, "--json goes with --dry-run"),
         (["round", "{}/new", "cluster=moon"], 2, "cluster"),
@@ -129,6 +129,6 @@ def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
 
 def test_what_is_made_ready_meanwhile_stops_nothing(campaign):
     """Whatever is wrong there is met again, and told, once the meta stage has ended."""
-    chain.get_ready(campaign, "r0009")
+    chain.preload_next_round(campaign, "r0009")
     (campaign.hydra_dir / "round" / "r0001.yaml").write_text("policy: [\n  x: {")
-    chain.get_ready(campaign, "r0001")
+    chain.preload_next_round(campaign, "r0001")

@@ -1,4 +1,4 @@
-"""docs/commands.md and `--help` say what the parser has, and exit codes are those of the errors."""
+"""Test that docs/commands.md and `--help` agree with the parser, and that exit codes are those of the errors."""
 
 import argparse
 import os
@@ -71,7 +71,7 @@ def test_an_error_ends_with_its_exit_code(error, monkeypatch, capsys):
     def fail(*_):
         raise error(*words.get(error, ()), "what came", "What to do")
 
-    monkeypatch.setattr(show_round, "found", fail)
+    monkeypatch.setattr(show_round, "campaign_and_round", fail)
     assert main(["status", "x"]) == error.exit_code
     assert capsys.readouterr().err.endswith("what came. What to do\n")
 
@@ -80,7 +80,7 @@ def test_ctrl_c_ends_with_its_exit_code(monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(show_round, "found", stop)
+    monkeypatch.setattr(show_round, "campaign_and_round", stop)
     assert main(["status", "x"]) == 130
 
 

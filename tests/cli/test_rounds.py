@@ -1,4 +1,4 @@
-"""Rounds on the command line: one option names them everywhere, `campaign` runs as many as the constitution allows, `end` ends them."""
+"""Test commands on rounds: --round names one everywhere, `campaign` keeps within the budget, and `end` ends a campaign."""
 
 import json
 import subprocess

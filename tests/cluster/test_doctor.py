@@ -1,4 +1,4 @@
-"""`doctor` before a stand-in site: what it asks there, what each fault is called, and that none comes without its cure."""
+"""Test `doctor` on a stand-in site: what it checks there, and that it names every fault with a cure."""
 
 import os
 import re
@@ -32,7 +32,7 @@ def site(tmp_path, monkeypatch):
         (folder / "config").write_text(CONFIG.format(requeue=requeue, size=size))
         (folder / "partitions").write_text(partitions)
         for name, text in {
-            "scontrol": f'[ "$1" = ping ] || cat {folder}/config',
+            "scontrol": f'[ "$1" = ping ] && echo "Slurmctld(primary) at here is UP" || cat {folder}/config',
             "sinfo": f"cat {folder}/partitions",
             "sacctmgr": "echo here",
             "srun": 'while [ "$1" != bash ]; do shift; done; exec "$@"' if srun else "exit 1",
@@ -100,9 +100,9 @@ def test_what_is_wrong_with_a_site_has_its_name_and_cure(site, wrong, overrides,
 )
 def test_what_a_node_answers(answers, name, verdict):
     cluster = settings.compose(["cluster=slurm", "experiment=smoke"]).cluster
-    well = {check.name: check for check in site_check.judged(HEALTHY, cluster, 100, 101)}
+    well = {check.name: check for check in site_check.checks_of_answers(HEALTHY, cluster, 100, 101)}
     assert {check.verdict for check in well.values()} == {"good"}
-    ill = {check.name: check for check in site_check.judged(HEALTHY | answers, cluster, 100, 101)}
+    ill = {check.name: check for check in site_check.checks_of_answers(HEALTHY | answers, cluster, 100, 101)}
     assert ill.pop(name).verdict == verdict
     well.pop(name)
     assert {each: check.verdict for each, check in ill.items()} == {each: check.verdict for each, check in well.items()}
@@ -162,4 +162,4 @@ def test_an_arm_is_weighed_against_this_machine():
 
     assert found("experiment=demo").verdict == "good"
     large = found("cluster=local", "experiment=nano_30b")
-    assert large.verdict == "bad" and "16 ranks take" in large.found and "plan-memory" in large.cure
+    assert large.verdict == "bad" and "16 ranks need" in large.found and "plan-memory" in large.cure

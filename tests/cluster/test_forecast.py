@@ -1,4 +1,4 @@
-"""Hours and money: assumed rates by hand, and rates that a campaign measured, from made-up attempts."""
+"""Test forecasts of hours and money: with assumed rates by hand, and with rates measured from made-up attempts."""
 
 import json
 from pathlib import Path

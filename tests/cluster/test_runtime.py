@@ -1,7 +1,7 @@
-"""`cluster.runtime`: what trains and judges in a container of the site's, played with bubblewrap, and what is said where there is none.
+"""Test `cluster.runtime`: stages train and judge in a container, here bubblewrap, and a missing runtime is reported.
 
-The stand-in shares with the host what apptainer and pyxis share: processes, network, /proc and /dev. Its root is its own: the
-system's folders, Python, the checkout and the campaign, and a /tmp in which nothing of the host is.
+The stand-in shares with the host what apptainer and pyxis share: processes, network, /proc and /dev. It has a
+root of its own, with the system's folders, Python, the checkout, the campaign, and an empty /tmp.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Slurm's answers, each of which may be missing: stand-ins print what a real 22.05 printed, and the newest word counts."""
+"""Test asking Slurm for job states with stand-ins that print what Slurm 22.05 printed; any client may be missing."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Slurm's door without Slurm: the recorded sbatch text, submission to a stand-in sbatch, and stages as local processes."""
+"""Test submission without Slurm: the recorded sbatch texts, a stand-in sbatch, and stages as local processes."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.campaign.errors import NotFound, WorkFailed
-from pipeline.cluster import local_runner, slurm_submit, stage_command
+from pipeline.cluster import local_runner, slurm_jobs, slurm_submit, stage_command
 from tests.support.paths import GOLDEN, ROOT
 
 RECORDED = GOLDEN / "sbatch.txt"
@@ -149,7 +149,7 @@ def test_without_sbatch_the_cure_is_named(tmp_path, monkeypatch):
     with pytest.raises(NotFound, match="sbatch and srun are not on PATH. Run on a login node, or use cluster=local"):
         slurm_submit.submit(tmp_path / "slurm", CODE, ARRAYS, META, SMALL)
     assert not (tmp_path / "slurm").exists()
-    assert slurm_submit.slurm_answers() is False
+    assert slurm_jobs.controller_answers() is False
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert slurm_submit.requeue_this_job() == "forbidden"
 

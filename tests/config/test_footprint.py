@@ -1,4 +1,4 @@
-"""The memory plan against models that are built and trained here, and what it refuses."""
+"""Test the memory plan against models that are built and trained here, and what it refuses."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Model arithmetic: counts against published numbers and the real checkpoint, and layouts accepted exactly where they divide."""
+"""Test model arithmetic: counts against published numbers and the real checkpoint, and layouts accepted exactly if they divide."""
 
 import json
 import math

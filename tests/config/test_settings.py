@@ -1,4 +1,4 @@
-"""Settings: what is composed is typed, what is frozen is read back, and every fault is one sentence that names the key."""
+"""Test settings: composed ones are typed, frozen ones are read back, and every fault is one sentence that names the key."""
 
 from functools import reduce
 from operator import getitem

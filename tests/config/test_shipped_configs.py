@@ -1,4 +1,4 @@
-"""Every configuration file that is shipped composes, is typed, and fits where it says that it fits."""
+"""Test that every shipped configuration composes, is typed, and fits if it says so."""
 
 from dataclasses import replace
 from functools import cache

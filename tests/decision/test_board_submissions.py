@@ -1,4 +1,4 @@
-"""The submission ledger: a prefix of the log stays true, and the newest word on a number counts."""
+"""Test the list of submissions: a longer log never changes what a shorter one said, and the newest entry for a number counts."""
 
 from decimal import Decimal
 

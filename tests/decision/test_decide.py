@@ -1,4 +1,4 @@
-"""Evidence and decision: exact against numpy and scipy, right on average in simulation, and every branch of article 7."""
+"""Test evidence and decisions: exact against numpy and scipy, right on average in simulations, and each branch of article 7."""
 
 from dataclasses import asdict, replace
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""The referee: decisions follow from the log alone, whatever came late, was revised or is missing; scripted campaigns are golden files."""
+"""Test that decisions follow from the log alone, even if records come late, are revised or are missing; golden files fix two campaigns."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""States of a family: every way from one to another, and what can never happen."""
+"""Test the states of a family: every possible change, and that no other happens."""
 
 from dataclasses import replace
 from decimal import Decimal

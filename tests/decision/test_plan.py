@@ -1,4 +1,4 @@
-"""Records and plan: what is frozen survives JSON, the eight arms obey the articles, and axis values fill their ranges."""
+"""Test records and plans: frozen ones survive JSON, the eight arms obey the articles, and axis values fill their ranges."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What the search builds on, and what is claimed of it: values against their baseline, exactly; a claim by article 7's z alone."""
+"""Test which arm is kept and what is claimed: exact values against the baseline, and claims by article 7's z alone."""
 
 from dataclasses import replace
 from fractions import Fraction

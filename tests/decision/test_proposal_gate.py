@@ -1,4 +1,4 @@
-"""The gate: nothing hostile passes and says why, everything legal passes, and the same bytes always mean the same."""
+"""Test the gate: it refuses every hostile proposal with a reason, accepts every legal one, and judges equal bytes alike."""
 
 import json
 import re

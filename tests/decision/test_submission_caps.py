@@ -1,4 +1,4 @@
-"""The caps on submissions: whatever is asked for, in whatever order and on whatever clock, they hold."""
+"""Test that the caps on submissions hold for any requests, in any order and at any time."""
 
 from dataclasses import replace
 from datetime import date, timedelta

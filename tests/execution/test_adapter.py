@@ -1,4 +1,4 @@
-"""The adapter, all that leaves a sandbox: a well-made one is kept under one digest, every other is named, refused."""
+"""Test that a well-formed adapter is kept under one digest, and that every other is refused by name."""
 
 import hashlib
 import json

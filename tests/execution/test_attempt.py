@@ -1,4 +1,4 @@
-"""What a trial says of its steps, and how much of it is believed: only finite numbers, one line a step."""
+"""Test what a trial reports about its steps: only finite numbers are believed, one line for each step."""
 
 import json
 from types import SimpleNamespace

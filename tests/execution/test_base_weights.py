@@ -1,4 +1,4 @@
-"""Weights outside the image: right bytes or none, hashed once, staged once, whatever is killed in between."""
+"""Test weights outside of the image: only the right bytes are used, hashed once and staged once, even if a process is killed."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A trial's data card: kept where it is one, and an item of a judged set among its prompts fails the arm by name."""
+"""Test a trial's data card: a valid one is kept, and an arm whose card names a judged prompt fails."""
 
 import json
 import os

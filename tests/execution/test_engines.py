@@ -1,4 +1,4 @@
-"""The vLLM entry against a small engine of the same interface, its identity, and the report of agreement."""
+"""Test the vLLM entry with a small engine of the same interface, its identity, and the report of agreement."""
 
 import json
 import subprocess

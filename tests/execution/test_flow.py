@@ -1,4 +1,4 @@
-"""One arm of a smoke campaign, for real: image, sandbox, two gloo ranks, judge, result file. About half a minute.
+"""Run one arm of a smoke campaign with real image, sandbox, two gloo ranks, judge and result file. It takes half a minute.
 
 The whole round, eight arms and the meta stage, runs on the testbed in tests/slurm/test_round.py.
 """

@@ -1,4 +1,4 @@
-"""Arms of several nodes without a Slurm: who waits for whom, which exit code counts, and what the image's launcher makes of it."""
+"""Test arms of several nodes without Slurm: who waits for whom, which exit code counts, and what the image's launcher does with it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Result files and ledger: what was written is read back, equal rows give equal bytes, damage is refused by name."""
+"""Test result files and ledger: they are read back as written, equal rows give equal bytes, and damage is refused by name."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The trial as seen from outside: bounded copies, garbage left out, and one outcome for each way to end."""
+"""Test the trial from outside: copies are bounded, garbage is left out, and every way to end has its outcome."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Sending and asking: targets of every kind, and every crash point of them, against a real log, a real outbox and a client on PATH."""
+"""Test sending to targets of every kind, and every point at which it may crash, with a real log, outbox and client."""
 
 import json
 import os

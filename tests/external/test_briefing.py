@@ -1,4 +1,4 @@
-"""What a proposer is sent: numbers and listed words. Text planted anywhere changes no byte of it."""
+"""Test what a proposer is sent: numbers and listed words, which no planted text can change."""
 
 import copy
 import json

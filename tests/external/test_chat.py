@@ -1,4 +1,4 @@
-"""The client of a model's endpoint, against real servers: one that answers, and every way in which one does not."""
+"""Test the client of a model's endpoint against real servers: one that answers, and all the ways in which others fail."""
 
 import datetime
 import ipaddress

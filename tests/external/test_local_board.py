@@ -1,4 +1,4 @@
-"""The local board for real: image, sandbox, the tiny model, a process of its own that prints two decimals. Half a minute."""
+"""Test the local board with real image and sandbox, the tiny model and a process of its own. It takes half a minute."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Asked once, kept to the byte, replayed to the same verdicts, and beside the deterministic plan: shadow leaves it, active takes slots."""
+"""Test proposals: asked once, stored to the byte, replayed to the same verdicts; shadow mode leaves the plan, active mode takes slots."""
 
 import importlib.util
 import json

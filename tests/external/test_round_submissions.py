@@ -1,4 +1,4 @@
-"""The external target in the life of a campaign: real meta stages on published arms, and a site's scorer that is a shell script."""
+"""Test the external target throughout a campaign: real meta stages on published arms, with a shell script as the site's scorer."""
 
 import json
 import shutil
@@ -131,7 +131,7 @@ def test_a_round_is_submitted_before_it_is_decided_and_an_audit_finds_the_same(c
     (scores / "3").write_text("loading\n0.61\n")
     told: list[str] = []
     folder = publish_round(campaign, "r0001")
-    decision = meta.close(campaign, folder, tell=told.append)
+    decision = meta.close(campaign, folder, report_line=told.append)
     records = log_of(campaign)
     names = [record["event"] for record in records]
     first = names.index("submissions_chosen")
@@ -168,7 +168,7 @@ def test_a_board_that_is_down_stops_no_round_and_the_next_one_takes_its_scores_u
     (scores / "down").touch()
     told: list[str] = []
     folder = publish_round(campaign, "r0001")
-    assert meta.close(campaign, folder, tell=told.append).state == "decided"
+    assert meta.close(campaign, folder, report_line=told.append).state == "decided"
     assert folder.closed.exists() and printed(folder) == {}
     assert len(told) == 4 and all("has no score" in line for line in told)
     assert "failed" in document.as_text(page.of_log(log_of(campaign), "r0001", "tiny"))
@@ -214,7 +214,7 @@ def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_roo
     monkeypatch.setattr(board_log, "utc_day", lambda: "2026-11-24")
     told: list[str] = []
     folder = publish_round(campaign, "r0001")
-    assert meta.close(campaign, folder, tell=told.append).state == "decided"
+    assert meta.close(campaign, folder, report_line=told.append).state == "decided"
     assert len(events(campaign, "submission")) == 3
     assert sum("is not submitted: article 4 (daily_cap)" in line for line in told) == 1
     [refusal] = [record for record in log_of(campaign) if record["event"] == "submission_refused"]

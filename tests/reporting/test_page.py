@@ -1,4 +1,4 @@
-"""The page of a decision: from the log alone, every text escaped, figures that are XML, and never another decision than the log's."""
+"""Test the page of a decision: it follows from the log alone, escapes every text, and has valid XML figures."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What a person does to a round: nothing is started twice, nothing with a score is touched, a dry run writes nothing."""
+"""Test what a person does to a round: nothing starts twice, arms with a score stay as they are, and a dry run writes nothing."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def folder(campaign: Campaign) -> Round:
 
 @pytest.fixture
 def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_jobs, "_run", lambda *command: "")
+    monkeypatch.setattr(slurm_jobs, "output_of", lambda *command: "")
 
 
 def _slurm(monkeypatch: pytest.MonkeyPatch, folder: Round, **states: str) -> None:
@@ -354,7 +354,7 @@ def test_who_goes_on_with_a_round_of_this_machine_is_told(tmp_path, capsys):
     folder = campaign.round("r0001")
     write_file(folder.submitted, json.dumps({"kind": "local", "pid": 2**22 + 1}))
     assert main(["status", str(campaign.folder)]) == 0
-    assert f"it goes on where it stopped: python -m pipeline round {campaign.folder}" in capsys.readouterr().out
+    assert f"this resumes it: python -m pipeline round {campaign.folder}" in capsys.readouterr().out
     lives = subprocess.Popen([sys.executable, "-c", "input()  # pipeline"], stdin=subprocess.PIPE)
     try:
         write_file(folder.submitted, json.dumps({"kind": "local", "pid": lives.pid}))
@@ -392,4 +392,4 @@ def test_a_round_whose_slurm_is_silent_is_not_run_again(folder, no_slurm, capsys
     with pytest.raises(WorkFailed, match="Slurm does not answer"):
         control.rerun(folder.campaign, folder, ["a1"], failed=False, dry_run=True, watch=lambda: None)
     assert main(["status", str(folder.campaign.folder)]) == 0
-    assert "Slurm does not answer: states are from files alone" in capsys.readouterr().out
+    assert "Slurm does not answer, so states come from files alone" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""An updated checkout looks at a campaign; what acts on it is the code that the campaign was frozen with."""
+"""Test that an updated checkout only shows a campaign, and that its frozen code acts on it."""
 
 import os
 import shutil
@@ -39,10 +39,10 @@ def typed(checkout: Path, *words: object) -> subprocess.CompletedProcess[str]:
     ("words", "code", "said"),
     [
         (["rerun", "{}", "a1", "--dry-run"], 0, "would: r0001/a1: again, on this machine"),
-        (["cancel", "{}"], 0, "nothing of it waits in Slurm or runs here"),
-        (["pause", "{}"], 0, "the campaign pauses after the round that runs"),
-        (["resume", "{}"], 0, "no next round: campaign.auto is off"),
-        (["chain", "{}", "--round", "r0001"], 0, "no next round: campaign.auto is off"),
+        (["cancel", "{}"], 0, "no job of it waits or runs in Slurm"),
+        (["pause", "{}"], 0, "the campaign pauses after the running round"),
+        (["resume", "{}"], 0, "no round was submitted: campaign.auto is off"),
+        (["chain", "{}", "--round", "r0001"], 0, "no round was submitted: campaign.auto is off"),
         (["round", "{}", "--no-submit"], 0, "next: sbatch --array=0,1,2,3,4,5,6,7"),
         (["round", "{}", "recipe.num_steps=3"], 2, "was frozen with"),
     ],
@@ -53,7 +53,7 @@ def test_an_updated_checkout_acts_with_the_campaign_s_own_code(tmp_path, updated
         done = typed(updated, *(word.format(campaign.folder) for word in words))
         assert done.returncode == code, done.stderr
         assert said in done.stdout + done.stderr
-        assert "this checkout is another than smoke was frozen with" in done.stderr
+        assert "this checkout differs from the code that smoke was frozen with" in done.stderr
         assert "the updated checkout is here" not in done.stderr
 
 

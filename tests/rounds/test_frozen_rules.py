@@ -1,4 +1,4 @@
-"""Inside a campaign the constitution cannot be changed: whoever tries is stopped by the command line, before a job is submitted."""
+"""Test that nobody can change the constitution within a campaign: the command line refuses before it submits a job."""
 
 import hashlib
 import os

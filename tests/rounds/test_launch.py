@@ -1,4 +1,4 @@
-"""Freezing and starting a round: what is refused, and that refusing leaves no trace."""
+"""Test freezing and starting a round: what is refused, and that a refusal changes nothing."""
 
 import fcntl
 import shlex

@@ -1,4 +1,4 @@
-"""The meta stage on arm files as workers publish them: every mixture decides or says why not, and any crash is cured by a rerun."""
+"""Test the meta stage on published arm files: every mixture decides or says why not, and running it again repairs any crash."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""The spot check without a model: which items are drawn, and when rates differ by more than the tolerance."""
+"""Test the spot check without a model: which items are drawn, and when accuracies differ by more than the tolerance."""
 
 import json
 import random
@@ -61,4 +61,4 @@ def test_one_scored_arm_is_drawn_of_each_closed_round() -> None:
         outcome("r0001", "a1", {"roman": "1"}), outcome("r0001", "a2", {}), outcome("r0001", "reference", {"roman": "1"}),
         {"event": "close", "round": "r0001"}, outcome("r0002", "a1", {"roman": "1"}),
     ]  # fmt: skip
-    assert [(each["round"], each["arm"]) for each in reinfer.drawn(records)] == [("r0001", "a1")]
+    assert [(each["round"], each["arm"]) for each in reinfer.draw_outcomes(records)] == [("r0001", "a1")]

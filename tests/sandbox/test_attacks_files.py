@@ -1,6 +1,6 @@
-"""Attacks of a trial on files that are not its own: image, task, runtime, host, and everything of the campaign.
+"""Attacks of a trial on files of others: image, task, runtime, host, and everything of the campaign.
 
-One attack a test, each as root of the machine and as an ordinary user; nothing is simulated (see test_sandbox.py).
+Each test is one attack and runs as root of the machine and as an ordinary user. Nothing is simulated (see test_bubblewrap.py).
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Attacks through what a trial leaves: results and adapters that lie, links, caches for the judge, trees, logs, clocks.
+"""Attacks by what a trial leaves: false results and adapters, links, caches for the judge, trees, logs, clocks.
 
-The worker's own code reads them, in the arena, as it would after a training (see test_sandbox.py).
+The worker's own code reads them in the arena, as it does after a training (see test_bubblewrap.py).
 """
 
 import json

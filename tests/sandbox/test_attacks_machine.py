@@ -1,6 +1,6 @@
-"""Attacks of a trial on the machine around it: processes, network, memory, disk, time; and on who started it.
+"""Attacks of a trial on the machine (processes, network, memory, disk, time) and on the process that started it.
 
-One attack a test, each as root of the machine and as an ordinary user; nothing is simulated (see test_sandbox.py).
+Each test is one attack and runs as root of the machine and as an ordinary user. Nothing is simulated (see test_bubblewrap.py).
 """
 
 import json

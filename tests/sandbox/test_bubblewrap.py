@@ -1,8 +1,8 @@
-"""The sandbox for an honest trial, its probe, its end; the attacks of a hostile one are in test_attacks_*.py.
+"""Test the sandbox of an honest trial, its probe and its end. Hostile trials are in test_attacks_*.py.
 
-Nothing is simulated, here and there: a real image is mounted and forked, as root of the machine and as an ordinary user,
-the attacks of attacks/inside.py and leavings.py run in the real sandbox, and where it says something, the same act is
-shown to succeed outside first. The victim is attacks/arena.py.
+Nothing is simulated here or there. A real image is mounted and forked, as root of the machine and as an ordinary user, and the attacks of
+attacks/inside.py and leavings.py run in the real sandbox. Where it proves something, the same act is first shown to succeed outside. The
+victim is attacks/arena.py.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""What a sandbox gets of a node with GPUs, from made-up nodes; and the drill, on this machine's own."""
+"""Test which devices a sandbox gets on made-up nodes with GPUs, and run slurm/all_reduce.py on this machine."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Entries of an unpacked payload: how one is run without a sandbox, and the items of a set that has several seeds."""
+"""Test the entries of an unpacked payload: running one without a sandbox, and items of a set with several seeds."""
 
 import json
 import os

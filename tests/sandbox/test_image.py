@@ -1,4 +1,4 @@
-"""Images on the real thing: identity by content, bytes that repeat, damage refused, mounts and forks that agree."""
+"""Test real images: the digest follows from content, equal content gives equal bytes, damage is refused, mounts and forks agree."""
 
 import hashlib
 import json

@@ -1,9 +1,9 @@
-"""Run a command on a machine as a site has it: Python, checkout and /dev/fuse are everybody's, and there is an ordinary user.
+"""Run a command on a machine like a site's: everybody may use Python, the checkout and /dev/fuse, and there is an ordinary user.
 
     unshare --mount --propagation slave python tests/slurm/as_site.py COMMAND ...
 
-For the drill, as root. The caller has made the mount namespace, so nothing here is seen outside; a Slurm that COMMAND starts runs in
-it, knows the user, and its jobs find their way. DRILL_UID names the user to COMMAND, which stays root: it plays the faults.
+The drill runs this as root. The caller has made the mount namespace, so that nothing here is visible outside. A Slurm that COMMAND starts
+runs in it and knows the user. DRILL_UID names the user to COMMAND, which stays root because it causes the faults.
 """
 
 import os

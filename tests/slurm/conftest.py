@@ -1,7 +1,7 @@
-"""The `testbed` fixture: a real eight-node Slurm (slurm/testbed/testbed.py) under every test of this folder, and the drill's campaign.
+"""The `testbed` fixture, a real eight-node Slurm (slurm/testbed/testbed.py) for the tests of this folder, and the drill's campaign.
 
-It is the checkout's own cluster. Where it runs already it stays up after the session; else it is taken down again. The drill has
-a cluster of its own, whose daemons live in its mount namespace (see as_site.py).
+It is the checkout's own cluster. If it ran before the session it stays up, else it is stopped afterwards. The drill has a cluster of its own,
+whose daemons run in its mount namespace (see as_site.py).
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What the Slurm tests and the drill type and look at, as root or, where DRILL_UID names one, as an ordinary user of the cluster."""
+"""Helpers of the Slurm tests and the drill: run commands as root or, if DRILL_UID is set, as an ordinary user, and look at files."""
 
 import json
 import os

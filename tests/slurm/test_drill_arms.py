@@ -1,7 +1,7 @@
-"""The drill, one arm at a time: real faults on the testbed, and what each must end in. `make drill` prints the table.
+"""The drill of single arms: cause real faults on the testbed and check how each ends. `make drill` prints the table.
 
-A copy of the campaign trains the same arms undisturbed, so "resumed" can mean that the adapter has the same bytes. Not part of `make
-test`: all of it takes half an hour.
+A copy of the campaign trains the same arms undisturbed, so that a resumed arm can be shown to give an adapter of the same bytes. The drill
+takes half an hour and is not part of `make test`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The drill, whole rounds: see test_drill_arms.py."""
+"""The drill of whole rounds; see test_drill_arms.py."""
 
 import ctypes
 import json

@@ -1,7 +1,7 @@
-"""One campaign on a real Slurm, three rounds, each started another way: submitit, plain sbatch, Hydra multirun.
+"""Run one campaign of three rounds on a real Slurm, each started another way: submitit, plain sbatch, Hydra multirun.
 
-The tests run in order and build on one another, as the rounds of a campaign do. `experiment=smoke`: two steps, four items, nothing is
-learned; what is tested is that every way gives the same files and that a killed worker costs one arm and not the round.
+The tests run in order and build on one another, as the rounds of a campaign do. With `experiment=smoke`
+nothing is learned. The tests show that every way gives the same files, and that a killed worker costs one arm and not the round.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Attacks of a trial on the scheduler that started it: the real clients, configuration and addresses of a real Slurm.
+"""Attacks of a trial on Slurm, with the real clients, configuration and addresses.
 
-The trial knows all that a file could tell it. What it lacks is a way: no socket of munge, and no network to the controller.
+The trial knows everything that files could tell it, but it reaches neither munge's socket nor the controller.
 """
 
 import socket

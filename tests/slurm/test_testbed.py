@@ -1,4 +1,4 @@
-"""The testbed is a Slurm like any other: it schedules, accounts, requeues, loses nodes and serves ordinary users."""
+"""Test that the testbed is a real Slurm: it schedules, accounts, requeues, loses nodes and serves ordinary users."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Who is best: the exact values against a plain computation, and what they must never do; verdicts as they are written."""
+"""Test the exact values of arms against a plain computation, what they must never do, and how verdicts are written."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Canaries fire as seldom as they say, by Student's t and by simulation."""
+"""Test that canaries fire as seldom as they should, by Student's t and by simulation."""
 
 from fractions import Fraction
 

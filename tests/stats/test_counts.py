@@ -1,4 +1,4 @@
-"""Sufficient integers against the arrays that they stand for."""
+"""Test the sufficient integers against the arrays that they summarise."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Critical values that ship and bounds for any design; a refusal names the nearest design. tests/studies/test_calibrate.py computes them."""
+"""Test the critical values that ship and the bounds for any design. tests/studies/test_calibrate.py computes the values again."""
 
 import pytest
 

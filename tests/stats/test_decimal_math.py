@@ -1,4 +1,4 @@
-"""The decimal normal distribution and linear algebra against scipy and numpy, and that no setting of the machine changes a digit."""
+"""Test decimal normal distribution and linear algebra against scipy and numpy, and that no machine setting changes a digit."""
 
 import decimal
 from decimal import Decimal

@@ -1,4 +1,4 @@
-"""The audit of dev against fresh: numpy's least squares, Welch's test, invariances, and its error rate."""
+"""Test the gap test: against numpy's least squares and Welch's test, its invariances, and its error rate."""
 
 from fractions import Fraction
 

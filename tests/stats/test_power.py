@@ -1,4 +1,4 @@
-"""The power card: a gap of the size that it names is seen in four of five cases."""
+"""Test the power card: a gap of the size that it names is found in four of five cases."""
 
 from decimal import Decimal
 from fractions import Fraction

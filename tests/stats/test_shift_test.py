@@ -1,4 +1,4 @@
-"""The board test, the leak test and the choice of slots against scipy's multivariate normal and plain numpy."""
+"""Test the board test, the leak test and the choice of slots against scipy's multivariate normal and plain numpy."""
 
 from dataclasses import replace
 from decimal import Decimal

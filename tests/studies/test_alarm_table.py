@@ -1,4 +1,4 @@
-"""Rates of a small report are in line with the design, and bounds are exact."""
+"""Test the table of alarms: rates of a small report agree with the design, and bounds are exact."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The critical values that ship are whole, come from this code, and come out the same again."""
+"""Test that the critical values that ship are complete and come from this code, which computes them again."""
 
 from decimal import Decimal
 

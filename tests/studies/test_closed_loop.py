@@ -1,4 +1,4 @@
-"""Campaigns by the real code in simulated worlds: decisions are those that the log gives, and rows hold what the campaigns came to."""
+"""Test simulated campaigns that the real code decides: decisions follow from the log, and rows hold the campaigns' results."""
 
 import json
 from dataclasses import asdict, replace

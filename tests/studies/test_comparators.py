@@ -1,4 +1,4 @@
-"""Four simple policies: what each keeps, and what each sends out at the end."""
+"""Test four simple policies: what each keeps, and what each submits at the end."""
 
 from dataclasses import replace
 

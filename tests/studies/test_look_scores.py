@@ -1,4 +1,4 @@
-"""The level at which a test would just alarm is the level at which it begins to."""
+"""Test that the level at which a test just alarms is the level at which it begins to alarm."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The commands as one types them behind `python -m pipeline evidence`; no other command loads numpy."""
+"""Test the commands behind `python -m pipeline evidence`, and that no other command loads numpy."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The truth of a campaign: the same luck for every policy, effects as designed."""
+"""Test the truth of a simulated campaign: the same luck for every policy, and effects as designed."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""E of a null's draws is E as `replay` has it, and a healthy board exceeds a critical value as seldom as E allows."""
+"""Test that E of a null's draws is E as `replay` computes it, and that a healthy board exceeds it as seldom as E allows."""
 
 import numpy as np
 import pytest

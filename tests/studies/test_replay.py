@@ -1,4 +1,4 @@
-"""A table of scores from anywhere: tables with families, and every way to get one wrong. test_main.py has the published campaign."""
+"""Test replaying a table of scores from anywhere, with families, and every mistake in such a table."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The numpy rule decides as the exact one, and chooses the same submissions."""
+"""Test that the numpy rule decides as the exact one does, and chooses the same submissions."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The simulated campaigns have the properties that the module states."""
+"""Test that simulated campaigns have the properties that the module states."""
 
 import numpy as np
 import pytest

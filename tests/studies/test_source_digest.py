@@ -1,4 +1,4 @@
-"""What computes is told from what does not: a module may move, a constant may not change."""
+"""Test the digest of the code that computes: it ignores a moved module and changes with a constant."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The scorer against its rules, one case a line, and against any string; then the entry that applies it to files."""
+"""Test the scorer against its rules, one case a line, and against any string; then the entry that scores files."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Campaigns for tests: one real smoke campaign a session, copied for each test, and arm files as a worker would publish them."""
+"""Campaigns for tests: one real smoke campaign a session, copied for each test, and arm files like a worker's."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A disk that is really full: Python code run by a child on a small tmpfs, in a mount namespace of its own."""
+"""A disk that is really full: a child runs Python code on a small tmpfs, in a mount namespace of its own."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Proposals for the gate: the campaign that they are made to, and every hostile one that we thought of, by the code that it must get."""
+"""Hostile proposals for the gate, each with the code of its refusal, and the campaign that they are made to."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Random campaigns for comparing the exact rule with its numpy twin: any sizes, any accuracies, many with an exploit or a lost target."""
+"""Random campaigns that compare the exact rule with its numpy twin: any sizes and accuracies, often an exploit or a lost target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live bytes of tensors while code runs, and their peak: an independent count to hold a memory plan against."""
+"""Count the live bytes of tensors while code runs, and their peak, independently of the memory plan."""
 
 import weakref
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Campaigns as sealed logs alone: simulated outcomes, real plans, decisions and policies. What a referee sees, without files or training."""
+"""Campaigns as sealed logs alone: simulated outcomes with real plans, decisions and policies, without files or training."""
 
 import json
 import random

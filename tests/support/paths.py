@@ -1,4 +1,4 @@
-"""Where the project and its golden files lie, for tests at any depth."""
+"""The paths of the project and its golden files."""
 
 from pathlib import Path
 

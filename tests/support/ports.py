@@ -1,4 +1,4 @@
-"""Ports for process groups that are made later: below those that the kernel gives to anybody who asks for any."""
+"""Ports for process groups that are made later, below those that the kernel gives to any program."""
 
 import random
 import socket

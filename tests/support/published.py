@@ -1,4 +1,4 @@
-"""A folder as a site has it of a published checkpoint: the tiny base under its published form, with the tags of its chat."""
+"""Make a folder like a site's published checkpoint: the tiny base in its published form, with the tags of its chat."""
 
 import json
 import shutil

@@ -1,6 +1,6 @@
-"""Whole campaigns as an auditor gets them, made in seconds: a sealed log with everything in it, and the files that it names. No training.
+"""Make whole campaigns for an auditor in seconds, without training: a complete sealed log, and the files that it names.
 
-Plans, decisions and overrides are the real code's; outcomes are simulated (tests/logs.py), completions and HDF5 files are a few bytes.
+The real code makes plans, decisions and overrides. Outcomes are simulated (logs.py), and completions and HDF5 files have a few bytes.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""A submission ledger in memory: records as the sealed log has them, without its chain."""
+"""A list of submissions in memory: records like the sealed log's, without its chain."""
 
 from pipeline.decision.board_submissions import submissions_in
 from pipeline.decision.submission_caps import Caps, attempt_day, reservation

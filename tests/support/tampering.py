@@ -1,6 +1,6 @@
-"""Ways to tamper with a finished campaign, one at a time: each takes lines of the log and files, and changes something at random.
+"""Ways to tamper with a finished campaign. Each takes lines of the log and files, and changes something at random.
 
-`Change.cut` marks a log that was cut back to an earlier signed head with every later file: nothing inside shows it, an anchor does.
+`Change.cut` marks a log that was cut back to an earlier signed head, without the later files. Only an anchor shows that.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Digits of exact verdicts on a few fixed ledgers, made without numpy's random numbers: for comparing environments."""
+"""Print digits of exact verdicts on a few fixed ledgers, made without numpy's random numbers, to compare environments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows to batches: prompts and padding weigh nothing, the rest as asked, ranks share evenly."""
+"""Test batches: prompts and padding have no weight, other tokens the weight asked for, and ranks share evenly."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""The competition's rows: read, refused with the line's number, split by puzzle, and solved.
+"""Test the competition's rows: reading, refusals with the line's number, the split by puzzle, and solutions.
 
-The rows are never part of this repository: where they are not, the tests that need them are skipped, with the reason.
+The rows are never part of this repository. Without them the tests that need them are skipped with that reason.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Sets of puzzles: keyed item by item, new, complete when they exist; and the training data they must not repeat."""
+"""Test sets of puzzles: each item has its own key and is new, sets are complete, and training data never repeat them."""
 
 import csv
 import hmac

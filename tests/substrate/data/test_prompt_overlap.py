@@ -1,4 +1,4 @@
-"""Training prompts held against evaluation prompts: whatever the spelling, a repeated one is named."""
+"""Test the comparison of training prompts with evaluation prompts: a repeated prompt is named, however it is spelled."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a run learns from: the same for the same seed, in the shares asked for, nothing dropped without a word."""
+"""Test training rows: the same for the same seed, in the shares asked for, with everything that is left out reported."""
 
 import json
 from collections import Counter

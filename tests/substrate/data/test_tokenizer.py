@@ -1,4 +1,4 @@
-"""The tokenizer: any text comes back, the chat form has one end of thinking, and small puzzles are short."""
+"""Test the tokenizer: any text survives a round trip, the chat form ends thinking once, and small puzzles are short."""
 
 import random
 

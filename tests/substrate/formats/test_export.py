@@ -1,4 +1,4 @@
-"""What leaves the project: the competition's archive and a merged model, and what is refused instead of written."""
+"""Test the competition's archive and the merged model, and what is refused instead of written."""
 
 import json
 import subprocess

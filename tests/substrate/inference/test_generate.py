@@ -1,4 +1,4 @@
-"""Decoding: cached equals uncached, a batch equals its items, and the entry writes what docs/contract.md says."""
+"""Test decoding: with and without cache, in a batch and alone, and the files that docs/contract.md describes."""
 
 import json
 import os

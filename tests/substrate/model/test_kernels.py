@@ -1,4 +1,4 @@
-"""Every fused kernel against its plain form, whose own reference is the recurrence (test_model.py)."""
+"""Test every fused kernel against its plain form; test_model.py compares that with the recurrence."""
 
 import importlib.util
 import subprocess

@@ -1,4 +1,4 @@
-"""The model against the plain recurrence and itself on other numbers of ranks (test_reference.py: against transformers)."""
+"""Test the model against the plain recurrence and against itself on other numbers of ranks."""
 
 import dataclasses
 import functools

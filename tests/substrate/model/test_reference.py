@@ -1,4 +1,4 @@
-"""The model against transformers and peft, which share no code with it: logits, gradients, adapters both ways."""
+"""Test the model against transformers and peft, which share no code with it: logits, gradients, adapters both ways."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Training methods and their keys: losses against closed forms, samples against the judge's engine, resumed runs to the last bit."""
+"""Test methods and settings: losses against closed forms, samples against the judge's engine, resumed runs to the last bit."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""docs/families.md's seventh family, as a reader would add it: one file, and every test of a family holds for it."""
+"""Test docs/families.md: add its seventh family as a reader would, one file, and run every test of a family on it."""
 
 import os
 import re

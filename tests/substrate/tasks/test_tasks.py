@@ -1,4 +1,4 @@
-"""Puzzle families: what is printed is parsed back, what is drawn is solved, what is solved is explained."""
+"""Test puzzle families: printed puzzles are parsed back, drawn ones are solved, and solved ones are explained."""
 
 import random
 import re

@@ -1,6 +1,6 @@
-"""The trainer's promises: resumes to the last bit, stops when told, names the step that diverged, takes NeMo's rates.
+"""Test the trainer: it resumes to the last bit, stops when asked, names the step that diverged, and follows NeMo's rates.
 
-One process (tp 1) is enough for most of it and stays in this one; the kill is a real SIGKILL of two real ranks.
+Most tests run one rank in this process. The kill is a real SIGKILL of two real ranks.
 """
 
 import json
