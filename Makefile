@@ -26,11 +26,11 @@ ifeq ($(CLUSTER),testbed)
 round campaign: NEEDS := testbed
 ENTER_TESTBED := exports=$$($(TESTBED) up) && eval "$$exports" &&
 endif
-test drill attacks testbed-up: NEEDS := testbed
+test test-long drill attacks testbed-up: NEEDS := testbed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup round campaign drill attacks status image simulate nulls test test-fast lint types layers format testbed-up testbed-down clean
+.PHONY: help setup round campaign drill attacks status image simulate nulls test test-fast test-long lint types layers format testbed-up testbed-down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
@@ -71,6 +71,11 @@ nulls: setup ## Compute the critical values of constitution/nulls again (half an
 
 test-fast: setup ## Run the tests that need no Slurm, without the slow ones
 	$(TESTS) -m 'not slurm and not slow'
+
+test-long: setup ## Run what is too long for CI: 2,000 ways to tamper with a campaign, 10,000 random ledgers, then `make drill` (root)
+	TAMPERINGS=2000 $(PYTHON) -m pytest -q -m slow tests/audit/test_examine.py
+	$(PYTHON) -m tests.support.ledgers 10000
+	$(MAKE) drill
 
 lint: setup ## Check the code with ruff
 	$(PYTHON) -m ruff check --quiet
