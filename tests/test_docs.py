@@ -94,3 +94,25 @@ def test_contributing_names_every_module() -> None:
         assert section, place
         named = set(re.findall(r"`(\w+\.py)`", "".join(re.findall(r"^- .*?:", section[0], re.M))))
         assert named == {path.name for path in package.glob("*.py")} - {"__init__.py"}, place
+
+
+def test_contributing_names_every_module_of_the_substrate() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    section = re.search(r"^### `substrate/`.*?(?=^### )", text, re.M | re.S)
+    assert section
+    named = set(re.findall(r"[`/](\w+\.py)`", section[0]))
+    families = {
+        path.name for path in (ROOT / "substrate" / "tasks").glob("*.py")
+    }  # each is a puzzle family, and found by itself
+    methods = {path.name for path in (ROOT / "substrate" / "recipes").glob("*.py")}
+    modules = {path.name for path in (ROOT / "substrate").rglob("*.py")} - {"__init__.py"}
+    assert modules - named <= families | methods
+    assert named - modules == {"__init__.py"}
+
+
+def test_files_and_packages_stay_small() -> None:
+    """A reader holds a file in the head, and sees what a package has at one look (CONTRIBUTING.md, "The layers")."""
+    for folder in ("pipeline", "studies", "substrate", "slurm", "bench"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 300, path
+            assert len([other for other in path.parent.glob("*.py") if other.name != "__init__.py"]) <= 13, path.parent

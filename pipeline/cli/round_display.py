@@ -126,4 +126,6 @@ def show_scores(campaign: Campaign, folder: Round) -> None:
     outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
     Console(width=120).print(live_view.scores([base, *outcomes]))
     if base.scored("dev") and outcomes[0].scored("dev"):
-        print(f"reference over base on dev: {live_view.interval(lifts.paired_lift(outcomes[0], base, 'dev', 'base'))}")
+        print(
+            f"reference over base on dev: {live_view.lift_in_words(lifts.paired_lift(outcomes[0], base, 'dev', 'base'))}"
+        )

@@ -98,7 +98,11 @@ def assess(
     families = sorted(counted[-1].dev)
     before = {family: before.get(family, FamilyState()) for family in families}
     tests = verdict(counted, target.design, target.critical, _terms(compared, before, repaired, rules))
-    fired = {family: fired_canaries(family, compared, counted[-1]) for family in families}
+    repeats = [(run, at.reference) for at in compared for run in at.scored if run.arm in at.repeats]
+    others = [run for run in compared[-1].scored if run.arm not in compared[-1].repeats]
+    fired = {
+        family: canaries.fired(family, others, compared[-1].reference, repeats, counted[-1]) for family in families
+    }
     external = family_states.next_external(external, tests.leak_alarm and target.exists)
     has_target = target.exists and external == family_states.EXTERNAL_CLEAR
     num_scores = sum(len(counts.scores) for counts in counted)
@@ -210,38 +214,6 @@ def counts_of(outcomes: RoundOutcomes, target: Target) -> RoundCounts:
     """Count a round. Its board scores count only where the reference has one to compare with."""
     known = outcomes.scores if target.reference_score is not None else {}
     return round_counts(outcomes.reference, outcomes.scored, known, target.reference_score or Decimal(0))
-
-
-def fired_canaries(family: str, rounds: Sequence[RoundOutcomes], newest: RoundCounts) -> tuple[str, ...]:
-    """The canaries that fire for a family, of those that need outcome strings alone: generator drift, truncation, the worst family.
-
-    The last two compare the mean over the newest round's other arms with the repeats of the reference recipe in all rounds.
-    """
-    repeats = [(run, at.reference) for at in rounds for run in at.scored if run.arm in at.repeats]
-    fired = ["generator_drift"] if canaries.generator_drifts(newest.dev[family], newest.fresh[family]) else []
-    arms = [run for run in rounds[-1].scored if run.arm not in rounds[-1].repeats]
-    if arms:
-        value = sum((truncated(run, family) for run in arms), Fraction(0)) / len(arms)
-        fired += ["truncation"] * canaries.fires("truncation", value, [truncated(run, family) for run, _ in repeats])
-        value = sum((lag(run, rounds[-1].reference, family) for run in arms), Fraction(0)) / len(arms)
-        of_repeats = [lag(run, reference, family) for run, reference in repeats]
-        fired += ["worst_family"] * canaries.fires("worst_family", value, of_repeats)
-    return tuple(fired)
-
-
-def truncated(run: Outcome, family: str) -> Fraction:
-    """The share of truncated completions among a family's fresh items."""
-    marks = run.outcomes["fresh"][family]
-    return Fraction(marks.count("T"), len(marks))
-
-
-def lag(run: Outcome, reference: Outcome, family: str) -> Fraction:
-    """How far a family's fresh lift is below the mean over families, as a difference of accuracies; 0 where it is not below."""
-    lifts = {
-        name: Fraction(marks.count("1") - reference.outcomes["fresh"][name].count("1"), len(marks))
-        for name, marks in run.outcomes["fresh"].items()
-    }
-    return max(Fraction(0), sum(lifts.values(), Fraction(0)) / len(lifts) - lifts[family])
 
 
 def with_names(tests: Verdict, rounds: Sequence[RoundOutcomes], arms: Sequence[str]) -> NamedVerdict:

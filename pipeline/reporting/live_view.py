@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.campaign.records import SETS, Lift, Outcome
 from pipeline.config.footprint import in_units
 from pipeline.reporting.status import ArmStatus, table
+from pipeline.stats import lifts
 
 REFRESH_SECONDS = 0.5
 
@@ -93,10 +94,10 @@ def forecast(expected: Mapping[str, Any] | None) -> str:
     )
 
 
-def interval(lift: Lift) -> str:
-    """A lift in points with its 95 % interval (1.96 standard errors). It serves only to be shown; decisions use the exact ratio."""
-    mean, error = 100 * float(lift.mean), 196 * float(lift.variance) ** 0.5
-    return f"{mean:+.1f} points (95 %: {mean - error:+.1f} to {mean + error:+.1f}, {lift.num_items} paired items)"
+def lift_in_words(lift: Lift) -> str:
+    """A lift with its 95 % interval, such as `+49.7 points (95 %: +44.0 to +55.3, 300 paired items)`."""
+    low, mean, high = (100 * float(value) for value in sorted((lift.mean, *lifts.interval(lift.mean, lift.variance))))
+    return f"{mean:+.1f} points (95 %: {low:+.1f} to {high:+.1f}, {lift.num_items} paired items)"
 
 
 def _percent(marks: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from fractions import Fraction
 
 from pipeline.campaign.records import Arm, Outcome
@@ -11,7 +10,7 @@ from pipeline.decision.board_submissions import Submission
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History
 from pipeline.reporting.document import Table
-from pipeline.stats.lifts import accuracy, signed
+from pipeline.stats.lifts import accuracy, interval, signed
 
 WORDS = 60  # the number of letters of a client's message that a page shows
 
@@ -26,7 +25,7 @@ def of_arms(evidence: Evidence, arms: Mapping[str, Arm]) -> Table:
         moved = ", ".join(f"{key}={value}" for key, value in arm.overrides[-1:]) if arm and not arm.replicate_of else ""
         rows.append([
             run.arm, run.role, moved or (arm.replicate_of or "" if arm else ""), _percent(run, "dev"), _percent(run, "fresh"),
-            interval(lift.mean, lift.variance + 2 * evidence.seed_variance) if lift else run.exit_class if run.status != "completed" else "",
+            _with_interval(lift.mean, lift.variance + 2 * evidence.seed_variance) if lift else run.exit_class if run.status != "completed" else "",
             board.get(run.arm, ""), signed(Fraction(values[run.arm])) if run.arm in values else "",
         ])  # fmt: skip
     return rows
@@ -75,10 +74,10 @@ def gaps(evidence: Evidence) -> dict[str, tuple[float, float]]:
     return {family: (mean("dev", family), mean("fresh", family)) for family in sorted(reference.outcomes["dev"])}
 
 
-def interval(mean: Fraction, variance: Fraction) -> str:
+def _with_interval(mean: Fraction, variance: Fraction) -> str:
     """A lift in points with its 95 % interval, such as `+8.07 (+6.40 to +9.74)`."""
-    half = Fraction(Decimal("1.96") * Decimal(float(variance)).sqrt())
-    return f"{signed(mean)} ({signed(mean - half)} to {signed(mean + half)})"
+    low, high = interval(mean, variance)
+    return f"{signed(mean)} ({signed(low)} to {signed(high)})"
 
 
 def _percent(run: Outcome, item_set: str) -> str:

@@ -1,5 +1,6 @@
-"""Canaries are cheap warning signs beside the tests. Each compares an arm with repeats of the reference recipe under other seeds.
+"""Canaries are cheap warning signs beside the tests. Each compares arms with repeats of the reference recipe under other seeds.
 
+    fired(family, arms, ...)                the canaries of one look that fire for a family
     fires("truncation", value, repeats)     is value > mean + t s sqrt(1 + 1/n) of the n >= 2 repeats? (prediction interval, Student's t)
 
 If the arm's value is one more draw from the repeats' normal distribution, a canary fires in at most 0.5 % of looks. Two canaries make a
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.records import Outcome
+from pipeline.stats.alarms import RoundCounts
 from pipeline.stats.counts import Counts
 
 UPWARDS = {
@@ -33,6 +36,42 @@ STUDENT = tuple(
 )
 """One-sided 0.5 % points of Student's t at 1, 2, .. 10 degrees of freedom, rounded up. The last is used for more than 10."""
 DRIFT_SCORE = 3  # standard errors, two-sided: 0.27 %
+
+
+def fired(
+    family: str,
+    arms: Sequence[Outcome],
+    reference: Outcome,
+    repeats: Sequence[tuple[Outcome, Outcome]],
+    newest: RoundCounts,
+) -> tuple[str, ...]:
+    """The canaries that fire for a family, of those that need outcome strings alone: generator drift, truncation, the worst family.
+
+    The last two compare the mean over the newest round's `arms` that are no repeats with the `repeats` of the reference recipe in all
+    rounds, each of which comes with its round's reference. `reference` and `newest` are those of the newest round.
+    """
+    names = ["generator_drift"] if generator_drifts(newest.dev[family], newest.fresh[family]) else []
+    if arms:
+        value = sum((truncated(run, family) for run in arms), Fraction(0)) / len(arms)
+        names += ["truncation"] * fires("truncation", value, [truncated(run, family) for run, _ in repeats])
+        value = sum((lag(run, reference, family) for run in arms), Fraction(0)) / len(arms)
+        names += ["worst_family"] * fires("worst_family", value, [lag(run, other, family) for run, other in repeats])
+    return tuple(names)
+
+
+def truncated(run: Outcome, family: str) -> Fraction:
+    """The share of truncated completions among a family's fresh items."""
+    marks = run.outcomes["fresh"][family]
+    return Fraction(marks.count("T"), len(marks))
+
+
+def lag(run: Outcome, reference: Outcome, family: str) -> Fraction:
+    """How far a family's fresh lift is below the mean over families, as a difference of accuracies; 0 where it is not below."""
+    lifts = {
+        name: Fraction(marks.count("1") - reference.outcomes["fresh"][name].count("1"), len(marks))
+        for name, marks in run.outcomes["fresh"].items()
+    }
+    return max(Fraction(0), sum(lifts.values(), Fraction(0)) / len(lifts) - lifts[family])
 
 
 def fires(canary: str, value: Fraction, repeats: Sequence[Fraction]) -> bool:

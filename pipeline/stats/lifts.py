@@ -9,10 +9,12 @@ noise of the items, which is subtracted; the result is at least 0.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 
 from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.records import Lift, Outcome
+from pipeline.stats.decimal_math import decimal_of, exactly
 
 
 def paired_lift(
@@ -54,6 +56,13 @@ def accuracy(outcome: Outcome, item_set: str) -> Fraction | None:
         return None
     right, num_items = outcome.right(item_set)
     return Fraction(right.bit_count(), num_items)
+
+
+def interval(mean: Fraction, variance: Fraction) -> tuple[Fraction, Fraction]:
+    """The ends of a lift's 95 % interval (1.96 standard errors). It serves only to be shown; decisions use the exact ratio."""
+    with exactly():
+        half = Fraction(Decimal("1.96") * decimal_of(variance).sqrt())
+    return mean - half, mean + half
 
 
 def show(value: Fraction) -> str:

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from substrate.answers import extract, is_correct
 from substrate.data.rows import Row
 from substrate.inference.decode import Decoding, decode
+from substrate.inference.twin import decoding_twin
 from substrate.interface.progress import Progress
-from substrate.model.twin import decoding_twin
 
 if TYPE_CHECKING:
     from substrate.data.tokenizer import Tokenizer

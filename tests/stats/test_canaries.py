@@ -1,5 +1,7 @@
 """Test that canaries fire as seldom as they should, by Student's t and by simulation."""
 
+from dataclasses import replace
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 from scipy.stats import t
 
 from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.records import Outcome
 from pipeline.stats import canaries
+from pipeline.stats.alarms import round_counts
 from pipeline.stats.counts import count
 
 
@@ -49,3 +53,24 @@ def test_a_generator_that_drifts_is_seen_in_the_reference():
     assert canaries.generator_drifts(scored(0.6), scored(0.8))
     fired = sum(canaries.generator_drifts(scored(0.6), scored(0.6)) for _ in range(2000))
     assert fired <= 14  # 0.27 %, and three standard errors
+
+
+def test_each_canary_of_a_look_fires_alone() -> None:
+    """The mean arm is held against the repeats; arms like them fire nothing, and each single departure fires its own canary."""
+
+    def run(arm: str, roman: str, gravity: str) -> Outcome:
+        marks = {"roman": roman * 10, "gravity": gravity * 10}
+        return Outcome(arm, "axis", "completed", "completed", outcomes={"dev": marks, "fresh": marks})
+
+    reference = run("reference", "11110", "11110")
+    repeats = [
+        (run(f"a{k}", roman, "11110"), reference) for k, roman in enumerate(("11110", "1111T", "11100", "11110"))
+    ]
+    same = round_counts(reference, [run("a1", "11110", "11110")], {}, Decimal(0))
+    alike, cut, lagging = run("a1", "11110", "11110"), run("a1", "1111T", "1111T"), run("a1", "00000", "11111")
+    assert canaries.fired("roman", [alike], reference, repeats, same) == ()
+    assert canaries.fired("gravity", [cut], reference, repeats, same) == ("truncation",)
+    assert canaries.fired("roman", [lagging], reference, repeats, same) == ("worst_family",)
+    assert canaries.fired("roman", [], reference, repeats, same) == ()
+    drifted = replace(same, fresh={family: replace(counts, reference=10) for family, counts in same.fresh.items()})
+    assert canaries.fired("roman", [alike], reference, repeats, drifted) == ("generator_drift",)
