@@ -232,7 +232,7 @@ def test_names_that_are_too_long_are_usage(folder: Path) -> None:
 def test_an_empty_log_is_not_scored_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "log.jsonl").write_bytes(b"")
     assert main(["audit", str(folder), "--rescore"]) == 4
-    assert "items and scores were not made again" in capsys.readouterr().out
+    assert "items and scores were not checked to the end because of the findings" in capsys.readouterr().out
 
 
 def test_a_name_cannot_move_the_cursor(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
