@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 
 from pipeline.campaign.errors import PipelineError
@@ -76,11 +77,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     A wrong argument raises SystemExit with code 2, as argparse does.
     """
-    top, _ = declared()
+    top, commands = declared()
+    words = sys.argv[1:] if argv is None else argv
+    if words and not words[0].startswith("-") and words[0] not in commands.first_words:
+        near = difflib.get_close_matches(words[0], commands.first_words, n=1)
+        top.error(f"{words[0]!r} is no command; {f'did you mean `{near[0]}`? ' if near else ''}`--help` lists all")
     arguments, rest = top.parse_known_args(argv)
     name = next((name for name in LISTS if hasattr(arguments, name)), None)
     if rest and (name is None or any(item.startswith("-") for item in rest)):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        top.error(
+            f"unrecognized arguments: {' '.join(rest)}; `python -m pipeline {words[0]} --help` has the valid ones"
+        )
     if rest and name:
         setattr(arguments, name, [*getattr(arguments, name), *rest])
     return arguments

@@ -123,10 +123,13 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
     }
     completed: dict[tuple[str, str], int] = {}
     revealed, count = set(), 0
+    late = set()  # arms whose every completed attempt came after the seed of the round's fresh items was public
     for record in records:
         if record["event"] == "attempt":
             of = record["round"], record["arm"]
             if record["status"] == "completed":
+                if record["round"] in revealed and of not in completed:
+                    late.add(of)
                 completed[of] = record["seq"]
             digests = {digest for path, digest in record["files"].items() if path.endswith(".h5")}
             results.setdefault(of, set()).update((record["adapter_digest"], digest) for digest in digests)
@@ -136,7 +139,7 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
             count += 1
             of = record["round"], record["arm"]
             role = roles.get(of, history.REFERENCE if record["arm"] == history.REFERENCE else None)
-            why = _outcome_wrong(record, role, results, bases[record["round"]]["tasks"])
+            why = _outcome_wrong(record, role, results, bases[record["round"]]["tasks"], is_late=of in late)
             if why:
                 report.record(record["seq"], why)
             if record["outcome"].get("status") != "completed" and of in completed:
@@ -154,9 +157,18 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
 
 
 def _outcome_wrong(
-    record: Record, role: str | None, results: Mapping[tuple[str, str], set[tuple[str, str]]], tasks: Mapping[str, Any]
+    record: Record,
+    role: str | None,
+    results: Mapping[tuple[str, str], set[tuple[str, str]]],
+    tasks: Mapping[str, Any],
+    *,
+    is_late: bool,
 ) -> str:
-    """What is wrong with an outcome; empty if nothing is. role: the role that the plan gave the arm."""
+    """What is wrong with an outcome; empty if nothing is.
+
+    role: the role that the plan gave the arm. is_late: the arm was scored after the fresh seed was public, so it has dev marks alone and
+    counts in no comparison.
+    """
     outcome, is_reference = record["outcome"], record["arm"] == history.REFERENCE
     if outcome.get("arm") != record["arm"]:
         return "the outcome is another arm's"
@@ -170,7 +182,8 @@ def _outcome_wrong(
     of = ("r0000", "a0") if is_reference else (record["round"], record["arm"])
     if (outcome.get("adapter_digest"), outcome.get("result_digest")) not in results.get(of, set()):
         return "no attempt with this adapter and result file was logged before it"
-    if missing := sorted({"dev", "fresh"} - set(marks)):  # an arm could hide a bad score by leaving a set out
+    needed = {"dev"} if is_late else {"dev", "fresh"}
+    if missing := sorted(needed - set(marks)):  # an arm could hide a bad score by leaving a set out
         return f"a completed arm has no marks on {' and '.join(missing)}"
     for item_set, families in marks.items():
         if (

@@ -12,6 +12,7 @@ exists is complete. A worker claims an attempt by an exclusive mkdir and seals a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -152,12 +153,19 @@ class Campaign:
 
     @classmethod
     def at(cls, folder: str | Path) -> Campaign:
-        """Return the campaign in `folder`, which need not exist yet."""
+        """Return the campaign in `folder`, which need not exist yet. Raises ConfigError for a file."""
+        if os.path.isfile(folder):
+            raise ConfigError(f"{folder} is a file", "Valid: the folder of a campaign, such as runs/demo")
         return cls(Path(folder).resolve())  # so that a link is not taken for another campaign
 
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether `end` was logged, so that no round may follow. It looks at the bytes of canonical JSON, because `status` must be quick."""
+        return self.log.exists() and b'"event":"end"' in self.log.read_bytes()
 
     def overrides(self, round_name: str) -> Path:
         """Return the path of a round's override file."""

@@ -49,6 +49,10 @@ class Commands:
         top = self._choices.add_parser(name, help=summary, description=summary)
         return Commands(top, f"{name} ", self.groups)
 
+    @property
+    def first_words(self) -> list[str]:
+        return list(self._choices.choices)
+
     def listing(self) -> str:
         """The help text: every command with its sentence, in two groups."""
         lines = []
@@ -95,7 +99,7 @@ def campaign_and_round(arguments: argparse.Namespace, name: str | None) -> tuple
             path.parent for at in (campaign.folder, campaign.folder.parent) for path in sorted(at.glob("*/log.jsonl"))
         ]
         cure = (
-            f"Campaigns near it: {', '.join(map(str, near))}"
+            f"Name one of the campaigns near it: {', '.join(map(str, near))}"
             if near
             else f"`{typed('round', quoted_campaign(arguments))}` makes a campaign there"
         )
@@ -103,6 +107,17 @@ def campaign_and_round(arguments: argparse.Namespace, name: str | None) -> tuple
     folder = round_of(campaign, name or newest_frozen(campaign))
     if not folder.plan.exists():
         raise NotFound(f"round {folder.name} is not frozen", f"Frozen: {names_of_frozen(campaign)}")
+    return campaign, folder
+
+
+def deciding_round(arguments: argparse.Namespace) -> tuple[Campaign, Round]:
+    """As `campaign_and_round`, for commands that decide. Raises ConfigError for r0000, which has no decision."""
+    campaign, folder = campaign_and_round(arguments, arguments.round)
+    if folder.number == 0:
+        raise ConfigError(
+            "r0000 has no fresh items and is never decided: it holds the reference and the base",
+            f"Valid: {', '.join(each.name for each in campaign.frozen_rounds() if each.number) or 'no round is frozen yet'}",
+        )
     return campaign, folder
 
 
@@ -148,3 +163,11 @@ def jobs_of(submitted: Mapping[str, Any]) -> str:
 def next_command(*words: str) -> str:
     """The last line that a command prints: which command to type next."""
     return f"next: {typed(*words)}"
+
+
+def next_round_command(arguments: argparse.Namespace) -> str:
+    """The last line of a command about a closed round: the next round, or the audit where the campaign has ended."""
+    name = quoted_campaign(arguments)
+    if Campaign.at(arguments.campaign).has_ended:
+        return f"the campaign has ended, so no round follows; {next_command('audit', name, '--rescore')}"
+    return next_command("round", name)

@@ -10,7 +10,9 @@ from pipeline.cli.arguments import (
     add_dry_run,
     add_round,
     campaign_and_round,
+    deciding_round,
     next_command,
+    next_round_command,
     quoted_campaign,
 )
 from pipeline.cli.job_stages import print_decision
@@ -53,9 +55,8 @@ def cancel_verb(arguments: argparse.Namespace) -> None:
 
     campaign, folder = campaign_and_round(arguments, arguments.round)
     lines = control.cancel(campaign, folder, arguments.arms, dry_run=arguments.dry_run)
-    nothing = (
-        "no job of it waits or runs in Slurm and no process of it runs here (Ctrl-C stops a `round` in its terminal)"
-    )
+    what = f"{' and '.join(arguments.arms)} of {folder.name}" if arguments.arms else folder.name
+    nothing = f"no job of {what} waits or runs in Slurm, and no process of it runs here"
     print_lines(lines, nothing, arguments.dry_run)
     print(next_command("status", quoted_campaign(arguments), "--round", folder.name))
 
@@ -81,28 +82,39 @@ def rerun_verb(arguments: argparse.Namespace) -> None:
             campaign, folder, arguments.arms, failed=arguments.failed, dry_run=arguments.dry_run, watch=watch
         )
     print_lines(lines, "there is no arm to start", arguments.dry_run)
+    if lines and folder.closed.exists():
+        print(
+            f"{folder.name} is closed and its fresh seed is public, so an arm that is scored now gets dev marks alone and counts for nothing"
+        )
     print(next_command("status", quoted_campaign(arguments), "--round", folder.name))
 
 
 def close_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.campaign.facts import facts_of, load_constitution
     from pipeline.decision import decide
+    from pipeline.execution.results import status_of
     from pipeline.rounds import frozen_code, meta
 
-    campaign, folder = campaign_and_round(arguments, arguments.round)
+    campaign, folder = deciding_round(arguments)
     if arguments.dry_run and folder.closed.exists():
         print(f"{folder.name} is closed already; `close` would add scores that came later as late arms")
-        print(next_command("round", quoted_campaign(arguments)))
+        print(next_round_command(arguments))
         return 0
     if arguments.dry_run:
-        states = {arm.name: folder.published(arm.name).exists() for arm in folder.frozen_plan().arms}
-        done = f"{sum(states.values())} of {len(states)} arms published"
-        print(f"`close` would close {folder.name} with {done}; its fresh seed would become public")
+        arms = folder.frozen_plan().arms
+        scored = sum(status_of(folder.published(arm.name)) == "completed" for arm in arms)
+        quorum = load_constitution(facts_of(campaign)["constitution_digest"]).quorum
+        fewer = "" if scored >= quorum else f", fewer than the quorum of {quorum}, so the policy would stay as it is"
+        print(
+            f"`close` would close {folder.name} with {scored} of {len(arms)} arms that have a score{fewer}; "
+            "its fresh seed would become public"
+        )
         print(next_command("status", quoted_campaign(arguments), "--round", folder.name))
         return 0
     frozen_code.run_frozen_code(campaign)
     decision = meta.close(campaign, folder, by_person=True, report_line=print)
     print_decision(folder, decision)
-    print(next_command("round", quoted_campaign(arguments)))
+    print(next_round_command(arguments))
     return 0 if decision.state in decide.CLOSING else 1
 
 

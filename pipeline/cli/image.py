@@ -8,7 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from pipeline.campaign.errors import ConfigError
 from pipeline.cli.arguments import Commands, add_overrides, next_command
+
+DEFAULT = Path("build/image/substrate.sqsh")
 
 
 def add(commands: Commands) -> None:
@@ -16,7 +19,7 @@ def add(commands: Commands) -> None:
     sub = commands.add("image", image_verb, "Build, verify or show the image that every trial forks.")
     sub.add_argument("act", choices=("build", "verify", "show"), help="What to do.")
     sub.add_argument(
-        "path", type=Path, nargs="?", default=Path("build/image/substrate.sqsh"), metavar="FILE",
+        "path", type=Path, nargs="?", default=DEFAULT, metavar="FILE",
         help="The image. The default is build/image/substrate.sqsh.",
     )  # fmt: skip
     add_overrides(sub, "Hydra overrides that choose the training puzzles, such as tasks=full; for `build` alone.")
@@ -29,6 +32,14 @@ def image_verb(arguments: argparse.Namespace) -> None:
     from pipeline.rounds.init import build_image
     from pipeline.sandbox import image
 
+    if "=" in arguments.path.name:  # the first word may be an override, because FILE has a default
+        arguments.overrides.insert(0, str(arguments.path))
+        arguments.path = DEFAULT
+    if arguments.overrides and arguments.act != "build":
+        raise ConfigError(
+            f"`image {arguments.act}` takes no overrides, now came {' '.join(arguments.overrides)}",
+            "Valid: a FILE alone",
+        )
     if arguments.act == "build":
         info = build_image(settings.compose(arguments.overrides), arguments.path)
     elif arguments.act == "verify":

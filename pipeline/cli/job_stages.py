@@ -17,9 +17,10 @@ from pipeline.cli.arguments import (
     add_campaign,
     add_round,
     campaign_and_round,
+    deciding_round,
     jobs_of,
-    newest_frozen,
     next_command,
+    next_round_command,
     quoted_campaign,
     round_of,
     typed,
@@ -79,7 +80,7 @@ def worker_verb(arguments: argparse.Namespace) -> None:
 def reference_verb(arguments: argparse.Namespace) -> None:
     from pipeline.rounds import frozen_code
 
-    campaign = Campaign.at(arguments.campaign)
+    campaign, folder = deciding_round(arguments)
     frozen_code.run_frozen_code(campaign)
     import signal
     import threading
@@ -89,25 +90,24 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     stop = threading.Event()
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    outcome = meta.judge_reference(campaign, round_of(campaign, arguments.round), stop.is_set)
+    outcome = meta.judge_reference(campaign, folder, stop.is_set)
     print(f"the reference is {outcome.status} for {arguments.round}; the meta stage uses its scores")
 
 
 def meta_verb(arguments: argparse.Namespace) -> int:
     from pipeline.rounds import frozen_code
 
-    campaign = Campaign.at(arguments.campaign)
+    campaign, folder = deciding_round(arguments)
     frozen_code.run_frozen_code(campaign)
     from pipeline.rounds import meta
 
-    folder = round_of(campaign, arguments.round or newest_frozen(campaign))
     decision = meta.close(campaign, folder, report_line=print)
     print_decision(folder, decision)
     if decision.state == "undecided":
         arm = typed("worker", quoted_campaign(arguments), "--round", folder.name, "aN")
         print(f"next: run the missing arms (`{arm}`), then the meta stage again")
         return 1
-    print(next_command("round", quoted_campaign(arguments)))
+    print(next_round_command(arguments))
     return 0
 
 

@@ -11,6 +11,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.files import is_alive, read_json
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.cli.arguments import (
@@ -20,6 +21,7 @@ from pipeline.cli.arguments import (
     add_round,
     campaign_and_round,
     next_command,
+    next_round_command,
     quoted_campaign,
     typed,
 )
@@ -57,6 +59,8 @@ def add(commands: Commands) -> None:
 def status_verb(arguments: argparse.Namespace) -> None:
     from pipeline.reporting import status
 
+    if arguments.watch and arguments.json:
+        raise ConfigError("--watch prints lines and --json one value", "Valid: one of the two")
     campaign, folder = campaign_and_round(arguments, arguments.round)
     if arguments.watch:
         watch_round(campaign, folder)
@@ -81,9 +85,13 @@ def status_verb(arguments: argparse.Namespace) -> None:
         )
         print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
     name = quoted_campaign(arguments)
+    if campaign.paused.exists():
+        print(f"rounds that follow by themselves are paused; `{typed('resume', name)}` takes that back")
     without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
     if folder.closed.exists():
-        print(f"the round is closed; {next_command('round', name)}")
+        print(f"the round is closed; {next_round_command(arguments)}")
+    elif folder.number == 0:
+        print(f"{folder.name} holds the reference and the base and is never decided; {next_command('status', name)}")
     elif submitted.get("kind") == "local":
         print(open_here(submitted, without, name))
     elif without:
@@ -191,7 +199,7 @@ def report_verb(arguments: argparse.Namespace) -> None:
         return
     print(document.as_text(sections), end="")
     where = f"    (with figures: {folder.report})" if folder.report.exists() else ""
-    print(next_command("round", quoted_campaign(arguments)) + where)
+    print(next_round_command(arguments) + where)
 
 
 def report_open(folder: Round, arguments: argparse.Namespace) -> None:
@@ -203,5 +211,6 @@ def report_open(folder: Round, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"round": folder.name, "scored": scored, "arms": len(arms), "sections": []}, indent=1))
         return
-    print(f"{folder.name} is not decided yet: {len(scored)} of {len(arms)} arms have a score")
+    is_or_not = "is not decided yet" if folder.number else "holds the reference and the base and is never decided"
+    print(f"{folder.name} {is_or_not}: {len(scored)} of {len(arms)} arms have a score")
     print(next_command("status", quoted_campaign(arguments), "--round", folder.name))

@@ -109,7 +109,7 @@ class Evidence:
     outcomes: the reference's outcome, then one for each arm of the round.
     seed_variance: the variance of a run's true accuracy under other training seeds, estimated from `num_replicates` repeats.
     board: the known scores by round and arm, as the target printed them.
-    look: None where the reference or too few arms have a score.
+    look: None where the reference has no score or too few arms have one.
     families, external: the states after this look (`family_states`).
     """
 

@@ -109,4 +109,9 @@ def check_reserved(records: list[dict[str, Any]], number: int) -> None:
     """Raise NotFound for a number that is not reserved."""
     num_reserved = len(board_submissions.submissions_in(records))
     if not 1 <= number <= num_reserved:
-        raise NotFound(f"number {number} is not reserved", f"Valid: 1 to {num_reserved}, the submissions in the log")
+        valid = (
+            f"Valid: 1 to {num_reserved}, the submissions in the log"
+            if num_reserved
+            else "The log has no submission yet"
+        )
+        raise NotFound(f"number {number} is not reserved", valid)

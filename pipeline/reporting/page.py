@@ -160,7 +160,7 @@ def _target(history: History, round_name: str) -> list[str]:
 
 def _tests(evidence: Evidence) -> list[str]:
     if evidence.look is None:
-        return ["The tests did not run, because the reference or too few arms have a score."]
+        return ["The tests did not run, because the reference has no score or too few arms have one."]
     verdict = evidence.look.verdict
     board = "an alarm" if verdict.board_alarm else "a suspicion" if verdict.board_suspect else "no alarm"
     leak = "an alarm" if verdict.leak_alarm else "no alarm"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -74,6 +75,8 @@ def chosen_arms(folder: Round, asked: Sequence[str], *, failed: bool = False) ->
 def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: bool = False) -> list[str]:
     """Stop the jobs and processes of the given arms, or if none are given, of the whole round with its meta job. Returns a line for each.
 
+    Of a whole round on this machine the `round` process is stopped, which ends its arms and would else go on with the next one.
+
     Raises ConfigError for an arm that the round does not have, WorkFailed if scancel fails.
     """
     states, arms = job_states(folder), chosen_arms(folder, asked)
@@ -86,6 +89,11 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
             raise WorkFailed(
                 f"scancel failed: {done.stderr.strip()}", "Check with `squeue --me` whether the job is yours"
             )
+    if not asked and (pid := _round_pid(folder)):
+        lines.append(f"{folder.name}: SIGTERM to process {pid}, the `round` here; its arms save their state")
+        if not dry_run:
+            os.kill(pid, signal.SIGTERM)
+        return lines
     for arm in arms:
         for attempt in folder.attempts(arm)[-1:]:
             pid = _local_pid(attempt)
@@ -94,6 +102,17 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
                 if not dry_run:
                     os.kill(pid, signal.SIGTERM)
     return lines
+
+
+def _round_pid(folder: Round) -> int | None:
+    """The process that runs the round's arms on this host, if it still does. It wrote itself into the round's lock file."""
+    lock = folder.folder / ".lock"
+    owner = re.fullmatch(r"process (\d+) of .* on (\S+)\n", lock.read_text()) if lock.exists() else None
+    if owner is None or owner[2] != platform.node() or not folder.submitted.exists():
+        return None
+    pid, submitted = int(owner[1]), read_json(folder.submitted)
+    runs = submitted["kind"] == "local" and submitted["pid"] == pid and pid != os.getpid() and is_alive(pid)
+    return pid if runs else None
 
 
 def _local_pid(attempt: Attempt) -> int | None:

@@ -120,7 +120,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
     read_plan(folder)
     if operational and settings.load(folder.config).cluster != chosen.cluster:
         raise ConfigError(
-            f"round {round_name} is frozen for another cluster than {operational}",
+            f"round {round_name} is frozen for another cluster than {' '.join(operational)}",
             "Leave the cluster out, or give the one it was frozen with; the next round may run elsewhere",
         )
     return folder
@@ -131,8 +131,9 @@ def check_overrides(campaign: Campaign, facts: Mapping[str, Any], overrides: Seq
     computing = [item for item in overrides if not is_operational(item)]
     if computing and computing != facts["overrides"]:
         raise ConfigError(
-            f"campaign {campaign.name} was frozen with {facts['overrides']}, now came {computing}",
-            "Only cluster=... may change between rounds; for another configuration start another campaign (CAMPAIGN=...)",
+            f"campaign {campaign.name} was frozen with {' '.join(facts['overrides']) or 'no overrides'}, now came {' '.join(computing)}",
+            "Give the same words again (EXPERIMENT=, OVERRIDES=) or none: only cluster=... may change between rounds. "
+            "For another configuration start another campaign (CAMPAIGN=...)",
         )
 
 

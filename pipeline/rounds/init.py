@@ -75,7 +75,12 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
 def check_is_new(campaign: Campaign) -> None:
     """Raise ConfigError for a folder that exists, or for a name that a campaign cannot have."""
     if campaign.folder.exists():
-        raise ConfigError(f"{campaign.folder} exists", "Choose another name (CAMPAIGN=...), or remove the folder")
+        cure = (
+            f"`python -m pipeline round {campaign.folder}` goes on with it"
+            if campaign.frozen.exists()
+            else "It is no campaign"
+        )
+        raise ConfigError(f"{campaign.folder} exists", f"{cure}; for a new campaign choose another name (CAMPAIGN=...)")
     if not NAME.fullmatch(campaign.name):
         raise ConfigError(
             f"{campaign.name!r} cannot name a campaign",

@@ -12,6 +12,7 @@ from pipeline.__main__ import main, parse
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.files import exclusive_lock
 from pipeline.campaign.layout import Campaign
+from pipeline.campaign.log import Log
 from pipeline.rounds import chain
 from tests.attacks.host import command_as, environment
 from tests.support.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
@@ -42,6 +43,28 @@ def test_wrong_usage_is_2(words, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
+def test_a_misspelled_command_names_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        main(["staus", "runs/x"])
+    assert "'staus' is no command; did you mean `status`?" in capsys.readouterr().err
+
+
+def test_after_the_end_no_command_suggests_a_round(campaign, capsys):
+    first = campaign.round("r0001")
+    first.closed.write_text("{}")
+    main(["status", str(campaign.folder)])
+    assert capsys.readouterr().out.endswith(f"next: python -m pipeline round {campaign.folder}\n")
+    Log(campaign.log).append("end", round="r0001")
+    main(["status", str(campaign.folder)])
+    assert "the campaign has ended, so no round follows; next: python -m pipeline audit" in capsys.readouterr().out
+
+
+def test_status_shows_a_pause(campaign, capsys):
+    main(["pause", str(campaign.folder)])
+    main(["status", str(campaign.folder)])
+    assert "rounds that follow by themselves are paused" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -53,6 +76,14 @@ def test_wrong_usage_is_2(words, capsys):
         (["round", "{}/smoke", "--json"], 2, "--json goes with --dry-run"),
         (["round", "{}/new", "cluster=moon"], 2, "cluster"),
         (["image", "show", "{}/no.sqsh"], 2, "no.sqsh"),
+        (["image", "verify", "tasks=full"], 2, "takes no overrides, now came tasks=full"),
+        (["status", "{}/smoke", "--watch", "--json"], 2, "--watch prints lines and --json one value"),
+        (["meta", "{}/smoke", "--round", "r0000"], 2, "r0000 has no fresh items and is never decided"),
+        (["close", "{}/smoke", "--round", "r0000", "--dry-run"], 2, "r0000 has no fresh items and is never decided"),
+        (["reference", "{}/smoke", "--round", "r0000"], 2, "r0000 has no fresh items and is never decided"),
+        (["round", "{}/smoke/campaign.yaml", "--dry-run"], 2, "campaign.yaml is a file"),
+        (["init", "{}/smoke"], 2, "goes on with it; for a new campaign choose another name"),
+        (["board", "score", "{}/smoke", "1", "0.5"], 2, "The log has no submission yet"),
     ],
 )  # fmt: skip
 def test_an_expected_error_is_one_sentence_with_its_code(campaign, words, code, said, capsys):

@@ -87,7 +87,7 @@ def test_dry_runs_and_readers_write_nothing(campaign, folder, monkeypatch, capsy
     assert tree(campaign.folder) == before
     said = capsys.readouterr().out
     assert "would: r0001/a2: scancel 7_2" in said and "would: r0001/a1: again, on this machine" in said
-    assert "would close r0001 with 0 of 8 arms published" in said
+    assert "would close r0001 with 0 of 8 arms that have a score, fewer than the quorum of 5" in said
 
 
 def test_cancel_takes_waiting_and_running_jobs_and_the_meta_job(campaign, folder, monkeypatch, tmp_path) -> None:
@@ -112,6 +112,24 @@ def test_cancel_ends_a_worker_of_this_machine_and_nobody_else(campaign, folder, 
             assert [line.split(":")[0] for line in said] == ["r0001/a1"]
             assert ours.wait(5) < 0 and other.poll() is None
             other.kill()
+
+
+def test_cancel_of_a_whole_round_ends_the_round_here_and_leaves_its_arms_to_it(campaign, folder, no_slurm) -> None:
+    """The `round` process would go on with the next arm; it ends its arms itself, so that they save their state."""
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "pipeline"]) as runner:
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "pipeline"]) as worker:
+            _claimed(folder, "a1", pid=worker.pid)
+            folder.submitted.write_text(json.dumps({"kind": "local", "pid": runner.pid}))
+            lock = folder.folder / ".lock"
+            lock.write_text(f"process {runner.pid} of root on elsewhere\n")
+            assert control.cancel(campaign, folder, [], dry_run=True)[0].startswith("r0001/a1")
+            lock.write_text(f"process {runner.pid} of root on {platform.node()}\n")
+            (line,) = control.cancel(campaign, folder, [], dry_run=True)
+            assert line.startswith(f"r0001: SIGTERM to process {runner.pid}") and runner.poll() is None
+            assert control.cancel(campaign, folder, []) == [line]
+            assert runner.wait(5) < 0 and worker.poll() is None
+            assert control.cancel(campaign, folder, [])[0].startswith("r0001/a1")  # nobody runs the round any more
+            assert worker.wait(5) < 0
 
 
 def test_rerun_here_runs_those_arms_and_the_meta_stage(campaign, folder, no_slurm, monkeypatch) -> None:

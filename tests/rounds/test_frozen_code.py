@@ -39,7 +39,7 @@ def typed(checkout: Path, *words: object) -> subprocess.CompletedProcess[str]:
     ("words", "code", "said"),
     [
         (["rerun", "{}", "a1", "--dry-run"], 0, "would: r0001/a1: again, on this machine"),
-        (["cancel", "{}"], 0, "no job of it waits or runs in Slurm"),
+        (["cancel", "{}"], 0, "no job of r0001 waits or runs in Slurm"),
         (["pause", "{}"], 0, "the campaign pauses after the running round"),
         (["resume", "{}"], 0, "no round was submitted: campaign.auto is off"),
         (["chain", "{}", "--round", "r0001"], 0, "no round was submitted: campaign.auto is off"),
