@@ -123,23 +123,32 @@ def check_outcomes(records: Sequence[Record], report: Report) -> None:
     }
     completed: dict[tuple[str, str], int] = {}
     revealed, count = set(), 0
-    late = set()  # arms whose every completed attempt came after the seed of the round's fresh items was public
+    scored = set()  # arms with an earlier outcome
+    late = set()  # arms that were trained after the seed of the round's fresh items was public
     for record in records:
-        if record["event"] == "attempt":
+        if record["event"] == "attempt" and record["status"] == "completed":
             of = record["round"], record["arm"]
-            if record["status"] == "completed":
-                if record["round"] in revealed and of not in completed:
-                    late.add(of)
-                completed[of] = record["seq"]
             digests = {digest for path, digest in record["files"].items() if path.endswith(".h5")}
             results.setdefault(of, set()).update((record["adapter_digest"], digest) for digest in digests)
+            has_fresh = any(path.endswith("/fresh.jsonl") for path in record["files"])
+            if record["round"] in revealed and of not in completed and not has_fresh:
+                late.add(of)
+            completed[of] = record["seq"]
         elif record["event"] == "reveal":
             revealed.add(record["round"])
         elif record["event"] == "outcome":
             count += 1
             of = record["round"], record["arm"]
             role = roles.get(of, history.REFERENCE if record["arm"] == history.REFERENCE else None)
-            why = _outcome_wrong(record, role, results, bases[record["round"]]["tasks"], is_late=of in late)
+            is_late = of in late and of not in scored and record["arm"] != history.REFERENCE
+            why = _outcome_wrong(record, role, results, bases[record["round"]]["tasks"], is_late=is_late)
+            if record["outcome"].get("status") == "completed":
+                scored.add(of)
+            if is_late:
+                report.unknown(
+                    f"record {record['seq']}: {record['arm']} of {record['round']} was scored on dev alone, because its attempt was logged "
+                    "after the fresh seed was public; only the operator can say whether it was held back"
+                )
             if why:
                 report.record(record["seq"], why)
             if record["outcome"].get("status") != "completed" and of in completed:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import pwd
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -107,6 +108,20 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
         file.write(f"process {os.getpid()} of {user_name(os.getuid())} on {platform.node()}\n")
         file.flush()
         yield
+
+
+def lock_holder(path: Path) -> tuple[int, str] | None:
+    """(process, host) that holds the lock file `path` now; None where nobody does, or where the file does not say who."""
+    try:
+        with open(path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except BlockingIOError:
+                owner = re.fullmatch(r"process (\d{1,9}) of .* on (\S+)\n", file.read(4096))
+    except (OSError, ValueError):
+        return None
+    return (int(owner[1]), owner[2]) if owner else None
 
 
 def user_name(uid: int) -> str:

@@ -165,7 +165,7 @@ class Campaign:
     @property
     def has_ended(self) -> bool:
         """Whether `end` was logged, so that no round may follow. It looks at the bytes of canonical JSON, because `status` must be quick."""
-        return self.log.exists() and b'"event":"end"' in self.log.read_bytes()
+        return self.log.exists() and b'"event":"end"' in self.log.read_bytes().rpartition(b"\n")[0]
 
     def overrides(self, round_name: str) -> Path:
         """Return the path of a round's override file."""

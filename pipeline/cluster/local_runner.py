@@ -49,6 +49,9 @@ def run_local(
             for name in [name for name, child in running.items() if child.poll() is not None]:
                 codes[name] = running.pop(name).returncode
     finally:
+        signal.signal(
+            signal.SIGTERM, signal.SIG_IGN
+        )  # a second one must not end this process before its arms are saved
         for child in running.values():
             child.terminate()
         for child in running.values():

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from pipeline.campaign.constitution import Constitution
+from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.records import FamilyState
 from pipeline.stats.alarms import Verdict
 from pipeline.stats.overfit_test import ALL
@@ -72,6 +73,23 @@ class StateRules:
         """Whether there is no alarm and no suspicion, and the gap's upper bound is small."""
         alarmed = findings.gap_alarm or findings.board_alarm or self.suspicion(findings)
         return not alarmed and findings.upper_bound <= self.small_gap
+
+
+def check_article(rules: Constitution) -> None:
+    """Raise ConfigError where article 9 leaves out a state, or names a state or a permission that no code acts on.
+
+    `init` calls it. Articles of an older campaign may name more, and are read as they are.
+    """
+    permits = rules.articles["9"]["permits"]
+    if wrong := set(STATES) ^ set(permits):
+        raise ConfigError(
+            f"article 9 leaves out a state or has one that nobody knows: {', '.join(sorted(wrong))}",
+            f"Valid: exactly {', '.join(STATES)}",
+        )
+    if wrong := {name for names in permits.values() for name in names} - set(PERMISSIONS):
+        raise ConfigError(
+            f"article 9 permits {', '.join(sorted(wrong))}, which no code acts on", f"Valid: {', '.join(PERMISSIONS)}"
+        )
 
 
 @dataclass(frozen=True)

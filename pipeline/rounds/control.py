@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from pipeline.campaign.errors import ConfigError, NotFound, WorkFailed
 from pipeline.campaign.facts import read_plan
-from pipeline.campaign.files import is_alive, read_json
+from pipeline.campaign.files import is_alive, lock_holder, read_json
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.cluster import slurm_jobs, slurm_submit
 from pipeline.cluster.slurm_jobs import Job
@@ -105,14 +104,12 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
 
 
 def _round_pid(folder: Round) -> int | None:
-    """The process that runs the round's arms on this host, if it still does. It wrote itself into the round's lock file."""
-    lock = folder.folder / ".lock"
-    owner = re.fullmatch(r"process (\d+) of .* on (\S+)\n", lock.read_text()) if lock.exists() else None
-    if owner is None or owner[2] != platform.node() or not folder.submitted.exists():
+    """The process that runs the round's arms on this host now. It holds the round's lock."""
+    holder = lock_holder(folder.folder / ".lock")
+    if holder is None or folder.closed.exists() or not launch.is_local(folder):
         return None
-    pid, submitted = int(owner[1]), read_json(folder.submitted)
-    runs = submitted["kind"] == "local" and submitted["pid"] == pid and pid != os.getpid() and is_alive(pid)
-    return pid if runs else None
+    pid, host = holder
+    return pid if host == platform.node() and pid != os.getpid() and is_alive(pid) else None
 
 
 def _local_pid(attempt: Attempt) -> int | None:

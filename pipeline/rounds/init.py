@@ -26,7 +26,7 @@ from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan
 from pipeline.config import settings
 from pipeline.config.fit import check_plan_fits
-from pipeline.decision import plan
+from pipeline.decision import family_states, plan
 from pipeline.execution import base_weights
 from pipeline.rounds import arms
 from pipeline.rounds.freeze import freeze_plan, is_operational, plan_basis, write_overrides
@@ -97,6 +97,7 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
             "Download train.csv from the competition's page and give its path, or leave tasks.train_csv empty",
         )
     arms.arms_of(chosen, 1, rules)
+    family_states.check_article(rules)
 
 
 def freeze_facts(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.facts import load_constitution
 from pipeline.decision import family_states
 from pipeline.decision.family_states import (
@@ -15,12 +16,14 @@ from pipeline.decision.family_states import (
     OVERFIT,
     RESTORED,
     SHIFT,
+    STATES,
     SUSPECT,
     TRUSTED,
     UNPROVEN,
     FamilyFindings,
     FamilyState,
     StateRules,
+    check_article,
 )
 from pipeline.stats.alarms import Verdict
 from pipeline.stats.leak_test import LeakTest
@@ -182,3 +185,19 @@ def test_what_a_verdict_means_for_a_family():
         (True, True),
     ]
     assert float(seen("roman").shift_posterior) == pytest.approx(0.1 * 6 / (0.9 + 0.1 * 10))
+
+
+@pytest.mark.parametrize(
+    ("states", "what"),
+    [
+        ({state: [] for state in STATES if state != SUSPECT}, "leaves out a state or has one that nobody knows: SUSPECT"),
+        ({state: [] for state in (*STATES, "DOUBTED")}, "nobody knows: DOUBTED"),
+        ({state: ["dev_in_selektion"] for state in STATES}, "permits dev_in_selektion, which no code acts on"),
+    ],
+)  # fmt: skip
+def test_an_article_that_no_code_can_follow_is_refused_at_the_start(states, what) -> None:
+    rules = load_constitution()
+    check_article(rules)
+    article = {**rules.articles["9"], "permits": states}
+    with pytest.raises(ConfigError, match=what):
+        check_article(replace(rules, articles={**rules.articles, "9": article}))

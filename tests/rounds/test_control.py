@@ -1,5 +1,6 @@
 """Test what a person does to a round: nothing starts twice, arms with a score stay as they are, and a dry run writes nothing."""
 
+import fcntl
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.campaign.errors import ConfigError, NoProgress, NotFound, WorkFailed
-from pipeline.campaign.files import read_json, write_file
+from pipeline.campaign.files import exclusive_lock, lock_holder, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.cluster import slurm_jobs
 from pipeline.cluster.slurm_jobs import Job
@@ -20,6 +21,7 @@ from pipeline.execution import resume
 from pipeline.reporting import status
 from pipeline.rounds import chain, control, freeze, garbage, launch, meta
 from tests.support.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -114,22 +116,45 @@ def test_cancel_ends_a_worker_of_this_machine_and_nobody_else(campaign, folder, 
             other.kill()
 
 
+HOLD = """
+import pathlib, sys, time
+from pipeline.campaign.files import exclusive_lock
+with exclusive_lock(pathlib.Path(sys.argv[1]), "pipeline"):
+    time.sleep(60)
+"""
+
+
 def test_cancel_of_a_whole_round_ends_the_round_here_and_leaves_its_arms_to_it(campaign, folder, no_slurm) -> None:
     """The `round` process would go on with the next arm; it ends its arms itself, so that they save their state."""
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "pipeline"]) as runner:
+    lock = folder.folder / ".lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock, "pipeline"], cwd=ROOT) as runner:
         with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "pipeline"]) as worker:
             _claimed(folder, "a1", pid=worker.pid)
-            folder.submitted.write_text(json.dumps({"kind": "local", "pid": runner.pid}))
-            lock = folder.folder / ".lock"
-            lock.write_text(f"process {runner.pid} of root on elsewhere\n")
-            assert control.cancel(campaign, folder, [], dry_run=True)[0].startswith("r0001/a1")
-            lock.write_text(f"process {runner.pid} of root on {platform.node()}\n")
+            while lock_holder(lock) is None and runner.poll() is None:
+                time.sleep(0.05)
             (line,) = control.cancel(campaign, folder, [], dry_run=True)
             assert line.startswith(f"r0001: SIGTERM to process {runner.pid}") and runner.poll() is None
             assert control.cancel(campaign, folder, []) == [line]
             assert runner.wait(5) < 0 and worker.poll() is None
-            assert control.cancel(campaign, folder, [])[0].startswith("r0001/a1")  # nobody runs the round any more
+            # Its name is still in the file, but nobody holds the lock.
+            assert str(runner.pid) in lock.read_text()
+            assert control.cancel(campaign, folder, [])[0].startswith("r0001/a1")
             assert worker.wait(5) < 0
+
+
+@pytest.mark.parametrize("text", ["", "process 1 of root on elsewhere\n", "process x", "\0" * 10_000])
+def test_a_lock_that_nobody_here_holds_ends_nobody(campaign, folder, no_slurm, text) -> None:
+    (folder.folder / ".lock").write_text(text)
+    assert control.cancel(campaign, folder, []) == []
+    with open(folder.folder / ".lock") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert control.cancel(campaign, folder, []) == []
+
+
+def test_cancel_of_a_closed_round_leaves_the_round_process_alone(campaign, folder, no_slurm) -> None:
+    folder.closed.write_text("{}")
+    with exclusive_lock(folder.folder / ".lock", "test"):
+        assert control.cancel(campaign, folder, []) == []
 
 
 def test_rerun_here_runs_those_arms_and_the_meta_stage(campaign, folder, no_slurm, monkeypatch) -> None:
