@@ -1,6 +1,7 @@
 """A running sandbox: start bubblewrap, enforce the limits of time and disk space, and kill everything inside."""
 
 import ctypes
+import errno
 import os
 import platform
 import select
@@ -19,9 +20,10 @@ from pipeline.sandbox.disk_usage import DiskUsage
 from pipeline.sandbox.namespace import UNMOVED, Staging
 
 POLL_SECONDS = 0.5  # between two polls of the disk usage in `wait`
-LIBC = ctypes.CDLL(None)
+LIBC = ctypes.CDLL(None, use_errno=True)
 KEYCTL = {"x86_64": 250, "aarch64": 219}  # the system call's number
 JOIN_SESSION_KEYRING = 1
+KEYRING_TRIES = 100
 
 
 class Confined:
@@ -108,6 +110,11 @@ def launch(arguments: list[str], log_path: Path, identity: Mapping[str, Any]) ->
             process = subprocess.Popen(
                 command, env={}, pass_fds=(writer,), preexec_fn=_leave_keyring, **streams, **identity
             )
+        except subprocess.SubprocessError as error:  # _leave_keyring failed
+            raise WorkFailed(
+                "The sandbox did not start, because its user may hold no more kernel keys and would have kept the caller's",
+                "/proc/key-users shows how many are held; raise kernel.keys.maxkeys, or start fewer sandboxes at once",
+            ) from error
         finally:
             os.close(writer)
         try:
@@ -118,6 +125,16 @@ def launch(arguments: list[str], log_path: Path, identity: Mapping[str, Any]) ->
 
 
 def _leave_keyring() -> None:
-    """Start a new session keyring. Otherwise the child inherits the caller's, with tickets for file systems."""
-    if platform.machine() in KEYCTL:  # a failure is ignored: such a kernel has no keyrings
-        LIBC.syscall(KEYCTL[platform.machine()], JOIN_SESSION_KEYRING, None)
+    """Start a new session keyring. Otherwise the child inherits the caller's, with tickets for file systems.
+
+    A user may hold 200 keys, and the kernel frees those of processes that ended a moment later, so a full quota is waited for. Raises
+    OSError where it stays full. Other errors mean that no process here can use keys: the kernel has none, or a container forbids them.
+    """
+    if platform.machine() not in KEYCTL:
+        return
+    for _ in range(KEYRING_TRIES):
+        joined = LIBC.syscall(KEYCTL[platform.machine()], JOIN_SESSION_KEYRING, None)
+        if joined >= 0 or ctypes.get_errno() not in (errno.EDQUOT, errno.ENOMEM):
+            return
+        time.sleep(0.1)
+    raise OSError(ctypes.get_errno(), "no session keyring")
