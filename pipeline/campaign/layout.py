@@ -73,6 +73,9 @@ class Round:
     proposals_dir = property(lambda self: self.folder / "proposals")
     closed = property(lambda self: self.folder / "closed.json")
     report = property(lambda self: self.folder / "report.html")
+    lock = property(lambda self: self.folder / ".lock")  # of the process that runs the round
+    meta_lock = property(lambda self: self.folder / ".meta.lock")
+    reference_lock = property(lambda self: self.folder / ".reference.lock")
 
     @property
     def name(self) -> str:

@@ -92,7 +92,7 @@ def rerun_verb(arguments: argparse.Namespace) -> None:
 def close_verb(arguments: argparse.Namespace) -> int:
     from pipeline.campaign.facts import facts_of, load_constitution
     from pipeline.decision import decide
-    from pipeline.execution.results import status_of
+    from pipeline.execution.results import has_score
     from pipeline.rounds import frozen_code, meta
 
     campaign, folder = deciding_round(arguments)
@@ -102,7 +102,7 @@ def close_verb(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.dry_run:
         arms = folder.frozen_plan().arms
-        scored = sum(status_of(folder.published(arm.name)) == "completed" for arm in arms)
+        scored = sum(has_score(folder.published(arm.name)) for arm in arms)
         quorum = load_constitution(facts_of(campaign)["constitution_digest"]).quorum
         fewer = "" if scored >= quorum else f", fewer than the quorum of {quorum}, so the policy would stay as it is"
         print(

@@ -204,10 +204,10 @@ def report_verb(arguments: argparse.Namespace) -> None:
 
 def report_open(folder: Round, arguments: argparse.Namespace) -> None:
     """Report how many arms have a score, for a round that no meta stage has judged yet."""
-    from pipeline.execution.results import status_of
+    from pipeline.execution.results import has_score
 
     arms = [arm.name for arm in folder.frozen_plan().arms]
-    scored = [arm for arm in arms if status_of(folder.published(arm)) == "completed"]
+    scored = [arm for arm in arms if has_score(folder.published(arm))]
     if arguments.json:
         print(json.dumps({"round": folder.name, "scored": scored, "arms": len(arms), "sections": []}, indent=1))
         return

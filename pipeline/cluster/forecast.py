@@ -119,7 +119,7 @@ def _count_decoding(count: _Count, attempt: Attempt) -> None:
     A later attempt may have reused completions of the first, so that its clock does not cover them all.
     """
     seconds = _seconds(attempt, "generate") if attempt.number == 0 else 0.0
-    if seconds and results.status_of(attempt.result) == "completed":
+    if seconds and results.has_score(attempt.result):
         tokens, items = results.num_tokens(attempt.result)
         count.tokens, count.times, count.seconds = count.tokens + tokens, count.times + items, count.seconds + seconds
 

@@ -94,7 +94,7 @@ def publish(job: Work, status: str) -> None:
     newest = job.folder.attempts(job.arm.name)[-1]
     if newest.number != job.attempt.number:
         return
-    if status == "failed" and results.status_of(job.folder.published(job.arm.name)) == "completed":
+    if status == "failed" and results.has_score(job.folder.published(job.arm.name)):
         return
     write_file(job.folder.published(job.arm.name), job.attempt.result.read_bytes())
 

@@ -90,6 +90,11 @@ def status_of(path: Path) -> str:
         return ""
 
 
+def has_score(path: Path) -> bool:
+    """Whether a result file is there, readable, and of an arm that has a score."""
+    return status_of(path) == "completed"
+
+
 def read_outcome(path: Path, result_digest: str) -> Outcome:
     """Read a published result as an Outcome. Raises IntegrityError as `read_attributes`, and where columns differ in length."""
     with _open(path) as file:

@@ -48,7 +48,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         raise ConfigError(
             f"{folder.name} has no arm {arm_name!r}", f"Valid: {', '.join(arm.name for arm in frozen.arms)}"
         )
-    if results.status_of(folder.published(arm_name)) == "completed":
+    if results.has_score(folder.published(arm_name)):
         return None
     chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
     attempt = folder.claim_attempt(arm_name)

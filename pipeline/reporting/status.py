@@ -119,7 +119,7 @@ def _state(
     folder: Round, arm: str, attempt: Attempt | None, last: Mapping[str, Any], job: Job | None
 ) -> tuple[str, str]:
     """(state, detail). Published files decide first, then the job, then the time of the newest sign of life."""
-    if results.status_of(folder.published(arm)) == "completed":
+    if results.has_score(folder.published(arm)):
         return "completed", ""
     waits = f"{job.reason} {'starts ' + job.expected_start if job.expected_start else ''}".strip() if job else ""
     if attempt is None:

@@ -67,7 +67,7 @@ def chosen_arms(folder: Round, asked: Sequence[str], *, failed: bool = False) ->
     known = [arm.name for arm in read_plan(folder)[0].arms]
     if unknown := [arm for arm in asked if arm not in known]:
         raise ConfigError(f"{folder.name} has no arm {unknown[0]}", f"Valid: {', '.join(known)}")
-    arms = list(asked) or [arm for arm in known if results.status_of(folder.published(arm)) != "completed"]
+    arms = list(asked) or [arm for arm in known if not results.has_score(folder.published(arm))]
     return [arm for arm in arms if not failed or folder.attempts(arm)]
 
 
@@ -105,7 +105,7 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
 
 def _round_pid(folder: Round) -> int | None:
     """The process that runs the round's arms on this host now. It holds the round's lock."""
-    holder = lock_holder(folder.folder / ".lock")
+    holder = lock_holder(folder.lock)
     if holder is None or folder.closed.exists() or not launch.is_local(folder):
         return None
     pid, host = holder
@@ -164,7 +164,7 @@ def rerun(
 
 def _check_may_run(folder: Round, arm: str, job: Job | None) -> None:
     """Raise ConfigError for an arm that has a score, or that waits or runs. job: the state of its newest job."""
-    if results.status_of(folder.published(arm)) == "completed":
+    if results.has_score(folder.published(arm)):
         raise ConfigError(
             f"{folder.name}/{arm} has a score, and an arm with a score never runs again",
             "Leave it out; the next round trains other seeds",

@@ -14,7 +14,7 @@ def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
     """(path, size in bytes) of kept states and decoded shards of arms that have a score, and of submitit's pickles of closed rounds."""
     for folder in campaign.frozen_rounds():
         for arm in folder.frozen_plan().arms:
-            if results.status_of(folder.published(arm.name)) == "completed":
+            if results.has_score(folder.published(arm.name)):
                 for attempt in folder.attempts(arm.name):
                     yield from (
                         (path, _size(path)) for path in (attempt.saved_dir, attempt.decoded_dir) if path.exists()

@@ -32,7 +32,7 @@ def arrays(campaign: Campaign, folder: Round) -> list[list[stage_command.Stage]]
     stages = [worker_stages(campaign, folder, [arm.name for arm in frozen.arms], digest)]
     first = campaign.round("r0000")
     frozen, digest = read_plan(first)
-    missing = [arm.name for arm in frozen.arms if results.status_of(first.published(arm.name)) != "completed"]
+    missing = [arm.name for arm in frozen.arms if not results.has_score(first.published(arm.name))]
     return [*stages, worker_stages(campaign, first, missing, digest)] if missing else stages
 
 
@@ -86,7 +86,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             stage
             for array in arrays(campaign, folder)
             for stage in array
-            if results.status_of(campaign.round(stage[2]).published(stage[3])) != "completed"
+            if not results.has_score(campaign.round(stage[2]).published(stage[3]))
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
         at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
@@ -168,4 +168,4 @@ def verify_frozen(campaign: Campaign, folder: Round) -> tuple[Path, str]:
 
 def round_lock(folder: Round) -> AbstractContextManager[None]:
     """A lock that lets one `round` at a time work on a round. Entering it raises ConfigError while another process has it."""
-    return exclusive_lock(folder.folder / ".lock", f"`round` of {folder.name}")
+    return exclusive_lock(folder.lock, f"`round` of {folder.name}")

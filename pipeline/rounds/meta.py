@@ -46,7 +46,7 @@ def close(
     Returns the decision. Below the quorum its state is `undecided`, and only evidence and ledger were written. Raises ConfigError while
     another meta stage of this round runs, IntegrityError if something frozen was changed.
     """
-    with exclusive_lock(folder.folder / ".meta.lock", f"meta stage of {folder.name}"):
+    with exclusive_lock(folder.meta_lock, f"meta stage of {folder.name}"):
         facts = facts_of(campaign)
         verified_code(campaign, facts)
         rules = load_constitution(facts["constitution_digest"])
@@ -129,7 +129,7 @@ def reference_outcome(
     if reference.status != "completed":
         return reference
     path = folder.folder / "reference.h5"
-    with exclusive_lock(folder.folder / ".reference.lock", f"reference stage of {folder.name}"):
+    with exclusive_lock(folder.reference_lock, f"reference stage of {folder.name}"):
         if not path.exists():
             evaluate_reference(campaign, folder, first, facts, chosen, path, stop_wanted)
     fresh = results.read_outcome(path, file_digest(path))
