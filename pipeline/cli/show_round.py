@@ -64,19 +64,22 @@ def status_verb(arguments: argparse.Namespace) -> None:
     campaign, folder = campaign_and_round(arguments, arguments.round)
     if arguments.watch:
         watch_round(campaign, folder)
-    states = states_of(folder)
+    states, complaints = ask_slurm(folder)
     rows = status.round_status(campaign, folder, states)
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     if arguments.json:
         facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
         hours = status.gpu_hours(campaign, folder, rows)
-        print(json.dumps({**facts, "submitted": submitted, "gpu_hours": hours, "arms": status.as_json(rows)}, indent=1))
+        facts |= {"submitted": submitted, "gpu_hours": hours, "slurm_complaints": complaints}
+        print(json.dumps({**facts, "arms": status.as_json(rows)}, indent=1))
         return
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
     if warning := silence_warning(folder, states):
         print(warning)
+    if complaints and not folder.closed.exists():
+        print(f"not all of Slurm's answer could be had: {'; '.join(complaints)}")
     if hours := status.gpu_hours(campaign, folder, rows):
         forecast = (
             f"{hours['forecast']:,.2f} forecast, {hours['source']}"
@@ -130,7 +133,7 @@ def watch_round(campaign: Campaign, folder: Round) -> None:
     from pipeline.rounds import control
 
     ids = slurm_jobs.task_ids(folder)
-    asker = slurm_jobs.Asker(control.job_names(folder))
+    asker = slurm_jobs.Asker(control.job_names(folder), slurm_jobs.first_submitted(folder))
 
     def rows() -> list[status.ArmStatus]:
         states = asker.states(list(ids.values())) if ids else {}
@@ -143,13 +146,14 @@ def watch_round(campaign: Campaign, folder: Round) -> None:
         look()
 
 
-def states_of(folder: Round) -> dict[str, Any]:
-    """Arm -> the state of its job; empty if the round was never submitted to Slurm."""
+def ask_slurm(folder: Round) -> tuple[dict[str, Any], list[str]]:
+    """(arm -> the state of its job, complaints of Slurm's clients); both empty if the round was never submitted to Slurm."""
     if not folder.jobs.exists():
-        return {}
+        return {}, []
     from pipeline.rounds import control
 
-    return control.job_states(folder)
+    said = control.ask_slurm(folder)
+    return said.jobs, list(said.complaints)
 
 
 def logs_verb(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.records import NUM_ARMS
-from pipeline.cluster import slurm_jobs
+from pipeline.cluster import slurm_clients
 from pipeline.config import settings
 
 SKEW_SECONDS = 2.0
@@ -45,7 +45,7 @@ def make_check(name: str, is_good: bool, found: str, cure: str, otherwise: str =
 
 def examine(chosen: settings.Settings) -> Iterator[Check]:
     """Check the controller, the partition and one node. If no controller answers, that is the only check, and it is bad."""
-    if not slurm_jobs.controller_answers():
+    if not slurm_clients.controller_answers():
         yield Check("slurmctld", "bad", "no Slurm controller answers here",
                     "run on a login node, or set SLURM_CONF; `make testbed-up` starts a Slurm to try it with")  # fmt: skip
         return
@@ -171,7 +171,7 @@ def checks_of_answers(answers: dict[str, str], cluster: Any, before: float, afte
 
 
 def _ask(*command: str) -> str:
-    return slurm_jobs.output_of(*command, timeout_seconds=CANARY_SECONDS + 15)
+    return slurm_clients.output_of(*command, timeout_seconds=CANARY_SECONDS + 15)
 
 
 def _minutes(text: str) -> float:

@@ -2,37 +2,44 @@
 
     squeue    jobs that wait or run       asked for by name, because squeue fails for an id that Slurm has forgotten
     scontrol  jobs that ended just now    the controller remembers them for some minutes
-    sacct     jobs that ended earlier     where the site has accounting
+    sacct     jobs that ended earlier     where the site has accounting; it also knows how a job's steps ended
 
-Each client may be missing, slow or silent. A job that none of them knows has the state UNKNOWN, which is not a failure: the campaign's
-files say what happened, and `status` shows both. A round's `jobs.jsonl` has a line for each submission, which maps arms to job ids.
+Each client may be missing, slow or silent, and a site may wrap one so that it filters. So a job is called ended only where a source says
+so, or where squeue and scontrol both answered and neither has it although squeue has all that scontrol calls waiting or running. Everything
+else is "not known yet", which is no failure: the campaign's files say what happened, and `status` shows both. A round's `jobs.jsonl` has a
+line for each submission, which maps arms to job ids.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.files import read_json, read_json_lines
 from pipeline.campaign.layout import Round
+from pipeline.cluster import slurm_answers, slurm_clients
+from pipeline.cluster.slurm_answers import COMES_BACK, ENDS, RUNS, UNKNOWN, WAITS, Line
 
-TIMEOUT_SECONDS = 15.0
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT", "SUSPENDED")
-ACTIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", "STOPPED")
-UNKNOWN = "UNKNOWN"
+RETURN_SECONDS = (
+    300.0  # so long after a preemption or a node's failure a job that Slurm no longer has may still come back
+)
+DAY_SECONDS = 86400.0
+NO_ACCOUNTING = "accounting storage is disabled"
+READERS = {
+    "squeue": slurm_answers.read_squeue, "scontrol": slurm_answers.read_scontrol, "sacct": slurm_answers.read_sacct,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Job:
-    """The state of one job or array task."""
+    """The state of one job or array task. A job that neither waits, nor runs, nor ended is "not known yet"."""
 
     job_id: str  # "4", or "2_0" for a task of an array
     state: str  # Slurm's word, such as RUNNING, or UNKNOWN
@@ -40,23 +47,58 @@ class Job:
     reason: str = ""
     expected_start: str = ""  # ISO time at which a waiting job should start; empty if Slurm has no estimate
     source: str = ""  # the client that knew it: squeue, scontrol or sacct
+    absent: bool = False  # squeue and scontrol both answered, unfiltered, and neither has the job
+    final: bool = False  # the job ended so long ago that a preemption or a node's failure no longer brings it back
 
     @property
     def waits(self) -> bool:
-        return self.state in WAITING
+        return self.state in WAITS
 
     @property
     def runs(self) -> bool:
-        return self.state in ACTIVE
+        return self.state in RUNS
 
     @property
     def ended(self) -> bool:
-        return not self.waits and not self.runs and self.state != UNKNOWN
+        return self.state in ENDS and (self.final or self.state not in COMES_BACK)
+
+    @property
+    def may_return(self) -> bool:
+        """Whether Slurm may still requeue the job although it calls it ended."""
+        return self.state in COMES_BACK and not self.final
+
+
+@dataclass(frozen=True)
+class Report:
+    """What Slurm says of some jobs. complaints: a line for each client that did not answer, or part of whose answer nobody can read."""
+
+    jobs: dict[str, Job]
+    complaints: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The answer of one client. trusted: it answered, nobody filtered it as far as we can see, and all of it was read."""
+
+    name: str
+    answer: slurm_answers.Answer
+    error: str
+
+    @property
+    def trusted(self) -> bool:
+        return self.answer.spoke and not self.error and not self.answer.unread
+
+    def line_of(self, job_id: str) -> Line | None:
+        """The last line of a job, one of its own before one that it shares with other tasks."""
+        lines = [line for line in self.answer.lines if not line.ids.step and line.ids.covers(job_id)]
+        own = [line for line in lines if sum(map(len, line.ids.tasks or ())) <= 1]
+        return (own or lines)[-1] if lines else None
 
 
 def record_submission(folder: Round, tasks: Mapping[str, str], meta_id: str, why: str) -> None:
     """Append a submission to `jobs.jsonl`. tasks: "r0001/a3" -> job id. why: `round` or `rerun`."""
-    line = json.dumps({"tasks": dict(tasks), "meta": meta_id, "why": why, "at": round(time.time(), 3)}) + "\n"
+    content = {"tasks": dict(tasks), "meta": meta_id, "why": why, "at": round(time.time(), 3), "uid": os.getuid()}
+    line = json.dumps(content) + "\n"
     descriptor = os.open(folder.jobs, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o664)
     try:
         os.write(descriptor, line.encode())  # a single call, so that two writers cannot mix their lines
@@ -64,119 +106,166 @@ def record_submission(folder: Round, tasks: Mapping[str, str], meta_id: str, why
         os.close(descriptor)
 
 
+def submissions(folder: Round) -> list[dict[str, Any]]:
+    """The lines of `jobs.jsonl`, oldest first; empty if the round was never submitted to Slurm."""
+    return read_json_lines(folder.jobs) if folder.jobs.exists() else []
+
+
 def task_ids(folder: Round) -> dict[str, str]:
     """Arm -> the id of its newest job. Arms are named like "r0001/a3"; "reference" and "meta" are keys too."""
     ids: dict[str, str] = {}
-    for submission in read_json_lines(folder.jobs) if folder.jobs.exists() else []:
+    for submission in submissions(folder):
         ids |= submission["tasks"]
         if submission["meta"]:
             ids["meta"] = submission["meta"]
     return ids
 
 
-def query_jobs(ids: Iterable[str], names: Sequence[str]) -> dict[str, Job]:
-    """Job id -> state, for every job in `ids`; UNKNOWN for a job that no client knows. Never raises.
+def first_submitted(folder: Round) -> float:
+    """When the round was first submitted, in seconds since the epoch; now if it never was."""
+    return min((float(submission["at"]) for submission in submissions(folder)), default=time.time())
 
-    names: the names under which the jobs were submitted.
+
+def commands(roots: Sequence[str], names: Sequence[str], since: float) -> dict[str, list[str]]:
+    """Source -> the command that asks it. roots: ids without tasks. names: of the jobs. since: no job is older, in seconds since the epoch.
+
+    Every command prints a header, so that "there is none" and silence differ. sacct has a start date, without which some sites refuse it.
+    """
+    by_name = [f"--name={','.join(names)}"] if not any("," in name for name in names) else []
+    day = datetime.fromtimestamp(max(0.0, since - DAY_SECONDS)).strftime("%Y-%m-%d")
+    return {
+        "squeue": ["squeue", "--array", "--all", *by_name, "--format=%i|%T|%N|%r|%S"],
+        "scontrol": ["scontrol", "--all", "--oneliner", "show", "job"],
+        "sacct": ["sacct", "-P", "-S", day, "-o", "JobID,State,NodeList,ExitCode,End", "-j", ",".join(roots)],
+    }
+
+
+def query_jobs(ids: Iterable[str], names: Sequence[str], since: float) -> Report:
+    """The state of every job in `ids`. Never raises. names, since: as `commands`.
+
+    scontrol is asked where squeue does not know a job; sacct where neither does, or where a job is COMPLETED, because one whose step was
+    killed is called so too if its script ended with 0.
     """
     wanted = list(dict.fromkeys(ids))
-    jobs: dict[str, Job] = {}
-    known_arrays: set[str] = set()
-    for source in (_squeue, _scontrol, _sacct):
-        missing = [job_id for job_id in wanted if job_id not in jobs]
-        if missing:
-            answers = source(missing, names)
-            known_arrays |= {job_id.split("_")[0] for job_id in answers} if source is not _sacct else set()
-            jobs |= {job_id: job for job_id, job in answers.items() if job_id in missing}
-    for job_id in wanted:
-        root, _, task = job_id.partition("_")
-        if job_id not in jobs and task and root in known_arrays:
+    asked: dict[str, Source] = {}
+    known: dict[str, Job] = {}
+    by_source = commands(sorted({job_id.split("_")[0] for job_id in wanted}), names, since)
+    for name, command in by_source.items():
+        missing = [job_id for job_id in wanted if job_id not in known]
+        completed = [job_id for job_id, job in known.items() if job.state == "COMPLETED"]
+        if not missing and not (name == "sacct" and completed):
+            continue
+        output = slurm_clients.run(*command)
+        asked[name] = source = Source(name, READERS[name](output.text), output.error)
+        known |= {job_id: job for job_id in missing if (job := _job_of(source, job_id))}
+    jobs = {job_id: _concluded(job_id, known.get(job_id), asked) for job_id in wanted}
+    return Report(jobs, tuple(_complaints(asked.values(), jobs.values())))
+
+
+def _job_of(source: Source, job_id: str) -> Job | None:
+    """What one source says of a job, if its word is one that we know; else None, and the next source is asked."""
+    line = source.line_of(job_id)
+    if line is None or line.state not in WAITS | RUNS | ENDS:
+        return None
+    start = line.start if line.state in WAITS else ""
+    return Job(job_id, line.state, line.node, line.reason, start, source.name)
+
+
+def _concluded(job_id: str, job: Job | None, asked: Mapping[str, Source]) -> Job:
+    """The job with what follows from all answers together: whether Slurm still has it, and whether its steps agree with its end."""
+    absent = _is_absent(job_id, asked)
+    accounted = asked["sacct"].line_of(job_id) if "sacct" in asked else None
+    if job is None:
+        queues = [asked[name] for name in ("squeue", "scontrol") if name in asked]
+        strange = next((line for source in queues if (line := source.line_of(job_id))), accounted)
+        if strange is not None:
+            return Job(job_id, strange.state, strange.node, strange.reason, absent=absent)
+        root = job_id.split("_")[0]
+        if absent and any(line.ids.root == root for source in queues for line in source.answer.lines):
             # Slurm keeps no record of an array task that was cancelled while it waited, although it knows the array.
-            jobs[job_id] = Job(job_id, "CANCELLED", "", "while it waited", "", "squeue")
-    return {job_id: jobs.get(job_id, Job(job_id, UNKNOWN)) for job_id in wanted}
+            return Job(job_id, "CANCELLED", "", "while it waited", "", "squeue", absent=True)
+        return Job(job_id, UNKNOWN, absent=absent)
+    if job.source == "sacct" and absent and job.state not in ENDS:
+        # Accounting can miss an end, and would then call the job running for ever.
+        return Job(job_id, UNKNOWN, job.node, f"sacct alone calls it {job.state}", absent=True)
+    if job.state == "COMPLETED" and (step := _failed_step(asked.get("sacct"), job_id)):
+        return replace(job, state=step.state, reason=f"step {step.ids.step}, although its script ended with 0")
+    gone = absent and accounted is not None and _is_past(accounted.ended_at, RETURN_SECONDS)
+    return replace(job, absent=absent, final=gone)
 
 
-def controller_answers() -> bool:
-    """Whether a Slurm controller answers on this host. It does not if it is down, or if SLURM_CONF is missing."""
-    return " is UP" in output_of("scontrol", "ping")
+def _is_absent(job_id: str, asked: Mapping[str, Source]) -> bool:
+    """Whether squeue and scontrol both gave a whole answer and neither has the job.
+
+    squeue is believed only if it has every job that scontrol says waits or runs; else somebody filters it.
+    """
+    if not {"squeue", "scontrol"} <= set(asked):
+        return False
+    squeue, scontrol = asked["squeue"], asked["scontrol"]
+    if not squeue.trusted or not scontrol.trusted or squeue.line_of(job_id) or scontrol.line_of(job_id):
+        return False
+    root = job_id.split("_")[0]
+    ours = [line for source in (squeue, scontrol) for line in source.answer.lines if line.ids.root == root]
+    if any(line.ids.cut for line in ours):
+        return False
+    queued = [line for line in scontrol.answer.lines if line.ids.root == root and line.state in WAITS | RUNS]
+    return all(squeue.line_of(each) for line in queued for each in line.ids.each())
+
+
+def _failed_step(sacct: Source | None, job_id: str) -> Line | None:
+    """The first step of a completed job that srun started and that ended otherwise; None if there is none."""
+    lines = sacct.answer.lines if sacct else []
+    steps = [line for line in lines if line.ids.step.isdigit() and replace(line.ids, step="").covers(job_id)]
+    return next((step for step in steps if step.state in ENDS and step.state != "COMPLETED"), None)
+
+
+def _is_past(moment: str, seconds: float) -> bool:
+    """Whether an ISO time of this host's zone lies more than so many seconds back. False for a text that is no time."""
+    try:
+        return time.time() - datetime.fromisoformat(moment).timestamp() > seconds
+    except ValueError:
+        return False
+
+
+def _complaints(asked: Iterable[Source], jobs: Iterable[Job]) -> list[str]:
+    """A line for each source that failed or printed what nobody can read. A site without accounting is no news where all states are known."""
+    all_known = all(job.state != UNKNOWN for job in jobs)
+    lines = []
+    for source in asked:
+        said = [source.error] if source.error else []
+        said += [
+            line if line.startswith(f"{source.name}:") else f"{source.name} printed: {line}"
+            for line in source.answer.unread[:1]
+        ]
+        if not said and not source.answer.spoke:
+            said = [f"{source.name} printed nothing"]
+        lines += [line for line in said if not (all_known and NO_ACCOUNTING in line)]
+    return lines
 
 
 def is_slurm_silent(jobs: Mapping[str, Job]) -> bool:
-    """Whether every state is UNKNOWN because no controller answers. jobs: what `query_jobs` returned; empty is not silent."""
-    return bool(jobs) and all(job.state == UNKNOWN for job in jobs.values()) and not controller_answers()
+    """Whether every state is UNKNOWN because no controller answers. jobs: what `query_jobs` found; empty is not silent."""
+    return bool(jobs) and all(job.state == UNKNOWN for job in jobs.values()) and not slurm_clients.controller_answers()
 
 
 class Asker:
     """Asks Slurm again soon after something changed, and else waits twice as long each time.
 
-    shortest, longest: limits of the waiting time, in seconds.
+    names, since: as `commands`. shortest, longest: limits of the waiting time, in seconds.
     """
 
-    def __init__(self, names: Sequence[str], shortest: float = 2.0, longest: float = 60.0) -> None:
-        self._names, self._shortest, self._longest = names, shortest, longest
+    def __init__(self, names: Sequence[str], since: float, shortest: float = 2.0, longest: float = 60.0) -> None:
+        self._names, self._since, self._shortest, self._longest = names, since, shortest, longest
         self._wait, self._at = 0.0, 0.0
         self._found: dict[str, Job] = {}
 
     def states(self, ids: Sequence[str]) -> dict[str, Job]:
         """As `query_jobs`, but the states may be up to `longest` seconds old."""
         if set(ids) - set(self._found) or time.monotonic() - self._at >= self._wait:
-            before, self._found = self._found, query_jobs(ids, self._names)
+            before, self._found = self._found, query_jobs(ids, self._names, self._since).jobs
             self._at = time.monotonic()
             self._wait = self._shortest if before != self._found else min(self._longest, 2 * self._wait)
         return self._found
-
-
-def output_of(*command: str, timeout_seconds: float | None = None) -> str:
-    """The standard output of a command; empty if it is missing or hangs. timeout_seconds: TIMEOUT_SECONDS by default."""
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_seconds or TIMEOUT_SECONDS
-        ).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def _squeue(ids: Sequence[str], names: Sequence[str]) -> dict[str, Job]:
-    text = output_of("squeue", "--noheader", "--array", "--all", f"--name={','.join(names)}", "--format=%i|%T|%N|%r|%S")
-    found = {}
-    for line in text.splitlines():
-        parts = line.split("|")
-        if len(parts) == 5:
-            job_id, state, node, reason, start = parts
-            estimate = start if state in WAITING and start not in ("N/A", "Unknown") else ""
-            found[job_id] = Job(job_id, state, node, "" if reason == "None" else reason, estimate, "squeue")
-    return found
-
-
-def _scontrol(ids: Sequence[str], names: Sequence[str]) -> dict[str, Job]:
-    """Every job that the controller remembers, from one call. Each line of its output holds `Key=value` words."""
-    found = {}
-    for line in output_of("scontrol", "--oneliner", "show", "job").splitlines():
-        values: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", line))
-        if values.get("JobName") not in names:
-            continue
-        task = values.get("ArrayTaskId", "")
-        job_id = f"{values.get('ArrayJobId')}_{task}" if task.isdigit() else values.get("JobId", "")
-        reason = values.get("Reason", "")
-        found[job_id] = Job(
-            job_id, values.get("JobState", UNKNOWN), values.get("NodeList", "").replace("(null)", ""),
-            "" if reason == "None" else reason, "", "scontrol",
-        )  # fmt: skip
-    return found
-
-
-def _sacct(ids: Sequence[str], names: Sequence[str]) -> dict[str, Job]:
-    roots = sorted({job_id.split("_")[0] for job_id in ids})
-    text = output_of("sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList,ExitCode", "-j", ",".join(roots))
-    found = {}
-    for line in text.splitlines():
-        parts = line.split("|")
-        if len(parts) == 4:
-            job_id, state, node, code = parts
-            # In "CANCELLED by 1000" the user is the reason; the state is the first word.
-            word, _, rest = state.partition(" ")
-            found[job_id] = Job(job_id, word or UNKNOWN, node, rest or code, "", "sacct")
-    return found
 
 
 def lost_nodes(folder: Round, arms: Iterable[str]) -> list[str]:

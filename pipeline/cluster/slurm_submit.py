@@ -16,16 +16,22 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.campaign.errors import ConfigError, Interrupted, NotFound, WorkFailed
+from pipeline.cluster import slurm_answers, slurm_clients
 from pipeline.cluster.stage_command import Stage, command
 
+if TYPE_CHECKING:
+    from pipeline.cluster import slurm_sbatch
+
 REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
+ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
+UNSAFE = re.compile(r"[^\w./+=:@,~^-]")
 SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
 """Matches the name of an environment variable whose value is likely to be a secret."""
 
@@ -56,6 +62,12 @@ def run_stage(*stage: str) -> None:
     """
     # `chain` runs the meta stage in a namespace of its own and submits the next round outside of it, because inside an ordinary user
     # looks like root to sbatch. A runtime that is a job step of its own (pyxis) has another SLURM_PROCID; POSTRAIN_TASK keeps ours.
+    if os.path.exists(os.environ.get("POSTRAIN_TAKEN_BACK", "")):
+        print(
+            "this submission was taken back, so its jobs do nothing; `status` names the jobs of the round",
+            file=sys.stderr,
+        )
+        raise SystemExit(WorkFailed.exit_code)
     task = {"POSTRAIN_TASK": os.environ.get("SLURM_PROCID", "0")}
     actual = ("chain", *stage[1:], "--meta") if stage[0] == "meta" else stage
     try:
@@ -88,20 +100,29 @@ def submit(
 ) -> dict[str, Any]:
     """Submit every array, the job that judges the reference, and the meta job that waits for them all. Returns their ids.
 
-    reference: this stage waits for the arrays after the first, which train the reference.
+    reference: this stage waits for the arrays after the first, which train the reference. The caller records the ids and then calls
+    `keep`; else the next submission of this folder cancels these jobs, because nobody would know of them.
 
     Raises NotFound if sbatch or srun is missing. Raises WorkFailed with Slurm's own sentence if Slurm refuses a job, after cancelling the
     jobs that it had accepted.
     """
-    import submitit
-
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise NotFound("sbatch and srun are not on PATH", "Run on a login node, or use cluster=local")
-    executors = {name: _executor(folder, code_dir, resources, name) for name in ("worker", "reference", "meta")}
+    from pipeline.cluster import slurm_sbatch
+
+    names = [f"{resources.job_name}-{role}" for role in ("arms", "reference", "meta")]
+    for cut_short in slurm_sbatch.open_marks(folder):
+        if left := cut_short.take_back(names):
+            print(f"cancelled {', '.join(left)}: jobs of a submission that was cut short", file=sys.stderr)
+    mark = slurm_sbatch.Mark(folder)
+    mark.open()
     array_ids: list[str] = []
     reference_id = ""
     task_ids: list[list[str]] = []
     with clean_environment():
+        executors = {
+            name: _executor(folder, code_dir, resources, name, mark) for name in ("worker", "reference", "meta")
+        }
         try:
             for stages in arrays:
                 with executors["worker"].batch():
@@ -114,22 +135,50 @@ def submit(
                 reference_id = executors["reference"].submit(run_stage, *reference).job_id
             executors["meta"].update_parameters(dependency=_after([*array_ids, *filter(None, [reference_id])]))
             meta_id = executors["meta"].submit(run_stage, *meta).job_id
-        except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
-            _cancel([*array_ids, *filter(None, [reference_id])])
-            raise WorkFailed(
-                f"sbatch refused: {_last_line(error)}", "Check `sinfo` and the cluster settings"
-            ) from error
-        except subprocess.SubprocessError as error:
-            _cancel([*array_ids, *filter(None, [reference_id])])
-            raise WorkFailed(
-                f"sbatch failed: {_last_line(error)}", "Check with `scontrol ping` whether the controller is up"
-            ) from error
+        except BaseException:
+            mark.take_back(names)
+            with suppress(WorkFailed):
+                cancel_jobs([*array_ids, *filter(None, [reference_id])])
+            raise
     return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "reference_job_id": reference_id,
-            "meta_job_id": meta_id}  # fmt: skip
+            "meta_job_id": meta_id, "submission": mark.word}  # fmt: skip
+
+
+def keep(folder: Path, submission: str) -> None:
+    """Say that the campaign's files name the jobs of a submission. submission: as `submit` returned it."""
+    from pipeline.cluster import slurm_sbatch
+
+    slurm_sbatch.Mark(folder, submission).keep()
+
+
+def cancel_jobs(job_ids: Sequence[str]) -> None:
+    """Cancel jobs. One that ended meanwhile is no error. Raises WorkFailed with Slurm's sentence if a job cannot be cancelled."""
+    if not job_ids:
+        return
+    done = slurm_clients.run("scancel", *job_ids)
+    complaints = [line for line in (done.stderr or done.error).splitlines() if not ENDED_ALREADY.search(line)]
+    if done.failed and complaints:
+        raise WorkFailed(
+            f"scancel failed: {complaints[0].removeprefix('scancel: ')}",
+            "Check with `squeue --me` whether the job is yours",
+        )
 
 
 def _after(job_ids: Sequence[str]) -> str:
     return "afterany:" + ":".join(job_ids)
+
+
+def check_names(paths: Sequence[Path], job_name: str) -> None:
+    """Raise ConfigError for a path or a name that Slurm would read as something else.
+
+    sbatch replaces `%j` in the names of logs, squeue takes a comma between two names, and a script's lines end at a blank or a quote.
+    """
+    for text in (*map(str, paths), job_name):
+        if found := UNSAFE.search(text if text != job_name else text.replace(",", " ")):
+            raise ConfigError(
+                f"{text!r} holds {found[0]!r}, which Slurm would read as something else",
+                "Move or rename the campaign: letters, digits and ._+=:@~^- are safe in its path",
+            )
 
 
 def sbatch_texts(
@@ -161,12 +210,10 @@ def requeue_this_job() -> str:
     job = os.environ.get("SLURM_JOB_ID")
     if not job or shutil.which("scontrol") is None:
         return FORBIDDEN
-    output = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True).stdout
-    words: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", output))
-    if words.get("JobState", "RUNNING") != "RUNNING" and words.get("Reason") != "TimeLimit":
+    said = slurm_answers.read_scontrol(slurm_clients.output_of("scontrol", "--oneliner", "show", "job", job)).lines
+    if said and said[0].state != "RUNNING" and said[0].reason != "TimeLimit":
         return ENDED
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True)
-    return FORBIDDEN if done.returncode else REQUEUED
+    return FORBIDDEN if slurm_clients.run("scontrol", "requeue", job).failed else REQUEUED
 
 
 def this_job() -> str:
@@ -194,11 +241,13 @@ def clean_environment() -> Iterator[None]:
         os.environ.update(before)
 
 
-def _executor(folder: Path, code_dir: Path, resources: Resources, role: str) -> Any:
-    import submitit
+def _executor(folder: Path, code_dir: Path, resources: Resources, role: str, mark: slurm_sbatch.Mark) -> Any:
+    from pipeline.cluster import slurm_sbatch
 
-    executor = submitit.SlurmExecutor(folder, max_num_timeout=0, python=f"{shlex.quote(sys.executable)} -P")
-    executor.update_parameters(**_parameters(code_dir, resources, role))
+    executor = slurm_sbatch.MarkedExecutor(folder, f"{shlex.quote(sys.executable)} -P", mark)
+    parameters = _parameters(code_dir, resources, role)
+    refusal = f"export POSTRAIN_TAKEN_BACK={shlex.quote(str(mark.path('taken_back')))}"
+    executor.update_parameters(**{**parameters, "setup": [*parameters["setup"], refusal]})
     return executor
 
 
@@ -228,13 +277,3 @@ def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, An
     if resources.arms_at_once:
         parameters["array_parallelism"] = resources.arms_at_once
     return parameters
-
-
-def _cancel(job_ids: Sequence[str]) -> None:
-    """Cancel jobs that were submitted before one was refused: arms without a meta job would run for nothing."""
-    if job_ids and shutil.which("scancel"):
-        subprocess.run(["scancel", *job_ids], capture_output=True)
-
-
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -27,6 +27,8 @@ from typing import Any
 from pipeline.campaign.facts import parse_yaml
 from pipeline.campaign.files import read_json, read_json_lines
 from pipeline.campaign.layout import Attempt, Campaign, Round
+from pipeline.cluster import waiting_reasons
+from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import results
 from pipeline.execution.trial import progress_lines
@@ -121,16 +123,15 @@ def _state(
     """(state, detail). Published files decide first, then the job, then the time of the newest sign of life."""
     if results.has_score(folder.published(arm)):
         return "completed", ""
-    waits = f"{job.reason} {'starts ' + job.expected_start if job.expected_start else ''}".strip() if job else ""
+    waits = _why_it_waits(job) if job else ""
     if attempt is None:
         if job is None:
             return "waiting", ""
-        if (
-            job.state == "UNKNOWN"
-        ):  # Slurm does not answer or has forgotten the job, which means nothing for some minutes
-            silent = time.time() - folder.jobs.stat().st_mtime if folder.jobs.exists() else 0.0
-            return ("unknown", f"Slurm does not know job {job.job_id}") if silent > SILENT_SECONDS else ("waiting", "")
-        return ("queued", waits) if job.waits else ("starting", "") if job.runs else ("lost", _ended(job))
+        if job.waits or job.runs or job.ended:
+            return ("queued", waits) if job.waits else ("starting", "") if job.runs else ("lost", _ended(job))
+        # Slurm does not answer, has forgotten the job or may bring it back, which means nothing for some minutes.
+        silent = time.time() - folder.jobs.stat().st_mtime if folder.jobs.exists() else 0.0
+        return ("unknown", _not_known(job)) if silent > SILENT_SECONDS or job.state != UNKNOWN else ("waiting", "")
     if last["phase"] in ("completed", "failed"):
         return str(last["phase"]), str(last.get("detail", ""))
     if job and job.waits:
@@ -149,6 +150,19 @@ def _state(
 
 def _ended(job: Job) -> str:
     return f"{job.state} {job.reason}".strip()
+
+
+def _why_it_waits(job: Job) -> str:
+    starts = f"; it should start at {job.expected_start}" if job.expected_start else ""
+    return waiting_reasons.describe(job.reason) + starts
+
+
+def _not_known(job: Job) -> str:
+    if job.may_return:
+        return f"job {job.job_id} ended as {job.state}, and Slurm may start it again"
+    return (
+        f"Slurm does not know job {job.job_id}" if job.state == UNKNOWN else f"Slurm calls job {job.job_id} {job.state}"
+    )
 
 
 def _is_dead(attempt: Attempt) -> bool:

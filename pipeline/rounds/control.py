@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,19 +25,18 @@ from pipeline.rounds import launch
 LOGS = ("trial", "judge", "job")
 
 
-def job_states(folder: Round) -> dict[str, Job]:
-    """Arm -> the state of its newest job; keys are like "r0001/a3", and "reference" and "meta". Empty if nothing was submitted."""
+def ask_slurm(folder: Round) -> slurm_jobs.Report:
+    """The state of every arm's newest job; keys are like "r0001/a3", and "reference" and "meta". Empty if nothing was submitted."""
     ids = slurm_jobs.task_ids(folder)
     if not ids:
-        return {}
-    jobs = slurm_jobs.query_jobs(ids.values(), job_names(folder))
-    return {arm: jobs[job_id] for arm, job_id in ids.items()}
+        return slurm_jobs.Report({})
+    said = slurm_jobs.query_jobs(ids.values(), job_names(folder), slurm_jobs.first_submitted(folder))
+    return replace(said, jobs={arm: said.jobs[job_id] for arm, job_id in ids.items()})
 
 
 def job_names(folder: Round) -> list[str]:
     """The names under which Slurm knows the round's jobs, reruns included."""
-    name = launch.resources(folder).job_name
-    return [f"{name}-{role}" for role in ("arms", "reference", "meta")]
+    return [f"{launch.job_name(folder)}-{role}" for role in ("arms", "reference", "meta")]
 
 
 def logs_of(folder: Round, arm: str, which: str | None = None) -> list[Path]:
@@ -78,16 +76,12 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
 
     Raises ConfigError for an arm that the round does not have, WorkFailed if scancel fails.
     """
-    states, arms = job_states(folder), chosen_arms(folder, asked)
+    states, arms = ask_slurm(folder).jobs, chosen_arms(folder, asked)
     wanted = [f"{folder.name}/{arm}" for arm in arms] + ([] if asked else ["reference", "meta"])
     ids = {arm: states[arm].job_id for arm in wanted if arm in states and not states[arm].ended}
     lines = [f"{arm}: scancel {job_id}" for arm, job_id in ids.items()]
     if ids and not dry_run:
-        done = subprocess.run(["scancel", *ids.values()], capture_output=True, text=True)
-        if done.returncode:
-            raise WorkFailed(
-                f"scancel failed: {done.stderr.strip()}", "Check with `squeue --me` whether the job is yours"
-            )
+        slurm_submit.cancel_jobs(list(ids.values()))
     if not asked and (pid := _round_pid(folder)):
         lines.append(f"{folder.name}: SIGTERM to process {pid}, the `round` here; its arms save their state")
         if not dry_run:
@@ -131,14 +125,15 @@ def rerun(
     WorkFailed if Slurm does not answer.
     """
     arms = chosen_arms(folder, asked, failed=failed)
-    states = job_states(folder)
+    said = ask_slurm(folder)
+    states = said.jobs
     if not folder.closed.exists() and slurm_jobs.is_slurm_silent(states):
         raise WorkFailed(
             f"Slurm does not answer, so nobody knows whether jobs of {folder.name} run, and none can be submitted",
             "Make `sinfo` work in this shell (SLURM_CONF), then run `rerun` again",
         )
     for arm in arms:
-        _check_may_run(folder, arm, states.get(f"{folder.name}/{arm}"))
+        _check_may_run(folder, arm, states.get(f"{folder.name}/{arm}"), said.complaints)
     if not arms:
         return []
     if launch.is_local(folder):
@@ -159,11 +154,15 @@ def rerun(
         ids = slurm_submit.submit(folder.slurm_dir, code_dir, [stages], meta, asked_of_slurm)
         tasks = launch.tasks_of([stages], ids)
         slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun")
+        slurm_submit.keep(folder.slurm_dir, ids["submission"])
     return [f"{arm}: job {job_id}{without}" for arm, job_id in tasks.items()]
 
 
-def _check_may_run(folder: Round, arm: str, job: Job | None) -> None:
-    """Raise ConfigError for an arm that has a score, or that waits or runs. job: the state of its newest job."""
+def _check_may_run(folder: Round, arm: str, job: Job | None, complaints: Sequence[str]) -> None:
+    """Raise ConfigError for an arm that has a score, or that waits or runs, WorkFailed where nobody knows that it does not.
+
+    job: the state of its newest job. complaints: of Slurm's clients.
+    """
     if results.has_score(folder.published(arm)):
         raise ConfigError(
             f"{folder.name}/{arm} has a score, and an arm with a score never runs again",
@@ -173,5 +172,29 @@ def _check_may_run(folder: Round, arm: str, job: Job | None) -> None:
         raise ConfigError(
             f"{folder.name}/{arm} is {job.state.lower()} as job {job.job_id}", "Wait, or `cancel` it first"
         )
+    if job and job.may_return and not folder.closed.exists():
+        raise WorkFailed(
+            f"job {job.job_id} of {folder.name}/{arm} ended as {job.state}, and Slurm may start it again",
+            f"`cancel` it first, or wait {slurm_jobs.RETURN_SECONDS / 60:.0f} minutes",
+        )
+    if job and not job.ended and job.job_id != slurm_submit.this_job() and not _is_gone(folder, job):
+        raise WorkFailed(
+            f"nobody knows whether job {job.job_id} of {folder.name}/{arm} waits or runs ({_why_unknown(job, complaints)})",
+            "Make `squeue` and `scontrol show job` answer in this shell, then run `rerun` again",
+        )
     if (newest := folder.attempts(arm)[-1:]) and (pid := _local_pid(newest[0])):
         raise ConfigError(f"{folder.name}/{arm} runs here as process {pid}", "Wait, or `cancel` it first")
+
+
+def _is_gone(folder: Round, job: Job) -> bool:
+    """Whether Slurm surely has the job no more. Some sites show nobody the jobs of others, so only the submitter or root can see that."""
+    submitters = {submission.get("uid", os.getuid()) for submission in slurm_jobs.submissions(folder)}
+    return job.absent and (os.getuid() == 0 or submitters == {os.getuid()})
+
+
+def _why_unknown(job: Job, complaints: Sequence[str]) -> str:
+    if complaints:
+        return "; ".join(complaints)
+    if job.absent:
+        return "another user submitted it, and a site may hide the jobs of others"
+    return f"Slurm calls it {job.state}"

@@ -22,7 +22,7 @@ from pipeline.decision import derive
 from pipeline.execution import results
 from pipeline.external import proposers
 from pipeline.rounds.arms import arms_of
-from pipeline.rounds.launch import arrays, meta_stage, resources, round_lock
+from pipeline.rounds.launch import arrays, job_name, meta_stage, resources, round_lock
 
 
 def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str, basis: Mapping[str, Any]) -> str:
@@ -198,6 +198,8 @@ def _write(
     campaign: Campaign, folder: Round, facts: Mapping[str, Any], code_dir: Path, chosen: settings.Settings, basis: Mapping[str, Any],
     arms: tuple[Arm, ...],
 ) -> None:  # fmt: skip
+    if chosen.cluster.kind == "slurm":
+        slurm_submit.check_names([folder.slurm_dir, code_dir], job_name(folder))
     config, policy = settings.to_yaml(chosen), settings.policy_of(chosen)
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
     frozen = Plan(facts["campaign"], folder.name, *digests, canonical.digest_text(config), policy, arms)

@@ -24,6 +24,7 @@ from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import CODE_ROOT, Campaign
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan
+from pipeline.cluster import slurm_submit
 from pipeline.config import settings
 from pipeline.config.fit import check_plan_fits
 from pipeline.decision import family_states, plan
@@ -54,6 +55,8 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
     rules = load_constitution()
     chosen = settings.compose(overrides)
     check_can_be_planned(chosen, rules)
+    if chosen.cluster.kind == "slurm":
+        slurm_submit.check_names([campaign.folder], campaign.name)
     aside = None
     try:
         campaign.folder.parent.mkdir(parents=True, exist_ok=True)

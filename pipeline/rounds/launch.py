@@ -63,6 +63,7 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
         slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "round")
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
         write_file(folder.submitted, canonical.encoded(record))
+        slurm_submit.keep(folder.slurm_dir, ids["submission"])
         return record
 
 
@@ -116,13 +117,18 @@ def is_local(folder: Round) -> bool:
     return settings.load(folder.config).cluster.kind == "local"
 
 
+def job_name(folder: Round) -> str:
+    """How the names of the round's jobs begin."""
+    return f"{folder.campaign.name}-{folder.name}"
+
+
 def resources(folder: Round, chosen: settings.Settings | None = None) -> slurm_submit.Resources:
     """What a round asks of Slurm. chosen: the configuration that it is being frozen with; by default the frozen one."""
     chosen = chosen or settings.load(folder.config)
     cluster = chosen.cluster
     flags = ("partition", "account", "qos", "reservation", "constraint")
     return slurm_submit.Resources(
-        job_name=f"{folder.folder.parent.parent.name}-{folder.name}",
+        job_name=job_name(folder),
         time_limit_minutes=cluster.time_limit_minutes,
         cpus_per_task=cluster.cpus_per_task,
         gpus_per_node=cluster.gpus_per_node,

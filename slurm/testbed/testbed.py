@@ -36,6 +36,7 @@ from pathlib import Path
 TEMPLATES = Path(__file__).resolve().parent
 FOLDER = TEMPLATES.parent.parent / "build" / "testbed"
 NODES = tuple(f"n{i}" for i in range(1, 9))
+PARTITIONS = ("main", "scavenge")
 JOB = "job"  # the name of every process of the testbed that is not a daemon
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # an ordinary user's PATH lacks sbin
 PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
@@ -117,7 +118,10 @@ class Testbed:
         """Cancel the jobs, stop the daemons in the reverse order of their start, and remove the second folder."""
         with self._lock():
             if "slurmctld" in self.processes().values():
-                self._ask("scancel --partition=main")  # the next `up` would requeue jobs that were only killed
+                for partition in PARTITIONS:
+                    self._ask(
+                        f"scancel --partition={partition}"
+                    )  # the next `up` would requeue jobs that were only killed
                 _wait(lambda: not self._ask("squeue --noheader"), STOP_SECONDS)
             self._stop(JOB, *NODES)
             for daemon in reversed(self.services):

@@ -1,0 +1,208 @@
+"""Read what squeue, scontrol and sacct print: ids of jobs, words for states, and one line for each job. Pure functions; nothing asks Slurm.
+
+Slurm writes an array that waits as one job (`41_[0-7%4]`), cuts long words and long lists, and prints an id in several forms. Everything
+that is not surely read is "not known yet" (the state UNKNOWN or a word of no set below), never an end. Sources: squeue(1), scontrol(1) and
+sacct(1), sections on job states and formats; captured answers lie in tests/cluster/answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+UNKNOWN = "UNKNOWN"
+WAITS = frozenset(
+    ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT", "SUSPENDED", "EXPEDITING")
+)
+RUNS = frozenset(
+    ("RUNNING", "COMPLETING", "CONFIGURING", "POWER_UP_NODE", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED")
+)
+COMES_BACK = frozenset(
+    ("PREEMPTED", "NODE_FAIL")
+)  # Slurm requeues such a job, unless it was submitted with --no-requeue
+ENDS = COMES_BACK | frozenset(
+    ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "OUT_OF_MEMORY", "RECONFIG_FAIL",
+     "TIMEOUT")
+)  # fmt: skip
+_WORDS = WAITS | RUNS | ENDS
+
+_ID = re.compile(
+    r"(?P<root>\d+)(?:\+(?P<component>\d+))?(?:_(?:(?P<task>\d+)|\[(?P<tasks>[^\]]*)\](?P<throttle>%\d+)?))?"
+    r"(?:\.(?P<step>\w+)(?:\+\d+)?)?(?:;[\w.-]+)?"
+)
+_TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
+_NO_JOB = re.compile(r"^(No jobs in the system|CLUSTER: .*|JOBID\|STATE\|.*|JobID\|State\|.*|-+(\|-+)*)$")
+
+
+@dataclass(frozen=True)
+class JobIds:
+    """The jobs that one printed id stands for: a job, a task of an array, or those tasks of an array that wait.
+
+    root: the id of the job or array. tasks: None for a job without tasks. cut: Slurm did not print all tasks (`1,3,5,...`). step: such as
+    "batch" or "0"; empty for the job itself.
+    """
+
+    root: str
+    tasks: tuple[range, ...] | None = None
+    cut: bool = False
+    step: str = ""
+
+    def covers(self, job_id: str) -> bool:
+        """Whether the job or task `job_id` ("41" or "41_3") is one of these."""
+        root, _, task = job_id.partition("_")
+        if root != self.root or (self.tasks is None) != (not task):
+            return False
+        return self.tasks is None or any(int(task) in each for each in self.tasks)
+
+    def each(self) -> Iterator[str]:
+        """The ids of these jobs, one by one."""
+        if self.tasks is None:
+            yield self.root
+        else:
+            yield from (f"{self.root}_{number}" for part in self.tasks for number in part)
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one source says of some jobs. start: ISO time or empty. ended_at: ISO time or empty, sacct alone."""
+
+    ids: JobIds
+    state: str
+    node: str = ""
+    reason: str = ""
+    start: str = ""
+    ended_at: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one source printed. unread: lines that nobody can read, such as an error among the rows. spoke: it printed anything at all.
+
+    A source that says "there is none" prints at least a header; one that prints nothing is silent.
+    """
+
+    lines: list[Line] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    spoke: bool = False
+
+
+def parse_ids(text: str) -> JobIds | None:
+    """The jobs that an id stands for; None where the text is no id.
+
+    `41`  `41_3`  `41_[0-7%4]`  `41_[1,3-5]`  `41_[0-9:2]`  `41_[1,3,...]`  `41_3.batch`  `41_3.0`  `41_3;alpha`  `41+0`
+    """
+    found = _ID.fullmatch(text.strip())
+    if not found:
+        return None
+    # The first component of a heterogeneous job has the job's own id. The others are jobs of another kind.
+    component = found["component"]
+    root = found["root"] if not component or int(component) == 0 else f"{found['root']}+{component}"
+    if found["task"] is not None:
+        number = int(found["task"])
+        return JobIds(root, (range(number, number + 1),), step=found["step"] or "")
+    if found["tasks"] is not None:
+        tasks, cut = parse_tasks(found["tasks"])
+        return JobIds(root, tasks, cut, found["step"] or "")
+    return JobIds(root, step=found["step"] or "")
+
+
+def parse_tasks(text: str) -> tuple[tuple[range, ...], bool]:
+    """(task numbers, whether some are missing) of a list such as `1,3-5,0-9:2%4`. What cannot be read counts as missing."""
+    tasks, cut = [], False
+    for item in text.partition("%")[0].split(","):
+        found = _TASKS.fullmatch(item.strip())
+        if found:
+            first, last, step = int(found[1]), int(found[2] or found[1]), int(found[3] or 1)
+            tasks.append(range(first, last + 1, step or 1))
+        else:
+            cut = True
+    return tuple(tasks), cut
+
+
+def parse_state(text: str) -> str:
+    """Slurm's word for a state, in capitals, whole. A word that is cut (`OUT_OF_ME+`) is completed where one word alone begins so.
+
+    A word of no set is returned as it is, and nothing at all is UNKNOWN.
+    """
+    words = text.split()
+    if not words:
+        return UNKNOWN
+    word = words[0].upper()
+    if not word.endswith("+"):
+        return word
+    stem = word.rstrip("+")
+    whole = [stem] if stem in _WORDS else [each for each in _WORDS if each.startswith(stem)]
+    return whole[0] if len(whole) == 1 else word
+
+
+def read_squeue(text: str) -> Answer:
+    """Read `squeue --format=%i|%T|%N|%r|%S`."""
+
+    def line(parts: list[str]) -> Line | None:
+        ids = parse_ids(parts[0]) if len(parts) == 5 else None
+        if ids is None:
+            return None
+        _, state, node, reason, start = parts
+        known = start if start not in ("N/A", "Unknown", "") else ""
+        return Line(ids, parse_state(state), _blank(node), _blank(reason), known)
+
+    return _read_columns(text, line)
+
+
+def read_sacct(text: str) -> Answer:
+    """Read `sacct -P -o JobID,State,NodeList,ExitCode,End`; the last column may be missing."""
+
+    def line(parts: list[str]) -> Line | None:
+        ids = parse_ids(parts[0]) if len(parts) in (4, 5) else None
+        if ids is None:
+            return None
+        # In "CANCELLED by 1000" the user is the reason; the state is the first word.
+        rest, ended_at = parts[1].strip().partition(" ")[2], (parts[4] if len(parts) == 5 else "")
+        known = ended_at if ended_at not in ("Unknown", "None", "N/A") else ""
+        return Line(ids, parse_state(parts[1]), _blank(parts[2]), rest or parts[3], "", known)
+
+    return _read_columns(text, line)
+
+
+def read_scontrol(text: str) -> Answer:
+    """Read `scontrol --oneliner show job`. A value may hold blanks; the first word with a key's name is its value, as names come late."""
+    lines, unread = [], []
+    for row in filter(str.strip, text.splitlines()):
+        values: dict[str, str] = {}
+        for key, value in re.findall(r"(?:^|\s)(\w+)=(\S*)", row):
+            values.setdefault(key, value)
+        if values.get("JobId", "").isdigit() and "JobState" in values:
+            lines.append(Line(_ids_of(values), parse_state(values["JobState"]), _blank(values.get("NodeList", "")),
+                              _blank(values.get("Reason", "")), _start_of(values)))  # fmt: skip
+        elif not _NO_JOB.match(row.strip()):
+            unread.append(row.strip())
+    return Answer(lines, unread, bool(text.strip()))
+
+
+def _ids_of(values: dict[str, str]) -> JobIds:
+    array, tasks = values.get("ArrayJobId", ""), values.get("ArrayTaskId", "")
+    if not array.isdigit() or not tasks:
+        return JobIds(values["JobId"])
+    numbers, cut = parse_tasks(tasks)
+    return JobIds(array, numbers, cut)
+
+
+def _start_of(values: dict[str, str]) -> str:
+    start = values.get("StartTime", "")
+    return "" if start in ("Unknown", "N/A", "None") else start
+
+
+def _read_columns(text: str, parse: Callable[[list[str]], Line | None]) -> Answer:
+    lines, unread = [], []
+    for row in filter(str.strip, text.splitlines()):
+        line = parse([part.strip() for part in row.split("|")])
+        if line is not None:
+            lines.append(line)
+        elif not _NO_JOB.match(row.strip()):
+            unread.append(row.strip())
+    return Answer(lines, unread, bool(text.strip()))
+
+
+def _blank(text: str) -> str:
+    return "" if text in ("None", "(null)", "None assigned", "N/A", "(None)") else text

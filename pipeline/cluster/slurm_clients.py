@@ -1,0 +1,64 @@
+"""Run Slurm's client programs in a clean environment, and tell silence from an answer.
+
+A shell profile that exports SQUEUE_STATES=RUNNING, SLURM_TIME_FORMAT or SLURM_CLUSTERS changes what the clients print, and a job's own
+SLURM_* variables do too. The clients run without them; SLURM_CONF and the token of SLURM_JWT stay, because they say which Slurm to ask.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TIMEOUT_SECONDS = 15.0
+KEPT = ("SLURM_CONF", "SLURM_JWT")
+PREFIXES = ("SACCT_", "SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_", "SRUN_")
+FIXED = {"SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard"}  # lists of array tasks whole, ISO times
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a client printed. error: one line of what it complained of; empty if it worked. failed: it ended badly, or not at all.
+
+    stderr: all that it complained of.
+    """
+
+    text: str
+    error: str = ""
+    failed: bool = False
+    stderr: str = ""
+
+
+def ignored(environ: Mapping[str, str]) -> list[str]:
+    """The names of the variables in `environ` that would change what Slurm's clients do, and that this pipeline ignores."""
+    return sorted(name for name in environ if name.startswith(PREFIXES) and name not in KEPT)
+
+
+def run(*command: str, timeout_seconds: float | None = None) -> Output:
+    """Run a client. It never raises: a missing, hanging or failing client has an error. timeout_seconds: TIMEOUT_SECONDS by default."""
+    limit = timeout_seconds or TIMEOUT_SECONDS
+    hidden = set(ignored(os.environ))
+    environ = {name: value for name, value in os.environ.items() if name not in hidden} | FIXED
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=limit, env=environ)
+    except subprocess.TimeoutExpired:
+        return Output("", f"{command[0]} did not answer within {limit:g} s", True)
+    except OSError as error:
+        return Output("", f"{command[0]} cannot be run: {error.strerror or error}", True)
+    failed = bool(done.returncode)
+    told = next((line.strip() for line in done.stderr.splitlines() if line.strip()), "")
+    complaint = f"{command[0]} ended with exit code {done.returncode}" if failed else ""
+    if told:
+        complaint = told if told.startswith(f"{command[0]}:") else f"{command[0]}: {told}"
+    return Output(done.stdout, complaint, failed, done.stderr)
+
+
+def output_of(*command: str, timeout_seconds: float | None = None) -> str:
+    """The standard output of a client; empty if it is missing or hangs."""
+    return run(*command, timeout_seconds=timeout_seconds).text
+
+
+def controller_answers() -> bool:
+    """Whether a Slurm controller answers on this host. It does not if it is down, or if SLURM_CONF is missing."""
+    return " is UP" in output_of("scontrol", "ping")
