@@ -32,7 +32,8 @@ UNANSWERED = re.compile(
     r"timed? ?out|did not answer|unable to contact|zero bytes|connection (reset|refused)|(receive|send|communication).*(fail|error)|standby",
     re.IGNORECASE,
 )
-_PRINTED = re.compile(r"(?:Submitted batch job )?(\d+)(?:;[\w.-]+| on cluster \S+)?")
+_SENTENCE = re.compile(r"Submitted batch job (\d+)(?: on cluster \S+)?")
+_BARE = re.compile(r"(\d+)(?:;[\w.-]+)?")
 
 
 class Mark:
@@ -76,9 +77,10 @@ def marked_jobs(names: Sequence[str], mark: str) -> list[str]:
 
 
 def printed_id(text: str) -> str:
-    """The job id that sbatch printed, in the last line that holds nothing else; empty without such a line. A banner may stand around it."""
-    found = [match for line in text.splitlines() if (match := _PRINTED.fullmatch(line.strip()))]
-    return found[-1][1] if found else ""
+    """The job id that sbatch printed, in a line that holds nothing else; empty without such a line. A banner may stand around it."""
+    rows = [line.strip() for line in text.splitlines()]
+    found = [match[1] for form in (_BARE, _SENTENCE) for row in rows if (match := form.fullmatch(row))]
+    return found[-1] if found else ""
 
 
 class MarkedExecutor(submitit.SlurmExecutor):
@@ -129,8 +131,9 @@ def job_of(name: str, mark: str, done: slurm_clients.Output) -> str:
     """
     printed = "" if done.failed else printed_id(done.text)
     if printed:
-        named = slurm_clients.run("scontrol", "--oneliner", "show", "job", printed).text
-        if f"JobName={name} " in named or "JobName=" not in named:
+        named = slurm_clients.run("scontrol", "--oneliner", "show", "job", printed)
+        is_unknown = "invalid job id" in named.stderr.lower()
+        if f"JobName={name} " in named.text or not (is_unknown or "JobName=" in named.text):
             return printed
     for seconds in LOOKS if printed or not done.failed or UNANSWERED.search(done.stderr or done.error) else LOOKS[:1]:
         time.sleep(seconds)

@@ -10,7 +10,8 @@ believed. The states are:
     queued       its job waits                               failed      an outcome without a score is published
     starting     its job runs but has not claimed it yet     interrupted it stopped with its state saved
     running      a worker works                              requeued    it was cut short, and its job waits to resume it
-    lost         its job or process ended unexpectedly       unknown     it gave no sign for ten minutes, and Slurm does not say
+    lost         its job or process ended unexpectedly       unknown     it gave no sign for ten minutes and Slurm does not say, or
+                                                                         Slurm may bring its job back
 """
 
 from __future__ import annotations
@@ -140,6 +141,8 @@ def _state(
         return "interrupted", ""
     if job and job.ended:
         return "lost", _ended(job)
+    if job and job.may_return:
+        return "unknown", _not_known(job)
     if _is_dead(attempt):
         return "lost", "its process has ended"
     silent = time.time() - max(_touched(attempt), last["at"])

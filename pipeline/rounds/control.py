@@ -180,7 +180,7 @@ def _check_may_run(folder: Round, arm: str, job: Job | None, complaints: Sequenc
     if job and not job.ended and job.job_id != slurm_submit.this_job() and not _is_gone(folder, job):
         raise WorkFailed(
             f"nobody knows whether job {job.job_id} of {folder.name}/{arm} waits or runs ({_why_unknown(job, complaints)})",
-            "Make `squeue` and `scontrol show job` answer in this shell, then run `rerun` again",
+            "Make `squeue` and `scontrol show job` answer in this shell for the user who submitted it, then run `rerun` again",
         )
     if (newest := folder.attempts(arm)[-1:]) and (pid := _local_pid(newest[0])):
         raise ConfigError(f"{folder.name}/{arm} runs here as process {pid}", "Wait, or `cancel` it first")
@@ -193,8 +193,6 @@ def _is_gone(folder: Round, job: Job) -> bool:
 
 
 def _why_unknown(job: Job, complaints: Sequence[str]) -> str:
-    if complaints:
-        return "; ".join(complaints)
     if job.absent:
         return "another user submitted it, and a site may hide the jobs of others"
-    return f"Slurm calls it {job.state}"
+    return "; ".join(complaints) or f"Slurm calls it {job.state}"

@@ -38,7 +38,9 @@ def test_case_01_a_list_that_slurm_cut_stands_for_more_than_it_names() -> None:
     assert ids and ids.cut and ids.covers("41_5") and not ids.covers("41_7")
 
 
-@pytest.mark.parametrize(("text", "step"), [("41.batch", "batch"), ("41_3.extern", "extern"), ("41_3.0", "0"), ("41.0+1", "0")])
+@pytest.mark.parametrize(
+    ("text", "step"), [("41.batch", "batch"), ("41_3.extern", "extern"), ("41_3.0", "0"), ("41.0+1", "0")]
+)
 def test_case_01_steps(text: str, step: str) -> None:
     ids = slurm_answers.parse_ids(text)
     assert ids and ids.step == step
@@ -110,7 +112,9 @@ def test_ten_thousand_worlds_never_end_a_job_that_waits_or_runs(monkeypatch: pyt
     seen = {"waits": 0, "runs": 0, "ended": 0, "unknown": 0, "startable": 0}
     for _ in range(10_000):
         world = World.random(rng)
-        monkeypatch.setattr(slurm_jobs.slurm_clients, "run", lambda *command, world=world, **_: Output(*world.answer(command[0])))
+        monkeypatch.setattr(
+            slurm_jobs.slurm_clients, "run", lambda *command, world=world, **_: Output(*world.answer(command[0]))
+        )
         for job_id, job in slurm_jobs.query_jobs(world.ids, [world.name], 0.0).jobs.items():
             alive, story = world.is_alive(job_id), (world, job)
             assert not (alive and job.ended), story

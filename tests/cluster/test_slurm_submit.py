@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.campaign.errors import NotFound, WorkFailed
-from pipeline.cluster import local_runner, slurm_jobs, slurm_submit, stage_command
+from pipeline.cluster import local_runner, slurm_clients, slurm_submit, stage_command
 from tests.support.paths import GOLDEN, ROOT
 
 RECORDED = GOLDEN / "sbatch.txt"
@@ -86,6 +86,7 @@ def test_what_is_submitted_is_what_is_shown(stand_in, tmp_path):
     cluster = stand_in()
     folder = tmp_path / "slurm"
     ids = slurm_submit.submit(folder, CODE, ARRAYS, META, SMALL, REFERENCE)
+    mark = ids.pop("submission")
     assert ids == {
         "kind": "slurm", "array_job_ids": ["101", "102"], "reference_job_id": "103", "meta_job_id": "104",
         "task_job_ids": [[f"101_{n}" for n in range(8)], ["102_0", "102_1"]],
@@ -94,7 +95,8 @@ def test_what_is_submitted_is_what_is_shown(stand_in, tmp_path):
     waits = {"reference": "102", "meta": "101:102:103"}
     for number, name in ((101, "array_0"), (102, "array_1"), (103, "reference"), (104, "meta")):
         given, expected = (set(text.split("\n")) for text in ((cluster / f"{number}.sh").read_text(), shown[name]))
-        directives = {line for line in given ^ expected if line.startswith("#SBATCH")}
+        (comment,) = (line for line in given if line.startswith(f"#SBATCH --comment=submission={mark}."))
+        directives = {line for line in given ^ expected if line.startswith("#SBATCH")} - {comment}
         assert directives == ({"#SBATCH --dependency='afterany:<array ids>'", f"#SBATCH --dependency=afterany:{waits[name]}"}
                               if name in waits else set())  # fmt: skip
         assert {line for line in expected if line.startswith("export")} <= given
@@ -127,7 +129,7 @@ def test_the_caller_s_slurm_variables_and_secrets_do_not_leak(stand_in, tmp_path
     before["PATH"] = os.environ["PATH"]
     slurm_submit.submit(tmp_path / "slurm", CODE, ARRAYS[:1], META, SMALL)
     seen = (cluster / "101.env").read_text()
-    written = [path.read_bytes() for path in (tmp_path / "slurm").iterdir()]  # texts and pickles
+    written = [path.read_bytes() for path in (tmp_path / "slurm").iterdir() if path.is_file()]  # texts and pickles
     assert "of-the-caller" not in seen and written
     assert not any(b"of-the-caller" in content for content in written)
     assert "SLURM_CONF=/etc/slurm/slurm.conf" in seen
@@ -149,7 +151,7 @@ def test_without_sbatch_the_cure_is_named(tmp_path, monkeypatch):
     with pytest.raises(NotFound, match="sbatch and srun are not on PATH. Run on a login node, or use cluster=local"):
         slurm_submit.submit(tmp_path / "slurm", CODE, ARRAYS, META, SMALL)
     assert not (tmp_path / "slurm").exists()
-    assert slurm_jobs.controller_answers() is False
+    assert slurm_clients.controller_answers() is False
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert slurm_submit.requeue_this_job() == "forbidden"
 

@@ -15,7 +15,7 @@ from pipeline.__main__ import main
 from pipeline.campaign.errors import ConfigError, NoProgress, NotFound, WorkFailed
 from pipeline.campaign.files import exclusive_lock, lock_holder, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
-from pipeline.cluster import slurm_jobs
+from pipeline.cluster import slurm_clients, slurm_jobs
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import resume
 from pipeline.reporting import status
@@ -36,7 +36,8 @@ def folder(campaign: Campaign) -> Round:
 
 @pytest.fixture
 def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_jobs, "output_of", lambda *command: "")
+    silent = slurm_clients.Output("", "it cannot be run", True)
+    monkeypatch.setattr(slurm_clients, "run", lambda *command, **_: silent)
 
 
 def _slurm(monkeypatch: pytest.MonkeyPatch, folder: Round, **states: str) -> None:
@@ -44,9 +45,11 @@ def _slurm(monkeypatch: pytest.MonkeyPatch, folder: Round, **states: str) -> Non
     ids = {f"{folder.name}/{arm}": f"7_{arm[1]}" for arm in states}
     slurm_jobs.record_submission(folder, ids, "8", "round")
     known = {f"7_{arm[1]}": Job(f"7_{arm[1]}", state, "n2", "", "", "squeue") for arm, state in states.items()}
-    monkeypatch.setattr(
-        slurm_jobs, "query_jobs", lambda wanted, names: {i: known.get(i, Job(i, "UNKNOWN")) for i in wanted}
-    )
+
+    def query_jobs(wanted, names, since):
+        return slurm_jobs.Report({i: known.get(i, Job(i, "UNKNOWN", absent=True)) for i in wanted})
+
+    monkeypatch.setattr(slurm_jobs, "query_jobs", query_jobs)
 
 
 def _claimed(folder: Round, arm: str, pid: int = 0, **claim: str):
@@ -209,9 +212,9 @@ def test_status_puts_files_before_slurm_s_word(campaign, folder, monkeypatch) ->
     known = {f"r0001/{arm}": Job(arm, word, "n2") for arm, word in words.items()}
     rows = {row.arm: row for row in status.round_status(campaign, folder, known)}
     assert {arm: row.state for arm, row in rows.items()} == {
-        "a0": "completed", "a1": "running", "a2": "lost", "a3": "queued", "a4": "starting", "a5": "lost", "a6": "waiting", "a7": "waiting",
+        "a0": "completed", "a1": "running", "a2": "unknown", "a3": "queued", "a4": "starting", "a5": "lost", "a6": "waiting", "a7": "waiting",
     }  # fmt: skip
-    assert rows["a2"].detail == "NODE_FAIL" and rows["a1"].node == "n2"
+    assert rows["a2"].detail == "job a2 ended as NODE_FAIL, and Slurm may start it again" and rows["a1"].node == "n2"
 
 
 def test_silence_has_a_deadline(campaign, folder, monkeypatch) -> None:

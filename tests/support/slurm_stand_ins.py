@@ -20,7 +20,9 @@ class Clients:
         for name, text in texts.items():
             if text is None:
                 continue
-            body = f"exit {text}" if isinstance(text, int) else f"cat <<'END'\n{text.rstrip(chr(10))}\nEND" if text else ""
+            body = (
+                f"exit {text}" if isinstance(text, int) else f"cat <<'END'\n{text.rstrip(chr(10))}\nEND" if text else ""
+            )
             stderr = f"echo '{name}: {errors[name]}' >&2" if errors and name in errors else ""
             lines = ["#!/bin/sh", f'echo "{name} $*" >> {self.folder}/asked', '[ "$1" = ping ] && echo "Slurmctld is UP" && exit',
                      stderr, body]  # fmt: skip

@@ -10,7 +10,17 @@ from pipeline.cluster import slurm_answers, slurm_jobs
 
 WAITS = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "SPECIAL_EXIT")
 RUNS = ("RUNNING", "COMPLETING", "CONFIGURING", "SIGNALING", "STAGE_OUT", "RESIZING")
-ENDS = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "DEADLINE", "BOOT_FAIL")
+ENDS = (
+    "COMPLETED",
+    "FAILED",
+    "TIMEOUT",
+    "CANCELLED",
+    "OUT_OF_MEMORY",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "DEADLINE",
+    "BOOT_FAIL",
+)
 HEADERS = {
     "squeue": "JOBID|STATE|NODELIST|REASON|START_TIME", "scontrol": "", "sacct": "JobID|State|NodeList|ExitCode|End",
 }  # fmt: skip
@@ -99,8 +109,14 @@ class World:
     def _groups(self, states: tuple[str, ...]) -> list[tuple[str, str]]:
         """(id, state) of the tasks in these states; tasks that are PENDING share a line where the style says so."""
         suffix = ";alpha" if self.style["cluster"] else ""
-        own = [task for task in self.tasks if task.state in states and not (task.state == "PENDING" and self.style["ranges"])]
-        shared = [task.number for task in self.tasks if task.state == "PENDING" and task not in own and "PENDING" in states]
+        own = [
+            task
+            for task in self.tasks
+            if task.state in states and not (task.state == "PENDING" and self.style["ranges"])
+        ]
+        shared = [
+            task.number for task in self.tasks if task.state == "PENDING" and task not in own and "PENDING" in states
+        ]
         rows = [(f"{self.root}_{task.number}{suffix}", task.state) for task in own]
         if shared:
             limit = f"%{self.throttle}" if self.throttle else ""
@@ -117,7 +133,9 @@ class World:
         if pending:
             limit = f"%{self.throttle}" if self.throttle else ""
             numbers = ",".join(map(str, pending)) + limit
-            rows.append(f"JobId={self.root} ArrayJobId={self.root} ArrayTaskId={numbers} JobName={self.name} JobState=PENDING Reason=Priority")
+            rows.append(
+                f"JobId={self.root} ArrayJobId={self.root} ArrayTaskId={numbers} JobName={self.name} JobState=PENDING Reason=Priority"
+            )
         rows += [f"JobId={50000 + task.number} ArrayJobId={self.root} ArrayTaskId={task.number} JobName={self.name} "
                  f"JobState={task.state} Reason=None NodeList=n1"
                  for task in self.tasks if task.state != "PENDING" and not task.forgotten]  # fmt: skip

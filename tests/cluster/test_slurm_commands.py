@@ -1,0 +1,109 @@
+"""Play `status`, `cancel` and `rerun` end to end against scripted answers of Slurm: files of answers/cases, printed by stand-ins on PATH."""
+
+import json
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.campaign.layout import Campaign
+from pipeline.cluster import slurm_jobs
+from pipeline.rounds import launch
+from tests.cluster.test_captured_answers import ANSWERS, expected, texts
+from tests.support.campaigns import frozen_campaign
+from tests.support.slurm_stand_ins import Clients
+
+CASES = sorted(path.parent for path in (ANSWERS / "cases").glob("*/expect"))
+SHOWN = {"waits": "queued", "runs": "starting", "ended": "lost"}
+
+
+@pytest.fixture
+def campaign(tmp_path, monkeypatch) -> Campaign:
+    """Its arms a0 to a7 were submitted as 41_0 to 41_7, and none has begun."""
+    monkeypatch.setattr(launch, "is_local", lambda folder: False)
+    campaign = frozen_campaign(tmp_path)
+    ids = {f"r0001/a{number}": f"41_{number}" for number in range(8)}
+    slurm_jobs.record_submission(campaign.round("r0001"), ids, "", "round")
+    return campaign
+
+
+@pytest.mark.parametrize("folder", CASES, ids=[path.name for path in CASES])
+def test_case_01_commands_act_on_what_is_true(campaign: Campaign, clients: Clients, folder, capsys) -> None:
+    clients(**texts(folder), scancel="")
+    truth = expected(folder)
+    name = str(campaign.folder)
+    assert main(["status", name, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    arms = {row["job"]: row for row in said["arms"]}
+    for job_id, (_, kind) in truth.items():
+        if kind != "unknown":
+            assert arms[job_id]["state"] == SHOWN[kind], arms[job_id]
+        else:
+            assert arms[job_id]["state"] in ("unknown", "waiting")
+    assert main(["cancel", name, "--dry-run"]) == 0
+    cancelled = capsys.readouterr().out
+    for job_id, (_, kind) in truth.items():
+        assert (f"scancel {job_id}\n" in cancelled) is (kind != "ended")
+    for job_id, (_, kind) in truth.items():
+        arm = f"a{job_id[-1]}"
+        code = main(["rerun", name, arm, "--dry-run"])
+        printed = capsys.readouterr()
+        if kind == "ended":
+            assert code == 0 and f"would: r0001/{arm}: one more job" in printed.out
+        else:
+            assert code != 0 and job_id in printed.err, printed
+
+
+def test_case_03_status_tells_the_first_line_of_what_slurm_complained_of(
+    campaign: Campaign, clients: Clients, capsys
+) -> None:
+    clients(
+        squeue="JOBID|STATE|NODELIST|REASON|START_TIME\n",
+        scontrol=1,
+        sacct="",
+        errors={"sacct": "error: give me a start date"},
+    )
+    assert main(["status", str(campaign.folder)]) == 0
+    said = capsys.readouterr().out
+    assert "not all of Slurm's answer could be had" in said and "sacct: error: give me a start date" in said
+    assert "scontrol ended with exit code 1" in said
+    assert main(["status", str(campaign.folder), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["slurm_complaints"]) == 2
+
+
+def test_case_01_queries_run_in_a_clean_environment_with_our_own_start_date(
+    campaign: Campaign, clients: Clients, monkeypatch, capsys
+) -> None:
+    for variable in ("SQUEUE_STATES", "SACCT_FORMAT", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS", "SCANCEL_STATE"):
+        monkeypatch.setenv(variable, "of-the-profile")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/slurm.conf")
+    asked = clients(squeue="", scontrol="", sacct="")
+    for name in ("squeue", "sacct"):
+        program = clients.folder / name
+        program.write_text(program.read_text() + f"env > {clients.folder}/{name}.env\n")
+    assert main(["status", str(campaign.folder)]) == 0
+    for name in ("squeue", "sacct"):
+        environ = (clients.folder / f"{name}.env").read_text()
+        assert "of-the-profile" not in environ and "SLURM_CONF=/etc/slurm/slurm.conf" in environ
+    (sacct,) = (line for line in asked.read_text().splitlines() if line.startswith("sacct"))
+    day = sacct.split("-S ")[1].split()[0]
+    assert len(day) == 10 and day.count("-") == 2
+
+
+def test_rerun_of_a_job_that_slurm_has_forgotten_is_allowed(
+    campaign: Campaign, clients: Clients, monkeypatch, capsys
+) -> None:
+    clients(squeue="JOBID|STATE|NODELIST|REASON|START_TIME\n", scontrol="No jobs in the system\n", sacct=1)
+    assert main(["rerun", str(campaign.folder), "a3", "--dry-run"]) == 0
+    # Where another user submitted it, the site may only hide it.
+    monkeypatch.setattr("os.getuid", lambda: 4321)
+    assert main(["rerun", str(campaign.folder), "a3", "--dry-run"]) != 0
+    assert "another user submitted it" in capsys.readouterr().err
+
+
+def test_a_scancel_of_what_ended_meanwhile_is_no_failure(campaign: Campaign, clients: Clients, capsys) -> None:
+    waits = "JOBID|STATE|NODELIST|REASON|START_TIME\n41_[0-7]|PENDING||Priority|N/A\n"
+    for stderr, code in (("error: Kill job error on job id 41_0: Job/step already completing or completed", 0),
+                         ("error: Kill job error on job id 41_0: Access/permission denied", 1)):  # fmt: skip
+        clients(squeue=waits, scontrol="", scancel=1, errors={"scancel": stderr})
+        assert (main(["cancel", str(campaign.folder), "a0"]) != 0) == bool(code)
+        assert ("permission denied" in capsys.readouterr().err) == bool(code)
