@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
 ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
-UNSAFE = re.compile(r"[^\w./+=:@,~^-]")
+UNSAFE, UNSAFE_NAME = re.compile(r"[^\w./+=:@,~^-]"), re.compile(r"[^\w.+:@~^-]")
 SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
 """Matches the name of an environment variable whose value is likely to be a secret."""
 
@@ -173,8 +173,8 @@ def check_names(paths: Sequence[Path], job_name: str) -> None:
 
     sbatch replaces `%j` in the names of logs, squeue takes a comma between two names, and a script's lines end at a blank or a quote.
     """
-    for text in (*map(str, paths), job_name):
-        if found := UNSAFE.search(text if text != job_name else text.replace(",", " ")):
+    for text, unsafe in (*((str(path), UNSAFE) for path in paths), (job_name, UNSAFE_NAME)):
+        if found := unsafe.search(text):
             raise ConfigError(
                 f"{text!r} holds {found[0]!r}, which Slurm would read as something else",
                 "Move or rename the campaign: letters, digits and ._+=:@~^- are safe in its path",

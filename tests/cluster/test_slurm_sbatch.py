@@ -91,15 +91,14 @@ def test_case_04_a_hanging_sbatch(cluster, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_case_04_what_a_refused_round_left_is_cancelled_and_would_refuse_to_work(cluster, tmp_path: Path) -> None:
-    folder = cluster(
-        '[ $count = 102 ] && { echo "sbatch: warning: x" >&2; echo "sbatch: error: Invalid account" >&2; exit 1; }; take; echo "Submitted batch job $count"'
-    )
+    refusal = '{ echo "sbatch: warning: x" >&2; echo "sbatch: error: Invalid account" >&2; exit 1; }'
+    folder = cluster(f'[ $count = 102 ] && {refusal}; take; echo "Submitted batch job $count"')
     with pytest.raises(WorkFailed, match="sbatch refused: sbatch: error: Invalid account. Check `sinfo`"):
         submit(tmp_path)
     assert set(lines(folder / "cancelled")) == {"101"} and not lines(folder / "queue")
-    (refusal,) = (tmp_path / "slurm" / "submissions").glob("*.taken_back")
+    (path,) = (tmp_path / "slurm" / "submissions").glob("*.taken_back")
     script = (tmp_path / "slurm" / "101_submission.sh").read_text()
-    assert f"export POSTRAIN_TAKEN_BACK={refusal}\n" in script
+    assert f"export POSTRAIN_TAKEN_BACK={path}\n" in script
 
 
 def test_case_04_a_job_of_a_submission_taken_back_does_nothing(
@@ -129,15 +128,20 @@ def test_case_04_jobs_of_a_process_that_was_killed_before_it_recorded_them_are_c
 BANNER = 'take; echo "Your account 4711 used job 12 of 900 hours."; echo "Submitted batch job $count"; echo "See job 77 at https://x/13"'
 
 
-@pytest.mark.parametrize("said", [BANNER, 'take; echo "$count"', 'take; echo "$count;alpha"', 'take; echo "Submitted batch job $count on cluster alpha"',
-                                  'take; echo "Submitted batch job $count"; echo 900', 'take; echo "job 7 is fine"'])  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        BANNER, 'take; echo "$count"', 'take; echo "$count;alpha"', 'take; echo "Submitted batch job $count on cluster alpha"',
+        'take; echo "Submitted batch job $count"; echo 900', 'take; echo "job 7 is fine"', 'echo 900; take; echo "Submitted batch job $count"',
+    ],
+)  # fmt: skip
 def test_case_05_a_banner_never_gives_the_id(cluster, tmp_path: Path, said: str) -> None:
     cluster(said)
     assert (submit(tmp_path)["array_job_ids"], submit(tmp_path)["meta_job_id"]) == (["101"], "104")
 
 
 def test_case_05_an_id_of_another_name_is_refused(cluster, tmp_path: Path) -> None:
-    folder = cluster('echo "7|somebody-else|" >> {0}; echo "Submitted batch job 7"'.format("$(dirname $0)/queue"))
+    folder = cluster('echo "7|somebody-else|" >> $(dirname $0)/queue; echo "Submitted batch job 7"')
     with pytest.raises(WorkFailed, match="no line is the id of a job named demo-r0001-arms"):
         submit(tmp_path)
     assert lines(folder / "queue") == ["7|somebody-else|"]  # it is not ours to cancel
@@ -164,5 +168,5 @@ def test_case_14_other_paths_pass(name: str) -> None:
 
 
 def test_case_14_a_comma_in_a_job_s_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match=re.escape("'a,b-r0001' holds ','") + "|holds ' '"):
+    with pytest.raises(ConfigError, match=re.escape("'a,b-r0001' holds ','")):
         slurm_submit.check_names([Path("/data/x")], "a,b-r0001")
