@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.records import NUM_ARMS
-from pipeline.cluster import slurm_clients
+from pipeline.cluster import slurm_clients, slurm_jobs
 from pipeline.config import settings
 
 SKEW_SECONDS = 2.0
@@ -61,8 +61,31 @@ def examine(chosen: settings.Settings) -> Iterator[Check]:
     yield make_check("accounting", accounting and bool(_ask("sacctmgr", "-n", "show", "cluster")),
                      config.get("AccountingStorageType", "?"),
                      "none is needed: job states come from files, squeue and scontrol", "unknown")  # fmt: skip
+    yield job_states_are_read()
     yield from _partition(chosen)
     yield from _node(chosen.cluster)
+
+
+def job_states_are_read() -> Check:
+    """Ask each client for the jobs that there are now, as `status` will, and show the first line that nobody can read."""
+    asked = slurm_jobs.commands(["0"], [], time.time())
+    asked["squeue"] = [word for word in asked["squeue"] if not word.startswith("--name")]
+    asked["sacct"] = asked["sacct"][: asked["sacct"].index("-j")]
+    bad, number = [], 0
+    for name, command in asked.items():
+        output = slurm_clients.run(*command)
+        answer = slurm_jobs.READERS[name](output.text)
+        number += len(answer.lines)
+        said = output.error or (
+            f"{name} printed a line that cannot be read: {answer.unread[0]}" if answer.unread else ""
+        )
+        silent = f"{name} printed nothing, not even a header" if not answer.spoke else ""
+        if complaint := said or silent:
+            bad.append(complaint)
+    queues = not any(line.startswith(("squeue", "scontrol")) for line in bad)
+    return make_check("job states", not bad, "; ".join(bad) or f"squeue, scontrol and sacct answered, {number} lines were read",
+                      "`rerun` waits for squeue and scontrol; sacct only tells of older jobs. See what a wrapper or a profile changes",
+                      "unknown" if queues else "bad")  # fmt: skip
 
 
 def _partition(chosen: settings.Settings) -> Iterator[Check]:

@@ -26,13 +26,17 @@ HEALTHY = {"seen": "seen", "clock": "100.5", "runtime": "Python 3.11.7", "absent
 def site(tmp_path, monkeypatch):
     """Programs of a site whose node is this machine; called with what is wrong with it."""
 
-    def install(requeue="1", size="1001", partitions="main|1-00:00:00|8|gpu:8|up\n", srun=True):
+    def install(
+        requeue="1", size="1001", partitions="main|1-00:00:00|8|gpu:8|up\n", srun=True, jobs="No jobs in the system"
+    ):
         folder = tmp_path / "bin"
         folder.mkdir()
         (folder / "config").write_text(CONFIG.format(requeue=requeue, size=size))
         (folder / "partitions").write_text(partitions)
         for name, text in {
-            "scontrol": f'[ "$1" = ping ] && echo "Slurmctld(primary) at here is UP" || cat {folder}/config',
+            "scontrol": f'case "$*" in ping) echo "Slurmctld(primary) at here is UP";; *job*) echo "{jobs}";; *) cat {folder}/config;; esac',
+            "squeue": "echo 'JOBID|STATE|NODELIST|REASON|START_TIME'",
+            "sacct": "echo 'JobID|State|NodeList|ExitCode|End'",
             "sinfo": f"cat {folder}/partitions",
             "sacctmgr": "echo here",
             "srun": 'while [ "$1" != bash ]; do shift; done; exec "$@"' if srun else "exit 1",
@@ -49,6 +53,15 @@ def examined(*overrides, campaign=None):
     found = doctor.examine(settings.compose([*SITE, *overrides]), campaign)
     assert all(check.cure for check in found if check.verdict == "bad")
     return {check.name: check for check in found}
+
+
+def test_case_03_doctor_shows_the_line_of_slurm_that_nobody_can_read(site):
+    site(jobs="JobId=7 JobState=RUNNING\nslurm_load_jobs: the moon is full")
+    (check,) = (check for check in examined().values() if check.name == "job states")
+    assert (
+        check.verdict == "bad"
+        and "scontrol printed a line that cannot be read: slurm_load_jobs: the moon is full" in check.found
+    )
 
 
 def test_a_site_that_is_fit_has_nothing_bad(site, monkeypatch):
