@@ -24,6 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pipeline.cluster import slurm_answers, slurm_clients  # noqa: E402
+
 LEAD_SECONDS = 30
 LIMIT_SECONDS = 60  # the shortest time limit that Slurm accepts
 
@@ -72,16 +76,19 @@ class Site:
         """Submit a shell script and return the job's id. If sbatch refuses, cancel all jobs and raise SystemExit with Slurm's sentence."""
         fixed = ["--parsable", "--time=1", "--nodes=1", "--ntasks=1", "--open-mode=append", f"--chdir={self.folder}",
                  f"--output={self.folder}/%x.log"]  # fmt: skip
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SBATCH_", "SLURM_"))}
-        if "SLURM_CONF" in os.environ:
-            environment["SLURM_CONF"] = os.environ["SLURM_CONF"]
+        hidden = slurm_clients.ignored(os.environ)
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
         command = ["sbatch", *fixed, *self.flags, *flags]
         done = subprocess.run(command, input=f"#!/bin/bash\n{text}", env=environment, capture_output=True, text=True)
         if done.returncode:
             self.cancel()
             raise SystemExit(f"sbatch refused: {done.stderr.strip()}. Check cluster.account and cluster.partition")
-        self.jobs.append(done.stdout.split(";")[0].strip())
-        return self.jobs[-1]
+        job_id = slurm_answers.parse_sbatch(done.stdout)
+        if not job_id:
+            self.cancel()
+            raise SystemExit(f"sbatch printed {done.stdout.strip()!r}, in which no line is a job's id")
+        self.jobs.append(job_id)
+        return job_id
 
     def until(self, condition: Callable[[], bool]) -> bool:
         """Wait until the condition holds or the deadline has passed. Returns whether it holds."""
@@ -167,7 +174,6 @@ def sandbox(site: Site) -> Row:
 
 def play(overrides: list[str], wait_seconds: float) -> list[Row]:
     """Submit all jobs, wait for them, and judge each check. Jobs that are left are cancelled."""
-    sys.path.insert(0, str(ROOT))
     from pipeline.config import settings
 
     chosen = settings.compose(overrides)

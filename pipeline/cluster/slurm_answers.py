@@ -1,4 +1,4 @@
-"""Read what squeue, scontrol and sacct print: ids of jobs, words for states, and one line for each job. Pure functions; nothing asks Slurm.
+"""Read what sbatch, squeue, scontrol and sacct print: ids of jobs, words for states, and one line for each job. Pure functions; nothing asks Slurm.
 
 Slurm writes an array that waits as one job (`41_[0-7%4]`), cuts long words and long lists, and prints an id in several forms. Everything
 that is not surely read is "not known yet" (the state UNKNOWN or a word of no set below), never an end. Sources: squeue(1), scontrol(1) and
@@ -31,6 +31,8 @@ _ID = re.compile(
     r"(?P<root>\d+)(?:\+(?P<component>\d+))?(?:_(?:(?P<task>\d+)|\[(?P<tasks>[^\]]*)\](?P<throttle>%\d+)?))?"
     r"(?:\.(?P<step>\w+)(?:\+\d+)?)?(?:;[\w.-]+)?"
 )
+_SENTENCE = re.compile(r"Submitted batch job (\d+)(?: on cluster \S+)?")
+_BARE = re.compile(r"(\d+)(?:;[\w.-]+)?")
 _TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 _NO_JOB = re.compile(r"^(No jobs in the system|CLUSTER: .*|JOBID\|STATE\|.*|JobID\|State\|.*|-+(\|-+)*)$")
 
@@ -134,6 +136,13 @@ def parse_state(text: str) -> str:
     stem = word.rstrip("+")
     whole = [stem] if stem in _WORDS else [each for each in _WORDS if each.startswith(stem)]
     return whole[0] if len(whole) == 1 else word
+
+
+def parse_sbatch(text: str) -> str:
+    """The job id that sbatch printed, in a line that holds nothing else; empty without such a line. A banner may stand around it."""
+    rows = [line.strip() for line in text.splitlines()]
+    found = [match[1] for form in (_BARE, _SENTENCE) for row in rows if (match := form.fullmatch(row))]
+    return found[-1] if found else ""
 
 
 def read_squeue(text: str) -> Answer:

@@ -24,7 +24,7 @@ from typing import Any
 import submitit
 
 from pipeline.campaign.errors import WorkFailed
-from pipeline.cluster import slurm_clients
+from pipeline.cluster import slurm_answers, slurm_clients
 
 SBATCH_SECONDS = 120.0
 LOOKS = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each search for a job that an sbatch without an answer may have left
@@ -32,8 +32,6 @@ UNANSWERED = re.compile(
     r"timed? ?out|did not answer|unable to contact|zero bytes|connection (reset|refused)|(receive|send|communication).*(fail|error)|standby",
     re.IGNORECASE,
 )
-_SENTENCE = re.compile(r"Submitted batch job (\d+)(?: on cluster \S+)?")
-_BARE = re.compile(r"(\d+)(?:;[\w.-]+)?")
 
 
 class Mark:
@@ -74,13 +72,6 @@ def marked_jobs(names: Sequence[str], mark: str) -> list[str]:
     command = ["squeue", "--all", "--noheader", f"--name={','.join(names)}", "--format=%F|%k"]
     rows = [line.strip().partition("|") for line in slurm_clients.run(*command).text.splitlines()]
     return sorted({job_id for job_id, _, comment in rows if job_id.isdigit() and mark in comment}, key=int)
-
-
-def printed_id(text: str) -> str:
-    """The job id that sbatch printed, in a line that holds nothing else; empty without such a line. A banner may stand around it."""
-    rows = [line.strip() for line in text.splitlines()]
-    found = [match[1] for form in (_BARE, _SENTENCE) for row in rows if (match := form.fullmatch(row))]
-    return found[-1] if found else ""
 
 
 class MarkedExecutor(submitit.SlurmExecutor):
@@ -129,7 +120,7 @@ def job_of(name: str, mark: str, done: slurm_clients.Output) -> str:
 
     Raises WorkFailed if there is no such job, or if the printed id is of a job with another name.
     """
-    printed = "" if done.failed else printed_id(done.text)
+    printed = "" if done.failed else slurm_answers.parse_sbatch(done.text)
     if printed:
         named = slurm_clients.run("scontrol", "--oneliner", "show", "job", printed)
         is_unknown = "invalid job id" in named.stderr.lower()

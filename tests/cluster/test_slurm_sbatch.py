@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.campaign.errors import ConfigError, WorkFailed
-from pipeline.cluster import slurm_sbatch, slurm_submit
+from pipeline.cluster import slurm_answers, slurm_sbatch, slurm_submit
 from pipeline.cluster.slurm_clients import Output
 
 CODE = Path("/campaigns/demo/code")
@@ -148,8 +148,8 @@ def test_case_05_an_id_of_another_name_is_refused(cluster, tmp_path: Path) -> No
 
 
 def test_case_05_where_slurm_cannot_be_asked_a_clean_line_is_believed() -> None:
-    assert slurm_sbatch.printed_id("banner 1\nSubmitted batch job 41\n") == "41"
-    assert slurm_sbatch.printed_id("Submitted batch job 41 by you, job 3\n") == ""
+    assert slurm_answers.parse_sbatch("banner 1\nSubmitted batch job 41\n") == "41"
+    assert slurm_answers.parse_sbatch("Submitted batch job 41 by you, job 3\n") == ""
     assert slurm_sbatch.job_of("demo", "mark", Output("Submitted batch job 41\n")) == "41"
 
 
