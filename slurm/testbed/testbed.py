@@ -36,7 +36,6 @@ from pathlib import Path
 TEMPLATES = Path(__file__).resolve().parent
 FOLDER = TEMPLATES.parent.parent / "build" / "testbed"
 NODES = tuple(f"n{i}" for i in range(1, 9))
-PARTITIONS = ("main", "scavenge")
 JOB = "job"  # the name of every process of the testbed that is not a daemon
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # an ordinary user's PATH lacks sbin
 PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "sbatch")
@@ -118,7 +117,7 @@ class Testbed:
         """Cancel the jobs, stop the daemons in the reverse order of their start, and remove the second folder."""
         with self._lock():
             if "slurmctld" in self.processes().values():
-                for partition in PARTITIONS:
+                for partition in ("main", "scavenge"):
                     self._ask(
                         f"scancel --partition={partition}"
                     )  # the next `up` would requeue jobs that were only killed
@@ -200,14 +199,11 @@ class Testbed:
         values = {"run": self.run_dir, "host": socket.gethostname().split(".")[0], **ports}
         for template in TEMPLATES.glob("*.conf.in"):
             conf = self.run_dir / template.stem
-            conf.touch(
-                mode=0o600 if conf.name == "slurmdbd.conf" else 0o644
-            )  # slurmdbd refuses one that others may read
+            # slurmdbd refuses a file that others may read.
+            conf.touch(mode=0o600 if conf.name == "slurmdbd.conf" else 0o644)
             conf.write_text(string.Template(template.read_text()).substitute(values))
         if not (self.folder / "database").exists():
-            unfinished = (
-                self.folder / "database.new"
-            )  # renamed when complete, so that a killed `up` leaves no half database
+            unfinished = self.folder / "database.new"  # renamed when complete: a killed `up` leaves no half database
             shutil.rmtree(unfinished, ignore_errors=True)
             options = "--no-defaults --user=root --auth-root-authentication-method=socket --skip-test-db"
             command = ["mariadb-install-db", *options.split(), f"--datadir={self.run_dir}/lasting/{unfinished.name}"]
