@@ -95,9 +95,10 @@ class Source:
         return (own or lines)[-1] if lines else None
 
 
-def record_submission(folder: Round, tasks: Mapping[str, str], meta_id: str, why: str) -> None:
-    """Append a submission to `jobs.jsonl`. tasks: "r0001/a3" -> job id. why: `round` or `rerun`."""
-    content = {"tasks": dict(tasks), "meta": meta_id, "why": why, "at": round(time.time(), 3), "uid": os.getuid()}
+def record_submission(folder: Round, tasks: Mapping[str, str], meta_id: str, why: str, mark: str = "") -> None:
+    """Append a submission to `jobs.jsonl`. tasks: "r0001/a3" -> job id. why: `round` or `rerun`. mark: of the submission."""
+    content: dict[str, Any] = {"tasks": dict(tasks), "meta": meta_id, "why": why, "at": round(time.time(), 3)}
+    content |= {"uid": os.getuid(), "submission": mark}
     line = json.dumps(content) + "\n"
     descriptor = os.open(folder.jobs, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o664)
     try:
@@ -109,6 +110,12 @@ def record_submission(folder: Round, tasks: Mapping[str, str], meta_id: str, why
 def submissions(folder: Round) -> list[dict[str, Any]]:
     """The lines of `jobs.jsonl`, oldest first; empty if the round was never submitted to Slurm."""
     return read_json_lines(folder.jobs) if folder.jobs.exists() else []
+
+
+def recorded_marks(folder: Round) -> set[str]:
+    """The marks of the submissions that the campaign's files name. A round is named by `submitted.json`, which is written last."""
+    marks = {submission.get("submission", "") for submission in submissions(folder) if submission["why"] == "rerun"}
+    return marks | ({read_json(folder.submitted).get("submission", "")} if folder.submitted.exists() else set())
 
 
 def task_ids(folder: Round) -> dict[str, str]:

@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +97,13 @@ def submit(
     meta: Stage,
     resources: Resources,
     reference: Stage | None = None,
+    recorded: Collection[str] = (),
 ) -> dict[str, Any]:
     """Submit every array, the job that judges the reference, and the meta job that waits for them all. Returns their ids.
 
-    reference: this stage waits for the arrays after the first, which train the reference. The caller records the ids and then calls
-    `keep`; else the next submission of this folder cancels these jobs, because nobody would know of them.
+    reference: this stage waits for the arrays after the first, which train the reference. recorded: marks of earlier submissions whose jobs
+    the campaign's files name. The caller records the ids and then calls `keep`; the next submission of this folder cancels the jobs of a
+    mark that is neither kept nor recorded, because nobody would know of them.
 
     Raises NotFound if sbatch or srun is missing. Raises WorkFailed with Slurm's own sentence if Slurm refuses a job, after cancelling the
     jobs that it had accepted.
@@ -112,7 +114,9 @@ def submit(
 
     names = [f"{resources.job_name}-{role}" for role in ("arms", "reference", "meta")]
     for cut_short in slurm_sbatch.open_marks(folder):
-        if left := cut_short.take_back(names):
+        if cut_short.word in recorded:
+            cut_short.keep()
+        elif left := cut_short.take_back(names):
             print(f"cancelled {', '.join(left)}: jobs of a submission that was cut short", file=sys.stderr)
     mark = slurm_sbatch.Mark(folder)
     mark.open()

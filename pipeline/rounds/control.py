@@ -151,9 +151,10 @@ def rerun(
         code_dir, digest = launch.verify_frozen(campaign, folder)
         stages = launch.worker_stages(campaign, folder, arms, digest)
         meta = launch.meta_stage(campaign, folder)
-        ids = slurm_submit.submit(folder.slurm_dir, code_dir, [stages], meta, asked_of_slurm)
+        recorded = slurm_jobs.recorded_marks(folder)
+        ids = slurm_submit.submit(folder.slurm_dir, code_dir, [stages], meta, asked_of_slurm, recorded=recorded)
         tasks = launch.tasks_of([stages], ids)
-        slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun")
+        slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun", ids["submission"])
         slurm_submit.keep(folder.slurm_dir, ids["submission"])
     return [f"{arm}: job {job_id}{without}" for arm, job_id in tasks.items()]
 

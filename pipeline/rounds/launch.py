@@ -58,9 +58,11 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
         stages = arrays(campaign, folder)
         reference: stage_command.Stage = ("reference", str(campaign.folder), folder.name)
         meta = meta_stage(campaign, folder)
-        ids = slurm_submit.submit(folder.slurm_dir, code_dir, stages, meta, resources(folder), reference)
+        ids = slurm_submit.submit(
+            folder.slurm_dir, code_dir, stages, meta, resources(folder), reference, slurm_jobs.recorded_marks(folder)
+        )
         tasks = tasks_of(stages, ids) | {"reference": ids["reference_job_id"]}
-        slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "round")
+        slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "round", ids["submission"])
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
         write_file(folder.submitted, canonical.encoded(record))
         slurm_submit.keep(folder.slurm_dir, ids["submission"])

@@ -120,7 +120,8 @@ def test_case_04_jobs_of_a_process_that_was_killed_before_it_recorded_them_are_c
     assert second["array_job_ids"] == ["103"] and set(lines(folder / "cancelled")) == {"101", "102"}
     assert "cancelled 101, 102: jobs of a submission that was cut short" in capsys.readouterr().err
     slurm_submit.keep(tmp_path / "slurm", str(second["submission"]))
-    submit(tmp_path)
+    third = submit(tmp_path)  # killed after it was recorded, before `keep`
+    slurm_submit.submit(tmp_path / "slurm", CODE, ARRAYS, META, SMALL, recorded=[str(third["submission"])])
     assert set(lines(folder / "cancelled")) == {"101", "102"}
     assert (tmp_path / "slurm" / "submissions" / f"{first['submission']}.taken_back").exists()
 
