@@ -93,6 +93,12 @@ class Parallel:
         dist.all_reduce(said, op=dist.ReduceOp.MAX)
         return bool(said.item())
 
+    def any_rank(self, flags: Mapping[str, bool]) -> dict[str, bool]:
+        """Returns every name that a rank passes, with True if any rank passes True for it. A collective call."""
+        said: list[dict[str, bool]] = [{}] * self.world_size
+        dist.all_gather_object(said, dict(flags))
+        return {name: any(other.get(name, False) for other in said) for each in said for name in each}
+
     def share(self, value: Any) -> Any:
         """Returns rank 0's value, a picklable object, on every rank. A collective call."""
         box = [value]

@@ -1,25 +1,31 @@
 """Export weights: the competition's archive, or a merged model for transformers, vLLM and the like.
 
-    python -m substrate.formats.export submission ADAPTER submission.zip
+    python -m substrate.formats.export submission ADAPTER submission.zip [--model model.yaml]
     python -m substrate.formats.export merge ADAPTER --base BASE --model model.yaml OUT
 
-`submission` packs an adapter as a worker publishes it (published names, PEFT's configuration). It refuses what the
-competition would refuse: a rank above 32, an archive above 1.5 GB, targets that are not a list. `merge` adds the adapter
-to its base, W + alpha / r B A in float32, and writes the model in the published form: shards of at most 5 GB, their
-index and config.json. It handles one tensor at a time on a CPU, so memory does not grow with the model.
+`submission` packs an adapter as a worker publishes it (published names, PEFT's configuration). It reads every value
+first (`adapter_file.py`) and refuses what would waste a submission: a rank above 32, an archive above 1.5 GB, targets
+that are not a list, a target without a tensor, an adapter that changes nothing, and scales that vLLM would not apply.
+`merge` adds the adapter to its base, W + scale B A in float32 with PEFT's scales, and writes the model in the published
+form: shards of at most 5 GB, their index and config.json. It handles one tensor at a time on a CPU, so memory does not
+grow with the model.
 
 Limits: NVIDIA Nemotron Model Reasoning Challenge, rules of submission (2026).
 """
 
 import json
+import math
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from substrate.formats.adapter_file import Proved, prove
 from substrate.interface.command_line import Parser, read_text, write_text
 from substrate.interface.errors import DataError, UsageError, exit_code_of
+from substrate.interface.peft_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftConfig, published_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,96 +34,139 @@ if TYPE_CHECKING:
     from substrate.model.tensors import Checkpoint
 
 
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 MAX_RANK = 32
 MAX_ARCHIVE_BYTES = 1_500_000_000
 
 
-def submission(adapter: Path, archive: Path) -> int:
+def submission(adapter: Path, archive: Path, model: dict[str, Any] | None = None) -> int:
     """Writes the archive and returns its size in bytes. Equal files give equal bytes.
 
-    The archive is not compressed, because weights do not shrink. Raises DataError, and writes nothing, for an adapter
-    that the competition would refuse.
+    model: as in `proved_for_submission`. The archive is not compressed, because weights do not shrink. Raises DataError,
+    and writes nothing, for an adapter that the competition would refuse or that would waste a submission.
     """
-    config = _adapter_config(adapter)
-    if config["r"] > MAX_RANK:
+    proved_for_submission(adapter, model)
+    return _pack(adapter, archive)
+
+
+def proved_for_submission(adapter: Path, model: dict[str, Any] | None = None) -> Proved:
+    """Returns what is in an adapter that may be submitted. Raises DataError for any other.
+
+    model: the values of hydra_conf/model/*.yaml, if shapes and layers are to be compared with a model.
+    """
+    config = PeftConfig.read(adapter)
+    _check_limits(adapter, config)
+    proved = prove(adapter, config)
+    _check_served(config, proved)
+    if model is not None:
+        from substrate.model import ModelConfig
+
+        proved.check_model(ModelConfig.from_dict(model))
+    return proved
+
+
+def _pack(adapter: Path, archive: Path) -> int:
+    partial = archive.with_name(archive.name + ".partial")
+    try:
+        with zipfile.ZipFile(partial, "w") as file:
+            for name in ADAPTER_FILES:
+                entry = zipfile.ZipInfo(name)  # its default date is 1980, so equal adapters give equal archives
+                entry.external_attr = 0o644 << 16
+                with file.open(entry, "w") as target, (adapter / name).open("rb") as source:
+                    while block := source.read(1 << 20):
+                        target.write(block)
+        partial.replace(archive)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise DataError(f"cannot write {archive}: {error.strerror}; give a new file in a writable folder") from None
+    return archive.stat().st_size
+
+
+def _check_limits(adapter: Path, config: PeftConfig) -> None:
+    """Raises DataError for what the competition's rules exclude."""
+    rank = max([config.rank, *config.rank_pattern.values()])
+    if rank > MAX_RANK:
         raise DataError(
-            f"{adapter} has rank {config['r']}; the competition takes at most {MAX_RANK}: train with a lower recipe.lora.rank"
+            f"{adapter} has rank {rank}; the competition takes at most {MAX_RANK}: train with a lower recipe.lora.rank"
         )
-    size = sum((adapter / name).stat().st_size for name in ADAPTER_FILES)
+    if isinstance(config.targets, str):
+        raise DataError(
+            f"{config.path}: target_modules is {config.targets!r}; the competition wants as target_modules a list of "
+            "the names that its weights file has"
+        )
+    size = sum(path.stat().st_size for name in ADAPTER_FILES if (path := adapter / name).is_file())
     if size > MAX_ARCHIVE_BYTES:
         raise DataError(
             f"{adapter} has {size} bytes; the competition takes at most {MAX_ARCHIVE_BYTES}: leave out routed experts"
         )
-    partial = archive.with_name(archive.name + ".partial")
-    with zipfile.ZipFile(partial, "w") as file:
-        for name in ADAPTER_FILES:
-            entry = zipfile.ZipInfo(name)  # its default date is 1980, so equal adapters give equal archives
-            entry.external_attr = 0o644 << 16
-            with file.open(entry, "w") as target, (adapter / name).open("rb") as source:
-                while block := source.read(1 << 20):
-                    target.write(block)
-    partial.replace(archive)
-    return archive.stat().st_size
 
 
-def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> None:
-    """Writes base + adapter into the folder `out`. Raises DataError that names a missing, surplus or misshapen tensor."""
+def _check_served(config: PeftConfig, proved: Proved) -> None:
+    """Raises DataError where the competition's engine would not compute what was trained, or would compute the base."""
+    for target in config.targets:
+        if not any(module == target or module.endswith(f".{target}") for module in proved.shapes):
+            raise DataError(
+                f"{config.path} names the target {target}, for which {ADAPTER_WEIGHTS} has no tensor, as for a target that "
+                "the model lacks; take it out of target_modules, or save the adapter again if it was trained"
+            )
+    if proved.num_zero == len(proved.shapes):
+        raise DataError(
+            f"{ADAPTER_WEIGHTS} changes nothing, because A or B (B before the first step) is zero in all its "
+            f"{len(proved.shapes)} pairs; pack a trained adapter"
+        )
+    for module in proved.shapes:
+        # vLLM reads r, lora_alpha and use_rslora, and applies that one scale to every module (vllm/lora/peft_helper.py).
+        if not math.isclose(config.scale_of(module), config.scale_of(None)):
+            raise DataError(
+                f"{config.path}: alpha_pattern or rank_pattern gives {module} the scale {config.scale_of(module):g}, but the "
+                f"competition's vLLM applies {config.scale_of(None):g} to all; multiply B by the ratio and remove the pattern"
+            )
+
+
+def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> Proved:
+    """Writes base + adapter into the folder `out`, and returns what was found in the adapter.
+
+    Raises DataError that names a missing, surplus or misshapen tensor, or a field that `PeftConfig` refuses.
+    """
     from safetensors.torch import save_file
 
     from substrate.model import ModelConfig
     from substrate.model.tensors import Checkpoint, shards
 
-    config, pairs = ModelConfig.from_dict(model), _adapter_config(adapter)
-    out.mkdir(parents=True, exist_ok=True)
+    architecture, config = ModelConfig.from_dict(model), PeftConfig.read(adapter)
+    proved = prove(adapter, config)
+    proved.check_model(architecture)
     weight_map: dict[str, str] = {}
-    with Checkpoint(base) as weights, Checkpoint(adapter / ADAPTER_FILES[1]) as factors:
-        weights.check_names(config)
-        merged = _merged(config, weights, factors, pairs["r"], pairs["lora_alpha"] / pairs["r"])
+    with Checkpoint(base) as weights, Checkpoint(adapter / ADAPTER_WEIGHTS) as factors:
+        weights.check_names(architecture)
+        out.mkdir(parents=True, exist_ok=True)
+        merged = _merged(architecture, weights, factors, config, proved)
         for number, shard in enumerate(shards(merged)):
             file = f"model-{number:05d}.safetensors"
             save_file(shard, out / file, {"format": "pt"})
             weight_map.update(dict.fromkeys(shard, file))
     index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(out / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
-    write_text(out / "config.json", json.dumps(config.to_transformers(), indent=2) + "\n")
+    write_text(out / "config.json", json.dumps(architecture.to_transformers(), indent=2) + "\n")
+    return proved
 
 
 def _merged(
-    config: "ModelConfig", weights: "Checkpoint", factors: "Checkpoint", rank: int, scale: float
+    architecture: "ModelConfig", weights: "Checkpoint", factors: "Checkpoint", config: PeftConfig, proved: Proved
 ) -> Iterator[tuple[str, "Tensor"]]:
     from substrate.model.lora import adapter_name
     from substrate.model.published import published_tensors
 
-    used: set[str] = set()
-    for name, (shape, _) in published_tensors(config).items():
+    adapted = {f"{published_name(module)}.weight": module for module in proved.shapes}
+    for name, (shape, _) in published_tensors(architecture).items():
         tensor = weights.read(name, shape, slice(None))
-        name_A, name_B = adapter_name(name, "A"), adapter_name(name, "B")
-        if name_A in factors.names:
-            A = factors.read(name_A, (rank, shape[1]), slice(None))
-            B = factors.read(name_B, (shape[0], rank), slice(None))
+        if name in adapted:
+            rank, scale = config.rank_of(adapted[name]), config.scale_of(adapted[name])
+            A = factors.read(adapter_name(name, "A"), (rank, shape[1]), slice(None))
+            B = factors.read(adapter_name(name, "B"), (shape[0], rank), slice(None))
             tensor = (tensor.float() + scale * B.float() @ A.float()).to(tensor.dtype)
-            used |= {name_A, name_B}
         yield name, tensor
-    if surplus := sorted(factors.names - used):
-        raise DataError(f"the adapter holds {surplus[0]}, which model {config.name} does not have; check --model")
-
-
-def _adapter_config(adapter: Path) -> dict[str, Any]:
-    """Returns the configuration of an adapter. Raises DataError if it is wrong or one of the two files is missing."""
-    path = adapter / ADAPTER_FILES[0]
-    try:
-        config: dict[str, Any] = json.loads(read_text(path))
-        sound = type(config["r"]) is int and config["lora_alpha"] > 0 and isinstance(config["target_modules"], list)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: {error!r}; it must be JSON, and r, lora_alpha and target_modules are needed"
-        ) from None
-    if not sound:
-        raise DataError(f"{path} has a wrong value; r must be an integer, lora_alpha above 0, target_modules a list")
-    if not (adapter / ADAPTER_FILES[1]).is_file():
-        raise DataError(f"{adapter} lacks {ADAPTER_FILES[1]}; give a folder with {' and '.join(ADAPTER_FILES)}")
-    return config
 
 
 def _read_model(path: Path) -> dict[str, Any]:
@@ -141,6 +190,7 @@ def main() -> None:
     pack = acts.add_parser("submission", help="pack an adapter as submission.zip")
     pack.add_argument("adapter", type=Path, help="folder with adapter_config.json and adapter_model.safetensors")
     pack.add_argument("out", type=Path, help="archive to write")
+    pack.add_argument("--model", type=Path, help="compare with this model: hydra_conf/model/*.yaml, or a config.yaml")
     whole = acts.add_parser("merge", help="write base + adapter as a model for transformers")
     whole.add_argument("adapter", type=Path, help="folder with adapter_config.json and adapter_model.safetensors")
     whole.add_argument("out", type=Path, help="folder to write")
@@ -150,11 +200,14 @@ def main() -> None:
     whole.add_argument("--model", type=Path, required=True, help="hydra_conf/model/*.yaml, or a campaign's config.yaml")
     arguments = parser.parse_args()
     if arguments.act == "submission":
-        size = submission(arguments.adapter, arguments.out)
-        print(f"{arguments.out}: {size} bytes of at most {MAX_ARCHIVE_BYTES}")
+        model = _read_model(arguments.model) if arguments.model else None
+        proved = proved_for_submission(arguments.adapter, model)
+        print(f"{arguments.out}: {_pack(arguments.adapter, arguments.out)} bytes of at most {MAX_ARCHIVE_BYTES}")
     else:
-        merge(arguments.adapter, arguments.base, _read_model(arguments.model), arguments.out)
+        proved = merge(arguments.adapter, arguments.base, _read_model(arguments.model), arguments.out)
         print(f"{arguments.out}: transformers.AutoModelForCausalLM.from_pretrained({str(arguments.out)!r}) reads it")
+    counts = ", ".join(f"{target} {number}" for target, number in proved.counts().items())
+    print(f"adapted modules: {counts}; in {proved.num_zero} of them A or B is zero")
 
 
 if __name__ == "__main__":

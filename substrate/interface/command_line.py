@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -32,6 +33,24 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}; the file must hold one JSON value") from None
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Returns the object that a JSON text holds. Raises ValueError for another value and for a key that comes twice."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(pairs) > len(dict(pairs)):
+            twice = next(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
+            raise ValueError(f"the key {twice} comes twice")
+        return dict(pairs)
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("it holds no object")
+    return value
 
 
 def read_json_lines(path: Path, fields: Mapping[str, type]) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ the ranks that hold the same expert.
 """
 
 import math
-import re
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -36,15 +35,10 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor, nn
 
 from substrate.interface.errors import UsageError
+from substrate.interface.peft_config import TARGETS, target_of
 from substrate.model.config import ModelConfig
 from substrate.model.layout import Placement, layout, named_generator
 from substrate.model.published import published_tensors
-
-TARGETS = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj", "shared_experts.up_proj", "shared_experts.down_proj",
-    "experts.up_proj", "experts.down_proj", "lm_head",
-)  # fmt: skip
-EXPERT = re.compile(r"^experts\.\d+\.")
 
 
 class Adapter(nn.Module):
@@ -182,9 +176,16 @@ def add_lora(
         raise UsageError(
             f"lora target {', '.join(lacking)}; model {model.architecture.name} has no such layer: leave it out"
         )
+    return add_pairs(model, rank, alpha, dropout, set(adapted_modules(model.architecture, targets)), seed)
+
+
+def add_pairs(
+    model: Any, rank: int, alpha: float, dropout: float, names: Container[str], seed: int
+) -> list[nn.Parameter]:
+    """Does what `add_lora` says for weights by their published names."""
     model.requires_grad_(False)
     for base in layout(model):
-        active = [name for name in base.names if _target(name) in targets]
+        active = [name for name in base.names if name in names]
         if not active:
             continue
         adapter = Adapter(base, active, rank, alpha, dropout)
@@ -215,6 +216,27 @@ def trainable_placements(model: nn.Module) -> list[Placement]:
     return factors or [place for place in layout(model) if place.tensor.requires_grad]
 
 
+def learning_targets(model: nn.Module) -> dict[str, bool]:
+    """Returns for each adapted target on this rank whether a gradient that is not zero reached it in any layer.
+
+    The gradients must be finalized. One tensor alone proves little: A has none while B is zero, and an expert without
+    tokens has none at all.
+    """
+    learns: dict[str, bool] = {}
+    for adapter in adapters(model):
+        for place in adapter.placements():
+            gradient, owners = place.tensor.grad, place.local_parts()
+            for index, name in enumerate(place.names):
+                weight = _weight_of(name)
+                if weight not in adapter.active:
+                    continue  # rows of a fused weight whose own module has no adapter
+                target = _target(weight)
+                if gradient is not None and not learns.get(target):
+                    learns[target] = bool(gradient[(owners == index).to(gradient.device)].any())
+                learns.setdefault(target, False)
+    return learns
+
+
 def adapted_modules(config: ModelConfig, targets: Container[str]) -> list[str]:
     """Returns the names of the weights of the whole model that `targets` give an adapter."""
     return [name for name in published_tensors(config) if _target(name) in targets]
@@ -222,7 +244,13 @@ def adapted_modules(config: ModelConfig, targets: Container[str]) -> list[str]:
 
 def _target(weight_name: str) -> str:
     """Returns a weight's target: backbone.layers.3.mixer.experts.7.up_proj.weight -> experts.up_proj."""
-    return EXPERT.sub("experts.", _module(weight_name))
+    return target_of(weight_name.removesuffix(".weight"))
+
+
+def _weight_of(name: str) -> str:
+    """Returns the weight that a trained tensor changes: the inverse of `adapter_name`, and of the names of `FullDelta`."""
+    module = name.removeprefix("base_model.model.").removeprefix("delta/").removesuffix(".weight")
+    return module.removesuffix(".lora_A").removesuffix(".lora_B") + ".weight"
 
 
 def _module(weight_name: str) -> str:

@@ -9,10 +9,9 @@ file is a pickle, because some come out of a sandbox.
 """
 
 import os
-import re
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from substrate.interface.errors import DataError
+from substrate.interface.peft_config import published_name
 from substrate.model.config import ModelConfig
 from substrate.model.layout import Placement
 from substrate.model.published import published_tensors
@@ -42,9 +42,9 @@ class Checkpoint:
         except SafetensorError as error:
             raise DataError(f"{path} is not a safetensors file ({error}); copy or make it again") from None
         self._file_of = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118  not a dict
-        self._name_of = {_backbone(name): name for name in self._file_of}
+        self._name_of = {published_name(name): name for name in self._file_of}
 
-    def __enter__(self) -> "Checkpoint":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -55,6 +55,11 @@ class Checkpoint:
     def names(self) -> set[str]:
         """The tensors' names, with the prefix `backbone.`; stacked experts have one name."""
         return set(self._name_of)
+
+    @property
+    def stored_names(self) -> set[str]:
+        """The tensors' names as the files have them."""
+        return set(self._file_of)
 
     def read(self, name: str, shape: tuple[int, ...], rows: slice, columns: slice = slice(None)) -> Tensor:
         """Returns a part of the whole tensor `name`. Raises DataError if it is missing or is not of `shape`."""
@@ -134,11 +139,6 @@ def shards(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]
         size += tensor.nbytes
     if shard:
         yield shard
-
-
-def _backbone(name: str) -> str:
-    """Returns the published name of a base weight or of an adapter's factor."""
-    return re.sub(r"^(base_model\.model\.)?model\.", r"\1backbone.", name)
 
 
 def _stacked(name: str) -> tuple[str, str]:

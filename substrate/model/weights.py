@@ -17,13 +17,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from substrate.interface.errors import DataError, UsageError
+from substrate.interface.errors import DataError
+from substrate.interface.peft_config import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    TARGETS,
+    PeftConfig,
+    published_name,
+    target_of,
+)
 from substrate.model.layout import layout, named_generator
-from substrate.model.lora import EXPERT, adapted_modules, adapter_name, adapters, add_lora
+from substrate.model.lora import adapted_modules, adapter_name, adapters, add_pairs
 from substrate.model.tensors import Checkpoint, collect, fill, owned, write_shards
 
 PREFIX = "backbone"
-ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def init_weights(model: Any, seed: int) -> None:
@@ -99,33 +106,79 @@ def save_adapter(model: Any, folder: Path | str, prefix: str = PREFIX) -> None:
     if torch.distributed.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    _write(tensors, folder / ADAPTER_FILE)
+    _write(tensors, folder / ADAPTER_WEIGHTS)
 
 
 def load_adapter(model: Any, folder: Path | str) -> None:
-    """Loads an adapter from `save_adapter` into a model, adding the layers that its configuration names.
+    """Loads an adapter of PEFT's form into a model, adding pairs to the modules that it adapts.
 
-    A model that has adapters already keeps them, and they must match. Raises DataError that names a missing, surplus or
-    misshapen tensor.
+    Ranks and scales that differ between modules become one rank (the smaller padded with zeros) and one scale (the rest
+    goes into B). A model that has adapters already keeps them, and they must match. Raises DataError that names a field
+    that `PeftConfig` refuses, or a tensor that is missing, surplus, misshapen or not finite.
     """
-    config = _read_adapter_config(Path(folder) / ADAPTER_CONFIG)
-    targets = {EXPERT.sub("experts.", target) for target in config["target_modules"]}
-    if not adapters(model):
-        try:
-            add_lora(model, config["r"], config["lora_alpha"], config["lora_dropout"], sorted(targets), seed=0)
-        except UsageError as error:
-            raise DataError(f"{ADAPTER_CONFIG}: {error}") from None
-    with torch.no_grad(), Checkpoint(Path(folder) / ADAPTER_FILE) as checkpoint:
-        modules = adapted_modules(model.architecture, targets)
-        expected = {adapter_name(name, factor) for name in modules for factor in "AB"}
-        for adapter in adapters(model):
+    folder = Path(folder)
+    config = PeftConfig.read(folder)
+    with torch.no_grad(), _Factors(folder, config) as factors:
+        _check_modules(model, factors)
+        rank = max(config.rank_of(module) for module in factors.modules.values())
+        if not adapters(model):
+            add_pairs(model, rank, config.alpha, config.dropout, factors.modules, seed=0)
+        here = {name for place in layout(model) for name in place.names if name in factors.modules}
+        found = adapters(model)
+        if here != {name for adapter in found for name in adapter.active} or any(each.rank != rank for each in found):
+            raise DataError(f"{config.path} is not of the adapter that the model has already; load it into the base")
+        for adapter in found:
+            factors.scale = adapter.alpha / adapter.rank
             place_A, place_B = adapter.placements()
-            fill(place_A, checkpoint)
-            fill(place_B, checkpoint, {adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active})
-        if surplus := sorted(checkpoint.names - expected):
-            raise DataError(
-                f"{ADAPTER_FILE} holds {surplus[0]}, which the model does not have; check adapter and model"
-            )
+            fill(place_A, factors)
+            fill(place_B, factors, {adapter_name(n, "B") for n in adapter.base.names if n not in adapter.active})
+            if not (adapter.A_RI.isfinite().all() and adapter.B_OR.isfinite().all()):
+                raise DataError(f"{ADAPTER_WEIGHTS} holds NaN or infinity in the pair of {adapter.active[0]}")
+
+
+class _Factors(Checkpoint):
+    """The factors of an adapter file as a model holds them: all of one rank and of one scale."""
+
+    def __init__(self, folder: Path, config: PeftConfig) -> None:
+        super().__init__(folder / ADAPTER_WEIGHTS)
+        self.config = config
+        self.scale = config.scale_of(None)  # by which the model multiplies every B A
+        # Published name of each adapted weight -> its module's name in the file, which the patterns speak of.
+        self.modules = {published_name(f"{module}.weight"): module for module in config.modules_in(self.stored_names)}
+
+    def read(self, name: str, shape: tuple[int, ...], rows: slice, columns: slice = slice(None)) -> Tensor:
+        """Returns a part of a factor, padded to the rank in `shape`; B is multiplied by what `scale` lacks."""
+        module = self.modules[name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0] + ".weight"]
+        rank = self.config.rank_of(module)
+        if name.endswith("lora_A.weight"):
+            part = self._float(name, super().read(name, (rank, shape[1]), slice(0, rank), columns))
+            return torch.nn.functional.pad(part, (0, 0, 0, shape[0] - rank))[rows]
+        part = self._float(name, super().read(name, (shape[0], rank), rows, slice(0, rank)))
+        part = torch.nn.functional.pad(part, (0, shape[1] - rank))[:, columns]
+        return part * (self.config.scale_of(module) / self.scale)
+
+    def _float(self, name: str, part: Tensor) -> Tensor:
+        if part.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise DataError(f"{ADAPTER_WEIGHTS}: {name} is of {part.dtype}; save it as float32, float16 or bfloat16")
+        return part.float()
+
+
+def _check_modules(model: Any, factors: _Factors) -> None:
+    """Raises DataError for a module that the model lacks, and for one that the configuration names and the file lacks."""
+    config, found = factors.config, factors.modules
+    known = adapted_modules(model.architecture, TARGETS)
+    if surplus := sorted(set(found) - set(known)):
+        raise DataError(f"{ADAPTER_WEIGHTS} holds {surplus[0]}, which the model does not have; check adapter and model")
+    kinds = {target_of(module) for module in found.values()}
+    # From a name like up_proj experts get no pair where transformers 5 stacks them, because they are no linear modules then.
+    may_lack_experts = isinstance(config.targets, str) or not any(".experts." in f".{each}" for each in config.targets)
+    is_renamed = any(module.startswith("model.") for module in found.values())
+    for name in known:
+        module = name.removesuffix(".weight")
+        module = module.replace("backbone.", "model.", 1) if is_renamed else module
+        is_stacked = may_lack_experts and target_of(module).startswith("experts.") and target_of(module) not in kinds
+        if name not in found and config.takes(module) and not is_stacked:
+            raise DataError(f"{ADAPTER_WEIGHTS} lacks the pair of {module}, which {config.path} names; save it again")
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -136,19 +189,6 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
         save_file({name: tensors[name] for name in sorted(tensors)}, partial)
         partial.replace(path)
     torch.distributed.barrier()
-
-
-def _read_adapter_config(path: Path) -> dict[str, Any]:
-    """Reads the configuration and checks the keys that `load_adapter` uses."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}; a readable JSON file is needed") from None
-    kinds = {"r": int, "lora_alpha": int | float, "lora_dropout": int | float, "target_modules": list}
-    for key, kind in kinds.items():
-        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
-            raise DataError(f"{path.name}: {key} is missing or of another type; it must be of type {kind}")
-    return config
 
 
 def _initial(name: str, shape: tuple[int, ...], num_layers: int, seed: int) -> Tensor:

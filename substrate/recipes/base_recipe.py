@@ -151,6 +151,10 @@ class BaseRecipe(Recipe):
 
         return token_log_probs(model, batch.tokens_BL, batch.labels_BL)
 
+    def teaches(self, batch: "Batch") -> bool:
+        """Whether the loss of this batch has a gradient at all: a cross-entropy always has."""
+        return True
+
     def save(self, run: "Training", folder: Path) -> None:
         """Writes the adapter (docs/contract.md). All ranks call it."""
         from substrate.model import save_adapter

@@ -118,6 +118,10 @@ class Grpo(SftLora):
         divergence = to_reference.exp() - to_reference - 1
         return -((gain - self.own.kl_weight * divergence) * weights).sum()
 
+    def teaches(self, batch: "Batch") -> bool:
+        """Whether a completion beats its group: where all rewards are equal, the policy is told nothing."""
+        return any(not isinstance(part, PolicyBatch) or bool(part.advantages_B1.any()) for part in batch.micro_batches)
+
     def _roll_out(self, run: "Training", number: int) -> list["Scored"]:
         """Samples completions of the next prompts, group after group, and scores their tokens under both policies."""
         from substrate.training.rollouts import Sampling, by_family

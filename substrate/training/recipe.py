@@ -65,6 +65,10 @@ class Recipe:
         """Returns this micro-batch's part of the step's loss, which is the sum over micro-batches and dp ranks."""
         raise NotImplementedError
 
+    def teaches(self, batch: Batch) -> bool:
+        """Whether the loss of this batch has a gradient at all, where the model is as it started."""
+        raise NotImplementedError
+
     def save(self, run: Any, folder: Path) -> None:
         """Writes the adapter (docs/contract.md). All ranks call it."""
         raise NotImplementedError

@@ -18,10 +18,10 @@ from substrate.data.batches import Batch, Shape, Stream, make_batch
 from substrate.data.rows import Row
 from substrate.data.tokenizer import Tokenizer
 from substrate.interface.command_line import write_json
-from substrate.interface.errors import Diverged, Stopped
+from substrate.interface.errors import Diverged, Stopped, UsageError
 from substrate.interface.progress import Progress
 from substrate.interface.task import Task
-from substrate.model import ModelConfig, build_model, kernels, load_base, trainable_placements
+from substrate.model import ModelConfig, build_model, kernels, learning_targets, load_base, trainable_placements
 from substrate.model.tensors import Checkpoint, fill, owned
 from substrate.training import checkpoint
 from substrate.training.pipeline_stages import accumulate_gradients
@@ -91,6 +91,7 @@ class Training:
                 rank=parallel.rank,
             )
             self.rates = [rate * recipe.rate_scale(step) for step, rate in enumerate(rates)]
+        self._targets_learn = self.step > 0  # known from the first step that teaches anything
         self.progress = Progress(task.out / "progress.jsonl", rank=parallel.rank, done_steps=self.step)
 
     def run(self) -> None:
@@ -173,6 +174,7 @@ class Training:
         batch_loss = self.parallel.total(local_loss)
         self._check("loss", batch_loss, DIVERGED_FACTOR * math.log(self.model.architecture.vocab_size))
         self.parallel.finalize_gradients(self.model)
+        self._targets_learn = self._targets_learn or self._check_targets(batch)
         grad_norm = self.parallel.clip_gradients(self.model, self.recipe.clip_norm)
         self._check("gradient norm", grad_norm, math.inf)
         for group in self.optimizer.param_groups:
@@ -190,6 +192,23 @@ class Training:
                 f"the {what} of step {self.step + 1} is {value:.4g}; valid is a finite number up to {limit:.4g}. "
                 f"The last checkpoint is {kept[-1] if kept else 'none'}; try a lower learning rate or clip_norm"
             )
+
+    def _check_targets(self, batch: Batch) -> bool:
+        """Returns whether each target has a gradient, over all layers and ranks; False if the batch cannot tell.
+
+        Raises UsageError on every rank, before anything has changed, for targets that no gradient reaches.
+        """
+        learns = self.parallel.any_rank(learning_targets(self.model))
+        silent = sorted(target for target, has_gradient in learns.items() if not has_gradient)
+        if silent and len(silent) == len(learns) and not self.parallel.agree(self.recipe.teaches(batch)):
+            return False
+        if silent:
+            raise UsageError(
+                f"no gradient reaches the LoRA target {', '.join(silent)} in step {self.step + 1}, in any layer, so it would "
+                "never be trained; a kernel that computes with the weight alone bypasses its adapter: leave it out of "
+                "recipe.lora.targets, or use a kernel that calls the layer (substrate/model/kernels.py)"
+            )
+        return True
 
     def _offer_candidate(self) -> None:
         """Offers the current state to the selector, with its holdout losses if the choice depends on them."""
