@@ -18,18 +18,21 @@ from pipeline.campaign.records import Outcome
 from pipeline.cli.arguments import next_command, typed
 from pipeline.config import settings
 from pipeline.reporting import live_view, status
-from pipeline.reporting.cost import memory_and_cost, show_cost
+from pipeline.reporting.cost import memory_and_cost, show_cost, targets_in_words
 from pipeline.rounds import freeze, launch, meta
 from pipeline.rounds.init import init
 from pipeline.stats import lifts
 
 
-def show_plan(folder: Round) -> None:
+def show_plan(folder: Round, *, targets: bool = True) -> None:
+    """Print a frozen round's arms, and how many modules its LoRA targets match."""
     frozen, digest = read_plan(folder)
     print(f"round {folder.name}, plan {digest[:16]}:")
     for arm in frozen.arms:
         moved = ", ".join(f"{key}={value}" for key, value in arm.overrides) or f"repeats the {arm.replicate_of} recipe"
         print(f"  {arm.name}  {arm.role:<9}  {moved}")
+    if targets:
+        print(f"  {targets_in_words(settings.load(folder.config))}")
 
 
 def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool = False) -> None:
@@ -53,7 +56,7 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
             costs = memory_and_cost(chosen, num_arms, earlier)
             print(json.dumps({"plan": frozen.frozen_plan().to_json(), "costs": costs, "sbatch": texts}, indent=2))
             return
-        show_plan(frozen)
+        show_plan(frozen, targets=False)  # the costs have them
         proposer = chosen.policy.proposals
         if proposer.kind != "none":
             print(f"the round would also ask {proposer.kind} ({proposer.mode}) for proposals; a dry run asks nobody")

@@ -184,7 +184,6 @@ def end_with(tail: subprocess.Popen[str], folder: Round, arm: str) -> None:
 def report_verb(arguments: argparse.Namespace) -> None:
     from pipeline.campaign.facts import read_plan
     from pipeline.campaign.log import Log
-    from pipeline.config import settings
     from pipeline.decision import history
     from pipeline.reporting import document, page
 
@@ -196,7 +195,7 @@ def report_verb(arguments: argparse.Namespace) -> None:
     if not folder.evidence.exists():
         return report_open(folder, arguments)
     read_plan(folder)  # raises IntegrityError if plan or configuration were changed
-    sections = page.of_log(records, folder.name, settings.load(folder.config).model.name)
+    sections = page.of_round(records, folder)
     if arguments.json:
         plain = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in sections]
         print(json.dumps({"round": folder.name, "sections": plain}, indent=1))

@@ -16,7 +16,7 @@ def check_sizes(chosen: settings.Settings) -> None:
     config = chosen.to_dict()
     gpus = chosen.cluster.gpus_per_node if chosen.cluster.kind == "slurm" else None
     model_size.check_layout(config["model"], config["parallelism"], gpus)
-    model_size.adapter_shapes(config["model"], chosen.recipe.lora.rank, chosen.recipe.lora.targets)
+    model_size.matched_modules(config["model"], chosen.recipe.lora.targets)
     for axis in chosen.policy.axes:
         settings.value_of(chosen, axis.key)
 

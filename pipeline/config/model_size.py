@@ -8,14 +8,22 @@ over all other ranks, and the pipeline splits the layers evenly.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.campaign.errors import ConfigError
 
 Model = Mapping[str, Any]
 """The keys of hydra_conf/model; `pattern` has one letter per layer."""
 LAYERS = {"M": "mamba", "E": "moe", "*": "attention"}
+
+
+class Matched(NamedTuple):
+    """What a LoRA target matches in a model."""
+
+    kind: str  # of layer: a value of LAYERS, or "output" for lm_head
+    layers: int
+    modules: int  # a layer of routed experts has one for each expert
 
 
 def mamba_sizes(model: Model) -> tuple[int, int]:
@@ -78,6 +86,29 @@ def peft_modules(model: Model, targets: list[str]) -> list[str]:
         experts = range(model["num_experts"]) if target.startswith("experts.") else ()
         names += [target.replace("experts.", f"experts.{number}.") for number in experts] or [target]
     return sorted(names)
+
+
+def matched_modules(model: Model, targets: Sequence[str]) -> dict[str, Matched]:
+    """Count the modules that each LoRA target matches. Raises ConfigError for a target that is not known, matches nothing or comes twice."""
+    shapes, counts = lora_shapes(model), {}
+    if not targets:
+        raise ConfigError("recipe.lora.targets is empty, so nothing would be trained", f"Valid: {', '.join(shapes)}")
+    for target in targets:
+        if target not in shapes:
+            raise ConfigError(f"LoRA target {target!r} is not known", f"Valid: {', '.join(shapes)}")
+        if target in counts:
+            raise ConfigError(f"LoRA target {target} comes twice in recipe.lora.targets", "Name it once")
+        kind = shapes[target][0]
+        layers = model["pattern"].count(kind) if kind else 1
+        if not layers:
+            valid = [name for name, (letter, _, _) in shapes.items() if not letter or letter in model["pattern"]]
+            raise ConfigError(
+                f"LoRA target {target} matches nothing, because model {model['name']} ({model['pattern']}) has no {LAYERS[kind]} layer",
+                f"Take it out of recipe.lora.targets. Valid: {', '.join(valid)}",
+            )
+        per_layer = model["num_experts"] if target.startswith("experts.") else 1
+        counts[target] = Matched(LAYERS.get(kind, "output"), layers, layers * per_layer)
+    return counts
 
 
 def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tuple[int, int]]:

@@ -23,11 +23,25 @@ def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] 
     )
     Console(width=120).print(live_view.footprints(cost["bytes_per_rank"]))
     recipe = chosen.recipe
+    print(targets_in_words(chosen))
     print(
         f"An arm trains {cost['adapter_parameters'] / 1e6:,.2f} million parameters for {recipe.num_steps} steps. It writes a checkpoint of "
         f"{cost['checkpoint_bytes'] / 1e6:,.1f} MB every {recipe.checkpoint_every} steps and keeps the last two."
     )
     print(live_view.forecast(cost["forecast"]))
+
+
+def targets_in_words(chosen: settings.Settings) -> str:
+    """How many modules the LoRA targets match in each kind of layer: `LoRA targets match 14 modules: mamba 4 (in_proj 4); ...`."""
+    matched = model_size.matched_modules(chosen.to_dict()["model"], chosen.recipe.lora.targets)
+    kinds: dict[str, dict[str, int]] = {}
+    for target, found in matched.items():
+        kinds.setdefault(found.kind, {})[target] = found.modules
+    parts = [
+        f"{kind} {sum(counts.values())} ({', '.join(f'{target} {number}' for target, number in counts.items())})"
+        for kind, counts in kinds.items()
+    ]
+    return f"LoRA targets match {sum(found.modules for found in matched.values())} modules: {'; '.join(parts)}."
 
 
 def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = ()) -> dict[str, Any]:
@@ -39,6 +53,9 @@ def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[R
     return {
         "parameters": model_size.num_parameters(model),
         "adapter_parameters": checkpoint // 12,
+        "lora_targets": {
+            name: found._asdict() for name, found in model_size.matched_modules(model, lora.targets).items()
+        },
         "layout": config["parallelism"],
         "bytes_per_rank": {work: asdict(held) | {"peak": held.peak} for work, held in footprint.of_arm(config).items()},
         "gpu_memory_bytes": int(chosen.cluster.capacity.gpu_memory_gib * 2**30),

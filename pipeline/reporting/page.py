@@ -23,10 +23,13 @@ from pipeline.reporting.document import Section
 from pipeline.stats.lifts import accuracy, show
 
 
-def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) -> list[Section]:
+def of_log(
+    records: Sequence[Mapping[str, Any]], round_name: str, model: str, targets: Sequence[Sequence[str]] = ()
+) -> list[Section]:
     """The page of a round, from the log alone: the last decision as things were known then, and its submissions as they are now.
 
-    `model` is the model's name, for article 13. Raises NotFound and IntegrityError as `derive.derive` does.
+    `model` is the model's name, for article 13. `targets` is the table of the LoRA targets, which the log does not have
+    (`tables.of_targets`). Raises NotFound and IntegrityError as `derive.derive` does.
     """
     decided = [
         n for n, record in enumerate(records) if (record["event"], record.get("round")) == ("decision", round_name)
@@ -48,7 +51,9 @@ def of_log(records: Sequence[Mapping[str, Any]], round_name: str, model: str) ->
             0,
             "The next round was planned before this decision, from an earlier decision of this round, and its plan stays the same.",
         )
-    page.insert(1, Section("Plan of the round", _planned(history, round_name, proposals)))
+    page.insert(
+        1, Section("Plan of the round", _planned(history, round_name, proposals), [list(row) for row in targets])
+    )
     sent = tables.of_submissions(board_submissions.submissions_in(records), history, round_name)
     page.insert(
         4, Section("Scores of the external target", _target(history, round_name), sent if len(sent) > 1 else [])
@@ -222,14 +227,19 @@ def _points(evidence: Evidence) -> list[figures.Point]:
     return points
 
 
+def of_round(records: Sequence[Mapping[str, Any]], folder: Round) -> list[Section]:
+    """The page of a frozen round: `of_log` with what its configuration adds. Raises as `of_log`."""
+    chosen = settings.load(folder.config)
+    return of_log(records, folder.name, chosen.model.name, tables.of_targets(chosen))
+
+
 def write_page(folder: Round) -> list[str]:
     """Write `report.html` of a decided round. Returns no line, or one that says why the file could not be written.
 
     Nothing rests on this file, so an error of any kind must not stop the round.
     """
     try:
-        model = settings.load(folder.config).model.name
-        write_file(folder.report, document.as_html(of_log(Log(folder.campaign.log).records(), folder.name, model)))
+        write_file(folder.report, document.as_html(of_round(Log(folder.campaign.log).records(), folder)))
     except Exception as error:
         return [f"{folder.report.name} could not be written: {error!r}"]
     return []

@@ -1,4 +1,4 @@
-"""The tables of a decision's page: arms, families and submissions. A table is a list of rows of text; its first row is the header."""
+"""The tables of a decision's page: LoRA targets, arms, families and submissions. A table is a list of rows of text; its first row is the header."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from pipeline.campaign.records import Arm, Outcome
+from pipeline.config import model_size
+from pipeline.config.settings import Settings
 from pipeline.decision.board_submissions import Submission
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History
@@ -13,6 +15,13 @@ from pipeline.reporting.document import Table
 from pipeline.stats.lifts import accuracy, interval, signed
 
 WORDS = 60  # the number of letters of a client's message that a page shows
+
+
+def of_targets(chosen: Settings) -> Table:
+    """One row for each LoRA target: the kind of layer that has it, in how many layers, and how many modules it matches."""
+    matched = model_size.matched_modules(chosen.to_dict()["model"], chosen.recipe.lora.targets)
+    rows = [[target, found.kind, str(found.layers), str(found.modules)] for target, found in matched.items()]
+    return [["LoRA target", "kind of layer", "layers", "modules"], *rows]
 
 
 def of_arms(evidence: Evidence, arms: Mapping[str, Arm]) -> Table:

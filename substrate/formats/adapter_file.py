@@ -85,14 +85,9 @@ def _entries(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             size, start = os.fstat(file.fileno()).st_size, file.read(64)
-            for form, what in FORMS.items():
-                # A header of 128 bytes or 60 begins with such a byte too, but with zeros after it.
-                if start.startswith(form) and start[1:8].count(0) < 5:
-                    raise DataError(f"{path} is {what}")
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
             if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
-                what = f"has {size} bytes, which hold no header" if size else "is empty"
-                raise DataError(f"{path} {what}; it is cut or no safetensors file: save or copy it again")
+                raise DataError(f"{path} {_form_of(start, size)}")
             file.seek(8)
             header = parse_object(file.read(length).decode())
         header.pop("__metadata__", None)
@@ -107,6 +102,14 @@ def _entries(path: Path) -> dict[str, Any]:
             f"{path} has {size} bytes, but its header needs {promised}; it is cut or damaged: copy it again"
         )
     return header
+
+
+def _form_of(start: bytes, size: int) -> str:
+    """Says what a file is that does not begin with the length of a header, and what to do."""
+    if known := [what for form, what in FORMS.items() if start.startswith(form)]:
+        return f"is {known[0]}"
+    what = f"has {size} bytes, which hold no header" if size else "is empty"
+    return f"{what}; it is cut or no safetensors file: save or copy it again"
 
 
 def _what_instead(path: Path) -> str:
