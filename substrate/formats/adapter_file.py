@@ -116,13 +116,14 @@ def _what_instead(path: Path) -> str:
     """Says why there is no weights file, in the folder or beside it."""
     if path.is_dir():
         return f"{path} is a folder, and no file; give the adapter's own folder, saved again"
+    if path.exists() or path.is_symlink():
+        return f"{path} is {'no plain file' if path.exists() else 'a link to nothing'}; put the adapter's weights there"
     others = sorted(other.name for other in path.parent.glob("*") if other.suffix in (".bin", ".pt", ".pth", ".ckpt"))
     if others:
         return f"{path.parent} lacks {path.name} and has {others[0]}, a pickle; save it with safe_serialization=True"
     if shards := sorted(other.name for other in path.parent.glob("*.safetensors")):
         return f"{path.parent} lacks {path.name} and has {shards[0]}; the weights must be one file of that name"
-    what = "is no plain file" if path.exists() else "is a link to nothing" if path.is_symlink() else "is not there"
-    return f"{path} {what}; give a folder with adapter_config.json and {path.name}"
+    return f"{path} is not there; give a folder with adapter_config.json and {path.name}"
 
 
 def _opened(path: Path) -> Any:

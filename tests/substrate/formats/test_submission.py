@@ -163,8 +163,8 @@ DAMAGED: dict[str, tuple[Any, str]] = {
     "a pickle only": (replaced("adapter_model.bin"), "has adapter_model.bin, a pickle; save it with safe_serialization"),
     "shards": (replaced("model-00001-of-00002.safetensors"), "has model-00001-of-00002.safetensors; the weights must be one file"),
     "a folder": (replaced("a folder"), "is a folder, and no file"),
-    "a link to nothing": (replaced("a link"), "is a link to nothing; give a folder"),
-    "a fifo": (replaced("a fifo"), "is no plain file; give a folder"),
+    "a link to nothing": (replaced("a link"), "is a link to nothing; put"),
+    "a fifo": (replaced("a fifo"), "is no plain file; put"),
     "a header that is no JSON": (lambda f: adapters.change_header(f, lambda t: t[:-9]), "the header of .* is damaged"),
     "a header with a name twice": (
         lambda f: adapters.change_header(f, lambda t: t[0] + t[1 : t.index("}") + 1] + "," + t[1:]), "comes twice"
