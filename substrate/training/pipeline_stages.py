@@ -56,7 +56,8 @@ def accumulate_gradients(
 
     def backward(gradient: "Tensor | None") -> "Tensor | None":
         hidden, output = in_flight.popleft()
-        torch.autograd.backward(output, gradient)
+        if output.requires_grad:  # else no trained tensor had a part in it, which the loop finds out and says
+            torch.autograd.backward(output, gradient)
         return None if hidden is None else hidden.grad
 
     for index in range(num_ahead):

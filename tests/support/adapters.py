@@ -15,7 +15,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # module -> shape of its weight, in the model of `tests.support.reference.small_config`
 MODULES = {
     "backbone.layers.0.mixer.in_proj": (520, 48), "backbone.layers.1.mixer.experts.2.up_proj": (96, 48),
-    "backbone.layers.1.mixer.shared_experts.down_proj": (48, 96), "backbone.layers.2.mixer.v_proj": (48, 48),
+    "backbone.layers.1.mixer.shared_experts.down_proj": (48, 192), "backbone.layers.2.mixer.v_proj": (48, 48),
     "backbone.layers.3.mixer.out_proj": (48, 192), "lm_head": (64, 48),
 }  # fmt: skip
 ENDS = ["in_proj", "experts.2.up_proj", "shared_experts.down_proj", "v_proj", "out_proj", "lm_head"]
