@@ -106,7 +106,10 @@ def read_config(out_dir: Path, lora: Mapping[str, Any]) -> dict[str, Any]:
     except strict_json.BadJson as error:
         raise _bad(f"{CONFIG} is not strict JSON ({error})") from error
     if not isinstance(config, dict) or set(config) != CONFIG_KEYS:
-        raise _bad(f"{CONFIG} must have exactly the keys {', '.join(sorted(CONFIG_KEYS))}")
+        other = sorted(set(config) ^ CONFIG_KEYS)[0][:100] if isinstance(config, dict) else "the object"
+        raise _bad(
+            f"{CONFIG} must have exactly the keys {', '.join(sorted(CONFIG_KEYS))}; {other} is missing or not one of them"
+        )
     expected = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "r": lora["rank"], "lora_alpha": lora["alpha"],
         "lora_dropout": lora["dropout"], "target_modules": sorted(lora["targets"]),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import canonical
-from pipeline.campaign.errors import IntegrityError, NotFound, WorkFailed
+from pipeline.campaign.errors import IntegrityError, NotFound, TrialFailed, WorkFailed
 from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Campaign
 from pipeline.config.settings import Settings
@@ -125,9 +125,16 @@ def packer(campaign: Campaign, facts: Mapping[str, Any], chosen: Settings) -> Pa
             with image.mounted(campaign.image, facts["image"]["tree_digest"], Path(scratch)) as mount:
                 arguments = ["submission", "/in/adapter", f"/out/{ARCHIVE}"]
                 log_path = Path(scratch, "export.log")
-                out = image_process.start(
-                    mount.root, "formats.export", arguments, {"/in": given}, Path(scratch, "work"), log_path
-                )
+                try:
+                    out = image_process.start(
+                        mount.root, "formats.export", arguments, {"/in": given}, Path(scratch, "work"), log_path
+                    )
+                except TrialFailed as error:
+                    said = [
+                        line for line in log_path.read_text(errors="replace").splitlines() if line.startswith("error: ")
+                    ]
+                    why = said[-1].removeprefix("error: ") if said else error.what
+                    raise TrialFailed(error.kind, f"the exporter refuses the adapter: {why}", error.cure) from error
                 shutil.copyfile(out / ARCHIVE, archive)
 
     return pack

@@ -191,6 +191,8 @@ def test_bytes_written_over_the_file_never_do_more_than_fail(tmp_path_factory, n
         ({"target_modules": ".*"}, "target_modules is '.*'"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is not a string"),
         ({"auto_mapping": {}}, "must have exactly the keys"),
+        ({"use_rslora": True}, "use_rslora is missing or not one of them"),  # case 9: no field of another arithmetic
+        ({"lora_alpha": True}, "lora_alpha is True"),
     ],
 )
 def test_a_configuration_of_another_recipe_is_refused(tmp_path, change, words):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
 from pipeline.campaign import canonical
 from pipeline.campaign.facts import facts_of
@@ -152,16 +154,29 @@ from pipeline.campaign.layout import Campaign
 namespace.enter_private_namespace([sys.executable, *sys.argv])
 campaign = Campaign.at(sys.argv[1])
 pack = outbox.packer(campaign, facts_of(campaign), settings.load(campaign.round("r0001").config))
-pack(campaign.round("r0000").attempts("a0")[0].adapter_dir, Path(sys.argv[2]))
+pack(Path(sys.argv[3]), Path(sys.argv[2]))
 """
 
 
 def test_an_archive_is_what_the_image_s_exporter_makes_of_an_adapter(campaign: Campaign, tmp_path: Path) -> None:
-    script, archive, expected = tmp_path / "pack.py", tmp_path / "a.zip", tmp_path / "b.zip"
+    script, archive, expected, trained = (tmp_path / name for name in ("pack.py", "a.zip", "b.zip", "trained"))
     script.write_text(PACK)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, campaign.folder, archive], env=environment, check=True)
-    submission(campaign.round("r0000").attempts("a0")[0].adapter_dir, expected)
+    idle = campaign.round("r0000").attempts("a0")[0].adapter_dir
+    shutil.copytree(idle, trained)
+    tensors = {name: tensor + np.float32(1) for name, tensor in load_file(trained / adapter.WEIGHTS).items()}
+    (trained / adapter.WEIGHTS).write_bytes(adapter.canonical_tensors(tensors))
+
+    def pack(folder: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, script, campaign.folder, archive, folder]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    done = pack(idle)  # case 8: it changes nothing, and would waste a submission
+    assert done.returncode and not archive.exists()
+    assert "the exporter refuses the adapter: adapter_model.safetensors changes nothing" in done.stderr
+    done = pack(trained)
+    assert done.returncode == 0, done.stderr
+    submission(trained, expected)
     assert archive.read_bytes() == expected.read_bytes()
 
 

@@ -107,7 +107,16 @@ def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, cap
     assert main(["report", str(campaign.folder), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["round"] == "r0001" and found["sections"][0]["lines"][0] == "r0001 is decided; a2 is kept"
-    assert folder.report.read_text() == document.as_html(page.of_log(Log(campaign.log).records(), "r0001", "tiny"))
+    records = Log(campaign.log).records()
+    assert folder.report.read_text() == document.as_html(page.of_round(records, folder))
+    planned = next(section for section in page.of_round(records, folder) if section.title == "Plan of the round")
+    assert planned.table[:2] == [
+        ["LoRA target", "kind of layer", "layers", "modules"],
+        ["q_proj", "attention", "2", "2"],
+    ]
+    assert next(part for part in found["sections"] if part["title"] == planned.title)["table"] == planned.table
+    bare = [replace(each, table=[]) if each.title == planned.title else each for each in page.of_round(records, folder)]
+    assert document.as_html(bare) == document.as_html(page.of_log(records, "r0001", "tiny"))
 
 
 def test_a_model_with_a_human_baseline_is_not_fenced():

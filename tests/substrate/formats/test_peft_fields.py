@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -19,6 +21,7 @@ from substrate.interface.peft_config import PeftConfig
 from substrate.model import add_lora, build_model, load_adapter, load_base, save_adapter
 from tests.support import adapters
 from tests.support.adapters import CONFIG, ENDS, MODULES, NULLS, WEIGHTS
+from tests.support.ports import free_ports
 from tests.support.reference import CONFIGS, load_reference, random_reference, small_config
 
 peft = pytest.importorskip("peft")
@@ -104,6 +107,31 @@ def test_case_09_merge_and_load_compute_what_peft_computes(base, parallel, tmp_p
         load_adapter(model, tmp_path / "adapter")
         assert (model.eval()(tokens(), None, None) - expected).abs().max() < close
         assert (load_reference(base)(tokens()).logits - expected).abs().max() > 20 * close
+
+
+def _rank_main(rank: int, port: int, base: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    parallel = start({"tp": 2, "pp": 1, "ep": 2, "cp": 1, "dp": 1})
+    model = build_model(small_config(), parallel, sequence_parallel=False)
+    load_base(model, base)
+    load_adapter(model, folder / "adapter")
+    with torch.no_grad():
+        logits = model.eval()(tokens(), None, None, runtime_gather_output=True)
+    if rank == 0:
+        save_file({"logits": logits}, folder / "logits")
+    parallel.shutdown()
+
+
+@pytest.mark.slow
+def test_case_09_two_ranks_read_their_parts_of_padded_factors(base, tmp_path):
+    """Ranks and scales differ between q, k and v, which are one sharded matrix; the adapted experts are on different ranks."""
+    fields = {"rank_pattern": {"k_proj": 2, "in_proj": 6}, "alpha_pattern": {"v_proj": 64}, "use_rslora": True}
+    adapted = made_by_peft(base, tmp_path / "adapter", **fields, target_modules=[*NAMES, "o_proj", "down_proj"])
+    mp.spawn(_rank_main, (free_ports(1)[0], base, tmp_path), nprocs=2)
+    with torch.no_grad():
+        expected = adapted(tokens()).logits
+    assert (load_file(tmp_path / "logits")["logits"] - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_case_09_the_scales_of_the_report(tmp_path):
