@@ -104,12 +104,11 @@ def _check_limits(adapter: Path, config: PeftConfig) -> None:
 
 def _check_served(config: PeftConfig, proved: Proved) -> None:
     """Raises DataError where the competition's engine would not compute what was trained, or would compute the base."""
-    for target in config.targets:
-        if not any(module == target or module.endswith(f".{target}") for module in proved.shapes):
-            raise DataError(
-                f"{config.path} names the target {target}, for which {ADAPTER_WEIGHTS} has no tensor, as for a target that "
-                "the model lacks; take it out of target_modules, or save the adapter again if it was trained"
-            )
+    if unmatched := config.unmatched(proved.shapes):
+        raise DataError(
+            f"{config.path} names the target {unmatched[0]}, for which {ADAPTER_WEIGHTS} has no tensor, as for a target that "
+            "the model lacks; take it out of target_modules, or save the adapter again if it was trained"
+        )
     if proved.num_zero == len(proved.shapes):
         raise DataError(
             f"{ADAPTER_WEIGHTS} changes nothing, because A or B (B before the first step) is zero in all its "
@@ -208,6 +207,8 @@ def main() -> None:
         print(f"{arguments.out}: transformers.AutoModelForCausalLM.from_pretrained({str(arguments.out)!r}) reads it")
     counts = ", ".join(f"{target} {number}" for target, number in proved.counts().items())
     print(f"adapted modules: {counts}; in {proved.num_zero} of them A or B is zero")
+    for target in PeftConfig.read(arguments.adapter).unmatched(proved.shapes):
+        print(f"the target {target} matches nothing")
 
 
 if __name__ == "__main__":

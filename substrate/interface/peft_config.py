@@ -148,6 +148,15 @@ class PeftConfig:
         found = next((match for each in patterns if (match := re.match(each, module))), None)
         return found is not None and int(found[1]) in self.layers
 
+    def unmatched(self, modules: Iterable[str]) -> list[str]:
+        """Returns the entries of target_modules that match none of these modules, if it is a list."""
+        known = list(modules)
+        return (
+            [each for each in self.targets if not any(_matches((each,), module) for module in known)]
+            if isinstance(self.targets, tuple)
+            else []
+        )
+
     def modules_in(self, names: Iterable[str]) -> list[str]:
         """Returns the modules of a weights file, sorted, from the names of its tensors.
 
