@@ -240,6 +240,10 @@ class Proposals:
     api_key_file: str = ""  # or a file that holds it
     timeout_seconds: int = 120  # for a whole call
     seed: int = 0  # sent to the endpoint, or used by Optuna's sampler
+    leave_out: list[str] = field(
+        default_factory=list
+    )  # of the request, for an endpoint that does not take it: temperature, seed ...
+    add: dict[str, Any] = field(default_factory=dict)  # to the request: max_completion_tokens, reasoning_effort ...
 
 
 @dataclass
