@@ -168,6 +168,7 @@ class External:
     submissions: int = 0  # arms of each round that are sent
     push: str = "meta"  # who sends: the meta job, or (login) `board push` on a login node, from outbox/
     wait_seconds: int = 0  # for scores after sending; the next meta stage asks for later ones
+    give_up_days: int = 0  # UTC days after its sending for which stages wait for a public score; 0: without end. Each still asks once later
     timeout_seconds: int = 600  # for one call of a client or scorer
     shift: int = 0  # local: each item is the longest of 1 + shift draws
     real_share: float = 0.0  # local: share of the rows taken from the held-out real rows
