@@ -66,7 +66,7 @@ SORTS: Sequence[tuple[str, str]] = (
      r"connection ?(error|refused|reset|aborted|broken|closed|timed|timeout|failed)|max retries exceeded|remote ?(end )?(closed|disconnected)"
      r"|(connect|read|write|socket|operation|connection|request|handshake)\w* ?time?d?.?out|timeouterror|timeout was reached"
      r"|name or service not known|name resolution|getaddrinfo|nodename nor servname|could ?n.t resolve|could not resolve|no address associated"
-     r"|unknown host|no such host|network is (unreachable|down)|no route to host|host is (down|unreachable)|failed to (connect|establish)|couldn.t connect"
+     r"|unknown host|no such host|network is (unreachable|down)|no route to host|host is (down|unreachable)|failed to (connect|establish)"
      r"|\bssl|\btls|certificate|handshake|proxy|tunnel|eof occurred|incompleteread|protocolerror|chunked.?encoding|broken pipe|offline"
      r"|bad gateway|gateway time-?out|service (is )?(temporarily |currently )?unavailable|internal server error|problem on kaggle's side"
      r"|" + _status(*range(500, 505), *range(520, 531))),
