@@ -56,7 +56,7 @@ def _status(*numbers: int) -> str:
     number = f"({'|'.join(map(str, numbers))})"
     return (
         rf"(?<![\w.]){number}\W{{1,3}}(-|client|server|error|reason|unauthor|forbidden|too|not|bad|payment|request|internal|service|gateway)"
-        rf"|(http\S*|status|code|error|responses?)\W{{0,9}}{number}\b(?! +(rows|lines|files|bytes|columns))|\({number}\)|^{number}\b"
+        rf"|((http\S*|status|code|error|responses?)\W{{0,9}}|^){number}\b(?! +(rows|lines|files|bytes|columns|submissions))|\({number}\)"
     )
 
 
