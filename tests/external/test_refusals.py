@@ -75,7 +75,7 @@ def test_case_11_words_have_a_kind(kind: str, words: str) -> None:
     assert {kind for kind, _ in SORTS} | {"rejected"} <= set(CURES)
 
 
-@pytest.mark.parametrize(("kind", "where"), zip(SAID, ["err", "out"] * 3, strict=True))
+@pytest.mark.parametrize(("kind", "where"), list(zip(SAID, ["err", "out"] * 3, strict=True)))
 def test_case_11_a_refused_upload_is_logged_with_the_boards_words_and_sent_later(campaign, client, kind, where):
     words = SAID[kind][0]
     reserve(campaign)
