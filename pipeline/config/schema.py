@@ -106,9 +106,7 @@ class Tasks:
     level: str
     families: list[str]
     train_csv: str  # the competition's rows, for the image; empty: only generated puzzles
-    registered: list[
-        str
-    ]  # files of evaluation prompts, one {"item_id", "prompt"} per line, that no real row may repeat
+    registered: list[str]  # files of evaluation prompts ({"item_id", "prompt"} a line) that no real row may repeat
     num_train_per_family: int
     num_dev_per_family: int
     num_fresh_per_family: int
@@ -155,8 +153,7 @@ class Cluster:
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
-    # Words before `-m pipeline` in the command of a stage that trains or judges, such as a container's; empty: this Python.
-    runtime: list[str] = field(default_factory=list)
+    runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage's command, such as a container's
 
 
 @dataclass
