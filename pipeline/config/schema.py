@@ -153,7 +153,9 @@ class Cluster:
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
-    runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage's command, such as a container's
+    runtime: list[str] = field(
+        default_factory=list
+    )  # words before `-m pipeline` in a stage's command; empty: this Python
 
 
 @dataclass
