@@ -153,9 +153,7 @@ class Cluster:
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
-    runtime: list[str] = field(
-        default_factory=list
-    )  # words before `-m pipeline` in a stage's command; empty: this Python
+    runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
 
 
 @dataclass
@@ -240,9 +238,7 @@ class Proposals:
     api_key_file: str = ""  # or a file that holds it
     timeout_seconds: int = 120  # for a whole call
     seed: int = 0  # sent to the endpoint, or used by Optuna's sampler
-    leave_out: list[str] = field(
-        default_factory=list
-    )  # of the request, for an endpoint that does not take it: temperature, seed ...
+    leave_out: list[str] = field(default_factory=list)  # of what is sent: temperature, seed, response_format ...
     add: dict[str, Any] = field(default_factory=dict)  # to the request: max_completion_tokens, reasoning_effort ...
 
 
