@@ -1,6 +1,7 @@
 """Entry: look at the puzzle families.
 
 python -m substrate.families show roman --level full --seed 3       a puzzle, its reasoning and its answer
+python -m substrate.families check train.csv                        whether the competition's rows can be read
 python -m substrate.families report train.csv [--json] [--wrong]    the solvers on the competition's rows
 python -m substrate.families compare train.csv [--json]             the generators against those rows
 """
@@ -8,6 +9,7 @@ python -m substrate.families compare train.csv [--json]             the generato
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 from substrate.interface.command_line import Parser
@@ -29,17 +31,24 @@ def main() -> None:
     report = verbs.add_parser("report", help="count the competition's rows that the parsers read and the solvers solve")
     report.add_argument("--wrong", action="store_true", help="also list the rows with wrong or unscorable answers")
     compare = verbs.add_parser("compare", help="compare generated puzzles with the rows by two-sample tests")
-    for sub in (report, compare):
+    check = verbs.add_parser("check", help="read the competition's rows, and count them by family")
+    for sub in (check, report, compare):
         sub.add_argument("csv", type=Path, help="the competition's train.csv")
+    for sub in (report, compare):
         sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args()
     if arguments.verb == "show":
         show(arguments.family, arguments.level, arguments.seed, arguments.style)
         return
-    from substrate.data import families_report
     from substrate.data.competition import read_rows
 
     rows = read_rows(arguments.csv)
+    if arguments.verb == "check":
+        counts = Counter(row.family or "of no family" for row in rows)
+        print(f"{len(rows)} rows: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+        return
+    from substrate.data import families_report
+
     if arguments.verb == "report":
         found = families_report.report(rows)
         print(json.dumps(found.as_json(), indent=1) if arguments.json else found.as_text(with_rows=arguments.wrong))

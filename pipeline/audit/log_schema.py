@@ -57,7 +57,10 @@ FIELDS: Mapping[str, Mapping[str, Form]] = {
     },
     "end": {"round": ROUND},
 }  # fmt: skip
-MAY_HAVE: Mapping[str, frozenset[str]] = {"board_score": frozenset({"score", "why", "withdrawn", "by", "note"})}
+MAY_HAVE: Mapping[str, frozenset[str]] = {
+    "board_score": frozenset({"score", "why", "withdrawn", "by", "note"}),
+    "proposal": frozenset({"reading"}),  # logs from before it have none
+}
 
 
 @dataclass

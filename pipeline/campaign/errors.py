@@ -34,8 +34,8 @@ class TrialFailed(WorkFailed):
 
 
 class TargetFailed(WorkFailed):
-    """The external target gave no score and may be asked again. `kind` is one of: client_missing, credentials, rules, limit,
-    rejected, unreachable, timeout, not_a_score, unclear, no_archive, local_board."""
+    """The external target gave no score and may be asked again. `kind` is one of: client_missing, client_broken, credentials, rules,
+    limit, rejected, unreachable, timeout, not_a_score, unclear, no_archive, local_board, late."""
 
     def __init__(self, kind: str, what: str, cure: str = "") -> None:
         super().__init__(what, cure)

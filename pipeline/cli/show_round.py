@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
 
 
 def status_verb(arguments: argparse.Namespace) -> None:
-    from pipeline.reporting import status
+    from pipeline.reporting import outside, status
 
     if arguments.watch and arguments.json:
         raise ConfigError("--watch prints lines and --json one value", "Valid: one of the two")
@@ -67,10 +67,12 @@ def status_verb(arguments: argparse.Namespace) -> None:
     states, complaints = ask_slurm(folder)
     rows = status.round_status(campaign, folder, states)
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
+    troubles = outside.troubles(campaign)
     if arguments.json:
         facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
         hours = status.gpu_hours(campaign, folder, rows)
         facts |= {"submitted": submitted, "gpu_hours": hours, "slurm_complaints": complaints}
+        facts |= {"troubles": [asdict(each) for each in troubles]}
         print(json.dumps({**facts, "arms": status.as_json(rows)}, indent=1))
         return
     from rich.console import Console
@@ -80,6 +82,8 @@ def status_verb(arguments: argparse.Namespace) -> None:
         print(warning)
     if complaints and not folder.closed.exists():
         print(f"not all of Slurm's answer could be had: {'; '.join(complaints)}")
+    for trouble in troubles:
+        print(trouble)
     if hours := status.gpu_hours(campaign, folder, rows):
         forecast = (
             f"{hours['forecast']:,.2f} forecast, {hours['source']}"

@@ -24,7 +24,7 @@ from pipeline.cluster.site_check import LEAST_BYTES, NAMESPACES_CURE, SHARED, Ch
 from pipeline.config import footprint, settings
 from pipeline.config.fit import check_plan_fits
 from pipeline.execution import base_weights
-from pipeline.sandbox import image, namespace
+from pipeline.sandbox import entries, image, namespace
 
 PROGRAMS = {
     "bwrap": "bubblewrap", "mksquashfs": "squashfs-tools", "unsquashfs": "squashfs-tools", "prlimit": "util-linux",
@@ -42,6 +42,8 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list
         checks.append(
             _check_of("base weights", lambda: f"{len(base_weights.build_manifest(weights_dir)['files'])} files")
         )
+    if chosen.tasks.train_csv:
+        checks.append(_check_of("real rows", lambda: entries.describe_real_rows(chosen.tasks.train_csv)))
     if chosen.cluster.kind == "slurm":
         checks += site_check.examine(chosen)
     if campaign:

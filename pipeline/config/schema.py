@@ -106,9 +106,7 @@ class Tasks:
     level: str
     families: list[str]
     train_csv: str  # the competition's rows, for the image; empty: only generated puzzles
-    registered: list[
-        str
-    ]  # files of evaluation prompts, one {"item_id", "prompt"} per line, that no real row may repeat
+    registered: list[str]  # files of evaluation prompts ({"item_id", "prompt"} a line) that no real row may repeat
     num_train_per_family: int
     num_dev_per_family: int
     num_fresh_per_family: int
@@ -155,8 +153,7 @@ class Cluster:
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
-    # Words before `-m pipeline` in the command of a stage that trains or judges, such as a container's; empty: this Python.
-    runtime: list[str] = field(default_factory=list)
+    runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
 
 
 @dataclass
@@ -168,6 +165,7 @@ class External:
     submissions: int = 0  # arms of each round that are sent
     push: str = "meta"  # who sends: the meta job, or (login) `board push` on a login node, from outbox/
     wait_seconds: int = 0  # for scores after sending; the next meta stage asks for later ones
+    give_up_days: int = 0  # UTC days after its sending for which stages wait for a public score; 0: without end. Each still asks once later
     timeout_seconds: int = 600  # for one call of a client or scorer
     shift: int = 0  # local: each item is the longest of 1 + shift draws
     real_share: float = 0.0  # local: share of the rows taken from the held-out real rows
@@ -240,6 +238,8 @@ class Proposals:
     api_key_file: str = ""  # or a file that holds it
     timeout_seconds: int = 120  # for a whole call
     seed: int = 0  # sent to the endpoint, or used by Optuna's sampler
+    leave_out: list[str] = field(default_factory=list)  # of what is sent: temperature, seed, response_format ...
+    add: dict[str, Any] = field(default_factory=dict)  # to the request: max_completion_tokens, reasoning_effort ...
 
 
 @dataclass

@@ -5,10 +5,14 @@
 The arms of the deterministic plan come first; in mode `active` an accepted proposal replaces an axis arm, in order. The sealed log has
 the digests, every verdict (`proposal`) and a `refusal` for each proposal that was refused. A request in the log is not sent again: its
 answer is judged again from the stored bytes, with the same verdicts. A proposer that fails costs a round nothing.
+
+A `proposal` record names the reading (`READING`) by which a model's text was taken out of its endpoint's envelope, and an audit takes the
+same one. The first reading, that of records without the field, gave one and the same empty text for whatever held none.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +23,45 @@ from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.records import Arm, Policy, Setting, with_setting
 from pipeline.decision import proposal_gate
 from pipeline.decision.proposal_gate import MAX_ANSWER_BYTES, ProposalVerdict
+
+READING = 2
+"""How a model's text is taken out of its envelope now."""
+ANSWER_CODES: Mapping[str, str] = {
+    "answer_page": "Set policy.proposals.url to the API's own address; a login page or proxy may stand before it",
+    "answer_stream": "Start a new campaign with +policy.proposals.add.stream=false, or use an endpoint that does not stream",
+    "answer_other": "Set policy.proposals.url to an address of /v1/chat/completions, in the interface of OpenAI",
+    "answer_error": "Leave the named parameter out with policy.proposals.leave_out, or look into the endpoint's own log",
+    "answer_no_choice": "Ask again in the next round; if it stays so, look into the endpoint's own log",
+    "answer_cut": "Give the model more tokens, such as +policy.proposals.add.max_completion_tokens=16000 in a new campaign",
+    "answer_declined": "Use another model: this one will not answer the request",
+    "answer_filtered": "Use another endpoint or model, or have its content filter changed",
+    "answer_tool_call": "Use an endpoint without tools of its own, or +policy.proposals.add.tool_choice=none in a new campaign",
+    "answer_only_reasoning": "Give the model more tokens, or have its server tell reasoning and answer apart (its reasoning parser)",
+    "answer_empty": "Ask again in the next round; if it stays so, use another model",
+    "answer_part": "Use a model that answers with text alone",
+    "answer_prose": "Use a model or server that keeps to response_format, or another model",
+    "answer_around": "Use a model or server that keeps to response_format, or another model",
+}  # fmt: skip
+"""Code of an answer that holds no text to judge -> its cure. The codes are stable, and belong to article 14 (docs/proposals.md)."""
+PARAMETERS = (
+    "response_format", "json_schema", "max_completion_tokens", "max_tokens", "temperature", "seed", "additionalProperties", "maxItems",
+    "reasoning_effort", "top_p", "tool_choice", "model", "messages", "strict", "stream", "schema",
+)  # fmt: skip
+"""What an error of an endpoint may be about, as far as it is told: names of this list, never text of the endpoint's."""
+_NAMES = re.compile(rf"(?P<quote>[\"'`])?\b(?P<name>{'|'.join(PARAMETERS)})\b(?!\\?[\"']\s*:)")
+_PLAIN_WORDS = ("model", "messages", "strict", "stream", "schema")  # count only where they are quoted
+_FENCE = re.compile(r"```[A-Za-z]*\s(.*?)```", re.DOTALL)
+_ENDED = {
+    "length": "answer_cut",
+    "max_tokens": "answer_cut",
+    "content_filter": "answer_filtered",
+    "refusal": "answer_declined",
+}
+_WORDS = {
+    "answer_cut": "the model used up its tokens before its answer was whole",
+    "answer_filtered": "the endpoint's content filter took the answer away",
+    "answer_declined": "the model declined to answer",
+}
 
 
 @dataclass(frozen=True)
@@ -31,9 +74,137 @@ class Proposed:
     verdicts: tuple[ProposalVerdict, ...]
 
 
-def content_of(kind: str, answer: bytes) -> bytes:
-    """The proposals' own bytes. A model's are inside its endpoint's JSON envelope; an optimizer's are the whole answer."""
-    return proposal_gate.content_of(answer, MAX_ANSWER_BYTES) if kind == "llm" else answer
+class _NoText(Exception):
+    """An answer holds no text that could be judged; it never leaves this module. `code` is one of ANSWER_CODES."""
+
+    def __init__(self, code: str, what: str = "") -> None:
+        self.code, self.what = code, what or _WORDS[code]
+
+
+def judge(
+    kind: str,
+    reading: int,
+    answer: bytes,
+    policy: Policy,
+    reference: Mapping[str, str],
+    constitution: Constitution,
+    fits: proposal_gate.Fits = lambda settings: "",
+) -> tuple[ProposalVerdict, ...]:
+    """Return the gate's verdicts on an answer, or one verdict of slot 0 that says why it holds no text. Never raises for a bad answer.
+
+    kind: llm, whose text is inside its endpoint's JSON envelope, or optuna, whose answer is the text. reading: 1 to READING.
+    """
+    content = answer
+    if kind == "llm" and reading == 1:
+        content = proposal_gate.content_of(answer, MAX_ANSWER_BYTES)
+    elif kind == "llm":
+        try:
+            content = text_of(answer)
+        except _NoText as none:
+            return (proposal_gate.refused(0, none.code, none.what),)
+    return proposal_gate.judge_answer(content, policy, reference, constitution, fits)
+
+
+def text_of(envelope: bytes) -> bytes:
+    """Return the model's text from an answer of /v1/chat/completions, without a fence around it. Raises _NoText, which says what came."""
+    data = envelope.removeprefix(b"\xef\xbb\xbf").strip()
+    if data.startswith(b"<"):
+        raise _NoText("answer_page", "the endpoint sent a web page")
+    if re.match(rb"(data|event|id|retry)?:", data):
+        raise _NoText("answer_stream", "the endpoint sent a stream of events, which nobody asked for")
+    try:
+        value = strict_json.read(data, max_bytes=MAX_ANSWER_BYTES, max_depth=32, numbers=strict_json.Numbers.UNREAD)
+    except strict_json.BadJson as bad:
+        raise _NoText("answer_other", f"what the endpoint sent is no JSON envelope ({bad.code})") from None
+    choices = value.get("choices") if isinstance(value, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+    if isinstance(value, dict) and (_holds(value, "error") or _holds(choice, "error") or (
+        choices is None and (_holds(value, "errors") or _holds(value, "detail") or value.get("object") == "error")
+    )):  # fmt: skip
+        raise _NoText("answer_error", f"the endpoint sent an error with status 200{named_in(data)}")
+    if choices == []:
+        raise _NoText("answer_no_choice", "the endpoint's list of choices is empty")
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise _NoText("answer_other", "what the endpoint sent is no answer of /v1/chat/completions")
+    ended = choice.get("finish_reason")
+    at_end = _ENDED.get(ended, "") if isinstance(ended, str) else ""
+    text = _joined(message.get("content"))
+    if not text.strip():
+        raise _without_text(message, at_end)
+    return _unwrapped(text, at_end).encode("utf-8", "surrogatepass")
+
+
+def _holds(value: Mapping[str, Any], name: str) -> bool:
+    """Whether a field says anything. A number, which the reader gives as NotImplemented, does not."""
+    return value.get(name) not in (None, False, "", [], {}, NotImplemented)
+
+
+def _joined(content: Any) -> str:
+    """Return a message's text, of which the endpoint may have made a list of parts; "" for what is neither. Raises _NoText."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    texts = []
+    for part in content:
+        kind, text = (part.get("type"), part.get("text")) if isinstance(part, dict) else ("text", part)
+        if kind in ("text", "output_text") and isinstance(text, str):
+            texts.append(text)
+        elif kind == "refusal":
+            raise _NoText("answer_declined")
+        elif kind not in ("reasoning", "thinking", "redacted_thinking"):
+            raise _NoText("answer_part", "a part of the answer is no text")
+    return "".join(texts)
+
+
+def _without_text(message: Mapping[str, Any], at_end: str) -> _NoText:
+    """Say why a message has no text, as far as the envelope shows it. at_end: the code of its finish_reason, or ""."""
+    if _holds(message, "refusal"):
+        return _NoText("answer_declined")
+    if at_end:
+        return _NoText(at_end)
+    if _holds(message, "tool_calls") or _holds(message, "function_call"):
+        return _NoText("answer_tool_call", "the model called a tool, which nobody gave it, and answered nothing")
+    if _holds(message, "reasoning_content") or _holds(message, "reasoning"):
+        return _NoText("answer_only_reasoning", "the model reasoned and then answered nothing")
+    return _NoText("answer_empty", "the model answered nothing")
+
+
+def _unwrapped(text: str, at_end: str) -> str:
+    """Return the JSON of a text: the text itself, what follows its </think>, or its only fence. Raises _NoText where that is not clear."""
+    text = text.strip().removeprefix("\ufeff").strip()
+    if not _is_json(text) and text.count("</think>") == 1:
+        text = text.partition("</think>")[2].strip()
+    if _is_json(text):
+        return text
+    fences = _FENCE.findall(text)
+    if len(fences) == 1 and text.count("```") == 2 and "{" not in _FENCE.sub("", text) and _is_json(fences[0]):
+        return str(fences[0]).strip()
+    if at_end:
+        raise _NoText(at_end)
+    if text.startswith("{"):
+        return text  # the gate says that it is no JSON
+    if "{" in text:
+        raise _NoText("answer_around", "other text stands around the JSON, so it is not clear what the answer is")
+    raise _NoText("answer_prose", "the model answered with prose and no JSON")
+
+
+def _is_json(text: str) -> bool:
+    """Whether a text is one JSON value; the gate says what is wrong with one that it must not hold."""
+    try:
+        strict_json.read(text.encode("utf-8", "surrogatepass"), numbers=strict_json.Numbers.UNREAD)
+    except strict_json.BadJson as bad:
+        return bad.code != "not_json"
+    return True
+
+
+def named_in(error: bytes) -> str:
+    """Return the phrase " and names temperature, seed" with the PARAMETERS that an endpoint's error is about, "" for none.
+
+    It is made of this module's own words, because the error may hold anything: an address, a key, or instructions.
+    """
+    found = _NAMES.finditer(error.decode("utf-8", "replace"))
+    names = [match["name"] for match in found if match["quote"] or match["name"] not in _PLAIN_WORDS]
+    return f" and names {', '.join(dict.fromkeys(names))}" if names else ""
 
 
 def rejudged(
@@ -54,10 +225,12 @@ def rejudged(
         return "as recorded" if settings[-1] in misfits else ""
 
     if record["response_digest"]:
-        reference = reference_of(request)
-        verdicts = proposal_gate.judge_answer(
-            content_of(record["policy"], answer), policy, reference, constitution, fits
-        )
+        reading = record.get("reading", 1)
+        if reading not in range(1, READING + 1):
+            raise IntegrityError(
+                f"The answer of {record['round']} was read in way {reading}", f"This version knows 1 to {READING}: take a newer one"
+            )  # fmt: skip
+        verdicts = judge(record["policy"], reading, answer, policy, reference_of(request), constitution, fits)
     else:
         verdicts = tuple(proposal_gate.refused(past["slot"], past["code"], past["what"]) for past in record["verdicts"])
     if [verdict.to_json() for verdict in verdicts] != record["verdicts"] or (

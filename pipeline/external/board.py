@@ -6,6 +6,7 @@
     score     late, missing, revised or withdrawn: the newest record of a number counts for every decision after it
 
 A target that is down stops nothing. The log says why there is no score, the round closes without one, and the next meta stage asks again.
+A score that is missing external.give_up_days after its sending is given up: no stage waits for it any more, but each still asks once.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import date
 from typing import Any
 
-from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, Refused
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, Refused, TargetFailed
 from pipeline.campaign.files import exclusive_lock
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
+from pipeline.config.schema import External
 from pipeline.config.settings import Settings
 from pipeline.decision import board_submissions, submission_caps
 from pipeline.decision.board_submissions import Submission
 from pipeline.decision.submission_caps import Caps
 from pipeline.external import board_log, outbox
-from pipeline.external.target_client import Answer, Target, Ticket
+from pipeline.external.target_client import Answer, Target, Ticket, failure
 from pipeline.external.targets import target_of
 
 POLL_SECONDS = 15.0
 SETTLED = ("scored", "withdrawn")
+PASSING = (
+    "unreachable",
+    "timeout",
+)  # failures to ask after which the same pass asks again; a failure to send waits for another pass
 
 
 def take_scores(
@@ -60,7 +67,7 @@ def take_scores(
             held.enter_context(exclusive_lock(campaign.board_lock, "process with the board"))
         except ConfigError as error:
             return [f"this process leaves the board to another one: {error.what}"]
-        board = Board(campaign, facts, caps, target, today, has_outbox=external.kind != "local")
+        board = Board(campaign, facts, caps, target, today, external)
         if board.has_outbox:
             lines = board.fill_outbox(pack)
             if external.push == "login":
@@ -90,7 +97,7 @@ def push(
             "this campaign has no external target", "Start a new campaign with external=kaggle external.push=login"
         )
     with exclusive_lock(campaign.board_lock, "process with the board"):
-        board = Board(campaign, facts, caps, target, today, has_outbox=chosen.external.kind != "local")
+        board = Board(campaign, facts, caps, target, today, chosen.external)
         return board.describe_send() if dry_run else board.send(wait_seconds)
 
 
@@ -98,11 +105,13 @@ class Board:
     """One pass over all submissions of a campaign, by the process that holds the board's lock."""
 
     def __init__(
-        self, campaign: Campaign, facts: Mapping[str, Any], caps: Caps, target: Target, today: str | None, *, has_outbox: bool
+        self, campaign: Campaign, facts: Mapping[str, Any], caps: Caps, target: Target, today: str | None, external: External
     ) -> None:  # fmt: skip
         """today: a fixed UTC day for tests; None takes the day of each attempt, because a pass may last past midnight."""
         self.campaign, self.facts, self.caps, self.target, self.today = campaign, facts, caps, target, today
-        self.has_outbox = has_outbox
+        self.has_outbox = external.kind != "local"
+        self.give_up_days = external.give_up_days if external.score == "public" else 0  # private scores come at the end
+        self.takes_more = True  # until the target says that its limit is reached
         self.log = Log(campaign.log)
 
     def submissions(self) -> tuple[Submission, ...]:
@@ -149,7 +158,7 @@ class Board:
         while True:
             lines |= {submission.number: line for submission in pending if (line := self.advance(submission))}
             # A failed submission waits for another pass, because each try uploads everything again.
-            pending = [submission for submission in self.submissions() if submission.state in ("sent", "attempted")]
+            pending = [submission for submission in self.submissions() if is_waited_for(submission)]
             if not pending or time.monotonic() >= deadline:
                 return [lines[number] for number in sorted(lines)]
             time.sleep(max(0.0, min(POLL_SECONDS, deadline - time.monotonic())))
@@ -164,8 +173,10 @@ class Board:
             return self.log_failure(submission, error)
         if answer is None:
             return ""
+        if answer.printed is None and self.is_overdue(submission):
+            return self.log_failure(submission, failure("late", f"no score {self.give_up_days} days after it was sent"))
         if answer.printed is None:
-            return f"{name_of(submission)} was sent and has no score yet"
+            return f"{name_of(submission)} was sent and has no score yet" + (f" ({answer.note})" if answer.note else "")
         note = {"note": answer.note} if answer.note else {}
         is_new = board_log.record(self.log, {"number": submission.number, "score": answer.printed, **note})
         outbox.remove(self.campaign, submission.number)
@@ -186,8 +197,19 @@ class Board:
             return Answer()
         if self.has_outbox and not outbox.is_ready(self.campaign, submission.number):
             raise NotFound(f"number {submission.number} is not in the outbox", "The meta stage puts it there")
+        if not self.takes_more:
+            raise Refused(
+                "4",
+                "board_limit",
+                "the target takes no more submissions now",
+                "The next meta stage or `board push` tries",
+            )
         self.log_attempt(submission)
-        return self.log_sent(submission, self.target.submit(ticket))
+        try:
+            return self.log_sent(submission, self.target.submit(ticket))
+        except TargetFailed as error:
+            self.takes_more = error.kind != "limit"  # the others would upload everything for the same refusal
+            raise
 
     def ticket_of(self, submission: Submission) -> Ticket:
         """Return what the target is given of a submission."""
@@ -206,9 +228,20 @@ class Board:
         self.log.append_from(make)
 
     def log_sent(self, submission: Submission, answer: Answer) -> Answer:
-        """Log that the target has the submission; returns `answer`."""
-        self.log.append_once("board_sent", number=submission.number)
+        """Log that the target has the submission, again where asking had failed since; returns `answer`."""
+        if submission.state == "failed" and submission.is_sent:
+            if answer.printed is None and not self.is_overdue(submission):
+                self.log.append("board_sent", number=submission.number)
+        else:
+            self.log.append_once("board_sent", number=submission.number)
         return answer
+
+    def is_overdue(self, submission: Submission) -> bool:
+        """Whether a missing score is given up: external.give_up_days UTC days have passed since the last sending."""
+        if not self.give_up_days or not submission.attempts:
+            return False
+        today = date.fromisoformat(self.today or board_log.utc_day())
+        return (today - date.fromisoformat(submission.attempts[-1])).days > self.give_up_days
 
     def log_failure(self, submission: Submission, error: PipelineError) -> str:
         """Log why there is no score, unless a score is known already; returns a line for a person."""
@@ -218,6 +251,13 @@ class Board:
         what = "adapter or record changed" if isinstance(error, IntegrityError) else error.what
         board_log.record(self.log, {"number": submission.number, "score": None, "why": f"{error.kind}: {what}"})
         return f"{name_of(submission)} has no score: {error}"
+
+
+def is_waited_for(submission: Submission) -> bool:
+    """Whether a pass asks again for a score: the target may have the submission, and it did not refuse it."""
+    return submission.state in ("sent", "attempted") or (
+        submission.state == "failed" and submission.is_sent and submission.why.partition(":")[0] in PASSING
+    )
 
 
 def name_of(submission: Submission) -> str:

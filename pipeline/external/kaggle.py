@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.campaign.errors import TargetFailed
-from pipeline.external.target_client import Answer, Ticket, clean, run_client, score_in
+from pipeline.external.target_client import (
+    Answer,
+    Ticket,
+    clean,
+    failure,
+    kind_of_words,
+    one_line,
+    run_client,
+    score_in,
+)
 
 LIST_SECONDS = 10.0  # for which a list of submissions is used again
 PAGE = 20  # submissions that the client lists at most
+NO_TEXT = ("", "none", "null", "nan", "n/a", "-", "false", "0")  # in a cell for errors
+NO_SCORE = ("", "none", "null", "nan", "n/a", "-", "pending")  # in a cell for scores
 
 
 @dataclass
@@ -26,15 +39,14 @@ class Kaggle:
     def submit(self, ticket: Ticket) -> Answer:
         """Upload the archive. Raises TargetFailed (no_archive, rejected, or what the client reports)."""
         if not ticket.archive.is_file():
-            raise TargetFailed(
-                "no_archive", f"{ticket.archive.name} of number {ticket.number} is not in the outbox", "Run meta"
-            )
+            raise failure("no_archive", f"{ticket.archive.name} of number {ticket.number} is not in the outbox")
         self._listed = None
         output = self.client("submit", "-c", self.competition, "-f", str(ticket.archive), "-m", ticket.message)
         if answer := self.poll(ticket):
             return answer
         if "successfully submitted" not in output.lower():
-            raise TargetFailed("rejected", f"the client ended well, but nothing was submitted: {clean(output)}")
+            kind = kind_of_words(one_line(output))
+            raise failure(kind, f"the client ended well, but nothing was submitted: {clean(output)}")
         return Answer()
 
     def poll(self, ticket: Ticket) -> Answer | None:
@@ -60,40 +72,50 @@ class Kaggle:
     def answer_of_row(self, row: Mapping[str, str]) -> Answer:
         """Return the answer in a row of the list. Raises TargetFailed (rejected) where Kaggle could not score the submission.
 
-        Kaggle shows private scores only after the deadline, and at once for later submissions.
+        A submission that is complete and has no score is waited for, because Kaggle shows some scores later than the status. It shows
+        private scores only after the deadline, and at once for later submissions.
         """
-        status = row.get("status", "").rpartition(".")[2].lower()
-        public, private = row.get("publicScore", "").strip(), row.get("privateScore", "").strip()
-        if status == "error":
-            raise TargetFailed("rejected", "Kaggle could not score it (its page says why)")
+        status = row.get("status", "complete").rpartition(".")[2].strip().lower()
+        public, private = row.get("publicscore", "").strip(), row.get("privatescore", "").strip()
         wanted = public if self.score == "public" else private
-        if status != "complete" or (self.score == "private" and not private):
-            return Answer()
-        note = f"late: after the deadline (public {public}, private {private})" if private else ""
-        return Answer(score_in(wanted, "Kaggle"), note)
+        has_score = status in ("complete", "completed") and wanted.lower() not in NO_SCORE
+        said = [value for name, value in row.items() if "error" in name and value.strip().lower() not in NO_TEXT]
+        error = clean("; ".join(said))
+        if re.search("error|fail|invalid|reject|cancel", status) or (
+            error and status.startswith("complete") and not has_score
+        ):
+            raise failure("rejected", f"Kaggle could not score it: {error or 'its page says why'}")
+        if not has_score:
+            return Answer(None, error)
+        late = (
+            f"late: after the deadline (public {public}, private {private})" if private.lower() not in NO_SCORE else ""
+        )
+        return Answer(score_in(wanted, "Kaggle"), "; ".join(filter(None, (late, error))))
 
     def client(self, *arguments: str) -> str:
         """Run `kaggle competitions` and return its output. Raises TargetFailed."""
-        return run_client(["kaggle", "competitions", *arguments], self.timeout_seconds, FAILURE_KINDS)
-
-
-FAILURE_KINDS = {
-    r"\b401\b|unauthori[sz]ed|kaggle\.json|authenticat": "credentials",
-    r"limit|too many|\b429\b|submissions (per|a) day": "limit",
-    r"\b403\b|forbidden|rules": "rules",
-    r"\b400\b|\b404\b|not found|could not find": "rejected",
-}
-"""Pattern in the client's output -> kind of failure; the first match counts."""
+        return run_client(["kaggle", "competitions", *arguments], self.timeout_seconds)
 
 
 def parse_submissions(text: str) -> list[dict[str, str]]:
-    """Parse the client's CSV, the newest submission first; warnings may come before the header. Raises TargetFailed (unclear)."""
-    lines = text.splitlines()
-    if any(line.strip().lower().startswith("no submissions") for line in lines):
+    """Parse the client's CSV, the newest submission first; warnings may come before the header.
+
+    Column names lose their capitals and whatever is no letter, so that `publicScore` and `public_score` are one. Raises TargetFailed:
+    unclear for text that is no list, or the kind of failure that the text tells of.
+    """
+    lines = text.removeprefix("\ufeff").splitlines(keepends=True)
+    header = next((at for at, line in enumerate(lines) if "description" in _names(line)), None)
+    if header is None and any(line.strip().lower().startswith("no submissions") for line in lines):
         return []
-    header = next((at for at, line in enumerate(lines) if "description" in line.split(",")), None)
     if header is None:
-        raise TargetFailed(
-            "unclear", f"kaggle printed no list of submissions: {clean(text)}", "Install another version of the client"
-        )
-    return [{key: value or "" for key, value in row.items() if key} for row in csv.DictReader(lines[header:])]
+        raise failure(kind_of_words(one_line(text), "unclear"), f"kaggle printed no list of submissions: {clean(text)}")
+    try:
+        rows = csv.DictReader(io.StringIO("".join(lines[header + 1 :]), newline=""), _names(lines[header]))
+        return [{key: value or "" for key, value in row.items() if key} for row in rows]
+    except csv.Error as error:
+        raise failure("unclear", f"kaggle printed a list of submissions that is no CSV ({error})") from None
+
+
+def _names(line: str) -> list[str]:
+    """Return the column names that a line would have as a header."""
+    return [re.sub("[^a-z]", "", name.lower()) for name in line.split(",")]

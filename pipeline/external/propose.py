@@ -13,7 +13,7 @@ from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Policy
 from pipeline.decision import proposal_gate
-from pipeline.decision.proposals import Proposed, content_of, reference_of, rejudged
+from pipeline.decision.proposals import READING, Proposed, judge, reference_of, rejudged
 from pipeline.external.chat import EndpointFailed
 
 Ask = Callable[[bytes], bytes]
@@ -32,7 +32,7 @@ def propose(
 ) -> Proposed:
     """Ask the proposer, judge its answer, and store and log both; a request that the log has is judged again instead.
 
-    kind: llm or optuna. mode: shadow or active. fits: as for `proposal_gate.judge_answer`. The caller holds the round's lock. The recipe's
+    kind: llm or optuna. mode: shadow or active. fits: as for `proposals.judge`. The caller holds the round's lock. The recipe's
     values come from the request, as in an audit. Raises IntegrityError where stored bytes differ from the log, WorkFailed where nothing
     can be written.
     """
@@ -48,14 +48,12 @@ def propose(
             write_file(answer_path, ask(request))
         answer = answer_path.read_bytes()
         answer_digest = canonical.sha256(answer)
-        verdicts = proposal_gate.judge_answer(
-            content_of(kind, answer), policy, reference_of(request), constitution, fits
-        )
+        verdicts = judge(kind, READING, answer, policy, reference_of(request), constitution, fits)
     except EndpointFailed as failed:
         answer_digest, verdicts = "", (proposal_gate.refused(0, failed.kind, failed.what),)
     log.append_once(
         "proposal", round=folder.name, number=number, policy=kind, mode=mode, request_digest=digest, response_digest=answer_digest,
-        verdicts=[verdict.to_json() for verdict in verdicts],
+        reading=READING, verdicts=[verdict.to_json() for verdict in verdicts],
     )  # fmt: skip
     for verdict in verdicts:
         if not verdict.accepted:

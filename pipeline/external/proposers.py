@@ -81,8 +81,9 @@ def proposer(config: Proposals, facts: Mapping[str, Any]) -> tuple[bytes, propos
 def endpoint_of(config: Proposals) -> chat.Endpoint:
     """Return the configured endpoint. Raises ConfigError as `Endpoint.check_settings`."""
     endpoint = chat.Endpoint(
-        config.url, config.model, config.timeout_seconds, config.api_key_env, config.api_key_file, config.seed
-    )
+        config.url, config.model, config.timeout_seconds, config.api_key_env, config.api_key_file, config.seed,
+        tuple(config.leave_out), dict(config.add),
+    )  # fmt: skip
     endpoint.check_settings()
     return endpoint
 

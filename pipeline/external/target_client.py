@@ -1,15 +1,19 @@
 """The interface of every external target, and the function that runs a target's client program.
 
 The pipeline handles no credentials: a client finds its own, and `clean` removes them from its output before anything is stored.
+
+`kind_of_words` sorts what a client says. `unreachable` is the connection alone: names, refused or broken connections, time, TLS, proxies,
+and a server that fails itself (5xx). Whatever else a client says is the board's own answer, and at least `rejected`.
 """
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,10 +21,76 @@ from typing import Protocol
 from pipeline.campaign.errors import ConfigError, TargetFailed
 from pipeline.decision.board_submissions import parse_score
 
-WORDS = 300  # characters of a client's output that are kept, from its end
+WORDS = 300  # characters of a client's output that are kept, from its beginning and its end
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # an upload must end with the process that would log it
 SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|USERNAME)", re.IGNORECASE)
-LOOKS_SECRET = re.compile(r"\b[0-9a-fA-F]{32,}\b|\bKGAT_\S+|(?<=://)[^/\s@]+@")
+LOOKS_SECRET = re.compile(
+    r"\b[0-9a-fA-F]{32,}\b|\bKGAT_\S+|(?<=://)[^/\s@]+@|(?<=bearer )\S+|(?<=basic )\S{16,}|set-cookie\W{1,4}[^;,]+", re.IGNORECASE
+)  # fmt: skip
+NO_NEWS = re.compile(  # progress bars, and what Kaggle's client says to everybody
+    r"^.*\d%\|.*$|^Warning: (Looks like you're using an outdated|Your Kaggle API key is readable).*$"
+    r"|^If this is unexpected, you can re-run.*$|^traceback\. If you think this is a bug.*$",
+    re.MULTILINE,
+)
+MARKUP = re.compile(r"<(script|style|svg)\b.*?</\1\s*>|<!--.*?-->|<[^>]*>", re.IGNORECASE | re.DOTALL)
+CURES: Mapping[str, str] = {
+    "client_missing": "Install it where the submission is sent",
+    "client_broken": "Mend what its words name where the submission is sent: the client's version and packages, disk, rights",
+    "credentials": "Give the client valid credentials where it runs",
+    "rules": "Accept the rules, or have phone or identity verified, on the board's page, with the account that sends",
+    "limit": "The board allows no more now; the next meta stage or `board push` tries again",
+    "rejected": "Mend what the board's words name; the next meta stage or `board push` tries again",
+    "unreachable": "Check network, proxy and certificates where the submission is sent; the next meta stage or `board push` tries again",
+    "timeout": "Set a longer external.timeout_seconds in a new campaign, or send from a faster line",
+    "not_a_score": "Type the score with `board score` if you know it",
+    "unclear": "Look on the board's page for the submission; if it has a score there, type it with `board score`",
+    "no_archive": "Run the meta stage again, which packs it",
+    "local_board": "Read the message; the next meta stage tries again",
+    "late": "Every meta stage still asks, and a score counts from then on; or type it with `board score`",
+}
+"""Kind of failure -> its cure. The kinds stand in the sealed log, before the words."""
+
+
+def _status(*numbers: int) -> str:
+    """Return a pattern for an HTTP status, which is not any number of these digits."""
+    number = f"({'|'.join(map(str, numbers))})"
+    return (
+        rf"(?<![\w.]){number}\W{{1,3}}(-|client|server|error|reason|unauthor|forbidden|too|not|bad|payment|request|internal|service|gateway)"
+        rf"|((http\S*|status|code|error|responses?)\W{{0,9}}|^){number}\b(?! +(rows|lines|files|bytes|columns|submissions))|\({number}\)"
+    )
+
+
+SORTS: Sequence[tuple[str, str]] = (
+    ("limit", "too many 429 error"),
+    ("unreachable",
+     r"connection ?(error|refused|reset|aborted|broken|closed|timed|timeout|failed)|max retries exceeded|remote ?(end )?(closed|disconnected)"
+     r"|(connect|read|write|socket|operation|connection|request|handshake)\w* ?time?d?.?out|timeouterror|timeout was reached"
+     r"|name or service not known|name resolution|getaddrinfo|nodename nor servname|could ?n.t resolve|could not resolve|no address associated"
+     r"|unknown host|no such host|network is (unreachable|down)|no route to host|host is (down|unreachable)|failed to (connect|establish)"
+     r"|\bssl|\btls|certificate|handshake|proxy|tunnel|eof occurred|incompleteread|protocolerror|chunked.?encoding|broken pipe|offline"
+     r"|bad gateway|gateway time-?out|service (is )?(temporarily |currently )?unavailable|internal server error|problem on kaggle's side"
+     r"|" + _status(*range(500, 505), *range(520, 531))),
+    ("client_broken",
+     r"modulenotfounderror|importerror|no module named|syntaxerror|command not found|unrecognized arguments|invalid choice"
+     r"|disk quota|no space left|memoryerror|errno 13|read-only file system|permission denied: '"),
+    ("credentials", r"kaggle\.json"),
+    ("rules", r"phone|\bidentity\b|captcha|verification|team (size|merg)"),
+    ("rejected", r"too (large|big)|file size|max\w* (allowed )?(file )?size|size limit|exceeds .{0,20}size|" + _status(413)),
+    ("rejected", r"no longer accept|not accepting|deadline|has (ended|closed|finished)|(is|are|was) (closed|over|finished)|already (ended|closed)"),
+    ("rejected", r"not found|could not find|" + _status(404)),
+    ("limit",
+     r"(daily|today|hourly|weekly|total|lifetime|max\w*|all)\b.{0,40}\b(submissions?|entries)\b|\b(per|a|each) day\b|quota|allowance"
+     r"|\b(submissions?|entries)\b.{0,40}\b(remain\w*|left|limit\w*|today|daily|cap|maximum|exhausted|used up)\b|rate.?limit|throttl"
+     r"|(daily|submissions?|request|usage) (limit|cap)|limits? (was |were |is |has been )?(reached|exceeded)|too many (submissions|requests|entries)"
+     r"|(reached|exceeded|hit|over|used) .{0,40}(limit|maximum)|" + _status(429)),
+    ("credentials",
+     r"unauthori[sz]ed|authenticat|credential|\bapi (token|key)|access.token|\blog ?in\b|logged in|sign in|invalid (token|key)"
+     r"|(token|session|key) (has |is )?(expired|invalid)|expired (token|session|key)|" + _status(401)),
+    ("rules",
+     r"forbidden|\brules\b|\bterms\b|\bverif(y|ied)\b|eligib|not allowed|not permitted|must (join|enter|register|accept)|permission"
+     r"|not .{0,20}(joined|entered|registered|a participant)|access denied|don't have access|" + _status(403)),
+)  # fmt: skip
+"""(kind, pattern in a client's output), the first that fits counts: what names the cause stands before a status that goes with many."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +123,18 @@ class Target(Protocol):
         """Ask for the score; None where the target does not know the submission, so that it may be sent."""
 
 
-def run_client(command: Sequence[str], timeout_seconds: int | None, kind_of: Mapping[str, str] | None = None) -> str:
+def kind_of_words(words: str, otherwise: str = "rejected") -> str:
+    """Return the kind of failure that a client's output tells of: the first of SORTS, `otherwise` where none fits."""
+    return next((kind for kind, pattern in SORTS if re.search(pattern, words, re.IGNORECASE)), otherwise)
+
+
+def run_client(
+    command: Sequence[str], timeout_seconds: int | None, kind_of: Callable[[str], str] = kind_of_words
+) -> str:
     """Run a program to its end and return its stdout. The program is killed where this process dies.
 
-    kind_of: pattern in the output -> kind of failure. Raises TargetFailed with the program's output: client_missing, timeout, a kind of
-    `kind_of`, or unreachable.
+    kind_of: the output as one line -> kind of failure. Raises TargetFailed with the program's own words: client_missing, timeout, unclear
+    for a program that was killed or said nothing, or what `kind_of` gives.
     """
     try:
         process = subprocess.Popen(
@@ -72,22 +149,22 @@ def run_client(command: Sequence[str], timeout_seconds: int | None, kind_of: Map
         try:
             out, err = process.communicate(timeout=timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise TargetFailed("timeout", f"{command[0]} ran longer than {timeout_seconds} s") from None
+            raise failure("timeout", f"{command[0]} ran longer than {timeout_seconds} s") from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # together with the processes that it started
     if process.returncode in (126, 127) and "failed to execute" in err:  # setpriv's message for a missing program
-        raise TargetFailed(
-            "client_missing", f"no program {command[0]} that can be run", "Install it where the submission is sent"
-        )
+        raise failure("client_missing", f"no program {command[0]} that can be run")
     if process.returncode:
-        words = clean(f"{err}\n{out}")
-        kind = next(
-            (kind for pattern, kind in (kind_of or {}).items() if re.search(pattern, words, re.IGNORECASE)),
-            "unreachable",
-        )
-        raise TargetFailed(kind, f"{Path(command[0]).name} ended with exit code {process.returncode}: {words}")
+        words = one_line(f"{err}\n{out}")
+        kind = kind_of(words) if words and process.returncode > 0 else "unclear"
+        raise failure(kind, f"{Path(command[0]).name} ended with exit code {process.returncode}: {shortened(words)}")
     return out
+
+
+def failure(kind: str, what: str) -> TargetFailed:
+    """Return a failure with the cure of its kind."""
+    return TargetFailed(kind, what, CURES[kind])
 
 
 def score_in(text: str, who: str) -> str:
@@ -99,12 +176,26 @@ def score_in(text: str, who: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Make a program's output fit for a record: one printable line, cut to WORDS characters, without credentials.
+    """Make a program's output fit for a record: one printable line of at most WORDS characters, without credentials."""
+    return shortened(one_line(text))
+
+
+def one_line(text: str) -> str:
+    """Return a program's output as one printable line, without credentials, markup, and lines that are no news.
 
     Removes values of environment variables with secret names, and text that looks like a credential.
     """
     for name, value in os.environ.items():
         if SECRET_NAMES.search(name) and len(value) >= 4:
             text = text.replace(value, "***")
+    if re.search(r"<(!doctype|html|head|body)\b", text, re.IGNORECASE):
+        text = html.unescape(MARKUP.sub(" ", text))
+    text = NO_NEWS.sub("", text.replace("\r", "\n"))
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return LOOKS_SECRET.sub("***", line)[-WORDS:]
+    return LOOKS_SECRET.sub("***", line)
+
+
+def shortened(line: str) -> str:
+    """Return a line of at most WORDS characters, without its middle: clients begin with the cause, and tracebacks end with it."""
+    half = WORDS // 2
+    return line if len(line) <= WORDS else f"{line[: half - 5].rstrip()} ... {line[-half:].lstrip()}"

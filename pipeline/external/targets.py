@@ -40,7 +40,7 @@ class Local:
 
     def submit(self, ticket: Ticket) -> Answer:
         command = [sys.executable, "-P", "-m", "pipeline", "board", "local", str(self.campaign_dir), str(ticket.number)]
-        output = run_client(["env", f"PYTHONPATH={CODE_ROOT}", *command], None, {"": "local_board"})
+        output = run_client(["env", f"PYTHONPATH={CODE_ROOT}", *command], None, lambda words: "local_board")
         return Answer(score_in(output, "the local board"))
 
     def poll(self, ticket: Ticket) -> Answer | None:
@@ -71,13 +71,13 @@ class Command:
         return Answer() if word == "pending" else Answer(score_in(word, self.poll_command[0]))
 
     def last_word(self, command: Sequence[str], ticket: Ticket) -> str:
-        """Run a command with its placeholders filled in; returns the last line of its output. Raises TargetFailed."""
+        """Run a command with its placeholders filled in; returns the last line of its output, a word in small letters. Raises TargetFailed."""
         values = {
             "{adapter}": str(ticket.adapter_dir), "{archive}": str(ticket.archive), "{number}": str(ticket.number),
             "{message}": ticket.message,
         }  # fmt: skip
         filled = [re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], word) for word in command]
-        return (run_client(filled, self.timeout_seconds).strip().splitlines() or [""])[-1].strip()
+        return (run_client(filled, self.timeout_seconds).strip().splitlines() or [""])[-1].strip().lower()
 
 
 class Manual:

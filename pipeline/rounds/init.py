@@ -29,6 +29,7 @@ from pipeline.config import settings
 from pipeline.config.fit import check_plan_fits
 from pipeline.decision import family_states, plan
 from pipeline.execution import base_weights
+from pipeline.external import proposers
 from pipeline.rounds import arms
 from pipeline.rounds.freeze import freeze_plan, is_operational, plan_basis, write_overrides
 from pipeline.sandbox import entries, image
@@ -94,11 +95,10 @@ def check_is_new(campaign: Campaign) -> None:
 def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitution) -> None:
     """Raise ConfigError or Refused for a configuration whose first round could not be planned."""
     check_plan_fits(chosen)
-    if chosen.tasks.train_csv and not Path(chosen.tasks.train_csv).is_file():
-        raise ConfigError(
-            f"tasks.train_csv = {chosen.tasks.train_csv} is not a file",
-            "Download train.csv from the competition's page and give its path, or leave tasks.train_csv empty",
-        )
+    if chosen.tasks.train_csv:
+        entries.describe_real_rows(chosen.tasks.train_csv)
+    if chosen.policy.proposals.kind == "llm":
+        proposers.endpoint_of(chosen.policy.proposals)
     arms.arms_of(chosen, 1, rules)
     family_states.check_article(rules)
 

@@ -14,6 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.layout import CODE_ROOT
+
 ITEM_FILES = ("prompts.jsonl", "answers.jsonl")
 EXCLUDED = "data/train_prompts.sha256"  # in the image: digests of the training prompts, of which no item is made
 
@@ -31,6 +34,23 @@ def run(
         environment |= {"SUBSTRATE_ROOT": str(root), "HOME": str(work)}
     command = [sys.executable, "-P", "-m", f"substrate.{entry}", *arguments]
     return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=most_seconds)
+
+
+def describe_real_rows(path: str) -> str:
+    """Return what the checkout's own reader finds in `tasks.train_csv`, such as "9500 rows: 1602 bit_manipulation, ...".
+
+    Raises ConfigError with the reader's sentence: the line, what is wrong there, and the cure.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"tasks.train_csv = {path} is not a file",
+            "Download train.csv from the competition's page and give its path, or leave tasks.train_csv empty",
+        )
+    done = run(CODE_ROOT, "families", ["check", str(Path(path).resolve())])
+    if done.returncode:
+        what, _, cure = " ".join(done.stderr.strip().splitlines()[-1:]).removeprefix("error: ").partition("; ")
+        raise ConfigError(f"tasks.train_csv: {what}", cure[:1].upper() + cure[1:])
+    return done.stdout.strip()
 
 
 def task_text(kind: str, config: Mapping[str, Any], paths: Mapping[str, Any]) -> str:

@@ -10,15 +10,15 @@ Source: `train.csv` of the NVIDIA Nemotron Model Reasoning Challenge, 9,500 rows
 this project: a user has it from the competition's page.
 """
 
-import csv
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from substrate.answers import extract, is_correct
 from substrate.data.prompt_overlap import overlaps, prompt_digest
+from substrate.data.table import read_table
 from substrate.interface.errors import DataError
 from substrate.tasks import FAMILIES
 
@@ -64,12 +64,12 @@ class Split:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Returns every row of the file. Raises DataError with the line and what is wrong with it."""
+    """Returns every row of the file. Raises DataError with the line, what is wrong with it, and what to do."""
     rows: dict[str, Row] = {}
-    for line, fields in _records(path):
+    for line, fields in read_table(path, COLUMNS):
         wrong = _what_is_wrong(fields, rows)
         if wrong:
-            raise DataError(f"{path} line {line}: {wrong}; each row must be {','.join(COLUMNS)}")
+            raise DataError(f"{path} line {line}: {wrong}")
         row_id, prompt, answer = fields
         family, puzzle = recognise(prompt)
         rows[row_id] = Row(line, row_id, prompt, answer, family, puzzle)
@@ -122,29 +122,10 @@ def _why_not(row: Row) -> str:
     return "" if row.is_scorable else "the scorer does not read the answer from its box"
 
 
-def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields the number of the last line, and the fields, of each record below the header."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file, strict=True)
-            try:
-                header = next(reader, [])
-                if header != COLUMNS:
-                    raise DataError(f"{path} line 1: {','.join(header)[:80]!r}; the header must be {','.join(COLUMNS)}")
-                for fields in reader:
-                    yield reader.line_num, fields
-            except csv.Error as error:
-                raise DataError(f"{path} line {reader.line_num}: {error}; fields must be quoted as in CSV") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}; give the competition's train.csv in UTF-8") from None
-
-
 def _what_is_wrong(fields: list[str], rows: dict[str, Row]) -> str:
-    if len(fields) != len(COLUMNS):
-        return f"{len(fields)} fields"
     empty = [name for name, field in zip(COLUMNS, fields, strict=True) if not field.strip()]
     if empty:
-        return f"no {empty[0]}"
+        return f"no {empty[0]}; fill the column {empty[0]} in, or remove the row"
     if fields[0] in rows:
-        return f"id {fields[0]} came before, on line {rows[fields[0]].line}"
+        return f"id {ascii(fields[0])[1:-1]} came before, on line {rows[fields[0]].line}; keep one of the two rows"
     return ""

@@ -120,3 +120,23 @@ def test_a_constitution_without_caps_allows_nothing():
     assert submission_caps.caps_of(article, "kaggle") == Caps(5, 40, 2, 2)
     assert submission_caps.caps_of(article, "local") == Caps(40, 40, 2, 2)
     assert submission_caps.caps_of(article, "another").per_day == 0
+
+
+def test_case_11_status_shows_the_boards_words_and_the_cure(campaign, capsys):
+    log = Log(campaign.log)
+    log.append("board_attempt", number=1, day=board_log.utc_day())
+    board_log.record(
+        log, {"number": 1, "score": None, "why": "rules: kaggle ended with exit code 1: phone not verified"}
+    )
+    assert main(["status", str(campaign.folder)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "board: number 1 (r0001/a1) has no score: rules: kaggle ended with exit code 1: phone not verified. Accept the"
+        in said
+    )
+    assert main(["status", str(campaign.folder), "--json"]) == 0
+    [trouble] = json.loads(capsys.readouterr().out)["troubles"]
+    assert (trouble["who"], trouble["kind"]) == ("board", "rules") and "phone or identity" in trouble["cure"]
+    board_log.set_score(campaign, 1, "0.84")
+    assert main(["status", str(campaign.folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["troubles"] == []

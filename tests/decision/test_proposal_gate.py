@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.campaign import constitution, strict_json
-from pipeline.decision import proposal_gate
+from pipeline.decision import proposal_gate, proposals
 from pipeline.external import chat
 from tests.support.hostile import AXIS_OF, HOSTILE, OPEN, POLICY, REFERENCE, RULES, WHOLE, answer, proposal
 
@@ -234,10 +234,11 @@ def test_every_code_is_in_the_table_with_its_article():
     ours = {
         name: article
         for name, article in DOCUMENTED.items()
-        if not name.startswith("endpoint_") and name not in ("shadow", "active")
+        if not name.startswith(("endpoint_", "answer_")) and name not in ("shadow", "active")
     }
     assert ours == dict(proposal_gate.CODES)
     assert {name for name in DOCUMENTED if name.startswith("endpoint_")} == set(chat.KINDS)
+    assert {name for name in DOCUMENTED if name.startswith("answer_")} == set(proposals.ANSWER_CODES)
 
 
 def test_every_code_that_the_source_raises_is_known_and_reached():

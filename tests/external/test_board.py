@@ -1,7 +1,6 @@
 """Test sending to targets of every kind, and every point at which it may crash, with a real log, outbox and client."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,93 +12,18 @@ from pathlib import Path
 import pytest
 
 from pipeline.campaign.errors import ConfigError, NotFound, Refused, TargetFailed
-from pipeline.campaign.files import exclusive_lock, write_file
-from pipeline.campaign.layout import Campaign
+from pipeline.campaign.files import exclusive_lock
 from pipeline.campaign.log import Log
 from pipeline.config import settings
 from pipeline.config.schema import External
 from pipeline.decision import board_submissions
-from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
 from pipeline.external import board, board_log, outbox
 from pipeline.external.kaggle import Kaggle, parse_submissions
 from pipeline.external.target_client import Ticket, clean, run_client
 from pipeline.external.targets import target_of
-from tests.support.campaigns import frozen_campaign
+from tests.support.boards import CAPS, DAY, FACTS, KAGGLE, NEXT, digest_of, events, known, num_sent, reserve, show, take
 from tests.support.paths import ROOT
-
-CAPS = Caps(per_day=4, per_campaign=10, held_back=2, reference=2)
-DAY, NEXT = "2026-11-24", "2026-11-25"
-FACTS = {"campaign": "smoke-0a1b2c3d"}
-KAGGLE = External(kind="kaggle", submissions=2, rows=10, competition="some-competition", timeout_seconds=30)
-
-
-@pytest.fixture
-def campaign(tmp_path) -> Campaign:
-    """Its r0001 has adapters of a1 to a5, and r0000 the reference's."""
-    campaign = frozen_campaign(tmp_path)
-    for round_name, arm in (("r0000", "a0"), *(("r0001", f"a{number}") for number in range(1, 6))):
-        attempt = campaign.round(round_name).claim_attempt(arm)
-        write_file(attempt.adapter_dir / adapter.WEIGHTS, f"weights of {round_name}/{arm}")
-        write_file(attempt.adapter_dir / adapter.CONFIG, "{}")
-        write_file(attempt.sealed, json.dumps({"adapter_digest": adapter.kept_digest(attempt.adapter_dir)}))
-    return campaign
-
-
-@pytest.fixture
-def client(tmp_path, monkeypatch) -> Path:
-    """Folder of a client that stands in for Kaggle's, on PATH."""
-    folder = tmp_path / "kaggle"
-    folder.mkdir()
-    monkeypatch.setenv("STANDIN", str(folder))
-    monkeypatch.setenv("PATH", f"{ROOT / 'tests' / 'standins'}:{os.environ['PATH']}")
-    monkeypatch.setenv("KAGGLE_KEY", "a-secret-key")
-    return folder
-
-
-def digest_of(campaign: Campaign, arm: str) -> str:
-    folder, arm = (campaign.round("r0000"), "a0") if arm == "reference" else (campaign.round("r0001"), arm)
-    return adapter.kept_digest(folder.attempts(arm)[0].adapter_dir)
-
-
-def reserve(
-    campaign: Campaign, arm: str = "a1", today: str = DAY, caps: Caps = CAPS, target: str = "kaggle", copy=1
-) -> int:
-    purpose = "reference" if arm == "reference" else "slot"
-    return board_log.reserve(
-        campaign, "r0001", arm, purpose, digest_of(campaign, arm), today, caps=caps, target=target, copy=copy
-    )
-
-
-def pack(kept: Path, archive: Path) -> None:
-    archive.write_bytes(b"PK" + (kept / adapter.WEIGHTS).read_bytes())
-
-
-def take(
-    campaign: Campaign, external: External = KAGGLE, today: str | None = DAY, caps: Caps = CAPS, **more
-) -> list[str]:
-    """One meta stage."""
-    chosen = replace(settings.load(campaign.round("r0001").config), external=external)
-    return board.take_scores(campaign, FACTS, chosen, caps, today=today, pack=pack, **more)
-
-
-def known(campaign: Campaign) -> tuple[board_submissions.Submission, ...]:
-    return board_submissions.submissions_in(Log(campaign.log).records())
-
-
-def events(campaign: Campaign) -> list[str]:
-    return [record["event"] for record in Log(campaign.log).records() if "number" in record]
-
-
-def show(client: Path, number: int, **columns: str) -> None:
-    """What the competition's list says from now on of our so many-th submission there."""
-    rows = json.loads((client / "list.json").read_text())
-    rows[-number].update({"status": "SubmissionStatus.COMPLETE"} | columns)
-    (client / "list.json").write_text(json.dumps(rows))
-
-
-def num_sent(client: Path) -> int:
-    return len(json.loads((client / "list.json").read_text())) if (client / "list.json").exists() else 0
 
 
 def test_whoever_asks_at_once_gets_one_number_and_no_more_than_the_caps(campaign):
@@ -456,7 +380,8 @@ def test_a_site_s_scorer_gets_the_adapter_and_prints_a_number(campaign):
     [
         ("echo 1.4", "not_a_score"),
         ("true", "not_a_score"),
-        ("echo broken >&2; exit 3", "unreachable"),
+        ("echo broken >&2; exit 3", "rejected"),
+        ("echo 'curl: (6) Could not resolve host: scores' >&2; exit 6", "unreachable"),
         ("sleep 60", "timeout"),
     ],
 )

@@ -156,9 +156,10 @@ def test_the_answer_comes_back_byte_for_byte():
         (huge, "endpoint_too_large"),
         (malformed, "endpoint_broken"),
         (cut_short, "endpoint_broken"),
-        (status(500), "endpoint_status"),
-        (status(401), "endpoint_status"),
-        (status(404), "endpoint_status"),
+        (status(500), "endpoint_server"),
+        (status(401), "endpoint_credentials"),
+        (status(404), "endpoint_address"),
+        (status(418), "endpoint_status"),
         *((redirecting(number), "endpoint_redirect") for number in (301, 302, 303, 307, 308)),
     ],
 )

@@ -147,7 +147,7 @@ def test_a_dead_endpoint_costs_a_round_nothing(folder, composed):
         assert run(folder, chosen) == planned()
         assert run(folder, chosen) == planned() and len(seen) == 1  # what the log says of it stands
     (record,), (refusal,) = events(folder, "proposal"), events(folder, "refusal")
-    assert record["response_digest"] == "" and refusal["code"] == "endpoint_status" and refusal["slot"] == 0
+    assert record["response_digest"] == "" and refusal["code"] == "endpoint_server" and refusal["slot"] == 0
     assert not folder.proposal(0, "response").exists()
 
 
