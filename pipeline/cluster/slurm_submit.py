@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
 ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
-UNSAFE, UNSAFE_NAME = re.compile(r"[^\w./+=:@,~^-]"), re.compile(r"[^\w.+:@~^-]")
+UNSAFE, UNSAFE_NAME = re.compile(r"[%\\\x00-\x1f\x7f]"), re.compile(r"[^\w.+:@~^-]")
 SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
 """Matches the name of an environment variable whose value is likely to be a secret."""
 
@@ -175,13 +175,14 @@ def _after(job_ids: Sequence[str]) -> str:
 def check_names(paths: Sequence[Path], job_name: str) -> None:
     """Raise ConfigError for a path or a name that Slurm would read as something else.
 
-    sbatch replaces `%j` in the names of logs, squeue takes a comma between two names, and a script's lines end at a blank or a quote.
+    sbatch replaces `%j` in the names of logs and takes a backslash for a sign of its own; squeue takes a comma between two names. Blanks and
+    quotes are quoted (seen on Slurm 22.05).
     """
     for text, unsafe in (*((str(path), UNSAFE) for path in paths), (job_name, UNSAFE_NAME)):
         if found := unsafe.search(text):
             raise ConfigError(
                 f"{text!r} holds {found[0]!r}, which Slurm would read as something else",
-                "Move or rename the campaign: letters, digits and ._+=:@~^- are safe in its path",
+                "Move the campaign to a path without it",
             )
 
 

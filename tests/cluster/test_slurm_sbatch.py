@@ -154,16 +154,15 @@ def test_case_05_where_slurm_cannot_be_asked_a_clean_line_is_believed() -> None:
     assert slurm_sbatch.job_of("demo", "mark", Output("Submitted batch job 41\n")) == "41"
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["my runs %j", "a b", "50%", "x'y", 'x"y', "new\nline", "$HOME", "a;b", "#x", "tab\t", "a*", "back\\slash", "a&b"],
-)
+@pytest.mark.parametrize("name", ["my runs %j", "50%", "%", "new\nline", "tab\t", "back\\slash", "bell\a"])
 def test_case_14_a_path_that_slurm_would_read_otherwise_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="which Slurm would read as something else. Move or rename the campaign"):
+    with pytest.raises(ConfigError, match="which Slurm would read as something else. Move the campaign"):
         slurm_submit.check_names([Path("/data") / name], "demo-r0001")
 
 
-@pytest.mark.parametrize("name", ["demo", "München", "a.b_c-d+e=f@g", "with,comma"])
+@pytest.mark.parametrize(
+    "name", ["demo", "München", "a.b_c-d+e=f@g", "with,comma", "my runs", "o'd \"q", "$HOME", "a;b&c", "#x", "a*"]
+)
 def test_case_14_other_paths_pass(name: str) -> None:
     slurm_submit.check_names([Path("/data") / name], "demo-r0001")
 

@@ -146,7 +146,7 @@ def test_a_name_that_breaks_commands_is_refused(tmp_path, name):
 
 def test_a_campaign_below_an_odd_folder_is_frozen(tmp_path):
     """Hydra's grammar, sbatch's and the shell's each quote in their own way."""
-    folder = tmp_path / "o'd d \"ü\\"
+    folder = tmp_path / "o'd d \"ü;$x&"
     folder.mkdir()
     campaign = fresh_campaign(folder)
     frozen = freeze.freeze(campaign, "r0001", ["cluster=testbed"])

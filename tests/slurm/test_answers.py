@@ -39,7 +39,7 @@ def test_case_01_04_05_a_round_with_the_clients_of_a_site(tmp_path_factory: pyte
     (wrapped / "sbatch").write_text(SBATCH.format(real=real, folder=wrapped))
     (wrapped / "sbatch").chmod(0o755)
     profile = {"PATH": f"{wrapped}:{os.environ['PATH']}", "SQUEUE_STATES": "RUNNING", "SLURM_TIME_FORMAT": "relative"}
-    assert "my runs %j/site' holds ' '" in _refused("round", campaign.folder.parent / "my runs %j" / "site", *SMALL)
+    assert "my runs %j/site' holds '%'" in _refused("round", campaign.folder.parent / "my runs %j" / "site", *SMALL)
 
     pipeline("round", campaign.folder, *SMALL, **profile)
     folder = campaign.round("r0001")
