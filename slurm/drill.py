@@ -174,13 +174,19 @@ def sandbox(site: Site) -> Row:
 
 def play(overrides: list[str], wait_seconds: float) -> list[Row]:
     """Submit all jobs, wait for them, and judge each check. Jobs that are left are cancelled."""
-    from pipeline.config import settings
+    from pipeline.config import requests, settings
 
     chosen = settings.compose(overrides)
     cluster = chosen.cluster
     named = ("partition", "account", "qos", "reservation", "constraint")
     flags = [f"--{name}={getattr(cluster, name)}" for name in named if getattr(cluster, name)]
-    gpus = ["--gpus-per-node=2"] if cluster.gpus_per_node else []
+    two = f"{cluster.gpu_type}:2".removeprefix(":")
+    of_site = [
+        f"gpu:{kind}:2".replace("::", ":")
+        for name, kind, _ in requests.gres_entries(cluster.gres) or []
+        if name == "gpu"
+    ]
+    gpus = [f"--gres={of_site[0]}" if of_site else f"--gpus-per-node={two}"] if cluster.gpus_per_node else []
     ranks = " ".join(map(repr, [sys.executable, str(ROOT / "slurm" / "all_reduce.py"), *overrides]))
     with tempfile.TemporaryDirectory(prefix=".drill-", dir=Path.cwd()) as folder:
         site = Site(Path(folder), flags, wait_seconds)

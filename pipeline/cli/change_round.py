@@ -28,7 +28,12 @@ def add(commands: Commands) -> None:
     add_round(sub)
     add_dry_run(sub)
 
-    sub = commands.add("rerun", rerun_verb, "Start arms that have no score again, then the meta stage.", as_frozen=True)
+    sub = commands.add(
+        "rerun",
+        rerun_verb,
+        "Start arms that have no score again, on Slurm also a reference's job that left nothing, then the meta stage.",
+        as_frozen=True,
+    )
     add_campaign(sub)
     add_arms(sub)
     add_round(sub)

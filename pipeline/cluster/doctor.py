@@ -45,7 +45,7 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list
     if chosen.tasks.train_csv:
         checks.append(_check_of("real rows", lambda: entries.describe_real_rows(chosen.tasks.train_csv)))
     if chosen.cluster.kind == "slurm":
-        checks += site_check.examine(chosen)
+        checks += [*_meta_job(chosen), *site_check.examine(chosen)]
     if campaign:
         checks += _campaign(campaign)
     return checks
@@ -122,6 +122,16 @@ def _memory(chosen: settings.Settings) -> Iterator[Check]:
     yield make_check("memory of an arm", needed <= available,
                      f"{ranks} ranks need {needed / 2**30:,.1f} GiB, this machine has {available / 2**30:,.0f} GiB",
                      "run on a site (cluster=slurm...) or choose a smaller model; `plan-memory` shows what needs the memory")  # fmt: skip
+
+
+def _meta_job(chosen: settings.Settings) -> Iterator[Check]:
+    """Whether the meta job has time for an external target that does all that it may do."""
+    target, limit = chosen.external, chosen.cluster.meta.time_limit_minutes
+    if target.kind in ("kaggle", "command") and target.push == "meta":
+        longest = (target.wait_seconds + target.submissions * target.timeout_seconds) / 60
+        yield make_check("time of the meta job", longest <= limit,
+                         f"{target.submissions} submissions may take {longest:,.0f} min, and the job ends after {limit} min",
+                         "raise cluster.meta.time_limit_minutes, or lower external.timeout_seconds", "unknown")  # fmt: skip
 
 
 def _campaign(campaign: Campaign) -> Iterator[Check]:

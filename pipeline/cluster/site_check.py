@@ -10,17 +10,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.records import NUM_ARMS
-from pipeline.cluster import slurm_clients, slurm_jobs
-from pipeline.config import settings
+from pipeline.cluster import sbatch_parameters, slurm_clients, slurm_jobs
+from pipeline.config import requests, settings
 
 SKEW_SECONDS = 2.0
 CANARY_SECONDS = 30.0
 LEAST_BYTES = 4 * 2**30
+PLACE = ("partition", "account", "qos", "reservation", "constraint")
+"""What decides on which nodes a job may run."""
 SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph")
 """File systems that cannot hold an overlay, as stat(1) names them."""
 NAMESPACES_CURE = (
@@ -62,8 +64,8 @@ def examine(chosen: settings.Settings) -> Iterator[Check]:
                      config.get("AccountingStorageType", "?"),
                      "none is needed: job states come from files, squeue and scontrol", "unknown")  # fmt: skip
     yield job_states_are_read()
-    yield from _partition(chosen)
-    yield from _node(chosen.cluster)
+    yield from _partitions(chosen)
+    yield from _nodes(chosen.cluster)
 
 
 def job_states_are_read() -> Check:
@@ -88,30 +90,87 @@ def job_states_are_read() -> Check:
                       "unknown" if queues else "bad")  # fmt: skip
 
 
-def _partition(chosen: settings.Settings) -> Iterator[Check]:
-    cluster = chosen.cluster
+def _partitions(chosen: settings.Settings) -> Iterator[Check]:
+    """Check the partitions of workers, and of the reference's and meta jobs where they ask for something else."""
     lines = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%R|%l|%D|%G|%a").splitlines()]
-    names = sorted({line[0] for line in lines})
-    if cluster.partition and cluster.partition not in names:
-        found = f"there is no partition {cluster.partition}; there are {', '.join(names)}"
-        yield Check("partition", "bad", found, "set cluster.partition=... to one of these")
+    arm = chosen.cluster.request("worker")
+    for role in requests.ROLES:
+        if role == "worker" or chosen.cluster.request(role) != arm:
+            yield from _partition(chosen, role, lines)
+
+
+def _partition(chosen: settings.Settings, role: str, lines: list[list[str]]) -> Iterator[Check]:
+    """Check one role's request against the site. lines: what sinfo says of each partition: name, time limit, nodes, gres, state."""
+    request, is_worker = chosen.cluster.request(role), role == "worker"
+    of, at = ("", "cluster") if is_worker else (f" of {role}", f"cluster.{role}")
+    names, wanted = sorted({line[0] for line in lines}), [name for name in request.partition.split(",") if name]
+    if unknown := [name for name in wanted if name not in names]:
+        found = f"there is no partition {unknown[0]}; there are {', '.join(names)}"
+        yield Check(f"partition{of}", "bad", found, f"set {at}.partition=... to one of these")
         return
-    usable = [line for line in lines if not cluster.partition or line[0] == cluster.partition]
+    usable = [line for line in lines if not wanted or line[0] in wanted]
     longest = max((_minutes(line[1]) for line in usable), default=0.0)
-    yield make_check("time limit", longest >= cluster.time_limit_minutes,
-                     f"{cluster.time_limit_minutes} min are asked for, {longest:g} are allowed",
-                     "set a lower cluster.time_limit_minutes: an arm saves its state, is requeued and goes on")  # fmt: skip
-    nodes = sum(int(line[2]) for line in usable)
-    per_node = cluster.gpus_per_node or chosen.parallelism.world_size
-    nodes_per_arm = -(-chosen.parallelism.world_size // per_node)
-    yield make_check("nodes", nodes >= nodes_per_arm,
-                     f"{nodes}; an arm needs {nodes_per_arm}, all arms at once need {NUM_ARMS * nodes_per_arm}",
-                     "choose another cluster.partition, or a parallelism of fewer ranks")  # fmt: skip
-    if cluster.gpus_per_node:
-        gpus = max((int(count) for line in usable for count in re.findall(r"gpu[^,|]*?:(\d+)", line[3])), default=0)
-        yield make_check("GPUs a node", gpus >= cluster.gpus_per_node,
-                         f"{cluster.gpus_per_node} are asked for, nodes have {gpus}",
-                         "set cluster.gpus_per_node to as many as the nodes have them")  # fmt: skip
+    saves = ": an arm saves its state, is requeued and goes on" if is_worker else ""
+    yield make_check(f"time limit{of}", longest >= request.time_limit_minutes,
+                     f"{request.time_limit_minutes} min are asked for, {longest:g} are allowed",
+                     f"set a lower {at}.time_limit_minutes{saves}")  # fmt: skip
+    if is_worker:
+        nodes, nodes_per_arm = sum(int(line[2]) for line in usable), chosen.num_nodes
+        yield make_check("nodes", nodes >= nodes_per_arm,
+                         f"{nodes}; an arm needs {nodes_per_arm}, all arms at once need {NUM_ARMS * nodes_per_arm}",
+                         "choose another cluster.partition, or a parallelism of fewer ranks")  # fmt: skip
+    if request.gpus_per_node:
+        types = (
+            {request.gpu_type}
+            if request.gpu_type
+            else {kind for _, kind, _ in requests.gres_entries(request.gres) or [] if kind}
+        )
+        gpus = max((_gpus(line[3], types) for line in usable), default=0)
+        yield make_check(f"GPUs a node{of}", gpus >= request.gpus_per_node,
+                         f"{request.gpus_per_node} {'or '.join(sorted(types))}{' ' if types else ''}are asked for, nodes have {gpus}",
+                         f"set {at}.gpus_per_node to as many as the nodes have them")  # fmt: skip
+    yield _accepted(request, role)
+
+
+def _gpus(gres: str, types: set[str]) -> int:
+    """The GPUs of a node by what sinfo prints as its gres, such as gpu:h200:8(S:0-1). types: count only these; all if it is empty."""
+    entries = requests.gres_entries(re.sub(r"\([^)]*\)", "", gres)) or []
+    return sum(int(number) for name, kind, number in entries if name == "gpu" and (not types or kind in types))
+
+
+def _accepted(request: requests.Request, role: str) -> Check:
+    """Ask sbatch whether it would take a job with this request. Nothing is submitted."""
+    name = f"request of {role}"
+    flags = {
+        **sbatch_parameters.flags_of(request),
+        "time": str(request.time_limit_minutes),
+        "ntasks-per-node": "1",
+        "nodes": "1",
+    }
+    words = [f"--{flag}" if value is True else f"--{flag}={value}" for flag, value in flags.items()]
+    done = slurm_clients.run("sbatch", "--test-only", *words, "--wrap=true", timeout_seconds=CANARY_SECONDS)
+    if done.failed and not done.stderr:
+        return Check(name, "unknown", done.error, "make sbatch work in this shell")
+    said = (done.stderr.strip() or done.text.strip() or "sbatch said nothing").splitlines()[-1]
+    at = "cluster" if role == "worker" else f"cluster.{role}"
+    return make_check(
+        name,
+        not done.failed,
+        said,
+        f"ask for what the site has: {at}.partition, account, gpus_per_node, mem and so on",
+    )
+
+
+def _nodes(cluster: Any) -> Iterator[Check]:
+    """Check a node of every place where jobs run: the workers', and another role's if it asks for another partition, constraint and so on."""
+    seen = set()
+    for role in requests.ROLES:
+        request = cluster.request(role)
+        place = tuple(getattr(request, name) for name in PLACE)
+        if place not in seen:
+            seen.add(place)
+            of = "" if role == "worker" else f" of {role}"
+            yield from (replace(check, name=check.name + of) for check in _node(replace(cluster, **vars(request))))
 
 
 def _node(cluster: Any) -> Iterator[Check]:
@@ -119,8 +178,7 @@ def _node(cluster: Any) -> Iterator[Check]:
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=Path.cwd()) as folder:
         canary = Path(folder, "canary")
         canary.write_text("seen")
-        flags = [f"--{name}={getattr(cluster, name)}" for name in ("partition", "account", "qos", "reservation", "constraint")
-                 if getattr(cluster, name)]  # fmt: skip
+        flags = [f"--{name}={getattr(cluster, name)}" for name in PLACE if getattr(cluster, name)]
         before = time.time()
         fixed = ["--time=2", "--ntasks=1", f"--immediate={CANARY_SECONDS:.0f}"]
         output = _ask("srun", *fixed, *flags, "bash", "-c", questions(cluster, canary))
@@ -198,9 +256,5 @@ def _ask(*command: str) -> str:
 
 
 def _minutes(text: str) -> float:
-    """Minutes of Slurm's [days-]hours:minutes:seconds. `infinite` and `n/a` mean that there is no limit."""
-    if not re.fullmatch(r"(\d+-)?[\d:]+", text):
-        return float("inf")
-    days, _, rest = text.rpartition("-")
-    hours, minutes, seconds = ([0, 0, *map(int, rest.split(":"))])[-3:]
-    return 1440 * int(days or 0) + 60 * hours + minutes + seconds / 60
+    """Minutes of a time as sinfo prints it. `infinite` and `n/a` mean that there is no limit."""
+    return requests.minutes_of(text, "sinfo's time limit") if re.fullmatch(r"(\d+-)?[\d:]+", text) else float("inf")

@@ -17,13 +17,13 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.campaign.errors import ConfigError, Interrupted, NotFound, WorkFailed
 from pipeline.cluster import slurm_answers, slurm_clients
+from pipeline.cluster.sbatch_parameters import Resources, parameters
 from pipeline.cluster.stage_command import Stage, command
 
 if TYPE_CHECKING:
@@ -34,24 +34,6 @@ ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.
 UNSAFE, UNSAFE_NAME = re.compile(r"[%\\\x00-\x1f\x7f]"), re.compile(r"[^\w.+:@~^-]")
 SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
 """Matches the name of an environment variable whose value is likely to be a secret."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What one job asks of Slurm. 0 or an empty value leaves the site's default."""
-
-    job_name: str
-    time_limit_minutes: int
-    cpus_per_task: int
-    gpus_per_node: int
-    mem_gb: int
-    signal_lead_seconds: int
-    nodes: int = 1
-    arms_at_once: int = 0
-    setup: tuple[str, ...] = ()
-    runtime: tuple[str, ...] = ()
-    flags: tuple[tuple[str, str], ...] = ()  # such as ("partition", "gpu")
-    comment: str = ""  # an anchor of the sealed log, for sites whose accounting keeps comments
 
 
 def run_stage(*stage: str) -> None:
@@ -186,25 +168,6 @@ def check_names(paths: Sequence[Path], job_name: str) -> None:
             )
 
 
-def sbatch_texts(
-    folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], resources: Resources
-) -> dict[str, str]:
-    """Job name -> the script that `submit` would give to sbatch. Needs no Slurm."""
-    from submitit.slurm.slurm import _make_sbatch_string
-
-    text = {}
-    jobs = [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), ("reference", []), ("meta", [])]
-    for name, stages in jobs:
-        parameters = _parameters(code_dir, resources, name.split("_")[0])
-        if stages:
-            parameters["map_count"] = len(stages)
-        elif name == "meta" or arrays[1:]:
-            parameters["dependency"] = "afterany:<array ids>"
-        body = f"{shlex.quote(sys.executable)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
-        text[name] = _make_sbatch_string(command=body, folder=folder, **parameters)
-    return text
-
-
 def requeue_this_job() -> str:
     """Ask Slurm to requeue the job that this process runs in. Returns REQUEUED, FORBIDDEN or ENDED.
 
@@ -250,35 +213,7 @@ def _executor(folder: Path, code_dir: Path, resources: Resources, role: str, mar
     from pipeline.cluster import slurm_sbatch
 
     executor = slurm_sbatch.MarkedExecutor(folder, f"{shlex.quote(sys.executable)} -P", mark)
-    parameters = _parameters(code_dir, resources, role)
+    given = parameters(code_dir, resources, role)
     refusal = f"export POSTRAIN_TAKEN_BACK={shlex.quote(str(mark.path('taken_back')))}"
-    executor.update_parameters(**{**parameters, "setup": [*parameters["setup"], refusal]})
+    executor.update_parameters(**{**given, "setup": [*given["setup"], refusal]})
     return executor
-
-
-def _parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = {
-        "job_name": f"{resources.job_name}-{role if role in ('meta', 'reference') else 'arms'}",
-        "time": resources.time_limit_minutes,
-        "nodes": 1 if role in ("meta", "reference") else resources.nodes,  # judging needs one node
-        "ntasks_per_node": 1,
-        "cpus_per_task": resources.cpus_per_task,
-        "signal_delay_s": resources.signal_lead_seconds,
-        "stderr_to_stdout": True,
-        "wckey": None,
-        "setup": [
-            *resources.setup,
-            f"export PYTHONPATH={shlex.quote(str(code_dir))}",
-            *([f"export POSTRAIN_RUNTIME={shlex.quote(shlex.join(resources.runtime))}"] if resources.runtime else []),
-        ],
-        "additional_parameters": {"requeue": True, **dict(resources.flags)},
-    }
-    if resources.comment:
-        parameters["comment"] = resources.comment
-    if resources.gpus_per_node:
-        parameters["gpus_per_node"] = resources.gpus_per_node
-    if resources.mem_gb:
-        parameters["mem"] = f"{resources.mem_gb}GB"
-    if resources.arms_at_once:
-        parameters["array_parallelism"] = resources.arms_at_once
-    return parameters

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from pipeline.config.requests import Request
 
 
 @dataclass
@@ -128,32 +130,30 @@ class Capacity:
 
 
 @dataclass
-class Cluster:
-    """Where a round runs. An empty string leaves a setting to the site's default."""
+class Cluster(Request):
+    """Where a round runs, and as a `Request` what the job of an arm asks for. An empty string leaves a setting to the site's default."""
 
     kind: str  # local or slurm
     scratch_dir: str  # node-local; empty: $TMPDIR or /tmp
     weights_dir: str  # published checkpoint of a model whose weights are not in the image
     stage_dir: str  # node-local folder for a copy of it; empty: read it in weights_dir
-    gpus_per_node: int
     ranks_per_node: int  # of an arm; 0: as many as a node has GPUs, or all of them where it has none
     network: str  # of a sandbox: loopback, or fabric (the host's network) for arms of several nodes
     shm_size_gib: int  # of /dev/shm in a sandbox, through which ranks of a node talk
-    cpus_per_task: int
-    mem_gb: int  # 0: the site's default
-    time_limit_minutes: int
     signal_lead_seconds: int  # USR2 this long before the limit
     stall_minutes: int  # a trial without progress for this long is killed
     arms_at_once: int  # 0: as many as fit
-    partition: str
-    account: str
-    qos: str
-    reservation: str
-    constraint: str
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
+    reference: Request  # of the job that judges the reference
+    meta: Request  # of the meta job
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
     runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
+
+    def request(self, role: str) -> Request:
+        """What the jobs of a role ask for: worker, reference or meta."""
+        arm = Request(**{each.name: getattr(self, each.name) for each in fields(Request)})
+        return {"worker": arm, "reference": self.reference, "meta": self.meta}[role]
 
 
 @dataclass

@@ -21,20 +21,22 @@ from typing import Any, cast
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import NUM_ARMS, Policy, Setting
+from pipeline.config import request_rules, requests
 from pipeline.config.schema import Settings
 
 SOURCE = CODE_ROOT / "hydra_conf"
 """The configuration beside this package, in the checkout or in the frozen code of a campaign."""
 DAY_SECONDS = 86400
+UNQUOTED_TIME = re.compile(r"\btime_limit_minutes: +([1-9]\d*(?::[0-5]?\d)+) *(?:[,}#]|$)", re.MULTILINE)
 POSITIVE = (
     "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_size", "recipe.checkpoint_every",
     "tasks.num_train_per_family", "tasks.num_dev_per_family", "tasks.num_fresh_per_family", "tasks.max_new_tokens",
     "tasks.decode_batch_size", "external.timeout_seconds",
-    "cluster.cpus_per_task", "cluster.time_limit_minutes", "cluster.stall_minutes", "cluster.shm_size_gib",
+    "cluster.stall_minutes", "cluster.shm_size_gib",
 )  # fmt: skip
 PROPOSERS = ("none", "llm", "optuna")
 NOT_NEGATIVE = (
-    "cluster.gpus_per_node", "cluster.ranks_per_node", "cluster.mem_gb", "cluster.signal_lead_seconds", "cluster.arms_at_once",
+    "cluster.ranks_per_node", "cluster.signal_lead_seconds", "cluster.arms_at_once",
     "cluster.capacity.gpu_memory_gib", "cluster.capacity.train_tokens_per_second",
     "cluster.capacity.decode_tokens_per_second", "cluster.capacity.price_per_gpu_hour", "external.rows", "external.submissions",
     "external.wait_seconds", "external.give_up_days", "external.shift", "external.temperature",
@@ -54,6 +56,7 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
+    _check_times(source)
     try:
         with initialize_config_dir(str(source), version_base="1.3"):
             return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
@@ -66,9 +69,24 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
         ) from error
 
 
+def _check_times(source: Path) -> None:
+    """Raise ConfigError for a time such as 4:00:00 without quotes in the file of a site, which YAML reads as the number 14400."""
+    for path in sorted((source / "cluster").glob("*.yaml")):
+        if found := UNQUOTED_TIME.search(path.read_text()):
+            raise ConfigError(
+                f"{path} has time_limit_minutes: {found[1]}, which YAML reads as a number to the base of 60",
+                f'Put the time into quotes: "{found[1]}"',
+            )
+
+
 def _explained(error: Exception, source: Path) -> tuple[str, str]:
     """Return Hydra's sentence and a cure. For an unknown key, name similar keys instead of Hydra's advice to add it."""
     missing = re.match(r"Could not override '([^']+)'", str(error))
+    if missing and ".sbatch." in missing[1]:
+        return (
+            f"{missing[1]} is not set yet",
+            f"Write +{missing[1]}=..., because sbatch's flags have no keys beforehand",
+        )
     if not missing:
         sentence, _, _ = _one_line(error).partition("Config search path:")
         return (
@@ -107,7 +125,9 @@ def typed(config: Any) -> Settings:
 
     try:
         # Resolve interpolations first: the merge checks the types of the values that it gets.
-        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        plain: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        if isinstance(plain.get("cluster"), dict):
+            plain["cluster"] = requests.resolved(plain["cluster"])
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error), "The files in hydra_conf/ explain every key and its values") from error
@@ -215,6 +235,8 @@ def _check(settings: Settings) -> None:
          f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
         *_external(settings),
+        request_rules.of_setup(cluster.setup),
+        *(rule for role in requests.ROLES for rule in request_rules.of_request(cluster.request(role), role)),
         (settings.policy.proposals.kind in PROPOSERS, "policy.proposals.kind", settings.policy.proposals.kind, ", ".join(PROPOSERS)),
         (settings.policy.proposals.mode in ("shadow", "active"), "policy.proposals.mode", settings.policy.proposals.mode,
          "shadow (logged only) or active"),

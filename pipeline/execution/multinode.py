@@ -3,6 +3,7 @@
 Slurm starts one task per node. Task 0 is the worker, which alone writes an outcome; the other tasks are its helpers. They communicate
 through files in the attempt's folder, which every node can see:
 
+    helper 1   writes nodes/1.cores.json       on how many cores it may run
     worker     writes nodes/00/order.json      what to run, where /out is, and where rank 0 listens (nodes/01 after a stall)
     helper 1   mounts, forks and probes, writes nodes/00/1.probe.json, starts its ranks, writes nodes/00/1.json {"code": 0}
     worker     writes nodes/00/end             helpers kill the ranks that still train
@@ -33,6 +34,7 @@ from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import settings
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
+from pipeline.execution.attempt import cores
 from pipeline.sandbox import bubblewrap, image, namespace
 from pipeline.sandbox.bubblewrap import Confined, Limits, Sandbox
 
@@ -179,6 +181,7 @@ def help_with(campaign: Campaign, folder: Round, arm_name: str) -> None:
     rules = facts.load_constitution(frozen.constitution_digest)
     arm = next(arm for arm in frozen.arms if arm.name == arm_name)
     chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
+    write_file(shared / f"{rank}.cores.json", json.dumps(cores(chosen)))
     with namespace.scratch_folder(chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(campaign.image, frozen.image_digest, scratch) as mount:
             with image.forked(mount, scratch, namespace.trial_uid()) as fork:

@@ -28,7 +28,7 @@ from pipeline.campaign.files import read_json, read_json_lines, write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
-from pipeline.execution.attempt import Work, conclude
+from pipeline.execution.attempt import Work, conclude, cores
 from pipeline.sandbox import bubblewrap, image, namespace
 
 KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
@@ -59,6 +59,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         "pid": os.getpid(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
         "plan_digest": digest,
+        **cores(chosen),
     }
     write_file(attempt.claim, json.dumps(claim))
     num_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -47,7 +47,10 @@ COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cya
 
 @dataclass(frozen=True)
 class ArmStatus:
-    """One row of the table. `detail` says why the arm failed, what its job waits for, or when the job may start."""
+    """One row of the table. `detail` says why the arm failed, what its job waits for, or when the job may start.
+
+    `cores` is empty, or says on how many cores the arm may run where its job asked for more, such as "1 of 64".
+    """
 
     round: str
     arm: str
@@ -62,6 +65,7 @@ class ArmStatus:
     seconds: float
     attempt: int | None
     job: str
+    cores: str
     detail: str
 
 
@@ -114,7 +118,7 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
     return ArmStatus(
         folder.name, arm, role, state, job.node if job and job.node else str(claim.get("node") or claim.get("host", "")),
         last["phase"], step, loss, rate, round(gpus * spent / 3600, 3), round(seconds, 1),
-        attempt.number if attempt else None, job.job_id if job else "", detail,
+        attempt.number if attempt else None, job.job_id if job else "", _cores(attempt, claim), detail,
     )  # fmt: skip
 
 
@@ -193,6 +197,13 @@ def _duration(attempt: Attempt) -> float:
     return float(max(marks[-1]["at"], _touched(attempt)) - marks[0]["at"]) if marks else 0.0
 
 
+def _cores(attempt: Attempt | None, claim: Mapping[str, Any]) -> str:
+    """The fewest cores that a task of the attempt has, of those asked for; empty where every task has as many as that."""
+    said = [claim, *map(read_json, sorted(attempt.folder.glob("nodes/*.cores.json")) if attempt else [])]
+    few = min(said, key=lambda task: task.get("cores", 0) - task.get("cores_asked", 0))
+    return f"{few['cores']} of {few['cores_asked']}" if few.get("cores", 0) < few.get("cores_asked", 0) else ""
+
+
 def _progress(attempt: Attempt) -> tuple[str, str, str]:
     """("step/of", "loss", "tokens/s") of the newest training line. They are empty before the first line, and "?" where it is malformed."""
     lines = progress_lines(attempt, "train")
@@ -227,7 +238,7 @@ def table(rows: Iterable[ArmStatus]) -> Any:
     right = ("step", "loss", "tokens/s", "GPU-hours", "seconds")
     cells = [
         {"round": row.round, "arm": row.arm, "role": row.role, "state": f"[{COLOURS[row.state]}]{row.state}[/]",
-         "node": row.node, "job": row.job, "phase": row.phase, "step": row.step, "loss": row.loss,
+         "node": row.node, "job": row.job, "cores": row.cores and f"[yellow]{row.cores}[/]", "phase": row.phase, "step": row.step, "loss": row.loss,
          "tokens/s": row.tokens_per_second, "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
          "seconds": f"{row.seconds:.0f}", "detail": row.detail}
         for row in rows

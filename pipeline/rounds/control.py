@@ -117,9 +117,10 @@ def _local_pid(attempt: Attempt) -> int | None:
 def rerun(
     campaign: Campaign, folder: Round, asked: Sequence[str], *, failed: bool, dry_run: bool, watch: Callable[[], None]
 ) -> list[str]:
-    """Start arms without a score again, and the meta stage after them. Nodes on which an attempt vanished are excluded. Returns a line for each arm.
+    """Start arms without a score again, and the meta stage after them. Nodes on which an attempt vanished are excluded. Returns a line for each job.
 
-    failed: only arms that have an attempt. watch: called while the arms run on this machine.
+    Without `asked`, a job on Slurm also judges the reference if nobody else does: a meta job without GPUs cannot. failed: only arms that
+    have an attempt. watch: called while the arms run on this machine.
 
     Raises ConfigError for an arm that has a score, or whose job waits or runs (unless this process runs inside that job). Raises
     WorkFailed if Slurm does not answer.
@@ -134,29 +135,38 @@ def rerun(
         )
     for arm in arms:
         _check_may_run(folder, arm, states.get(f"{folder.name}/{arm}"), said.complaints)
-    if not arms:
+    has_reference = not asked and _lacks_reference(campaign, folder, states.get("reference"))
+    if not (arms or has_reference):
         return []
     if launch.is_local(folder):
         if not dry_run:
             launch.run_here(campaign, folder, watch, only=arms)
         return [f"{folder.name}/{arm}: again, on this machine" for arm in arms]
     excluded = slurm_jobs.lost_nodes(folder, arms)
-    asked_of_slurm = launch.resources(folder)
-    if excluded:
-        asked_of_slurm = replace(asked_of_slurm, flags=(*asked_of_slurm.flags, ("exclude", ",".join(excluded))))
+    asked_of_slurm = replace(launch.resources(folder), excluded_nodes=tuple(excluded))
     without = f", without {', '.join(excluded)}" if excluded else ""
     if dry_run:
-        return [f"{folder.name}/{arm}: one more job{without}" for arm in arms]
+        wanted = [*(f"{folder.name}/{arm}" for arm in arms), *(["reference"] if has_reference else [])]
+        return [f"{arm}: one more job{without}" for arm in wanted]
     with launch.round_lock(folder):
         code_dir, digest = launch.verify_frozen(campaign, folder)
         stages = launch.worker_stages(campaign, folder, arms, digest)
-        meta = launch.meta_stage(campaign, folder)
+        arrays, meta = [stages] if stages else [], launch.meta_stage(campaign, folder)
+        reference = launch.reference_stage(campaign, folder) if has_reference else None
         recorded = slurm_jobs.recorded_marks(folder)
-        ids = slurm_submit.submit(folder.slurm_dir, code_dir, [stages], meta, asked_of_slurm, recorded=recorded)
-        tasks = launch.tasks_of([stages], ids)
+        ids = slurm_submit.submit(folder.slurm_dir, code_dir, arrays, meta, asked_of_slurm, reference, recorded)
+        tasks = launch.tasks_of(arrays, ids) | ({"reference": ids["reference_job_id"]} if has_reference else {})
         slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun", ids["submission"])
         slurm_submit.keep(folder.slurm_dir, ids["submission"])
     return [f"{arm}: job {job_id}{without}" for arm, job_id in tasks.items()]
+
+
+def _lacks_reference(campaign: Campaign, folder: Round, job: Job | None) -> bool:
+    """Whether the reference has a score, is not judged on the round's items, and has no job that will. job: its newest, on Slurm."""
+    is_judged = (folder.folder / "reference.h5").exists() or folder.closed.exists()
+    has_ended = job is None or job.ended or _is_gone(folder, job)
+    is_wanted = has_ended and not is_judged and not launch.is_local(folder)
+    return is_wanted and results.has_score(campaign.round("r0000").published("a0"))
 
 
 def _check_may_run(folder: Round, arm: str, job: Job | None, complaints: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Arm, Plan, Policy
-from pipeline.cluster import slurm_submit, stage_command
+from pipeline.cluster import sbatch_parameters, slurm_submit, stage_command
 from pipeline.config import settings
 from pipeline.config.fit import check_plan_fits, gpus_of_arm
 from pipeline.decision import derive
@@ -204,6 +204,8 @@ def _write(
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
     frozen = Plan(facts["campaign"], folder.name, *digests, canonical.digest_text(config), policy, arms)
     freeze_plan(campaign, frozen, config, basis)
-    texts = slurm_submit.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder, chosen))
+    texts = sbatch_parameters.sbatch_texts(
+        folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder, chosen)
+    )
     for name, text in texts.items():
         write_file(folder.slurm_dir / f"{name}.sbatch", text)

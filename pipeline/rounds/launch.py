@@ -20,8 +20,9 @@ from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.files import exclusive_lock, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
-from pipeline.cluster import local_runner, slurm_jobs, slurm_submit, stage_command
+from pipeline.cluster import local_runner, sbatch_parameters, slurm_jobs, slurm_submit, stage_command
 from pipeline.config import settings
+from pipeline.config.requests import ROLES
 from pipeline.execution import results
 from pipeline.sandbox import image
 
@@ -56,8 +57,7 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
         code_dir, digest = verify_frozen(campaign, folder)
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
-        reference: stage_command.Stage = ("reference", str(campaign.folder), folder.name)
-        meta = meta_stage(campaign, folder)
+        reference, meta = reference_stage(campaign, folder), meta_stage(campaign, folder)
         ids = slurm_submit.submit(
             folder.slurm_dir, code_dir, stages, meta, resources(folder), reference, slurm_jobs.recorded_marks(folder)
         )
@@ -124,23 +124,18 @@ def job_name(folder: Round) -> str:
     return f"{folder.campaign.name}-{folder.name}"
 
 
-def resources(folder: Round, chosen: settings.Settings | None = None) -> slurm_submit.Resources:
+def resources(folder: Round, chosen: settings.Settings | None = None) -> sbatch_parameters.Resources:
     """What a round asks of Slurm. chosen: the configuration that it is being frozen with; by default the frozen one."""
     chosen = chosen or settings.load(folder.config)
     cluster = chosen.cluster
-    flags = ("partition", "account", "qos", "reservation", "constraint")
-    return slurm_submit.Resources(
+    return sbatch_parameters.Resources(
         job_name=job_name(folder),
-        time_limit_minutes=cluster.time_limit_minutes,
-        cpus_per_task=cluster.cpus_per_task,
-        gpus_per_node=cluster.gpus_per_node,
-        mem_gb=cluster.mem_gb,
+        requests={role: cluster.request(role) for role in ROLES},
         signal_lead_seconds=cluster.signal_lead_seconds,
         nodes=chosen.num_nodes,
         arms_at_once=cluster.arms_at_once,
         setup=tuple(cluster.setup),
         runtime=tuple(cluster.runtime),
-        flags=tuple((name, getattr(cluster, name)) for name in flags if getattr(cluster, name)),
         comment=str(anchor_of_plan(folder)),
     )
 
@@ -156,6 +151,10 @@ def anchor_of_plan(folder: Round) -> heads.Anchor:
 
 def available_cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def reference_stage(campaign: Campaign, folder: Round) -> stage_command.Stage:
+    return ("reference", str(campaign.folder), folder.name)
 
 
 def meta_stage(campaign: Campaign, folder: Round) -> stage_command.Stage:

@@ -11,13 +11,14 @@ the pristine image, as every arm is: on Slurm in a job beside the arms, else her
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import canonical
-from pipeline.campaign.errors import IntegrityError
+from pipeline.campaign.errors import IntegrityError, WorkFailed
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
 from pipeline.campaign.files import exclusive_lock, file_digest, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
@@ -29,6 +30,7 @@ from pipeline.execution import judge, results
 from pipeline.external.round_submissions import RoundSubmissions
 from pipeline.rounds import anchors, log_attempts
 from pipeline.rounds.freeze import write_overrides
+from pipeline.sandbox import devices
 
 
 def close(
@@ -161,7 +163,11 @@ def evaluate_reference(
     path: Path,
     stop_wanted: Callable[[], bool],
 ) -> None:
-    """Decode and score this round's fresh items, and dev items that are new, with the reference's adapter. Writes `path`."""
+    """Decode and score this round's fresh items, and dev items that are new, with the reference's adapter. Writes `path`.
+
+    Raises WorkFailed if the site's arms have GPUs and this process can open none, as in a meta job, which asks for none by default.
+    """
+    check_device(campaign, folder, chosen)
     source = first.published("a0")
     attributes = results.read_attributes(source)
     adapter = next(attempt for attempt in first.attempts("a0") if attempt.number == attributes["attempt"]).adapter_dir
@@ -175,6 +181,20 @@ def evaluate_reference(
     for item_set, lines in judged.raw.items():
         write_file(folder.meta_dir / "completions" / f"{item_set}.jsonl", lines)
     results.write_result(path, attributes, judged.items, [], judged.completions)
+
+
+def check_device(campaign: Campaign, folder: Round, chosen: settings.Settings) -> None:
+    """Raise WorkFailed, with what to type, if judging the reference needs a GPU and this process of a Slurm site can open none."""
+    try:
+        devices.of_node(chosen.cluster.gpus_per_node, "loopback")
+    except WorkFailed as error:
+        if chosen.cluster.kind != "slurm":
+            raise
+        rerun = f"python -m pipeline rerun {shlex.quote(str(campaign.folder))} --round {folder.name}"
+        raise WorkFailed(
+            f"no job has judged the reference on the fresh items of {folder.name}, and it cannot be judged here: {error.what}",
+            f"`{rerun}` submits a job with GPUs that judges it, and the meta job again; meta jobs with cluster.meta.gpus_per_node above 0 do it",
+        ) from error
 
 
 def write_ledger(campaign: Campaign) -> None:

@@ -109,7 +109,7 @@ class Testbed:
             for daemon in self.services:
                 self._start(daemon)
             # Bring nodes back that a test or a crash took out of service.
-            if absent := self._ask("sinfo --noheader --states=down,drain --format=%N").strip():
+            if absent := self._ask("sinfo --noheader --partition=main --states=down,drain --format=%N").strip():
                 self._ask(f"scontrol update nodename={absent} state=resume")
             self._start(*self.slurmds)
 
@@ -117,10 +117,7 @@ class Testbed:
         """Cancel the jobs, stop the daemons in the reverse order of their start, and remove the second folder."""
         with self._lock():
             if "slurmctld" in self.processes().values():
-                for partition in ("main", "scavenge"):
-                    self._ask(
-                        f"scancel --partition={partition}"
-                    )  # the next `up` would requeue jobs that were only killed
+                self._ask(f"scancel {self._ask('squeue -h -o %F')}")  # the next `up` would requeue jobs only killed
                 _wait(lambda: not self._ask("squeue --noheader"), STOP_SECONDS)
             self._stop(JOB, *NODES)
             for daemon in reversed(self.services):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.campaign import heads, keys
 from pipeline.campaign.log import Log
-from pipeline.cluster import slurm_submit
+from pipeline.cluster import sbatch_parameters
 from pipeline.config.schema import Chain
 from pipeline.rounds import anchors, launch
 from tests.support.campaigns import frozen_campaign
@@ -98,5 +98,5 @@ def test_each_job_carries_the_anchor_of_its_plan(tmp_path: Path) -> None:
     (anchor,) = heads.anchors_in(asked.comment)
     record = Log(campaign.log).records()[anchor.seq]
     assert (record["event"], record["round"]) == ("plan", "r0001")
-    texts = slurm_submit.sbatch_texts(folder.slurm_dir, tmp_path, launch.arrays(campaign, folder), asked)
+    texts = sbatch_parameters.sbatch_texts(folder.slurm_dir, tmp_path, launch.arrays(campaign, folder), asked)
     assert all(heads.anchors_in(text) == [anchor] for text in texts.values())

@@ -27,8 +27,8 @@ def site(tmp_path, monkeypatch):
     """Programs of a site whose node is this machine; called with what is wrong with it."""
 
     def install(
-        requeue="1", size="1001", partitions="main|1-00:00:00|8|gpu:8|up\n", srun=True, jobs="No jobs in the system"
-    ):
+        requeue="1", size="1001", partitions="main|1-00:00:00|8|gpu:8|up\n", srun=True, jobs="No jobs in the system", refuses=""
+    ):  # fmt: skip
         folder = tmp_path / "bin"
         folder.mkdir()
         (folder / "config").write_text(CONFIG.format(requeue=requeue, size=size))
@@ -39,6 +39,9 @@ def site(tmp_path, monkeypatch):
             "sacct": "echo 'JobID|State|NodeList|ExitCode|End'",
             "sinfo": f"cat {folder}/partitions",
             "sacctmgr": "echo here",
+            "sbatch": f"""echo "$@" >> {folder}/asked
+case "$*" in *"{refuses or "nothing"}"*) echo "allocation failure: Invalid feature specification" >&2; exit 1;; esac
+echo "sbatch: Job 9 to start at 2026-11-28T10:00:00 using 2 processors on nodes n1 in partition main" >&2""",
             "srun": 'while [ "$1" != bash ]; do shift; done; exec "$@"' if srun else "exit 1",
         }.items():
             (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -74,6 +77,28 @@ def test_a_site_that_is_fit_has_nothing_bad(site, monkeypatch):
             "runtime on a node", "mounts on a node", "user namespaces on a node", "scratch on a node", "disk", "scratch",
             "leaking variables", "secrets in the environment", "configuration"} <= set(found)  # fmt: skip
     assert found["runtime on a node"].found.startswith("Python 3")
+    assert found["request of meta"].found.startswith("sbatch: Job 9 to start")
+
+
+def test_sbatch_is_asked_about_each_request_and_nothing_is_submitted(site, tmp_path):
+    site(partitions="main|1-00:00:00|8|gpu:h200:8(S:0-1)|up\ncpu|infinite|8|(null)|up\n")
+    own = [
+        "cluster.gpus_per_node=h200:2",
+        "cluster.partition='main,cpu'",
+        "+cluster.sbatch.exclusive=true",
+        "cluster.meta.partition=cpu",
+    ]
+    found = examined(*own)
+    assert {
+        found[name].verdict
+        for name in ("GPUs a node", "time limit", "time limit of meta", "request of worker", "request of meta")
+    } == {"good"}
+    assert {"runtime on a node", "runtime on a node of meta"} <= set(found)
+    assert "request of reference" not in found  # it is the worker's
+    asked = (tmp_path / "bin" / "asked").read_text().splitlines()
+    assert len(asked) == 2 and all(line.startswith("--test-only ") for line in asked)
+    assert {"--gpus-per-node=h200:2", "--exclusive", "--partition=main,cpu", "--time=720"} <= set(asked[0].split())
+    assert "--partition=cpu" in asked[1] and "gpu" not in asked[1]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +109,17 @@ def test_a_site_that_is_fit_has_nothing_bad(site, monkeypatch):
         ({"partitions": "main|30:00|8|(null)|up\n"}, [], "time limit", "bad", "a lower cluster.time_limit_minutes"),
         ({"partitions": "main|1-00:00:00|8|gpu:4|up\n"}, ["cluster.gpus_per_node=8"], "GPUs a node", "bad", "as the nodes have them"),
         ({}, ["cluster.partition=gpu"], "partition", "bad", "cluster.partition="),
+        ({}, ["cluster.meta.partition=cpu"], "partition of meta", "bad", "cluster.meta.partition="),
+        ({"partitions": "main|1-00:00:00|8|gpu:8|up\ncpu|10:00|8|(null)|up\n"}, ["cluster.meta.partition=cpu"], "time limit of meta", "bad",
+         "cluster.meta.time_limit_minutes"),
+        ({"partitions": "main|1-00:00:00|8|gpu:a100:8(S:0-1),gpu:h200:2(S:0,1)|up\n"}, ["cluster.gpus_per_node=h200:4"], "GPUs a node", "bad",
+         "as the nodes have them"),
+        ({"partitions": "main|1-00:00:00|8|gpu:1g.5gb:1|up\n"}, ["cluster.gpus_per_node=2"], "GPUs a node", "bad", "as the nodes have them"),
+        ({"refuses": "--constraint=a100|h100"}, ["cluster.constraint=a100|h100"], "request of worker", "bad", "cluster.partition, account"),
+        ({"refuses": "--cpus-per-task=4 "}, [], "request of meta", "bad", "cluster.meta.partition"),
+        ({}, ["external=command", "external.command=[score]", "external.timeout_seconds=7200"], "time of the meta job", "unknown",
+         "cluster.meta.time_limit_minutes"),
+        ({}, ["cluster.gpus_per_node=2", "external=local", "external.rows=30"], "configuration", "bad", "cluster.meta.gpus_per_node=1"),
         ({}, ["cluster.runtime=[apptainer-of-the-site,exec,python3]"], "runtime on a node", "bad", "cluster.runtime"),
         ({}, ["cluster.scratch_dir=/absent"], "scratch on a node", "bad", "cluster.scratch_dir"),
         ({"srun": False}, [], "a node", "unknown", "the queue is full"),

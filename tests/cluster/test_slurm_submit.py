@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.campaign.errors import NotFound, WorkFailed
-from pipeline.cluster import local_runner, slurm_clients, slurm_submit, stage_command
+from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_submit, stage_command
+from pipeline.config.requests import ROLES, Request
 from tests.support.paths import GOLDEN, ROOT
 
 RECORDED = GOLDEN / "sbatch.txt"
@@ -20,10 +22,30 @@ ARRAYS = [[("worker", "/runs/demo", "r0001", f"a{n}") for n in range(8)],
           [("worker", "/runs/demo", "r0000", f"a{n}") for n in range(2)]]  # fmt: skip
 META = ("meta", "/runs/demo", "r0001")
 REFERENCE = ("reference", "/runs/demo", "r0001")
-SMALL = slurm_submit.Resources("demo-r0001", 30, 2, 0, 0, 30)
-LARGE = slurm_submit.Resources(
-    "big-r0001", 240, 64, 8, 900, 600, nodes=2, arms_at_once=4, setup=("module load cuda",),
-    flags=(("partition", "gpu"), ("account", "lab")),
+CPU = Request(
+    partition="",
+    account="",
+    qos="",
+    reservation="",
+    constraint="",
+    gpus_per_node=0,
+    cpus_per_task=2,
+    time_limit_minutes=30,
+)
+GPU = replace(
+    CPU,
+    partition="gpu",
+    account="lab",
+    gpus_per_node=8,
+    gpu_type="h200",
+    cpus_per_task=64,
+    mem="900G",
+    time_limit_minutes=240,
+)
+SMALL = sbatch_parameters.Resources("demo-r0001", dict.fromkeys(ROLES, CPU), 30)
+LARGE = sbatch_parameters.Resources(
+    "big-r0001", {"worker": GPU, "reference": replace(GPU, gpus_per_node=2), "meta": replace(CPU, partition="cpu", account="lab", mem="16G")},
+    600, nodes=2, arms_at_once=4, setup=("module load cuda",),
 )  # fmt: skip
 STAND_IN = """#!/bin/sh
 count=$(($(cat {folder}/count 2>/dev/null || echo 100) + 1))
@@ -72,7 +94,7 @@ def test_the_sbatch_text_is_the_recorded_one():
     text = "".join(
         f"=== {resources.job_name} {name}\n{body}\n"
         for resources in (SMALL, LARGE)
-        for name, body in slurm_submit.sbatch_texts(FOLDER, CODE, ARRAYS, resources).items()
+        for name, body in sbatch_parameters.sbatch_texts(FOLDER, CODE, ARRAYS, resources).items()
     ).replace(shlex.quote(sys.executable), "PYTHON")
     if os.environ.get("RENEW_GOLDEN"):
         RECORDED.write_text(text)
@@ -91,7 +113,7 @@ def test_what_is_submitted_is_what_is_shown(stand_in, tmp_path):
         "kind": "slurm", "array_job_ids": ["101", "102"], "reference_job_id": "103", "meta_job_id": "104",
         "task_job_ids": [[f"101_{n}" for n in range(8)], ["102_0", "102_1"]],
     }  # fmt: skip
-    shown = slurm_submit.sbatch_texts(folder, CODE, ARRAYS, SMALL)
+    shown = sbatch_parameters.sbatch_texts(folder, CODE, ARRAYS, SMALL)
     waits = {"reference": "102", "meta": "101:102:103"}
     for number, name in ((101, "array_0"), (102, "array_1"), (103, "reference"), (104, "meta")):
         given, expected = (set(text.split("\n")) for text in ((cluster / f"{number}.sh").read_text(), shown[name]))

@@ -128,12 +128,24 @@ def test_r0000_runs_beside_the_first_round_until_it_is_published(campaign):
 
 
 def test_what_slurm_is_asked_for_is_what_was_frozen(campaign):
-    folder = freeze.freeze(campaign, "r0001", ["cluster=testbed", "cluster.partition=batch", "cluster.account=lab"])
+    own = [
+        "cluster=testbed",
+        "cluster.partition=batch",
+        "cluster.account=lab",
+        "cluster.meta.partition=cpu",
+        "cluster.sbatch={exclude:n3}",
+    ]
+    folder = freeze.freeze(campaign, "r0001", own)
     asked = launch.resources(folder)
-    assert {"partition": "batch", "account": "lab"}.items() <= dict(asked.flags).items()
-    text = sorted(folder.slurm_dir.glob("*.sbatch"))[0].read_text()
-    assert "#SBATCH --partition=batch" in text
-    assert "#SBATCH --array=0-7" in text
+    assert {role: (request.partition, request.account) for role, request in asked.requests.items()} == {
+        "worker": ("batch", "lab"), "reference": ("batch", "lab"), "meta": ("cpu", "lab"),
+    }  # fmt: skip
+    texts = {path.stem: path.read_text() for path in folder.slurm_dir.glob("*.sbatch")}
+    assert "#SBATCH --array=0-7" in texts["array_0"]
+    assert {name: text.count("#SBATCH --partition=batch\n") for name, text in texts.items()} == {
+        "array_0": 1, "array_1": 1, "reference": 1, "meta": 0,
+    }  # fmt: skip
+    assert "#SBATCH --partition=cpu\n" in texts["meta"] and "#SBATCH --exclude=n3\n" in texts["meta"]
     assert read_json(folder.plan)["round"] == "r0001"
 
 

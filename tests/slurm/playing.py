@@ -90,6 +90,13 @@ def states(*job_ids: str) -> dict[str, str]:
         time.sleep(0.5)
 
 
+def accounted(job_ids: str, column: str) -> dict[str, str]:
+    """Job, array task or step -> a column of sacct, for jobs that have ended. job_ids: joined by commas."""
+    command = ["sacct", "-n", "-P", "-o", f"JobID,{column}", "-j", job_ids]
+    rows = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return dict(row.split("|", 1) for row in rows)
+
+
 def undisturbed(campaign: Campaign, arm: str) -> str:
     """Digest of the adapter that the arm gives when nothing happens."""
     calm = Campaign.at(campaign.folder.parent / "calm" / "drill")

@@ -17,7 +17,7 @@ import pytest
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign
 from pipeline.execution.results import read_attributes
-from tests.slurm.playing import ROOT, WAIT_SECONDS, own, pipeline, run, sbatch, states, wait_for
+from tests.slurm.playing import ROOT, WAIT_SECONDS, accounted, own, pipeline, run, sbatch, states, wait_for
 
 ARMS = tuple(f"a{index}" for index in range(8))
 
@@ -44,7 +44,7 @@ def decided(campaign: Campaign, round_name: str) -> dict[str, object]:
 @pytest.mark.usefixtures("testbed")
 def test_a_round_through_submitit_survives_a_killed_worker(campaign: Campaign) -> None:
     chosen = ["CLUSTER=testbed", "EXPERIMENT=smoke", f"RUNS={campaign.folder.parent}", f"CAMPAIGN={campaign.name}"]
-    output = run("make", "round", *chosen)
+    output = run("make", "round", *chosen, "OVERRIDES=cluster.meta.partition=cpu")
     folder = campaign.round("r0001")
     record = read_json(folder.submitted)
     assert "next: python -m pipeline status" in output
@@ -68,6 +68,12 @@ def test_a_round_through_submitit_survives_a_killed_worker(campaign: Campaign) -
         record["meta_job_id"],
     }
     assert set(found.values()) == {"COMPLETED"}
+    assert [
+        accounted(job, "Partition")[job] for job in (f"{main}_0", record["reference_job_id"], record["meta_job_id"])
+    ] == ["main", "main", "cpu"]
+    for arm in ARMS:
+        claim = read_json(folder.folder / arm / "attempt_00" / "claim.json")
+        assert (claim["cores"], claim["cores_asked"]) == (len(os.sched_getaffinity(0)), 2)
 
 
 @pytest.mark.usefixtures("testbed")

@@ -39,7 +39,7 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float = 60) -> N
 
 
 def test_eight_nodes_with_eight_gpus(testbed: Testbed) -> None:
-    lines = ask("sinfo", "--noheader", "--Node", "--format=%N %T %G %c").splitlines()
+    lines = ask("sinfo", "--noheader", "--partition=main", "--Node", "--format=%N %T %G %c").splitlines()
     assert lines == [f"n{i} idle gpu:8 16" for i in range(1, 9)]
 
 

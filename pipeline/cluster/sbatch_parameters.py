@@ -1,0 +1,93 @@
+"""What the jobs of a round ask of Slurm, as submitit's parameters, and the sbatch texts that follow from them.
+
+submitit puts each value into quotes as a shell needs them, and sbatch reads an #SBATCH line likewise. Only a backslash is read otherwise;
+config/requests.py refuses it.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.cluster.stage_command import Stage
+from pipeline.config.requests import Request, has_gpu_flag
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the jobs of one round ask of Slurm. requests: role (worker, reference or meta) -> what its jobs ask for."""
+
+    job_name: str
+    requests: Mapping[str, Request]
+    signal_lead_seconds: int
+    nodes: int = 1  # of an arm; judging and deciding need one
+    arms_at_once: int = 0
+    setup: tuple[str, ...] = ()
+    runtime: tuple[str, ...] = ()
+    excluded_nodes: tuple[str, ...] = ()  # beside those that a request excludes
+    comment: str = ""  # an anchor of the sealed log, for sites whose accounting keeps comments
+
+
+def flags_of(request: Request, excluded_nodes: Sequence[str] = ()) -> dict[str, str | bool]:
+    """Flag of sbatch -> its value, or True for a flag without one: all that a request asks for but its time, which submitit needs apart."""
+    names = ("partition", "account", "qos", "reservation", "constraint", "gres", "mem", "mem_per_gpu", "mem_per_cpu")
+    flags: dict[str, str | bool] = {name.replace("_", "-"): text for name in names if (text := getattr(request, name))}
+    cores = "cpus_per_gpu" if request.cpus_per_gpu else "cpus_per_task"
+    flags[cores.replace("_", "-")] = str(getattr(request, cores))
+    if request.gpus_per_node and not has_gpu_flag(request):
+        flags["gpus-per-node"] = f"{request.gpu_type}:{request.gpus_per_node}".removeprefix(":")
+    flags |= {name: value or True for name, value in request.sbatch.items()}
+    if excluded_nodes:
+        flags["exclude"] = ",".join(filter(None, [request.sbatch.get("exclude"), *excluded_nodes]))
+    return flags
+
+
+def parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, Any]:
+    """The parameters of submitit for the jobs of a role: worker (or array, as their texts are named), reference or meta."""
+    role = "worker" if role == "array" else role
+    request = resources.requests[role]
+    given: dict[str, Any] = {
+        "job_name": f"{resources.job_name}-{role if role in ('meta', 'reference') else 'arms'}",
+        "time": request.time_limit_minutes,
+        "nodes": resources.nodes if role == "worker" else 1,
+        "ntasks_per_node": 1,
+        "signal_delay_s": resources.signal_lead_seconds,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "setup": [
+            *resources.setup,
+            # From Slurm 22.05 on srun does not take the number of cores from the job, and would bind the stage to one.
+            *([] if request.cpus_per_gpu else [f"export SRUN_CPUS_PER_TASK={request.cpus_per_task}"]),
+            f"export PYTHONPATH={shlex.quote(str(code_dir))}",
+            *([f"export POSTRAIN_RUNTIME={shlex.quote(shlex.join(resources.runtime))}"] if resources.runtime else []),
+        ],
+        "additional_parameters": {"requeue": True, **flags_of(request, resources.excluded_nodes)},
+    }
+    if resources.comment:
+        given["comment"] = resources.comment
+    if resources.arms_at_once:
+        given["array_parallelism"] = resources.arms_at_once
+    return given
+
+
+def sbatch_texts(
+    folder: Path, code_dir: Path, arrays: Sequence[Sequence[Stage]], resources: Resources
+) -> dict[str, str]:
+    """Job name -> the script that `submit` would give to sbatch. Needs no Slurm."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    text = {}
+    jobs = [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), ("reference", []), ("meta", [])]
+    for name, stages in jobs:
+        given = parameters(code_dir, resources, name.split("_")[0])
+        if stages:
+            given["map_count"] = len(stages)
+        elif name == "meta" or arrays[1:]:
+            given["dependency"] = "afterany:<array ids>"
+        body = f"{shlex.quote(sys.executable)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
+        text[name] = _make_sbatch_string(command=body, folder=folder, **given)
+    return text

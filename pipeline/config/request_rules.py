@@ -1,0 +1,102 @@
+"""What a job may ask of Slurm: which values and flags, which of them together, and why others would be misunderstood.
+
+Every rule is (whether it holds, key, value, what is valid), as settings.py reports it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from pipeline.config.requests import FLAGS_FOR_GPUS, MEMORY, Request, gpus_of, gres_entries
+
+Rule = tuple[bool, str, object, str]
+TEXTS = ("partition", "account", "qos", "reservation", "constraint", "gpu_type", "gres", *MEMORY)
+WORDS = "words in one line, without a backslash and without blanks around them"
+INSTEAD = {
+    **{name.replace("_", "-"): name for name in (*TEXTS, "gpus_per_node", "cpus_per_task", "cpus_per_gpu") if name != "gpu_type"},
+    "time": "time_limit_minutes", "gpus": "gpus_per_node", "gpus-per-socket": "gpus_per_node", "tres-per-task": "gpus_per_node",
+}  # fmt: skip
+"""Flag -> the key that takes its place."""
+SET_HERE = (
+    "array", "clusters", "comment", "dependency", "error", "export", "export-file", "get-user-env", "help", "input", "job-name", "no-requeue",
+    "nodes", "ntasks", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket", "open-mode", "output", "parsable",
+    "quiet", "requeue", "signal", "test-only", "usage", "version", "wait", "wrap",
+)  # fmt: skip
+"""Flags that the pipeline sets itself, or with which it could not read sbatch's answer."""
+
+
+def of_setup(setup: Iterable[str]) -> Rule:
+    """The rule of the shell lines of `cluster.setup`: sbatch reads flags also among them."""
+    flags = [line for text in setup for line in text.splitlines() if line.lstrip().startswith("#SBATCH")]
+    return (
+        not flags,
+        "cluster.setup",
+        flags,
+        "shell lines; a flag of sbatch belongs into cluster.sbatch, where it is checked",
+    )
+
+
+def of_request(request: Request, role: str) -> Iterator[Rule]:
+    """Yield what a role's request must fulfil."""
+    at, gpus, minutes = (
+        "cluster." if role == "worker" else f"cluster.{role}.",
+        request.gpus_per_node,
+        request.time_limit_minutes,
+    )
+    texts = {name: getattr(request, name) for name in TEXTS}
+    memory = {name: texts[name] for name in MEMORY if texts[name]}
+    asked = gpus_of(request.gres)
+    found = [
+        *((is_plain(text), name, repr(text), WORDS) for name, text in texts.items()),
+        (gpus >= 0, "gpus_per_node", gpus, "a number >= 0"),
+        (not re.search(r"[^\w.+-]", request.gpu_type), "gpu_type", request.gpu_type, "one type of GPU, such as h200"),
+        (gres_entries(request.gres) is not None, "gres", request.gres, "names with a type and a number, such as gpu:h200:8,lscratch:100"),
+        (asked in (None, gpus), "gres", request.gres,
+         f"{at}gpus_per_node = {gpus} GPUs, the number that the ranks are laid out for; or change that"),
+        (asked is None or not request.gpu_type, "gpu_type", request.gpu_type, f"empty, because {at}gres asks for the GPUs"),
+        (asked is None or "gpus-per-task" not in request.sbatch, "sbatch.gpus-per-task", "set", f"not set, because {at}gres asks for the GPUs"),
+        (request.cpus_per_gpu >= 0, "cpus_per_gpu", request.cpus_per_gpu, "a number >= 0"),
+        (gpus > 0 or not request.cpus_per_gpu, "cpus_per_gpu", request.cpus_per_gpu, f"0, because {at}gpus_per_node = 0"),
+        (request.cpus_per_task >= 1, "cpus_per_task", request.cpus_per_task, "a number > 0"),
+        (len(memory) <= 1, " and ".join(memory), " and ".join(memory.values()), "one of them, and the others empty, because sbatch takes no two"),
+        *((has_unit(name, text), name, text, "a whole number with its unit, such as 900G; for mem also 0, all that a node has")
+          for name, text in memory.items()),
+        (gpus > 0 or not request.mem_per_gpu, "mem_per_gpu", request.mem_per_gpu, f"empty, because {at}gpus_per_node = 0"),
+        (minutes > 0, "time_limit_minutes", minutes, "a number > 0"),
+    ]  # fmt: skip
+    yield from ((holds, at + key, value, valid) for holds, key, value, valid in found)
+    for name, value in request.sbatch.items():
+        yield from _of_flag(name, value, at, gpus)
+
+
+def is_plain(text: str) -> bool:
+    """Whether sbatch reads a quoted text of an #SBATCH line as it is. It takes a backslash away, in quotes too."""
+    return text == text.strip() and text.isprintable() and "\\" not in text
+
+
+def has_unit(name: str, text: str) -> bool:
+    """Whether a memory is what its writer means: sbatch would take a bare 900 for megabytes."""
+    return bool(re.fullmatch(r"0*[1-9]\d*[KMGT]B?", text, re.IGNORECASE)) or (name == "mem" and text == "0")
+
+
+def _of_flag(name: str, value: str, at: str, gpus: int) -> Iterator[Rule]:
+    key = f"{at}sbatch.{name}"
+    yield (
+        bool(re.fullmatch("[a-z][a-z0-9-]+", name)),
+        key,
+        value,
+        "the long name of a flag of sbatch, without the dashes before it",
+    )
+    yield name not in INSTEAD, key, value, f"{at}{INSTEAD.get(name)} in its place"
+    needs = (
+        f"flags that the pipeline does not need itself; it sets --{name}, or could not read what sbatch prints with it"
+    )
+    yield name not in SET_HERE, key, value, needs
+    long = next((each for each in (*INSTEAD, *SET_HERE) if each.startswith(name)), "")
+    yield not long, key, value, f"whole names of flags; sbatch takes --{name} for --{long}"
+    yield is_plain(value), key, repr(value), WORDS
+    yield gpus > 0 or name not in FLAGS_FOR_GPUS, key, value, "flags that a job without GPUs may have"
+    if name == "gpus-per-task":
+        fits = bool(re.fullmatch(rf"([\w.+-]+:)?{gpus}", value))
+        yield fits, key, value, f"the number of {at}gpus_per_node, {gpus}, because one task runs on a node"
