@@ -11,17 +11,8 @@ import pytest
 
 from pipeline.cluster import sbatch_parameters
 from pipeline.config.requests import ROLES, Request
+from tests.support.resources import CPU
 
-CPU = Request(
-    partition="",
-    account="",
-    qos="",
-    reservation="",
-    constraint="",
-    gpus_per_node=0,
-    cpus_per_task=2,
-    time_limit_minutes=30,
-)
 ODD = {"constraint": "[rack1*2&a100|h100]", "account": "it's a lab", "qos": 'a#b "c" $HOME', "reservation": "%j 100%"}
 CONF = """ClusterName=here
 SlurmctldHost=localhost(127.0.0.1)

@@ -9,9 +9,9 @@ import pytest
 from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.cluster import slurm_answers, slurm_sbatch, slurm_submit
 from pipeline.cluster.slurm_clients import Output
+from tests.support.resources import SMALL
 
 CODE = Path("/campaigns/demo/code")
-SMALL = slurm_submit.Resources("demo-r0001", 30, 2, 0, 0, 30)
 ARRAYS = [[("worker", "/campaigns/demo", "r0001", f"a{n}") for n in range(8)]]
 META = ("meta", "/campaigns/demo", "r0001")
 

@@ -13,8 +13,8 @@ import pytest
 
 from pipeline.campaign.errors import NotFound, WorkFailed
 from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_submit, stage_command
-from pipeline.config.requests import ROLES, Request
 from tests.support.paths import GOLDEN, ROOT
+from tests.support.resources import CPU, SMALL
 
 RECORDED = GOLDEN / "sbatch.txt"
 FOLDER, CODE = Path("/runs/demo/rounds/r0001/slurm"), Path("/runs/demo/code/0123456789abcdef")
@@ -22,16 +22,6 @@ ARRAYS = [[("worker", "/runs/demo", "r0001", f"a{n}") for n in range(8)],
           [("worker", "/runs/demo", "r0000", f"a{n}") for n in range(2)]]  # fmt: skip
 META = ("meta", "/runs/demo", "r0001")
 REFERENCE = ("reference", "/runs/demo", "r0001")
-CPU = Request(
-    partition="",
-    account="",
-    qos="",
-    reservation="",
-    constraint="",
-    gpus_per_node=0,
-    cpus_per_task=2,
-    time_limit_minutes=30,
-)
 GPU = replace(
     CPU,
     partition="gpu",
@@ -42,7 +32,6 @@ GPU = replace(
     mem="900G",
     time_limit_minutes=240,
 )
-SMALL = sbatch_parameters.Resources("demo-r0001", dict.fromkeys(ROLES, CPU), 30)
 LARGE = sbatch_parameters.Resources(
     "big-r0001", {"worker": GPU, "reference": replace(GPU, gpus_per_node=2), "meta": replace(CPU, partition="cpu", account="lab", mem="16G")},
     600, nodes=2, arms_at_once=4, setup=("module load cuda",),

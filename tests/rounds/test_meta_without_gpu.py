@@ -75,20 +75,31 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
     """What was submitted. Slurm knows no job of the round any more."""
     calls: list[SimpleNamespace] = []
 
-    def submit(slurm_dir, code_dir, arrays, meta_stage, resources, reference=None):
+    def submit(slurm_dir, code_dir, arrays, meta_stage, resources, reference=None, recorded=()):
         calls.append(SimpleNamespace(arrays=arrays, meta=meta_stage, reference=reference, requests=resources.requests))
         tasks = [[f"7{number}_{n}" for n in range(len(stages))] for number, stages in enumerate(arrays)]
-        return {
+        ids = {
             "kind": "slurm",
             "array_job_ids": ["7"],
             "task_job_ids": tasks,
             "reference_job_id": "8" if reference else "",
             "meta_job_id": "9",
         }
+        return {**ids, "submission": "the mark"}
 
     monkeypatch.setattr(slurm_submit, "submit", submit)
-    monkeypatch.setattr(slurm_jobs, "query_jobs", lambda ids, names: {each: Job(each, "FAILED") for each in ids})
+    monkeypatch.setattr(slurm_submit, "keep", lambda folder, mark: None)
+    slurm_says(monkeypatch)
     return calls
+
+
+def slurm_says(monkeypatch: pytest.MonkeyPatch, reference: str = "FAILED") -> None:
+    """Let Slurm say that every job failed, but for the reference's, which has the id 8."""
+
+    def query_jobs(ids, names, since):
+        return slurm_jobs.Report({each: Job(each, reference if each == "8" else "FAILED") for each in ids})
+
+    monkeypatch.setattr(slurm_jobs, "query_jobs", query_jobs)
 
 
 def rerun(folder: Round, *arms: str, dry_run: bool = False) -> list[str]:
@@ -115,13 +126,10 @@ def test_rerun_of_arms_brings_the_reference_only_where_no_job_of_it_waits_or_run
     assert rerun(folder, "a3") == ["r0001/a3: job 70_0"]
     assert submitted[-1].reference is None
     assert rerun(folder) == ["r0001/a3: job 70_0", "reference: job 8"]
-    monkeypatch.setattr(
-        slurm_jobs,
-        "query_jobs",
-        lambda ids, names: {each: Job(each, "RUNNING" if each == "8" else "FAILED") for each in ids},
-    )
-    assert rerun(folder) == ["r0001/a3: job 70_0"]
-    assert submitted[-1].reference is None
+    for state in ("PENDING", "RUNNING", "UNKNOWN", "PREEMPTED"):  # the last two may still run, or come back
+        slurm_says(monkeypatch, reference=state)
+        assert rerun(folder) == ["r0001/a3: job 70_0"]
+        assert submitted[-1].reference is None
 
 
 def test_a_local_board_that_a_small_meta_job_could_not_judge_is_refused_at_init_and_in_a_dry_run(
