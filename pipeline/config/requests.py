@@ -51,9 +51,8 @@ def resolved(cluster: Mapping[str, Any]) -> dict[str, Any]:
     time, and for a key that no request has.
     """
     shared = {name: value for name, value in cluster.items() if name not in ROLES}
-    old = shared.pop(
-        "mem_gb", 0
-    )  # what stood in the place of `mem` in rounds that were frozen before roles had requests
+    # What stood in the place of `mem` in rounds that were frozen before roles had requests.
+    old = shared.pop("mem_gb", 0)
     if old and not shared.get("mem"):
         shared["mem"] = f"{old}G"
     base = _read({name: value for name, value in shared.items() if name in _names()}, "cluster.")
