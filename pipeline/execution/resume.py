@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import IntegrityError, NoProgress, NotFound, PipelineError, TrialFailed
-from pipeline.campaign.files import read_json
+from pipeline.campaign.errors import FilesUnreachable, IntegrityError, NoProgress, NotFound, TrialFailed
+from pipeline.campaign.files import copy_file, copy_tree, read_json
 from pipeline.campaign.layout import Attempt
 from pipeline.execution import adapter
 from pipeline.sandbox.bubblewrap import open_output
@@ -47,8 +47,8 @@ def restore_sealed(attempt: Attempt, before: Sequence[Attempt], plan_digest: str
             continue
         for source in (earlier.progress, earlier.data_card, earlier.probe):
             if source.exists():
-                shutil.copyfile(source, attempt.folder / source.name)
-        shutil.copytree(earlier.adapter_dir, attempt.adapter_dir)
+                copy_file(source, attempt.folder / source.name)
+        copy_tree(earlier.adapter_dir, attempt.adapter_dir)
         digest = adapter.kept_digest(attempt.adapter_dir)
         if digest != record["adapter_digest"]:
             raise IntegrityError(
@@ -65,7 +65,7 @@ def restore_decoded(attempt: Attempt, before: Sequence[Attempt], plan_digest: st
         record = sealed_record(earlier)
         same = record and (record["plan_digest"], record["adapter_digest"]) == (plan_digest, adapter_digest)
         if same and earlier.decoded_dir.exists():
-            shutil.copytree(earlier.decoded_dir, attempt.decoded_dir, ignore=shutil.ignore_patterns(".*"))
+            copy_tree(earlier.decoded_dir, attempt.decoded_dir, but=".")
             return
 
 
@@ -74,7 +74,7 @@ def sealed_record(attempt: Attempt) -> dict[str, Any]:
     try:
         record = read_json(attempt.sealed)
         return record if {"plan_digest", "adapter_digest"} <= set(record) else {}
-    except (PipelineError, TypeError):
+    except (NotFound, IntegrityError, TypeError):
         return {}
 
 
@@ -141,7 +141,7 @@ class Keeper:
         try:
             keep_state(self._out_dir, self._saved_dir)
             self._kept = newest
-        except (OSError, shutil.Error):
+        except (OSError, shutil.Error, FilesUnreachable):
             pass
 
 

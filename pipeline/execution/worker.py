@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import signal
 import time
 import traceback
@@ -22,9 +21,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.campaign import canonical
-from pipeline.campaign.errors import ConfigError, IntegrityError, Interrupted, PipelineError, TrialFailed, WorkFailed
+from pipeline.campaign.errors import (
+    ConfigError,
+    FilesUnreachable,
+    IntegrityError,
+    Interrupted,
+    PipelineError,
+    TrialFailed,
+    WorkFailed,
+)
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
-from pipeline.campaign.files import read_json, read_json_lines, write_file
+from pipeline.campaign.files import copy_tree, read_json, read_json_lines, write_file, write_new_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
@@ -158,7 +165,7 @@ def restore(job: Work, out_dir: Path) -> None:
     """Copy the newest state that an earlier attempt kept into /out, if there is one."""
     saved = resume.newest_state(job.before)
     if saved:
-        shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
+        copy_tree(saved, out_dir)
         uid = namespace.trial_uid()
         for path in out_dir.rglob("*"):
             os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, so they may be links
@@ -207,7 +214,9 @@ def train_watched(job: Work, confined: bubblewrap.Sandbox | multinode.MultiNodeS
                 mark_training(job)
             return
         except Interrupted:
-            with suppress(OSError):  # where the state cannot be copied, the next attempt resumes from an older one
+            with suppress(
+                OSError, FilesUnreachable
+            ):  # where the state cannot be copied, the next attempt resumes from an older one
                 resume.keep_state(out_dir, job.attempt.saved_dir)
             raise
         except TrialFailed as error:
@@ -245,16 +254,8 @@ def seal_adapter(job: Work) -> None:
     """Write the adapter's digest before any secret seed is read. Raises IntegrityError where `sealed.json` exists."""
     record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
     try:
-        with open(job.attempt.sealed, "xb") as file:
-            file.write(canonical.encoded(record))
-            file.flush()
-            os.fsync(file.fileno())
+        write_new_file(job.attempt.sealed, canonical.encoded(record))
     except FileExistsError:
         raise IntegrityError(
             f"{job.attempt.sealed} exists already, so two workers share this attempt", "Start the arm again"
         ) from None
-    except OSError as error:
-        raise WorkFailed(
-            f"cannot write {job.attempt.sealed}: {error.strerror}",
-            "Free space or rights there, then start the arm again",
-        ) from error
