@@ -19,6 +19,7 @@ from typing import Any
 from pipeline.campaign.errors import FilesUnreachable, IntegrityError, NoProgress, NotFound, TrialFailed
 from pipeline.campaign.files import copy_file, copy_tree, read_json
 from pipeline.campaign.layout import Attempt
+from pipeline.campaign.shared_path import wait_until
 from pipeline.execution import adapter
 from pipeline.sandbox.bubblewrap import open_output
 
@@ -160,16 +161,19 @@ def reached(attempt: Attempt) -> tuple[bool, int, str]:
     return bool(sealed_record(attempt)), shards, _newest_checkpoint(kept[-1]) if kept else ""
 
 
-def check_progress(before: Sequence[Attempt], num_restarts: int) -> None:
+def check_progress(before: Sequence[Attempt], num_restarts: int, file_wait_seconds: float = 0.0) -> None:
     """Raise NoProgress where Slurm has restarted this job at least twice and the last start got no further than the one before.
 
-    before: earlier attempts, the newest first. An arm that a person starts again is never refused.
+    before: earlier attempts, the newest first; their last files may stay unseen on this node for file_wait_seconds. An arm that a
+    person starts again is never refused.
     """
     if num_restarts < 2 or len(before) < 2 or before[0].result.exists():
         return
-    newest, previous = reached(before[0]), reached(before[1])
-    if newest <= previous:
+    folders = [before[0].folder, before[0].saved_dir, before[0].decoded_dir]
+    if not wait_until(lambda: reached(before[0]) > reached(before[1]), file_wait_seconds, folders):
+        newest = reached(before[0])
         raise NoProgress(
             f"two starts in a row ended at the same point ({newest[2] or 'no checkpoint'})",
-            "Lower recipe.checkpoint_every or raise the time limit, so that a checkpoint fits between two interruptions; then `rerun`",
+            "Lower cluster.checkpoint_minutes or recipe.checkpoint_every, or raise the time limit, so that a checkpoint fits between two "
+            "interruptions; then `rerun`",
         )

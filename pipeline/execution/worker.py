@@ -74,7 +74,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: job.stop.set())
     try:
-        resume.check_progress(job.before, num_restarts)
+        resume.check_progress(job.before, num_restarts, chosen.cluster.file_wait_seconds)
         run(job)
         conclude(job, "completed", "completed")
     except Interrupted as error:
@@ -189,8 +189,9 @@ def train_confined(
         "num_nodes": num_nodes, "address": address, "port": port, "out_dir": str(out_dir),
         "forbidden": {name: str(path) for name, path in forbidden.items()},
     }  # fmt: skip
-    train_watched(job, multinode.MultiNodeSandbox(confined, shared, num_nodes, order), out_dir)
-    job.coverage["nodes"] = multinode.check_probes(shared, num_nodes)
+    wait_seconds = job.chosen.cluster.file_wait_seconds
+    train_watched(job, multinode.MultiNodeSandbox(confined, shared, num_nodes, order, wait_seconds), out_dir)
+    job.coverage["nodes"] = multinode.check_probes(shared, num_nodes, wait_seconds)
 
 
 def keep_outputs(job: Work, mount: image.Mount, out_dir: Path) -> None:

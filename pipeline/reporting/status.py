@@ -11,7 +11,7 @@ believed. The states are:
     starting     its job runs but has not claimed it yet     interrupted it stopped with its state saved
     running      a worker works                              requeued    it was cut short, and its job waits to resume it
     lost         its job or process ended unexpectedly       unknown     it gave no sign for ten minutes and Slurm does not say, or
-                                                                         Slurm may bring its job back
+                                                                         Slurm may bring its job back, or its result is not seen yet
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _state(
         if job is None:
             return "waiting", ""
         if job.waits or job.runs or job.ended:
-            return ("queued", waits) if job.waits else ("starting", "") if job.runs else ("lost", _ended(job))
+            return ("queued", waits) if job.waits else ("starting", "") if job.runs else _without_result(job)
         # Slurm does not answer, has forgotten the job or may bring it back, which means nothing for some minutes.
         silent = time.time() - folder.jobs.stat().st_mtime if folder.jobs.exists() else 0.0
         return ("unknown", _not_known(job)) if silent > SILENT_SECONDS or job.state != UNKNOWN else ("waiting", "")
@@ -140,7 +140,7 @@ def _state(
     if attempt.interrupted.exists():
         return "interrupted", ""
     if job and job.ended:
-        return "lost", _ended(job)
+        return _without_result(job)
     if job and job.may_return:
         return "unknown", _not_known(job)
     if _is_dead(attempt):
@@ -151,8 +151,11 @@ def _state(
     return "running", ""
 
 
-def _ended(job: Job) -> str:
-    return f"{job.state} {job.reason}".strip()
+def _without_result(job: Job) -> tuple[str, str]:
+    """(state, detail) of an arm whose job has ended and whose result is not here. A job completes only once it has published a score."""
+    if job.state == "COMPLETED":
+        return "unknown", "its job COMPLETED, but its result is not seen here yet; look again in a minute"
+    return "lost", f"{job.state} {job.reason}".strip()
 
 
 def _why_it_waits(job: Job) -> str:
