@@ -7,6 +7,7 @@ also plans r0000, which trains the reference once and evaluates the base; those 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -68,6 +69,8 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
         plan_first_rounds(draft, facts, chosen)
         os.rename(aside, campaign.folder)
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            check_is_new(campaign)  # somebody else made it meanwhile, and this draft is dropped
         raise WorkFailed(
             f"cannot make {campaign.folder}: {error}", "Free space or get rights there, then run it again"
         ) from error
@@ -95,6 +98,8 @@ def check_is_new(campaign: Campaign) -> None:
 def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitution) -> None:
     """Raise ConfigError or Refused for a configuration whose first round could not be planned."""
     check_plan_fits(chosen)
+    if base_weights.are_outside(chosen.to_dict()["model"]):
+        base_weights.published_files(chosen.cluster.weights_dir)
     if chosen.tasks.train_csv:
         entries.describe_real_rows(chosen.tasks.train_csv)
     if chosen.policy.proposals.kind == "llm":
