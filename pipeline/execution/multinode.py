@@ -69,7 +69,8 @@ def training_sandbox(
         network=chosen.cluster.network,
     )
     limits = replace(sandbox.limits, wall_seconds=60.0 * chosen.cluster.time_limit_minutes)
-    return replace(sandbox, limits=limits, env={**sandbox.env, **env})
+    clock = {"SUBSTRATE_CHECKPOINT_SECONDS": f"{60.0 * chosen.cluster.checkpoint_minutes:g}"}
+    return replace(sandbox, limits=limits, env={**sandbox.env, **clock, **env})
 
 
 def probe(confined: Sandbox, forbidden: Mapping[str, Path], rules: Constitution, num_nodes: int, report: Path) -> str:

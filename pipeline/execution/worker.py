@@ -120,7 +120,7 @@ def run(job: Work) -> None:
             card = job.attempt.data_card
             job.judged = judge.judge(
                 mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
-                job.stop.is_set, card if card.exists() else None,
+                job.stop_wanted, card if card.exists() else None,
             )  # fmt: skip
             job.coverage["engine"] = job.judged.engine
             job.mark("publish")
@@ -210,7 +210,7 @@ def train_watched(job: Work, confined: bubblewrap.Sandbox | multinode.MultiNodeS
     for is_last in (False, True):
         try:
             try:
-                trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop.is_set, keeper.keep_if_new)
+                trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop_wanted, keeper.keep_if_new)
             finally:
                 mark_training(job)
             return

@@ -16,8 +16,10 @@ configuration without the layout, must be equal, so another run's state is refus
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +32,40 @@ if TYPE_CHECKING:
 
 
 KEPT = 2  # newest checkpoints that stay on disk
+SHARE = 0.05  # of the time, at most, for checkpoints by the clock
+VARIABLE = "SUBSTRATE_CHECKPOINT_SECONDS"
+
+
+class Clock:
+    """Says when a checkpoint is due by time: `every` seconds after the last one, and never where that is 0.
+
+    Where saving takes long, it is due later, so that no more than SHARE of the time goes into it. When checkpoints are
+    saved changes nothing of what is trained.
+    """
+
+    def __init__(self, every: float) -> None:
+        self.every = every
+        self._due = time.monotonic() + every
+
+    @classmethod
+    def from_environment(cls) -> "Clock":
+        """Reads SUBSTRATE_CHECKPOINT_SECONDS. Raises UsageError for a value that is no number of at least 0."""
+        text = os.environ.get(VARIABLE, "0")
+        try:
+            every = float(text)
+        except ValueError:
+            every = math.nan
+        if not 0 <= every < math.inf:
+            raise UsageError(f"{VARIABLE} is {text!r}; it must be a number of seconds, 0 or more")
+        return cls(every)
+
+    def is_due(self) -> bool:
+        """Returns whether so much time has passed. Ranks may disagree for a moment."""
+        return self.every > 0 and time.monotonic() >= self._due
+
+    def saved(self, seconds: float) -> None:
+        """Begins to count anew, after a checkpoint whose saving took `seconds`."""
+        self._due = time.monotonic() + max(self.every, seconds / SHARE)
 
 
 def save(folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str, Any]) -> None:
@@ -57,7 +93,7 @@ def save(folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str
             shutil.rmtree(final, ignore_errors=True)  # left by a run that was resumed from an earlier step
             os.replace(partial, final)
             for old in _newest_first(folder)[KEPT:]:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # NFS keeps the name of an open file; the next save tries again
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"checkpoint after step {record['step']} cannot be written: {error}; make room in the output folder"

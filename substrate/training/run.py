@@ -80,6 +80,7 @@ class Training:
             str, list[Tensor]
         ] = {}  # copies of the trainable tensors by name, kept in checkpoints (`copy`)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self._clock, self._saved_step = checkpoint.Clock.from_environment(), -1
         self.rates = [0.0] * recipe.num_steps
         if not self._resume():
             rates = learning_rates(
@@ -116,7 +117,7 @@ class Training:
             )
             if self._selector.is_due(self.step):
                 self._offer_candidate()
-            if self.step % self.recipe.checkpoint_every == 0 and self.step < self.recipe.num_steps:
+            if self.step < self.recipe.num_steps and self._checkpoint_is_due():
                 self._save_checkpoint()
         self._selector.apply()
         self.recipe.save(self, self.task.out / "adapter")
@@ -250,13 +251,25 @@ class Training:
         self.step, self.tokens, self.seconds, self.rates = (
             record[name] for name in ("step", "tokens", "seconds", "rates")
         )
+        self._saved_step = self.step
         return True
 
+    def _checkpoint_is_due(self) -> bool:
+        """Returns whether to save after this step: by the recipe's count, or because any rank's clock says so."""
+        by_count = self.step % self.recipe.checkpoint_every == 0
+        return by_count or (self._clock.every > 0 and self.parallel.agree(self._clock.is_due()))
+
     def _save_checkpoint(self) -> None:
+        """Saves the state, unless it is saved already."""
+        if self._saved_step == self.step:
+            return
+        begun = time.monotonic()
         numbers = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "rates": self.rates}
         kept = {"copies": list(self.copies), "selection": self._selector.record()}
         record = {**numbers, **kept, "identity": self._identity(), "layout": self.task.parallelism}
         checkpoint.save(self.checkpoints, self._written_here(), record)
+        self._clock.saved(time.monotonic() - begun)
+        self._saved_step = self.step
 
     def _written_here(self) -> "Iterator[tuple[str, Tensor]]":
         """Yields the tensors of the state that this rank writes, by name, whole and on the host."""
