@@ -22,7 +22,7 @@ from typing import Any
 
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
-from pipeline.campaign.shared_path import patiently, take_lock
+from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -32,10 +32,10 @@ def tree_digest(root: Path) -> str:
     digest = hashlib.sha256()
     # Sorted by bytes: a locale would sort differently from node to node.
     for name in sorted(walk(root), key=os.fsencode):
-        path = root / name
-        mode = patiently(path, path.lstat).st_mode
+        path = SharedPath(root, name)
+        mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            kind, content = "120000", os.readlink(path)
+            kind, content = "120000", path.link_target()
         elif stat.S_ISDIR(mode):
             kind, content = "040755", ""
         elif stat.S_ISREG(mode):
@@ -158,9 +158,9 @@ def copy_tree(source: Path, target: Path, but: str = "") -> None:
         for name in walk(source):
             if but and any(part.startswith(but) for part in Path(name).parts):
                 continue
-            path = source / name
+            path = SharedPath(source, name)
             if path.is_symlink():
-                os.symlink(os.readlink(path), aside / name)
+                os.symlink(path.link_target(), aside / name)
             elif path.is_dir():
                 (aside / name).mkdir()
             else:

@@ -161,6 +161,10 @@ class SharedPath(PosixPath):
     def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         return patiently(self, lambda: PosixPath.read_text(self, encoding, errors))
 
+    def link_target(self) -> str:
+        """The target of a link as it is written; `readlink` would normalize it."""
+        return patiently(self, lambda: os.readlink(self))
+
     def iterdir(self) -> Generator[SharedPath, None, None]:
         yield from (self / name for name in patiently(self, lambda: os.listdir(self)))
 
