@@ -77,6 +77,12 @@ def published_files(weights_dir: str) -> list[str]:
     return files
 
 
+def check_named(weights_dir: str, is_draft: bool) -> None:
+    """Raise as `published_files`. A draft may be made on a machine that does not have the folder, but must name one."""
+    if not is_draft or not weights_dir or Path(weights_dir).exists():
+        published_files(weights_dir)
+
+
 def verified_folder(manifest_path: Path, weights_dir: str, stage_dir: str) -> Path:
     """Return a folder whose files have the digests of the manifest: `weights_dir`, or a copy in `stage_dir` if that is not empty.
 

@@ -56,7 +56,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
     check_is_new(campaign)
     rules = load_constitution()
     chosen = settings.compose(overrides)
-    check_can_be_planned(chosen, rules)
+    check_can_be_planned(chosen, rules, is_draft)
     if chosen.cluster.kind == "slurm":
         slurm_submit.check_names([campaign.folder], campaign.name)
     aside = None
@@ -95,11 +95,11 @@ def check_is_new(campaign: Campaign) -> None:
         )
 
 
-def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitution) -> None:
+def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitution, is_draft: bool) -> None:
     """Raise ConfigError or Refused for a configuration whose first round could not be planned."""
     check_plan_fits(chosen)
     if base_weights.are_outside(chosen.to_dict()["model"]):
-        base_weights.published_files(chosen.cluster.weights_dir)
+        base_weights.check_named(chosen.cluster.weights_dir, is_draft)
     if chosen.tasks.train_csv:
         entries.describe_real_rows(chosen.tasks.train_csv)
     if chosen.policy.proposals.kind == "llm":
