@@ -21,7 +21,7 @@ from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.records import NUM_ARMS
 from pipeline.campaign.shared_path import take_lock
-from pipeline.cluster import forecast, outside_check, sandbox_check, site_check, slurm_submit
+from pipeline.cluster import forecast, outside_check, sandbox_check, site_check, slurm_clients, slurm_submit
 from pipeline.cluster.site_check import LEAST_BYTES, NAMESPACES_CURE, SHARED, Check, make_check
 from pipeline.config import footprint, settings
 from pipeline.config.fit import check_plan_fits
@@ -32,16 +32,6 @@ PROGRAMS = {
     "bwrap": "bubblewrap", "mksquashfs": "squashfs-tools", "unsquashfs": "squashfs-tools", "prlimit": "util-linux",
 }  # fmt: skip
 """Every machine needs these. Program -> the Debian package that has it."""
-CHANGES_QUESTIONS = (
-    "SQUEUE_",
-    "SACCT_",
-    "SINFO_",
-    "SCONTROL_",
-    "SLURM_TIME_FORMAT",
-    "SLURM_CLUSTERS",
-    "SLURM_BITSTR_LEN",
-)
-"""How variables begin that change what Slurm's clients print."""
 USER_PROGRAMS = {"squashfuse": "squashfuse", "fuse-overlayfs": "fuse-overlayfs"}
 """An ordinary user needs these too, because only root may use the kernel's mounts."""
 
@@ -142,7 +132,7 @@ def _environment() -> Iterator[Check]:
         kept = set(os.environ)
     unused = {
         "jobs": sorted(set(os.environ) - kept),
-        "questions to Slurm": sorted(name for name in os.environ if name.startswith(CHANGES_QUESTIONS)),
+        "questions to Slurm": slurm_clients.ignored(os.environ),
         "set-up of a stage": sorted({"PYTHONPATH", "SOURCE_DATE_EPOCH"} & set(os.environ)),
     }
     listed = "; ".join(f"of {where}: {', '.join(names)}" for where, names in unused.items() if names)

@@ -20,6 +20,7 @@ from datetime import datetime
 ASK_SECONDS = 5.0  # for an answer of a Slurm client
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 NEVER = float("inf")
+KEPT = ("SLURM_CONF", "SLURM_JWT")  # they say which Slurm to ask
 
 
 class JobEnd:
@@ -76,15 +77,13 @@ def _seconds(text: str) -> float | None:
 
 def _output(*command: str) -> str:
     """The output of a Slurm client, without the variables that change its form; empty if it is missing, fails or hangs."""
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("SQUEUE_", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS"))
-    }
+    changing = ("SCONTROL_", "SLURM_", "SQUEUE_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(changing) or name in KEPT}
     try:
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=ASK_SECONDS).stdout
+        done = subprocess.run(command, env=env, capture_output=True, text=True, errors="replace", timeout=ASK_SECONDS)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    return done.stdout
 
 
 def _number(name: str) -> float | None:

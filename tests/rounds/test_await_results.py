@@ -58,9 +58,8 @@ def slurm_says(monkeypatch: pytest.MonkeyPatch, folder: Round, **states: str) ->
     }
     slurm_jobs.record_submission(folder, ids, "8", "round")
     known = {job: Job(job, state, "n2") for job, state in zip(ids.values(), states.values(), strict=True)}
-    monkeypatch.setattr(
-        slurm_jobs, "query_jobs", lambda wanted, names: {i: known.get(i, Job(i, "UNKNOWN")) for i in wanted}
-    )
+    said = slurm_jobs.Report({name: known.get(name, Job(name, "UNKNOWN")) for name in [*known, "8"]})
+    monkeypatch.setattr(slurm_jobs, "query_jobs", lambda wanted, names, since: said)
 
 
 def close(campaign: Campaign, folder: Round) -> tuple[Decision, list[str], float]:
@@ -113,7 +112,7 @@ def test_an_arm_that_has_not_ended_is_not_waited_for(campaign, folder, monkeypat
 
 
 def test_on_one_machine_nothing_is_waited_for(campaign, folder, monkeypatch):
-    monkeypatch.setattr(control, "job_states", lambda folder: pytest.fail("Slurm was asked"))
+    monkeypatch.setattr(control, "ask_slurm", lambda folder: pytest.fail("Slurm was asked"))
     folder.published("a5").unlink()
     assert control.await_results(folder, [(folder, "a5")], 0) == []
 
