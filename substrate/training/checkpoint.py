@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,36 +36,42 @@ SHARE = 0.05  # of the time, at most, for checkpoints by the clock
 VARIABLE = "SUBSTRATE_CHECKPOINT_SECONDS"
 
 
-class Clock:
-    """Says when a checkpoint is due by time: `every` seconds after the last one, and never where that is 0.
+class Saver:
+    """Says when a checkpoint is due, by count of steps or by the clock, and saves it unless it is saved already.
 
-    Where saving takes long, it is due later, so that no more than SHARE of the time goes into it. When checkpoints are
-    saved changes nothing of what is trained.
+    The clock asks `seconds` after the last one, and never where that is 0. Where saving takes long, it asks later, so that
+    no more than SHARE of the time goes into it. When checkpoints are saved changes nothing of what is trained.
     """
 
-    def __init__(self, every: float) -> None:
-        self.every = every
-        self._due = time.monotonic() + every
+    def __init__(self, every: int, seconds: float) -> None:
+        self._every, self._seconds = every, seconds
+        self._due = time.monotonic() + seconds
+        self.saved_step = -1
 
     @classmethod
-    def from_environment(cls) -> "Clock":
+    def from_environment(cls, every: int) -> "Saver":
         """Reads SUBSTRATE_CHECKPOINT_SECONDS. Raises UsageError for a value that is no number of at least 0."""
         text = os.environ.get(VARIABLE, "0")
         try:
-            every = float(text)
+            seconds = float(text)
         except ValueError:
-            every = math.nan
-        if not 0 <= every < math.inf:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
             raise UsageError(f"{VARIABLE} is {text!r}; it must be a number of seconds, 0 or more")
-        return cls(every)
+        return cls(every, seconds)
 
-    def is_due(self) -> bool:
-        """Returns whether so much time has passed. Ranks may disagree for a moment."""
-        return self.every > 0 and time.monotonic() >= self._due
+    def is_due(self, step: int, agree: Callable[[bool], bool]) -> bool:
+        """Returns whether to save after `step`. All ranks call it together. agree: makes one rank's clock count for all."""
+        return step % self._every == 0 or (self._seconds > 0 and agree(time.monotonic() >= self._due))
 
-    def saved(self, seconds: float) -> None:
-        """Begins to count anew, after a checkpoint whose saving took `seconds`."""
-        self._due = time.monotonic() + max(self.every, seconds / SHARE)
+    def save(self, folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str, Any]) -> None:
+        """Saves as the function `save`."""
+        if record["step"] == self.saved_step:
+            return
+        begun = time.monotonic()
+        save(folder, tensors, record)
+        self.saved_step, now = record["step"], time.monotonic()
+        self._due = now + max(self._seconds, (now - begun) / SHARE)
 
 
 def save(folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str, Any]) -> None:

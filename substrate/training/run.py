@@ -76,11 +76,9 @@ class Training:
             self.optimizer.state[tensor] = {"step": torch.zeros(()), **zeros}
         every, last = recipe.checkpoint_every, recipe.num_steps
         self._selector = Selector(recipe.selection, sorted({*range(every, last, every), last}), self.trainable)
-        self.copies: dict[
-            str, list[Tensor]
-        ] = {}  # copies of the trainable tensors by name, kept in checkpoints (`copy`)
+        self.copies: dict[str, list[Tensor]] = {}  # of the trainable tensors, by name, kept in checkpoints (`copy`)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
-        self._clock, self._saved_step = checkpoint.Clock.from_environment(), -1
+        self._saver = checkpoint.Saver.from_environment(recipe.checkpoint_every)
         self.rates = [0.0] * recipe.num_steps
         if not self._resume():
             rates = learning_rates(
@@ -117,7 +115,7 @@ class Training:
             )
             if self._selector.is_due(self.step):
                 self._offer_candidate()
-            if self.step < self.recipe.num_steps and self._checkpoint_is_due():
+            if self.step < self.recipe.num_steps and self._saver.is_due(self.step, self.parallel.agree):
                 self._save_checkpoint()
         self._selector.apply()
         self.recipe.save(self, self.task.out / "adapter")
@@ -251,25 +249,14 @@ class Training:
         self.step, self.tokens, self.seconds, self.rates = (
             record[name] for name in ("step", "tokens", "seconds", "rates")
         )
-        self._saved_step = self.step
+        self._saver.saved_step = self.step
         return True
 
-    def _checkpoint_is_due(self) -> bool:
-        """Returns whether to save after this step: by the recipe's count, or because any rank's clock says so."""
-        by_count = self.step % self.recipe.checkpoint_every == 0
-        return by_count or (self._clock.every > 0 and self.parallel.agree(self._clock.is_due()))
-
     def _save_checkpoint(self) -> None:
-        """Saves the state, unless it is saved already."""
-        if self._saved_step == self.step:
-            return
-        begun = time.monotonic()
         numbers = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "rates": self.rates}
         kept = {"copies": list(self.copies), "selection": self._selector.record()}
         record = {**numbers, **kept, "identity": self._identity(), "layout": self.task.parallelism}
-        checkpoint.save(self.checkpoints, self._written_here(), record)
-        self._clock.saved(time.monotonic() - begun)
-        self._saved_step = self.step
+        self._saver.save(self.checkpoints, self._written_here(), record)
 
     def _written_here(self) -> "Iterator[tuple[str, Tensor]]":
         """Yields the tensors of the state that this rank writes, by name, whole and on the host."""

@@ -1,6 +1,5 @@
 """Test checkpoints by the clock: a run that is killed loses no more than the interval, and its adapter has the same bytes whenever it saved."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -91,23 +90,39 @@ def test_without_a_clock_the_recipe_counts_and_no_step_is_saved_twice(alone, inp
     assert saved == [3, 6]
 
 
-def test_saving_takes_a_twentieth_of_the_time_at_most():
-    clock = checkpoint.Clock(0.01)
-    assert not clock.is_due()
-    time.sleep(0.02)
-    assert clock.is_due()
-    clock.saved(0.0)
-    assert not clock.is_due()
-    time.sleep(0.02)
-    assert clock.is_due()
-    clock.saved(60.0)  # a whole model, not an adapter: the next one is due after twenty minutes
-    time.sleep(0.02)
-    assert not clock.is_due()
-    assert not checkpoint.Clock(0.0).is_due()
+def test_saving_takes_a_twentieth_of_the_time_at_most(monkeypatch):
+    now, takes = [0.0], [1.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "save", lambda *_: now.__setitem__(0, now[0] + takes[0]))
+
+    def due(saver, step=1):
+        return saver.is_due(step, lambda mine: mine)
+
+    saver = checkpoint.Saver(100, 600.0)
+    assert not due(saver) and due(saver, 200)
+    now[0] = 600.0
+    assert due(saver)
+    saver.save(None, (), {"step": 1})
+    assert not due(saver)
+    now[0] = 1201.0
+    assert due(saver)
+    takes[0] = 60.0  # a whole model, not an adapter: the next one is due after twenty minutes
+    saver.save(None, (), {"step": 2})
+    now[0] = 1261.0 + 1199.0
+    assert not due(saver)
+    now[0] += 1.0
+    assert due(saver)
+    assert not due(checkpoint.Saver(100, 0.0))
+
+
+def test_one_rank_s_clock_counts_for_all():
+    asked = []
+    assert checkpoint.Saver(100, 600.0).is_due(1, lambda mine: asked.append(mine) or True)
+    assert asked == [False]
 
 
 @pytest.mark.parametrize("text", ["-1", "nan", "inf", "soon", ""])
 def test_a_wrong_interval_is_refused(monkeypatch, text):
     monkeypatch.setenv(checkpoint.VARIABLE, text)
     with pytest.raises(UsageError, match="must be a number of seconds"):
-        checkpoint.Clock.from_environment()
+        checkpoint.Saver.from_environment(1)
