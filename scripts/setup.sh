@@ -37,10 +37,14 @@ if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     echo "python3 must be Python 3.11 or newer, but it is $(python3 --version). Install one, and put it first in PATH" >&2
     exit 2
 fi
+exec 9>.setup.lock # two `make` at once, perhaps on two login nodes, must not install into one .venv
+flock 9 || echo "setup: this file system has no locks, so run only one \`make\` here until it has ended" >&2
+[ "$(cat .venv/.ready 2>/dev/null)" = "$wanted" ] && exit 0
 echo "setup: installing torch into .venv, which takes one to two minutes the first time" >&2
 [ -x .venv/bin/pip ] || python3 -m venv .venv
 # torch is installed first and alone: with the others, pip may choose a newer torch and download CUDA too.
 .venv/bin/pip install -qq --constraint constraints.txt torch
 echo "setup: installing the other packages of constraints.txt" >&2
 .venv/bin/pip install -qq --constraint constraints.txt '.[dev]'
-echo "$wanted" >.venv/.ready
+echo "$wanted" >.venv/.ready.part
+mv .venv/.ready.part .venv/.ready

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import stat
@@ -48,7 +49,7 @@ def export(folder: Path, out: Path, include: Collection[str] = ()) -> list[str]:
         raise ConfigError(f"{out} is inside the campaign", "Give a path outside of the campaign's folder to --export")
     patterns = [ALWAYS_INCLUDED, *(CHOICES[name] for name in include)]
     paths = [path for path in sorted(tree(folder)) if any(pattern.fullmatch(path) for pattern in patterns)]
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    aside = out.with_name(f".{out.name}.{platform.node()}.{os.getpid()}")
     try:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
             _add(archive, CRATE, json.dumps(crate(folder, paths), indent=1, sort_keys=True).encode(), 0o644)
@@ -58,6 +59,8 @@ def export(folder: Path, out: Path, include: Collection[str] = ()) -> list[str]:
                     archive.writestr(zipfile.ZipInfo(f"{path}/", _STAMP), b"")
                 else:
                     _add(archive, path, whole.read_bytes(), 0o755 if whole.stat().st_mode & stat.S_IXUSR else 0o644)
+        with open(aside, "rb") as written:
+            os.fsync(written.fileno())
         os.replace(aside, out)
     except OSError as error:
         raise WorkFailed(

@@ -24,6 +24,12 @@ class WorkFailed(PipelineError):
     """A step ended without its product, for example by a crash, a time limit or a full disk."""
 
 
+class FilesUnreachable(WorkFailed):
+    """A file system failed several times in a row, so whether a file is there, and what is in it, is not known."""
+
+    kind = "files_unreachable"
+
+
 class TrialFailed(WorkFailed):
     """The trial's own process failed. `kind` is one of: configuration, data, diverged, out_of_memory, killed, crashed,
     stalled, timeout, disk_limit, bad_output."""

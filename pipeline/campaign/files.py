@@ -1,22 +1,30 @@
-"""Read and write a campaign's files: atomic writes, lock files, digests, strict JSON, and readable permission errors."""
+"""Read and write a campaign's files: atomic writes, lock files, digests, strict JSON, and readable permission errors.
+
+Every reader is patient (shared_path.py). A file is written aside, flushed to disk and renamed, a folder likewise, so that nobody reads half of one.
+"""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import platform
 import pwd
 import re
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
+
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 def tree_digest(root: Path) -> str:
@@ -24,10 +32,10 @@ def tree_digest(root: Path) -> str:
     digest = hashlib.sha256()
     # Sorted by bytes: a locale would sort differently from node to node.
     for name in sorted(walk(root), key=os.fsencode):
-        path = root / name
+        path = SharedPath(root, name)
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            kind, content = "120000", os.readlink(path)
+            kind, content = "120000", path.link_target()
         elif stat.S_ISDIR(mode):
             kind, content = "040755", ""
         elif stat.S_ISREG(mode):
@@ -43,17 +51,25 @@ def tree_digest(root: Path) -> str:
 
 def walk(root: Path, below: str = "") -> Iterator[str]:
     """Yield every path below `root`, relative to it. Unlike os.walk and rglob, this raises OSError at a folder that it may not read."""
-    with os.scandir(root / below) as entries:
-        for entry in entries:
-            yield below + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                yield from walk(root, f"{below}{entry.name}/")
+
+    def names() -> list[tuple[str, bool]]:
+        with os.scandir(root / below) as entries:
+            return [(below + entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+
+    for name, is_folder in patiently(root / below, names):
+        yield name
+        if is_folder:
+            yield from walk(root, f"{name}/")
 
 
 def file_digest(path: Path) -> str:
     """Return the sha256 of a file as 64 hex digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def digest() -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return patiently(path, digest)
 
 
 def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
@@ -61,30 +77,103 @@ def write_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
 
     Raises WorkFailed when the disk is full or the folder cannot be written; an earlier file then stays as it was.
     """
-    payload = data.encode() if isinstance(data, str) else data
-    aside = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, mode)
-        os.replace(aside, path)
-        aside = None
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _write(path, data, mode, os.replace)
     except OSError as error:
-        raise WorkFailed(
-            f"cannot write {path}: {error.strerror}", "Free space or rights there, then run the command again"
-        ) from error
+        raise _unwritten(path, error) from error
+
+
+def write_new_file(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+    """As `write_file`, but raise FileExistsError where the file exists: of two writers at once exactly one succeeds."""
+    try:
+        _write(path, data, mode, _place_new)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError) -> WorkFailed:
+    return WorkFailed(
+        f"cannot write {path}: {error.strerror}", "Free space or rights there, then run the command again"
+    )
+
+
+def _place_new(aside: str, path: Path) -> None:
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        if os.stat(aside).st_nlink < 2:  # it is 2 where the file server made our link and its answer was lost
+            raise
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        with open(path, "xb"):
+            os.replace(aside, path)
+        return
+    os.unlink(aside)
+
+
+def _write(path: Path, data: bytes | str, mode: int, place: Callable[[str, Path], None]) -> None:
+    payload = data.encode() if isinstance(data, str) else data
+
+    def write() -> None:
+        aside = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as file:
+                file.write(payload)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(aside, mode)
+            place(aside, path)
+            aside = None
+            flush_folder(path.parent)
+        finally:
+            if aside is not None:
+                Path(aside).unlink(missing_ok=True)
+
+    # Repeated as a whole: after an error, fsync of the same file would report success for pages that the kernel has dropped.
+    patiently(path, write)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring the names in a folder to disk, so that a rename in it outlasts a crash of the machine."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+        os.close(handle)
+
+
+def copy_tree(source: Path, target: Path, but: str = "") -> None:
+    """Copy the files, folders and links below `source` to `target`, which is absent or an empty folder until the copy is complete.
+
+    but: names that begin with this are left out. Raises OSError, and FilesUnreachable, as reading and writing do.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        for name in walk(source):
+            if but and any(part.startswith(but) for part in Path(name).parts):
+                continue
+            path = SharedPath(source, name)
+            if path.is_symlink():
+                os.symlink(path.link_target(), aside / name)
+            elif path.is_dir():
+                (aside / name).mkdir()
+            else:
+                copy_file(path, aside / name)
+        aside.chmod(0o755)
+        os.rename(aside, target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content to `target`, from the beginning again where the file system fails for a moment."""
+    patiently(source, lambda: shutil.copyfile(source, target))
 
 
 @contextmanager
@@ -95,9 +184,9 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     hold it: several people may share a campaign.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with patiently(path, lambda: open(path, "a+")) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise ConfigError(
@@ -156,10 +245,15 @@ def explain_permission_error(error: PermissionError) -> str:
     )
 
 
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file. Raises OSError, and FilesUnreachable where the file system fails for longer than a moment."""
+    return patiently(path, lambda: Path(path).read_bytes())
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises NotFound where it is absent, IntegrityError where it is not one strict JSON value."""
     try:
-        return strict_json.read(path.read_bytes())
+        return strict_json.read(read_bytes(path))
     except FileNotFoundError:
         raise NotFound(f"{path} does not exist") from None
     except strict_json.BadJson as error:
@@ -172,7 +266,7 @@ def read_json_lines(path: Path) -> list[Any]:
     Raises IntegrityError for a complete line that is not strict JSON.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         return []
     try:
@@ -184,6 +278,6 @@ def read_json_lines(path: Path) -> list[Any]:
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """Read the JSON lines that an ended process of the image wrote. Raises IntegrityError where the file is absent or cut short."""
     try:
-        return [strict_json.read(line) for line in path.read_bytes().splitlines()]
+        return [strict_json.read(line) for line in read_bytes(path).splitlines()]
     except (OSError, strict_json.BadJson) as error:
         raise IntegrityError(f"{path.name} of a judging process cannot be read ({error})") from error

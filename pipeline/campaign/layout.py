@@ -7,7 +7,8 @@
       outbox/0003.json  outbox/0003/         a submission that is ready for the external target
 
 Stages exchange values through this folder alone. `files.write_file` writes each file to a temporary name and renames it, so a file that
-exists is complete. A worker claims an attempt by an exclusive mkdir and seals an adapter by an exclusive create.
+exists is complete. A worker claims an attempt by an exclusive mkdir and seals an adapter by an exclusive link. The paths are SharedPaths
+(shared_path.py), because other machines write here too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 from pipeline.campaign.files import read_json
 from pipeline.campaign.records import Plan
+from pipeline.campaign.shared_path import SharedPath
 
 CODE_ROOT = Path(__file__).resolve().parents[2]
 """The checkout or frozen code that this file belongs to; it holds `pipeline/`, `constitution/` and `hydra_conf/`."""
@@ -28,10 +30,18 @@ ROUND = re.compile(r"r[0-9]{4}")
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One try at an arm, `rounds/r0001/a3/attempt_00/`. Only the worker that claimed it, and its helpers, write there."""
+class _Folder:
+    """A folder of a campaign, in which every path is a SharedPath."""
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", SharedPath(self.folder))
+
+
+@dataclass(frozen=True)
+class Attempt(_Folder):
+    """One try at an arm, `rounds/r0001/a3/attempt_00/`. Only the worker that claimed it, and its helpers, write there."""
 
     claim = property(lambda self: self.folder / "claim.json")
     phases = property(lambda self: self.folder / "phases.jsonl")
@@ -55,10 +65,8 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Round:
+class Round(_Folder):
     """The folder of one round, such as `rounds/r0001/`."""
-
-    folder: Path
 
     config = property(lambda self: self.folder / "config.yaml")
     plan = property(lambda self: self.folder / "plan.json")
@@ -118,12 +126,15 @@ class Round:
 
         Raises WorkFailed where the folder cannot be made.
         """
+        number = 0
         while True:
             earlier = self.attempts(arm)
-            attempt = Attempt(self.folder / arm / f"attempt_{earlier[-1].number + 1 if earlier else 0:02d}")
+            number = max(number, earlier[-1].number + 1 if earlier else 0)
+            attempt = Attempt(self.folder / arm / f"attempt_{number:02d}")
             try:
                 attempt.folder.mkdir(parents=True)
-            except FileExistsError:
+            except FileExistsError:  # another worker's, which this machine may not list yet
+                number += 1
                 continue
             except OSError as error:
                 raise WorkFailed(
@@ -134,10 +145,8 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Campaign:
+class Campaign(_Folder):
     """The folder of one campaign, `runs/<campaign>/`."""
-
-    folder: Path
 
     frozen = property(lambda self: self.folder / "campaign.yaml")
     ledger = property(lambda self: self.folder / "ledger.h5")

@@ -20,6 +20,7 @@ from pipeline.campaign.canonical import encoded, plain
 from pipeline.campaign.errors import IntegrityError, WorkFailed
 from pipeline.campaign.heads import GENESIS
 from pipeline.campaign.keys import sign
+from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
 from pipeline.campaign.strict_json import BadJson, Numbers, read
 
 
@@ -31,7 +32,7 @@ class Log:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = SharedPath(path)
 
     def append(self, event: str, **payload: Any) -> str:
         """Append one record and return the sha256 of its line. Call it before the act that the record announces."""
@@ -129,8 +130,8 @@ class Log:
     @contextmanager
     def _held(self) -> Iterator[IO[bytes]]:
         try:
-            with open(self.path, "a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+            with patiently(self.path, lambda: open(self.path, "a+b")) as file:
+                take_lock(file, fcntl.LOCK_EX)
                 yield file
         except OSError as error:
             raise WorkFailed(

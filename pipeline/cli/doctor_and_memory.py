@@ -1,7 +1,7 @@
 """`doctor` checks whether this machine or site can run a campaign; `plan-memory` shows what a configuration needs.
 
 Both take the folder of a campaign, overrides, or both. With a campaign they use its frozen configuration, and overrides change it for the
-check alone.
+check alone. `doctor` takes only overrides that `round` would take; `plan-memory` also answers what another configuration would need.
 """
 
 from __future__ import annotations
@@ -44,6 +44,11 @@ def doctor_verb(arguments: argparse.Namespace) -> int:
     from pipeline.cluster import doctor
 
     campaign, overrides = campaign_and_overrides("doctor", arguments.overrides)
+    if campaign and overrides:
+        from pipeline.campaign.facts import facts_of
+        from pipeline.rounds import freeze
+
+        freeze.check_overrides(campaign, facts_of(campaign), overrides)
     checks = doctor.examine(configuration(campaign, overrides), campaign)
     is_fit = all(check.verdict != "bad" for check in checks)
     if arguments.json:

@@ -84,13 +84,17 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     frozen_code.run_frozen_code(campaign)
     import signal
     import threading
+    import time
 
+    from pipeline.config import settings
+    from pipeline.execution.job_end import JobEnd
     from pipeline.rounds import meta
 
-    stop = threading.Event()
+    stop, cluster = threading.Event(), settings.load(folder.config).cluster
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    outcome = meta.judge_reference(campaign, folder, stop.is_set)
+    end = JobEnd(time.time(), cluster.time_limit_minutes, cluster.signal_lead_seconds)
+    outcome = meta.judge_reference(campaign, folder, lambda: stop.is_set() or end.is_near())
     print(f"the reference is {outcome.status} for {arguments.round}; the meta stage uses its scores")
 
 

@@ -57,6 +57,11 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
             print(json.dumps({"plan": frozen.frozen_plan().to_json(), "costs": costs, "sbatch": texts}, indent=2))
             return
         show_plan(frozen, targets=False)  # the costs have them
+        weights_dir = chosen.cluster.weights_dir
+        if weights_dir and not Path(weights_dir).is_dir():
+            print(
+                f"cluster.weights_dir = {weights_dir} is not a folder on this machine; the machine that freezes the campaign must have it"
+            )
         proposer = chosen.policy.proposals
         if proposer.kind != "none":
             print(f"the round would also ask {proposer.kind} ({proposer.mode}) for proposals; a dry run asks nobody")

@@ -1,12 +1,13 @@
 """`doctor`: check whether this machine, or this Slurm site, can run a campaign.
 
 Each check has a verdict, what was found, and a cure where something is wrong. A check that cannot be made here is `unknown`, which is
-not a failure. `doctor` changes nothing, except that it writes a small file into the working folder while a node of a Slurm site looks
-for it.
+not a failure. `doctor` plays the whole sandbox in scratch. It changes nothing, except that it writes a small file into the working folder
+while it tries a lock, and while a node of a Slurm site looks for one.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -15,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import PipelineError
+from pipeline.campaign.errors import ConfigError, PipelineError
 from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.records import NUM_ARMS
-from pipeline.cluster import forecast, site_check, slurm_submit
+from pipeline.campaign.shared_path import take_lock
+from pipeline.cluster import forecast, outside_check, sandbox_check, site_check, slurm_clients, slurm_submit
 from pipeline.cluster.site_check import LEAST_BYTES, NAMESPACES_CURE, SHARED, Check, make_check
 from pipeline.config import footprint, settings
 from pipeline.config.fit import check_plan_fits
@@ -36,9 +38,17 @@ USER_PROGRAMS = {"squashfuse": "squashfuse", "fuse-overlayfs": "fuse-overlayfs"}
 
 def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list[Check]:
     """All checks of a configuration, and of a campaign's frozen digests if one is given, the most important first."""
-    checks = [*_machine(), *_space(chosen), *_environment(), _fits(chosen), *_memory(chosen)]
+    checks = [
+        *_machine(),
+        *sandbox_check.examine(chosen),
+        *_space(chosen),
+        *_environment(),
+        _fits(chosen),
+        *_memory(chosen),
+    ]
+    checks += outside_check.examine(chosen)
     weights_dir = chosen.cluster.weights_dir
-    if weights_dir:
+    if weights_dir or base_weights.are_outside(chosen.to_dict()["model"]):
         checks.append(
             _check_of("base weights", lambda: f"{len(base_weights.build_manifest(weights_dir)['files'])} files")
         )
@@ -54,11 +64,17 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list
 def _machine() -> Iterator[Check]:
     yield from _programs(PROGRAMS)
     if namespace.is_machine_root():
-        yield Check("user namespaces", "good", "not needed: root uses the kernel's own mounts")
+        yield Check(
+            "user namespaces", "good", "root needs none for its mounts; the sandbox needs them, and is played below"
+        )
         return
     done = subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True, text=True)
-    yield make_check("user namespaces", not done.returncode, done.stderr.strip() or "allowed",
-                     f"{NAMESPACES_CURE}; or run the arms in a container (cluster=slurm_pyxis)")  # fmt: skip
+    refused = done.stderr.strip()
+    cures = [
+        *(sandbox_check.cures(refused) or [NAMESPACES_CURE]),
+        "or run the arms in a container (cluster=slurm_pyxis)",
+    ]
+    yield make_check("user namespaces", not done.returncode, refused or "allowed", "; ".join(cures))
     yield from _programs(USER_PROGRAMS)
     usable = os.access("/dev/fuse", os.R_OK | os.W_OK)
     found = "you may read and write it" if usable else "you may not read and write it"
@@ -75,6 +91,7 @@ def _space(chosen: settings.Settings) -> Iterator[Check]:
     free = shutil.disk_usage(Path.cwd()).free
     yield make_check("disk", free > LEAST_BYTES, f"{free / 2**30:.0f} GiB free in {Path.cwd()}",
                      "free some space (`gc` lists what can go), or keep campaigns on another disk")  # fmt: skip
+    yield _locks(Path.cwd())
     scratch = Path(chosen.cluster.scratch_dir or tempfile.gettempdir())
     if not os.access(scratch, os.W_OK):
         cure = "set cluster.scratch_dir to a folder on a local disk in which you may write"
@@ -89,7 +106,37 @@ def _space(chosen: settings.Settings) -> Iterator[Check]:
                     "set cluster.scratch_dir to a folder on a local disk")  # fmt: skip
 
 
+def _locks(folder: Path) -> Check:
+    """Whether a file lock in a folder keeps another out. Campaigns need one: only `slurm/drill.py` shows whether it holds between machines."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".doctor-", dir=folder) as file, open(file.name) as other:
+            take_lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                take_lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return Check("file locks", "good", f"a lock in {folder} keeps others of this machine out")
+        return Check(
+            "file locks",
+            "bad",
+            f"two locks of one file in {folder} were given at once",
+            "keep campaigns on another file system",
+        )
+    except ConfigError as error:
+        return Check("file locks", "bad", error.what, error.cure)
+    except OSError as error:
+        return Check("file locks", "unknown", f"no file can be made in {folder}: {error.strerror}")
+
+
 def _environment() -> Iterator[Check]:
+    with slurm_submit.clean_environment():
+        kept = set(os.environ)
+    unused = {
+        "jobs": sorted(set(os.environ) - kept),
+        "questions to Slurm": slurm_clients.ignored(os.environ),
+        "set-up of a stage": sorted({"PYTHONPATH", "SOURCE_DATE_EPOCH"} & set(os.environ)),
+    }
+    listed = "; ".join(f"of {where}: {', '.join(names)}" for where, names in unused.items() if names)
+    yield Check("ignored variables", "good", f"{listed or 'none'} (a sandbox gets no variable of yours)")
     leaking = sorted(name for name in os.environ if name.startswith(("SBATCH_", "SRUN_")))
     yield make_check("leaking variables", not leaking, ", ".join(leaking) or "none",
                      "unset them: they change whatever you submit by hand (the pipeline submits without them)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Read what sbatch, squeue, scontrol and sacct print: ids of jobs, words for states, and one line for each job. Pure functions; nothing asks Slurm.
+"""Read what sbatch, squeue, scontrol and sacct print: ids of jobs, words for states and reasons, one line for each job. Nothing here asks Slurm.
 
 Slurm writes an array that waits as one job (`41_[0-7%4]`), cuts long words and long lists, and prints an id in several forms. Everything
 that is not surely read is "not known yet" (the state UNKNOWN or a word of no set below), never an end. Sources: squeue(1), scontrol(1) and
@@ -35,6 +35,48 @@ _SENTENCE = re.compile(r"Submitted batch job (\d+)(?: on cluster \S+)?")
 _BARE = re.compile(r"(\d+)(?:;[\w.-]+)?")
 _TASKS = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 _NO_JOB = re.compile(r"^(No jobs in the system|CLUSTER: .*|JOBID\|STATE\|.*|JobID\|State\|.*|-+(\|-+)*)$")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a reason means. needs_person: the job will not start before somebody acts."""
+
+    needs_person: bool
+    sentence: str
+
+
+# The first pattern that matches counts. Names of limits are built from parts: (Assoc|QOS)(Max|Grp)(what)(PerUser|PerJob|Limit ...).
+_REASONS = tuple(
+    (re.compile(pattern, re.IGNORECASE), Explanation(needs_person, sentence))
+    for pattern, needs_person, sentence in (
+        (r"JobHeldUser", True, "somebody holds the job; `scontrol release JOB` lets it go"),
+        (r"JobHeldAdmin", True, "an administrator holds the job; ask the site"),
+        (r"JobHoldMaxRequeue|launch.failed.requeued.held", True,
+         "Slurm holds the job because its start failed again and again; see the node's log, then `scontrol release JOB`"),
+        (r"DependencyNeverSatisfied", True, "the job that it waits for can no longer end as it must; `cancel` and `rerun`"),
+        (r"BadConstraints", True, "no node ever fits what it asks for; change cluster.constraint, the GPUs or the cores"),
+        (r"InvalidAccount|InvalidQOS|QOSNotAllowed|AccountNotAllowed|AccountingPolicy|QOSUsageThreshold", True,
+         "the account or the quality of service does not admit it; see cluster.account and cluster.qos"),
+        (r"PartitionDown|PartitionInactive|FrontEndDown", True, "the partition takes no jobs now; ask the site, or set cluster.partition"),
+        (r"PartitionNodeLimit|PartitionTimeLimit|PartitionConfig", True,
+         "the partition never admits so many nodes or so long a time; see cluster.partition and cluster.time_limit_minutes"),
+        (r"ReservationDeleted", True, "its reservation no longer exists; see cluster.reservation"),
+        (r"ReqNodeNotAvail", False, "the nodes are reserved or out of service, for maintenance perhaps; `sinfo -R` says why"),
+        (r"(Assoc|QOS).*(WallDurationPerJob|MaxWall)", True, "its time limit is longer than the account allows; lower cluster.time_limit_minutes"),
+        (r"(Assoc|QOS).*Max.*(PerJob|PerNode|NodePerJob)", True, "one job may never use so much; ask for fewer GPUs, cores or nodes"),
+        (r"(Assoc|QOS).*Min(?!utes)", True, "it asks for less than the quality of service demands; see cluster.qos"),
+        (r"(Assoc|QOS).*(?<!Run)Minutes", True, "the account's budget of time is used up; ask the site for more, or set cluster.account"),
+        (r"(Assoc|QOS)", False, "other jobs of the user, the account or the group use all that the limit allows; it starts when they end"),
+        (r"JobArrayTaskLimit", False, "cluster.arms_at_once lets no more arms run at once"),
+        (r"Dependency", False, "it waits for other jobs of the round"),
+        (r"BeginTime", False, "Slurm waits some minutes after a requeue"),
+        (r"Priority", False, "jobs of higher priority wait before it"),
+        (r"Resources|NodeDown|Nodes_required.*|SchedDefer", False, "it waits for free nodes"),
+        (r"Reservation", False, "its reservation has not begun"),
+        (r"Licenses", False, "it waits for a licence"),
+        (r"Cleaning|Prolog|BurstBuffer.*|PowerSaving|PowerNotAvail", False, "Slurm prepares or cleans up"),
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -215,3 +257,16 @@ def _read_columns(text: str, parse: Callable[[list[str]], Line | None]) -> Answe
 
 def _blank(text: str) -> str:
     return "" if text in ("None", "(null)", "None assigned", "N/A", "(None)") else text
+
+
+def explain_reason(reason: str) -> Explanation | None:
+    """What a reason for waiting means; None for a word that no table of ours knows, which is then shown as it is."""
+    return next((told for pattern, told in _REASONS if pattern.match(reason.strip("( )"))), None)
+
+
+def describe_reason(reason: str) -> str:
+    """The reason as `status` shows it: Slurm's word, whether somebody must act, and one sentence."""
+    told = explain_reason(reason) if reason else None
+    if told is None:
+        return reason
+    return f"{reason}: {'needs a person, ' if told.needs_person else ''}{told.sentence}"

@@ -147,6 +147,8 @@ class Cluster(Request):
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     reference: Request  # of the job that judges the reference
     meta: Request  # of the meta job
+    checkpoint_minutes: float = 0.0  # a trial saves its state at least so often; 0: by recipe.checkpoint_every alone
+    file_wait_seconds: float = 0.0  # for what another machine wrote and this one does not see yet
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
     runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
 

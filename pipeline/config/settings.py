@@ -37,6 +37,7 @@ POSITIVE = (
 PROPOSERS = ("none", "llm", "optuna")
 NOT_NEGATIVE = (
     "cluster.ranks_per_node", "cluster.signal_lead_seconds", "cluster.arms_at_once",
+    "cluster.checkpoint_minutes", "cluster.file_wait_seconds",
     "cluster.capacity.gpu_memory_gib", "cluster.capacity.train_tokens_per_second",
     "cluster.capacity.decode_tokens_per_second", "cluster.capacity.price_per_gpu_hour", "external.rows", "external.submissions",
     "external.wait_seconds", "external.give_up_days", "external.shift", "external.temperature",

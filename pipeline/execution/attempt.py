@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from pipeline.campaign.files import write_file
@@ -19,6 +20,7 @@ from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.records import Arm, Plan
 from pipeline.config import settings
 from pipeline.execution import judge, results, trial
+from pipeline.execution.job_end import JobEnd
 
 
 @dataclass
@@ -38,6 +40,18 @@ class Work:
     adapter_digest: str = ""
     coverage: dict[str, Any] = field(default_factory=dict)
     judged: judge.Judged = field(default_factory=judge.Judged)
+
+    @cached_property
+    def end(self) -> JobEnd:
+        """The end of the job that this attempt runs in."""
+        cluster = self.chosen.cluster
+        return JobEnd(self.started, cluster.time_limit_minutes, cluster.signal_lead_seconds)
+
+    def stop_wanted(self) -> bool:
+        """Whether the attempt is to save its state and stop: a signal came, or the job ends soon and none has come."""
+        if not self.stop.is_set() and self.end.is_near():
+            self.stop.set()
+        return self.stop.is_set()
 
     @property
     def before(self) -> list[Attempt]:

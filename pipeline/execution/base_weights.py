@@ -9,24 +9,28 @@ An image may name its base weights by digest instead of holding them; a 30B mode
 The image's digest covers weights.json, so an arm trains on exactly these bytes or fails. Each node hashes them once. It then writes a
 proof, a file in the user's own folder on the node's disk, with the size, times and inode of each verified file; a later worker trusts
 the proof while `stat` still returns these. One worker of a node makes the copy: it holds a lock, hashes the bytes while it copies, and
-renames the folder when it is complete.
+renames the folder when it is complete. If two make it even so, because the folder is shared and has no locks, the second to rename drops its own.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, WorkFailed
-from pipeline.campaign.files import read_json, write_file
+from pipeline.campaign.files import file_digest, read_json, write_file
+from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
 
 MANIFEST = "weights.json"
 PATTERNS = (
@@ -51,13 +55,7 @@ def build_manifest(weights_dir: str) -> dict[str, Any]:
 
     Raises ConfigError where `weights_dir` is not a folder, NotFound where the folder lacks weights or tokenizer.
     """
-    folder = _folder(weights_dir)
-    files = sorted({path.name for pattern in PATTERNS for path in folder.glob(pattern)})
-    if not any(name.endswith(".safetensors") for name in files) or "tokenizer.json" not in files:
-        raise NotFound(
-            f"{folder} is not a published checkpoint: it has {', '.join(files) or 'none of its files'}",
-            "Name a folder with *.safetensors and tokenizer.json",
-        )
+    folder, files = _folder(weights_dir), published_files(weights_dir)
     with ThreadPoolExecutor(READERS) as pool:
         digests = pool.map(lambda name: _sha256(folder / name), files)
         entries = {
@@ -65,6 +63,24 @@ def build_manifest(weights_dir: str) -> dict[str, Any]:
             for name, digest in zip(files, digests, strict=True)
         }
     return {"schema": 1, "files": entries}
+
+
+def published_files(weights_dir: str) -> list[str]:
+    """Return the names of the files that belong to a published checkpoint. Raises as `build_manifest`, without reading them."""
+    folder = _folder(weights_dir)
+    files = sorted({path.name for pattern in PATTERNS for path in folder.glob(pattern)})
+    if not any(name.endswith(".safetensors") for name in files) or "tokenizer.json" not in files:
+        raise NotFound(
+            f"{folder} is not a published checkpoint: it has {', '.join(files) or 'none of its files'}",
+            "Name a folder with *.safetensors and tokenizer.json",
+        )
+    return files
+
+
+def check_named(weights_dir: str, is_draft: bool) -> None:
+    """Raise as `published_files`. A draft may be made on a machine that does not have the folder, but must name one."""
+    if not is_draft or not weights_dir or Path(weights_dir).exists():
+        published_files(weights_dir)
 
 
 def verified_folder(manifest_path: Path, weights_dir: str, stage_dir: str) -> Path:
@@ -79,11 +95,10 @@ def verified_folder(manifest_path: Path, weights_dir: str, stage_dir: str) -> Pa
         _verify(source, manifest)
         return source
     target = Path(stage_dir) / _digest(manifest)[:16]
-    with _locked(target):
-        if target.exists():
-            _verify(target, manifest)
-        else:
-            _stage(source, target, manifest)
+    with _alone(target) as is_alone:
+        if not target.exists():
+            _stage(source, target, manifest, is_alone)
+        _verify(target, manifest)
     return target
 
 
@@ -109,8 +124,11 @@ def _verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_file(proof, json.dumps(stats), mode=0o600)
 
 
-def _stage(source: Path, target: Path, manifest: Mapping[str, Any]) -> None:
-    """Copy and hash the files in one pass into a temporary folder, then rename it to `target`."""
+def _stage(source: Path, target: Path, manifest: Mapping[str, Any], is_alone: bool) -> None:
+    """Copy and hash the files in one pass into a temporary folder, then rename it to `target`.
+
+    is_alone: whether no other worker of this machine does so, so that what one left here that was killed can be removed.
+    """
     needed = sum(entry["size_bytes"] for entry in manifest["files"].values())
     free = shutil.disk_usage(target.parent).free
     if free < needed:
@@ -118,12 +136,15 @@ def _stage(source: Path, target: Path, manifest: Mapping[str, Any]) -> None:
             f"{target.parent} has {free / 1e9:.1f} GB free, but the weights have {needed / 1e9:.1f} GB",
             "Free space there, or leave cluster.stage_dir empty",
         )
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a worker that was killed while it held this lock
+    partial = f".{target.name}.partial"
+    for pattern in (partial, f"{partial}.{platform.node()}.*") if is_alone else ():
+        for left in target.parent.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
+    aside = target.with_name(f"{partial}.{platform.node()}.{os.getpid()}")  # another machine may share the folder
     try:
         aside.mkdir(mode=0o755)
         for name, entry in manifest["files"].items():
-            digest = _copy(source / name, aside / name)
+            digest = patiently(source / name, lambda name=name: _copy(source / name, aside / name))  # type: ignore[misc]
             if digest != entry["sha256"]:
                 raise IntegrityError(
                     f"{source / name} has sha256 {digest[:16]}, but the image names {entry['sha256'][:16]}",
@@ -136,6 +157,8 @@ def _stage(source: Path, target: Path, manifest: Mapping[str, Any]) -> None:
         )
         os.rename(aside, target)
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return  # another machine has made it meanwhile; the caller verifies it
         raise WorkFailed(
             f"cannot copy the weights to {target.parent}: {error}",
             "Free space or rights there, then start the arm again",
@@ -157,24 +180,24 @@ def _copy(source: Path, target: Path) -> str:
     return digest.hexdigest()
 
 
-class _locked:
-    """A lock by which one worker of a node at a time prepares `target`; it ends with the process that holds it."""
-
-    def __init__(self, target: Path) -> None:
+@contextmanager
+def _alone(target: Path) -> Iterator[bool]:
+    """Let one worker of a node at a time prepare `target`. Yields False where the file system has no locks, so that others may do so too."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = open(target.with_name(f".{target.name}.lock"), "w")
+    except OSError as error:
+        raise WorkFailed(
+            f"cannot write in {target.parent}: {error}",
+            "Set cluster.stage_dir to a writable folder of the node's own disk",
+        ) from error
+    with file:  # the lock ends with the process that holds it
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(target.with_name(f".{target.name}.lock"), "w")
-        except OSError as error:
-            raise WorkFailed(
-                f"cannot write in {target.parent}: {error}",
-                "Set cluster.stage_dir to a writable folder of the node's own disk",
-            ) from error
-
-    def __enter__(self) -> None:
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+            take_lock(file, fcntl.LOCK_EX)
+            is_alone = True
+        except ConfigError:
+            is_alone = False
+        yield is_alone
 
 
 def _proof_path(folder: Path, manifest: Mapping[str, Any]) -> Path:
@@ -209,8 +232,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path)
 
 
 def _folder(weights_dir: str) -> Path:
@@ -220,9 +242,10 @@ def _folder(weights_dir: str) -> Path:
             "this model's weights are not in the image, and cluster.weights_dir is empty",
             "Set cluster.weights_dir to the folder of the published checkpoint",
         )
-    if not Path(weights_dir).is_dir():
+    folder = SharedPath(weights_dir)
+    if not folder.is_dir():
         raise ConfigError(
             f"cluster.weights_dir = {weights_dir} is not a folder here",
             "Put the published checkpoint there; every node must see it under this path",
         )
-    return Path(weights_dir)
+    return folder

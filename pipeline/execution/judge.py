@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.campaign.errors import IntegrityError, Interrupted
-from pipeline.campaign.files import read_json, rows_of, write_file
+from pipeline.campaign.files import copy_file, copy_tree, read_json, rows_of, write_file
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
 from pipeline.execution.data_card import refuse_overlap
@@ -65,7 +65,7 @@ class Decoding:
         """Make the process's /out with the shards that an earlier judging kept."""
         self.out_dir.mkdir(parents=True)
         for path in self._shards(self.kept_dir):
-            shutil.copyfile(path, self.out_dir / path.name)
+            copy_file(path, self.out_dir / path.name)
 
     def watch(self) -> None:
         """Copy out the shards that are new. Raises Interrupted when the job is to stop."""
@@ -120,7 +120,7 @@ def judge(
         if data_card is not None:
             refuse_overlap(root, data_card, inputs, sets, work, log_path)
         if adapter_dir is not None:
-            shutil.copytree(adapter_dir, inputs / "adapter")
+            copy_tree(adapter_dir, inputs / "adapter")
         mark("generate_start")
         decoding = Decoding(work / "generate" / "out", sets, decoded_dir, stop_wanted, sampling or {})
         completions = generate(

@@ -31,6 +31,7 @@ from pipeline.campaign.errors import PipelineError, TrialFailed
 from pipeline.campaign.facts import read_plan
 from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
+from pipeline.campaign.shared_path import wait_until
 from pipeline.config import settings
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
@@ -38,7 +39,9 @@ from pipeline.execution.attempt import cores
 from pipeline.sandbox import bubblewrap, image, namespace
 from pipeline.sandbox.bubblewrap import Confined, Limits, Sandbox
 
-GRACE_SECONDS = 30.0  # once a node has ended with an error or the worker's ranks have ended, the others have so long
+# Once a node has ended with an error, or the worker's ranks have ended, the others have so long; and cluster.file_wait_seconds, if longer,
+# because this node may see their exit codes so much later.
+GRACE_SECONDS = 30.0
 POLL_SECONDS = 0.2
 ISOLATION_ARTICLE = "6"
 FIRST_PORT, NUM_PORTS = 20000, 10000
@@ -68,7 +71,8 @@ def training_sandbox(
         network=chosen.cluster.network,
     )
     limits = replace(sandbox.limits, wall_seconds=60.0 * chosen.cluster.time_limit_minutes)
-    return replace(sandbox, limits=limits, env={**sandbox.env, **env})
+    clock = {"SUBSTRATE_CHECKPOINT_SECONDS": f"{60.0 * chosen.cluster.checkpoint_minutes:g}"}
+    return replace(sandbox, limits=limits, env={**sandbox.env, **clock, **env})
 
 
 def probe(confined: Sandbox, forbidden: Mapping[str, Path], rules: Constitution, num_nodes: int, report: Path) -> str:
@@ -102,13 +106,15 @@ def rendezvous_address() -> tuple[str, int]:
 class MultiNodeSandbox:
     """This node's sandbox and those of the helpers, which start and end together.
 
-    `order` holds what helpers need besides the command: num_nodes, address, port, out_dir and forbidden paths.
+    `order` holds what helpers need besides the command: num_nodes, address, port, out_dir and forbidden paths. file_wait_seconds: how
+    long a helper's file may stay unseen on this node.
     """
 
     local: Sandbox
     folder: Path  # `nodes` of the attempt
     num_nodes: int
     order: Mapping[str, Any]
+    file_wait_seconds: float = 0.0
 
     @property
     def limits(self) -> Limits:
@@ -120,7 +126,7 @@ class MultiNodeSandbox:
         order_dir = self.folder / f"{len(list(self.folder.glob('[0-9][0-9]'))):02d}"
         write_file(order_dir / "order.json", json.dumps({**self.order, "command": list(command)}))
         with self.local.start(command, log_path) as process:
-            processes = MultiNodeProcess(process, order_dir, self.num_nodes - 1)
+            processes = MultiNodeProcess(process, order_dir, self.num_nodes - 1, self.file_wait_seconds)
             try:
                 yield processes
             finally:
@@ -130,8 +136,9 @@ class MultiNodeSandbox:
 class MultiNodeProcess:
     """The processes of all nodes as one. `returncode` is the first exit code above 128 (a signal), else the first that is not 0."""
 
-    def __init__(self, local: Confined, order_dir: Path, num_others: int) -> None:
+    def __init__(self, local: Confined, order_dir: Path, num_others: int, file_wait_seconds: float = 0.0) -> None:
         self._local, self._order_dir, self._num_others = local, order_dir, num_others
+        self._grace_seconds = max(GRACE_SECONDS, file_wait_seconds)
         self._first_end: float | None = None  # monotonic seconds
         self.returncode: int | None = None
 
@@ -144,7 +151,7 @@ class MultiNodeProcess:
         return self._local.overspent
 
     def poll(self) -> int | None:
-        """Return the exit code once every node has ended, else None. Kills the rest after GRACE_SECONDS."""
+        """Return the exit code once every node has ended, else None. Kills the rest after the grace time."""
         if self.returncode is not None:
             return self.returncode
         codes = {path.stem: int(read_json(path)["code"]) for path in self._order_dir.glob("[0-9].json")}
@@ -154,7 +161,7 @@ class MultiNodeProcess:
             self.returncode = next((code for code in ended if code > 128), None) or next((c for c in ended if c), 0)
         elif local is not None or any(codes.values()):
             self._first_end = time.monotonic() if self._first_end is None else self._first_end
-            if time.monotonic() - self._first_end > GRACE_SECONDS:
+            if time.monotonic() - self._first_end > self._grace_seconds:
                 self.kill()
         return self.returncode
 
@@ -236,13 +243,16 @@ def _carry_out(
         write_file(order_dir / f"{rank}.json", json.dumps({"code": code}))
 
 
-def check_probes(shared: Path, num_nodes: int) -> str:
+def check_probes(shared: Path, num_nodes: int, file_wait_seconds: float = 0.0) -> str:
     """Return how many nodes trained, such as "2 nodes". Raises TrialFailed where a helper's probe report is absent."""
-    reports = sorted(shared.glob("00/*.probe.json"))
-    if len(reports) != num_nodes - 1:
+
+    def reports() -> list[Path]:
+        return sorted(shared.glob("00/*.probe.json"))
+
+    if not wait_until(lambda: len(reports()) == num_nodes - 1, file_wait_seconds, [shared / "00"]):
         raise TrialFailed(
             "bad_output",
-            f"{len(reports)} of {num_nodes - 1} other nodes wrote a probe's report",
+            f"{len(reports())} of {num_nodes - 1} other nodes wrote a probe's report",
             "The log of each node says why",
         )
     return f"{num_nodes} nodes"

@@ -21,7 +21,6 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import h5py
 import numpy as np
 
 from pipeline.campaign.errors import IntegrityError
-from pipeline.campaign.files import write_file
+from pipeline.campaign.files import read_bytes, write_file
 from pipeline.campaign.records import Outcome
 
 SCHEMA = 1
@@ -167,12 +166,15 @@ def _read_items(file: h5py.File) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
-    """Open a result file. Raises IntegrityError for a wrong checksum and for everything that h5py cannot read."""
+    """Open a result file. Raises IntegrityError for a wrong checksum and for everything that h5py cannot read.
+
+    The checksum is taken of the bytes that are then parsed, because another machine may replace the file meanwhile.
+    """
     try:
-        status = path.stat()
-        if not _is_whole(path, status.st_mtime_ns, status.st_size):
+        content = read_bytes(path)
+        if not _is_whole(content):
             raise ValueError("its content does not match the checksum in its first bytes")
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(io.BytesIO(content), "r") as file:
             yield file
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         cure = (
@@ -183,12 +185,10 @@ def _open(path: Path) -> Iterator[h5py.File]:
         raise IntegrityError(f"{path} is not a readable result file ({error})", cure) from error
 
 
-@lru_cache(maxsize=1024)
-def _is_whole(path: Path, mtime_ns: int, size: int) -> bool:
-    """Whether the checksum matches the content. Cached by time and size, because many commands ask for the same file."""
-    with open(path, "rb") as file:
-        block = file.read(USER_BLOCK)
-        return hashlib.file_digest(file, "sha256").hexdigest().encode().ljust(USER_BLOCK, b"\0") == block
+def _is_whole(content: bytes) -> bool:
+    """Whether the checksum in the first bytes matches the others."""
+    digest = hashlib.sha256(memoryview(content)[USER_BLOCK:]).hexdigest()
+    return content[:USER_BLOCK] == digest.encode().ljust(USER_BLOCK, b"\0")
 
 
 def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:

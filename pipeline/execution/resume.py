@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import IntegrityError, NoProgress, NotFound, PipelineError, TrialFailed
-from pipeline.campaign.files import read_json
+from pipeline.campaign.errors import FilesUnreachable, IntegrityError, NoProgress, NotFound, TrialFailed
+from pipeline.campaign.files import copy_file, copy_tree, read_json
 from pipeline.campaign.layout import Attempt
+from pipeline.campaign.shared_path import wait_until
 from pipeline.execution import adapter
 from pipeline.sandbox.bubblewrap import open_output
 
@@ -47,8 +48,8 @@ def restore_sealed(attempt: Attempt, before: Sequence[Attempt], plan_digest: str
             continue
         for source in (earlier.progress, earlier.data_card, earlier.probe):
             if source.exists():
-                shutil.copyfile(source, attempt.folder / source.name)
-        shutil.copytree(earlier.adapter_dir, attempt.adapter_dir)
+                copy_file(source, attempt.folder / source.name)
+        copy_tree(earlier.adapter_dir, attempt.adapter_dir)
         digest = adapter.kept_digest(attempt.adapter_dir)
         if digest != record["adapter_digest"]:
             raise IntegrityError(
@@ -65,7 +66,7 @@ def restore_decoded(attempt: Attempt, before: Sequence[Attempt], plan_digest: st
         record = sealed_record(earlier)
         same = record and (record["plan_digest"], record["adapter_digest"]) == (plan_digest, adapter_digest)
         if same and earlier.decoded_dir.exists():
-            shutil.copytree(earlier.decoded_dir, attempt.decoded_dir, ignore=shutil.ignore_patterns(".*"))
+            copy_tree(earlier.decoded_dir, attempt.decoded_dir, but=".")
             return
 
 
@@ -74,7 +75,7 @@ def sealed_record(attempt: Attempt) -> dict[str, Any]:
     try:
         record = read_json(attempt.sealed)
         return record if {"plan_digest", "adapter_digest"} <= set(record) else {}
-    except (PipelineError, TypeError):
+    except (NotFound, IntegrityError, TypeError):
         return {}
 
 
@@ -141,7 +142,7 @@ class Keeper:
         try:
             keep_state(self._out_dir, self._saved_dir)
             self._kept = newest
-        except (OSError, shutil.Error):
+        except (OSError, shutil.Error, FilesUnreachable):
             pass
 
 
@@ -160,16 +161,19 @@ def reached(attempt: Attempt) -> tuple[bool, int, str]:
     return bool(sealed_record(attempt)), shards, _newest_checkpoint(kept[-1]) if kept else ""
 
 
-def check_progress(before: Sequence[Attempt], num_restarts: int) -> None:
+def check_progress(before: Sequence[Attempt], num_restarts: int, file_wait_seconds: float = 0.0) -> None:
     """Raise NoProgress where Slurm has restarted this job at least twice and the last start got no further than the one before.
 
-    before: earlier attempts, the newest first. An arm that a person starts again is never refused.
+    before: earlier attempts, the newest first; their last files may stay unseen on this node for file_wait_seconds. An arm that a
+    person starts again is never refused.
     """
     if num_restarts < 2 or len(before) < 2 or before[0].result.exists():
         return
-    newest, previous = reached(before[0]), reached(before[1])
-    if newest <= previous:
+    folders = [before[0].folder, before[0].saved_dir, before[0].decoded_dir]
+    if not wait_until(lambda: reached(before[0]) > reached(before[1]), file_wait_seconds, folders):
+        newest = reached(before[0])
         raise NoProgress(
             f"two starts in a row ended at the same point ({newest[2] or 'no checkpoint'})",
-            "Lower recipe.checkpoint_every or raise the time limit, so that a checkpoint fits between two interruptions; then `rerun`",
+            "Lower cluster.checkpoint_minutes or recipe.checkpoint_every, or raise the time limit, so that a checkpoint fits between two "
+            "interruptions; then `rerun`",
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import signal
 import time
 import traceback
@@ -22,9 +21,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.campaign import canonical
-from pipeline.campaign.errors import ConfigError, IntegrityError, Interrupted, PipelineError, TrialFailed, WorkFailed
+from pipeline.campaign.errors import (
+    ConfigError,
+    FilesUnreachable,
+    IntegrityError,
+    Interrupted,
+    PipelineError,
+    TrialFailed,
+    WorkFailed,
+)
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
-from pipeline.campaign.files import read_json, read_json_lines, write_file
+from pipeline.campaign.files import copy_tree, read_json, read_json_lines, write_file, write_new_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
@@ -68,7 +75,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: job.stop.set())
     try:
-        resume.check_progress(job.before, num_restarts)
+        resume.check_progress(job.before, num_restarts, chosen.cluster.file_wait_seconds)
         run(job)
         conclude(job, "completed", "completed")
     except Interrupted as error:
@@ -114,7 +121,7 @@ def run(job: Work) -> None:
             card = job.attempt.data_card
             job.judged = judge.judge(
                 mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
-                job.stop.is_set, card if card.exists() else None,
+                job.stop_wanted, card if card.exists() else None,
             )  # fmt: skip
             job.coverage["engine"] = job.judged.engine
             job.mark("publish")
@@ -159,7 +166,7 @@ def restore(job: Work, out_dir: Path) -> None:
     """Copy the newest state that an earlier attempt kept into /out, if there is one."""
     saved = resume.newest_state(job.before)
     if saved:
-        shutil.copytree(saved, out_dir, symlinks=True, dirs_exist_ok=True)
+        copy_tree(saved, out_dir)
         uid = namespace.trial_uid()
         for path in out_dir.rglob("*"):
             os.chown(path, uid, uid, follow_symlinks=False)  # a trial made these, so they may be links
@@ -183,8 +190,9 @@ def train_confined(
         "num_nodes": num_nodes, "address": address, "port": port, "out_dir": str(out_dir),
         "forbidden": {name: str(path) for name, path in forbidden.items()},
     }  # fmt: skip
-    train_watched(job, multinode.MultiNodeSandbox(confined, shared, num_nodes, order), out_dir)
-    job.coverage["nodes"] = multinode.check_probes(shared, num_nodes)
+    wait_seconds = job.chosen.cluster.file_wait_seconds
+    train_watched(job, multinode.MultiNodeSandbox(confined, shared, num_nodes, order, wait_seconds), out_dir)
+    job.coverage["nodes"] = multinode.check_probes(shared, num_nodes, wait_seconds)
 
 
 def keep_outputs(job: Work, mount: image.Mount, out_dir: Path) -> None:
@@ -203,12 +211,14 @@ def train_watched(job: Work, confined: bubblewrap.Sandbox | multinode.MultiNodeS
     for is_last in (False, True):
         try:
             try:
-                trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop.is_set, keeper.keep_if_new)
+                trial.train(confined, job.attempt, out_dir, stall_seconds, job.stop_wanted, keeper.keep_if_new)
             finally:
                 mark_training(job)
             return
         except Interrupted:
-            with suppress(OSError):  # where the state cannot be copied, the next attempt resumes from an older one
+            with suppress(
+                OSError, FilesUnreachable
+            ):  # where the state cannot be copied, the next attempt resumes from an older one
                 resume.keep_state(out_dir, job.attempt.saved_dir)
             raise
         except TrialFailed as error:
@@ -246,16 +256,8 @@ def seal_adapter(job: Work) -> None:
     """Write the adapter's digest before any secret seed is read. Raises IntegrityError where `sealed.json` exists."""
     record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
     try:
-        with open(job.attempt.sealed, "xb") as file:
-            file.write(canonical.encoded(record))
-            file.flush()
-            os.fsync(file.fileno())
+        write_new_file(job.attempt.sealed, canonical.encoded(record))
     except FileExistsError:
         raise IntegrityError(
             f"{job.attempt.sealed} exists already, so two workers share this attempt", "Start the arm again"
         ) from None
-    except OSError as error:
-        raise WorkFailed(
-            f"cannot write {job.attempt.sealed}: {error.strerror}",
-            "Free space or rights there, then start the arm again",
-        ) from error

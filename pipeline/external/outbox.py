@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.campaign import canonical
 from pipeline.campaign.errors import IntegrityError, NotFound, TrialFailed, WorkFailed
-from pipeline.campaign.files import read_json, write_file
+from pipeline.campaign.files import copy_file, copy_tree, read_json, write_file
 from pipeline.campaign.layout import Campaign
 from pipeline.config.settings import Settings
 from pipeline.decision.board_submissions import REFERENCE, Submission
@@ -62,12 +62,14 @@ def message_of(facts: Mapping[str, Any], submission: Submission) -> str:
 
 def folder_of(campaign: Campaign, number: int) -> Path:
     """Return the folder of a submission's files, which need not exist."""
-    return Path(campaign.outbox / f"{number:04d}")
+    folder: Path = campaign.outbox / f"{number:04d}"
+    return folder
 
 
 def is_ready(campaign: Campaign, number: int) -> bool:
     """Whether the outbox holds everything that sending this submission needs."""
-    return Path(campaign.outbox / f"{number:04d}.json").exists() and folder_of(campaign, number).is_dir()
+    folder = folder_of(campaign, number)
+    return folder.with_suffix(".json").exists() and folder.is_dir()
 
 
 def add(campaign: Campaign, facts: Mapping[str, Any], submission: Submission, pack: Pack | None) -> None:
@@ -107,7 +109,7 @@ def hard_link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        copy_file(source, target)
 
 
 def remove(campaign: Campaign, number: int) -> None:
@@ -121,7 +123,8 @@ def packer(campaign: Campaign, facts: Mapping[str, Any], chosen: Settings) -> Pa
 
     def pack(kept: Path, archive: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="export-", dir=chosen.cluster.scratch_dir or None) as scratch:
-            given = Path(shutil.copytree(kept, Path(scratch, "in", "adapter"))).parent
+            given = Path(scratch, "in")
+            copy_tree(kept, given / "adapter")
             with image.mounted(campaign.image, facts["image"]["tree_digest"], Path(scratch)) as mount:
                 arguments = ["submission", "/in/adapter", f"/out/{ARCHIVE}"]
                 log_path = Path(scratch, "export.log")

@@ -11,7 +11,7 @@ believed. The states are:
     starting     its job runs but has not claimed it yet     interrupted it stopped with its state saved
     running      a worker works                              requeued    it was cut short, and its job waits to resume it
     lost         its job or process ended unexpectedly       unknown     it gave no sign for ten minutes and Slurm does not say, or
-                                                                         Slurm may bring its job back
+                                                                         Slurm may bring its job back, or its result is not seen yet
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 from pipeline.campaign.facts import parse_yaml
 from pipeline.campaign.files import read_json, read_json_lines
 from pipeline.campaign.layout import Attempt, Campaign, Round
-from pipeline.cluster import waiting_reasons
+from pipeline.cluster import slurm_answers
 from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import results
@@ -79,9 +79,14 @@ def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | No
 
 
 @cache
+def _frozen(config: Path) -> Any:
+    """The frozen configuration, which never changes; it is read as plain YAML to be quick."""
+    return parse_yaml(config.read_text())
+
+
 def gpus_of_an_arm(config: Path) -> int:
-    """The number of GPUs of an arm; 0 where the site has none. The frozen file never changes; it is read as plain YAML to be quick."""
-    chosen = parse_yaml(config.read_text())
+    """The number of GPUs of an arm; 0 where the site has none."""
+    chosen = _frozen(config)
     layout = chosen["parallelism"]
     return int(chosen["cluster"]["gpus_per_node"] and layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"])
 
@@ -133,7 +138,7 @@ def _state(
         if job is None:
             return "waiting", ""
         if job.waits or job.runs or job.ended:
-            return ("queued", waits) if job.waits else ("starting", "") if job.runs else ("lost", _ended(job))
+            return ("queued", waits) if job.waits else ("starting", "") if job.runs else _without_result(folder, job)
         # Slurm does not answer, has forgotten the job or may bring it back, which means nothing for some minutes.
         silent = time.time() - folder.jobs.stat().st_mtime if folder.jobs.exists() else 0.0
         return ("unknown", _not_known(job)) if silent > SILENT_SECONDS or job.state != UNKNOWN else ("waiting", "")
@@ -144,7 +149,7 @@ def _state(
     if attempt.interrupted.exists():
         return "interrupted", ""
     if job and job.ended:
-        return "lost", _ended(job)
+        return _without_result(folder, job)
     if job and job.may_return:
         return "unknown", _not_known(job)
     if _is_dead(attempt):
@@ -155,13 +160,19 @@ def _state(
     return "running", ""
 
 
-def _ended(job: Job) -> str:
-    return f"{job.state} {job.reason}".strip()
+def _without_result(folder: Round, job: Job) -> tuple[str, str]:
+    """(state, detail) of an arm whose job has ended and whose result is not here. A job completes only once it has published a score.
+
+    It is not lost where other machines' files may come late; nobody but `rerun` and the meta stage waits for them.
+    """
+    if job.state == "COMPLETED" and _frozen(folder.config)["cluster"].get("file_wait_seconds"):
+        return "unknown", "its job COMPLETED, but its result is not seen here yet; look again in a minute"
+    return "lost", f"{job.state} {job.reason}".strip()
 
 
 def _why_it_waits(job: Job) -> str:
     starts = f"; it should start at {job.expected_start}" if job.expected_start else ""
-    return waiting_reasons.describe(job.reason) + starts
+    return slurm_answers.describe_reason(job.reason) + starts
 
 
 def _not_known(job: Job) -> str:

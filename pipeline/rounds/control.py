@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,15 @@ from pipeline.campaign.errors import ConfigError, NotFound, WorkFailed
 from pipeline.campaign.facts import read_plan
 from pipeline.campaign.files import is_alive, lock_holder, read_json
 from pipeline.campaign.layout import Attempt, Campaign, Round
+from pipeline.campaign.shared_path import wait_until
 from pipeline.cluster import slurm_jobs, slurm_submit
 from pipeline.cluster.slurm_jobs import Job
+from pipeline.config import settings
 from pipeline.execution import results
 from pipeline.rounds import launch
 
 LOGS = ("trial", "judge", "job")
+REFERENCE = "reference"
 
 
 def ask_slurm(folder: Round) -> slurm_jobs.Report:
@@ -37,6 +40,37 @@ def ask_slurm(folder: Round) -> slurm_jobs.Report:
 def job_names(folder: Round) -> list[str]:
     """The names under which Slurm knows the round's jobs, reruns included."""
     return [f"{launch.job_name(folder)}-{role}" for role in ("arms", "reference", "meta")]
+
+
+def await_results(
+    folder: Round, arms: Sequence[tuple[Round, str]], seconds: float, states: Mapping[str, Job] | None = None
+) -> list[str]:
+    """Wait for results of ended jobs that another machine has published and this one does not see yet, for `seconds` at most.
+
+    arms: (round, arm); the arm "reference" stands for reference.h5. Arms whose jobs wait or run are not waited for. states: what
+    Slurm says, which is asked by default. Returns the names of those that were waited for in vain, such as "r0001/a3".
+    """
+    unseen = [(of, arm) for of, arm in arms if not is_seen(of, arm)]
+    if not unseen or not seconds:
+        return []
+    jobs = ask_slurm(folder).jobs if states is None else states
+
+    def has_ended(name: str) -> bool:
+        job = jobs.get(name)
+        return job is None or job.state == "COMPLETING" or not (job.waits or job.runs)
+
+    awaited = [(of, arm) for of, arm in unseen if has_ended(arm if arm == REFERENCE else f"{of.name}/{arm}")]
+    folders = [place for of, arm in awaited for place in (of.folder, of.folder / arm)]
+    wait_until(lambda: all(is_seen(*each) for each in awaited), seconds, folders)
+    return [f"{of.name}/{arm}" for of, arm in awaited if not is_seen(of, arm)]
+
+
+def is_seen(of: Round, arm: str) -> bool:
+    """Whether the arm's newest result is published, as this machine sees it: it may see an older version, that of a failed attempt."""
+    published = of.published(arm)
+    if results.has_score(published):
+        return True
+    return published.exists() and not any(results.has_score(attempt.result) for attempt in of.attempts(arm))
 
 
 def logs_of(folder: Round, arm: str, which: str | None = None) -> list[Path]:
@@ -133,6 +167,10 @@ def rerun(
             f"Slurm does not answer, so nobody knows whether jobs of {folder.name} run, and none can be submitted",
             "Make `sinfo` work in this shell (SLURM_CONF), then run `rerun` again",
         )
+    completed = [(folder, arm) for arm in arms if _has_completed(states.get(f"{folder.name}/{arm}"))]
+    if completed:  # their results are there, and may not be seen here yet
+        await_results(folder, completed, settings.load(folder.config).cluster.file_wait_seconds, states)
+        arms = chosen_arms(folder, asked, failed=failed)
     for arm in arms:
         _check_may_run(folder, arm, states.get(f"{folder.name}/{arm}"), said.complaints)
     has_reference = not asked and _lacks_reference(campaign, folder, states.get("reference"))
@@ -167,6 +205,11 @@ def _lacks_reference(campaign: Campaign, folder: Round, job: Job | None) -> bool
     has_ended = job is None or job.ended or _is_gone(folder, job)
     is_wanted = has_ended and not is_judged and not launch.is_local(folder)
     return is_wanted and results.has_score(campaign.round("r0000").published("a0"))
+
+
+def _has_completed(job: Job | None) -> bool:
+    """Whether Slurm says that the job ended with exit code 0, with which a worker ends only once it has published a score."""
+    return job is not None and job.state == "COMPLETED"
 
 
 def _check_may_run(folder: Round, arm: str, job: Job | None, complaints: Sequence[str]) -> None:

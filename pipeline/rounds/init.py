@@ -7,6 +7,7 @@ also plans r0000, which trains the reference once and evaluates the base; those 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -55,7 +56,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
     check_is_new(campaign)
     rules = load_constitution()
     chosen = settings.compose(overrides)
-    check_can_be_planned(chosen, rules)
+    check_can_be_planned(chosen, rules, is_draft)
     if chosen.cluster.kind == "slurm":
         slurm_submit.check_names([campaign.folder], campaign.name)
     aside = None
@@ -68,6 +69,8 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
         plan_first_rounds(draft, facts, chosen)
         os.rename(aside, campaign.folder)
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            check_is_new(campaign)  # somebody else made it meanwhile, and this draft is dropped
         raise WorkFailed(
             f"cannot make {campaign.folder}: {error}", "Free space or get rights there, then run it again"
         ) from error
@@ -92,9 +95,11 @@ def check_is_new(campaign: Campaign) -> None:
         )
 
 
-def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitution) -> None:
+def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitution, is_draft: bool) -> None:
     """Raise ConfigError or Refused for a configuration whose first round could not be planned."""
     check_plan_fits(chosen)
+    if base_weights.are_outside(chosen.to_dict()["model"]):
+        base_weights.check_named(chosen.cluster.weights_dir, is_draft)
     if chosen.tasks.train_csv:
         entries.describe_real_rows(chosen.tasks.train_csv)
     if chosen.policy.proposals.kind == "llm":

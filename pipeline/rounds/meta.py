@@ -24,11 +24,12 @@ from pipeline.campaign.files import exclusive_lock, file_digest, read_json, writ
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Decision, Outcome, Plan
+from pipeline.cluster import slurm_jobs
 from pipeline.config import settings
 from pipeline.decision import decide, derive, history
 from pipeline.execution import judge, results
 from pipeline.external.round_submissions import RoundSubmissions
-from pipeline.rounds import anchors, log_attempts
+from pipeline.rounds import anchors, control, log_attempts
 from pipeline.rounds.freeze import write_overrides
 from pipeline.sandbox import devices
 
@@ -54,6 +55,8 @@ def close(
         rules = load_constitution(facts["constitution_digest"])
         frozen, _ = read_plan(folder)
         chosen = settings.load(folder.config)
+        for line in await_results(campaign, folder, frozen, chosen):
+            report_line(line)
         outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
         reference = reference_outcome(campaign, folder, facts, chosen)
         write_ledger(campaign)
@@ -78,6 +81,21 @@ def close(
         for line in lines:
             report_line(line)
         return derived.decision
+
+
+def await_results(campaign: Campaign, folder: Round, frozen: Plan, chosen: settings.Settings) -> list[str]:
+    """Wait for what the round's ended jobs, those of r0000 among them, have published. Returns a line about what stayed unseen."""
+    first = campaign.round("r0000")
+    arms = [(of, arm.name) for of, plan in ((first, first.frozen_plan()), (folder, frozen)) for arm in plan.arms]
+    if control.REFERENCE in slurm_jobs.task_ids(folder):
+        arms.append((folder, control.REFERENCE))
+    seconds = chosen.cluster.file_wait_seconds
+    unseen = control.await_results(folder, arms, seconds)
+    return (
+        [f"{', '.join(unseen)}: no result was seen here within {seconds:g} s (cluster.file_wait_seconds)"]
+        if unseen
+        else []
+    )
 
 
 def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome]) -> None:
@@ -151,7 +169,10 @@ def judge_reference(campaign: Campaign, folder: Round, stop_wanted: Callable[[],
     facts = facts_of(campaign)
     verified_code(campaign, facts)
     read_plan(folder)
-    return reference_outcome(campaign, folder, facts, settings.load(folder.config), stop_wanted)
+    chosen = settings.load(folder.config)
+    # This job waits for the one that trains the reference, which may have run on another node.
+    control.await_results(folder, [(campaign.round("r0000"), "a0")], chosen.cluster.file_wait_seconds)
+    return reference_outcome(campaign, folder, facts, chosen, stop_wanted)
 
 
 def evaluate_reference(

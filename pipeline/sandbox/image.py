@@ -31,7 +31,8 @@ from pathlib import Path
 
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
-from pipeline.campaign.files import file_digest, tree_digest, walk
+from pipeline.campaign.files import file_digest, flush_folder, read_bytes, tree_digest, walk, write_file
+from pipeline.campaign.shared_path import claim
 from pipeline.sandbox.namespace import (
     is_machine_root,
     mount,
@@ -90,26 +91,39 @@ class Fork:
 def build(payload_dir: Path, out_sqsh: Path) -> ImageInfo:
     """Pack `payload_dir` into `out_sqsh` and write the manifest beside it. Equal payloads give equal bytes.
 
-    The tree digest is taken from the folder, so the first mount refuses an image whose payload changed while it was packed.
+    The image is packed and verified in a folder of its own beside `out_sqsh`, and only then moved there. Of two machines that build at
+    once each moves its image together with its manifest, and a build that finds the same image there leaves it as it is.
 
-    Raises NotFound without the folder or mksquashfs, ConfigError for a file that `tree_digest` refuses, and WorkFailed where packing fails.
+    Raises NotFound without the folder or mksquashfs, ConfigError for a file that `tree_digest` refuses, IntegrityError where the payload
+    changed while it was packed, and WorkFailed where packing fails.
     """
     if not payload_dir.is_dir():
         raise NotFound(f"There is no payload folder {payload_dir}")
     digest = tree_digest(payload_dir)
     num_files = sum(stat.S_ISREG((payload_dir / name).lstat().st_mode) for name in walk(payload_dir))
     builder = run_program("mksquashfs", "-version").splitlines()[0]
-    aside = out_sqsh.with_name(f".{out_sqsh.name}.{os.getpid()}")
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{out_sqsh.name}.", dir=out_sqsh.parent) as folder:
+        aside = Path(folder, out_sqsh.name)
         run_program("mksquashfs", str(payload_dir), str(aside), *BUILD_FLAGS)
+        aside.chmod(0o644)
         info = ImageInfo(digest, file_digest(aside), num_files, aside.stat().st_size, builder)
-        _publish(aside, out_sqsh)
-        # The manifest is written second. Until then the old manifest refuses the new image, which is the safe order.
-        aside.write_text(json.dumps({"schema": MANIFEST_SCHEMA, **asdict(info)}, indent=1, sort_keys=True) + "\n")
-        _publish(aside, _manifest_path(out_sqsh))
-    finally:
-        aside.unlink(missing_ok=True)
+        manifest = json.dumps({"schema": MANIFEST_SCHEMA, **asdict(info)}, indent=1, sort_keys=True) + "\n"
+        write_file(_manifest_path(aside), manifest)
+        verify(aside, digest)
+        with claim(out_sqsh.with_name(f".{out_sqsh.name}.claim")):
+            if not _is_published(out_sqsh, info):
+                # The manifest is moved second. Until then the old manifest refuses the new image, which is the safe order.
+                _publish(aside, out_sqsh)
+                _publish(_manifest_path(aside), _manifest_path(out_sqsh))
     return info
+
+
+def _is_published(sqsh: Path, info: ImageInfo) -> bool:
+    """Whether the image is there already, with its manifest and its bytes."""
+    try:
+        return show(sqsh) == info and file_digest(sqsh) == info.sqsh_sha256
+    except (NotFound, IntegrityError):
+        return False
 
 
 def show(sqsh: Path) -> ImageInfo:
@@ -127,7 +141,7 @@ def show(sqsh: Path) -> ImageInfo:
             f"There is no image manifest {path}", "Copy the .json file with the image, or build the image again"
         )
     try:
-        fields = strict_json.read(path.read_bytes())
+        fields = strict_json.read(read_bytes(path))
         if fields.pop("schema") != MANIFEST_SCHEMA:
             raise ValueError(f"schema is not {MANIFEST_SCHEMA}")
         return ImageInfo(**fields)
@@ -257,6 +271,7 @@ def _publish(aside: Path, path: Path) -> None:
     with open(aside, "rb") as file:
         os.fsync(file.fileno())
     os.replace(aside, path)
+    flush_folder(path.parent)
 
 
 def _unpack(sqsh: Path, folder: Path) -> None:

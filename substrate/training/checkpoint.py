@@ -16,10 +16,12 @@ configuration without the layout, must be equal, so another run's state is refus
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,46 @@ if TYPE_CHECKING:
 
 
 KEPT = 2  # newest checkpoints that stay on disk
+SHARE = 0.05  # of the time, at most, for checkpoints by the clock
+VARIABLE = "SUBSTRATE_CHECKPOINT_SECONDS"
+
+
+class Saver:
+    """Says when a checkpoint is due, by count of steps or by the clock, and saves it unless it is saved already.
+
+    The clock asks `seconds` after the last one, and never where that is 0. Where saving takes long, it asks later, so that
+    no more than SHARE of the time goes into it. When checkpoints are saved changes nothing of what is trained.
+    """
+
+    def __init__(self, every: int, seconds: float) -> None:
+        self._every, self._seconds = every, seconds
+        self._due = time.monotonic() + seconds
+        self.saved_step = -1
+
+    @classmethod
+    def from_environment(cls, every: int) -> "Saver":
+        """Reads SUBSTRATE_CHECKPOINT_SECONDS. Raises UsageError for a value that is no number of at least 0."""
+        text = os.environ.get(VARIABLE, "0")
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            raise UsageError(f"{VARIABLE} is {text!r}; it must be a number of seconds, 0 or more")
+        return cls(every, seconds)
+
+    def is_due(self, step: int, agree: Callable[[bool], bool]) -> bool:
+        """Returns whether to save after `step`. All ranks call it together. agree: makes one rank's clock count for all."""
+        return step % self._every == 0 or (self._seconds > 0 and agree(time.monotonic() >= self._due))
+
+    def save(self, folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str, Any]) -> None:
+        """Saves as the function `save`."""
+        if record["step"] == self.saved_step:
+            return
+        begun = time.monotonic()
+        save(folder, tensors, record)
+        self.saved_step, now = record["step"], time.monotonic()
+        self._due = now + max(self._seconds, (now - begun) / SHARE)
 
 
 def save(folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str, Any]) -> None:
@@ -57,7 +99,7 @@ def save(folder: Path, tensors: Iterable[tuple[str, "Tensor"]], record: dict[str
             shutil.rmtree(final, ignore_errors=True)  # left by a run that was resumed from an earlier step
             os.replace(partial, final)
             for old in _newest_first(folder)[KEPT:]:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # NFS keeps the name of an open file; the next save tries again
     except (OSError, SafetensorError) as error:
         raise DataError(
             f"checkpoint after step {record['step']} cannot be written: {error}; make room in the output folder"

@@ -76,10 +76,9 @@ class Training:
             self.optimizer.state[tensor] = {"step": torch.zeros(()), **zeros}
         every, last = recipe.checkpoint_every, recipe.num_steps
         self._selector = Selector(recipe.selection, sorted({*range(every, last, every), last}), self.trainable)
-        self.copies: dict[
-            str, list[Tensor]
-        ] = {}  # copies of the trainable tensors by name, kept in checkpoints (`copy`)
+        self.copies: dict[str, list[Tensor]] = {}  # of the trainable tensors, by name, kept in checkpoints (`copy`)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self._saver = checkpoint.Saver.from_environment(recipe.checkpoint_every)
         self.rates = [0.0] * recipe.num_steps
         if not self._resume():
             rates = learning_rates(
@@ -116,7 +115,7 @@ class Training:
             )
             if self._selector.is_due(self.step):
                 self._offer_candidate()
-            if self.step % self.recipe.checkpoint_every == 0 and self.step < self.recipe.num_steps:
+            if self.step < self.recipe.num_steps and self._saver.is_due(self.step, self.parallel.agree):
                 self._save_checkpoint()
         self._selector.apply()
         self.recipe.save(self, self.task.out / "adapter")
@@ -250,13 +249,14 @@ class Training:
         self.step, self.tokens, self.seconds, self.rates = (
             record[name] for name in ("step", "tokens", "seconds", "rates")
         )
+        self._saver.saved_step = self.step
         return True
 
     def _save_checkpoint(self) -> None:
         numbers = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "rates": self.rates}
         kept = {"copies": list(self.copies), "selection": self._selector.record()}
         record = {**numbers, **kept, "identity": self._identity(), "layout": self.task.parallelism}
-        checkpoint.save(self.checkpoints, self._written_here(), record)
+        self._saver.save(self.checkpoints, self._written_here(), record)
 
     def _written_here(self) -> "Iterator[tuple[str, Tensor]]":
         """Yields the tensors of the state that this rank writes, by name, whole and on the host."""

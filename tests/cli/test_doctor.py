@@ -52,6 +52,15 @@ def test_overrides_change_a_campaign_s_configuration_for_the_check_alone(campaig
     assert tree(campaign.folder) == before
 
 
+def test_doctor_refuses_overrides_that_the_frozen_campaign_refuses(campaign, capsys):
+    """With the words of `round`. The words it was frozen with are taken, and so is what may change between rounds."""
+    assert main(["round", str(campaign.folder), "recipe.num_steps=7", "--dry-run"]) == 2
+    refusal = capsys.readouterr().err
+    assert main(["doctor", str(campaign.folder), "recipe.num_steps=7"]) == 2
+    assert capsys.readouterr().err == refusal and "was frozen with experiment=smoke" in refusal
+    assert "configuration" in checks(capsys, campaign.folder, "experiment=smoke", "cluster.arms_at_once=3")
+
+
 @pytest.mark.parametrize("name", ["doctor", "plan-memory"])
 def test_a_word_that_is_neither_is_told_both_forms(name, tmp_path, capsys):
     for word, said in (

@@ -1,12 +1,14 @@
 """Test `doctor` on a stand-in site: what it checks there, and that it names every fault with a cure."""
 
+import errno
 import os
 import re
 import subprocess
 
 import pytest
 
-from pipeline.cluster import doctor, site_check
+from pipeline.campaign import shared_path
+from pipeline.cluster import doctor, sandbox_check, site_check
 from pipeline.config import settings
 from tests.support.campaigns import changed_byte, fresh_campaign
 
@@ -20,6 +22,14 @@ SLURM_VERSION           = 22.05.8
 SITE = ["cluster=slurm", "experiment=smoke", "cluster.gpus_per_node=0"]
 HEALTHY = {"seen": "seen", "clock": "100.5", "runtime": "Python 3.11.7", "absent": "", "fuse": "open", "namespaces": "open",
            "bytes": str(2**40), "kind": "xfs", "gpus": "8", "errors": "0 0 0 0 0 0 0 0", "end": "n7"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_rehearsal(monkeypatch):
+    """test_sandbox_check.py plays the sandbox; here that would take half a second each time."""
+    monkeypatch.setattr(
+        sandbox_check, "examine", lambda chosen: [site_check.Check("sandbox: network", "good", "played")]
+    )
 
 
 @pytest.fixture
@@ -75,7 +85,8 @@ def test_a_site_that_is_fit_has_nothing_bad(site, monkeypatch):
     assert [check for check in found.values() if check.verdict == "bad"] == []
     assert {"slurmctld", "MaxArraySize", "JobRequeue", "accounting", "time limit", "nodes", "shared file system", "clock skew",
             "runtime on a node", "mounts on a node", "user namespaces on a node", "scratch on a node", "disk", "scratch",
-            "leaking variables", "secrets in the environment", "configuration"} <= set(found)  # fmt: skip
+            "leaking variables", "secrets in the environment", "configuration",
+            "sandbox: network", "file locks", "ignored variables"} <= set(found)  # fmt: skip
     assert found["runtime on a node"].found.startswith("Python 3")
     assert found["request of meta"].found.startswith("sbatch: Job 9 to start")
 
@@ -179,6 +190,47 @@ def test_variables_that_leak_and_secrets_are_named_without_their_values(site, mo
     assert (found["leaking variables"].verdict, found["leaking variables"].found) == ("bad", "SBATCH_PARTITION")
     assert "HF_TOKEN" in found["secrets in the environment"].found
     assert not any("hunter2" in check.found + check.cure for check in found.values())
+
+
+def test_case_17_every_variable_that_the_pipeline_ignores_is_named(site, monkeypatch):
+    """Whatever hides them: what jobs are submitted without, what questions to Slurm are asked without, what a stage sets itself."""
+    site()
+    for name in ("SBATCH_QOS", "SRUN_DEBUG", "SLURM_PARTITION", "SQUEUE_STATES", "SACCT_FORMAT", "SLURM_TIME_FORMAT", "SLURM_CLUSTERS",
+                 "MY_API_KEY", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "SOURCE_DATE_EPOCH"):  # fmt: skip
+        monkeypatch.setenv(name, "hunter2")
+    monkeypatch.setenv("SLURM_CONF", "hunter2")
+    found = examined()["ignored variables"]
+    assert (found.verdict, "hunter2" in found.found, "SLURM_CONF" in found.found) == ("good", False, False)
+    of_jobs, of_questions, of_stages = found.found.partition(" (")[0].split("; ")
+    assert {"SBATCH_QOS", "SRUN_DEBUG", "SLURM_PARTITION", "MY_API_KEY", "AWS_SECRET_ACCESS_KEY"} <= set(
+        re.findall(r"\w+", of_jobs)
+    )
+    assert set(re.findall(r"[A-Z_]{5,}", of_questions)) >= {
+        "SQUEUE_STATES",
+        "SACCT_FORMAT",
+        "SLURM_TIME_FORMAT",
+        "SLURM_CLUSTERS",
+    }
+    assert of_stages.endswith("PYTHONPATH, SOURCE_DATE_EPOCH")
+
+
+def test_a_folder_whose_locks_keep_nobody_out_is_bad(site, monkeypatch):
+    site()
+    assert examined()["file locks"].verdict == "good"
+    monkeypatch.setattr(shared_path.fcntl, "flock", lambda *_: None)  # as NFS mounted with `nolock`
+    assert "at once" in examined()["file locks"].found
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(shared_path.fcntl, "flock", refuse)
+    assert "-o flock" in examined()["file locks"].cure
+
+
+def test_weights_that_are_not_in_the_image_are_asked_for(site):
+    site()
+    assert "weights_dir is empty" in examined("model.weights=base/weights.json")["base weights"].found
+    assert "base weights" not in examined()
 
 
 def test_a_campaign_s_digests_are_checked(site, tmp_path):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pipeline.cluster import slurm_answers, slurm_jobs, waiting_reasons
+from pipeline.cluster import slurm_answers, slurm_jobs
 from pipeline.cluster.slurm_clients import Output
 from tests.support.slurm_world import World
 
@@ -96,14 +96,14 @@ def test_case_03_a_line_that_nobody_can_read_is_kept_and_headers_are_none() -> N
     ],
 )  # fmt: skip
 def test_case_07_what_waits_for_a_person_is_told_from_what_takes_long(reason: str, needs_person: bool) -> None:
-    told = waiting_reasons.explain(reason)
+    told = slurm_answers.explain_reason(reason)
     assert told and told.needs_person is needs_person
-    shown = waiting_reasons.describe(reason)
+    shown = slurm_answers.describe_reason(reason)
     assert shown.startswith(reason) and told.sentence in shown and ("needs a person" in shown) is needs_person
 
 
 def test_case_07_an_unknown_reason_is_shown_as_it_is() -> None:
-    assert waiting_reasons.describe("SomethingNew") == "SomethingNew" and waiting_reasons.describe("") == ""
+    assert slurm_answers.describe_reason("SomethingNew") == "SomethingNew" and slurm_answers.describe_reason("") == ""
 
 
 def test_ten_thousand_worlds_never_end_a_job_that_waits_or_runs(monkeypatch: pytest.MonkeyPatch) -> None:

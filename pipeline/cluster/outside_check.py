@@ -1,0 +1,104 @@
+"""What `doctor` checks of the programs and endpoints that a configuration needs outside of the pipeline: the board's client, the proposer, the
+runtime of vLLM. These are looked for and connected to, and nothing is sent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pipeline.cluster.site_check import Check, make_check
+from pipeline.config import settings
+from pipeline.config.schema import Proposals
+
+CONNECT_SECONDS = 3.0
+
+
+def examine(chosen: settings.Settings) -> Iterator[Check]:
+    """Check what the external target, the proposer and the engine of a configuration need. Yields nothing for what is not configured."""
+    yield from _board(chosen)
+    yield from _proposer(chosen.policy.proposals)
+    if chosen.tasks.engine == "vllm":
+        python = Path(chosen.cluster.vllm_runtime, "bin", "python")
+        there = os.access(python, os.X_OK)
+        yield make_check("engine vllm", there, f"{python} {'is there' if there else 'is no program here'}",
+                         "set cluster.vllm_runtime to a virtual environment with vLLM", _elsewhere(chosen))  # fmt: skip
+
+
+def _elsewhere(chosen: settings.Settings) -> str:
+    """The verdict on what is missing here: it is needed on the nodes of a Slurm site, which may have it."""
+    return "bad" if chosen.cluster.kind == "local" else "unknown"
+
+
+def _board(chosen: settings.Settings) -> Iterator[Check]:
+    """The client of the board. The meta job sends, or with external.push=login a person on this machine."""
+    target = chosen.external
+    missing = "bad" if target.push == "login" else _elsewhere(chosen)
+    if target.kind == "kaggle":
+        path = shutil.which("kaggle")
+        yield make_check("program kaggle", bool(path), path or "not on PATH", "pip install kaggle", missing)
+        folders = [os.environ.get("KAGGLE_CONFIG_DIR"), "~/.kaggle", "~/.config/kaggle"]
+        files = [
+            Path(folder, name).expanduser()
+            for folder in folders
+            if folder
+            for name in ("kaggle.json", "access_token", "credentials.json")
+        ]
+        place = next((str(file) for file in files if file.is_file()), "")
+        if os.environ.get("KAGGLE_API_TOKEN") or (os.environ.get("KAGGLE_USERNAME") and os.environ.get("KAGGLE_KEY")):
+            place = (
+                "in the environment, which jobs do not get" if chosen.cluster.kind == "slurm" else "in the environment"
+            )
+        yield make_check("kaggle's credentials", bool(place), place or "neither a file nor variables",
+                         "put the token of kaggle.com/settings into ~/.kaggle/kaggle.json (chmod 600)", "unknown")  # fmt: skip
+    elif target.kind == "command":
+        for key, words in (("external.command", target.command), ("external.poll_command", target.poll_command)):
+            if words:
+                path = shutil.which(words[0])
+                yield make_check(f"program of {key}", bool(path), path or f"{words[0]} is no program here",
+                                 f"put it on PATH, or give {key} its whole path", missing)  # fmt: skip
+
+
+def _proposer(proposals: Proposals) -> Iterator[Check]:
+    """The proposer, which is asked when a round is frozen."""
+    if proposals.kind == "optuna":
+        found = importlib.util.find_spec("optuna") is not None
+        yield make_check(
+            "optuna", found, "installed" if found else "not installed", "pip install '.[optuna]' into .venv"
+        )
+    if proposals.kind != "llm":
+        return
+    problem = _unreachable(proposals.url)
+    yield make_check("proposer's endpoint", not problem, problem or f"{urlsplit(proposals.url).hostname} accepts connections",
+                     "check policy.proposals.url, and the network and proxy of this machine")  # fmt: skip
+    if proposals.api_key_env:
+        there = bool(os.environ.get(proposals.api_key_env, "").strip())
+        yield make_check("proposer's key", there, f"{proposals.api_key_env} is {'set' if there else 'not set'}",
+                         f"export {proposals.api_key_env} where rounds are frozen, or name a file in policy.proposals.api_key_file")  # fmt: skip
+    elif proposals.api_key_file:
+        path = Path(proposals.api_key_file)
+        there = path.is_file() and os.access(path, os.R_OK) and path.stat().st_size > 0
+        yield make_check("proposer's key", there, f"{path} {'is there' if there else 'is no file with a key that you may read'}",
+                         "put the key there, for you alone (chmod 600)")  # fmt: skip
+
+
+def _unreachable(url: str) -> str:
+    """Why nobody can be asked at this address; empty if somebody accepts a connection there. A proxy of the site is not used."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if not parts.hostname or port is None:
+        return "policy.proposals.url is no address such as https://host/v1/chat/completions"
+    proxied = os.environ.get(f"{parts.scheme}_proxy") or os.environ.get(f"{parts.scheme.upper()}_PROXY")
+    try:
+        socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        return "" if proxied else f"no connection to {parts.hostname}:{port} ({error})"
+    return ""
