@@ -93,7 +93,7 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     stop, cluster = threading.Event(), settings.load(folder.config).cluster
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    end = JobEnd(time.time(), cluster.time_limit_minutes, cluster.signal_lead_seconds)
+    end = JobEnd(time.time(), cluster.request("reference").time_limit_minutes, cluster.signal_lead_seconds)
     outcome = meta.judge_reference(campaign, folder, lambda: stop.is_set() or end.is_near())
     print(f"the reference is {outcome.status} for {arguments.round}; the meta stage uses its scores")
 

@@ -45,7 +45,7 @@ class Work:
     def end(self) -> JobEnd:
         """The end of the job that this attempt runs in."""
         cluster = self.chosen.cluster
-        return JobEnd(self.started, cluster.time_limit_minutes, cluster.signal_lead_seconds)
+        return JobEnd(self.started, cluster.request("worker").time_limit_minutes, cluster.signal_lead_seconds)
 
     def stop_wanted(self) -> bool:
         """Whether the attempt is to save its state and stop: a signal came, or the job ends soon and none has come."""

@@ -168,6 +168,8 @@ def rerun(
             "Make `sinfo` work in this shell (SLURM_CONF), then run `rerun` again",
         )
     completed = [(folder, arm) for arm in arms if _has_completed(states.get(f"{folder.name}/{arm}"))]
+    if not asked and _has_completed(states.get(REFERENCE)):
+        completed.append((folder, REFERENCE))
     if completed:  # their results are there, and may not be seen here yet
         await_results(folder, completed, settings.load(folder.config).cluster.file_wait_seconds, states)
         arms = chosen_arms(folder, asked, failed=failed)

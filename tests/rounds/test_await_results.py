@@ -167,3 +167,10 @@ def test_a_result_that_was_replaced_is_read_anew(folder):
     os.replace(other, path)
     os.utime(path, ns=times)
     assert results.read_attributes(path)["arm"] == "a2"
+
+
+def test_rerun_starts_no_second_judging_of_the_reference_whose_result_comes_late(campaign, folder, monkeypatch):
+    monkeypatch.setattr(control.launch, "is_local", lambda folder: False)
+    slurm_says(monkeypatch, folder, a4="COMPLETED", reference="COMPLETED")
+    with late(folder.folder / "reference.h5"):
+        assert control.rerun(campaign, folder, [], failed=False, dry_run=True, watch=lambda: None) == []
