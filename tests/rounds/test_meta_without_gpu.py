@@ -16,7 +16,7 @@ from pipeline.rounds import control, freeze, launch, meta
 from pipeline.rounds.init import init
 from tests.support.campaigns import OVERRIDES, fresh_campaign, publish, publish_reference, tree
 
-GPUS = ["cluster=slurm", "cluster.gpus_per_node=2"]
+GPUS = ["cluster=slurm", "cluster.gpus_per_node=2", "cluster.file_wait_seconds=0"]
 
 
 @pytest.fixture

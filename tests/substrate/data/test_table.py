@@ -123,7 +123,7 @@ def test_case_12_is_told_before_a_campaign_has_a_folder_and_by_doctor(tmp_path: 
     path.write_bytes(HEADER + b"1,p,a\n2,p,\n")
     chosen = settings.compose([f"tasks.train_csv={path}"])
     with pytest.raises(ConfigError, match="tasks.train_csv: .* line 3: no answer. Fill the column answer in"):
-        init.check_can_be_planned(chosen, init.load_constitution())
+        init.check_can_be_planned(chosen, init.load_constitution(), is_draft=False)
     [check] = [check for check in doctor.examine(chosen) if check.name == "real rows"]
     assert (check.verdict, "line 3: no answer" in check.found, "remove the row" in check.cure) == ("bad", True, True)
     path.write_bytes(UTF8)
