@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError
-from pipeline.campaign.files import is_alive, read_json
+from pipeline.campaign.files import is_alive, lock_holder, read_json
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.cli.arguments import (
     Commands,
@@ -80,6 +80,8 @@ def status_verb(arguments: argparse.Namespace) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
     if warning := silence_warning(folder, states):
         print(warning)
+    if cut := cut_short_warning(folder, quoted_campaign(arguments)):
+        print(cut)
     if complaints and not folder.closed.exists():
         print(f"not all of Slurm's answer could be had: {'; '.join(complaints)}")
     for trouble in troubles:
@@ -110,6 +112,16 @@ def status_verb(arguments: argparse.Namespace) -> None:
         )
     else:
         print(f"the round is open; decide it when its arms are done: {typed('meta', name, '--round', folder.name)}")
+
+
+def cut_short_warning(folder: Round, name: str) -> str:
+    """The warning that a submission was cut short, with what to type; empty if none was, or if one is under way. name: the campaign's."""
+    from pipeline.cluster import slurm_jobs, slurm_submit
+
+    is_cut = slurm_submit.is_cut_short(folder.slurm_dir, slurm_jobs.recorded_marks(folder))
+    if not is_cut or lock_holder(folder.lock):
+        return ""
+    return f"a submission of this round was cut short; this cancels its jobs and submits the round again: {typed('round', name)}"
 
 
 def silence_warning(folder: Round, states: dict[str, Any]) -> str:

@@ -156,7 +156,7 @@ def parse_tasks(text: str) -> tuple[tuple[range, ...], bool]:
     tasks, cut = [], False
     for item in text.partition("%")[0].split(","):
         found = _TASKS.fullmatch(item.strip())
-        if found:
+        if found and max(map(len, filter(None, found.groups()))) < 10:
             first, last, step = int(found[1]), int(found[2] or found[1]), int(found[3] or 1)
             tasks.append(range(first, last + 1, step or 1))
         else:

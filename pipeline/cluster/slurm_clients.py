@@ -7,6 +7,7 @@ SLURM_* variables do too. The clients run without them; SLURM_CONF and the token
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ def run(*command: str, timeout_seconds: float | None = None) -> Output:
     if told:
         complaint = told if told.startswith(f"{command[0]}:") else f"{command[0]}: {told}"
     return Output(done.stdout, complaint, failed, done.stderr)
+
+
+def cluster_name() -> str:
+    """The name of the cluster that Slurm's clients ask here; empty where no controller answers."""
+    found = re.search(r"^ClusterName\s*= (\S+)$", output_of("scontrol", "show", "config"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def output_of(*command: str, timeout_seconds: float | None = None) -> str:

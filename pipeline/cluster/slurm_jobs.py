@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import PipelineError
-from pipeline.campaign.files import read_json, read_json_lines
+from pipeline.campaign.files import read_json_lines, write_file
 from pipeline.campaign.layout import Round
 from pipeline.cluster import slurm_answers, slurm_clients
 from pipeline.cluster.slurm_answers import COMES_BACK, ENDS, RUNS, UNKNOWN, WAITS, Line
@@ -78,15 +77,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Source:
-    """The answer of one client. trusted: it answered, nobody filtered it as far as we can see, and all of it was read."""
+    """The answer of one client."""
 
     name: str
     answer: slurm_answers.Answer
-    error: str
+    output: slurm_clients.Output
 
-    @property
-    def trusted(self) -> bool:
-        return self.answer.spoke and not self.error and not self.answer.unread
+    def is_trusted(self, root: str) -> bool:
+        """Whether it answered without an error, and no line that cannot be read may be of the job or array `root`."""
+        is_whole = self.answer.spoke and not self.output.failed and "error" not in self.output.stderr.lower()
+        return is_whole and not any(root in re.findall(r"\d+", line) for line in self.answer.unread)
 
     def line_of(self, job_id: str) -> Line | None:
         """The last line of a job, one of its own before one that it shares with other tasks."""
@@ -95,27 +95,41 @@ class Source:
         return (own or lines)[-1] if lines else None
 
 
-def record_submission(folder: Round, tasks: Mapping[str, str], meta_id: str, why: str, mark: str = "") -> None:
-    """Append a submission to `jobs.jsonl`. tasks: "r0001/a3" -> job id. why: `round` or `rerun`. mark: of the submission."""
+def record_submission(
+    folder: Round, tasks: Mapping[str, str], meta_id: str, why: str, ids: Mapping[str, Any] | None = None
+) -> None:
+    """Add a submission to `jobs.jsonl`; whoever calls this holds the round's lock. Raises WorkFailed where it cannot be written whole.
+
+    tasks: "r0001/a3" -> job id. why: `round` or `rerun`. ids: what slurm_submit.submit returned.
+    """
     content: dict[str, Any] = {"tasks": dict(tasks), "meta": meta_id, "why": why, "at": round(time.time(), 3)}
-    content |= {"uid": os.getuid(), "submission": mark}
-    line = json.dumps(content) + "\n"
-    descriptor = os.open(folder.jobs, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o664)
-    try:
-        os.write(descriptor, line.encode())  # a single call, so that two writers cannot mix their lines
-    finally:
-        os.close(descriptor)
+    content |= {"uid": os.getuid(), "cluster": slurm_clients.cluster_name(), "ids": dict(ids or {})}
+    before = folder.jobs.read_text() if folder.jobs.exists() else ""
+    write_file(folder.jobs, before + json.dumps(content) + "\n", mode=0o664)
 
 
 def submissions(folder: Round) -> list[dict[str, Any]]:
-    """The lines of `jobs.jsonl`, oldest first; empty if the round was never submitted to Slurm."""
-    return read_json_lines(folder.jobs) if folder.jobs.exists() else []
+    """The lines of `jobs.jsonl`, oldest first; empty if the round was never submitted to Slurm.
+
+    r0000 has no submission of its own at first: its arms are submitted beside r0001, whose file names them.
+    """
+    own = read_json_lines(folder.jobs) if folder.jobs.exists() else []
+    if folder.number:
+        return own
+    beside = submissions(folder.campaign.round("r0001"))
+    of_first = [{**each, "meta": "", "tasks": {arm: job_id for arm, job_id in each["tasks"].items() if arm.startswith("r0000/")}}
+                for each in beside]  # fmt: skip
+    return [*(each for each in of_first if each["tasks"]), *own]
 
 
 def recorded_marks(folder: Round) -> set[str]:
-    """The marks of the submissions that the campaign's files name. A round is named by `submitted.json`, which is written last."""
-    marks = {submission.get("submission", "") for submission in submissions(folder) if submission["why"] == "rerun"}
-    return marks | ({read_json(folder.submitted).get("submission", "")} if folder.submitted.exists() else set())
+    """The marks of the submissions that `jobs.jsonl` names."""
+    return {str(each.get("ids", {}).get("submission", "")) for each in submissions(folder)}
+
+
+def clusters(folder: Round) -> set[str]:
+    """The names of the clusters to which the round was submitted."""
+    return {each["cluster"] for each in submissions(folder) if each.get("cluster")}
 
 
 def task_ids(folder: Round) -> dict[str, str]:
@@ -126,6 +140,12 @@ def task_ids(folder: Round) -> dict[str, str]:
         if submission["meta"]:
             ids["meta"] = submission["meta"]
     return ids
+
+
+def all_ids(folder: Round) -> list[tuple[str, str]]:
+    """(arm, job id) of every job that was ever submitted for the round, superseded ones and each meta job included."""
+    pairs = [pair for each in submissions(folder) for pair in (*each["tasks"].items(), ("meta", each["meta"]))]
+    return [(arm, job_id) for arm, job_id in dict.fromkeys(pairs) if job_id]
 
 
 def first_submitted(folder: Round) -> float:
@@ -163,7 +183,7 @@ def query_jobs(ids: Iterable[str], names: Sequence[str], since: float) -> Report
         if not missing and not (name == "sacct" and completed):
             continue
         output = slurm_clients.run(*command)
-        asked[name] = source = Source(name, READERS[name](output.text), output.error)
+        asked[name] = source = Source(name, READERS[name](output.text), output)
         known |= {job_id: job for job_id in missing if (job := _job_of(source, job_id))}
     jobs = {job_id: _concluded(job_id, known.get(job_id), asked) for job_id in wanted}
     return Report(jobs, tuple(_complaints(asked.values(), jobs.values())))
@@ -209,9 +229,9 @@ def _is_absent(job_id: str, asked: Mapping[str, Source]) -> bool:
     if not {"squeue", "scontrol"} <= set(asked):
         return False
     squeue, scontrol = asked["squeue"], asked["scontrol"]
-    if not squeue.trusted or not scontrol.trusted or squeue.line_of(job_id) or scontrol.line_of(job_id):
-        return False
     root = job_id.split("_")[0]
+    if not all(source.is_trusted(root) and not source.line_of(job_id) for source in (squeue, scontrol)):
+        return False
     ours = [line for source in (squeue, scontrol) for line in source.answer.lines if line.ids.root == root]
     if any(line.ids.cut for line in ours):
         return False
@@ -239,7 +259,7 @@ def _complaints(asked: Iterable[Source], jobs: Iterable[Job]) -> list[str]:
     all_known = all(job.state != UNKNOWN for job in jobs)
     lines = []
     for source in asked:
-        said = [source.error] if source.error else []
+        said = [source.output.error] if source.output.error else []
         said += [
             line if line.startswith(f"{source.name}:") else f"{source.name} printed: {line}"
             for line in source.answer.unread[:1]
@@ -273,24 +293,3 @@ class Asker:
             self._at = time.monotonic()
             self._wait = self._shortest if before != self._found else min(self._longest, 2 * self._wait)
         return self._found
-
-
-def lost_nodes(folder: Round, arms: Iterable[str]) -> list[str]:
-    """Nodes on which the newest attempt of one of these arms vanished: it has a claim, but neither a result nor a saved state.
-
-    `rerun` excludes them.
-    """
-    nodes = []
-    for arm in arms:
-        for attempt in folder.attempts(arm)[-1:]:
-            if attempt.claim.exists() and not attempt.result.exists() and not attempt.interrupted.exists():
-                nodes.append(str(_claim(attempt.claim).get("node") or ""))
-    return sorted({node for node in nodes if node})
-
-
-def _claim(path: Path) -> dict[str, Any]:
-    try:
-        claim: dict[str, Any] = read_json(path)
-        return claim
-    except (OSError, PipelineError):
-        return {}

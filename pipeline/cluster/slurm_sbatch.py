@@ -6,7 +6,7 @@ comment of each job:
 
     slurm/submissions/5f0c.open          jobs may run under this mark, and nobody has recorded them yet
     slurm/submissions/5f0c.kept          the campaign's files name these jobs
-    slurm/submissions/5f0c.taken_back    these jobs were cancelled; one that starts nevertheless refuses to work
+    slurm/submissions/5f0c.taken_back    these jobs were or are being cancelled; one that starts nevertheless refuses to work
 
 submitit writes the script and pickles the stage; the call of sbatch is ours.
 """
@@ -28,6 +28,7 @@ from pipeline.cluster import slurm_answers, slurm_clients
 
 SBATCH_SECONDS = 120.0
 LOOKS = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each search for a job that an sbatch without an answer may have left
+ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
 UNANSWERED = re.compile(
     r"timed? ?out|did not answer|unable to contact|zero bytes|connection (reset|refused)|(receive|send|communication).*(fail|error)|standby",
     re.IGNORECASE,
@@ -54,11 +55,19 @@ class Mark:
         self.path("open").rename(self.path("kept"))
 
     def take_back(self, names: Sequence[str]) -> list[str]:
-        """Make jobs that start from now on refuse to work, and cancel those that Slurm has. Returns their ids. names: of the jobs."""
-        self.path("open").rename(self.path("taken_back"))
-        ids = marked_jobs(names, self.word)
-        if ids:
-            slurm_clients.run("scancel", *ids)
+        """Make jobs that start from now on refuse to work, and cancel those that Slurm has. Returns their ids. names: of the jobs.
+
+        The mark stays open until that is done. Raises WorkFailed if Slurm does not answer or does not cancel them.
+        """
+        self.path("taken_back").touch()
+        ids, error = marked_jobs(names, self.word)
+        if error:
+            raise WorkFailed(
+                f"an earlier submission was cut short, and nobody knows whether its jobs run ({error})",
+                "Make `squeue` answer in this shell, then run the command again",
+            )
+        cancel_jobs(ids)
+        self.path("open").unlink()
         return ids
 
 
@@ -67,11 +76,26 @@ def open_marks(folder: Path) -> list[Mark]:
     return [Mark(folder, path.stem) for path in sorted((folder / "submissions").glob("*.open"))]
 
 
-def marked_jobs(names: Sequence[str], mark: str) -> list[str]:
-    """The ids of the jobs and arrays that wait or run with this mark in their comment. names: of the jobs."""
-    command = ["squeue", "--all", "--noheader", f"--name={','.join(names)}", "--format=%F|%k"]
-    rows = [line.strip().partition("|") for line in slurm_clients.run(*command).text.splitlines()]
-    return sorted({job_id for job_id, _, comment in rows if job_id.isdigit() and mark in comment}, key=int)
+def marked_jobs(names: Sequence[str], mark: str) -> tuple[list[str], str]:
+    """(ids of the jobs and arrays that wait or run with this mark in their comment, why that is not sure). names: of the jobs."""
+    output = slurm_clients.run("squeue", "--all", f"--name={','.join(names)}", "--format=%F|%k")
+    rows = [line.strip().partition("|") for line in output.text.splitlines()]
+    ids = sorted({job_id for job_id, _, comment in rows if job_id.isdigit() and mark in comment}, key=int)
+    silent = "squeue printed nothing, not even a header" if not rows else ""  # the header is ARRAY_JOB_ID|COMMENT
+    return ids, (output.error or f"{output.text[:80]!r}") if output.failed else silent
+
+
+def cancel_jobs(job_ids: Sequence[str]) -> None:
+    """Cancel jobs. One that ended meanwhile is no error. Raises WorkFailed with Slurm's sentence if a job cannot be cancelled."""
+    if not job_ids:
+        return
+    done = slurm_clients.run("scancel", *job_ids)
+    complaints = [line for line in (done.stderr or done.error).splitlines() if not ENDED_ALREADY.search(line)]
+    if done.failed and complaints:
+        raise WorkFailed(
+            f"scancel failed: {complaints[0].removeprefix('scancel: ')}",
+            "Check with `squeue --me` whether the job is yours",
+        )
 
 
 class MarkedExecutor(submitit.SlurmExecutor):
@@ -128,7 +152,7 @@ def job_of(name: str, mark: str, done: slurm_clients.Output) -> str:
             return printed
     for seconds in LOOKS if printed or not done.failed or UNANSWERED.search(done.stderr or done.error) else LOOKS[:1]:
         time.sleep(seconds)
-        if found := marked_jobs([name], mark):
+        if found := marked_jobs([name], mark)[0]:
             print(f"sbatch said: {done.error or done.text.strip()!r}. Slurm has the job as {found[0]}", file=sys.stderr)
             return found[0]
     if done.failed:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.cluster import slurm_sbatch
 
 REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
-ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
 UNSAFE, UNSAFE_NAME = re.compile(r"[%\\\x00-\x1f\x7f]"), re.compile(r"[^\w.+:@~^-]")
 SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
 """Matches the name of an environment variable whose value is likely to be a secret."""
@@ -95,11 +94,8 @@ def submit(
     from pipeline.cluster import slurm_sbatch
 
     names = [f"{resources.job_name}-{role}" for role in ("arms", "reference", "meta")]
-    for cut_short in slurm_sbatch.open_marks(folder):
-        if cut_short.word in recorded:
-            cut_short.keep()
-        elif left := cut_short.take_back(names):
-            print(f"cancelled {', '.join(left)}: jobs of a submission that was cut short", file=sys.stderr)
+    if left := take_back_open(folder, names, recorded):
+        print(f"cancelled {', '.join(left)}: jobs of a submission that was cut short", file=sys.stderr)
     mark = slurm_sbatch.Mark(folder)
     mark.open()
     array_ids: list[str] = []
@@ -122,7 +118,8 @@ def submit(
             executors["meta"].update_parameters(dependency=_after([*array_ids, *filter(None, [reference_id])]))
             meta_id = executors["meta"].submit(run_stage, *meta).job_id
         except BaseException:
-            mark.take_back(names)
+            with suppress(WorkFailed):  # it then stays open, and the next submission cancels what is left
+                mark.take_back(names)
             with suppress(WorkFailed):
                 cancel_jobs([*array_ids, *filter(None, [reference_id])])
             raise
@@ -137,17 +134,34 @@ def keep(folder: Path, submission: str) -> None:
     slurm_sbatch.Mark(folder, submission).keep()
 
 
+def is_cut_short(folder: Path, recorded: Collection[str] = ()) -> bool:
+    """Whether a submission was cut short whose jobs nobody recorded. folder, recorded: as `take_back_open`."""
+    return any(path.stem not in recorded for path in (folder / "submissions").glob("*.open"))
+
+
+def take_back_open(folder: Path, names: Sequence[str], recorded: Collection[str]) -> list[str]:
+    """Cancel the jobs of submissions that were cut short and that nobody recorded. Returns their ids.
+
+    folder: of the round's jobs. names: of the jobs. recorded: the marks that the campaign's files name; they are kept.
+
+    Raises WorkFailed if Slurm does not answer or does not cancel them.
+    """
+    from pipeline.cluster import slurm_sbatch
+
+    cancelled = []
+    for mark in slurm_sbatch.open_marks(folder):
+        if mark.word in recorded:
+            mark.keep()
+        else:
+            cancelled += mark.take_back(names)
+    return cancelled
+
+
 def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel jobs. One that ended meanwhile is no error. Raises WorkFailed with Slurm's sentence if a job cannot be cancelled."""
-    if not job_ids:
-        return
-    done = slurm_clients.run("scancel", *job_ids)
-    complaints = [line for line in (done.stderr or done.error).splitlines() if not ENDED_ALREADY.search(line)]
-    if done.failed and complaints:
-        raise WorkFailed(
-            f"scancel failed: {complaints[0].removeprefix('scancel: ')}",
-            "Check with `squeue --me` whether the job is yours",
-        )
+    """Cancel jobs, as `slurm_sbatch.cancel_jobs`."""
+    from pipeline.cluster import slurm_sbatch
+
+    slurm_sbatch.cancel_jobs(job_ids)
 
 
 def _after(job_ids: Sequence[str]) -> str:
@@ -175,10 +189,12 @@ def requeue_this_job() -> str:
     Without that check `scontrol requeue` would revive a job that a person cancelled, and would be refused for one that is already being
     requeued, for which the caller would then submit a second job. A job that reached its time limit is requeued.
     """
-    job = os.environ.get("SLURM_JOB_ID")
+    # Of an array, SLURM_JOB_ID of the last task is the id of the whole array, which must not be requeued.
+    job = this_job()
     if not job or shutil.which("scontrol") is None:
         return FORBIDDEN
-    said = slurm_answers.read_scontrol(slurm_clients.output_of("scontrol", "--oneliner", "show", "job", job)).lines
+    answer = slurm_answers.read_scontrol(slurm_clients.output_of("scontrol", "--oneliner", "show", "job", job))
+    said = [line for line in answer.lines if line.ids.covers(job)]
     if said and said[0].state != "RUNNING" and said[0].reason != "TimeLimit":
         return ENDED
     return FORBIDDEN if slurm_clients.run("scontrol", "requeue", job).failed else REQUEUED

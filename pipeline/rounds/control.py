@@ -18,7 +18,8 @@ from pipeline.campaign.facts import read_plan
 from pipeline.campaign.files import is_alive, lock_holder, read_json
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.shared_path import wait_until
-from pipeline.cluster import slurm_jobs, slurm_submit
+from pipeline.cluster import slurm_clients, slurm_jobs, slurm_submit
+from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.config import settings
 from pipeline.execution import results
@@ -26,20 +27,31 @@ from pipeline.rounds import launch
 
 LOGS = ("trial", "judge", "job")
 REFERENCE = "reference"
+LOCK_SECONDS = 60.0  # arms that end at a common time limit each run `rerun`, one after the other
 
 
 def ask_slurm(folder: Round) -> slurm_jobs.Report:
     """The state of every arm's newest job; keys are like "r0001/a3", and "reference" and "meta". Empty if nothing was submitted."""
     ids = slurm_jobs.task_ids(folder)
+    said = query(folder, list(ids.values()))
+    return replace(said, jobs={arm: said.jobs[job_id] for arm, job_id in ids.items()})
+
+
+def query(folder: Round, ids: Sequence[str]) -> slurm_jobs.Report:
+    """Job id -> its state. All are unknown where Slurm's clients ask another cluster than the one that the round was submitted to."""
     if not ids:
         return slurm_jobs.Report({})
-    said = slurm_jobs.query_jobs(ids.values(), job_names(folder), slurm_jobs.first_submitted(folder))
-    return replace(said, jobs={arm: said.jobs[job_id] for arm, job_id in ids.items()})
+    clusters, here = slurm_jobs.clusters(folder), slurm_clients.cluster_name()
+    if clusters and here and here not in clusters:
+        said = f"the round was submitted to cluster {', '.join(sorted(clusters))}, and Slurm's clients here ask {here}"
+        return slurm_jobs.Report({job_id: Job(job_id, UNKNOWN) for job_id in ids}, (said,))
+    return slurm_jobs.query_jobs(ids, job_names(folder), slurm_jobs.first_submitted(folder))
 
 
 def job_names(folder: Round) -> list[str]:
     """The names under which Slurm knows the round's jobs, reruns included."""
-    return [f"{launch.job_name(folder)}-{role}" for role in ("arms", "reference", "meta")]
+    rounds = [folder] if folder.number else [folder, folder.campaign.round("r0001")]
+    return [f"{launch.job_name(each)}-{role}" for each in rounds for role in ("arms", "reference", "meta")]
 
 
 def await_results(
@@ -55,11 +67,12 @@ def await_results(
         return []
     jobs = ask_slurm(folder).jobs if states is None else states
 
-    def has_ended(name: str) -> bool:
-        job = jobs.get(name)
-        return job is None or job.state == "COMPLETING" or not (job.waits or job.runs)
+    def may_be_late(of: Round, arm: str) -> bool:
+        """Whether the arm's job may have published: it is completed, or nobody knows of it."""
+        job = jobs.get(arm if arm == REFERENCE else f"{of.name}/{arm}")
+        return job is None or job.state in ("COMPLETED", "COMPLETING") or not (job.waits or job.runs or job.ended)
 
-    awaited = [(of, arm) for of, arm in unseen if has_ended(arm if arm == REFERENCE else f"{of.name}/{arm}")]
+    awaited = [each for each in unseen if may_be_late(*each)]
     folders = [place for of, arm in awaited for place in (of.folder, of.folder / arm)]
     wait_until(lambda: all(is_seen(*each) for each in awaited), seconds, folders)
     return [f"{of.name}/{arm}" for of, arm in awaited if not is_seen(of, arm)]
@@ -110,12 +123,19 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
 
     Raises ConfigError for an arm that the round does not have, WorkFailed if scancel fails.
     """
-    states, arms = ask_slurm(folder).jobs, chosen_arms(folder, asked)
-    wanted = [f"{folder.name}/{arm}" for arm in arms] + ([] if asked else ["reference", "meta"])
-    ids = {arm: states[arm].job_id for arm in wanted if arm in states and not states[arm].ended}
-    lines = [f"{arm}: scancel {job_id}" for arm, job_id in ids.items()]
-    if ids and not dry_run:
-        slurm_submit.cancel_jobs(list(ids.values()))
+    arms = chosen_arms(folder, asked)
+    known = slurm_jobs.all_ids(folder)
+    if asked:
+        known = [(arm, job_id) for arm, job_id in known if arm in {f"{folder.name}/{each}" for each in arms}]
+    jobs = query(folder, [job_id for _, job_id in known]).jobs
+    left = [(arm, job_id) for arm, job_id in known if not (jobs[job_id].ended or jobs[job_id].absent)]
+    lines = [f"{arm}: scancel {job_id}" for arm, job_id in left]
+    if left and not dry_run:
+        slurm_submit.cancel_jobs([job_id for _, job_id in left])
+    if not asked and not dry_run and slurm_submit.is_cut_short(folder.slurm_dir):
+        with launch.round_lock(folder):
+            cut = slurm_submit.take_back_open(folder.slurm_dir, job_names(folder), slurm_jobs.recorded_marks(folder))
+        lines += [f"{folder.name}: scancel {job_id}, of a submission that was cut short" for job_id in cut]
     if not asked and (pid := _round_pid(folder)):
         lines.append(f"{folder.name}: SIGTERM to process {pid}, the `round` here; its arms save their state")
         if not dry_run:
@@ -159,6 +179,25 @@ def rerun(
     Raises ConfigError for an arm that has a score, or whose job waits or runs (unless this process runs inside that job). Raises
     WorkFailed if Slurm does not answer.
     """
+    if dry_run or launch.is_local(folder):
+        return _rerun(campaign, folder, asked, failed, dry_run, watch)
+    with launch.patient_round_lock(
+        folder, LOCK_SECONDS
+    ):  # nobody starts an arm between our question to Slurm and our submission
+        launch.adopt(folder)
+        recorded = slurm_jobs.recorded_marks(folder)
+        if slurm_submit.is_cut_short(folder.slurm_dir, recorded):
+            raise WorkFailed(
+                f"a submission of {folder.name} was cut short, and its jobs may run",
+                f"`python -m pipeline round {folder.campaign.folder}` cancels them and submits the round again",
+            )
+        return _rerun(campaign, folder, asked, failed, dry_run, watch)
+
+
+def _rerun(
+    campaign: Campaign, folder: Round, asked: Sequence[str], failed: bool, dry_run: bool, watch: Callable[[], None]
+) -> list[str]:
+    """As `rerun`. The caller holds the round's lock where jobs are submitted."""
     arms = chosen_arms(folder, asked, failed=failed)
     said = ask_slurm(folder)
     states = said.jobs
@@ -182,22 +221,21 @@ def rerun(
         if not dry_run:
             launch.run_here(campaign, folder, watch, only=arms)
         return [f"{folder.name}/{arm}: again, on this machine" for arm in arms]
-    excluded = slurm_jobs.lost_nodes(folder, arms)
+    excluded = launch.lost_nodes(folder, arms)
     asked_of_slurm = replace(launch.resources(folder), excluded_nodes=tuple(excluded))
     without = f", without {', '.join(excluded)}" if excluded else ""
     if dry_run:
         wanted = [*(f"{folder.name}/{arm}" for arm in arms), *(["reference"] if has_reference else [])]
         return [f"{arm}: one more job{without}" for arm in wanted]
-    with launch.round_lock(folder):
-        code_dir, digest = launch.verify_frozen(campaign, folder)
-        stages = launch.worker_stages(campaign, folder, arms, digest)
-        arrays, meta = [stages] if stages else [], launch.meta_stage(campaign, folder)
-        reference = launch.reference_stage(campaign, folder) if has_reference else None
-        recorded = slurm_jobs.recorded_marks(folder)
-        ids = slurm_submit.submit(folder.slurm_dir, code_dir, arrays, meta, asked_of_slurm, reference, recorded)
-        tasks = launch.tasks_of(arrays, ids) | ({"reference": ids["reference_job_id"]} if has_reference else {})
-        slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun", ids["submission"])
-        slurm_submit.keep(folder.slurm_dir, ids["submission"])
+    code_dir, digest = launch.verify_frozen(campaign, folder)
+    stages = launch.worker_stages(campaign, folder, arms, digest)
+    arrays, meta = [stages] if stages else [], launch.meta_stage(campaign, folder)
+    reference = launch.reference_stage(campaign, folder) if has_reference else None
+    recorded = slurm_jobs.recorded_marks(folder)
+    ids = slurm_submit.submit(folder.slurm_dir, code_dir, arrays, meta, asked_of_slurm, reference, recorded)
+    tasks = launch.tasks_of(arrays, ids) | ({"reference": ids["reference_job_id"]} if has_reference else {})
+    slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun", ids)
+    slurm_submit.keep(folder.slurm_dir, ids["submission"])
     return [f"{arm}: job {job_id}{without}" for arm, job_id in tasks.items()]
 
 

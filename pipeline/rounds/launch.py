@@ -8,14 +8,15 @@ waits. If a local round is interrupted, or has too few scores to decide, the sam
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import canonical, heads
-from pipeline.campaign.errors import ConfigError, WorkFailed
+from pipeline.campaign.errors import ConfigError, PipelineError, WorkFailed
 from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.files import exclusive_lock, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
@@ -47,6 +48,7 @@ def worker_stages(
 def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
     """Submit a frozen round to Slurm. Returns what `submitted.json` holds. Raises ConfigError if it was submitted before."""
     with round_lock(folder):
+        adopt(folder)
         if folder.submitted.exists():
             ids = read_json(folder.submitted).get("array_job_ids", [])
             raise ConfigError(
@@ -54,6 +56,7 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
                 f"`python -m pipeline status {campaign.folder}` shows it; `python -m pipeline meta {campaign.folder}` decides it when its "
                 "arms are done",
             )
+        check_no_job_is_left(folder)
         code_dir, digest = verify_frozen(campaign, folder)
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
@@ -62,11 +65,30 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
             folder.slurm_dir, code_dir, stages, meta, resources(folder), reference, slurm_jobs.recorded_marks(folder)
         )
         tasks = tasks_of(stages, ids) | {"reference": ids["reference_job_id"]}
-        slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "round", ids["submission"])
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
+        slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "round", record)
         write_file(folder.submitted, canonical.encoded(record))
         slurm_submit.keep(folder.slurm_dir, ids["submission"])
         return record
+
+
+def adopt(folder: Round) -> None:
+    """Write the `submitted.json` of a submission that was recorded before its process was killed. The caller holds the round's lock."""
+    recorded = [each["ids"] for each in slurm_jobs.submissions(folder) if each["why"] == "round" and each.get("ids")]
+    if recorded and not folder.submitted.exists():
+        write_file(folder.submitted, canonical.encoded(recorded[-1]))
+
+
+def check_no_job_is_left(folder: Round) -> None:
+    """Raise ConfigError if a job of the round may wait or run although the round was not submitted: `rerun` starts such jobs."""
+    ids = slurm_jobs.task_ids(folder)
+    names = [f"{job_name(folder)}-{role}" for role in ("arms", "reference", "meta")]
+    jobs = slurm_jobs.query_jobs(ids.values(), names, slurm_jobs.first_submitted(folder)).jobs if ids else {}
+    if left := sorted(arm for arm, job_id in ids.items() if not (jobs[job_id].ended or jobs[job_id].absent)):
+        raise ConfigError(
+            f"jobs of {folder.name} may wait or run already ({', '.join(f'{arm} as {ids[arm]}' for arm in left)})",
+            f"Wait, or `python -m pipeline cancel {folder.campaign.folder} --round {folder.name}` first",
+        )
 
 
 def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only: Sequence[str] = ()) -> None:
@@ -176,3 +198,40 @@ def verify_frozen(campaign: Campaign, folder: Round) -> tuple[Path, str]:
 def round_lock(folder: Round) -> AbstractContextManager[None]:
     """A lock that lets one `round` at a time work on a round. Entering it raises ConfigError while another process has it."""
     return exclusive_lock(folder.lock, f"`round` of {folder.name}")
+
+
+@contextmanager
+def patient_round_lock(folder: Round, seconds: float) -> Iterator[None]:
+    """As `round_lock`, but wait for so long: arms that end at a common time limit each submit a job for themselves."""
+    deadline = time.monotonic() + seconds
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(round_lock(folder))
+                break
+            except ConfigError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        yield
+
+
+def lost_nodes(folder: Round, arms: Iterable[str]) -> list[str]:
+    """Nodes on which the newest attempt of one of these arms vanished: it has a claim, but neither a result nor a saved state.
+
+    `rerun` excludes them.
+    """
+    nodes = []
+    for arm in arms:
+        for attempt in folder.attempts(arm)[-1:]:
+            if attempt.claim.exists() and not attempt.result.exists() and not attempt.interrupted.exists():
+                nodes.append(str(_claim(attempt.claim).get("node") or ""))
+    return sorted({node for node in nodes if node})
+
+
+def _claim(path: Path) -> dict[str, Any]:
+    try:
+        claim: dict[str, Any] = read_json(path)
+        return claim
+    except (OSError, PipelineError):
+        return {}

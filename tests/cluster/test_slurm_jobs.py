@@ -9,6 +9,7 @@ import pytest
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.cluster import slurm_clients, slurm_jobs
 from pipeline.cluster.slurm_jobs import Job
+from pipeline.rounds import launch
 from tests.support.slurm_stand_ins import Clients
 
 NAMES = ["drill-r0001-arms", "drill-r0001-meta"]
@@ -170,4 +171,4 @@ def test_nodes_that_lost_an_arm_are_named(tmp_path: Path) -> None:
     _attempt(folder, "a0", claim={"node": "n2"})
     _attempt(folder, "a1", claim={"node": "n3"}, interrupted={})
     _attempt(folder, "a2", claim={"node": ""})
-    assert slurm_jobs.lost_nodes(folder, ["a0", "a1", "a2", "a3"]) == ["n2"]
+    assert launch.lost_nodes(folder, ["a0", "a1", "a2", "a3"]) == ["n2"]

@@ -24,6 +24,7 @@ take() {{ echo "$count|$name|$comment" >> {folder}/queue; }}
 {body}
 """
 SQUEUE = """#!/bin/sh
+echo "ARRAY_JOB_ID|COMMENT"
 awk -F'|' '{{print $1 "|" $3}}' {folder}/queue 2>/dev/null
 """
 SCONTROL = """#!/bin/sh

@@ -54,7 +54,7 @@ def stand_in(tmp_path, monkeypatch):
 
     def install(refused: int = 0) -> Path:
         programs = {"sbatch": STAND_IN.format(folder=folder, refused=refused), "srun": "#!/bin/sh\n",
-                    "scontrol": "#!/bin/sh\nexit 1\n", "squeue": "#!/bin/sh\nexit 1\n",
+                    "scontrol": "#!/bin/sh\nexit 1\n", "squeue": "#!/bin/sh\necho 'ARRAY_JOB_ID|COMMENT'\n",
                     "scancel": f'#!/bin/sh\necho "$@" > {folder}/cancelled\n'}  # fmt: skip
         for name, text in programs.items():
             (folder / name).write_text(text)

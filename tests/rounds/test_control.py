@@ -45,6 +45,8 @@ def _slurm(monkeypatch: pytest.MonkeyPatch, folder: Round, **states: str) -> Non
     ids = {f"{folder.name}/{arm}": f"7_{arm[1]}" for arm in states}
     slurm_jobs.record_submission(folder, ids, "8", "round")
     known = {f"7_{arm[1]}": Job(f"7_{arm[1]}", state, "n2", "", "", "squeue") for arm, state in states.items()}
+    known["8"] = Job("8", "PENDING", "", "Dependency", "", "squeue")
+    monkeypatch.setattr(slurm_clients, "cluster_name", lambda: "")
 
     def query_jobs(wanted, names, since):
         return slurm_jobs.Report({i: known.get(i, Job(i, "UNKNOWN", absent=True)) for i in wanted})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,8 @@ def own(folder: Path) -> Path:
     """A folder of ours that belongs to whoever plays, and that nodes and other users may walk to."""
     folder.mkdir(parents=True, exist_ok=True)
     for parent in (folder, *folder.parents[:2]):
-        parent.chmod(0o755)
+        if not parent.stat().st_mode & stat.S_ISVTX:  # /tmp itself stays as it is
+            parent.chmod(0o755)
     os.chown(folder, UID, UID)
     return folder
 
