@@ -202,8 +202,9 @@ def _rerun(
     said = ask_slurm(folder)
     states = said.jobs
     if not folder.closed.exists() and slurm_jobs.is_slurm_silent(states):
+        why = f" ({said.complaints[0]})" if said.complaints else ""
         raise WorkFailed(
-            f"Slurm does not answer, so nobody knows whether jobs of {folder.name} run, and none can be submitted",
+            f"Slurm does not answer{why}, so nobody knows whether jobs of {folder.name} run, and none can be submitted",
             "Make `sinfo` work in this shell (SLURM_CONF), then run `rerun` again",
         )
     completed = [(folder, arm) for arm in arms if _has_completed(states.get(f"{folder.name}/{arm}"))]

@@ -1,10 +1,11 @@
-"""The fixture that puts stand-ins for Slurm's clients on PATH."""
+"""The fixtures that put stand-ins for Slurm's clients on PATH."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.support.slurm_stand_ins import Clients
+from pipeline.cluster import slurm_sbatch
+from tests.support.slurm_stand_ins import Clients, Queue
 
 
 @pytest.fixture
@@ -12,3 +13,11 @@ def clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clients:
     folder = tmp_path / "clients"
     folder.mkdir()
     return Clients(folder, monkeypatch)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    folder = tmp_path / "cluster"
+    folder.mkdir()
+    monkeypatch.setattr(slurm_sbatch, "LOOKS", (0.0, 0.01))
+    return Queue(folder, monkeypatch)

@@ -1,6 +1,5 @@
 """Test that no submission is lost or started twice, with an sbatch that takes jobs and says something else."""
 
-import os
 import re
 from pathlib import Path
 
@@ -14,45 +13,6 @@ from tests.support.resources import SMALL
 CODE = Path("/campaigns/demo/code")
 ARRAYS = [[("worker", "/campaigns/demo", "r0001", f"a{n}") for n in range(8)]]
 META = ("meta", "/campaigns/demo", "r0001")
-
-SBATCH = """#!/bin/sh
-count=$(($(cat {folder}/count 2>/dev/null || echo 100) + 1))
-echo $count > {folder}/count
-comment=$(sed -n "s/^#SBATCH --comment=//p" "$1" | tr -d "'")
-name=$(sed -n "s/^#SBATCH --job-name=//p" "$1")
-take() {{ echo "$count|$name|$comment" >> {folder}/queue; }}
-{body}
-"""
-SQUEUE = """#!/bin/sh
-echo "ARRAY_JOB_ID|COMMENT"
-awk -F'|' '{{print $1 "|" $3}}' {folder}/queue 2>/dev/null
-"""
-SCONTROL = """#!/bin/sh
-awk -F'|' -v id="$4" '$1 == id {{print "JobId=" $1 " JobName=" $2 " JobState=PENDING Comment=" $3}}' {folder}/queue
-"""
-SCANCEL = """#!/bin/sh
-for id in "$@"; do echo $id >> {folder}/cancelled; sed -i "/^$id|/d" {folder}/queue; done
-"""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A Slurm of shell scripts: `queue` has a line for each job. body: what sbatch does and says; it calls `take` to take the job."""
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    monkeypatch.setattr(slurm_sbatch, "LOOKS", (0.0, 0.01))
-
-    def install(body: str) -> Path:
-        programs = {"sbatch": SBATCH.format(folder=folder, body=body), "srun": "#!/bin/sh\n"}
-        for name, text in {"squeue": SQUEUE, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
-            programs[name] = text.format(folder=folder)
-        for name, text in programs.items():
-            (folder / name).write_text(text)
-            (folder / name).chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder}:{os.defpath}")
-        return folder
-
-    return install
 
 
 def lines(path: Path) -> list[str]:

@@ -298,3 +298,25 @@ def test_the_name_of_this_job(monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "40")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert slurm_submit.this_job() == "40_3"
+
+
+def test_the_last_task_of_an_array_requeues_itself_and_not_the_array(tmp_path, monkeypatch):
+    """Of that task SLURM_JOB_ID is the id of the whole array."""
+    text = f"""#!/bin/sh
+echo "$@" >> {tmp_path}/asked
+[ "$2" = show ] && echo "JobId=41 ArrayJobId=40 ArrayTaskId=0 JobName=arms JobState=COMPLETED Reason=None" &&
+    echo "JobId=40 ArrayJobId=40 ArrayTaskId=3 JobName=arms JobState=RUNNING Reason=None"
+exit 0
+"""
+    (tmp_path / "scontrol").write_text(text)
+    (tmp_path / "scontrol").chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/bin:/usr/bin",
+        "SLURM_JOB_ID": "40",
+        "SLURM_ARRAY_JOB_ID": "40",
+        "SLURM_ARRAY_TASK_ID": "3",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert slurm_submit.requeue_this_job() == "requeued"
+    assert (tmp_path / "asked").read_text().splitlines() == ["--oneliner show job 40_3", "requeue 40_3"]

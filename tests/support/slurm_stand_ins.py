@@ -1,10 +1,48 @@
-"""Stand-ins for Slurm's clients that print given texts. The fixture `clients` of tests/cluster/conftest.py puts them on PATH."""
+"""Stand-ins for Slurm's clients that print given texts. The fixtures of tests/cluster/conftest.py put them on PATH."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+# A Slurm of shell scripts: `queue` has a line for each job, `cancelled` for each id that scancel was given.
+SBATCH = """#!/bin/sh
+count=$(($(cat {folder}/count 2>/dev/null || echo 100) + 1))
+echo $count > {folder}/count
+comment=$(sed -n "s/^#SBATCH --comment=//p" "$1" | tr -d "'")
+name=$(sed -n "s/^#SBATCH --job-name=//p" "$1")
+take() {{ echo "$count|$name|$comment" >> {folder}/queue; }}
+{body}
+"""
+SQUEUE = """#!/bin/sh
+echo "ARRAY_JOB_ID|COMMENT"
+awk -F'|' '{{print $1 "|" $3}}' {folder}/queue 2>/dev/null
+exit 0
+"""
+SCONTROL = """#!/bin/sh
+awk -F'|' -v id="$4" '$1 == id {{print "JobId=" $1 " JobName=" $2 " JobState=PENDING Comment=" $3}}' {folder}/queue
+"""
+SCANCEL = """#!/bin/sh
+for id in "$@"; do echo $id >> {folder}/cancelled; sed -i "/^$id|/d" {folder}/queue; done
+"""
+
+
+class Queue:
+    """Puts that Slurm on PATH. Called with what sbatch does and says; it calls `take` to take the job. Returns the folder of `queue`."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self._monkeypatch = folder, monkeypatch
+
+    def __call__(self, body: str) -> Path:
+        programs = {"sbatch": SBATCH.format(folder=self.folder, body=body), "srun": "#!/bin/sh\n"}
+        for name, text in {"squeue": SQUEUE, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
+            programs[name] = text.format(folder=self.folder)
+        for name, text in programs.items():
+            (self.folder / name).write_text(text)
+            (self.folder / name).chmod(0o755)
+        self._monkeypatch.setenv("PATH", f"{self.folder}:{os.defpath}")
+        return self.folder
 
 
 class Clients:
