@@ -92,15 +92,20 @@ def job_states_are_read() -> Check:
 
 def _partitions(chosen: settings.Settings) -> Iterator[Check]:
     """Check the partitions of workers, and of the reference's and meta jobs where they ask for something else."""
-    lines = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%R|%l|%D|%G|%a").splitlines()]
+    rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%P|%l|%D|%G|%a").splitlines()]
+    default = [row[0] for row in rows if row[0].endswith("*")]  # a job that names no partition goes there
+    lines = [[row[0].removesuffix("*"), *row[1:]] for row in rows]
     arm = chosen.cluster.request("worker")
     for role in requests.ROLES:
         if role == "worker" or chosen.cluster.request(role) != arm:
-            yield from _partition(chosen, role, lines)
+            yield from _partition(chosen, role, lines, [name.removesuffix("*") for name in default])
 
 
-def _partition(chosen: settings.Settings, role: str, lines: list[list[str]]) -> Iterator[Check]:
-    """Check one role's request against the site. lines: what sinfo says of each partition: name, time limit, nodes, gres, state."""
+def _partition(chosen: settings.Settings, role: str, lines: list[list[str]], default: list[str]) -> Iterator[Check]:
+    """Check one role's request against the site. lines: what sinfo says of each partition: name, time limit, nodes, gres, state.
+
+    default: the site's default partition, if it has one.
+    """
     request, is_worker = chosen.cluster.request(role), role == "worker"
     of, at = ("", "cluster") if is_worker else (f" of {role}", f"cluster.{role}")
     names, wanted = sorted({line[0] for line in lines}), [name for name in request.partition.split(",") if name]
@@ -108,7 +113,7 @@ def _partition(chosen: settings.Settings, role: str, lines: list[list[str]]) -> 
         found = f"there is no partition {unknown[0]}; there are {', '.join(names)}"
         yield Check(f"partition{of}", "bad", found, f"set {at}.partition=... to one of these")
         return
-    usable = [line for line in lines if not wanted or line[0] in wanted]
+    usable = [line for line in lines if not (wanted or default) or line[0] in (wanted or default)]
     longest = max((_minutes(line[1]) for line in usable), default=0.0)
     saves = ": an arm saves its state, is requeued and goes on" if is_worker else ""
     yield make_check(f"time limit{of}", longest >= request.time_limit_minutes,

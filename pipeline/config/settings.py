@@ -21,13 +21,12 @@ from typing import Any, cast
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import NUM_ARMS, Policy, Setting
-from pipeline.config import request_rules, requests
+from pipeline.config import request_rules, requests, site_files
 from pipeline.config.schema import Settings
 
 SOURCE = CODE_ROOT / "hydra_conf"
 """The configuration beside this package, in the checkout or in the frozen code of a campaign."""
 DAY_SECONDS = 86400
-UNQUOTED_TIME = re.compile(r"\btime_limit_minutes: +([1-9]\d*(?::[0-5]?\d)+) *(?:[,}#]|$)", re.MULTILINE)
 POSITIVE = (
     "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_size", "recipe.checkpoint_every",
     "tasks.num_train_per_family", "tasks.num_dev_per_family", "tasks.num_fresh_per_family", "tasks.max_new_tokens",
@@ -57,7 +56,7 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
-    _check_times(source)
+    site_files.check(source)
     try:
         with initialize_config_dir(str(source), version_base="1.3"):
             return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
@@ -68,16 +67,6 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
             f"{' '.join(overrides)}: {_one_line(error)}",
             "hydra_conf/ has a folder for each group and a file for each option",
         ) from error
-
-
-def _check_times(source: Path) -> None:
-    """Raise ConfigError for a time such as 4:00:00 without quotes in the file of a site, which YAML reads as the number 14400."""
-    for path in sorted((source / "cluster").glob("*.yaml")):
-        if found := UNQUOTED_TIME.search(path.read_text()):
-            raise ConfigError(
-                f"{path} has time_limit_minutes: {found[1]}, which YAML reads as a number to the base of 60",
-                f'Put the time into quotes: "{found[1]}"',
-            )
 
 
 def _explained(error: Exception, source: Path) -> tuple[str, str]:
