@@ -207,9 +207,12 @@ def _read_model(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is not YAML: {' '.join(str(error).split())}; a file of hydra_conf/model is needed"
         ) from None
-    if not isinstance(model, dict):
-        raise UsageError(f"{path} is not a mapping; a file of hydra_conf/model is needed")
-    return model.get("model", model)  # a campaign's frozen config.yaml has the key `model`
+    model = (
+        model.get("model", model) if isinstance(model, dict) else model
+    )  # a campaign's config.yaml has the key `model`
+    if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
+        raise UsageError(f"{path} is not a mapping of names; a file of hydra_conf/model is needed")
+    return model
 
 
 def main() -> None:

@@ -55,10 +55,9 @@ WHY_REFUSED = {
     "lora_bias": "it adds a bias to B", "lora_ga_config": "it changes the base weights",
     "megatron_config": "it splits the weights among ranks", "modules_to_save": "it replaces whole modules of the base",
     "monteclora_config": "it draws the weights at random",
-    "target_parameters": "it adapts parameters that are no linear module",
+    "target_parameters": "it adapts parameters that are no linear module", "use_dora": "it rescales the adapted weights",
     "trainable_token_indices": "it replaces rows of the embedding", "use_bdlora": "it makes A or B block-diagonal",
-    "use_dora": "it rescales the adapted weights", "use_qalora": "it pools the inputs of A",
-    "velora_config": "it changes the gradient of A",
+    "use_qalora": "it pools the inputs of A", "velora_config": "it changes the gradient of A",
 }  # fmt: skip
 Number = TypeVar("Number", bound=int | float)
 CURE = "merge such an adapter with peft (merge_and_unload), or train one without it"
@@ -262,7 +261,8 @@ def _several(name: str, value: Any, around: str = "") -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     sound = isinstance(values, list) and all(isinstance(each, str) and each and each.isprintable() for each in values)
     _require(sound, name, value, "a list of names")
-    [_compile(name, each, around) for each in values if around]
+    for each in values if around else ():
+        _compile(name, each, around)
     return tuple(values)
 
 

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from substrate.formats import export
 from substrate.formats.adapter_file import MAX_HEADER_BYTES
-from substrate.interface.errors import DataError
+from substrate.interface.errors import DataError, UsageError
 from substrate.interface.peft_config import MAX_CONFIG_BYTES, TARGETS, PeftConfig
 from substrate.model import ModelConfig
 from substrate.model.published import published_tensors
@@ -201,6 +201,13 @@ def test_case_08_a_model_file_that_is_no_yaml_is_refused_in_one_line(tmp_path, t
     with pytest.raises(DataError, match="is not YAML") as found:
         export._read_model(tmp_path / "model.yaml")
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["", "3", "[]", "model: 3", "model: [pattern]", "1: 2"])
+def test_case_08_a_model_file_without_a_mapping_is_refused(tmp_path, text):
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(UsageError, match="is not a mapping of names; a file of hydra_conf/model is needed"):
+        export._read_model(tmp_path / "model.yaml")
 
 
 @pytest.mark.parametrize("text", ["[]," * 13_000_000 + "[]", '"x":{},' * 700_000])
