@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from substrate.interface.command_line import parse_object
+from substrate.interface.command_line import open_plain, parse_object
 from substrate.interface.errors import DataError
 from substrate.interface.peft_config import ADAPTER_WEIGHTS, TARGETS, PeftConfig, published_name, target_of
 
 if TYPE_CHECKING:
     from substrate.model import ModelConfig
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+# All modules of the published 30B, its 5,888 experts' matrices included, need 1.9 MB; JSON of this length takes a second to parse.
+MAX_HEADER_BYTES = 4 * 2**20
 DTYPES = ("F32", "F16", "BF16")
 FORMS = {
     b"version https://git-lfs": "a pointer of Git LFS; run `git lfs pull` in its repository",
@@ -28,7 +29,7 @@ FORMS = {
     b"\x80": "a pickle; save the adapter with safe_serialization=True",
     b"<": "a web page; download the file itself",
 }
-MODULE = re.compile(r"(?:(?:backbone|model)\.layers\.(\d+)\.mixer\.(?P<target>.+)|lm_head)")
+MODULE = re.compile(r"(?:(?:backbone|model)\.layers\.([0-9]+)\.mixer\.(?P<target>.+)|lm_head)")
 # Targets that write to the residual stream, so that their rows are as many as the hidden size; of the others it is the columns.
 WRITES = ("o_proj", "out_proj", "shared_experts.down_proj", "experts.down_proj")
 
@@ -73,7 +74,10 @@ def prove(folder: Path, config: PeftConfig) -> Proved:
             for name in names:
                 _check_entry(path, name, entries[name], config.rank_of(module), config.path)
             shapes[module] = (entries[names[1]]["shape"][0], entries[names[0]]["shape"][1])
-            num_zero += not all([_is_used(path, name, file.get_tensor(name)) for name in names])
+            scales = (1.0, config.scale_of(module))  # engines multiply B
+            num_zero += not all(
+                [_is_used(path, name, file.get_tensor(name), scale) for name, scale in zip(names, scales, strict=True)]
+            )
     _check_family(path, shapes)
     return Proved(shapes, num_zero)
 
@@ -83,11 +87,16 @@ def _entries(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(_what_instead(path))
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             size, start = os.fstat(file.fileno()).st_size, file.read(64)
             length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else size
-            if not 0 < length <= min(size - 8, MAX_HEADER_BYTES):
+            if not 0 < length <= size - 8:
                 raise DataError(f"{path} {_form_of(start, size)}")
+            if length > MAX_HEADER_BYTES:
+                raise DataError(
+                    f"{path} has a header of {length} bytes; at most {MAX_HEADER_BYTES} are read, twice what an adapter of all "
+                    "modules needs: save the adapter alone"
+                )
             file.seek(8)
             header = parse_object(file.read(length).decode())
         header.pop("__metadata__", None)
@@ -149,14 +158,17 @@ def _check_entry(path: Path, name: str, entry: Mapping[str, Any], rank: int, con
         )
 
 
-def _is_used(path: Path, name: str, tensor: Any) -> bool:
-    """Whether a tensor has a value that is not zero. Raises DataError for NaN and infinity."""
+def _is_used(path: Path, name: str, tensor: Any, scale: float) -> bool:
+    """Whether a tensor has a value that is not zero. Raises DataError for NaN and infinity, also where the scale makes them."""
     if num_bad := int((~tensor.isfinite()).sum()):
         raise DataError(
             f"{path}: {num_bad} of {tensor.numel()} values of {name} are NaN or infinity; the training diverged or the "
             "file is damaged: take an earlier checkpoint"
         )
-    return bool(tensor.any())
+    scaled = tensor.float() * scale
+    if not scaled.isfinite().all():
+        raise DataError(f"{path}: {name} times its scale {scale:g} is infinite in float32; lower lora_alpha")
+    return bool(scaled.any())
 
 
 def _check_family(path: Path, shapes: Mapping[str, tuple[int, int]]) -> None:

@@ -15,15 +15,16 @@ Limits: NVIDIA Nemotron Model Reasoning Challenge, rules of submission (2026).
 
 import json
 import math
+import os
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from substrate.formats.adapter_file import Proved, prove
-from substrate.interface.command_line import Parser, read_text, write_text
+from substrate.interface.command_line import Parser, read_small, write_text
 from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.interface.peft_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftConfig, published_name
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 MAX_RANK = 32
 MAX_ARCHIVE_BYTES = 1_500_000_000
+MAX_MODEL_BYTES = 2**20  # of the file behind --model, which has some kilobytes
 
 
 def submission(adapter: Path, archive: Path, model: dict[str, Any] | None = None) -> int:
@@ -65,9 +67,15 @@ def proved_for_submission(adapter: Path, model: dict[str, Any] | None = None) ->
     return proved
 
 
-def _pack(adapter: Path, archive: Path) -> int:
-    partial = archive.with_name(archive.name + ".partial")
+def _pack(adapter: Path, archive: Path, model: Path | None = None) -> int:
+    partial = archive.with_name(f".{archive.name}.{os.getpid()}.part")
+    _refuse_input(archive, [*(adapter / name for name in ADAPTER_FILES), *([model] if model else [])])
     try:
+        if archive.exists() and not archive.is_dir():
+            if not archive.is_file():
+                raise DataError(f"{archive} is a pipe or device, and no file; give a new file in a writable folder")
+            if archive.suffix != ".zip" and archive.absolute().parent.resolve().is_relative_to(adapter.resolve()):
+                raise DataError(f"{archive} is a file of the adapter's folder; give a new file, such as submission.zip")
         with zipfile.ZipFile(partial, "w") as file:
             for name in ADAPTER_FILES:
                 entry = zipfile.ZipInfo(name)  # its default date is 1980, so equal adapters give equal archives
@@ -81,6 +89,18 @@ def _pack(adapter: Path, archive: Path) -> int:
             partial.unlink()
         raise DataError(f"cannot write {archive}: {error.strerror}; give a new file in a writable folder") from None
     return archive.stat().st_size
+
+
+def _refuse_input(out: Path, inputs: Iterable[Path]) -> None:
+    """Raises DataError if writing to `out`, a file or the files of a folder, could overwrite an input, by whatever link."""
+    try:
+        read = {(each.stat().st_dev, each.stat().st_ino) for each in inputs if each.exists()}
+        held = [each for each in out.iterdir() if each.is_file()] if out.is_dir() else []
+        for each in [out, *held]:
+            if each.exists() and (each.stat().st_dev, each.stat().st_ino) in read:
+                raise DataError(f"{each} is an input, which {out} would overwrite; give another place to write to")
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error.strerror}; give a place in a writable folder") from None
 
 
 def _check_limits(adapter: Path, config: PeftConfig) -> None:
@@ -126,7 +146,8 @@ def _check_served(config: PeftConfig, proved: Proved) -> None:
 def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> Proved:
     """Writes base + adapter into the folder `out`, and returns what was found in the adapter.
 
-    Raises DataError that names a missing, surplus or misshapen tensor, or a field that `PeftConfig` refuses.
+    Raises DataError that names a missing, surplus or misshapen tensor, a field that `PeftConfig` refuses, an input in
+    `out`, or a weight that the adapter makes infinite.
     """
     from safetensors.torch import save_file
 
@@ -134,12 +155,17 @@ def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> Proved
     from substrate.model.tensors import Checkpoint, shards
 
     architecture, config = ModelConfig.from_dict(model), PeftConfig.read(adapter)
+    shards_of_base = base.glob("*.safetensors*") if base.is_dir() else [base]
+    _refuse_input(out, [base, adapter, *(adapter / name for name in ADAPTER_FILES), *shards_of_base])
     proved = prove(adapter, config)
     proved.check_model(architecture)
     weight_map: dict[str, str] = {}
     with Checkpoint(base) as weights, Checkpoint(adapter / ADAPTER_WEIGHTS) as factors:
         weights.check_names(architecture)
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot write {out}: {error.strerror}; give a new folder in a writable one") from None
         merged = _merged(architecture, weights, factors, config, proved)
         for number, shard in enumerate(shards(merged)):
             file = f"model-{number:05d}.safetensors"
@@ -165,6 +191,10 @@ def _merged(
             A = factors.read(adapter_name(name, "A"), (rank, shape[1]), slice(None))
             B = factors.read(adapter_name(name, "B"), (shape[0], rank), slice(None))
             tensor = (tensor.float() + scale * B.float() @ A.float()).to(tensor.dtype)
+            if not tensor.isfinite().all():
+                raise DataError(
+                    f"base and adapter add up to infinite values in {name}; check lora_alpha and both files"
+                )
         yield name, tensor
 
 
@@ -172,12 +202,17 @@ def _read_model(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        model = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is not YAML: {error}; a file of hydra_conf/model is needed") from None
-    if not isinstance(model, dict):
-        raise UsageError(f"{path} is not a mapping; a file of hydra_conf/model is needed")
-    return model.get("model", model)  # a campaign's frozen config.yaml has the key `model`
+        model = yaml.safe_load(read_small(path, MAX_MODEL_BYTES))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is not YAML: {' '.join(str(error).split())}; a file of hydra_conf/model is needed"
+        ) from None
+    model = (
+        model.get("model", model) if isinstance(model, dict) else model
+    )  # a campaign's config.yaml has the key `model`
+    if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
+        raise UsageError(f"{path} is not a mapping of names; a file of hydra_conf/model is needed")
+    return model
 
 
 def main() -> None:
@@ -201,7 +236,9 @@ def main() -> None:
     if arguments.act == "submission":
         model = _read_model(arguments.model) if arguments.model else None
         proved = proved_for_submission(arguments.adapter, model)
-        print(f"{arguments.out}: {_pack(arguments.adapter, arguments.out)} bytes of at most {MAX_ARCHIVE_BYTES}")
+        print(
+            f"{arguments.out}: {_pack(arguments.adapter, arguments.out, arguments.model)} bytes of at most {MAX_ARCHIVE_BYTES}"
+        )
     else:
         proved = merge(arguments.adapter, arguments.base, _read_model(arguments.model), arguments.out)
         print(f"{arguments.out}: transformers.AutoModelForCausalLM.from_pretrained({str(arguments.out)!r}) reads it")

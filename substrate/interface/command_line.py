@@ -3,11 +3,12 @@
 import argparse
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from substrate.interface.errors import DataError, UsageError
 
@@ -27,6 +28,34 @@ def read_text(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error}; give a readable file in UTF-8") from None
 
 
+def open_plain(path: Path) -> BinaryIO:
+    """Opens a file for reading bytes. Raises DataError for what could hang or never end: a pipe, a device, a folder."""
+    try:
+        file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # a FIFO would wait for its writer
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give a readable file") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(
+            f"cannot read {path}: it is no plain file, but a folder, pipe or device; put the file itself there"
+        )
+    return file
+
+
+def read_small(path: Path, most: int) -> str:
+    """Returns the text of a plain UTF-8 file of at most `most` bytes, without a byte order mark. Raises DataError for others."""
+    with open_plain(path) as file:
+        try:
+            content = file.read(most + 1)
+            if len(content) > most:
+                raise DataError(
+                    f"cannot read {path}: it has more than {most} bytes, which no such file needs; replace it"
+                )
+            return content.decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {path}: {error}; give a readable file in UTF-8") from None
+
+
 def read_json(path: Path) -> Any:
     """Returns the value of a JSON file. Raises DataError if it cannot be read or parsed."""
     try:
@@ -36,12 +65,14 @@ def read_json(path: Path) -> Any:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """Returns the object that a JSON text holds. Raises ValueError for another value and for a key that comes twice."""
+    """Returns the object that a JSON text holds. Raises ValueError for another value, and for a key twice or not printable."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(pairs) > len(dict(pairs)):
             twice = next(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
             raise ValueError(f"the key {twice} comes twice")
+        if odd := [name for name, _ in pairs if not name.isprintable()]:
+            raise ValueError(f"the key {ascii(odd[0])[:80]} cannot be printed")  # it would break the line of an error
         return dict(pairs)
 
     try:

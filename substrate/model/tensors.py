@@ -34,7 +34,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         """Opens the files. Raises DataError if there are none, or if one is not a safetensors file."""
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if not files or not files[0].is_file():
+        if not files or not all(file.is_file() for file in files):
             raise DataError(f"{path} is neither a .safetensors file nor a folder with one; give one of the two")
         self._path = path
         try:
