@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.campaign.errors import ConfigError, TargetFailed
+from pipeline.config.credentials import masked
 from pipeline.decision.board_submissions import parse_score
 
 WORDS = 300  # characters of a client's output that are kept, from its beginning and its end
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # an upload must end with the process that would log it
-SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|USERNAME)", re.IGNORECASE)
-LOOKS_SECRET = re.compile(
-    r"\b[0-9a-fA-F]{32,}\b|\bKGAT_\S+|(?<=://)[^/\s@]+@|(?<=bearer )\S+|(?<=basic )\S{16,}|set-cookie\W{1,4}[^;,]+", re.IGNORECASE
-)  # fmt: skip
 NO_NEWS = re.compile(  # progress bars, and what Kaggle's client says to everybody
     r"^.*\d%\|.*$|^Warning: (Looks like you're using an outdated|Your Kaggle API key is readable).*$"
     r"|^If this is unexpected, you can re-run.*$|^traceback\. If you think this is a bug.*$",
@@ -181,18 +178,13 @@ def clean(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a program's output as one printable line, without credentials, markup, and lines that are no news.
-
-    Removes values of environment variables with secret names, and text that looks like a credential.
-    """
-    for name, value in os.environ.items():
-        if SECRET_NAMES.search(name) and len(value) >= 4:
-            text = text.replace(value, "***")
+    """Return a program's output as one printable line, without credentials, markup, and lines that are no news."""
+    text = masked(text)  # a credential of several lines too
     if re.search(r"<(!doctype|html|head|body)\b", text, re.IGNORECASE):
         text = html.unescape(MARKUP.sub(" ", text))
     text = NO_NEWS.sub("", text.replace("\r", "\n"))
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return LOOKS_SECRET.sub("***", line)
+    return masked(line)
 
 
 def shortened(line: str) -> str:
