@@ -10,8 +10,8 @@ from pipeline.config.schema import Proposals
 
 SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|USERNAME)", re.IGNORECASE)  # of environment variables
 _KEYS = (
-    r"(?<![A-Za-z0-9])(?:(?:sk|rk|pk)[-_][\w-]{6,}|KGAT_\S+|eyJ[\w-]{6,}\.[\w.-]+|github_pat_\w{6,}|gh[a-z]_[A-Za-z0-9]{6,}|glpat-[\w-]{6,}"
-    r"|hf_(?:(?=[a-z]*\d)[a-z0-9]{6,}|[a-z0-9]{16,})|(?:gsk|xai|r8|api_org)[-_][A-Za-z0-9]{16,}|nvapi-[\w-]{6,}|xox[a-z]-[\w-]{6,}"
+    r"(?<![A-Za-z0-9])(?:(?:sk|rk|pk)[-_][\w-]{6,}|KGAT_\S+|eyJ[\w-]{6,1000}\.[\w.-]+|github_pat_\w{6,}|gh[a-z]_[A-Za-z0-9]{6,}|glpat-[\w-]{6,}"
+    r"|hf_(?:(?=[a-z]{0,40}\d)[a-z0-9]{6,}|[a-z0-9]{16,})|(?:gsk|xai|r8|api_org)[-_][A-Za-z0-9]{16,}|nvapi-[\w-]{6,}|xox[a-z]-[\w-]{6,}"
     r"|A[KS]IA[A-Z0-9]{12,}|AIza[\w-]{20,})"
 )
 """Keys that their services give a beginning by which one knows them: OpenAI, Kaggle, GitHub, Hugging Face, AWS and others; and JWTs."""
@@ -23,9 +23,9 @@ _MASKED = re.compile(
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*KEY-----|$)|\b[0-9a-f]{32,}\b|(?<=://)[^/\s@]+@"
     rf"|(?:set-)?cookie2?[\"']?\s*[:=]\s*[\"']?[^\s;,\"']+(?:;\s*[^\s;,=\"']+=[^\s;,\"']+)*|{_KEYS}"
     rf"|(?P<before>\bauthorization[\"']?\s*[:=]\s*[\"']?{_SCHEME}|\bbearer\s+|\bbasic\s+(?=\S{{16}})"  # headers
-    rf"|[\w.-]*{_NAMED}\s?=\s?[\"']?|{_NAMED}[\"']\s*:\s*[\"']"  # parts of an address, assignments, and JSON
-    rf"|{_NAMED}:\s*(?=[^\s\"',;]*\d)(?=[^\s\"',;]{{8}})|(?:passw(?:or)?d|secret|passphrase):\s*)"  # headers and words such as X-Api-Key
-    r"(?!\s*\*\*\*)[^\s\"',;&}]+(?:[ ]+(?=\S*\d)[^\s\"',;]{12,})?",
+    rf"|{_NAMED}\s?=\s?[\"']?|{_NAMED}[\"']\s*:\s*[\"']"  # parts of an address, assignments, and JSON
+    rf"|{_NAMED}:\s*(?=[^\s\"',;]{{0,200}}\d)(?=[^\s\"',;]{{8}})|(?:passw(?:or)?d|secret|passphrase):\s*)"  # headers and words such as X-Api-Key
+    r"(?!\s*\*\*\*)[^\s\"',;&}]+(?:[ ]+(?=\S{0,200}\d)[^\s\"',;]{12,})?",
     re.IGNORECASE | re.DOTALL,
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}")

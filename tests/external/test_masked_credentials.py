@@ -45,6 +45,14 @@ def test_case_11_words_without_a_credential_stay_whole(words):
     assert one_line(words) == words
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "part", ["x", "key", "eyJ-", "key:", "a=", "-----BEGIN ", "hf_", "://a", "cookie=a;", "key ", "authorization "]
+)
+def test_case_11_long_words_are_read_in_little_time(part):
+    assert one_line(part * 40_000)
+
+
 def test_case_11_what_is_masked_has_the_same_kind():
     assert kind_of_words(one_line(f"401 Client Error: Unauthorized for url: https://x?token={SECRET}")) == "credentials"
 
