@@ -1,4 +1,4 @@
-"""Case 11, round 20: no key is shown, logged or frozen: neither one in the wrong setting, nor one in a program's words."""
+"""Case 11: no key is shown, logged or frozen: neither one in the wrong setting, nor one in a program's words."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Case 11, round 22: `unreachable` is the connection alone, a limit is a limit whatever hint follows, and a list is read by its true header."""
+"""Case 11: `unreachable` is the connection alone, a limit is a limit whatever hint follows, and a list is read by its true header."""
 
 import pytest
 
