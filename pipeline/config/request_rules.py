@@ -19,16 +19,28 @@ INSTEAD = {
 }  # fmt: skip
 """Flag -> the key that takes its place."""
 SET_HERE = (
-    "array", "clusters", "comment", "dependency", "error", "export", "export-file", "get-user-env", "help", "input", "job-name", "no-requeue",
-    "nodes", "ntasks", "ntasks-per-core", "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket", "open-mode", "output", "parsable",
-    "quiet", "requeue", "signal", "test-only", "usage", "version", "wait", "wrap",
+    "array", "autocomplete", "chdir", "cluster-constraint", "clusters", "comment", "container", "container-id", "dependency", "error", "export",
+    "export-file", "get-user-env", "gid", "help", "hold", "input", "job-name", "no-kill", "no-requeue", "nodes", "ntasks", "ntasks-per-core",
+    "ntasks-per-gpu", "ntasks-per-node", "ntasks-per-socket", "open-mode", "output", "parsable", "quiet", "requeue", "signal", "tasks-per-node",
+    "test-only", "uid", "usage", "verbose", "version", "wait", "workdir", "wrap",
 )  # fmt: skip
-"""Flags that the pipeline sets itself, or with which it could not read sbatch's answer."""
+"""Flags that the pipeline sets itself, with which it could not read sbatch's answer, or with which a job would start elsewhere, as another
+user, not by itself, or go on without a node."""
+TAKEN = (
+    "acctg-freq", "batch", "bb", "bbf", "begin", "contiguous", "core-spec", "cores-per-socket", "cpu-freq", "deadline", "delay-boot",
+    "distribution", "exclude", "exclusive", "extra-node-info", "gpu-bind", "gpu-freq", "gpus-per-task", "gres-flags", "hint", "ignore-pbs",
+    "kill-on-invalid-dep", "licenses", "mail-type", "mail-user", "mcs-label", "mem-bind", "mincpus", "network", "nice", "nodefile", "nodelist",
+    "overcommit", "oversubscribe", "power", "prefer", "priority", "profile", "propagate", "reboot", "sockets-per-node", "spread-job", "switches",
+    "thread-spec", "threads-per-core", "time-min", "tmp", "use-min-nodes", "wait-all-nodes", "wckey",
+)  # fmt: skip
+"""The other flags of sbatch(1), which are given as they are, like those that a site's plugins add; shortened they would pass the rules."""
+DIRECTIVES = ("#SBATCH", "#SLURM", "#PBS", "#BSUB", "#BB", "#DW")
+"""Beginnings of comments that sbatch, or its plugin for burst buffers, reads in a script."""
 
 
 def of_setup(setup: Iterable[str]) -> Rule:
-    """The rule of the shell lines of `cluster.setup`: sbatch reads flags also among them."""
-    flags = [line for text in setup for line in text.splitlines() if line.lstrip().startswith("#SBATCH")]
+    """The rule of the shell lines of `cluster.setup`: sbatch reads flags also among them, and takes those of PBS and LSF."""
+    flags = [line for text in setup for line in text.splitlines() if line.lstrip().startswith(DIRECTIVES)]
     return (
         not flags,
         "cluster.setup",
@@ -90,10 +102,12 @@ def _of_flag(name: str, value: str, at: str, gpus: int) -> Iterator[Rule]:
     )
     yield name not in INSTEAD, key, value, f"{at}{INSTEAD.get(name)} in its place"
     needs = (
-        f"flags that the pipeline does not need itself; it sets --{name}, or could not read what sbatch prints with it"
+        f"flags that the pipeline does not need itself; it sets --{name}, or could not read what sbatch prints with it, "
+        "or its jobs would not run as it started them"
     )
     yield name not in SET_HERE, key, value, needs
-    long = next((each for each in (*INSTEAD, *SET_HERE) if each.startswith(name)), "")
+    known = (*INSTEAD, *SET_HERE, *TAKEN)
+    long = next((each for each in known if each.startswith(name) and name not in known), "")
     yield not long, key, value, f"whole names of flags; sbatch takes --{name} for --{long}"
     yield is_plain(value), key, repr(value), WORDS
     yield gpus > 0 or name not in FLAGS_FOR_GPUS, key, value, "flags that a job without GPUs may have"

@@ -21,7 +21,7 @@ from typing import Any, cast
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import NUM_ARMS, Policy, Setting
-from pipeline.config import request_rules, requests, site_files
+from pipeline.config import credentials, request_rules, requests, site_files
 from pipeline.config.schema import Settings
 
 SOURCE = CODE_ROOT / "hydra_conf"
@@ -64,7 +64,7 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
         raise ConfigError(*_explained(error, source)) from error
     except ValueError as error:  # from Hydra, which does not name the group, for a number as a group's option
         raise ConfigError(
-            f"{' '.join(overrides)}: {_one_line(error)}",
+            f"{credentials.masked(' '.join(overrides))}: {_one_line(error)}",
             "hydra_conf/ has a folder for each group and a file for each option",
         ) from error
 
@@ -225,6 +225,7 @@ def _check(settings: Settings) -> None:
          f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
         *_external(settings),
+        *credentials.of_proposer(settings.policy.proposals),
         request_rules.of_setup(cluster.setup),
         *(rule for role in requests.ROLES for rule in request_rules.of_request(cluster.request(role), role)),
         (settings.policy.proposals.kind in PROPOSERS, "policy.proposals.kind", settings.policy.proposals.kind, ", ".join(PROPOSERS)),
@@ -275,4 +276,4 @@ def _floats(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return credentials.masked(" ".join(str(error).split()))

@@ -31,6 +31,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.campaign.errors import ConfigError, WorkFailed
+from pipeline.config.credentials import is_variable_name
 from pipeline.decision.proposal_gate import MAX_ANSWER_BYTES
 from pipeline.decision.proposals import named_in
 
@@ -109,13 +110,11 @@ class Endpoint:
                 "Set it to a whole address, such as https://api.example.com/v1/chat/completions",
             )
         if "@" in parts.netloc:
-            raise ConfigError(
-                "policy.proposals.url holds a name or password", "Put the key into api_key_env or api_key_file"
-            )
+            raise ConfigError("policy.proposals.url holds a name or password", "Use api_key_env or api_key_file")
         if not self.model:
-            raise ConfigError(
-                "policy.proposals.model is empty", "Set it to the name by which the endpoint knows its model"
-            )
+            raise ConfigError("policy.proposals.model is empty", "Set it to the endpoint's name for its model")
+        if self.api_key_env and not is_variable_name(self.api_key_env):
+            raise ConfigError("policy.proposals.api_key_env may be a key", "Name the variable that holds the key")
         if self.api_key_env and self.api_key_file:
             raise ConfigError("policy.proposals names two keys", "Set only one of api_key_env and api_key_file")
         if (self.api_key_env or self.api_key_file) and parts.scheme == "http" and not is_loopback(parts.hostname or ""):

@@ -23,6 +23,8 @@ from pipeline.external.target_client import (
 
 LIST_SECONDS = 10.0  # for which a list of submissions is used again
 PAGE = 20  # submissions that the client lists at most
+HEADER = {"description", "status", "publicscore"}  # columns that every list has
+READ = HEADER | {"privatescore"}
 NO_TEXT = ("", "none", "null", "nan", "n/a", "-", "false", "0")  # in a cell for errors
 NO_SCORE = ("", "none", "null", "nan", "n/a", "-", "pending")  # in a cell for scores
 
@@ -100,17 +102,20 @@ class Kaggle:
 def parse_submissions(text: str) -> list[dict[str, str]]:
     """Parse the client's CSV, the newest submission first; warnings may come before the header.
 
-    Column names lose their capitals and whatever is no letter, so that `publicScore` and `public_score` are one. Raises TargetFailed:
-    unclear for text that is no list, or the kind of failure that the text tells of.
+    Column names lose their capitals and whatever is no letter or digit, so that `publicScore` and `public_score` are one. Raises
+    TargetFailed: unclear for text that is no list, or has a column twice that we read, or the kind of failure that the text tells of.
     """
     lines = text.removeprefix("\ufeff").splitlines(keepends=True)
-    header = next((at for at, line in enumerate(lines) if "description" in _names(line)), None)
+    header = next((at for at, line in enumerate(lines) if _is_header(line)), None)
     if header is None and any(line.strip().lower().startswith("no submissions") for line in lines):
         return []
     if header is None:
         raise failure(kind_of_words(one_line(text), "unclear"), f"kaggle printed no list of submissions: {clean(text)}")
+    names = _names(lines[header])
+    if twice := [name for name in names if names.count(name) > 1 and (name in READ or "error" in name)]:
+        raise failure("unclear", f"kaggle printed a list of submissions that has the column {twice[0]} more than once")
     try:
-        rows = csv.DictReader(io.StringIO("".join(lines[header + 1 :]), newline=""), _names(lines[header]))
+        rows = csv.DictReader(io.StringIO("".join(lines[header + 1 :]), newline=""), names)
         return [{key: value or "" for key, value in row.items() if key} for row in rows]
     except csv.Error as error:
         raise failure("unclear", f"kaggle printed a list of submissions that is no CSV ({error})") from None
@@ -118,4 +123,9 @@ def parse_submissions(text: str) -> list[dict[str, str]]:
 
 def _names(line: str) -> list[str]:
     """Return the column names that a line would have as a header."""
-    return [re.sub("[^a-z]", "", name.lower()) for name in line.split(",")]
+    return [re.sub("[^a-z0-9]", "", name.lower()) for name in line.split(",")]
+
+
+def _is_header(line: str) -> bool:
+    """Whether a line is the list's header: it has the columns that every list has, and no cell that is no name, as a warning has."""
+    return HEADER <= set(_names(line)) and all(re.fullmatch(r'\s*"?[\w ]*"?\s*', cell) for cell in line.split(","))

@@ -2,8 +2,8 @@
 
 The pipeline handles no credentials: a client finds its own, and `clean` removes them from its output before anything is stored.
 
-`kind_of_words` sorts what a client says. `unreachable` is the connection alone: names, refused or broken connections, time, TLS, proxies,
-and a server that fails itself (5xx). Whatever else a client says is the board's own answer, and at least `rejected`.
+`kind_of_words` sorts what a client says. `unreachable` is the connection alone, by phrases and never by one word: names, refused or broken
+connections, time, TLS, proxies, and a server that fails itself (5xx). Whatever else a client says is the board's own answer, and at least `rejected`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.campaign.errors import ConfigError, TargetFailed
+from pipeline.config.credentials import masked
 from pipeline.decision.board_submissions import parse_score
 
 WORDS = 300  # characters of a client's output that are kept, from its beginning and its end
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # an upload must end with the process that would log it
-SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|USERNAME)", re.IGNORECASE)
-LOOKS_SECRET = re.compile(
-    r"\b[0-9a-fA-F]{32,}\b|\bKGAT_\S+|(?<=://)[^/\s@]+@|(?<=bearer )\S+|(?<=basic )\S{16,}|set-cookie\W{1,4}[^;,]+", re.IGNORECASE
-)  # fmt: skip
 NO_NEWS = re.compile(  # progress bars, and what Kaggle's client says to everybody
     r"^.*\d%\|.*$|^Warning: (Looks like you're using an outdated|Your Kaggle API key is readable).*$"
     r"|^If this is unexpected, you can re-run.*$|^traceback\. If you think this is a bug.*$",
@@ -66,14 +63,23 @@ SORTS: Sequence[tuple[str, str]] = (
      r"connection ?(error|refused|reset|aborted|broken|closed|timed|timeout|failed)|max retries exceeded|remote ?(end )?(closed|disconnected)"
      r"|(connect|read|write|socket|operation|connection|request|handshake)\w* ?time?d?.?out|timeouterror|timeout was reached"
      r"|name or service not known|name resolution|getaddrinfo|nodename nor servname|could ?n.t resolve|could not resolve|no address associated"
-     r"|unknown host|no such host|network is (unreachable|down)|no route to host|host is (down|unreachable)|failed to (connect|establish)"
-     r"|\bssl|\btls|certificate|handshake|proxy|tunnel|eof occurred|incompleteread|protocolerror|chunked.?encoding|broken pipe|offline"
+     r"|unknown host|no such host|network is (unreachable|down)|no route to host|host is (down|unreachable)|failed to (connect\b|establish a)"
+     r"|\[ssl\b|\bssl: [a-z]+_|ssl(cert\w*|eof|zeroreturn)?error|(ssl|tls)\w{0,3}\b( \w+){0,2} (handshake|alert|connect|error|fail|problem)|gnutls"
+     r"|certificate.?verif(y|ication).?failed|self.signed certificate|local issuer certificate|hostname mismatch|\bx509:|alert handshake"
+     r"|proxyerror|connect(ing|ion)? to (the )?proxy"
+     r"|proxy (connect(ion)?|tunnel\w{0,4}|authenticat\w{1,4}|server|handshake)( \w+){0,2} (fail|refus|requir|abort|error|unreach)"
+     r"|proxy \w+ required|tunnel(l?ing)? (connection )?fail|eof occurred in|incompleteread|protocolerror|chunkedencodingerror|broken ?pipe"
+     r"|(you|we|it|kaggle|server|site|host) (are|is|seems?|appears?)( to be| currently)? offline"
      r"|bad gateway|gateway time-?out|service (is )?(temporarily |currently )?unavailable|internal server error|problem on kaggle's side"
-     r"|" + _status(*range(500, 505), *range(520, 531))),
+     r"|" + _status(407, *range(500, 505), *range(520, 531))),
     ("client_broken",
      r"modulenotfounderror|importerror|no module named|syntaxerror|command not found|unrecognized arguments|invalid choice"
      r"|disk quota|no space left|memoryerror|errno 13|read-only file system|permission denied: '"),
     ("credentials", r"kaggle\.json"),
+    ("limit",  # stands before what may only be a hint, such as that a phone that is verified allows more
+     r"max\w*( allowed| number)?( of)?( \d+)?( daily| allowed)? (submissions|entries)\b|\b(submissions?|entries|entry) (per|a|each) day\b"
+     r"|\b(no|0|zero)( more)? (submissions|entries) (left|remain)|(daily|today'?s) submissions? (limit|cap|allowance|quota)"
+     r"|(submissions?|entries) (limit|quota|cap) (was |were |is |has been )?(reached|exceeded|exhausted)|too many (submissions|entries)"),
     ("rules", r"phone|\bidentity\b|captcha|verification|team (size|merg)"),
     ("rejected", r"too (large|big)|file size|max\w* (allowed )?(file )?size|size limit|exceeds .{0,20}size|" + _status(413)),
     ("rejected", r"no longer accept|not accepting|deadline|has (ended|closed|finished)|(is|are|was) (closed|over|finished)|already (ended|closed)"),
@@ -181,18 +187,13 @@ def clean(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a program's output as one printable line, without credentials, markup, and lines that are no news.
-
-    Removes values of environment variables with secret names, and text that looks like a credential.
-    """
-    for name, value in os.environ.items():
-        if SECRET_NAMES.search(name) and len(value) >= 4:
-            text = text.replace(value, "***")
+    """Return a program's output as one printable line, without credentials, markup, and lines that are no news."""
+    text = masked(text)  # a credential of several lines too
     if re.search(r"<(!doctype|html|head|body)\b", text, re.IGNORECASE):
         text = html.unescape(MARKUP.sub(" ", text))
     text = NO_NEWS.sub("", text.replace("\r", "\n"))
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return LOOKS_SECRET.sub("***", line)
+    return masked(line)
 
 
 def shortened(line: str) -> str:

@@ -1,8 +1,9 @@
 """Reads a table from a CSV file as people save it, or says in one sentence why it cannot be read.
 
 Read are: UTF-8 with and without a byte order mark, UTF-16 and UTF-32 with one; commas, semicolons, tabs or bars between
-fields, as the header shows; any line ends; blank lines; the wanted columns in any order and capitals, with others beside.
-Nothing is guessed: bytes of another encoding, a NUL, a field without an end or a missing column are refused by place.
+fields, as the header shows; any line ends; blank lines; the wanted columns in any order and capitals, with others beside;
+separators at the end of every row. Nothing is guessed: bytes of another encoding, a NUL, a field without an end, blanks before a
+quote, a row with other fields than the rest, a second header or a missing column are refused by place.
 """
 
 import codecs
@@ -80,10 +81,12 @@ def _text_of(path: Path, columns: Sequence[str]) -> str:
 
 def _rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     separator = _separator(text, columns)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = list(io.StringIO(text, newline=""))
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     last = 0  # line where the row before ends
     header: list[str] = []
     places: list[int] = []
+    sizes: list[tuple[int, int]] = []  # last line and number of fields of each row
     try:
         for fields in reader:
             first, last = last + 1, reader.line_num
@@ -93,7 +96,13 @@ def _rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, 
             if not header:
                 header, places = fields, _places(where, fields, columns)
                 continue
+            _check_quotes(where, "".join(lines[first - 1 : last]), separator, fields)
             _check_fields(where, fields, header)
+            if set(columns) <= {_plain(field) for field in fields}:
+                raise DataError(
+                    f"{where}: the header comes again; remove this line, and check that the rows below it belong here"
+                )
+            sizes.append((last, len(fields)))
             yield last, [fields[place].replace("\r\n", "\n").replace("\r", "\n") for place in places]
     except csv.Error as error:
         place = f"{path} line {reader.line_num}: {error}, in the row that begins on line {last + 1}"
@@ -101,6 +110,12 @@ def _rows(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[int, 
         raise DataError(f"{place}; {cure}") from None
     if not header:
         raise _no_text(path, columns)
+    longer = [(line, size) for line, size in sizes if size > len(header)]
+    if longer and (
+        len(sizes) == 1 or len({size for _, size in sizes}) > 1
+    ):  # a separator without quotes before an empty field
+        line, size = longer[0]
+        raise _wrong_number(f"{path} line {line}", size, header)
 
 
 def _separator(text: str, columns: Sequence[str]) -> str:
@@ -154,5 +169,19 @@ def _check_fields(where: str, fields: list[str], header: list[str]) -> None:
             cure = "save the file as UTF-8 (`iconv -f WINDOWS-1252 -t UTF-8`, or CSV UTF-8 in Excel)"
             raise DataError(f"{where}: {column} holds {byte}; {cure}")
     if len(fields) < len(header) or any(field.strip() for field in fields[len(header) :]):
-        cure = "put fields that hold a separator in quotes, and complete rows that lack one"
-        raise DataError(f"{where}: {len(fields)} fields, but the header names {len(header)}; {cure}")
+        raise _wrong_number(where, len(fields), header)
+
+
+def _wrong_number(where: str, size: int, header: list[str]) -> DataError:
+    cure = "put fields that hold a separator in quotes, complete rows that lack one, and remove separators at the end"
+    return DataError(f"{where}: {size} fields, but the header names {len(header)}; {cure}")
+
+
+def _check_quotes(where: str, row: str, separator: str, fields: list[str]) -> None:
+    """Raises DataError for a field that has blanks before its opening quote, which then is no quote but text. row: as the file has it."""
+    if any(re.match(r'\s+"', field) for field in fields):
+        start = rf"(?:^|{re.escape(separator)})"
+        if re.search(rf'{start}\s+"', re.sub(rf'{start}"(?:[^"]|"")*"', "", row)):
+            raise DataError(
+                f"{where}: a field has blanks before its opening quote; remove the blanks between separator and quote"
+            )

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from pipeline.campaign.errors import ConfigError
 from pipeline.cluster import outside_check
 from pipeline.config import settings
 
@@ -83,12 +84,16 @@ def test_the_proposer_s_endpoint_is_connected_to_and_gets_no_byte():
     assert refused.verdict == "bad" and "no connection to 127.0.0.1" in refused.found
 
 
-@pytest.mark.parametrize(
-    "url", ["", "api.example.com", "http://user:hunter2@:443", "http://host:hunter2/v1", "ftp://127.0.0.1/"]
-)
+@pytest.mark.parametrize("url", ["", "api.example.com", "http://host:hunter2/v1", "ftp://127.0.0.1/"])
 def test_a_wrong_address_is_bad_and_not_repeated(url):
     check = found(*LLM, f"+policy.proposals.url='{url}'")["proposer's endpoint"]
     assert check.verdict == "bad" and "hunter2" not in check.found
+
+
+def test_case_11_an_address_with_a_password_is_refused_before_it_is_frozen():
+    with pytest.raises(ConfigError, match="policy.proposals.url = .not shown") as error:
+        found(*LLM, "+policy.proposals.url='http://user:hunter2@:443'")
+    assert "hunter2" not in str(error.value)
 
 
 def test_behind_a_proxy_only_the_proxy_knows(monkeypatch):

@@ -43,7 +43,7 @@ READ = {
     "capitals and blanks in the header": UTF8.replace(b"id,prompt,answer", b'"ID", Prompt ,ANSWER'),
     "an index, and empty columns of a sheet": b',id,prompt,answer,,\n0,1,"two\nlines",42,,\n1,2,"says ""x"", and \xc3\xb8",ab;c,,\n',
     "another order, and further columns": b'answer,note,id,prompt\n42,"a, b",1,"two\nlines"\nab;c,,2,"says ""x"", and \xc3\xb8"\n',
-    "empty fields beyond the header": UTF8.replace(b"42\n", b"42,\n"),
+    "empty fields beyond the header": UTF8.replace(b"42\n", b"42,\n").replace(b"ab;c\n", b"ab;c,\n"),
     "semicolons": with_separator(";"),
     "tabs": with_separator("\t"),
     "bars": with_separator("|"),
@@ -56,6 +56,12 @@ READ = {
 def test_case_12_is_read_as_the_same_rows(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "train.csv").write_bytes(content)
     assert [(row.row_id, row.prompt, row.answer) for row in read_rows(tmp_path / "train.csv")] == ROWS
+
+
+def test_case_12_a_quoted_text_may_begin_with_blanks_and_a_quote(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text('id,prompt,answer\n1," ""x"", ""y"" is",\'6"\n2,"a, "" b",c\n')
+    rows = [(row.prompt, row.answer) for row in read_rows(tmp_path / "train.csv")]
+    assert rows == [(' "x", "y" is', "'6\""), ('a, " b', "c")]
 
 
 def workbook() -> bytes:
@@ -87,6 +93,16 @@ REFUSED = {
     "a quote that never closes": (HEADER + b'1,p,a\n2,"p,a\n3,p,a\n', "line 4: .*row that begins on line 3", "close every quote"),
     "a quote inside a field": (HEADER + b'1,"p"x,a\n', "line 2: .*begins on line 2", "in quotes"),
     "a comma that is not quoted": (HEADER + b"1,p, and q,a\n", "line 2: 4 fields, but the header names 3", "in quotes"),
+    "a comma that is not quoted, before an empty field": (HEADER + b"1,p with, comma,\n2,q,b\n", "line 2: 4 fields, .* names 3", "in quotes"),
+    "one row with a comma that is not quoted": (HEADER + b"1,p with, comma,\n", "line 2: 4 fields, .* names 3", "in quotes"),
+    "more separators at the end than other rows": (HEADER + b"1,p,a,\n2,p, q,,\n", "line 2: 4 fields", "separators at the end"),
+    "a last row with a separator too many": (HEADER + b"1,p,a\n\n2,p,a, \n", "line 4: 4 fields", "separators at the end"),
+    "a header again": (HEADER + b"1,p,a\n" + HEADER + b"2,p,a\n", "line 3: the header comes again", "remove this line"),
+    "a header again, in another order": (HEADER + b'1,p,a\n"Answer",id ,PROMPT\n', "line 3: the header comes again", "remove this line"),
+    "blanks before a quote": (HEADER + b'1,p,a\n2, "ab",q\n', "line 3: a field has blanks before its opening quote", "remove the blanks"),
+    "blanks before a quote with a comma": (HEADER + b'1,p,a\n2, "a,b",q\n', "line 3: a field has blanks before", "remove the blanks"),
+    "blanks before the first quote": (HEADER + b' "1",p,a\n', "line 2: a field has blanks before", "remove the blanks"),
+    "a tab before a quote": (HEADER + b'1,"p\n",\t"a"\n', "line 3: a field has blanks before", "remove the blanks"),
     "a row that is cut": (HEADER + b"1,p,a\n2,p", "line 3: 2 fields", "complete rows"),
     "gzip": (gzip.compress(UTF8), "is compressed by gzip", "gunzip"),
     "a workbook": (workbook(), "Excel workbook", "CSV UTF-8"),
