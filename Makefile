@@ -44,7 +44,7 @@ round: setup ## Freeze the campaign if it is new, then run its next round; CLUST
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline round $(RUNS)/$(CAMPAIGN) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
 
 status: setup ## Show what the campaign's newest round is doing
-	@$(PYTHON) -m pipeline status $(RUNS)/$(CAMPAIGN)
+	@$(ENTER_TESTBED) $(PYTHON) -m pipeline status $(RUNS)/$(CAMPAIGN)
 
 image: setup ## Build the image that every trial forks
 	$(PYTHON) -m pipeline image build
