@@ -146,10 +146,10 @@ def watch_round(campaign: Campaign, folder: Round) -> None:
     """Show changes until the round is closed. Slurm is asked less often while nothing changes."""
     from pipeline.cluster import slurm_jobs
     from pipeline.reporting import live_view, status
-    from pipeline.rounds import control
+    from pipeline.rounds import launch
 
     ids = slurm_jobs.task_ids(folder)
-    asker = slurm_jobs.Asker(control.job_names(folder), slurm_jobs.first_submitted(folder))
+    asker = slurm_jobs.Asker(lambda ids: launch.query(folder, ids))
 
     def rows() -> list[status.ArmStatus]:
         states = asker.states(list(ids.values())) if ids else {}

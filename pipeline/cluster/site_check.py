@@ -70,20 +70,9 @@ def examine(chosen: settings.Settings) -> Iterator[Check]:
 
 def job_states_are_read() -> Check:
     """Ask each client for the jobs that there are now, as `status` will, and show the first line that nobody can read."""
-    asked = slurm_jobs.commands(["0"], [], time.time())
-    asked["squeue"] = [word for word in asked["squeue"] if not word.startswith("--name")]
-    asked["sacct"] = asked["sacct"][: asked["sacct"].index("-j")]
-    bad, number = [], 0
-    for name, command in asked.items():
-        output = slurm_clients.run(*command)
-        answer = slurm_jobs.READERS[name](output.text)
-        number += len(answer.lines)
-        said = output.error or (
-            f"{name} printed a line that cannot be read: {answer.unread[0]}" if answer.unread else ""
-        )
-        silent = f"{name} printed nothing, not even a header" if not answer.spoke else ""
-        if complaint := said or silent:
-            bad.append(complaint)
+    asked = [slurm_jobs.ask(*each) for each in slurm_jobs.commands([], [], time.time()).items()]
+    bad = [line for source in asked for line in source.complaints()]
+    number = sum(len(source.answer.lines) for source in asked)
     queues = not any(line.startswith(("squeue", "scontrol")) for line in bad)
     return make_check("job states", not bad, "; ".join(bad) or f"squeue, scontrol and sacct answered, {number} lines were read",
                       "`rerun` waits for squeue and scontrol; sacct only tells of older jobs. See what a wrapper or a profile changes",

@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from pipeline.campaign.errors import WorkFailed
 
 TIMEOUT_SECONDS = 15.0
 KEPT = ("SLURM_CONF", "SLURM_JWT")
 PREFIXES = ("SACCT_", "SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_", "SRUN_")
+ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
 FIXED = {"SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard"}  # lists of array tasks whole, ISO times
 
 
@@ -69,3 +72,16 @@ def output_of(*command: str, timeout_seconds: float | None = None) -> str:
 def controller_answers() -> bool:
     """Whether a Slurm controller answers on this host. It does not if it is down, or if SLURM_CONF is missing."""
     return " is UP" in output_of("scontrol", "ping")
+
+
+def cancel_jobs(job_ids: Sequence[str]) -> None:
+    """Cancel jobs. One that ended meanwhile is no error. Raises WorkFailed with Slurm's sentence if a job cannot be cancelled."""
+    if not job_ids:
+        return
+    done = run("scancel", *job_ids)
+    complaints = [line for line in (done.stderr or done.error).splitlines() if not ENDED_ALREADY.search(line)]
+    if done.failed and complaints:
+        raise WorkFailed(
+            f"scancel failed: {complaints[0].removeprefix('scancel: ')}",
+            "Check with `squeue --me` whether the job is yours",
+        )

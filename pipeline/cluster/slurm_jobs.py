@@ -16,7 +16,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -26,9 +26,8 @@ from pipeline.campaign.layout import Round
 from pipeline.cluster import slurm_answers, slurm_clients
 from pipeline.cluster.slurm_answers import COMES_BACK, ENDS, RUNS, UNKNOWN, WAITS, Line
 
-RETURN_SECONDS = (
-    300.0  # so long after a preemption or a node's failure a job that Slurm no longer has may still come back
-)
+# So long after a preemption or a node's failure a job that Slurm no longer has may still come back.
+RETURN_SECONDS = 300.0
 DAY_SECONDS = 86400.0
 NO_ACCOUNTING = "accounting storage is disabled"
 READERS = {
@@ -87,6 +86,15 @@ class Source:
         """Whether it answered without an error, and no line that cannot be read may be of the job or array `root`."""
         is_whole = self.answer.spoke and not self.output.failed and "error" not in self.output.stderr.lower()
         return is_whole and not any(root in re.findall(r"\d+", line) for line in self.answer.unread)
+
+    def complaints(self) -> list[str]:
+        """Why it failed, and the first line that nobody can read; empty if all is well."""
+        said = [self.output.error] if self.output.error else []
+        for line in self.answer.unread[:1]:
+            said.append(
+                line if line.startswith(f"{self.name}:") else f"{self.name} printed a line that cannot be read: {line}"
+            )
+        return said if said or self.answer.spoke else [f"{self.name} printed nothing, not even a header"]
 
     def line_of(self, job_id: str) -> Line | None:
         """The last line of a job, one of its own before one that it shares with other tasks."""
@@ -156,14 +164,16 @@ def first_submitted(folder: Round) -> float:
 def commands(roots: Sequence[str], names: Sequence[str], since: float) -> dict[str, list[str]]:
     """Source -> the command that asks it. roots: ids without tasks. names: of the jobs. since: no job is older, in seconds since the epoch.
 
+    Without roots or names the source is asked for every job.
     Every command prints a header, so that "there is none" and silence differ. sacct has a start date, without which some sites refuse it.
     """
-    by_name = [f"--name={','.join(names)}"] if not any("," in name for name in names) else []
+    by_name = [f"--name={','.join(names)}"] if names and not any("," in name for name in names) else []
+    by_id = ["-j", ",".join(roots)] if roots else []
     day = datetime.fromtimestamp(max(0.0, since - DAY_SECONDS)).strftime("%Y-%m-%d")
     return {
         "squeue": ["squeue", "--array", "--all", *by_name, "--format=%i|%T|%N|%r|%S"],
         "scontrol": ["scontrol", "--all", "--oneliner", "show", "job"],
-        "sacct": ["sacct", "-P", "-S", day, "-o", "JobID,State,NodeList,ExitCode,End", "-j", ",".join(roots)],
+        "sacct": ["sacct", "-P", "-S", day, "-o", "JobID,State,NodeList,ExitCode,End", *by_id],
     }
 
 
@@ -182,11 +192,16 @@ def query_jobs(ids: Iterable[str], names: Sequence[str], since: float) -> Report
         completed = [job_id for job_id, job in known.items() if job.state == "COMPLETED"]
         if not missing and not (name == "sacct" and completed):
             continue
-        output = slurm_clients.run(*command)
-        asked[name] = source = Source(name, READERS[name](output.text), output)
+        asked[name] = source = ask(name, command)
         known |= {job_id: job for job_id in missing if (job := _job_of(source, job_id))}
     jobs = {job_id: _concluded(job_id, known.get(job_id), asked) for job_id in wanted}
     return Report(jobs, tuple(_complaints(asked.values(), jobs.values())))
+
+
+def ask(name: str, command: Sequence[str]) -> Source:
+    """Run the command of one source, as `commands` has it, and read what it prints."""
+    output = slurm_clients.run(*command)
+    return Source(name, READERS[name](output.text), output)
 
 
 def _job_of(source: Source, job_id: str) -> Job | None:
@@ -257,17 +272,7 @@ def _is_past(moment: str, seconds: float) -> bool:
 def _complaints(asked: Iterable[Source], jobs: Iterable[Job]) -> list[str]:
     """A line for each source that failed or printed what nobody can read. A site without accounting is no news where all states are known."""
     all_known = all(job.state != UNKNOWN for job in jobs)
-    lines = []
-    for source in asked:
-        said = [source.output.error] if source.output.error else []
-        said += [
-            line if line.startswith(f"{source.name}:") else f"{source.name} printed: {line}"
-            for line in source.answer.unread[:1]
-        ]
-        if not said and not source.answer.spoke:
-            said = [f"{source.name} printed nothing"]
-        lines += [line for line in said if not (all_known and NO_ACCOUNTING in line)]
-    return lines
+    return [line for source in asked for line in source.complaints() if not (all_known and NO_ACCOUNTING in line)]
 
 
 def is_slurm_silent(jobs: Mapping[str, Job]) -> bool:
@@ -278,18 +283,18 @@ def is_slurm_silent(jobs: Mapping[str, Job]) -> bool:
 class Asker:
     """Asks Slurm again soon after something changed, and else waits twice as long each time.
 
-    names, since: as `commands`. shortest, longest: limits of the waiting time, in seconds.
+    query: asks for the states of these ids, as `query_jobs`. shortest, longest: limits of the waiting time, in seconds.
     """
 
-    def __init__(self, names: Sequence[str], since: float, shortest: float = 2.0, longest: float = 60.0) -> None:
-        self._names, self._since, self._shortest, self._longest = names, since, shortest, longest
+    def __init__(self, query: Callable[[Sequence[str]], Report], shortest: float = 2.0, longest: float = 60.0) -> None:
+        self._query, self._shortest, self._longest = query, shortest, longest
         self._wait, self._at = 0.0, 0.0
         self._found: dict[str, Job] = {}
 
     def states(self, ids: Sequence[str]) -> dict[str, Job]:
-        """As `query_jobs`, but the states may be up to `longest` seconds old."""
+        """As `query`, but the states may be up to `longest` seconds old."""
         if set(ids) - set(self._found) or time.monotonic() - self._at >= self._wait:
-            before, self._found = self._found, query_jobs(ids, self._names, self._since).jobs
+            before, self._found = self._found, self._query(ids).jobs
             self._at = time.monotonic()
             self._wait = self._shortest if before != self._found else min(self._longest, 2 * self._wait)
         return self._found

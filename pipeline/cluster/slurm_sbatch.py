@@ -28,7 +28,6 @@ from pipeline.cluster import slurm_answers, slurm_clients
 
 SBATCH_SECONDS = 120.0
 LOOKS = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each search for a job that an sbatch without an answer may have left
-ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
 UNANSWERED = re.compile(
     r"timed? ?out|did not answer|unable to contact|zero bytes|connection (reset|refused)|(receive|send|communication).*(fail|error)|standby",
     re.IGNORECASE,
@@ -66,7 +65,7 @@ class Mark:
                 f"an earlier submission was cut short, and nobody knows whether its jobs run ({error})",
                 "Make `squeue` answer in this shell, then run the command again",
             )
-        cancel_jobs(ids)
+        slurm_clients.cancel_jobs(ids)
         self.path("open").unlink()
         return ids
 
@@ -82,20 +81,7 @@ def marked_jobs(names: Sequence[str], mark: str) -> tuple[list[str], str]:
     rows = [line.strip().partition("|") for line in output.text.splitlines()]
     ids = sorted({job_id for job_id, _, comment in rows if job_id.isdigit() and mark in comment}, key=int)
     silent = "squeue printed nothing, not even a header" if not rows else ""  # the header is ARRAY_JOB_ID|COMMENT
-    return ids, (output.error or f"{output.text[:80]!r}") if output.failed else silent
-
-
-def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel jobs. One that ended meanwhile is no error. Raises WorkFailed with Slurm's sentence if a job cannot be cancelled."""
-    if not job_ids:
-        return
-    done = slurm_clients.run("scancel", *job_ids)
-    complaints = [line for line in (done.stderr or done.error).splitlines() if not ENDED_ALREADY.search(line)]
-    if done.failed and complaints:
-        raise WorkFailed(
-            f"scancel failed: {complaints[0].removeprefix('scancel: ')}",
-            "Check with `squeue --me` whether the job is yours",
-        )
+    return ids, output.error if output.failed else silent
 
 
 class MarkedExecutor(submitit.SlurmExecutor):

@@ -41,14 +41,14 @@ def run_stage(*stage: str) -> None:
     This replaces submitit's own handlers, which count a signal as a time-out and requeue by their own rule. A stage that ends with
     exit code 75 has saved its state: the job is requeued here, outside the worker's namespaces, and its next start resumes.
     """
-    # `chain` runs the meta stage in a namespace of its own and submits the next round outside of it, because inside an ordinary user
-    # looks like root to sbatch. A runtime that is a job step of its own (pyxis) has another SLURM_PROCID; POSTRAIN_TASK keeps ours.
     if os.path.exists(os.environ.get("POSTRAIN_TAKEN_BACK", "")):
         print(
             "this submission was taken back, so its jobs do nothing; `status` names the jobs of the round",
             file=sys.stderr,
         )
         raise SystemExit(WorkFailed.exit_code)
+    # `chain` runs the meta stage in a namespace of its own and submits the next round outside of it, because inside an ordinary user
+    # looks like root to sbatch. A runtime that is a job step of its own (pyxis) has another SLURM_PROCID; POSTRAIN_TASK keeps ours.
     task = {"POSTRAIN_TASK": os.environ.get("SLURM_PROCID", "0")}
     actual = ("chain", *stage[1:], "--meta") if stage[0] == "meta" else stage
     try:
@@ -64,7 +64,7 @@ def run_stage(*stage: str) -> None:
         signal.signal(name, pass_on)
     code = child.wait()
     if code == Interrupted.exit_code and os.environ.get("SLURM_PROCID", "0") == "0" and requeue_this_job() == FORBIDDEN:
-        if stage[0] == "worker":  # the meta stage finishes what the reference's job leaves
+        if stage[0] == "worker":  # what the reference's job leaves, the meta stage finishes or names
             # Submit another job for the arm. `rerun` changes nothing if it cannot do so.
             subprocess.run(command(("rerun", *stage[1:4])))
     if code:
@@ -121,7 +121,7 @@ def submit(
             with suppress(WorkFailed):  # it then stays open, and the next submission cancels what is left
                 mark.take_back(names)
             with suppress(WorkFailed):
-                cancel_jobs([*array_ids, *filter(None, [reference_id])])
+                slurm_clients.cancel_jobs([*array_ids, *filter(None, [reference_id])])
             raise
     return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "reference_job_id": reference_id,
             "meta_job_id": meta_id, "submission": mark.word}  # fmt: skip
@@ -155,13 +155,6 @@ def take_back_open(folder: Path, names: Sequence[str], recorded: Collection[str]
         else:
             cancelled += mark.take_back(names)
     return cancelled
-
-
-def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel jobs, as `slurm_sbatch.cancel_jobs`."""
-    from pipeline.cluster import slurm_sbatch
-
-    slurm_sbatch.cancel_jobs(job_ids)
 
 
 def _after(job_ids: Sequence[str]) -> str:

@@ -19,7 +19,6 @@ from pipeline.campaign.files import is_alive, lock_holder, read_json
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.shared_path import wait_until
 from pipeline.cluster import slurm_clients, slurm_jobs, slurm_submit
-from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.config import settings
 from pipeline.execution import results
@@ -33,25 +32,8 @@ LOCK_SECONDS = 60.0  # arms that end at a common time limit each run `rerun`, on
 def ask_slurm(folder: Round) -> slurm_jobs.Report:
     """The state of every arm's newest job; keys are like "r0001/a3", and "reference" and "meta". Empty if nothing was submitted."""
     ids = slurm_jobs.task_ids(folder)
-    said = query(folder, list(ids.values()))
+    said = launch.query(folder, list(ids.values()))
     return replace(said, jobs={arm: said.jobs[job_id] for arm, job_id in ids.items()})
-
-
-def query(folder: Round, ids: Sequence[str]) -> slurm_jobs.Report:
-    """Job id -> its state. All are unknown where Slurm's clients ask another cluster than the one that the round was submitted to."""
-    if not ids:
-        return slurm_jobs.Report({})
-    clusters, here = slurm_jobs.clusters(folder), slurm_clients.cluster_name()
-    if clusters and here and here not in clusters:
-        said = f"the round was submitted to cluster {', '.join(sorted(clusters))}, and Slurm's clients here ask {here}"
-        return slurm_jobs.Report({job_id: Job(job_id, UNKNOWN) for job_id in ids}, (said,))
-    return slurm_jobs.query_jobs(ids, job_names(folder), slurm_jobs.first_submitted(folder))
-
-
-def job_names(folder: Round) -> list[str]:
-    """The names under which Slurm knows the round's jobs, reruns included."""
-    rounds = [folder] if folder.number else [folder, folder.campaign.round("r0001")]
-    return [f"{launch.job_name(each)}-{role}" for each in rounds for role in ("arms", "reference", "meta")]
 
 
 def await_results(
@@ -127,14 +109,16 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
     known = slurm_jobs.all_ids(folder)
     if asked:
         known = [(arm, job_id) for arm, job_id in known if arm in {f"{folder.name}/{each}" for each in arms}]
-    jobs = query(folder, [job_id for _, job_id in known]).jobs
+    jobs = launch.query(folder, [job_id for _, job_id in known]).jobs
     left = [(arm, job_id) for arm, job_id in known if not (jobs[job_id].ended or jobs[job_id].absent)]
     lines = [f"{arm}: scancel {job_id}" for arm, job_id in left]
     if left and not dry_run:
-        slurm_submit.cancel_jobs([job_id for _, job_id in left])
+        slurm_clients.cancel_jobs([job_id for _, job_id in left])
     if not asked and not dry_run and slurm_submit.is_cut_short(folder.slurm_dir):
         with launch.round_lock(folder):
-            cut = slurm_submit.take_back_open(folder.slurm_dir, job_names(folder), slurm_jobs.recorded_marks(folder))
+            cut = slurm_submit.take_back_open(
+                folder.slurm_dir, launch.job_names(folder), slurm_jobs.recorded_marks(folder)
+            )
         lines += [f"{folder.name}: scancel {job_id}, of a submission that was cut short" for job_id in cut]
     if not asked and (pid := _round_pid(folder)):
         lines.append(f"{folder.name}: SIGTERM to process {pid}, the `round` here; its arms save their state")

@@ -21,7 +21,8 @@ from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.files import exclusive_lock, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
-from pipeline.cluster import local_runner, sbatch_parameters, slurm_jobs, slurm_submit, stage_command
+from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_jobs, slurm_submit, stage_command
+from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.config import settings
 from pipeline.config.requests import ROLES
 from pipeline.execution import results
@@ -82,8 +83,7 @@ def adopt(folder: Round) -> None:
 def check_no_job_is_left(folder: Round) -> None:
     """Raise ConfigError if a job of the round may wait or run although the round was not submitted: `rerun` starts such jobs."""
     ids = slurm_jobs.task_ids(folder)
-    names = [f"{job_name(folder)}-{role}" for role in ("arms", "reference", "meta")]
-    jobs = slurm_jobs.query_jobs(ids.values(), names, slurm_jobs.first_submitted(folder)).jobs if ids else {}
+    jobs = query(folder, list(ids.values())).jobs
     if left := sorted(arm for arm, job_id in ids.items() if not (jobs[job_id].ended or jobs[job_id].absent)):
         raise ConfigError(
             f"jobs of {folder.name} may wait or run already ({', '.join(f'{arm} as {ids[arm]}' for arm in left)})",
@@ -144,6 +144,23 @@ def is_local(folder: Round) -> bool:
 def job_name(folder: Round) -> str:
     """How the names of the round's jobs begin."""
     return f"{folder.campaign.name}-{folder.name}"
+
+
+def query(folder: Round, ids: Sequence[str]) -> slurm_jobs.Report:
+    """Job id -> its state. All are unknown where Slurm's clients ask another cluster than the one that the round was submitted to."""
+    if not ids:
+        return slurm_jobs.Report({})
+    clusters, here = slurm_jobs.clusters(folder), slurm_clients.cluster_name()
+    if clusters and here and here not in clusters:
+        said = f"the round was submitted to cluster {', '.join(sorted(clusters))}, and Slurm's clients here ask {here}"
+        return slurm_jobs.Report({job_id: slurm_jobs.Job(job_id, UNKNOWN) for job_id in ids}, (said,))
+    return slurm_jobs.query_jobs(ids, job_names(folder), slurm_jobs.first_submitted(folder))
+
+
+def job_names(folder: Round) -> list[str]:
+    """The names under which Slurm knows the round's jobs, reruns included."""
+    rounds = [folder] if folder.number else [folder, folder.campaign.round("r0001")]
+    return [f"{job_name(each)}-{role}" for each in rounds for role in ("arms", "reference", "meta")]
 
 
 def resources(folder: Round, chosen: settings.Settings | None = None) -> sbatch_parameters.Resources:

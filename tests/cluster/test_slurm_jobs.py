@@ -134,13 +134,12 @@ def test_accounting_that_missed_an_end_does_not_hold_a_job_for_ever(clients: Cli
 def test_asking_becomes_seldom_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     now, asked = [0.0], []
 
-    def query_jobs(ids: object, names: object, since: object) -> slurm_jobs.Report:
+    def query(ids: object) -> slurm_jobs.Report:
         asked.append(now[0])
         return slurm_jobs.Report({"4": Job("4", "RUNNING")})
 
     monkeypatch.setattr(slurm_jobs.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(slurm_jobs, "query_jobs", query_jobs)
-    asker = slurm_jobs.Asker(NAMES, 0.0, shortest=2, longest=30)
+    asker = slurm_jobs.Asker(query, shortest=2, longest=30)
     for tenth in range(2000):
         now[0] = tenth / 10
         asker.states(["4"])
