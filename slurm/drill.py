@@ -97,7 +97,8 @@ class Site:
         return condition()
 
     def has(self, *names: str) -> bool:
-        return all((self.folder / name).exists() for name in names)
+        """Whether the jobs have written these files. A shell makes a file before it writes the line, so an empty one does not count."""
+        return all((self.folder / name).exists() and (self.folder / name).stat().st_size for name in names)
 
     def number(self, name: str) -> float:
         return float((self.folder / name).read_text())
