@@ -86,11 +86,11 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     import threading
     import time
 
-    from pipeline.config import settings
+    from pipeline.config import corrections
     from pipeline.execution.job_end import JobEnd
     from pipeline.rounds import meta
 
-    stop, cluster = threading.Event(), settings.load(folder.config).cluster
+    stop, cluster = threading.Event(), corrections.of_round(folder).cluster
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     end = JobEnd(time.time(), cluster.request("reference").time_limit_minutes, cluster.signal_lead_seconds)

@@ -58,6 +58,7 @@ def add(commands: Commands) -> None:
 
 def status_verb(arguments: argparse.Namespace) -> None:
     from pipeline.reporting import outside, status
+    from pipeline.rounds import launch
 
     if arguments.watch and arguments.json:
         raise ConfigError("--watch prints lines and --json one value", "Valid: one of the two")
@@ -103,6 +104,10 @@ def status_verb(arguments: argparse.Namespace) -> None:
         print(f"{folder.name} holds the reference and the base and is never decided; {next_command('status', name)}")
     elif submitted.get("kind") == "local":
         print(open_here(submitted, without, name))
+    elif not submitted and not launch.was_begun(folder):
+        print(f"the round is frozen, and no job of it was submitted; this starts it: {typed('round', name)}")
+        if not launch.is_local(folder):
+            print(launch.how_to_correct(folder))
     elif without:
         rerun = typed("rerun", name, *without, *(["--round", folder.name] if arguments.round else []))
         print(f"the round is open; {', '.join(without)} ended without a score; start them again: {rerun}")

@@ -8,6 +8,7 @@ waits. If a local round is interrupted, or has too few scores to decide, the sam
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import canonical, heads
-from pipeline.campaign.errors import ConfigError, PipelineError, WorkFailed
+from pipeline.campaign.errors import ConfigError, PipelineError, SlurmRefused, WorkFailed
 from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.files import exclusive_lock, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_jobs, slurm_submit, stage_command
 from pipeline.cluster.slurm_answers import UNKNOWN
-from pipeline.config import settings
+from pipeline.config import corrections, settings
 from pipeline.config.requests import ROLES
 from pipeline.execution import results
 from pipeline.sandbox import image
@@ -62,9 +63,11 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
         reference, meta = reference_stage(campaign, folder), meta_stage(campaign, folder)
-        ids = slurm_submit.submit(
-            folder.slurm_dir, code_dir, stages, meta, resources(folder), reference, slurm_jobs.recorded_marks(folder)
-        )
+        marks = slurm_jobs.recorded_marks(folder)
+        try:
+            ids = slurm_submit.submit(folder.slurm_dir, code_dir, stages, meta, resources(folder), reference, marks)
+        except SlurmRefused as error:
+            raise SlurmRefused(error.what, f"Nothing is submitted. {how_to_correct(folder)}") from error
         tasks = tasks_of(stages, ids) | {"reference": ids["reference_job_id"]}
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
         slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "round", record)
@@ -89,6 +92,22 @@ def check_no_job_is_left(folder: Round) -> None:
             f"jobs of {folder.name} may wait or run already ({', '.join(f'{arm} as {ids[arm]}' for arm in left)})",
             f"Wait, or `python -m pipeline cancel {folder.campaign.folder} --round {folder.name}` first",
         )
+
+
+def was_begun(folder: Round) -> bool:
+    """Whether the round was submitted, runs here, or has an attempt. Until then its jobs may ask Slurm for something else."""
+    beside = [folder.campaign.round("r0000")] if folder.number == 1 else []
+    began = any(next(each.folder.glob("a*/attempt_*"), None) for each in (folder, *beside))
+    return began or folder.submitted.exists() or bool(slurm_jobs.submissions(folder))
+
+
+def how_to_correct(folder: Round) -> str:
+    """The sentence that says how a round that Slurm refused gets other settings."""
+    return (
+        f"`python -m pipeline round {shlex.quote(str(folder.campaign.folder))} cluster.partition=NAME` submits it with another partition, "
+        "and likewise with another account, qos, constraint, gres, mem, cpus_per_task or sbatch flag, a shorter time_limit_minutes, or those of "
+        "one kind of job (cluster.meta.partition=NAME); `sinfo` and `sacctmgr show assoc` list what is valid. Later rounds need the same words"
+    )
 
 
 def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only: Sequence[str] = ()) -> None:
@@ -163,9 +182,9 @@ def job_names(folder: Round) -> list[str]:
     return [f"{job_name(each)}-{role}" for each in rounds for role in ("arms", "reference", "meta")]
 
 
-def resources(folder: Round, chosen: settings.Settings | None = None) -> sbatch_parameters.Resources:
-    """What a round asks of Slurm. chosen: the configuration that it is being frozen with; by default the frozen one."""
-    chosen = chosen or settings.load(folder.config)
+def resources(folder: Round) -> sbatch_parameters.Resources:
+    """What a frozen round asks of Slurm, as it was corrected."""
+    chosen = corrections.of_round(folder)
     cluster = chosen.cluster
     return sbatch_parameters.Resources(
         job_name=job_name(folder),
