@@ -218,6 +218,7 @@ def _end(record: Record, seen: RecordsSoFar) -> str:
 
 ORDER: Mapping[str, Callable[[Record, RecordsSoFar], str]] = {
     "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "slurm_request": _requested, "attempt": _planned,
-    "outcome": _outcome, "late_arm": _late_arm, "by_hand": _planned, "evidence": _evidence, "decision": _decision, "overrides": _overrides, "reveal": _reveal, "close": _close,
-    "submission": _planned, "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,
+    "outcome": _outcome, "late_arm": _late_arm, "by_hand": _planned, "evidence": _evidence, "decision": _decision,
+    "overrides": _overrides, "reveal": _reveal, "close": _close, "submission": _planned,
+    "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,
 }  # fmt: skip

@@ -98,6 +98,9 @@ def status_verb(arguments: argparse.Namespace) -> None:
     if campaign.paused.exists():
         print(f"rounds that follow by themselves are paused; `{typed('resume', name)}` takes that back")
     without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
+    if cancelled := [] if folder.closed.exists() else [row.arm for row in rows if row.state == "cancelled"]:
+        again = typed("rerun", name, *cancelled, *(["--round", folder.name] if arguments.round else []))
+        print(f"a person cancelled {', '.join(cancelled)}, so nothing starts them again by itself; this does: {again}")
     if folder.closed.exists():
         print(f"the round is closed; {next_round_command(arguments)}")
     elif folder.number == 0:
@@ -154,7 +157,7 @@ def watch_round(campaign: Campaign, folder: Round) -> None:
     from pipeline.rounds import launch
 
     ids = slurm_jobs.task_ids(folder)
-    asker = slurm_jobs.Asker(lambda ids: launch.query(folder, ids))
+    asker = live_view.Asker(lambda ids: launch.query(folder, ids))
 
     def rows() -> list[status.ArmStatus]:
         states = asker.states(list(ids.values())) if ids else {}

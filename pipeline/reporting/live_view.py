@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.campaign.records import SETS, Lift, Outcome
+from pipeline.cluster import slurm_jobs
 from pipeline.config.footprint import in_units
 from pipeline.reporting.status import ArmStatus, table
 from pipeline.stats import lifts
@@ -38,6 +39,28 @@ def follow(rows: Callable[[], list[ArmStatus]]) -> Iterator[Callable[[], None]]:
                 )
 
     yield _seldom(print_changes)
+
+
+class Asker:
+    """Asks Slurm again soon after something changed, and else waits twice as long each time.
+
+    query: asks for the states of these ids, as `launch.query`. shortest, longest: limits of the waiting time, in seconds.
+    """
+
+    def __init__(
+        self, query: Callable[[Sequence[str]], slurm_jobs.Report], shortest: float = 2.0, longest: float = 60.0
+    ) -> None:
+        self._query, self._shortest, self._longest = query, shortest, longest
+        self._wait, self._at = 0.0, 0.0
+        self._found: dict[str, slurm_jobs.Job] = {}
+
+    def states(self, ids: Sequence[str]) -> dict[str, slurm_jobs.Job]:
+        """As `query`, but the states may be up to `longest` seconds old."""
+        if set(ids) - set(self._found) or time.monotonic() - self._at >= self._wait:
+            before, self._found = self._found, self._query(ids).jobs
+            self._at = time.monotonic()
+            self._wait = self._shortest if before != self._found else min(self._longest, 2 * self._wait)
+        return self._found
 
 
 def _seldom(show: Callable[[], None]) -> Callable[[], None]:

@@ -10,6 +10,7 @@ believed. The states are:
     queued       its job waits                               failed      an outcome without a score is published
     starting     its job runs but has not claimed it yet     interrupted it stopped with its state saved
     running      a worker works                              requeued    it was cut short, and its job waits to resume it
+    cancelled    a person cancelled its job
     lost         its job or process ended unexpectedly       unknown     it gave no sign for ten minutes and Slurm does not say, or
                                                                          Slurm may bring its job back, or its result is not seen yet
 """
@@ -42,7 +43,7 @@ GROUPS = {
 }
 SILENT_SECONDS = 600.0  # a running arm without a sign for this long is unknown, unless Slurm says that its job runs
 COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
-           "interrupted": "yellow", "requeued": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
+           "interrupted": "yellow", "requeued": "yellow", "cancelled": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,10 @@ def _state(
         return str(last["phase"]), str(last.get("detail", ""))
     if job and job.waits:
         return "requeued", waits
-    if attempt.interrupted.exists():
+    if attempt.interrupted.exists() and not (job and job.is_cancelled):
         return "interrupted", ""
     if job and job.ended:
-        return _without_result(folder, job)
+        return _without_result(folder, job, "its state is saved; " if attempt.interrupted.exists() else "")
     if job and job.may_return:
         return "unknown", _not_known(job)
     if _is_dead(attempt):
@@ -160,13 +161,18 @@ def _state(
     return "running", ""
 
 
-def _without_result(folder: Round, job: Job) -> tuple[str, str]:
+def _without_result(folder: Round, job: Job, saved: str = "") -> tuple[str, str]:
     """(state, detail) of an arm whose job has ended and whose result is not here. A job completes only once it has published a score.
+
+    saved: begins the detail of a cancelled arm.
 
     It is not lost where other machines' files may come late; nobody but `rerun` and the meta stage waits for them.
     """
     if job.state == "COMPLETED" and _frozen(folder.config)["cluster"].get("file_wait_seconds"):
         return "unknown", "its job COMPLETED, but its result is not seen here yet; look again in a minute"
+    if job.is_cancelled:
+        by = f"by {job.canceller}" if job.canceller else f"{job.reason}; nobody recorded by whom".removeprefix("; ")
+        return "cancelled", f"{by}; {saved}`rerun` with its name starts it"
     return "lost", f"{job.state} {job.reason}".strip()
 
 

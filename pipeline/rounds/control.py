@@ -6,9 +6,11 @@ would do. An arm with a published score never runs again, and an arm whose job w
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,6 +116,10 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
     lines = [f"{arm}: scancel {job_id}" for arm, job_id in left]
     if left and not dry_run:
         slurm_clients.cancel_jobs([job_id for _, job_id in left])
+        with open(folder.cancelled, "a") as file:
+            file.write(
+                json.dumps({"jobs": [job_id for _, job_id in left], "uid": os.getuid(), "at": time.time()}) + "\n"
+            )
     if not asked and not dry_run and slurm_submit.is_cut_short(folder.slurm_dir):
         with launch.round_lock(folder):
             cut = slurm_submit.take_back_open(
@@ -158,7 +164,7 @@ def rerun(
     """Start arms without a score again, and the meta stage after them. Nodes on which an attempt vanished are excluded. Returns a line for each job.
 
     Without `asked`, a job on Slurm also judges the reference if nobody else does: a meta job without GPUs cannot. failed: only arms that
-    have an attempt. watch: called while the arms run on this machine.
+    have an attempt, without those that a person cancelled. watch: called while the arms run on this machine.
 
     Raises ConfigError for an arm that has a score, or whose job waits or runs (unless this process runs inside that job). Raises
     WorkFailed if Slurm does not answer.
@@ -197,11 +203,19 @@ def _rerun(
     if completed:  # their results are there, and may not be seen here yet
         await_results(folder, completed, settings.load(folder.config).cluster.file_wait_seconds, states)
         arms = chosen_arms(folder, asked, failed=failed)
+    left_out = (
+        [] if asked or not failed else [arm for arm in arms if _was_cancelled(states.get(f"{folder.name}/{arm}"))]
+    )
+    arms = [arm for arm in arms if arm not in left_out]
     for arm in arms:
         _check_may_run(folder, arm, states.get(f"{folder.name}/{arm}"), said.complaints)
     has_reference = not asked and _lacks_reference(campaign, folder, states.get("reference"))
+    left = [
+        f"{folder.name}/{arm}: no job, because a person cancelled it; name it, and `rerun` starts it"
+        for arm in left_out
+    ]
     if not (arms or has_reference):
-        return []
+        return left
     if launch.is_local(folder):
         if not dry_run:
             launch.run_here(campaign, folder, watch, only=arms)
@@ -211,7 +225,7 @@ def _rerun(
     without = f", without {', '.join(excluded)}" if excluded else ""
     if dry_run:
         wanted = [*(f"{folder.name}/{arm}" for arm in arms), *(["reference"] if has_reference else [])]
-        return [f"{arm}: one more job{without}" for arm in wanted]
+        return [*(f"{arm}: one more job{without}" for arm in wanted), *left]
     code_dir, digest = launch.verify_frozen(campaign, folder)
     stages = launch.worker_stages(campaign, folder, arms, digest)
     arrays, meta = [stages] if stages else [], launch.meta_stage(campaign, folder)
@@ -221,7 +235,7 @@ def _rerun(
     tasks = launch.tasks_of(arrays, ids) | ({"reference": ids["reference_job_id"]} if has_reference else {})
     slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun", ids)
     slurm_submit.keep(folder.slurm_dir, ids["submission"])
-    return [f"{arm}: job {job_id}{without}" for arm, job_id in tasks.items()]
+    return [*(f"{arm}: job {job_id}{without}" for arm, job_id in tasks.items()), *left]
 
 
 def _lacks_reference(campaign: Campaign, folder: Round, job: Job | None) -> bool:
@@ -235,6 +249,10 @@ def _lacks_reference(campaign: Campaign, folder: Round, job: Job | None) -> bool
 def _has_completed(job: Job | None) -> bool:
     """Whether Slurm says that the job ended with exit code 0, with which a worker ends only once it has published a score."""
     return job is not None and job.state == "COMPLETED"
+
+
+def _was_cancelled(job: Job | None) -> bool:
+    return job is not None and job.is_cancelled
 
 
 def _check_may_run(folder: Round, arm: str, job: Job | None, complaints: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from pipeline.campaign import canonical, heads
 from pipeline.campaign.errors import ConfigError, PipelineError, SlurmRefused, WorkFailed
 from pipeline.campaign.facts import facts_of, read_plan, verified_code
-from pipeline.campaign.files import exclusive_lock, read_json, write_file
+from pipeline.campaign.files import exclusive_lock, read_json, read_json_lines, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_jobs, slurm_submit, stage_command
@@ -173,7 +174,20 @@ def query(folder: Round, ids: Sequence[str]) -> slurm_jobs.Report:
     if clusters and here and here not in clusters:
         said = f"the round was submitted to cluster {', '.join(sorted(clusters))}, and Slurm's clients here ask {here}"
         return slurm_jobs.Report({job_id: slurm_jobs.Job(job_id, UNKNOWN) for job_id in ids}, (said,))
-    return slurm_jobs.query_jobs(ids, job_names(folder), slurm_jobs.first_submitted(folder))
+    report = slurm_jobs.query_jobs(ids, job_names(folder), slurm_jobs.first_submitted(folder))
+    ours = cancellers(folder)
+
+    def named(job: slurm_jobs.Job) -> slurm_jobs.Job:
+        is_ours = job.is_cancelled and not job.canceller and job.job_id in ours
+        return replace(job, reason=f"by {ours[job.job_id]}") if is_ours else job
+
+    return replace(report, jobs={job_id: named(job) for job_id, job in report.jobs.items()})
+
+
+def cancellers(folder: Round) -> dict[str, int]:
+    """Job id -> the user who cancelled it with our `cancel`, for sites whose Slurm does not tell."""
+    lines = read_json_lines(folder.cancelled) if folder.cancelled.exists() else []
+    return {job_id: int(line["uid"]) for line in lines for job_id in line["jobs"]}
 
 
 def job_names(folder: Round) -> list[str]:

@@ -214,7 +214,7 @@ def test_status_puts_files_before_slurm_s_word(campaign, folder, monkeypatch) ->
     known = {f"r0001/{arm}": Job(arm, word, "n2") for arm, word in words.items()}
     rows = {row.arm: row for row in status.round_status(campaign, folder, known)}
     assert {arm: row.state for arm, row in rows.items()} == {
-        "a0": "completed", "a1": "running", "a2": "unknown", "a3": "queued", "a4": "starting", "a5": "lost", "a6": "waiting", "a7": "waiting",
+        "a0": "completed", "a1": "running", "a2": "unknown", "a3": "queued", "a4": "starting", "a5": "cancelled", "a6": "waiting", "a7": "waiting",
     }  # fmt: skip
     assert rows["a2"].detail == "job a2 ended as NODE_FAIL, and Slurm may start it again" and rows["a1"].node == "n2"
 
