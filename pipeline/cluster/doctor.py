@@ -53,7 +53,10 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list
             _check_of("base weights", lambda: f"{len(base_weights.build_manifest(weights_dir)['files'])} files")
         )
     if chosen.tasks.train_csv:
-        checks.append(_check_of("real rows", lambda: entries.describe_real_rows(chosen.tasks.train_csv)))
+        tasks = chosen.tasks
+        checks.append(
+            _check_of("real rows", lambda: entries.describe_real_rows(tasks.train_csv, tasks.families, whole=True))
+        )
     if chosen.cluster.kind == "slurm":
         checks += [*_meta_job(chosen), *site_check.examine(chosen)]
     if campaign:
