@@ -119,7 +119,7 @@ def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
     Raises IntegrityError if that round's configuration is missing, and what `settings.compose` raises.
     """
     from pipeline.campaign.facts import facts_of, verified_code
-    from pipeline.config import settings
+    from pipeline.config import corrections, settings
 
     if campaign is None:
         return settings.compose(overrides)
@@ -127,7 +127,7 @@ def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
     if not newest.config.exists():
         raise IntegrityError(f"{newest.config} is missing", "Restore it from a copy of the campaign")
     if not overrides:
-        return settings.load(newest.config)
+        return corrections.of_round(newest)
     facts = facts_of(campaign)
     of_round = [f"+round={newest.name}"] if campaign.overrides(newest.name).exists() else []
     every = [*facts["overrides"], *overrides, *of_round]
