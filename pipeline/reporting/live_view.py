@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.campaign.records import SETS, Lift, Outcome
 from pipeline.cluster import slurm_jobs
 from pipeline.config.footprint import in_units
+from pipeline.reporting import status
 from pipeline.reporting.status import ArmStatus, table
 from pipeline.stats import lifts
 
@@ -34,7 +35,7 @@ def follow(rows: Callable[[], list[ArmStatus]]) -> Iterator[Callable[[], None]]:
             if row.state != "waiting" and printed.get((row.round, row.arm)) != now:
                 printed[row.round, row.arm] = now
                 print(
-                    f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {row.step} {row.detail}".rstrip(),
+                    f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {status.step_in_words(row)} {row.detail}".rstrip(),
                     flush=True,
                 )
 

@@ -17,6 +17,7 @@ believed. The states are:
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -50,7 +51,8 @@ COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cya
 class ArmStatus:
     """One row of the table. `detail` says why the arm failed, what its job waits for, or when the job may start.
 
-    `cores` is empty, or says on how many cores the arm may run where its job asked for more, such as "1 of 64".
+    `cores`: on how many of the `cores_asked` its tasks may run, where that is fewer; else None. `unread`: its newest line of progress is
+    malformed, so that step, loss and tokens per second are not known.
     """
 
     round: str
@@ -59,15 +61,18 @@ class ArmStatus:
     state: str
     node: str
     phase: str
-    step: str
-    loss: str
-    tokens_per_second: str
+    step: int | None
+    num_steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
     gpu_hours: float
     seconds: float
     attempt: int | None
     job: str
-    cores: str
+    cores: int | None
+    cores_asked: int | None
     detail: str
+    unread: bool = False
 
 
 def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | None = None) -> list[ArmStatus]:
@@ -119,12 +124,14 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
     began = marks[0]["at"] if marks else now
     seconds = (now if working else last["at"]) - began
     spent = seconds + sum(_duration(each) for each in attempts[:-1])
-    step, loss, rate = _progress(attempt) if attempt else ("", "", "")
+    progress = _progress(attempt) if attempt else (None, None, None, None)
+    (step, num_steps, loss, rate), unread = progress or (None,) * 4, progress is None
     claim = read_json(attempt.claim) if attempt and attempt.claim.exists() else {}
+    cores, cores_asked = _cores(attempt, claim)
     return ArmStatus(
         folder.name, arm, role, state, job.node if job and job.node else str(claim.get("node") or claim.get("host", "")),
-        last["phase"], step, loss, rate, round(gpus * spent / 3600, 3), round(seconds, 1),
-        attempt.number if attempt else None, job.job_id if job else "", _cores(attempt, claim), detail,
+        last["phase"], step, num_steps, loss, rate, round(gpus * spent / 3600, 3), round(seconds, 1),
+        attempt.number if attempt else None, job.job_id if job else "", cores, cores_asked, detail, unread,
     )  # fmt: skip
 
 
@@ -214,24 +221,26 @@ def _duration(attempt: Attempt) -> float:
     return float(max(marks[-1]["at"], _touched(attempt)) - marks[0]["at"]) if marks else 0.0
 
 
-def _cores(attempt: Attempt | None, claim: Mapping[str, Any]) -> str:
-    """The fewest cores that a task of the attempt has, of those asked for; empty where every task has as many as that."""
+def _cores(attempt: Attempt | None, claim: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
+    """(the fewest cores that a task of the attempt has, those asked for); None where every task has as many as that."""
     said = [claim, *map(read_json, sorted(attempt.folder.glob("nodes/*.cores.json")) if attempt else [])]
     few = min(said, key=lambda task: task.get("cores", 0) - task.get("cores_asked", 0))
-    return f"{few['cores']} of {few['cores_asked']}" if few.get("cores", 0) < few.get("cores_asked", 0) else ""
+    return (few["cores"], few["cores_asked"]) if few.get("cores", 0) < few.get("cores_asked", 0) else (None, None)
 
 
-def _progress(attempt: Attempt) -> tuple[str, str, str]:
-    """("step/of", "loss", "tokens/s") of the newest training line. They are empty before the first line, and "?" where it is malformed."""
+def _progress(attempt: Attempt) -> tuple[int | None, int | None, float | None, float | None] | None:
+    """(step, number of steps, loss, tokens per second) of the newest training line; each None before the first, None where it is malformed."""
     lines = progress_lines(attempt, "train")
     if not lines:
-        return "", "", ""
+        return None, None, None, None
     try:
         line = lines[-1]
-        rate = f"{float(line['tokens']) / float(line['seconds']):,.0f}" if line["seconds"] else ""
-        return f"{int(line['step'])}/{int(line['num_steps'])}", f"{float(line['loss']):.3f}", rate
+        rate = float(line["tokens"]) / float(line["seconds"]) if line["seconds"] else None
+        loss = float(line["loss"])
+        is_finite = all(math.isfinite(value) for value in (loss, rate or 0.0))  # JSON has no other numbers
+        return (int(line["step"]), int(line["num_steps"]), loss, rate and round(rate, 1)) if is_finite else None
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
-        return "?", "?", "?"
+        return None
 
 
 def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
@@ -247,6 +256,11 @@ def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
     return totals
 
 
+def step_in_words(row: ArmStatus) -> str:
+    """How far the trial says that it is, such as 120/300; "?" where nobody can read what it says."""
+    return "?" if row.unread else "" if row.step is None else f"{row.step}/{row.num_steps}"
+
+
 def table(rows: Iterable[ArmStatus]) -> Any:
     """A rich table of arms, for `status` and the live view. Empty columns are left out."""
     from rich.table import Table
@@ -255,8 +269,9 @@ def table(rows: Iterable[ArmStatus]) -> Any:
     right = ("step", "loss", "tokens/s", "GPU-hours", "seconds")
     cells = [
         {"round": row.round, "arm": row.arm, "role": row.role, "state": f"[{COLOURS[row.state]}]{row.state}[/]",
-         "node": row.node, "job": row.job, "cores": row.cores and f"[yellow]{row.cores}[/]", "phase": row.phase, "step": row.step, "loss": row.loss,
-         "tokens/s": row.tokens_per_second, "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
+         "node": row.node, "job": row.job, "cores": f"[yellow]{row.cores} of {row.cores_asked}[/]" if row.cores_asked else "",
+         "phase": row.phase, "step": step_in_words(row), "loss": "" if row.loss is None else f"{row.loss:.3f}",
+         "tokens/s": f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "", "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
          "seconds": f"{row.seconds:.0f}", "detail": row.detail}
         for row in rows
     ]  # fmt: skip

@@ -28,6 +28,7 @@ from pipeline.rounds import launch
 
 LOGS = ("trial", "judge", "job")
 REFERENCE = "reference"
+OTHER_JOBS = (REFERENCE, "meta")  # of a round, beside its arms
 LOCK_SECONDS = 60.0  # arms that end at a common time limit each run `rerun`, one after the other
 
 
@@ -71,19 +72,25 @@ def is_seen(of: Round, arm: str) -> bool:
 
 
 def logs_of(folder: Round, arm: str, which: str | None = None) -> list[Path]:
-    """The existing logs of an arm's newest attempt. which: `trial`, `judge` or `job`; all by default. Raises NotFound if there is none."""
-    attempts = folder.attempts(arm)
+    """The existing logs of an arm's newest attempt. which: `trial`, `judge` or `job`; all by default. Raises NotFound if there is none.
+
+    arm: or one of OTHER_JOBS, which have a judge's log where they judged the reference.
+    """
+    is_arm = arm not in OTHER_JOBS
+    attempts = folder.attempts(arm) if is_arm else []
     logs: dict[str, list[Path]] = {"trial": [], "judge": [], "job": []}
     if attempts:
         logs["trial"], logs["judge"] = [attempts[-1].trial_log], [attempts[-1].judge_log]
-    job_id = slurm_jobs.task_ids(folder).get(f"{folder.name}/{arm}")
-    if job_id:
-        logs["job"] = sorted(folder.slurm_dir.glob(f"{job_id}_*_log.out"))
-    logs["job"].append(folder.logs_dir / f"{folder.name}_{arm}.log")
+    else:
+        logs["judge"] = [] if is_arm else [folder.meta_dir / "judge.log"]
+    job_id = slurm_jobs.task_ids(folder).get(f"{folder.name}/{arm}" if is_arm else arm)
+    for at in [folder] if folder.number else [folder, folder.campaign.round("r0001")]:  # r0000 runs beside r0001
+        logs["job"] += sorted(at.slurm_dir.glob(f"{job_id}_*_log.out")) if job_id else []
+        logs["job"].append(at.logs_dir / (f"{folder.name}_{arm}.log" if is_arm else f"{arm}.log"))
     paths = [path for name in ([which] if which else LOGS) for path in logs[name] if path.exists()]
     if not paths:
         raise NotFound(
-            f"{folder.name}/{arm} has no {f'{which} ' if which else ''}log yet", "`status` shows what the arm is doing"
+            f"{folder.name}/{arm} has no {f'{which} ' if which else ''}log yet", "`status` shows what it is doing"
         )
     return paths
 
@@ -203,17 +210,14 @@ def _rerun(
     if completed:  # their results are there, and may not be seen here yet
         await_results(folder, completed, settings.load(folder.config).cluster.file_wait_seconds, states)
         arms = chosen_arms(folder, asked, failed=failed)
-    left_out = (
-        [] if asked or not failed else [arm for arm in arms if _was_cancelled(states.get(f"{folder.name}/{arm}"))]
-    )
+    cancelled = {job_of for job_of, job in states.items() if job.is_cancelled} if failed and not asked else set()
+    left_out = [arm for arm in arms if f"{folder.name}/{arm}" in cancelled]
     arms = [arm for arm in arms if arm not in left_out]
     for arm in arms:
         _check_may_run(folder, arm, states.get(f"{folder.name}/{arm}"), said.complaints)
     has_reference = not asked and _lacks_reference(campaign, folder, states.get("reference"))
-    left = [
-        f"{folder.name}/{arm}: no job, because a person cancelled it; name it, and `rerun` starts it"
-        for arm in left_out
-    ]
+    why = "no job, because a person cancelled it; name it, and `rerun` starts it"
+    left = [f"{folder.name}/{arm}: {why}" for arm in left_out]
     if not (arms or has_reference):
         return left
     if launch.is_local(folder):
@@ -249,10 +253,6 @@ def _lacks_reference(campaign: Campaign, folder: Round, job: Job | None) -> bool
 def _has_completed(job: Job | None) -> bool:
     """Whether Slurm says that the job ended with exit code 0, with which a worker ends only once it has published a score."""
     return job is not None and job.state == "COMPLETED"
-
-
-def _was_cancelled(job: Job | None) -> bool:
-    return job is not None and job.is_cancelled
 
 
 def _check_may_run(folder: Round, arm: str, job: Job | None, complaints: Sequence[str]) -> None:

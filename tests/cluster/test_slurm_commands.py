@@ -157,3 +157,34 @@ def test_cancel_records_who_did_it_for_sites_without_accounting(campaign: Campai
         and arms["a3"]["detail"].startswith("by root;")
         and arms["a4"]["state"] == "queued"
     )
+
+
+def test_status_shows_the_reference_and_the_meta_job(campaign: Campaign, clients: Clients, capsys) -> None:
+    folder = campaign.round("r0001")
+    slurm_jobs.record_submission(folder, {"r0000/a1": "42_1", "reference": "43"}, "44", "round")
+    clients(
+        squeue=f"{HEADER}41_[0-7]|PENDING||Priority|N/A\n42_1|RUNNING|n2|None|x\n43|RUNNING|n1|None|x\n44|PENDING||Dependency|N/A\n",
+        scontrol="",
+        sacct=None,
+    )
+    assert main(["status", str(campaign.folder), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["jobs"] == {
+        "reference": {"job": "43", "state": "RUNNING", "node": "n1", "detail": ""},
+        "meta": {
+            "job": "44",
+            "state": "PENDING",
+            "node": "",
+            "detail": "Dependency: it waits for other jobs of the round",
+        },
+    }
+    assert [(row["arm"], row["state"], row["job"]) for row in said["r0000"]] == [
+        ("a0", "completed", ""),
+        ("a1", "starting", "42_1"),
+    ]
+    assert main(["status", str(campaign.folder)]) == 0
+    shown = capsys.readouterr().out
+    assert (
+        "reference: job 43 RUNNING n1\n" in shown
+        and "meta: job 44 PENDING Dependency: it waits for other jobs" in shown
+    )

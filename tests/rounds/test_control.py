@@ -186,6 +186,22 @@ def test_logs_are_those_of_the_newest_attempt(folder, no_slurm) -> None:
     assert [path.read_text() for path in control.logs_of(folder, "a1", "job")] == ["job"]
 
 
+def test_logs_of_the_reference_the_meta_job_and_r0000(campaign, folder, no_slurm, capsys) -> None:
+    folder.slurm_dir.mkdir(exist_ok=True)
+    slurm_jobs.record_submission(folder, {"r0000/a0": "8_0", "reference": "9"}, "10", "round")
+    for job_id in ("8_0", "9", "10"):
+        (folder.slurm_dir / f"{job_id}_0_log.out").write_text(f"job {job_id}\n")
+    folder.meta_dir.mkdir(exist_ok=True)
+    (folder.meta_dir / "judge.log").write_text("judged\n")
+    name = str(campaign.folder)
+    for words, shown in ((["meta", "--which", "job"], "job 10\n"), (["reference", "--which", "job"], "job 9\n"),
+                         (["a0", "--round", "r0000"], "job 8_0\n"), (["reference", "--which", "judge"], "judged\n")):  # fmt: skip
+        assert main(["logs", name, *words]) == 0
+        assert capsys.readouterr().out == shown
+    assert main(["logs", name, "meta", "--which", "trial"]) == 2
+    assert "r0001/meta has no trial log yet" in capsys.readouterr().err
+
+
 def test_garbage_is_what_scored_arms_no_longer_need(campaign, folder) -> None:
     for arm in ("a0", "a1"):
         attempt = _claimed(folder, arm)
