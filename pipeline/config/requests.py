@@ -77,6 +77,11 @@ def _read(values: Mapping[str, Any], at: str) -> dict[str, Any]:
             raise ConfigError(f"{at}gpus_per_node = {gpus}", "Valid: a number, or a type and a number, such as h200:8")
         if match[1] and read.get("gpu_type", match[1]) not in ("", match[1]):
             raise ConfigError(f"{at}gpus_per_node = {gpus}, and {at}gpu_type = {read['gpu_type']}", "Give one type")
+        if match[1] and gpus_of(read.get("gres")) is not None:
+            raise ConfigError(
+                f"{at}gpus_per_node = {gpus}, and {at}gres = {read['gres']}",
+                f"Name the type once: {at}gpus_per_node={match[2]} beside {at}gres, or leave the GPUs out of {at}gres",
+            )
         read |= {"gpus_per_node": int(match[2])} | ({"gpu_type": match[1]} if match[1] else {})
     if isinstance(gres := read.get("gres"), str):
         read["gres"] = ",".join(re.sub(r"^gres[/:]", "", entry.strip()) for entry in gres.split(",")) if gres else ""

@@ -209,18 +209,26 @@ def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: s
 
 def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution) -> int:
     """Check the most that the round could cost, with what was spent, against article 4. Returns the GPU-seconds spent. Raises Refused."""
-    recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
+    gpus = gpus_of_arm(chosen)
     ended = [
         path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)
     ]
     spent = sum(results.read_attributes(path)["gpu_seconds"] for path in ended)
+    check_cost(chosen, num_arms, rules, int(spent))
+    return int(spent)
+
+
+def check_cost(
+    chosen: settings.Settings, num_arms: int, rules: constitution.Constitution, spent_gpu_seconds: int
+) -> None:
+    """Check the most that a round could cost against article 4, with what was spent before. Raises Refused."""
+    recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
     rules.check_spending(
         recipe.num_steps * recipe.batch_size * recipe.sequence_length,
         Fraction(gpus * chosen.cluster.time_limit_minutes, 60),
         num_arms,
-        Fraction(int(spent), 3600),
+        Fraction(spent_gpu_seconds, 3600),
     )
-    return int(spent)
 
 
 def _write(
