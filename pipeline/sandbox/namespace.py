@@ -124,10 +124,24 @@ def serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
     stack.callback(run_program, "umount", "--lazy", str(root))
 
 
+def scratch_place(scratch_dir: str | None) -> Path:
+    """Where scratch folders are made: cluster.scratch_dir, else TMPDIR, /tmp or /var/tmp. Raises ConfigError where this user may not write there."""
+    try:
+        place = Path(scratch_dir or tempfile.gettempdir())
+        wrong = "" if os.access(place, os.W_OK | os.X_OK) else f"you may not write in {place}"
+    except FileNotFoundError:
+        wrong = f"you may write in none of TMPDIR ({os.environ.get('TMPDIR') or 'not set'}), /tmp and /var/tmp"
+    if wrong:
+        raise ConfigError(
+            wrong, "set cluster.scratch_dir (or TMPDIR) to a folder on a local disk in which you may write"
+        )
+    return place
+
+
 @contextmanager
 def scratch_folder(scratch_dir: Path | str | None, prefix: str) -> Iterator[Path]:
     """A new folder that only this process's user may enter. It is removed afterwards, with everything that a trial left in it."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_dir))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_place(str(scratch_dir or ""))))
     try:
         yield folder
     finally:

@@ -33,3 +33,15 @@ def test_without_a_place_the_error_names_each(tmp_path: Path, monkeypatch: pytes
     said = str(error.value)
     assert all(f"you may not write in {place}" in said for place in (tmp_path / "absent", "/tmp", "/var/tmp"))
     assert "Set TMPDIR to a folder on a local disk in which you may write" in said
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"you may not write in /absent\. set cluster\.scratch_dir \(or TMPDIR\)"):
+        namespace.scratch_place("/absent")
+
+    def none() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(namespace.tempfile, "gettempdir", none)
+    with pytest.raises(ConfigError, match="you may write in none of TMPDIR"):
+        namespace.scratch_place("")
