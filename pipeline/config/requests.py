@@ -71,6 +71,8 @@ def _read(values: Mapping[str, Any], at: str) -> dict[str, Any]:
     read = {name: value for name, value in values.items() if value is not None}
     if isinstance(limit := read.get("time_limit_minutes"), str):
         read["time_limit_minutes"] = minutes_of(limit, f"{at}time_limit_minutes")
+    elif limit is not None and type(limit) is not int:  # a float, or a bool, which is an int to Python
+        minutes_of(str(limit), f"{at}time_limit_minutes")
     if isinstance(gpus := read.get("gpus_per_node"), str):
         match = re.fullmatch(r"(?:([\w.+-]+):)?(\d+)", gpus)
         if not match:
@@ -144,7 +146,8 @@ def minutes_of(text: str, key: str) -> int:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if not match:
         raise ConfigError(
-            f"{key} = {text}", "Valid: minutes, or a time as sbatch reads it, such as 240, 4:00:00 or 1-12:00:00"
+            f"{key} = {text}",
+            'Valid: whole minutes, or a time in quotes as sbatch reads it, such as 240, "4:00:00" or "1-12:00:00"',
         )
     numbers = [int(number) for number in match.groups()[1:] if number]
     if match[1]:

@@ -138,8 +138,8 @@ def test_times_are_read_as_sbatch_reads_them(text, minutes):
         ({"meta.cpus_per_gpu": 4}, "cluster.meta.cpus_per_gpu = 4. Valid: 0, because cluster.meta.gpus_per_node = 0"),
         ({"meta.cpus_per_task": 0}, "cluster.meta.cpus_per_task = 0. Valid: a number > 0"),
         ({"reference.gpus_per_node": -1}, "cluster.reference.gpus_per_node = -1. Valid: a number >= 0"),
-        ({"time_limit_minutes": "2h"}, "cluster.time_limit_minutes = 2h. Valid: minutes, or a time"),
-        ({"time_limit_minutes": "UNLIMITED"}, "Valid: minutes, or a time"),
+        ({"time_limit_minutes": "2h"}, "cluster.time_limit_minutes = 2h. Valid: whole minutes, or a time"),
+        ({"time_limit_minutes": "UNLIMITED"}, "Valid: whole minutes, or a time"),
         ({"meta.time_limit_minutes": 0}, "cluster.meta.time_limit_minutes = 0. Valid: a number > 0"),
         (
             {"sbatch": {"array": "0-3"}},
