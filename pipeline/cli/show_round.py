@@ -82,8 +82,8 @@ def status_verb(arguments: argparse.Namespace) -> None:
         hours = status.gpu_hours(campaign, folder, rows)
         facts |= {"submitted": submitted, "gpu_hours": hours, "slurm_complaints": complaints}
         facts |= {"troubles": [asdict(each) for each in troubles]}
-        facts |= {"jobs": jobs, "r0000": status.as_json(beside)}
-        print(json.dumps({**facts, "arms": status.as_json(rows)}, indent=1))
+        facts |= {"jobs": jobs, "r0000": [asdict(row) for row in beside]}
+        print(json.dumps({**facts, "arms": [asdict(row) for row in rows]}, indent=1))
         return
     from rich.console import Console
 

@@ -21,8 +21,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -243,17 +243,32 @@ def _progress(attempt: Attempt) -> tuple[int | None, int | None, float | None, f
         return None
 
 
+def worked_seconds(rounds: Iterable[Round], before: float) -> float:
+    """For how many seconds before a moment at least one arm of the rounds worked. Pauses between the attempts do not count."""
+    spans = [(marks[0]["at"], max(marks[-1]["at"], _touched(attempt))) for attempt, marks in _marked(rounds)]
+    total, upto = 0.0, 0.0
+    for start, end in sorted((start, min(end, before)) for start, end in spans):
+        total += max(0.0, end - max(start, upto))
+        upto = max(upto, end)
+    return total
+
+
 def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
-    """How the time of rounds was spent: seconds by group of phases, over the newest attempt of every arm."""
+    """How the time of rounds was spent: seconds by group of phases, over all attempts."""
     totals = dict.fromkeys(GROUPS, 0.0)
-    for folder in rounds:
-        for arm in folder.frozen_plan().arms:
-            for attempt in folder.attempts(arm.name)[-1:]:
-                marks = read_json_lines(attempt.phases)
-                for mark, following in zip(marks, marks[1:], strict=False):
-                    group = next((name for name, phases in GROUPS.items() if mark["phase"] in phases), "rest")
-                    totals[group] += following["at"] - mark["at"]
+    for _, marks in _marked(rounds):
+        for mark, following in zip(marks, marks[1:], strict=False):
+            group = next((name for name, phases in GROUPS.items() if mark["phase"] in phases), "rest")
+            totals[group] += following["at"] - mark["at"]
     return totals
+
+
+def _marked(rounds: Iterable[Round]) -> Iterator[tuple[Attempt, list[Any]]]:
+    """Every attempt of the rounds that has begun, with the marks of its phases."""
+    for folder in rounds:
+        for attempt in (each for arm in folder.frozen_plan().arms for each in folder.attempts(arm.name)):
+            if attempt.phases.exists() and (marks := read_json_lines(attempt.phases)):
+                yield attempt, marks
 
 
 def step_in_words(row: ArmStatus) -> str:
@@ -281,8 +296,3 @@ def table(rows: Iterable[ArmStatus]) -> Any:
     for cell in cells:
         view.add_row(*(cell[name] for name in columns))
     return view
-
-
-def as_json(rows: Iterable[ArmStatus]) -> list[dict[str, Any]]:
-    """The rows as plain values."""
-    return [asdict(row) for row in rows]

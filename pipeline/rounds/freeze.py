@@ -241,7 +241,8 @@ def _write(
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
     frozen = Plan(facts["campaign"], folder.name, *digests, canonical.digest_text(config), policy, arms)
     freeze_plan(campaign, frozen, config, basis)
-    write_sbatch_texts(campaign, folder, code_dir)
+    if chosen.cluster.kind == "slurm":
+        write_sbatch_texts(campaign, folder, code_dir)
 
 
 def write_sbatch_texts(campaign: Campaign, folder: Round, code_dir: Path) -> None:

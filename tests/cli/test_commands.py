@@ -104,11 +104,16 @@ def test_a_dry_run_writes_nothing_and_shows_what_sbatch_gets(campaign, capsys):
     assert main(["round", str(campaign.folder), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "a0  anchor" in shown
-    assert "#SBATCH --array=0-7" in shown
+    assert "#SBATCH" not in shown and "the stages run on this machine (cluster=local)" in shown
     assert main(["round", str(campaign.folder), "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [arm["index"] for arm in told["plan"]["arms"]] == [*range(8)]
-    assert any("#SBATCH --array=0-7" in text for text in told["sbatch"].values()) and told["costs"]["parameters"] > 0
+    assert told["sbatch"] == {} and told["costs"]["parameters"] > 0
+    new = str(campaign.folder.parent / "new")
+    assert main(["round", new, "experiment=smoke", "cluster=testbed", "--dry-run"]) == 0
+    assert "#SBATCH --array=0-7" in capsys.readouterr().out
+    assert main(["round", new, "experiment=smoke", "cluster=testbed", "--dry-run", "--json"]) == 0
+    assert any("#SBATCH --array=0-7" in text for text in json.loads(capsys.readouterr().out)["sbatch"].values())
     assert tree(campaign.folder) == before
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -66,7 +67,7 @@ def test_status_shows_the_task_with_the_fewest_cores(tmp_path, worker, helper, s
     assert [row.cores for row in rows if row.cores is not None] == ([int(shown.split()[0])] if shown else [])
     columns = [column.header for column in status.table(rows).columns]
     assert ("cores" in columns) == bool(shown)
-    told = status.as_json(rows)[1]
+    told = asdict(rows[1])
     assert f"{told['cores']} of {told['cores_asked']}" == (shown or "None of None")
 
 

@@ -457,3 +457,23 @@ def test_a_round_whose_slurm_is_silent_is_not_run_again(folder, no_slurm, capsys
         control.rerun(folder.campaign, folder, ["a1"], failed=False, dry_run=True, watch=lambda: None)
     assert main(["status", str(folder.campaign.folder)]) == 0
     assert "Slurm does not answer, so states come from files alone" in capsys.readouterr().out
+
+
+def test_the_time_of_a_resumed_round_counts_what_was_before(campaign, folder, monkeypatch, capsys) -> None:
+    """Two arms at once for 100 s, a pause of 1000 s, and one more attempt of 50 s before this command began."""
+    from pipeline.cli import round_display
+
+    for arm, spans in {"a1": [(1000, 1100), (2100, 2150)], "a2": [(1020, 1090)]}.items():
+        for begin, end in spans:
+            attempt = folder.claim_attempt(arm)
+            marks = [{"phase": "train", "at": begin, "detail": ""}, {"phase": "failed", "at": end, "detail": "x"}]
+            attempt.phases.write_text("".join(json.dumps(mark) + "\n" for mark in marks))
+            os.utime(attempt.phases, (begin, begin))
+    assert status.worked_seconds([folder], before=5000.0) == 150
+    assert status.worked_seconds([folder], before=1050.0) == 50
+    assert status.breakdown([folder])["training"] == 220
+    round_display.report_end("runs/x", campaign, folder, 30.0, 150.0)
+    assert (
+        "r0001 took 180 s (150 s before it was interrupted, 30 s since); of the workers' time: "
+        in capsys.readouterr().out
+    )
