@@ -96,10 +96,15 @@ def check_no_job_is_left(folder: Round) -> None:
 
 
 def was_begun(folder: Round) -> bool:
-    """Whether the round was submitted, runs here, or has an attempt. Until then its jobs may ask Slurm for something else."""
+    """Whether the round was submitted, runs here, or has an attempt. Until then its jobs may ask Slurm for something else.
+
+    Where sbatch refused one job, those that it had taken were cancelled, so an attempt of theirs is no beginning.
+    """
+    if folder.submitted.exists() or slurm_jobs.submissions(folder):
+        return True
     beside = [folder.campaign.round("r0000")] if folder.number == 1 else []
-    began = any(next(each.folder.glob("a*/attempt_*"), None) for each in (folder, *beside))
-    return began or folder.submitted.exists() or bool(slurm_jobs.submissions(folder))
+    has_attempt = any(next(each.folder.glob("a*/attempt_*"), None) for each in (folder, *beside))
+    return has_attempt and not slurm_submit.was_refused(folder.slurm_dir)
 
 
 def how_to_correct(folder: Round) -> str:

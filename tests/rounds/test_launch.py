@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.audit import findings, log_schema
+from pipeline.audit import bundle, findings, log_schema
 from pipeline.audit.examine import examine
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, Refused
 from pipeline.campaign.files import read_json
@@ -224,6 +224,19 @@ def test_a_round_that_slurm_refused_takes_other_slurm_settings(campaign, tmp_pat
     assert not report.findings
 
 
+def test_arms_that_began_before_the_meta_job_was_refused_keep_nobody_from_correcting_it(
+    campaign, tmp_path, monkeypatch, capsys
+):
+    refusing(tmp_path, monkeypatch)
+    name = str(campaign.folder)
+    assert main(["round", name, "cluster=testbed", "cluster.partition=cpu", "cluster.meta.partition=batch"]) == 1
+    assert "sbatch refused smoke-r0001-meta: " in capsys.readouterr().err
+    campaign.round("r0001").claim_attempt("a0")
+    assert main(["status", name]) == 0
+    assert f"this starts it: python -m pipeline round {name}\n" in capsys.readouterr().out
+    assert main(["round", name, "cluster.meta.partition=cpu"]) == 0
+
+
 def test_a_correction_changes_nothing_that_is_sealed_or_counted(campaign):
     freeze.freeze(campaign, "r0001", ["cluster=testbed"])
     before = tree(campaign.folder)
@@ -246,6 +259,9 @@ def test_the_digest_of_a_correction_is_in_the_log(campaign):
     freeze.freeze(campaign, "r0001", ["cluster.account=lab"])
     freeze.freeze(campaign, "r0001", ["cluster.account=lab2"])
     assert not any("slurm_request" in (found.file or "") for found in examine(campaign.folder).findings)
+    bundle.export(campaign.folder, campaign.folder.parent / "bundle.zip")
+    with bundle.opened(campaign.folder.parent / "bundle.zip") as unpacked:
+        assert not any("slurm_request" in (found.file or "") for found in examine(unpacked).findings)
     folder.slurm_request.write_bytes(folder.slurm_request.read_bytes().replace(b"lab2", b"lab3"))
     assert any("slurm_request.json" in (found.file or "") for found in examine(campaign.folder).findings)
 
