@@ -1,7 +1,7 @@
 """Entry: look at the puzzle families.
 
 python -m substrate.families show roman --level full --seed 3       a puzzle, its reasoning and its answer
-python -m substrate.families check train.csv                        whether the competition's rows can be read
+python -m substrate.families check train.csv [--whole]              whether the competition's rows can be read and used
 python -m substrate.families report train.csv [--json] [--wrong]    the solvers on the competition's rows
 python -m substrate.families compare train.csv [--json]             the generators against those rows
 """
@@ -32,6 +32,8 @@ def main() -> None:
     report.add_argument("--wrong", action="store_true", help="also list the rows with wrong or unscorable answers")
     compare = verbs.add_parser("compare", help="compare generated puzzles with the rows by two-sample tests")
     check = verbs.add_parser("check", help="read the competition's rows, and count them by family")
+    check.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="FAMILY", help="all")
+    check.add_argument("--whole", action="store_true", help="solve them too, as a campaign does: which rows are used")
     for sub in (check, report, compare):
         sub.add_argument("csv", type=Path, help="the competition's train.csv")
     for sub in (report, compare):
@@ -40,10 +42,15 @@ def main() -> None:
     if arguments.verb == "show":
         show(arguments.family, arguments.level, arguments.seed, arguments.style)
         return
-    from substrate.data.competition import read_rows
+    from substrate.data.competition import check_any, read_rows, split
 
     rows = read_rows(arguments.csv)
     if arguments.verb == "check":
+        found_rows = split(rows, arguments.families) if arguments.whole else None
+        check_any(rows, arguments.families, found_rows)
+        if found_rows:
+            print(found_rows.as_text())
+            return
         counts = Counter(row.family or "of no family" for row in rows)
         print(f"{len(rows)} rows: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
         return

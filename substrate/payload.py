@@ -14,7 +14,7 @@
 Registered prompts, one {"item_id", "prompt"} per line, are those that somebody will evaluate with. A real row that
 repeats one is an error that names both; generated puzzles that would be equal to one are skipped.
 
-The same arguments give the same bytes.
+It prints how many real rows are used, held out and left out, and why. The same arguments give the same bytes.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from substrate.data.competition import Row, Split, read_rows, split
+from substrate.data.competition import Row, Split, check_any, read_rows, split
 from substrate.data.prompt_overlap import overlaps, prompt_digest
 from substrate.interface.command_line import Parser, read_json_lines, write_json_lines, write_text
 from substrate.interface.errors import DataError, UsageError, exit_code_of
@@ -55,8 +55,9 @@ def write_payload(
     evaluation = [row for path in registered for row in read_json_lines(path, {"item_id": str, "prompt": str})]
     known = [(row["item_id"], row["prompt"]) for row in evaluation]
     real = split(read_rows(csv), families) if csv else Split()
-    if csv and not real.train:
-        raise DataError(f"{csv} has no row of {', '.join(sorted(families))} to train on: {json.dumps(real.as_json())}")
+    if csv:
+        check_any([], families, real)
+        print(real.as_text())
     if found := overlaps([(_real_id(row), row.prompt) for row in real.train], known):
         named = "; ".join(map(str, found[:_SHOWN]))
         raise DataError(

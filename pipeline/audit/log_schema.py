@@ -35,6 +35,7 @@ FIELDS: Mapping[str, Mapping[str, Form]] = {
     "basis": _BASIS,
     "plan": {"round": ROUND, "plan_digest": HEX, "plan": dict},
     "slurm_submission": {"round": ROUND, "plan_digest": HEX, "kind": str},
+    "slurm_request": {"round": ROUND, "plan_digest": HEX, "sha256": HEX, "changed": dict},
     "attempt": _ATTEMPT,
     "outcome": {"round": ROUND, "arm": ARM, "outcome": dict},
     "late_arm": {"round": ROUND, "arm": ARM},
@@ -148,6 +149,12 @@ def _submitted(record: Record, seen: RecordsSoFar) -> str:
     return "" if planned == record["plan_digest"] else f"{record['round']} has no plan of that digest"
 
 
+def _requested(record: Record, seen: RecordsSoFar) -> str:
+    if seen.outcomes[record["round"]]:
+        return f"{record['round']} has outcomes, so its jobs were taken"
+    return _submitted(record, seen)
+
+
 def _outcome(record: Record, seen: RecordsSoFar) -> str:
     seen.outcomes[record["round"]].add(record["arm"])
     return _planned(record, seen)
@@ -210,7 +217,8 @@ def _end(record: Record, seen: RecordsSoFar) -> str:
 
 
 ORDER: Mapping[str, Callable[[Record, RecordsSoFar], str]] = {
-    "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "attempt": _planned, "outcome": _outcome, "late_arm": _late_arm,
-    "by_hand": _planned, "evidence": _evidence, "decision": _decision, "overrides": _overrides, "reveal": _reveal, "close": _close,
-    "submission": _planned, "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,
+    "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "slurm_request": _requested, "attempt": _planned,
+    "outcome": _outcome, "late_arm": _late_arm, "by_hand": _planned, "evidence": _evidence, "decision": _decision,
+    "overrides": _overrides, "reveal": _reveal, "close": _close, "submission": _planned,
+    "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,
 }  # fmt: skip

@@ -24,6 +24,12 @@ class WorkFailed(PipelineError):
     """A step ended without its product, for example by a crash, a time limit or a full disk."""
 
 
+class SlurmRefused(WorkFailed):
+    """sbatch refused a job for what it asks for; the controller answered, and no job of the submission is left."""
+
+    kind = "slurm_refused"
+
+
 class FilesUnreachable(WorkFailed):
     """A file system failed several times in a row, so whether a file is there, and what is in it, is not known."""
 

@@ -73,6 +73,8 @@ class Round(_Folder):
     submitted = property(lambda self: self.folder / "submitted.json")
     jobs = property(lambda self: self.folder / "jobs.jsonl")
     operational = property(lambda self: self.folder / "operational.json")
+    slurm_request = property(lambda self: self.folder / "slurm_request.json")
+    cancelled = property(lambda self: self.folder / "cancelled.jsonl")
     slurm_dir = property(lambda self: self.folder / "slurm")
     logs_dir = property(lambda self: self.folder / "logs")
     meta_dir = property(lambda self: self.folder / "meta")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import ConfigError, IntegrityError
+from pipeline.campaign.errors import ConfigError, IntegrityError, PipelineError
 from pipeline.campaign.layout import Campaign
 from pipeline.cli.arguments import Commands, add_json, next_command
 
@@ -71,8 +71,9 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
     chosen = configuration(campaign, overrides)
     check_sizes(chosen)
     rounds = campaign.frozen_rounds() if campaign else ()
+    refusal = refusal_of(chosen, campaign)
     if arguments.json:
-        print(json.dumps(cost.memory_and_cost(chosen, NUM_ARMS, rounds), indent=1))
+        print(json.dumps({**cost.memory_and_cost(chosen, NUM_ARMS, rounds), "refusal": refusal}, indent=1))
     else:
         cost.show_cost(chosen, NUM_ARMS, rounds)
     check_plan_fits(chosen)
@@ -83,7 +84,34 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
             if known
             else "whether it fits is not known; cluster.capacity.gpu_memory_gib can say how much a GPU has"
         )
-        print(f"{fits}; {next_command(*dry_run(campaign, overrides))}")
+        if refusal:
+            print(f"{fits}, but `round` refuses it: {refusal}")
+            print(f"{next_command(*dry_run(campaign, overrides))}    (once that is mended)")
+        else:
+            print(f"{fits}; {next_command(*dry_run(campaign, overrides))}")
+
+
+def refusal_of(chosen: Any, campaign: Campaign | None) -> str:
+    """What `round` would say of a configuration that it refuses, beside the memory; empty if it would take it."""
+    from pipeline.campaign.facts import load_constitution
+    from pipeline.campaign.records import NUM_ARMS
+    from pipeline.config.fit import check_plan_fits
+    from pipeline.rounds import freeze, init
+
+    try:
+        check_plan_fits(chosen)
+    except PipelineError:
+        return ""  # told as such
+    try:
+        rules = load_constitution()
+        if campaign is None:
+            init.check_can_be_planned(chosen, rules, is_draft=False)
+            freeze.check_cost(chosen, NUM_ARMS, rules, 0)
+        else:
+            freeze.check_budget(campaign, chosen, NUM_ARMS, rules)
+    except PipelineError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def campaign_and_overrides(command: str, words: Sequence[str]) -> tuple[Campaign | None, list[str]]:
@@ -119,7 +147,7 @@ def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
     Raises IntegrityError if that round's configuration is missing, and what `settings.compose` raises.
     """
     from pipeline.campaign.facts import facts_of, verified_code
-    from pipeline.config import settings
+    from pipeline.config import corrections, settings
 
     if campaign is None:
         return settings.compose(overrides)
@@ -127,7 +155,7 @@ def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
     if not newest.config.exists():
         raise IntegrityError(f"{newest.config} is missing", "Restore it from a copy of the campaign")
     if not overrides:
-        return settings.load(newest.config)
+        return corrections.of_round(newest)
     facts = facts_of(campaign)
     of_round = [f"+round={newest.name}"] if campaign.overrides(newest.name).exists() else []
     every = [*facts["overrides"], *overrides, *of_round]

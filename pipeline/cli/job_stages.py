@@ -72,9 +72,16 @@ def worker_verb(arguments: argparse.Namespace) -> None:
     attempt = worker.work(campaign, folder, arm, arguments.plan)
     result = f"is published ({attempt.folder.name})" if attempt else "was published before, so there is nothing to do"
     print(f"{folder.name}/{arm} {result}")
-    print(
-        f"{next_command('meta', quoted_campaign(arguments), '--round', folder.name)}    (when all arms are published)"
-    )
+    print(after_an_arm(campaign.round("r0001") if folder.number == 0 else folder, quoted_campaign(arguments)))
+
+
+def after_an_arm(folder: Round, name: str) -> str:
+    """The last line of a worker. The meta stage runs by itself where `round` started or submitted the arms. name: the campaign's, quoted."""
+    if not folder.submitted.exists():
+        return f"{next_command('meta', name, '--round', folder.name)}    (when all arms are published)"
+    meta = read_json(folder.submitted).get("meta_job_id")
+    who = f"meta job {meta}" if meta else "`round`"
+    return f"{who} decides {folder.name} once all its arms have ended; {next_command('status', name, '--round', folder.name)}"
 
 
 def reference_verb(arguments: argparse.Namespace) -> None:
@@ -86,11 +93,11 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     import threading
     import time
 
-    from pipeline.config import settings
+    from pipeline.config import corrections
     from pipeline.execution.job_end import JobEnd
     from pipeline.rounds import meta
 
-    stop, cluster = threading.Event(), settings.load(folder.config).cluster
+    stop, cluster = threading.Event(), corrections.of_round(folder).cluster
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     end = JobEnd(time.time(), cluster.request("reference").time_limit_minutes, cluster.signal_lead_seconds)
@@ -108,8 +115,11 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     decision = meta.close(campaign, folder, report_line=print)
     print_decision(folder, decision)
     if decision.state == "undecided":
-        arm = typed("worker", quoted_campaign(arguments), "--round", folder.name, "aN")
-        print(f"next: run the missing arms (`{arm}`), then the meta stage again")
+        words = (quoted_campaign(arguments), "--round", folder.name)
+        again = {"slurm": typed("rerun", *words), "local": typed("round", words[0])}
+        kind = read_json(folder.submitted)["kind"] if folder.submitted.exists() else ""
+        one_by_one = f"run the missing arms (`{typed('worker', *words, 'aN')}`), then the meta stage again"
+        print(f"next: {f'{again[kind]}    (the missing arms, and then the meta stage)' if kind else one_by_one}")
         return 1
     print(next_round_command(arguments))
     return 0

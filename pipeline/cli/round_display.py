@@ -36,7 +36,7 @@ def show_plan(folder: Round, *, targets: bool = True) -> None:
 
 
 def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool = False) -> None:
-    """Print plan, costs and sbatch texts of the next round. They are made in a temporary copy, so the campaign stays as it is."""
+    """Print plan, costs and, for a Slurm site, the sbatch texts of the next round, made in a temporary copy: the campaign stays as it is."""
     with tempfile.TemporaryDirectory() as folder:
         draft = Campaign.at(Path(folder, campaign.name))
         if campaign.folder.exists():
@@ -67,21 +67,21 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
             print(f"the round would also ask {proposer.kind} ({proposer.mode}) for proposals; a dry run asks nobody")
         show_cost(chosen, num_arms, earlier)
         if chosen.cluster.kind == "local":
-            print("with cluster=local the stages run on this machine; a site's sbatch would get these texts:")
+            print("the stages run on this machine (cluster=local), so sbatch gets nothing")
         for name, text in texts.items():
             print(f"\n--- {name}\n{text}")
 
 
 def run_local(name: str, campaign: Campaign, folder: Round) -> int:
     """Run a round on this machine. A terminal shows a live table; elsewhere each change is a line. Returns the exit code."""
-    began = time.monotonic()
-    shown = rounds_of(campaign, folder)
+    began, shown = time.time(), rounds_of(campaign, folder)
+    earlier = status.worked_seconds(shown, before=began)
     with live_view.follow(lambda: [row for of in shown for row in status.round_status(campaign, of)]) as watch:
         try:
             launch.run_here(campaign, folder, watch)
         finally:
             watch()
-    return report_end(name, campaign, folder, time.monotonic() - began)
+    return report_end(name, campaign, folder, time.time() - began, earlier)
 
 
 def follow_slurm(name: str, campaign: Campaign, folder: Round) -> int:
@@ -105,14 +105,16 @@ def rounds_of(campaign: Campaign, folder: Round) -> list[Round]:
     return [campaign.round("r0000"), folder] if folder.number == 1 else [folder]
 
 
-def report_end(name: str, campaign: Campaign, folder: Round, seconds: float) -> int:
+def report_end(name: str, campaign: Campaign, folder: Round, seconds: float, earlier: float = 0.0) -> int:
     """Print what was decided, where the time went, and what to type next. Returns 0 if the round is closed, else 1.
 
-    name: the campaign's folder, quoted for a shell. seconds: how long the round took.
+    name: the campaign's folder, quoted for a shell. seconds: how long this command followed it. earlier: how long arms worked before that,
+    if the round was interrupted and goes on.
     """
     totals = status.breakdown(rounds_of(campaign, folder))
+    resumed = f" ({earlier:.0f} s before it was interrupted, {seconds:.0f} s since)" if earlier else ""
     print(
-        f"\n{folder.name} took {seconds:.0f} s; of the workers' time: "
+        f"\n{folder.name} took {earlier + seconds:.0f} s{resumed}; of the workers' time: "
         + ", ".join(f"{n} {t:.0f} s" for n, t in totals.items())
     )
     if folder.evidence.exists():

@@ -26,6 +26,9 @@ from pipeline.cli.arguments import (
     typed,
 )
 
+ENDED_WITHOUT = ("failed", "lost", "interrupted", "unknown")
+"""States of an arm that may have ended without a score, and that nobody cancelled."""
+
 
 def add(commands: Commands) -> None:
     """Declare the commands."""
@@ -37,7 +40,9 @@ def add(commands: Commands) -> None:
 
     sub = commands.add("logs", logs_verb, "Show the logs of an arm's newest attempt.")
     add_campaign(sub)
-    sub.add_argument("arm", metavar="ARM", help="The arm: a0 to a7.")
+    sub.add_argument(
+        "arm", metavar="ARM", help="The arm, a0 to a7; `reference` and `meta` are the other jobs of a round."
+    )
     add_round(sub)
     sub.add_argument("--which", choices=("trial", "judge", "job"), help="Show only this log. The default is all.")
     sub.add_argument("-f", "--follow", action="store_true", help="Show new lines as the logs grow.")
@@ -58,6 +63,7 @@ def add(commands: Commands) -> None:
 
 def status_verb(arguments: argparse.Namespace) -> None:
     from pipeline.reporting import outside, status
+    from pipeline.rounds import launch
 
     if arguments.watch and arguments.json:
         raise ConfigError("--watch prints lines and --json one value", "Valid: one of the two")
@@ -66,6 +72,9 @@ def status_verb(arguments: argparse.Namespace) -> None:
         watch_round(campaign, folder)
     states, complaints = ask_slurm(folder)
     rows = status.round_status(campaign, folder, states)
+    # r0000, the reference and the base, runs beside the first round.
+    beside = status.round_status(campaign, campaign.round("r0000"), states) if folder.number == 1 else []
+    jobs = other_jobs(states)
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     troubles = outside.troubles(campaign)
     if arguments.json:
@@ -73,11 +82,14 @@ def status_verb(arguments: argparse.Namespace) -> None:
         hours = status.gpu_hours(campaign, folder, rows)
         facts |= {"submitted": submitted, "gpu_hours": hours, "slurm_complaints": complaints}
         facts |= {"troubles": [asdict(each) for each in troubles]}
-        print(json.dumps({**facts, "arms": status.as_json(rows)}, indent=1))
+        facts |= {"jobs": jobs, "r0000": [asdict(row) for row in beside]}
+        print(json.dumps({**facts, "arms": [asdict(row) for row in rows]}, indent=1))
         return
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(status.table(rows))
+    Console(width=None if sys.stdout.isatty() else 160).print(status.table([*beside, *rows]))
+    for role, job in jobs.items():
+        print(f"{role}: job {job['job']} {' '.join(filter(None, (job['state'], job['node'], job['detail'])))}")
     if warning := silence_warning(folder, states):
         print(warning)
     if cut := cut_short_warning(folder, quoted_campaign(arguments)):
@@ -96,13 +108,25 @@ def status_verb(arguments: argparse.Namespace) -> None:
     name = quoted_campaign(arguments)
     if campaign.paused.exists():
         print(f"rounds that follow by themselves are paused; `{typed('resume', name)}` takes that back")
-    without = [row.arm for row in rows if row.state in ("failed", "lost", "interrupted", "unknown")]
+    without = [row.arm for row in rows if row.state in ENDED_WITHOUT]
+    for row in beside:
+        if row.state in ENDED_WITHOUT and not folder.closed.exists() and submitted.get("kind") == "slurm":
+            print(
+                f"r0000/{row.arm} ended without a score; start it again: {typed('rerun', name, row.arm, '--round', 'r0000')}"
+            )
+    if cancelled := [] if folder.closed.exists() else [row.arm for row in rows if row.state == "cancelled"]:
+        again = typed("rerun", name, *cancelled, *(["--round", folder.name] if arguments.round else []))
+        print(f"a person cancelled {', '.join(cancelled)}, so nothing starts them again by itself; this does: {again}")
     if folder.closed.exists():
         print(f"the round is closed; {next_round_command(arguments)}")
     elif folder.number == 0:
         print(f"{folder.name} holds the reference and the base and is never decided; {next_command('status', name)}")
     elif submitted.get("kind") == "local":
         print(open_here(submitted, without, name))
+    elif not submitted and not launch.was_begun(folder):
+        print(f"the round is frozen, and no job of it was submitted; this starts it: {typed('round', name)}")
+        if not launch.is_local(folder):
+            print(launch.how_to_correct(folder))
     elif without:
         rerun = typed("rerun", name, *without, *(["--round", folder.name] if arguments.round else []))
         print(f"the round is open; {', '.join(without)} ended without a score; start them again: {rerun}")
@@ -112,6 +136,18 @@ def status_verb(arguments: argparse.Namespace) -> None:
         )
     else:
         print(f"the round is open; decide it when its arms are done: {typed('meta', name, '--round', folder.name)}")
+
+
+def other_jobs(states: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """What Slurm says of the reference's and the meta job: role -> job, state, node and, while it waits, why. Only those that were submitted."""
+    from pipeline.cluster import slurm_answers
+
+    found = [(role, states[role]) for role in ("reference", "meta") if role in states]
+    return {
+        role: {"job": job.job_id, "state": job.state, "node": job.node,
+               "detail": slurm_answers.describe_reason(job.reason) if job.waits else job.reason}
+        for role, job in found
+    }  # fmt: skip
 
 
 def cut_short_warning(folder: Round, name: str) -> str:
@@ -149,7 +185,7 @@ def watch_round(campaign: Campaign, folder: Round) -> None:
     from pipeline.rounds import launch
 
     ids = slurm_jobs.task_ids(folder)
-    asker = slurm_jobs.Asker(lambda ids: launch.query(folder, ids))
+    asker = live_view.Asker(lambda ids: launch.query(folder, ids))
 
     def rows() -> list[status.ArmStatus]:
         states = asker.states(list(ids.values())) if ids else {}
@@ -177,7 +213,8 @@ def logs_verb(arguments: argparse.Namespace) -> int:
     from pipeline.rounds import control
 
     _, folder = campaign_and_round(arguments, arguments.round)
-    control.chosen_arms(folder, [arguments.arm])  # raises ConfigError for an arm that does not exist
+    if arguments.arm not in control.OTHER_JOBS:
+        control.chosen_arms(folder, [arguments.arm])  # raises ConfigError for an arm that does not exist
     paths = control.logs_of(folder, arguments.arm, arguments.which)
     command = ["tail", "-n", str(arguments.lines), *(["-F"] if arguments.follow else []), *map(str, paths)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as tail:
@@ -190,8 +227,10 @@ def logs_verb(arguments: argparse.Namespace) -> int:
 
 
 def end_with(tail: subprocess.Popen[str], folder: Round, arm: str) -> None:
-    """Stop following logs once the arm is published or the round is closed, because nothing more is written then."""
-    while tail.poll() is None and not (folder.closed.exists() or folder.published(arm).exists()):
+    """Stop following logs once the arm or the reference is published or the round is closed, because nothing more is written then."""
+    while tail.poll() is None and not (
+        folder.closed.exists() or folder.published(arm).exists()
+    ):  # reference.h5 is one too
         time.sleep(1)
     time.sleep(1)  # lets `tail` print the last lines
     tail.terminate()

@@ -53,7 +53,10 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list
             _check_of("base weights", lambda: f"{len(base_weights.build_manifest(weights_dir)['files'])} files")
         )
     if chosen.tasks.train_csv:
-        checks.append(_check_of("real rows", lambda: entries.describe_real_rows(chosen.tasks.train_csv)))
+        tasks = chosen.tasks
+        checks.append(
+            _check_of("real rows", lambda: entries.describe_real_rows(tasks.train_csv, tasks.families, whole=True))
+        )
     if chosen.cluster.kind == "slurm":
         checks += [*_meta_job(chosen), *site_check.examine(chosen)]
     if campaign:
@@ -92,10 +95,10 @@ def _space(chosen: settings.Settings) -> Iterator[Check]:
     yield make_check("disk", free > LEAST_BYTES, f"{free / 2**30:.0f} GiB free in {Path.cwd()}",
                      "free some space (`gc` lists what can go), or keep campaigns on another disk")  # fmt: skip
     yield _locks(Path.cwd())
-    scratch = Path(chosen.cluster.scratch_dir or tempfile.gettempdir())
-    if not os.access(scratch, os.W_OK):
-        cure = "set cluster.scratch_dir to a folder on a local disk in which you may write"
-        yield Check("scratch", "bad", f"you may not write in {scratch}", cure)
+    try:
+        scratch = namespace.scratch_place(chosen.cluster.scratch_dir)
+    except ConfigError as error:
+        yield Check("scratch", "bad", error.what, error.cure)
         return
     free = shutil.disk_usage(scratch).free
     kind = subprocess.run(["stat", "-f", "-c", "%T", str(scratch)], capture_output=True, text=True).stdout.strip()

@@ -145,7 +145,7 @@ def _accepted(request: requests.Request, role: str) -> Check:
     done = slurm_clients.run("sbatch", "--test-only", *words, "--wrap=true", timeout_seconds=CANARY_SECONDS)
     if done.failed and not done.stderr:
         return Check(name, "unknown", done.error, "make sbatch work in this shell")
-    said = (done.stderr.strip() or done.text.strip() or "sbatch said nothing").splitlines()[-1]
+    said = done.complaint or "sbatch said nothing"
     at = "cluster" if role == "worker" else f"cluster.{role}"
     return make_check(
         name,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pipeline.campaign.errors import WorkFailed
 
 TIMEOUT_SECONDS = 15.0
+COMPLAINT_SIGNS = 1000
 KEPT = ("SLURM_CONF", "SLURM_JWT")
 PREFIXES = ("SACCT_", "SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_", "SRUN_")
 ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
@@ -32,6 +33,14 @@ class Output:
     error: str = ""
     failed: bool = False
     stderr: str = ""
+
+    @property
+    def complaint(self) -> str:
+        """All that it complained of, or else printed, in one line. A site's plugin may explain a refusal in many: of a long text both ends stay."""
+        rows = [" ".join(row.split()) for row in (self.stderr.strip() or self.error or self.text).splitlines()]
+        text = "".join(sign if sign.isprintable() else "?" for sign in "; ".join(filter(None, rows)))
+        half = COMPLAINT_SIGNS // 2
+        return text if len(text) <= COMPLAINT_SIGNS else f"{text[:half]} [...] {text[-half:]}"
 
 
 def ignored(environ: Mapping[str, str]) -> list[str]:

@@ -16,12 +16,12 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from pipeline.campaign.files import read_json_lines, write_file
+from pipeline.campaign.files import read_json_lines, user_name, write_file
 from pipeline.campaign.layout import Round
 from pipeline.cluster import slurm_answers, slurm_clients
 from pipeline.cluster.slurm_answers import COMES_BACK, ENDS, RUNS, UNKNOWN, WAITS, Line
@@ -59,6 +59,17 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.state in ENDS and (self.final or self.state not in COMES_BACK)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody cancelled the job itself, and not one of its steps."""
+        return self.state == "CANCELLED" and not self.reason.startswith("step ")
+
+    @property
+    def canceller(self) -> str:
+        """Who cancelled it, where accounting or our own `cancel` tells; else empty."""
+        told = re.fullmatch(r"by (\d+)", self.reason)
+        return user_name(int(told[1])) if told else ""
 
     @property
     def may_return(self) -> bool:
@@ -181,7 +192,7 @@ def query_jobs(ids: Iterable[str], names: Sequence[str], since: float) -> Report
     """The state of every job in `ids`. Never raises. names, since: as `commands`.
 
     scontrol is asked where squeue does not know a job; sacct where neither does, or where a job is COMPLETED, because one whose step was
-    killed is called so too if its script ended with 0.
+    killed is called so too if its script ended with 0, or CANCELLED, because it knows by whom.
     """
     wanted = list(dict.fromkeys(ids))
     asked: dict[str, Source] = {}
@@ -189,8 +200,8 @@ def query_jobs(ids: Iterable[str], names: Sequence[str], since: float) -> Report
     by_source = commands(sorted({job_id.split("_")[0] for job_id in wanted}), names, since)
     for name, command in by_source.items():
         missing = [job_id for job_id in wanted if job_id not in known]
-        completed = [job_id for job_id, job in known.items() if job.state == "COMPLETED"]
-        if not missing and not (name == "sacct" and completed):
+        unclear = [job_id for job_id, job in known.items() if job.state in ("COMPLETED", "CANCELLED")]
+        if not missing and not (name == "sacct" and unclear):
             continue
         asked[name] = source = ask(name, command)
         known |= {job_id: job for job_id in missing if (job := _job_of(source, job_id))}
@@ -232,6 +243,8 @@ def _concluded(job_id: str, job: Job | None, asked: Mapping[str, Source]) -> Job
         return Job(job_id, UNKNOWN, job.node, f"sacct alone calls it {job.state}", absent=True)
     if job.state == "COMPLETED" and (step := _failed_step(asked.get("sacct"), job_id)):
         return replace(job, state=step.state, reason=f"step {step.ids.step}, although its script ended with 0")
+    if accounted is not None and job.state == accounted.state == "CANCELLED":
+        job = replace(job, reason=accounted.reason)
     gone = absent and accounted is not None and _is_past(accounted.ended_at, RETURN_SECONDS)
     return replace(job, absent=absent, final=gone)
 
@@ -278,23 +291,3 @@ def _complaints(asked: Iterable[Source], jobs: Iterable[Job]) -> list[str]:
 def is_slurm_silent(jobs: Mapping[str, Job]) -> bool:
     """Whether every state is UNKNOWN because no controller answers. jobs: what `query_jobs` found; empty is not silent."""
     return bool(jobs) and all(job.state == UNKNOWN for job in jobs.values()) and not slurm_clients.controller_answers()
-
-
-class Asker:
-    """Asks Slurm again soon after something changed, and else waits twice as long each time.
-
-    query: asks for the states of these ids, as `query_jobs`. shortest, longest: limits of the waiting time, in seconds.
-    """
-
-    def __init__(self, query: Callable[[Sequence[str]], Report], shortest: float = 2.0, longest: float = 60.0) -> None:
-        self._query, self._shortest, self._longest = query, shortest, longest
-        self._wait, self._at = 0.0, 0.0
-        self._found: dict[str, Job] = {}
-
-    def states(self, ids: Sequence[str]) -> dict[str, Job]:
-        """As `query`, but the states may be up to `longest` seconds old."""
-        if set(ids) - set(self._found) or time.monotonic() - self._at >= self._wait:
-            before, self._found = self._found, self._query(ids).jobs
-            self._at = time.monotonic()
-            self._wait = self._shortest if before != self._found else min(self._longest, 2 * self._wait)
-        return self._found

@@ -23,7 +23,7 @@ from typing import Any
 
 import submitit
 
-from pipeline.campaign.errors import WorkFailed
+from pipeline.campaign.errors import SlurmRefused, WorkFailed
 from pipeline.cluster import slurm_answers, slurm_clients
 
 SBATCH_SECONDS = 120.0
@@ -142,11 +142,13 @@ def job_of(name: str, mark: str, done: slurm_clients.Output) -> str:
             print(f"sbatch said: {done.error or done.text.strip()!r}. Slurm has the job as {found[0]}", file=sys.stderr)
             return found[0]
     if done.failed:
-        # Warnings come first and the refusal last.
+        # Warnings come first and the refusal last, by which its kind is known.
         sentence = (done.stderr.strip().splitlines() or [done.error])[-1]
         if UNANSWERED.search(sentence):
-            raise WorkFailed(f"sbatch failed: {sentence}", "Check with `scontrol ping` whether the controller is up")
-        raise WorkFailed(f"sbatch refused: {sentence}", "Check `sinfo` and the cluster settings")
+            raise WorkFailed(
+                f"sbatch failed: {done.complaint}", "Check with `scontrol ping` whether the controller is up"
+            )
+        raise SlurmRefused(f"sbatch refused {name}: {done.complaint}", "Check `sinfo` and the cluster settings")
     raise WorkFailed(
         f"sbatch printed {done.text.strip()!r}, in which no line is the id of a job named {name}",
         "A wrapper of the site may print a banner, but the line `Submitted batch job N` must stand by itself",

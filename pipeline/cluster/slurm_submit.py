@@ -139,6 +139,11 @@ def is_cut_short(folder: Path, recorded: Collection[str] = ()) -> bool:
     return any(path.stem not in recorded for path in (folder / "submissions").glob("*.open"))
 
 
+def was_refused(folder: Path) -> bool:
+    """Whether a submission was taken back, because sbatch refused a job of it or its process was killed. folder: as `take_back_open`."""
+    return any((folder / "submissions").glob("*.taken_back"))
+
+
 def take_back_open(folder: Path, names: Sequence[str], recorded: Collection[str]) -> list[str]:
     """Cancel the jobs of submissions that were cut short and that nobody recorded. Returns their ids.
 

@@ -71,12 +71,19 @@ def _read(values: Mapping[str, Any], at: str) -> dict[str, Any]:
     read = {name: value for name, value in values.items() if value is not None}
     if isinstance(limit := read.get("time_limit_minutes"), str):
         read["time_limit_minutes"] = minutes_of(limit, f"{at}time_limit_minutes")
+    elif limit is not None and type(limit) is not int:  # a float, or a bool, which is an int to Python
+        minutes_of(str(limit), f"{at}time_limit_minutes")
     if isinstance(gpus := read.get("gpus_per_node"), str):
         match = re.fullmatch(r"(?:([\w.+-]+):)?(\d+)", gpus)
         if not match:
             raise ConfigError(f"{at}gpus_per_node = {gpus}", "Valid: a number, or a type and a number, such as h200:8")
         if match[1] and read.get("gpu_type", match[1]) not in ("", match[1]):
             raise ConfigError(f"{at}gpus_per_node = {gpus}, and {at}gpu_type = {read['gpu_type']}", "Give one type")
+        if match[1] and gpus_of(read.get("gres")) is not None:
+            raise ConfigError(
+                f"{at}gpus_per_node = {gpus}, and {at}gres = {read['gres']}",
+                f"Name the type once: {at}gpus_per_node={match[2]} beside {at}gres, or leave the GPUs out of {at}gres",
+            )
         read |= {"gpus_per_node": int(match[2])} | ({"gpu_type": match[1]} if match[1] else {})
     if isinstance(gres := read.get("gres"), str):
         read["gres"] = ",".join(re.sub(r"^gres[/:]", "", entry.strip()) for entry in gres.split(",")) if gres else ""
@@ -139,7 +146,8 @@ def minutes_of(text: str, key: str) -> int:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
     if not match:
         raise ConfigError(
-            f"{key} = {text}", "Valid: minutes, or a time as sbatch reads it, such as 240, 4:00:00 or 1-12:00:00"
+            f"{key} = {text}",
+            'Valid: whole minutes, or a time in quotes as sbatch reads it, such as 240, "4:00:00" or "1-12:00:00"',
         )
     numbers = [int(number) for number in match.groups()[1:] if number]
     if match[1]:

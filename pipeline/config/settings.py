@@ -8,11 +8,9 @@ the dataclasses; a process of the substrate gets the same values as JSON.
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from operator import attrgetter, getitem
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any, cast
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import NUM_ARMS, Policy, Setting
-from pipeline.config import credentials, request_rules, requests, site_files
+from pipeline.config import credentials, override_errors, request_rules, requests, site_files
 from pipeline.config.schema import Settings
 
 SOURCE = CODE_ROOT / "hydra_conf"
@@ -43,7 +41,7 @@ NOT_NEGATIVE = (
 )  # fmt: skip
 
 
-def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: Path | None = None) -> Settings:
+def compose(overrides: Sequence[str] = (), source: Path = SOURCE, campaign_dir: Path | None = None) -> Settings:
     """Compose `campaign.yaml` of `source` with Hydra overrides, such as "recipe.num_steps=10".
 
     campaign_dir: a campaign whose rounds can then be named, as in "+round=r0002". Raises ConfigError for an unknown group, option or
@@ -59,37 +57,15 @@ def compose(overrides: Iterable[str] = (), source: Path = SOURCE, campaign_dir: 
     site_files.check(source)
     try:
         with initialize_config_dir(str(source), version_base="1.3"):
-            return typed(hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides]))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(*_explained(error, source)) from error
-    except ValueError as error:  # from Hydra, which does not name the group, for a number as a group's option
-        raise ConfigError(
-            f"{credentials.masked(' '.join(overrides))}: {_one_line(error)}",
-            "hydra_conf/ has a folder for each group and a file for each option",
-        ) from error
-
-
-def _explained(error: Exception, source: Path) -> tuple[str, str]:
-    """Return Hydra's sentence and a cure. For an unknown key, name similar keys instead of Hydra's advice to add it."""
-    missing = re.match(r"Could not override '([^']+)'", str(error))
-    if missing and ".sbatch." in missing[1]:
-        return (
-            f"{missing[1]} is not set yet",
-            f"Write +{missing[1]}=..., because sbatch's flags have no keys beforehand",
-        )
-    if not missing:
-        sentence, _, _ = _one_line(error).partition("Config search path:")
-        return (
-            sentence.rstrip(),
-            "hydra_conf/ has every group and option; `python -m pipeline round --help` explains overrides",
-        )
-    near = difflib.get_close_matches(missing[1], _keys(compose(source=source).to_dict()), n=3, cutoff=0.5)
-    cure = (
-        f"Similar settings: {', '.join(near)}"
-        if near
-        else "The files in hydra_conf/ list every setting with its meaning"
-    )
-    return f"there is no setting {missing[1]}", cure
+            composed = hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides])
+        return typed(composed, source)
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        ValueError,
+    ) as error:  # a ValueError is Hydra's, for a number as a group's option
+        known = [] if not overrides else _keys(compose(source=source).to_dict())
+        raise override_errors.of_hydra(error, overrides, source, known) from error
 
 
 def _keys(config: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -108,19 +84,20 @@ def search_path(campaign_dir: Path | None) -> list[str]:
     return [f'hydra.searchpath=["file://{quoted}/hydra"]']
 
 
-def typed(config: Any) -> Settings:
+def typed(config: Any, source: Path = SOURCE) -> Settings:
     """Merge a plain configuration into the dataclasses. Raises ConfigError for an unknown key, a wrong type or a value out of range."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    plain: Any = {}
     try:
         # Resolve interpolations first: the merge checks the types of the values that it gets.
-        plain: Any = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
+        plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
         if isinstance(plain.get("cluster"), dict):
             plain["cluster"] = requests.resolved(plain["cluster"])
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
     except OmegaConfBaseException as error:
-        raise ConfigError(_one_line(error), "The files in hydra_conf/ explain every key and its values") from error
+        raise override_errors.of_omegaconf(error, plain, source) from error
     assert isinstance(settings, Settings)
     _check(settings)
     return settings
@@ -163,7 +140,7 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
             nested = OmegaConf.to_container(OmegaConf.create(nested), resolve=True)
             merged = OmegaConf.merge(OmegaConf.structured(Settings), nested)
         except OmegaConfBaseException as error:
-            raise ConfigError(_one_line(error), "The files in hydra_conf/ explain every key and its values") from error
+            raise override_errors.of_omegaconf(error, nested, SOURCE) from error
         place: Any = functools.reduce(
             lambda at, name: at[name] if isinstance(at, dict) else getattr(at, name), path, changed
         )
@@ -190,6 +167,10 @@ def value_of(settings: Settings, key: str) -> str:
 
 def _check(settings: Settings) -> None:
     """Raise ConfigError for the first value that has the right type and is invalid."""
+    for key in ("recipe.mix", "recipe.options", "recipe.selection.family_weights"):
+        for name, value in attrgetter(key)(settings).items():  # OmegaConf takes a list there
+            if not isinstance(value, float):
+                raise ConfigError(f"{key}.{name} = {value}", "Valid: a number")
     recipe, tasks, cluster = settings.recipe, settings.tasks, settings.cluster
     sizes = [
         (f"parallelism.{axis}", getattr(settings.parallelism, axis))
@@ -273,7 +254,3 @@ def _floats(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
             yield from _floats(value, f"{key}.{name}" if key else str(name))
     elif isinstance(values, float):
         yield key, values
-
-
-def _one_line(error: Exception) -> str:
-    return credentials.masked(" ".join(str(error).split()))

@@ -32,7 +32,7 @@ from pipeline.campaign.facts import read_plan
 from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.shared_path import wait_until
-from pipeline.config import settings
+from pipeline.config import corrections, settings
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
 from pipeline.execution.attempt import cores
@@ -187,7 +187,7 @@ def help_with(campaign: Campaign, folder: Round, arm_name: str) -> None:
     frozen, _ = read_plan(folder)
     rules = facts.load_constitution(frozen.constitution_digest)
     arm = next(arm for arm in frozen.arms if arm.name == arm_name)
-    chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
+    chosen = settings.with_overrides(corrections.of_round(folder), arm.overrides)
     write_file(shared / f"{rank}.cores.json", json.dumps(cores(chosen)))
     with namespace.scratch_folder(chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(campaign.image, frozen.image_digest, scratch) as mount:

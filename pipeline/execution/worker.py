@@ -33,7 +33,7 @@ from pipeline.campaign.errors import (
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
 from pipeline.campaign.files import copy_tree, read_json, read_json_lines, write_file, write_new_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
-from pipeline.config import footprint, model_size, settings
+from pipeline.config import corrections, footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
 from pipeline.execution.attempt import Work, conclude, cores
 from pipeline.sandbox import bubblewrap, image, namespace
@@ -57,7 +57,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         )
     if results.has_score(folder.published(arm_name)):
         return None
-    chosen = settings.with_overrides(settings.load(folder.config), arm.overrides)
+    chosen = settings.with_overrides(corrections.of_round(folder), arm.overrides)
     attempt = folder.claim_attempt(arm_name)
     claim = {
         "host": platform.node(),

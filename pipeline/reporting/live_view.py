@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.campaign.records import SETS, Lift, Outcome
+from pipeline.cluster import slurm_jobs
 from pipeline.config.footprint import in_units
+from pipeline.reporting import status
 from pipeline.reporting.status import ArmStatus, table
 from pipeline.stats import lifts
 
@@ -33,11 +35,33 @@ def follow(rows: Callable[[], list[ArmStatus]]) -> Iterator[Callable[[], None]]:
             if row.state != "waiting" and printed.get((row.round, row.arm)) != now:
                 printed[row.round, row.arm] = now
                 print(
-                    f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {row.step} {row.detail}".rstrip(),
+                    f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {status.step_in_words(row)} {row.detail}".rstrip(),
                     flush=True,
                 )
 
     yield _seldom(print_changes)
+
+
+class Asker:
+    """Asks Slurm again soon after something changed, and else waits twice as long each time.
+
+    query: asks for the states of these ids, as `launch.query`. shortest, longest: limits of the waiting time, in seconds.
+    """
+
+    def __init__(
+        self, query: Callable[[Sequence[str]], slurm_jobs.Report], shortest: float = 2.0, longest: float = 60.0
+    ) -> None:
+        self._query, self._shortest, self._longest = query, shortest, longest
+        self._wait, self._at = 0.0, 0.0
+        self._found: dict[str, slurm_jobs.Job] = {}
+
+    def states(self, ids: Sequence[str]) -> dict[str, slurm_jobs.Job]:
+        """As `query`, but the states may be up to `longest` seconds old."""
+        if set(ids) - set(self._found) or time.monotonic() - self._at >= self._wait:
+            before, self._found = self._found, self._query(ids).jobs
+            self._at = time.monotonic()
+            self._wait = self._shortest if before != self._found else min(self._longest, 2 * self._wait)
+        return self._found
 
 
 def _seldom(show: Callable[[], None]) -> Callable[[], None]:

@@ -10,17 +10,19 @@ believed. The states are:
     queued       its job waits                               failed      an outcome without a score is published
     starting     its job runs but has not claimed it yet     interrupted it stopped with its state saved
     running      a worker works                              requeued    it was cut short, and its job waits to resume it
+    cancelled    a person cancelled its job
     lost         its job or process ended unexpectedly       unknown     it gave no sign for ten minutes and Slurm does not say, or
                                                                          Slurm may bring its job back, or its result is not seen yet
 """
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,14 +44,15 @@ GROUPS = {
 }
 SILENT_SECONDS = 600.0  # a running arm without a sign for this long is unknown, unless Slurm says that its job runs
 COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
-           "interrupted": "yellow", "requeued": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
+           "interrupted": "yellow", "requeued": "yellow", "cancelled": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ArmStatus:
     """One row of the table. `detail` says why the arm failed, what its job waits for, or when the job may start.
 
-    `cores` is empty, or says on how many cores the arm may run where its job asked for more, such as "1 of 64".
+    `cores`: on how many of the `cores_asked` its tasks may run, where that is fewer; else None. `unread`: its newest line of progress is
+    malformed, so that step, loss and tokens per second are not known.
     """
 
     round: str
@@ -58,15 +61,18 @@ class ArmStatus:
     state: str
     node: str
     phase: str
-    step: str
-    loss: str
-    tokens_per_second: str
+    step: int | None
+    num_steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
     gpu_hours: float
     seconds: float
     attempt: int | None
     job: str
-    cores: str
+    cores: int | None
+    cores_asked: int | None
     detail: str
+    unread: bool = False
 
 
 def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | None = None) -> list[ArmStatus]:
@@ -118,12 +124,14 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
     began = marks[0]["at"] if marks else now
     seconds = (now if working else last["at"]) - began
     spent = seconds + sum(_duration(each) for each in attempts[:-1])
-    step, loss, rate = _progress(attempt) if attempt else ("", "", "")
+    progress = _progress(attempt) if attempt else (None, None, None, None)
+    (step, num_steps, loss, rate), unread = progress or (None,) * 4, progress is None
     claim = read_json(attempt.claim) if attempt and attempt.claim.exists() else {}
+    cores, cores_asked = _cores(attempt, claim)
     return ArmStatus(
         folder.name, arm, role, state, job.node if job and job.node else str(claim.get("node") or claim.get("host", "")),
-        last["phase"], step, loss, rate, round(gpus * spent / 3600, 3), round(seconds, 1),
-        attempt.number if attempt else None, job.job_id if job else "", _cores(attempt, claim), detail,
+        last["phase"], step, num_steps, loss, rate, round(gpus * spent / 3600, 3), round(seconds, 1),
+        attempt.number if attempt else None, job.job_id if job else "", cores, cores_asked, detail, unread,
     )  # fmt: skip
 
 
@@ -146,10 +154,10 @@ def _state(
         return str(last["phase"]), str(last.get("detail", ""))
     if job and job.waits:
         return "requeued", waits
-    if attempt.interrupted.exists():
+    if attempt.interrupted.exists() and not (job and job.is_cancelled):
         return "interrupted", ""
     if job and job.ended:
-        return _without_result(folder, job)
+        return _without_result(folder, job, "its state is saved; " if attempt.interrupted.exists() else "")
     if job and job.may_return:
         return "unknown", _not_known(job)
     if _is_dead(attempt):
@@ -160,13 +168,18 @@ def _state(
     return "running", ""
 
 
-def _without_result(folder: Round, job: Job) -> tuple[str, str]:
+def _without_result(folder: Round, job: Job, saved: str = "") -> tuple[str, str]:
     """(state, detail) of an arm whose job has ended and whose result is not here. A job completes only once it has published a score.
+
+    saved: begins the detail of a cancelled arm.
 
     It is not lost where other machines' files may come late; nobody but `rerun` and the meta stage waits for them.
     """
     if job.state == "COMPLETED" and _frozen(folder.config)["cluster"].get("file_wait_seconds"):
         return "unknown", "its job COMPLETED, but its result is not seen here yet; look again in a minute"
+    if job.is_cancelled:
+        by = f"by {job.canceller}" if job.canceller else f"{job.reason}; nobody recorded by whom".removeprefix("; ")
+        return "cancelled", f"{by}; {saved}`rerun` with its name starts it"
     return "lost", f"{job.state} {job.reason}".strip()
 
 
@@ -208,37 +221,59 @@ def _duration(attempt: Attempt) -> float:
     return float(max(marks[-1]["at"], _touched(attempt)) - marks[0]["at"]) if marks else 0.0
 
 
-def _cores(attempt: Attempt | None, claim: Mapping[str, Any]) -> str:
-    """The fewest cores that a task of the attempt has, of those asked for; empty where every task has as many as that."""
+def _cores(attempt: Attempt | None, claim: Mapping[str, Any]) -> tuple[int, int] | tuple[None, None]:
+    """(the fewest cores that a task of the attempt has, those asked for); None where every task has as many as that."""
     said = [claim, *map(read_json, sorted(attempt.folder.glob("nodes/*.cores.json")) if attempt else [])]
     few = min(said, key=lambda task: task.get("cores", 0) - task.get("cores_asked", 0))
-    return f"{few['cores']} of {few['cores_asked']}" if few.get("cores", 0) < few.get("cores_asked", 0) else ""
+    return (few["cores"], few["cores_asked"]) if few.get("cores", 0) < few.get("cores_asked", 0) else (None, None)
 
 
-def _progress(attempt: Attempt) -> tuple[str, str, str]:
-    """("step/of", "loss", "tokens/s") of the newest training line. They are empty before the first line, and "?" where it is malformed."""
+def _progress(attempt: Attempt) -> tuple[int | None, int | None, float | None, float | None] | None:
+    """(step, number of steps, loss, tokens per second) of the newest training line; each None before the first, None where it is malformed."""
     lines = progress_lines(attempt, "train")
     if not lines:
-        return "", "", ""
+        return None, None, None, None
     try:
         line = lines[-1]
-        rate = f"{float(line['tokens']) / float(line['seconds']):,.0f}" if line["seconds"] else ""
-        return f"{int(line['step'])}/{int(line['num_steps'])}", f"{float(line['loss']):.3f}", rate
+        rate = float(line["tokens"]) / float(line["seconds"]) if line["seconds"] else None
+        loss = float(line["loss"])
+        is_finite = all(math.isfinite(value) for value in (loss, rate or 0.0))  # JSON has no other numbers
+        return (int(line["step"]), int(line["num_steps"]), loss, rate and round(rate, 1)) if is_finite else None
     except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
-        return "?", "?", "?"
+        return None
+
+
+def worked_seconds(rounds: Iterable[Round], before: float) -> float:
+    """For how many seconds before a moment at least one arm of the rounds worked. Pauses between the attempts do not count."""
+    spans = [(marks[0]["at"], max(marks[-1]["at"], _touched(attempt))) for attempt, marks in _marked(rounds)]
+    total, upto = 0.0, 0.0
+    for start, end in sorted((start, min(end, before)) for start, end in spans):
+        total += max(0.0, end - max(start, upto))
+        upto = max(upto, end)
+    return total
 
 
 def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
-    """How the time of rounds was spent: seconds by group of phases, over the newest attempt of every arm."""
+    """How the time of rounds was spent: seconds by group of phases, over all attempts."""
     totals = dict.fromkeys(GROUPS, 0.0)
-    for folder in rounds:
-        for arm in folder.frozen_plan().arms:
-            for attempt in folder.attempts(arm.name)[-1:]:
-                marks = read_json_lines(attempt.phases)
-                for mark, following in zip(marks, marks[1:], strict=False):
-                    group = next((name for name, phases in GROUPS.items() if mark["phase"] in phases), "rest")
-                    totals[group] += following["at"] - mark["at"]
+    for _, marks in _marked(rounds):
+        for mark, following in zip(marks, marks[1:], strict=False):
+            group = next((name for name, phases in GROUPS.items() if mark["phase"] in phases), "rest")
+            totals[group] += following["at"] - mark["at"]
     return totals
+
+
+def _marked(rounds: Iterable[Round]) -> Iterator[tuple[Attempt, list[Any]]]:
+    """Every attempt of the rounds that has begun, with the marks of its phases."""
+    for folder in rounds:
+        for attempt in (each for arm in folder.frozen_plan().arms for each in folder.attempts(arm.name)):
+            if attempt.phases.exists() and (marks := read_json_lines(attempt.phases)):
+                yield attempt, marks
+
+
+def step_in_words(row: ArmStatus) -> str:
+    """How far the trial says that it is, such as 120/300; "?" where nobody can read what it says."""
+    return "?" if row.unread else "" if row.step is None else f"{row.step}/{row.num_steps}"
 
 
 def table(rows: Iterable[ArmStatus]) -> Any:
@@ -249,8 +284,9 @@ def table(rows: Iterable[ArmStatus]) -> Any:
     right = ("step", "loss", "tokens/s", "GPU-hours", "seconds")
     cells = [
         {"round": row.round, "arm": row.arm, "role": row.role, "state": f"[{COLOURS[row.state]}]{row.state}[/]",
-         "node": row.node, "job": row.job, "cores": row.cores and f"[yellow]{row.cores}[/]", "phase": row.phase, "step": row.step, "loss": row.loss,
-         "tokens/s": row.tokens_per_second, "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
+         "node": row.node, "job": row.job, "cores": f"[yellow]{row.cores} of {row.cores_asked}[/]" if row.cores_asked else "",
+         "phase": row.phase, "step": step_in_words(row), "loss": "" if row.loss is None else f"{row.loss:.3f}",
+         "tokens/s": f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "", "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
          "seconds": f"{row.seconds:.0f}", "detail": row.detail}
         for row in rows
     ]  # fmt: skip
@@ -260,8 +296,3 @@ def table(rows: Iterable[ArmStatus]) -> Any:
     for cell in cells:
         view.add_row(*(cell[name] for name in columns))
     return view
-
-
-def as_json(rows: Iterable[ArmStatus]) -> list[dict[str, Any]]:
-    """The rows as plain values."""
-    return [asdict(row) for row in rows]

@@ -6,9 +6,11 @@ would do. An arm with a published score never runs again, and an arm whose job w
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,7 @@ from pipeline.rounds import launch
 
 LOGS = ("trial", "judge", "job")
 REFERENCE = "reference"
+OTHER_JOBS = (REFERENCE, "meta")  # of a round, beside its arms
 LOCK_SECONDS = 60.0  # arms that end at a common time limit each run `rerun`, one after the other
 
 
@@ -69,19 +72,25 @@ def is_seen(of: Round, arm: str) -> bool:
 
 
 def logs_of(folder: Round, arm: str, which: str | None = None) -> list[Path]:
-    """The existing logs of an arm's newest attempt. which: `trial`, `judge` or `job`; all by default. Raises NotFound if there is none."""
-    attempts = folder.attempts(arm)
+    """The existing logs of an arm's newest attempt. which: `trial`, `judge` or `job`; all by default. Raises NotFound if there is none.
+
+    arm: or one of OTHER_JOBS, which have a judge's log where they judged the reference.
+    """
+    is_arm = arm not in OTHER_JOBS
+    attempts = folder.attempts(arm) if is_arm else []
     logs: dict[str, list[Path]] = {"trial": [], "judge": [], "job": []}
     if attempts:
         logs["trial"], logs["judge"] = [attempts[-1].trial_log], [attempts[-1].judge_log]
-    job_id = slurm_jobs.task_ids(folder).get(f"{folder.name}/{arm}")
-    if job_id:
-        logs["job"] = sorted(folder.slurm_dir.glob(f"{job_id}_*_log.out"))
-    logs["job"].append(folder.logs_dir / f"{folder.name}_{arm}.log")
+    else:
+        logs["judge"] = [] if is_arm else [folder.meta_dir / "judge.log"]
+    job_id = slurm_jobs.task_ids(folder).get(f"{folder.name}/{arm}" if is_arm else arm)
+    for at in [folder] if folder.number else [folder, folder.campaign.round("r0001")]:  # r0000 runs beside r0001
+        logs["job"] += sorted(at.slurm_dir.glob(f"{job_id}_*_log.out")) if job_id else []
+        logs["job"].append(at.logs_dir / (f"{folder.name}_{arm}.log" if is_arm else f"{arm}.log"))
     paths = [path for name in ([which] if which else LOGS) for path in logs[name] if path.exists()]
     if not paths:
         raise NotFound(
-            f"{folder.name}/{arm} has no {f'{which} ' if which else ''}log yet", "`status` shows what the arm is doing"
+            f"{folder.name}/{arm} has no {f'{which} ' if which else ''}log yet", "`status` shows what it is doing"
         )
     return paths
 
@@ -114,6 +123,10 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
     lines = [f"{arm}: scancel {job_id}" for arm, job_id in left]
     if left and not dry_run:
         slurm_clients.cancel_jobs([job_id for _, job_id in left])
+        with open(folder.cancelled, "a") as file:
+            file.write(
+                json.dumps({"jobs": [job_id for _, job_id in left], "uid": os.getuid(), "at": time.time()}) + "\n"
+            )
     if not asked and not dry_run and slurm_submit.is_cut_short(folder.slurm_dir):
         with launch.round_lock(folder):
             cut = slurm_submit.take_back_open(
@@ -158,7 +171,7 @@ def rerun(
     """Start arms without a score again, and the meta stage after them. Nodes on which an attempt vanished are excluded. Returns a line for each job.
 
     Without `asked`, a job on Slurm also judges the reference if nobody else does: a meta job without GPUs cannot. failed: only arms that
-    have an attempt. watch: called while the arms run on this machine.
+    have an attempt, without those that a person cancelled. watch: called while the arms run on this machine.
 
     Raises ConfigError for an arm that has a score, or whose job waits or runs (unless this process runs inside that job). Raises
     WorkFailed if Slurm does not answer.
@@ -197,11 +210,16 @@ def _rerun(
     if completed:  # their results are there, and may not be seen here yet
         await_results(folder, completed, settings.load(folder.config).cluster.file_wait_seconds, states)
         arms = chosen_arms(folder, asked, failed=failed)
+    cancelled = {job_of for job_of, job in states.items() if job.is_cancelled} if failed and not asked else set()
+    left_out = [arm for arm in arms if f"{folder.name}/{arm}" in cancelled]
+    arms = [arm for arm in arms if arm not in left_out]
     for arm in arms:
         _check_may_run(folder, arm, states.get(f"{folder.name}/{arm}"), said.complaints)
     has_reference = not asked and _lacks_reference(campaign, folder, states.get("reference"))
+    why = "no job, because a person cancelled it; name it, and `rerun` starts it"
+    left = [f"{folder.name}/{arm}: {why}" for arm in left_out]
     if not (arms or has_reference):
-        return []
+        return left
     if launch.is_local(folder):
         if not dry_run:
             launch.run_here(campaign, folder, watch, only=arms)
@@ -211,7 +229,7 @@ def _rerun(
     without = f", without {', '.join(excluded)}" if excluded else ""
     if dry_run:
         wanted = [*(f"{folder.name}/{arm}" for arm in arms), *(["reference"] if has_reference else [])]
-        return [f"{arm}: one more job{without}" for arm in wanted]
+        return [*(f"{arm}: one more job{without}" for arm in wanted), *left]
     code_dir, digest = launch.verify_frozen(campaign, folder)
     stages = launch.worker_stages(campaign, folder, arms, digest)
     arrays, meta = [stages] if stages else [], launch.meta_stage(campaign, folder)
@@ -221,7 +239,7 @@ def _rerun(
     tasks = launch.tasks_of(arrays, ids) | ({"reference": ids["reference_job_id"]} if has_reference else {})
     slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun", ids)
     slurm_submit.keep(folder.slurm_dir, ids["submission"])
-    return [f"{arm}: job {job_id}{without}" for arm, job_id in tasks.items()]
+    return [*(f"{arm}: job {job_id}{without}" for arm, job_id in tasks.items()), *left]
 
 
 def _lacks_reference(campaign: Campaign, folder: Round, job: Job | None) -> bool:

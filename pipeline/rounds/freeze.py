@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -16,13 +17,13 @@ from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Arm, Plan, Policy
 from pipeline.cluster import sbatch_parameters, slurm_submit, stage_command
-from pipeline.config import settings
+from pipeline.config import corrections, settings
 from pipeline.config.fit import check_plan_fits, gpus_of_arm
 from pipeline.decision import derive
 from pipeline.execution import results
 from pipeline.external import proposers
 from pipeline.rounds.arms import arms_of
-from pipeline.rounds.launch import arrays, job_name, meta_stage, resources, round_lock
+from pipeline.rounds.launch import arrays, job_name, meta_stage, resources, round_lock, was_begun
 
 
 def freeze_plan(campaign: Campaign, frozen: Plan, config_yaml: str, basis: Mapping[str, Any]) -> str:
@@ -95,6 +96,8 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
 
     is_draft: for a dry run, in which no proposer is asked.
 
+    A frozen round that was never begun gets the Slurm settings among the overrides.
+
     Raises ConfigError for overrides that change what a campaign computes, Refused by articles 2, 4 and 8, and IntegrityError if something
     frozen was changed.
     """
@@ -106,10 +109,12 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
     rules.check_round(folder.number)
     if round_name not in campaign.known_rounds():
         raise ConfigError(f"round {round_name} has no overrides yet", f"Known: {', '.join(campaign.known_rounds())}")
-    operational = [item for item in overrides if is_operational(item)]
+    operational = given = [item for item in overrides if is_operational(item)]
+    if is_frozen := folder.plan.exists():
+        operational = corrections.merged(read_json(folder.operational), given)
     every = [*facts["overrides"], *operational, f"+round={round_name}"]
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
-    if not folder.plan.exists():
+    if not is_frozen:
         arms, basis = plan_arms(campaign, folder, chosen, rules)
         with round_lock(folder):
             if not folder.plan.exists():  # another process may have frozen the round meanwhile
@@ -118,12 +123,36 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
                 write_file(folder.operational, json.dumps(operational))
                 _write(campaign, folder, facts, code_dir, chosen, basis, arms)
     read_plan(folder)
-    if operational and settings.load(folder.config).cluster != chosen.cluster:
-        raise ConfigError(
-            f"round {round_name} is frozen for another cluster than {' '.join(operational)}",
-            "Leave the cluster out, or give the one it was frozen with; the next round may run elsewhere",
-        )
+    if is_frozen and given and corrections.changes(folder, chosen):
+        correct_request(campaign, folder, chosen, operational, code_dir)
     return folder
+
+
+def correct_request(
+    campaign: Campaign, folder: Round, chosen: settings.Settings, operational: Sequence[str], code_dir: Path
+) -> None:
+    """Log and write what the jobs of a frozen round ask of Slurm now. Plan and configuration stay as they are sealed.
+
+    chosen: the configuration with the corrections. Raises ConfigError if the round was begun, or for a key that cannot be corrected.
+    """
+    check_plan_fits(chosen)
+    with round_lock(folder):
+        changed = corrections.changes(folder, chosen)
+        if was_begun(folder):
+            raise ConfigError(
+                f"round {folder.name} was begun, and its jobs ask for other settings than {', '.join(f'{k}={v}' for k, v in changed.items())}",
+                "Leave these out; the next round may ask for others",
+            )
+        content = corrections.encoded(chosen)
+        digest, plan_digest = canonical.sha256(content), read_plan(folder)[1]
+        Log(campaign.log).append(
+            "slurm_request", round=folder.name, plan_digest=plan_digest, sha256=digest, changed=changed
+        )
+        write_file(folder.slurm_request, content)
+        write_file(folder.operational, json.dumps(list(operational)))
+        write_sbatch_texts(campaign, folder, code_dir)
+    told = ", ".join(f"{key}={value}" for key, value in changed.items())
+    print(f"the jobs of {folder.name} ask Slurm for {told} now; its plan stays as it is sealed", file=sys.stderr)
 
 
 def check_overrides(campaign: Campaign, facts: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -180,18 +209,26 @@ def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: s
 
 def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, rules: constitution.Constitution) -> int:
     """Check the most that the round could cost, with what was spent, against article 4. Returns the GPU-seconds spent. Raises Refused."""
-    recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
+    gpus = gpus_of_arm(chosen)
     ended = [
         path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)
     ]
     spent = sum(results.read_attributes(path)["gpu_seconds"] for path in ended)
+    check_cost(chosen, num_arms, rules, int(spent))
+    return int(spent)
+
+
+def check_cost(
+    chosen: settings.Settings, num_arms: int, rules: constitution.Constitution, spent_gpu_seconds: int
+) -> None:
+    """Check the most that a round could cost against article 4, with what was spent before. Raises Refused."""
+    recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
     rules.check_spending(
         recipe.num_steps * recipe.batch_size * recipe.sequence_length,
         Fraction(gpus * chosen.cluster.time_limit_minutes, 60),
         num_arms,
-        Fraction(int(spent), 3600),
+        Fraction(spent_gpu_seconds, 3600),
     )
-    return int(spent)
 
 
 def _write(
@@ -204,8 +241,12 @@ def _write(
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
     frozen = Plan(facts["campaign"], folder.name, *digests, canonical.digest_text(config), policy, arms)
     freeze_plan(campaign, frozen, config, basis)
-    texts = sbatch_parameters.sbatch_texts(
-        folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder, chosen)
-    )
+    if chosen.cluster.kind == "slurm":
+        write_sbatch_texts(campaign, folder, code_dir)
+
+
+def write_sbatch_texts(campaign: Campaign, folder: Round, code_dir: Path) -> None:
+    """Write what sbatch gets for a frozen round, for people to read."""
+    texts = sbatch_parameters.sbatch_texts(folder.slurm_dir, code_dir, arrays(campaign, folder), resources(folder))
     for name, text in texts.items():
         write_file(folder.slurm_dir / f"{name}.sbatch", text)

@@ -44,8 +44,11 @@ def act_as_frozen(campaign: Campaign, words: Sequence[str]) -> None:
 
 
 def is_same_code(checkout: Path, code_dir: Path) -> bool:
-    """Whether a checkout has exactly the files of a frozen copy, byte for byte."""
-    tops = sorted(path.name for path in code_dir.iterdir())
+    """Whether a checkout has exactly the code and the constitution of a frozen copy, byte for byte.
+
+    A campaign is composed from the copy's own hydra_conf/, so files of sites that are new or changed in the checkout make no difference to it.
+    """
+    tops = sorted(path.name for path in code_dir.iterdir() if path.name != "hydra_conf")
     return _files(checkout, tops) == _files(code_dir, tops)
 
 

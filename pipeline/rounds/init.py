@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,7 +102,7 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
     if base_weights.are_outside(chosen.to_dict()["model"]):
         base_weights.check_named(chosen.cluster.weights_dir, is_draft)
     if chosen.tasks.train_csv:
-        entries.describe_real_rows(chosen.tasks.train_csv)
+        entries.describe_real_rows(chosen.tasks.train_csv, chosen.tasks.families)
     if chosen.policy.proposals.kind == "llm":
         proposers.endpoint_of(chosen.policy.proposals)
     arms.arms_of(chosen, 1, rules)
@@ -182,7 +183,8 @@ def build_image(
         if chosen.tasks.train_csv and not is_draft:
             arguments += ["--csv", str(Path(chosen.tasks.train_csv).resolve())]
             arguments += ["--held-out", str(held_out or Path(folder, "held-out"))]
-        run_substrate(payload, "payload", arguments, "the training puzzles could not be made")
+        if said := run_substrate(payload, "payload", arguments, "the training puzzles could not be made"):
+            print(f"real rows: {said}", file=sys.stderr)
         return image.build(payload, out)
 
 
@@ -222,11 +224,12 @@ def name_base(chosen: settings.Settings, payload: Path) -> None:
     write_file(payload / "manifest.yaml", dump_yaml(described))
 
 
-def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str) -> None:
-    """Run an entry of the payload's own code. what: begins the message of the WorkFailed that is raised if it fails."""
+def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str) -> str:
+    """Run an entry of the payload's own code. Returns what it printed. what: begins the message of the WorkFailed that is raised if it fails."""
     done = entries.run(payload, entry, arguments)
     if done.returncode:
         raise WorkFailed(f"{what}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+    return done.stdout.strip()
 
 
 def freeze_code(code_dir: Path) -> str:

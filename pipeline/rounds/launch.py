@@ -8,22 +8,24 @@ waits. If a local round is interrupted, or has too few scores to decide, the sam
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import canonical, heads
-from pipeline.campaign.errors import ConfigError, PipelineError, WorkFailed
+from pipeline.campaign.errors import ConfigError, PipelineError, SlurmRefused, WorkFailed
 from pipeline.campaign.facts import facts_of, read_plan, verified_code
-from pipeline.campaign.files import exclusive_lock, read_json, write_file
+from pipeline.campaign.files import exclusive_lock, read_json, read_json_lines, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_jobs, slurm_submit, stage_command
 from pipeline.cluster.slurm_answers import UNKNOWN
-from pipeline.config import settings
+from pipeline.config import corrections, settings
 from pipeline.config.requests import ROLES
 from pipeline.execution import results
 from pipeline.sandbox import image
@@ -62,9 +64,11 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
         reference, meta = reference_stage(campaign, folder), meta_stage(campaign, folder)
-        ids = slurm_submit.submit(
-            folder.slurm_dir, code_dir, stages, meta, resources(folder), reference, slurm_jobs.recorded_marks(folder)
-        )
+        marks = slurm_jobs.recorded_marks(folder)
+        try:
+            ids = slurm_submit.submit(folder.slurm_dir, code_dir, stages, meta, resources(folder), reference, marks)
+        except SlurmRefused as error:
+            raise SlurmRefused(error.what, f"Nothing is submitted. {how_to_correct(folder)}") from error
         tasks = tasks_of(stages, ids) | {"reference": ids["reference_job_id"]}
         record = {**ids, "plan_digest": digest, "submitted_at": datetime.now(UTC).isoformat(timespec="seconds")}
         slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "round", record)
@@ -89,6 +93,27 @@ def check_no_job_is_left(folder: Round) -> None:
             f"jobs of {folder.name} may wait or run already ({', '.join(f'{arm} as {ids[arm]}' for arm in left)})",
             f"Wait, or `python -m pipeline cancel {folder.campaign.folder} --round {folder.name}` first",
         )
+
+
+def was_begun(folder: Round) -> bool:
+    """Whether the round was submitted, runs here, or has an attempt. Until then its jobs may ask Slurm for something else.
+
+    Where sbatch refused one job, those that it had taken were cancelled, so an attempt of theirs is no beginning.
+    """
+    if folder.submitted.exists() or slurm_jobs.submissions(folder):
+        return True
+    beside = [folder.campaign.round("r0000")] if folder.number == 1 else []
+    has_attempt = any(next(each.folder.glob("a*/attempt_*"), None) for each in (folder, *beside))
+    return has_attempt and not slurm_submit.was_refused(folder.slurm_dir)
+
+
+def how_to_correct(folder: Round) -> str:
+    """The sentence that says how a round that Slurm refused gets other settings."""
+    return (
+        f"`python -m pipeline round {shlex.quote(str(folder.campaign.folder))} cluster.partition=NAME` submits it with another partition, "
+        "and likewise with another account, qos, constraint, gres, mem, cpus_per_task or sbatch flag, a shorter time_limit_minutes, or those of "
+        "one kind of job (cluster.meta.partition=NAME); `sinfo` and `sacctmgr show assoc` list what is valid. Later rounds need the same words"
+    )
 
 
 def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only: Sequence[str] = ()) -> None:
@@ -154,7 +179,20 @@ def query(folder: Round, ids: Sequence[str]) -> slurm_jobs.Report:
     if clusters and here and here not in clusters:
         said = f"the round was submitted to cluster {', '.join(sorted(clusters))}, and Slurm's clients here ask {here}"
         return slurm_jobs.Report({job_id: slurm_jobs.Job(job_id, UNKNOWN) for job_id in ids}, (said,))
-    return slurm_jobs.query_jobs(ids, job_names(folder), slurm_jobs.first_submitted(folder))
+    report = slurm_jobs.query_jobs(ids, job_names(folder), slurm_jobs.first_submitted(folder))
+    ours = cancellers(folder)
+
+    def named(job: slurm_jobs.Job) -> slurm_jobs.Job:
+        is_ours = job.is_cancelled and not job.canceller and job.job_id in ours
+        return replace(job, reason=f"by {ours[job.job_id]}") if is_ours else job
+
+    return replace(report, jobs={job_id: named(job) for job_id, job in report.jobs.items()})
+
+
+def cancellers(folder: Round) -> dict[str, int]:
+    """Job id -> the user who cancelled it with our `cancel`, for sites whose Slurm does not tell."""
+    lines = read_json_lines(folder.cancelled) if folder.cancelled.exists() else []
+    return {job_id: int(line["uid"]) for line in lines for job_id in line["jobs"]}
 
 
 def job_names(folder: Round) -> list[str]:
@@ -163,9 +201,9 @@ def job_names(folder: Round) -> list[str]:
     return [f"{job_name(each)}-{role}" for each in rounds for role in ("arms", "reference", "meta")]
 
 
-def resources(folder: Round, chosen: settings.Settings | None = None) -> sbatch_parameters.Resources:
-    """What a round asks of Slurm. chosen: the configuration that it is being frozen with; by default the frozen one."""
-    chosen = chosen or settings.load(folder.config)
+def resources(folder: Round) -> sbatch_parameters.Resources:
+    """What a frozen round asks of Slurm, as it was corrected."""
+    chosen = corrections.of_round(folder)
     cluster = chosen.cluster
     return sbatch_parameters.Resources(
         job_name=job_name(folder),

@@ -114,7 +114,7 @@ class Sandbox:
             identity = {"user": self.uid, "group": self.uid, "extra_groups": []}
             for folder in self.read_write.values():
                 os.chown(folder, self.uid, self.uid)
-        staging = Staging()
+        staging = Staging(self.uid)
         try:
             # The limits are set inside, where processes are counted per sandbox and no process may raise them again. choom makes
             # the kernel kill the trial, before the worker or another job, when memory runs out.

@@ -124,10 +124,24 @@ def serve_fuse(stack: ExitStack, root: Path, *command: str) -> None:
     stack.callback(run_program, "umount", "--lazy", str(root))
 
 
+def scratch_place(scratch_dir: str | None) -> Path:
+    """Where scratch folders are made: cluster.scratch_dir, else TMPDIR, /tmp or /var/tmp. Raises ConfigError where this user may not write there."""
+    try:
+        place = Path(scratch_dir or tempfile.gettempdir())
+        wrong = "" if os.access(place, os.W_OK | os.X_OK) else f"you may not write in {place}"
+    except FileNotFoundError:
+        wrong = f"you may write in none of TMPDIR ({os.environ.get('TMPDIR') or 'not set'}), /tmp and /var/tmp"
+    if wrong:
+        raise ConfigError(
+            wrong, "set cluster.scratch_dir (or TMPDIR) to a folder on a local disk in which you may write"
+        )
+    return place
+
+
 @contextmanager
 def scratch_folder(scratch_dir: Path | str | None, prefix: str) -> Iterator[Path]:
     """A new folder that only this process's user may enter. It is removed afterwards, with everything that a trial left in it."""
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_dir))
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=scratch_place(str(scratch_dir or ""))))
     try:
         yield folder
     finally:
@@ -140,14 +154,42 @@ def remove_tree(folder: Path) -> None:
     subprocess.run(["rm", "-rf", "--", str(folder)], stdin=subprocess.DEVNULL, capture_output=True)
 
 
+def staging_place(uid: int) -> Path:
+    """The first of TMPDIR, /tmp and /var/tmp in which this process may write and whose folders `uid` may enter.
+
+    Raises ConfigError, which says what is wrong with each, if there is none.
+    """
+    wrong = []
+    for place in dict.fromkeys(Path(each) for each in (os.environ.get("TMPDIR") or "/tmp", "/tmp", "/var/tmp")):
+        closed = [each for each in (place, *place.parents) if uid != os.geteuid() and not _may_enter(each, uid)]
+        if not os.access(place, os.W_OK | os.X_OK):
+            wrong.append(f"you may not write in {place}")
+        elif closed:
+            wrong.append(f"user {uid}, as whom the trial runs, may not enter {closed[-1]}")
+        else:
+            return place
+    raise ConfigError(
+        f"a sandbox needs a folder for its binds: {', '.join(wrong)}",
+        "Set TMPDIR to a folder on a local disk in which you may write (in cluster.setup for jobs), or as root: chmod 1777 /tmp",
+    )
+
+
+def _may_enter(folder: Path, uid: int) -> bool:
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    return bool(status.st_mode & (0o100 if status.st_uid == uid else 0o001))
+
+
 class Staging:
     """A tmpfs in which the sources of binds appear under numbers, so that a process with another uid can bind them again.
 
-    It lies in /tmp, because that uid must be able to enter every folder on the way. It cannot always do so for the sources themselves.
+    That uid must be able to enter every folder on the way, which it cannot always do for the sources themselves: see `staging_place`.
     """
 
-    def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="sandbox-", dir="/tmp")
+    def __init__(self, uid: int) -> None:
+        self._folder = tempfile.mkdtemp(prefix="sandbox-", dir=staging_place(uid))
         self._targets = (Path(self._folder, str(number)) for number in itertools.count())
         run_program("mount", "-t", "tmpfs", "-o", "mode=0755,size=1m", "sandbox", self._folder)
 

@@ -17,7 +17,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -104,12 +103,6 @@ def play(scratch_dir: str | None) -> Iterator[Stage]:
     yield Stage(
         "namespace", True, "root's own mounts" if is_root else "mounts of an ordinary user, in a user namespace"
     )
-    place = Path(scratch_dir or tempfile.gettempdir())
-    if not os.access(place, os.W_OK):
-        raise WorkFailed(
-            f"you may not write in {place}",
-            "set cluster.scratch_dir to a folder on a local disk in which you may write",
-        )
     with ExitStack() as stack:
         scratch = stack.enter_context(namespace.scratch_folder(scratch_dir, "rehearsal-"))
         payload, out = scratch / "payload", scratch / "out"

@@ -23,6 +23,8 @@ from substrate.interface.errors import DataError
 from substrate.tasks import FAMILIES
 
 COLUMNS = ["id", "prompt", "answer"]
+_SHOWN = 3  # ids that a sentence names for each reason
+_ID_SIGNS = 40
 _DEV_SHARES = 10  # one puzzle in ten is real-dev, the rest is real-train
 
 
@@ -55,12 +57,38 @@ class Split:
     train: list[Row] = field(default_factory=list)
     dev: list[Row] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)  # reason -> row ids
+    unasked: Counter[str] = field(default_factory=Counter)  # family that nobody asked for -> number of rows
 
     def as_json(self) -> dict[str, Any]:
         """Returns the counts by part and family, and the ids of the rows in neither part."""
         parts = {"train": self.train, "dev": self.dev}
         counts = {name: dict(sorted(Counter(row.family for row in rows).items())) for name, rows in parts.items()}
         return {**counts, "left_out": self.left_out}
+
+    def as_text(self) -> str:
+        """Returns one sentence with every row in it: trained on, held out, left out with reason and examples, not asked for."""
+        number = sum(map(len, self.left_out.values()))
+        total = len(self.train) + len(self.dev) + number + sum(self.unasked.values())
+        families = _counted(Counter(row.family for row in self.train))
+        said = f"{total} rows: {len(self.train)} to train on{f' ({families})' if families else ''}, {len(self.dev)} held out, {number} left out"
+        return "; ".join([said, *self.why_not()])
+
+    def why_not(self) -> list[str]:
+        """Returns for each reason how many rows are not used, with the first three ids."""
+        said = [f"{len(ids)} because {why} (id {_first(ids)})" for why, ids in sorted(self.left_out.items())]
+        return said + (
+            [f"of families that tasks.families leaves out: {_counted(self.unasked)}"] if self.unasked else []
+        )
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def _first(ids: Sequence[str]) -> str:
+    """The first three ids, each cut where it is long."""
+    shown = [ascii(each)[1:-1][:_ID_SIGNS] for each in ids[:_SHOWN]]
+    return ", ".join(shown) + (" ..." if len(ids) > _SHOWN else "")
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -90,12 +118,13 @@ def recognise(prompt: str) -> tuple[str, Any]:
 
 
 def split(rows: Sequence[Row], families: Collection[str]) -> Split:
-    """Splits rows as the module's docstring says; rows of other known families are ignored."""
+    """Splits rows as the module's docstring says; rows of other known families are counted and not used."""
     found = Split()
     seen: set[str] = set()
     for row in rows:
         reason = _why_not(row)
         if row.family and row.family not in families:
+            found.unasked[row.family] += 1
             continue
         digest = prompt_digest(row.prompt)
         reason = reason or ("repeats another row" if digest in seen else "")
@@ -116,9 +145,25 @@ def split(rows: Sequence[Row], families: Collection[str]) -> Split:
     return found
 
 
+def check_any(rows: Sequence[Row], families: Collection[str], found: Split | None = None) -> None:
+    """Raises DataError, with the reasons and the first three ids of each, if no row can be trained on.
+
+    found: the split of the rows; without it only their families are looked at, because solving thousands of rows takes half a minute.
+    """
+    if any(row.family in families and row.puzzle is not None for row in rows) if found is None else found.train:
+        return
+    known = found or split([row for row in rows if row.puzzle is None or row.family not in families], families)
+    raise DataError(
+        f"none of the rows can be trained on: {', '.join(known.why_not()) or f'all {len(known.dev)} are held out'}; `python -m substrate.families "
+        f"show NAME` prints a prompt as a family has it, and tasks.families has {', '.join(sorted(families))}"
+    )
+
+
 def _why_not(row: Row) -> str:
+    if not row.family:
+        return "its prompt begins as no family's does"
     if row.puzzle is None:
-        return "no known family reads it"
+        return "its family cannot read the prompt to its end"
     return "" if row.is_scorable else "the scorer does not read the answer from its box"
 
 

@@ -39,11 +39,16 @@ class Proved:
     """What a proved weights file holds."""
 
     shapes: Mapping[str, tuple[int, int]]  # module, as the file names it -> shape of the weight that it changes
-    num_zero: int  # modules whose A or B is zero everywhere, so that nothing is added there
+    zero: tuple[str, ...] = ()  # the modules whose A or B is zero everywhere, so that nothing is added there
 
     def counts(self) -> dict[str, int]:
         """Returns the number of modules of each target."""
         return dict(Counter(target_of(module) for module in self.shapes))
+
+    def in_zeros(self) -> str:
+        """Returns of which targets how many modules change nothing, such as "v_proj 6 of 6, up_proj 2 of 48"; empty if all do."""
+        zero, all_of = Counter(map(target_of, self.zero)), self.counts()
+        return ", ".join(f"{target} {number} of {all_of[target]}" for target, number in zero.items())
 
     def check_model(self, model: "ModelConfig") -> None:
         """Raises DataError for a module that the model lacks or that has another shape there."""
@@ -67,7 +72,7 @@ def prove(folder: Path, config: PeftConfig) -> Proved:
     """Opens the weights file beside a configuration and reads every tensor. Raises DataError for the first fault."""
     path = folder / ADAPTER_WEIGHTS
     entries = _entries(path)
-    shapes, num_zero = {}, 0
+    shapes, zero = {}, []
     with _opened(path) as file:
         for module in config.modules_in(entries):
             names = [f"base_model.model.{module}.lora_{factor}.weight" for factor in "AB"]
@@ -75,11 +80,11 @@ def prove(folder: Path, config: PeftConfig) -> Proved:
                 _check_entry(path, name, entries[name], config.rank_of(module), config.path)
             shapes[module] = (entries[names[1]]["shape"][0], entries[names[0]]["shape"][1])
             scales = (1.0, config.scale_of(module))  # engines multiply B
-            num_zero += not all(
-                [_is_used(path, name, file.get_tensor(name), scale) for name, scale in zip(names, scales, strict=True)]
-            )
+            pairs = list(zip(names, scales, strict=True))
+            if not all([_is_used(path, name, file.get_tensor(name), scale) for name, scale in pairs]):
+                zero.append(module)
     _check_family(path, shapes)
-    return Proved(shapes, num_zero)
+    return Proved(shapes, tuple(zero))
 
 
 def _entries(path: Path) -> dict[str, Any]:

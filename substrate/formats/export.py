@@ -7,8 +7,8 @@
 first (`adapter_file.py`) and refuses what would waste a submission: a rank above 32, an archive above 1.5 GB, targets
 that are not a list, a target without a tensor, an adapter that changes nothing, and scales that vLLM would not apply.
 `merge` adds the adapter to its base, W + scale B A in float32 with PEFT's scales, and writes the model in the published
-form: shards of at most 5 GB, their index and config.json. It handles one tensor at a time on a CPU, so memory does not
-grow with the model.
+form: shards of at most 5 GB, their index and config.json, and the tokenizer and generation files that lie beside the
+base. It handles one tensor at a time on a CPU, so memory does not grow with the model.
 
 Limits: NVIDIA Nemotron Model Reasoning Challenge, rules of submission (2026).
 """
@@ -16,6 +16,7 @@ Limits: NVIDIA Nemotron Model Reasoning Challenge, rules of submission (2026).
 import json
 import math
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from substrate.formats.adapter_file import Proved, prove
-from substrate.interface.command_line import Parser, read_small, write_text
+from substrate.interface.command_line import Parser, as_umask_says, read_small, write_text
 from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.interface.peft_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftConfig, published_name
 
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
     from substrate.model.tensors import Checkpoint
 
 
+BESIDE = frozenset(
+    ("added_tokens.json", "chat_template.jinja", "chat_template.json", "generation_config.json", "merges.txt", "special_tokens_map.json",
+     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+)  # fmt: skip
+"""Files beside a model's weights that its users read too, and that an adapter does not change."""
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 MAX_RANK = 32
 MAX_ARCHIVE_BYTES = 1_500_000_000
@@ -129,7 +135,7 @@ def _check_served(config: PeftConfig, proved: Proved) -> None:
             f"{config.path} names the target {unmatched[0]}, for which {ADAPTER_WEIGHTS} has no tensor, as for a target that "
             "the model lacks; take it out of target_modules, or save the adapter again if it was trained"
         )
-    if proved.num_zero == len(proved.shapes):
+    if len(proved.zero) == len(proved.shapes):
         raise DataError(
             f"{ADAPTER_WEIGHTS} changes nothing, because A or B (B before the first step) is zero in all its "
             f"{len(proved.shapes)} pairs; pack a trained adapter"
@@ -170,11 +176,26 @@ def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> Proved
         for number, shard in enumerate(shards(merged)):
             file = f"model-{number:05d}.safetensors"
             save_file(shard, out / file, {"format": "pt"})
+            as_umask_says(out / file)
             weight_map.update(dict.fromkeys(shard, file))
     index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(out / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
     write_text(out / "config.json", json.dumps(architecture.to_transformers(), indent=2) + "\n")
+    _copy_beside(base, out)
     return proved
+
+
+def _copy_beside(base: Path, out: Path) -> None:
+    """Copies the tokenizer and the generation settings that lie beside the base's weights."""
+    folder = base if base.is_dir() else base.parent
+    for path in sorted(folder.iterdir()):
+        if path.name in BESIDE and path.is_file():
+            try:
+                shutil.copyfile(path, out / path.name)
+            except OSError as error:
+                raise DataError(
+                    f"cannot copy {path} to {out}: {error.strerror}; free space or get rights there"
+                ) from None
 
 
 def _merged(
@@ -241,9 +262,21 @@ def main() -> None:
         )
     else:
         proved = merge(arguments.adapter, arguments.base, _read_model(arguments.model), arguments.out)
+        if not any((arguments.out / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            print(
+                f"warning: no tokenizer lies beside {arguments.base}; put the model's into {arguments.out}",
+                file=sys.stderr,
+            )
         print(f"{arguments.out}: transformers.AutoModelForCausalLM.from_pretrained({str(arguments.out)!r}) reads it")
     counts = ", ".join(f"{target} {number}" for target, number in proved.counts().items())
-    print(f"adapted modules: {counts}; in {proved.num_zero} of them A or B is zero")
+    print(f"adapted modules: {counts}")
+    if proved.zero:
+        # No fault of the format: a routed expert that no token reached keeps its first B, which is zero.
+        print(
+            f"warning: {len(proved.zero)} of {len(proved.shapes)} modules change nothing, because A or B is zero there: {proved.in_zeros()}; "
+            "right for experts that no token reached, else the adapter was not trained or saved whole",
+            file=sys.stderr,
+        )
     for target in PeftConfig.read(arguments.adapter).unmatched(proved.shapes):
         print(f"the target {target} matches nothing")
 

@@ -114,6 +114,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value) + "\n")
 
 
+def as_umask_says(path: Path) -> None:
+    """Gives a file the rights that `open` would have given it; safetensors makes its files readable by their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a temporary file beside the path, flushes it to disk and renames it, so nobody ever reads half a file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from substrate.interface.command_line import as_umask_says
 from substrate.interface.errors import DataError
 from substrate.interface.peft_config import (
     ADAPTER_CONFIG,
@@ -187,6 +188,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         save_file({name: tensors[name] for name in sorted(tensors)}, partial)
+        as_umask_says(partial)
         partial.replace(path)
     torch.distributed.barrier()
 

@@ -13,6 +13,7 @@ from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.files import exclusive_lock
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
+from pipeline.cli import job_stages
 from pipeline.rounds import chain
 from tests.attacks.host import command_as, environment
 from tests.support.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
@@ -103,11 +104,16 @@ def test_a_dry_run_writes_nothing_and_shows_what_sbatch_gets(campaign, capsys):
     assert main(["round", str(campaign.folder), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "a0  anchor" in shown
-    assert "#SBATCH --array=0-7" in shown
+    assert "#SBATCH" not in shown and "the stages run on this machine (cluster=local)" in shown
     assert main(["round", str(campaign.folder), "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [arm["index"] for arm in told["plan"]["arms"]] == [*range(8)]
-    assert any("#SBATCH --array=0-7" in text for text in told["sbatch"].values()) and told["costs"]["parameters"] > 0
+    assert told["sbatch"] == {} and told["costs"]["parameters"] > 0
+    new = str(campaign.folder.parent / "new")
+    assert main(["round", new, "experiment=smoke", "cluster=testbed", "--dry-run"]) == 0
+    assert "#SBATCH --array=0-7" in capsys.readouterr().out
+    assert main(["round", new, "experiment=smoke", "cluster=testbed", "--dry-run", "--json"]) == 0
+    assert any("#SBATCH --array=0-7" in text for text in json.loads(capsys.readouterr().out)["sbatch"].values())
     assert tree(campaign.folder) == before
 
 
@@ -124,6 +130,42 @@ def test_status_for_programs(campaign, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["round"], found["closed"], len(found["arms"])) == ("r0001", False, 8)
     assert {arm["state"] for arm in found["arms"][1:]} == {"waiting"}
+    assert [(arm["round"], arm["arm"], arm["state"]) for arm in found["r0000"]] == [
+        ("r0000", "a0", "completed"), ("r0000", "a1", "waiting"),
+    ]  # fmt: skip
+    assert found["jobs"] == {}
+
+
+def test_status_gives_programs_numbers_as_numbers(campaign, capsys):
+    attempt = campaign.round("r0001").claim_attempt("a1")
+    attempt.phases.write_text(json.dumps({"phase": "train", "at": 1.0, "detail": ""}) + "\n")
+    line = {"phase": "train", "step": 3, "num_steps": 30, "loss": 0.25, "tokens": 90, "seconds": 2}
+    attempt.progress.write_text(json.dumps(line) + "\n")
+    assert main(["status", str(campaign.folder), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["arms"][1]
+    assert (row["step"], row["num_steps"], row["loss"], row["tokens_per_second"]) == (3, 30, 0.25, 45.0)
+    assert main(["status", str(campaign.folder)]) == 0
+    assert "3/30  0.250        45" in capsys.readouterr().out
+    for wrong in ({"loss": "nan"}, {"step": "three"}, {"seconds": -0.0, "tokens": "x", "loss": None}):
+        attempt.progress.write_text(json.dumps(line | wrong) + "\n")
+        assert main(["status", str(campaign.folder), "--json"]) == 0
+        row = json.loads(capsys.readouterr().out)["arms"][1]
+        assert row["unread"] and row["loss"] is None and row["step"] is None
+
+
+def test_the_last_line_of_a_worker_says_who_decides(campaign):
+    folder = campaign.round("r0001")
+    assert job_stages.after_an_arm(folder, "runs/x").startswith(
+        "next: python -m pipeline meta runs/x --round r0001    (when"
+    )
+    for submitted, who in (
+        ({"kind": "slurm", "meta_job_id": "9"}, "meta job 9"),
+        ({"kind": "local", "pid": 1}, "`round`"),
+    ):
+        folder.submitted.write_text(json.dumps(submitted))
+        assert job_stages.after_an_arm(folder, "runs/x") == (
+            f"{who} decides r0001 once all its arms have ended; next: python -m pipeline status runs/x --round r0001"
+        )
 
 
 def test_a_closed_pipe_is_no_traceback():

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from pipeline.campaign import shared_path
-from pipeline.cluster import doctor, sandbox_check, site_check
+from pipeline.cluster import doctor, sandbox_check, site_check, slurm_clients
 from pipeline.config import settings
 from tests.support.campaigns import changed_byte, fresh_campaign
 
@@ -110,6 +110,21 @@ def test_sbatch_is_asked_about_each_request_and_nothing_is_submitted(site, tmp_p
     assert len(asked) == 2 and all(line.startswith("--test-only ") for line in asked)
     assert {"--gpus-per-node=h200:2", "--exclusive", "--partition=main,cpu", "--time=720"} <= set(asked[0].split())
     assert "--partition=cpu" in asked[1] and "gpu" not in asked[1]
+
+
+def test_all_that_sbatch_complains_of_is_shown_and_bounded(site, tmp_path):
+    site(refuses="--cpus-per-task=4 ")
+    sbatch = tmp_path / "bin" / "sbatch"
+    reason = (
+        'echo "lua: your project may not use this partition" >&2; echo "lua: ask at help@site" >&2; echo "allocation'
+    )
+    sbatch.write_text(sbatch.read_text().replace('echo "allocation', reason))
+    found = examined()["request of meta"]
+    assert found.found == (
+        "lua: your project may not use this partition; lua: ask at help@site; allocation failure: Invalid feature specification"
+    )
+    long = slurm_clients.Output("", failed=True, stderr="begin\n" + "word\n" * 9999 + "end\x1b[31m").complaint
+    assert len(long) < 1100 and long.startswith("begin; word") and long.endswith("end?[31m")
 
 
 @pytest.mark.parametrize(

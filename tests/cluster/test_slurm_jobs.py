@@ -131,22 +131,6 @@ def test_accounting_that_missed_an_end_does_not_hold_a_job_for_ever(clients: Cli
     assert job.absent and not job.runs and job.reason == "sacct alone calls it RUNNING"
 
 
-def test_asking_becomes_seldom_while_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, asked = [0.0], []
-
-    def query(ids: object) -> slurm_jobs.Report:
-        asked.append(now[0])
-        return slurm_jobs.Report({"4": Job("4", "RUNNING")})
-
-    monkeypatch.setattr(slurm_jobs.time, "monotonic", lambda: now[0])
-    asker = slurm_jobs.Asker(query, shortest=2, longest=30)
-    for tenth in range(2000):
-        now[0] = tenth / 10
-        asker.states(["4"])
-    gaps = [round(b - a) for a, b in zip(asked, asked[1:], strict=False)]
-    assert gaps[:5] == [2, 4, 8, 16, 30] and set(gaps[4:]) == {30}
-
-
 def test_newest_submission_of_an_arm_counts(tmp_path: Path) -> None:
     folder = Campaign(tmp_path).round("r0001")
     folder.folder.mkdir(parents=True)

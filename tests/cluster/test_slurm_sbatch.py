@@ -54,7 +54,9 @@ def test_case_04_a_hanging_sbatch(cluster, tmp_path: Path, monkeypatch: pytest.M
 def test_case_04_what_a_refused_round_left_is_cancelled_and_would_refuse_to_work(cluster, tmp_path: Path) -> None:
     refusal = '{ echo "sbatch: warning: x" >&2; echo "sbatch: error: Invalid account" >&2; exit 1; }'
     folder = cluster(f'[ $count = 102 ] && {refusal}; take; echo "Submitted batch job $count"')
-    with pytest.raises(WorkFailed, match="sbatch refused: sbatch: error: Invalid account. Check `sinfo`"):
+    with pytest.raises(
+        WorkFailed, match="sbatch refused .*: sbatch: warning: x; sbatch: error: Invalid account. Check `sinfo`"
+    ):
         submit(tmp_path)
     assert set(lines(folder / "cancelled")) == {"101"} and not lines(folder / "queue")
     (path,) = (tmp_path / "slurm" / "submissions").glob("*.taken_back")

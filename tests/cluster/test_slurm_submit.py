@@ -117,7 +117,7 @@ def test_what_is_submitted_is_what_is_shown(stand_in, tmp_path):
 def test_a_round_is_submitted_whole_or_not_at_all(stand_in, tmp_path):
     for refused, cancelled in ((101, None), (102, "101"), (103, "101 102"), (104, "101 102 103")):
         cluster = stand_in(refused)
-        with pytest.raises(WorkFailed, match="sbatch refused: .*Invalid account. Check `sinfo`"):
+        with pytest.raises(WorkFailed, match="sbatch refused .*Invalid account. Check `sinfo`"):
             slurm_submit.submit(tmp_path / "slurm", CODE, ARRAYS, META, SMALL, REFERENCE)
         record = cluster / "cancelled"
         assert (record.read_text().strip() if record.exists() else None) == cancelled

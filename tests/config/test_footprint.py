@@ -192,7 +192,30 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys, ov
 
 def test_the_shipped_30b_layout_fits(capsys):
     assert main(["plan-memory", *NANO]) == 0
-    assert "it fits; next: python -m pipeline round runs/NAME experiment=nano_30b" in capsys.readouterr().out
+    assert "it fits, but `round` refuses it: " in capsys.readouterr().out  # it names no weights
+
+
+def test_the_refusal_that_comes_next_is_told(tmp_path, capsys):
+    fits = ["cluster.capacity.gpu_memory_gib=139", "experiment=smoke"]
+    for words, refusal in (
+        (NANO, "ConfigError: this model's weights are not in the image, and cluster.weights_dir is empty"),
+        (
+            [*NANO, f"cluster.weights_dir={tmp_path}/none"],
+            f"ConfigError: cluster.weights_dir = {tmp_path}/none is not a folder",
+        ),
+        ([*fits, "recipe.num_steps=100000000"], "Refused: article 4"),
+        ([*fits, "tasks.train_csv=none.csv"], "ConfigError: tasks.train_csv = none.csv is not a file"),
+    ):
+        assert main(["plan-memory", *words]) == 0
+        said = capsys.readouterr().out.splitlines()
+        assert said[-2].startswith(f"it fits, but `round` refuses it: {refusal}"), said[-2:]
+        assert said[-1].startswith("next: python -m pipeline round runs/NAME ") and said[-1].endswith(
+            "--dry-run    (once that is mended)"
+        )
+        assert main(["plan-memory", *words, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["refusal"].startswith(refusal)
+    assert main(["plan-memory", *fits]) == 0
+    assert "it fits; next: python -m pipeline round runs/NAME " in capsys.readouterr().out
 
 
 def test_for_programs(capsys):

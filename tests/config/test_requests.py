@@ -116,7 +116,11 @@ def test_times_are_read_as_sbatch_reads_them(text, minutes):
         ({"gres": "gpu:h200:4"}, "cluster.gres = gpu:h200:4. Valid: cluster.gpus_per_node = 8 GPUs"),
         (
             {"gres": "gpu:8", "gpu_type": "h200"},
-            "cluster.gpu_type = h200. Valid: empty, because cluster.gres asks for the GPUs",
+            "cluster.gpu_type = h200. Valid: empty, and cluster.gpus_per_node = 8 without a type, because cluster.gres = gpu:8 asks for the GPUs",
+        ),
+        (
+            {"gpus_per_node": "h200:8", "gres": "gpu:h200:8,lscratch:100"},
+            "cluster.gpus_per_node = h200:8, and cluster.gres = gpu:h200:8,lscratch:100. Name the type once: cluster.gpus_per_node=8 beside",
         ),
         ({"gres": "gpu:a:b:8"}, "Valid: names with a type and a number"),
         ({"gres": "gpu:8,"}, "Valid: names with a type and a number"),
@@ -134,8 +138,8 @@ def test_times_are_read_as_sbatch_reads_them(text, minutes):
         ({"meta.cpus_per_gpu": 4}, "cluster.meta.cpus_per_gpu = 4. Valid: 0, because cluster.meta.gpus_per_node = 0"),
         ({"meta.cpus_per_task": 0}, "cluster.meta.cpus_per_task = 0. Valid: a number > 0"),
         ({"reference.gpus_per_node": -1}, "cluster.reference.gpus_per_node = -1. Valid: a number >= 0"),
-        ({"time_limit_minutes": "2h"}, "cluster.time_limit_minutes = 2h. Valid: minutes, or a time"),
-        ({"time_limit_minutes": "UNLIMITED"}, "Valid: minutes, or a time"),
+        ({"time_limit_minutes": "2h"}, "cluster.time_limit_minutes = 2h. Valid: whole minutes, or a time"),
+        ({"time_limit_minutes": "UNLIMITED"}, "Valid: whole minutes, or a time"),
         ({"meta.time_limit_minutes": 0}, "cluster.meta.time_limit_minutes = 0. Valid: a number > 0"),
         (
             {"sbatch": {"array": "0-3"}},

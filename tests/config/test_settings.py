@@ -1,5 +1,6 @@
 """Test settings: composed ones are typed, frozen ones are read back, and every fault is one sentence that names the key."""
 
+import re
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -191,11 +192,68 @@ def test_composing_writes_nothing(tmp_path, monkeypatch):
     [
         ("recipe.num_step=3", "there is no setting recipe.num_step. Similar settings: recipe.num_steps"),
         ("recipe.mix.romans=1", "Similar settings: recipe.mix.roman"),
-        ("wholly.unknown=1", "The files in hydra_conf/ list every setting"),
-        ("recipe=sft", "grpo rft sft_full sft_lora"),
+        (
+            "wholly.unknown=1",
+            "Valid at the top: campaign, cluster, experiment, external, model, parallelism, policy, recipe, seed, tasks",
+        ),
+        ("recipe=sft", "Valid: grpo, rft, sft_full, sft_lora"),
+        ("recipe=grop", "Did you mean recipe=grpo?"),
+        ("reciep=grpo", "there is no setting reciep. Similar settings: recipe. Valid at the top: "),
+        ("recpie.num_steps=3", "Similar settings: recipe.num_steps, "),
+        ("+foo=3", "there is no setting foo. Valid at the top: "),
+        ("++recipe.foo=1", "there is no setting recipe.foo. "),
+        ("external.command=[x]", "Choose a file of hydra_conf/external/ that has it"),
     ],
 )
 def test_a_misspelt_key_has_its_neighbours_told(override, said):
     with pytest.raises(ConfigError) as refused:
         settings.compose([override])
     assert said in str(refused.value) and "searchpath" not in str(refused.value) and "+recipe" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "cluster.setup='module load x'",
+            "cluster.setup = module load x. Valid: a list in brackets, also of one entry: 'cluster.setup=[\"...\"]'",
+        ),
+        ("tasks.families=roman", "tasks.families = roman. Valid: a list in brackets"),
+        (
+            "cluster.time_limit_minutes=1.5",
+            "cluster.time_limit_minutes = 1.5. Valid: whole minutes, or a time in quotes as sbatch reads it",
+        ),
+        ("cluster.meta.time_limit_minutes=2.5", "cluster.meta.time_limit_minutes = 2.5. Valid: whole minutes"),
+        ("cluster.time_limit_minutes=true", "cluster.time_limit_minutes = True. Valid: whole minutes"),
+        ("recipe.num_steps=2.5", "recipe.num_steps = 2.5. Valid: a whole number"),
+        ("recipe.num_steps=", "recipe.num_steps = nothing. Valid: a whole number"),
+        ("campaign.auto=maybe", "campaign.auto = maybe. Valid: true or false"),
+        ("recipe.mix.roman=x", "recipe.mix.roman = x. Valid: a number"),
+        ("recipe.mix={roman:[1]}", "recipe.mix.roman = [1]. Valid: a number"),
+        ("recipe.mix=[1]", "recipe.mix=[1]. Valid: names and values"),
+        ("recipe.lora=3", "recipe.lora = 3. Valid: keys and values, of rank, alpha, dropout, targets"),
+        ("cluster.partition=[a,b]", "cluster.partition = ['a', 'b']. Valid: one text"),
+        (
+            "cluster.partition=gpu,cpu",
+            "a comma separates values of a sweep. As one text: \"cluster.partition='gpu,cpu'\"",
+        ),
+        ("recipe=3", "recipe=3: a group takes the name of a file"),
+        ("~recipe", "recipe has no value. Valid: keys and values, of method"),
+        ("cluster.partition", "cluster.partition cannot be read as KEY=VALUE"),
+        ("a=b=c", "a=b=c cannot be read as KEY=VALUE"),
+    ],
+)
+def test_what_hydra_and_omegaconf_refuse_is_said_in_our_words(override, said):
+    with pytest.raises(ConfigError) as refused:
+        settings.compose([override])
+    text = str(refused.value)
+    assert said in text, text
+    assert not re.search("AnyNode|ListConfig|full_key|reference_type|object_type|Structured|hydra.cc", text)
+
+
+def test_a_credential_in_a_setting_of_another_type_is_not_shown():
+    with pytest.raises(ConfigError) as refused:
+        settings.compose(["policy=llm", "policy.proposals.timeout_seconds=my-own-password"])
+    assert "password" not in str(
+        refused.value
+    ) and "policy.proposals.timeout_seconds = .... Valid: a whole number" in str(refused.value)

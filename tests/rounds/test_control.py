@@ -186,6 +186,22 @@ def test_logs_are_those_of_the_newest_attempt(folder, no_slurm) -> None:
     assert [path.read_text() for path in control.logs_of(folder, "a1", "job")] == ["job"]
 
 
+def test_logs_of_the_reference_the_meta_job_and_r0000(campaign, folder, no_slurm, capsys) -> None:
+    folder.slurm_dir.mkdir(exist_ok=True)
+    slurm_jobs.record_submission(folder, {"r0000/a0": "8_0", "reference": "9"}, "10", "round")
+    for job_id in ("8_0", "9", "10"):
+        (folder.slurm_dir / f"{job_id}_0_log.out").write_text(f"job {job_id}\n")
+    folder.meta_dir.mkdir(exist_ok=True)
+    (folder.meta_dir / "judge.log").write_text("judged\n")
+    name = str(campaign.folder)
+    for words, shown in ((["meta", "--which", "job"], "job 10\n"), (["reference", "--which", "job"], "job 9\n"),
+                         (["a0", "--round", "r0000"], "job 8_0\n"), (["reference", "--which", "judge"], "judged\n")):  # fmt: skip
+        assert main(["logs", name, *words]) == 0
+        assert capsys.readouterr().out == shown
+    assert main(["logs", name, "meta", "--which", "trial"]) == 2
+    assert "r0001/meta has no trial log yet" in capsys.readouterr().err
+
+
 def test_garbage_is_what_scored_arms_no_longer_need(campaign, folder) -> None:
     for arm in ("a0", "a1"):
         attempt = _claimed(folder, arm)
@@ -214,7 +230,7 @@ def test_status_puts_files_before_slurm_s_word(campaign, folder, monkeypatch) ->
     known = {f"r0001/{arm}": Job(arm, word, "n2") for arm, word in words.items()}
     rows = {row.arm: row for row in status.round_status(campaign, folder, known)}
     assert {arm: row.state for arm, row in rows.items()} == {
-        "a0": "completed", "a1": "running", "a2": "unknown", "a3": "queued", "a4": "starting", "a5": "lost", "a6": "waiting", "a7": "waiting",
+        "a0": "completed", "a1": "running", "a2": "unknown", "a3": "queued", "a4": "starting", "a5": "cancelled", "a6": "waiting", "a7": "waiting",
     }  # fmt: skip
     assert rows["a2"].detail == "job a2 ended as NODE_FAIL, and Slurm may start it again" and rows["a1"].node == "n2"
 
@@ -441,3 +457,23 @@ def test_a_round_whose_slurm_is_silent_is_not_run_again(folder, no_slurm, capsys
         control.rerun(folder.campaign, folder, ["a1"], failed=False, dry_run=True, watch=lambda: None)
     assert main(["status", str(folder.campaign.folder)]) == 0
     assert "Slurm does not answer, so states come from files alone" in capsys.readouterr().out
+
+
+def test_the_time_of_a_resumed_round_counts_what_was_before(campaign, folder, monkeypatch, capsys) -> None:
+    """Two arms at once for 100 s, a pause of 1000 s, and one more attempt of 50 s before this command began."""
+    from pipeline.cli import round_display
+
+    for arm, spans in {"a1": [(1000, 1100), (2100, 2150)], "a2": [(1020, 1090)]}.items():
+        for begin, end in spans:
+            attempt = folder.claim_attempt(arm)
+            marks = [{"phase": "train", "at": begin, "detail": ""}, {"phase": "failed", "at": end, "detail": "x"}]
+            attempt.phases.write_text("".join(json.dumps(mark) + "\n" for mark in marks))
+            os.utime(attempt.phases, (begin, begin))
+    assert status.worked_seconds([folder], before=5000.0) == 150
+    assert status.worked_seconds([folder], before=1050.0) == 50
+    assert status.breakdown([folder])["training"] == 220
+    round_display.report_end("runs/x", campaign, folder, 30.0, 150.0)
+    assert (
+        "r0001 took 180 s (150 s before it was interrupted, 30 s since); of the workers' time: "
+        in capsys.readouterr().out
+    )

@@ -104,5 +104,14 @@ def test_the_same_code_goes_on_as_it_is(tmp_path, monkeypatch):
     frozen_code.act_as_frozen(Campaign.at(tmp_path / "none"), ["round"])
     (code_dir,) = campaign.code_dir.iterdir()
     assert frozen_code.is_same_code(ROOT, code_dir)
+    # A site's file is added to the checkout and another one changed: the campaign is composed from its own copy.
+    copy = tmp_path / "checkout"
+    for name in ("pipeline", "constitution", "hydra_conf"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "hydra_conf" / "cluster" / "mysite.yaml").write_text("defaults: [slurm]\npartition: gpu\n")
+    (copy / "hydra_conf" / "cluster" / "slurm.yaml").write_text("defaults: [local]\n")
+    assert frozen_code.is_same_code(copy, code_dir)
+    (copy / "constitution" / "more.yaml").touch()
+    assert not frozen_code.is_same_code(copy, code_dir)
     (code_dir / "pipeline" / "more.py").touch()
     assert not frozen_code.is_same_code(ROOT, code_dir)

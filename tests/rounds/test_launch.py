@@ -1,14 +1,20 @@
 """Test freezing and starting a round: what is refused, and that a refusal changes nothing."""
 
 import fcntl
+import os
 import shlex
 import shutil
 
 import pytest
 
+from pipeline.__main__ import main
+from pipeline.audit import bundle, findings, log_schema
+from pipeline.audit.examine import examine
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, Refused
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign
+from pipeline.campaign.log import Log
+from pipeline.config import corrections
 from pipeline.rounds import freeze, launch
 from pipeline.rounds.freeze import write_overrides
 from pipeline.rounds.init import init
@@ -168,3 +174,106 @@ def test_a_campaign_below_an_odd_folder_is_frozen(tmp_path):
             line.split("=", 1)[1] for line in path.read_text().splitlines() if line.startswith("#SBATCH --output")
         ]
         assert shlex.split(outputs[0])[0].startswith(str(folder))
+
+
+def refusing(tmp_path, monkeypatch) -> None:
+    """Slurm's clients, of which sbatch takes jobs of the partition `cpu` alone. `taken` gets a line for each."""
+    programs = tmp_path / "clients"
+    programs.mkdir()
+    texts = {
+        "sbatch": 'grep -q "^#SBATCH --partition=cpu" "$1" || { echo "sbatch: error: warn" >&2; '
+        'echo "sbatch: error: invalid partition specified: batch" >&2; exit 1; }\n'
+        f'echo taken >> {tmp_path}/taken; echo "Submitted batch job $(wc -l < {tmp_path}/taken)"',
+        "srun": "", "scontrol": "exit 1", "scancel": "", "squeue": "echo 'ARRAY_JOB_ID|COMMENT'",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+
+def test_a_round_that_slurm_refused_takes_other_slurm_settings(campaign, tmp_path, monkeypatch, capsys):
+    refusing(tmp_path, monkeypatch)
+    name = str(campaign.folder)
+    assert main(["round", name, "cluster=testbed", "cluster.partition=batch"]) == 1
+    said = capsys.readouterr().err
+    assert "invalid partition specified: batch" in said and f"round {name} cluster.partition=NAME" in said
+    folder = campaign.round("r0001")
+    sealed = folder.plan.read_bytes(), folder.config.read_bytes()
+    assert main(["status", name]) == 0
+    said = capsys.readouterr().out
+    assert f"no job of it was submitted; this starts it: python -m pipeline round {name}\n" in said
+    assert "python -m pipeline meta" not in said
+    assert main(["round", name, "cluster.partition=cpu", "cluster.cpus_per_task=1"]) == 0
+    capsys.readouterr()
+    assert (tmp_path / "taken").read_text().count("taken") == 4
+    assert (folder.plan.read_bytes(), folder.config.read_bytes()) == sealed
+    (record,) = (each for each in Log(campaign.log).records() if each["event"] == "slurm_request")
+    assert set(record["changed"]) == {
+        f"cluster.{role}{key}" for role in ("", "reference.", "meta.") for key in ("partition", "cpus_per_task")
+    }
+    for of in (folder, campaign.round("r0000")):
+        assert corrections.of_round(of).cluster.request("worker").partition == "cpu"
+    # A worker compares its cores with what was asked for, and `chain` takes the words on into the next round.
+    assert corrections.of_round(folder).cluster.cpus_per_task == 1
+    assert read_json(folder.operational) == ["cluster=testbed", "cluster.partition=cpu", "cluster.cpus_per_task=1"]
+    assert main(["round", name, "cluster.partition=batch"]) == 2
+    assert "r0001 was begun" in capsys.readouterr().err
+    report = findings.Report()
+    log_schema.check_records(Log(campaign.log).records(), report)
+    assert not report.findings
+
+
+def test_arms_that_began_before_the_meta_job_was_refused_keep_nobody_from_correcting_it(
+    campaign, tmp_path, monkeypatch, capsys
+):
+    refusing(tmp_path, monkeypatch)
+    name = str(campaign.folder)
+    assert main(["round", name, "cluster=testbed", "cluster.partition=cpu", "cluster.meta.partition=batch"]) == 1
+    assert "sbatch refused smoke-r0001-meta: " in capsys.readouterr().err
+    campaign.round("r0001").claim_attempt("a0")
+    assert main(["status", name]) == 0
+    assert f"this starts it: python -m pipeline round {name}\n" in capsys.readouterr().out
+    assert main(["round", name, "cluster.meta.partition=cpu"]) == 0
+
+
+def test_a_correction_changes_nothing_that_is_sealed_or_counted(campaign):
+    freeze.freeze(campaign, "r0001", ["cluster=testbed"])
+    before = tree(campaign.folder)
+    for wrong, named in (
+        ("cluster.time_limit_minutes=100000", "article 4 counted"),
+        ("cluster.gpus_per_node=2", "frozen for another cluster.*gpus_per_node=2"),
+        ("cluster.scratch_dir=/elsewhere", "scratch_dir=/elsewhere"),
+        ("cluster.runtime=[python3]", "runtime"),
+        ("cluster.mem=900", "mem"),  # by the rules of every request
+    ):
+        with pytest.raises(ConfigError, match=named):
+            freeze.freeze(campaign, "r0001", [wrong])
+    assert tree(campaign.folder) == before
+    freeze.freeze(campaign, "r0001", ["cluster.time_limit_minutes=5", "cluster=testbed"])
+    assert launch.resources(campaign.round("r0001")).requests["worker"].time_limit_minutes == 5
+
+
+def test_the_digest_of_a_correction_is_in_the_log(campaign):
+    folder = freeze.freeze(campaign, "r0001", ["cluster=testbed"])
+    freeze.freeze(campaign, "r0001", ["cluster.account=lab"])
+    freeze.freeze(campaign, "r0001", ["cluster.account=lab2"])
+    assert not any("slurm_request" in (found.file or "") for found in examine(campaign.folder).findings)
+    bundle.export(campaign.folder, campaign.folder.parent / "bundle.zip")
+    with bundle.opened(campaign.folder.parent / "bundle.zip") as unpacked:
+        assert not any("slurm_request" in (found.file or "") for found in examine(unpacked).findings)
+    folder.slurm_request.write_bytes(folder.slurm_request.read_bytes().replace(b"lab2", b"lab3"))
+    assert any("slurm_request.json" in (found.file or "") for found in examine(campaign.folder).findings)
+
+
+def test_words_of_another_site_drop_those_of_the_old_one():
+    old = ["cluster=site", "cluster.partition=gpu", "campaign.auto=true"]
+    assert corrections.merged(old, ["cluster=site", "cluster.account=lab"]) == [
+        "cluster.partition=gpu", "campaign.auto=true", "cluster=site", "cluster.account=lab",
+    ]  # fmt: skip
+    assert corrections.merged(old, ["cluster=other"]) == ["campaign.auto=true", "cluster=other"]
+    assert corrections.merged(old, ["cluster.partition=cpu"]) == [
+        "cluster=site",
+        "campaign.auto=true",
+        "cluster.partition=cpu",
+    ]

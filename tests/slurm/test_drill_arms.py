@@ -219,9 +219,9 @@ def test_a_cancelled_arm_stays_cancelled(drilled: Campaign, ends: Callable[[str,
     run("scancel", task(job, 7))
     until(lambda: task(job, 7) not in queued(), "the job's end")
     assert set(states(job).values()) == {"CANCELLED"}
-    assert folder.attempts("a7")[-1].interrupted.exists() and state_of(drilled, "a7") == "interrupted"
+    assert folder.attempts("a7")[-1].interrupted.exists() and state_of(drilled, "a7") == "cancelled"
     assert len(folder.attempts("a7")) == number + 1 and submissions(folder) == before
-    ends("scancel of an arm that trains", "state saved, interrupted; it stays cancelled, and nothing else is submitted")
+    ends("scancel of an arm that trains", "state saved; it stays cancelled, and nothing else is submitted")
 
 
 def test_where_requeueing_is_forbidden_another_job_goes_on(drilled: Campaign, ends: Callable[[str, str], None]) -> None:

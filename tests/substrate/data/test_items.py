@@ -201,11 +201,14 @@ def test_training_data_are_reproducible_and_excluded(tmp_path):
         assert row["traces"] == {style: rules.trace(rules.parse(row["prompt"]), style) for style in STYLES}
 
 
-def test_real_rows_are_split_and_what_is_unfit_is_listed(tmp_path):
+def test_real_rows_are_split_and_what_is_unfit_is_listed(tmp_path, capsys):
     rows = [(f"r{n}", *_real("roman", n)) for n in range(60)] + [(f"g{n}", *_real("gravity", n)) for n in range(60)]
     rows += [("cipher", *_real("text_cipher", 1)), ("odd", "What is it?", "7"), ("false", _real("roman", 99)[0], "MMM")]
     rows += [("brace", _real("roman", 98)[0], "}")]
     found = _payload(tmp_path, csv=_csv(tmp_path / "train.csv", rows), held_out=tmp_path / "held")
+    said = capsys.readouterr().out
+    assert said.startswith("124 rows: ") and "; of families that tasks.families leaves out: 1 text_cipher\n" in said
+    assert "1 because its prompt begins as no family's does (id odd)" in said
     card = json.loads((tmp_path / "data/card.json").read_text())
     listed = {row_id for ids in card["real"]["left_out"].values() for row_id in ids}
     assert {"odd", "brace"} <= listed <= {"odd", "brace", "false"} and "cipher" not in str(found)
@@ -243,7 +246,10 @@ def test_generated_puzzles_keep_away_from_registered_ones(tmp_path):
 
 def test_csv_without_a_row_to_train_on_is_refused(tmp_path):
     path = _csv(tmp_path / "train.csv", [("cipher", *_real("text_cipher", 1))])
-    with pytest.raises(DataError, match="has no row of gravity, roman to train on"):
+    with pytest.raises(
+        DataError,
+        match="none of the rows can be trained on: of families that .* out: 1 text_cipher; .*has gravity, roman",
+    ):
         _payload(tmp_path, csv=path, held_out=tmp_path / "held")
 
 

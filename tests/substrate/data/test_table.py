@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import os
+import random
 import re
 import zipfile
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.sandbox import entries
 from substrate.data.competition import read_rows
 from substrate.data.table import LONGEST_FIELD
 from substrate.interface.errors import DataError
+from substrate.tasks import FAMILIES
 
 PLAIN = 'id,prompt,answer\n1,"two\nlines",42\n2,"says ""x"", and ø",ab;c\n'
 ROWS = [("1", "two\nlines", "42"), ("2", 'says "x", and ø', "ab;c")]
@@ -142,5 +144,29 @@ def test_case_12_is_told_before_a_campaign_has_a_folder_and_by_doctor(tmp_path: 
         init.check_can_be_planned(chosen, init.load_constitution(), is_draft=False)
     [check] = [check for check in doctor.examine(chosen) if check.name == "real rows"]
     assert (check.verdict, "line 3: no answer" in check.found, "remove the row" in check.cure) == ("bad", True, True)
-    path.write_bytes(UTF8)
-    assert entries.describe_real_rows(os.path.relpath(path)) == "2 rows: 2 of no family"
+    path.write_bytes(HEADER + b"".join(b"id%d,What is it?,7\n" % number for number in range(500)))
+    with pytest.raises(ConfigError) as error:
+        init.check_can_be_planned(chosen, init.load_constitution(), is_draft=False)
+    assert (
+        "none of the rows can be trained on: 500 because its prompt begins as no family's does (id id0, id1, id2 ...). "
+        in str(error.value)
+    )
+    assert "families show NAME" in error.value.cure and len(str(error.value)) < 450
+    [check] = [check for check in doctor.examine(chosen) if check.name == "real rows"]
+    assert check.verdict == "bad" and "500 because" in check.found
+
+
+def test_doctor_says_how_many_rows_are_used_and_why_others_are_not(tmp_path: Path) -> None:
+    rules = FAMILIES["roman"]
+    puzzles = [rules.generate(random.Random(seed), "small") for seed in range(30)]
+    rows = [f'r{n},"{rules.render(puzzle)}",{rules.solve(puzzle).answer}' for n, puzzle in enumerate(puzzles)]
+    path = tmp_path / "train.csv"
+    path.write_text("id,prompt,answer\n" + "\n".join([*rows, f'cut,"{rules.PHRASES[0]}",7', "odd,What?,7"]) + "\n")
+    families = ["roman", "gravity"]
+    assert entries.describe_real_rows(os.path.relpath(path), families) == "32 rows: 1 of no family, 31 roman"
+    said = entries.describe_real_rows(str(path), families, whole=True)
+    assert re.fullmatch(
+        r"32 rows: (\d+) to train on \(\1 roman\), (\d+) held out, \d+ left out.*"
+        r"; 1 because its family cannot read the prompt to its end \(id cut\); 1 because its prompt begins as no family's does \(id odd\).*",
+        said,
+    ), said

@@ -77,14 +77,25 @@ def test_a_merged_model_is_read_by_transformers(adapter, tmp_path, monkeypatch):
     """As a user types it; logits are those of base plus deltas, computed by transformers alone."""
     reference = random_reference(small_config())
     reference.save_pretrained(tmp_path / "base")
+    for name in ("tokenizer.json", "chat_template.jinja", "README.md"):
+        (tmp_path / "base" / name).write_text(name)
     values = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
     chosen = small_config()
     (tmp_path / "model.yaml").write_text(yaml.safe_dump({key: getattr(chosen, key) for key in values}))
     command = [sys.executable, "-W", "ignore", "-m", "substrate.formats.export", "merge", "adapter", "merged"]
     command += ["--base", "base", "--model", "model.yaml"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, umask=0o027)
     assert done.returncode == 0, done.stderr
+    written = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "merged").iterdir()}
+    assert {
+        "model-00000.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    } <= set(written)
+    assert set(written.values()) == {0o640} and "README.md" not in written and "warning" not in done.stderr
     tokens = torch.randint(3, 64, (2, 50))
     merged = load_reference(tmp_path / "merged")
     pairs = load_file(adapter / "adapter_model.safetensors")
@@ -102,3 +113,20 @@ def test_an_adapter_of_another_model_is_refused(adapter, tmp_path):
     with pytest.raises(DataError, match="layers.3.mixer.out_proj"):
         export.merge(adapter, tmp_path / "base", values, tmp_path / "merged")
     assert not (tmp_path / "merged" / "config.json").exists()
+
+
+def test_modules_that_change_nothing_are_told_by_target(adapter, tmp_path, capsys, monkeypatch):
+    """Routed experts that no token reached are so in a sound adapter; one of which nothing is changed is refused (above)."""
+    path = adapter / "adapter_model.safetensors"
+    pairs = load_file(path)
+    for name in ("backbone.layers.2.mixer.v_proj", "backbone.layers.1.mixer.experts.2.up_proj"):
+        pairs[f"base_model.model.{name}.lora_B.weight"].zero_()
+    save_file(pairs, path)
+    monkeypatch.setattr(sys, "argv", ["export", "submission", str(adapter), str(tmp_path / "submission.zip")])
+    export.main()
+    said = capsys.readouterr().err
+    assert (
+        "warning: 2 of 5 modules change nothing" in said
+        and "v_proj 1 of 1" in said
+        and "experts.up_proj 1 of 1" in said
+    )
