@@ -20,6 +20,7 @@ from pipeline.campaign.records import Arm, Decision, Outcome, Plan
 from pipeline.config import settings
 from pipeline.decision import derive, history, proposal_gate
 from pipeline.decision.plan import make_arms, reference_arms
+from pipeline.rounds.init import freeze_code
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 from tests.support import logs
@@ -65,6 +66,7 @@ class SealedCampaign(LogCampaign):
     cost: dict[str, int] = field(default_factory=dict)
     rules: constitution.Constitution = RULES
     text: bytes = b""  # of the constitution, where it is another than ours
+    has_code: bool = False  # it carries the code that `init` freezes, and not the constitution alone
 
     def __post_init__(self) -> None:
         num_rounds = self.rules.num_rounds
@@ -84,8 +86,10 @@ class SealedCampaign(LogCampaign):
             (code / "constitution").mkdir(parents=True)
             for name in ("constitution.yaml", "articles.json"):
                 (code / "constitution" / name).write_bytes(self.text or (constitution.HERE / name).read_bytes())
+            if self.has_code:
+                code = Path(folder, "frozen", freeze_code(Path(folder, "frozen"))[:16])
             self.code_digest = tree_digest(code)
-            for path in code.rglob("*.*"):
+            for path in filter(Path.is_file, code.rglob("*")):
                 self.files[f"code/{self.code_digest[:16]}/{path.relative_to(code)}"] = path.read_bytes()
         self.files["image/substrate.sqsh"] = b"squashed"
         try:
