@@ -42,18 +42,14 @@ def add(commands: Commands) -> None:
     add_anchor(sub)
     add_json(sub)
     for name, summary in STUDIES.items():
-        sub = acts.add(name, study_verb, summary)
-        sub.set_defaults(study=name)
-        sub.add_argument(
-            "words", nargs=argparse.REMAINDER, metavar="WORDS", help=f"Its options: `evidence {name} --help`."
-        )
+        acts.add_other(name, study_verb, summary, f"Its options: `evidence {name} --help`.")
 
 
 def study_verb(arguments: argparse.Namespace) -> int:
     """Run `python -m studies` with the words that follow. Raises NotFound in a campaign's frozen code, which has no studies."""
     if not (CODE_ROOT / "studies").is_dir():
         raise NotFound(f"{CODE_ROOT} has no folder studies/", "Run `evidence` from a checkout of the project")
-    command = [sys.executable, "-m", "studies", arguments.study, *arguments.words]
+    command = [sys.executable, "-m", "studies", arguments.name, *arguments.words]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)}).returncode
 
 
