@@ -40,9 +40,9 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A later checkout: another constitution, code that reads a key which ours lacks, and one more field of a policy."""
     checkout = copied(
         tmp_path_factory.mktemp("newer"),
-        ("constitution/constitution.yaml", "promotion_margin:", "margin_of_promotion:"),
-        ("pipeline/campaign/constitution.py", '["promotion_margin"]', '["margin_of_promotion"]'),
-        ("pipeline/campaign/records.py", 'fields["retired"] = tuple(data["retired"])', 'fields["retired"] = tuple(data["set_aside"])'),
+        ("constitution/constitution.yaml", "scored_arms:", "arms_with_a_score:"),
+        ("pipeline/campaign/constitution.py", '["scored_arms"]', '["arms_with_a_score"]'),
+        ("pipeline/campaign/records.py", 'fields = dict(data)', 'fields = dict(data); data["of_a_later_version"]'),
     )  # fmt: skip
     rules = checkout / "constitution"
     content = (rules / "constitution.yaml").read_bytes()
@@ -117,6 +117,13 @@ def test_commands_that_act_or_derive_run_as_the_frozen_code(words: str, newer: P
     assert "Traceback" not in done.stderr
 
 
+def test_doctor_does_not_call_the_plans_of_another_version_bad(newer: Path, tmp_path: Path) -> None:
+    campaign = frozen_campaign(tmp_path)
+    done = run(newer, f"python -m pipeline doctor {campaign.folder} --json")
+    (plans,) = (check for check in json.loads(done.stdout) if check["name"] == "frozen plans")
+    assert plans["verdict"] == "unknown" and command_in(plans["cure"]).endswith(f"doctor {campaign.folder}")
+
+
 def test_a_damaged_plan_of_our_own_version_is_still_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     campaign = frozen_campaign(tmp_path)
     plan = json.loads(campaign.round("r0001").plan.read_text())
@@ -149,7 +156,7 @@ def rename_articles(record: dict[str, Any]) -> None:
             article["old"] = article.pop(max(article, key=lambda name: name not in ("title", "text")))
     for holder in (record.get("plan"), record.get("decision")):
         if holder:
-            del holder["policy"]["dead_ends"]
+            holder["policy"].pop(min(holder["policy"]))
 
 
 def test_articles_and_records_that_lack_what_we_read_are_no_findings(tmp_path: Path) -> None:
