@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     sub = act("e-values", e_values_verb, "Measure E of the board test, and its product over several campaigns.")
     sub.add_argument("--campaigns", type=int, default=20_000, help="campaigns to simulate of each world; default 20000")
     sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    sub.add_argument("--design", help="another design, as of `nulls`, such as rounds=8,families=3")
 
     sub = act(
         "campaigns",
@@ -122,7 +123,7 @@ def simulate_verb(arguments: argparse.Namespace) -> None:
 
 
 def e_values_verb(arguments: argparse.Namespace) -> None:
-    """Print the mean of E and the rates of combinations in simulated worlds. Raises ConfigError below 20 campaigns."""
+    """Print the mean of E and the rates of combinations in simulated worlds. Raises ConfigError below 20 campaigns or for a wrong design."""
     from studies import alarm_table
 
     if arguments.campaigns < 20:
@@ -132,7 +133,8 @@ def e_values_verb(arguments: argparse.Namespace) -> None:
     def tell(line: str) -> None:
         print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
 
-    found = alarm_table.measure_e_values(Design(), arguments.campaigns, tell)
+    design = design_of(arguments.design) if arguments.design else Design()
+    found = alarm_table.measure_e_values(design, arguments.campaigns, tell)
     show(alarm_table.e_values_as_json(found), [*alarm_table.e_value_table(found)], arguments.json)
     if not arguments.json:
         print(

@@ -47,7 +47,7 @@ def test_critical_values_of_one_design(tmp_path, capsys):
     ("words", "said"),
     [
         (["simulate", "--campaigns", "0"], "says nothing"), (["e-values", "--campaigns", "0"], "says nothing"),
-        (["nulls", "--design", "round=3"], "is no design"),
+        (["nulls", "--design", "round=3"], "is no design"), (["e-values", "--design", "arms=2"], "out of range"),
         (["nulls", "--design", "arms=2"], "out of range"), (["nulls", "--design", "rounds=x"], "is no design"),
         (["nulls", "--design", "submissions=9"], "out of range"), (["replay", "nothing.csv"], "cannot read"),
     ],
@@ -113,7 +113,8 @@ def test_e_values_say_their_table_or_json(capsys, monkeypatch):
         "het, one target"
     )
     assert lines[-1] == "next: python -m pipeline evidence combine BUNDLE BUNDLE"
-    assert main(["e-values", "--campaigns", "20", "--json"]) == 0
+    design = "arms=3,families=2,dev_items=20,fresh_items=20,board_rows=60,submissions=2"
+    assert main(["e-values", "--campaigns", "20", "--json", "--design", design]) == 0
     for row in json.loads(capsys.readouterr().out).values():
         assert len(row["mean_by_round"]) == len(row["se_by_round"]) == 4
         assert list(row["together"]) == ["1", "2", "5", "10"]
