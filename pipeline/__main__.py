@@ -6,7 +6,7 @@ import argparse
 import difflib
 import sys
 
-from pipeline.campaign.errors import PipelineError
+from pipeline.campaign.errors import OtherVersion, PipelineError
 from pipeline.campaign.files import explain_permission_error
 from pipeline.campaign.layout import Campaign
 from pipeline.cli import (
@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> int:
             frozen_code.act_as_frozen(Campaign.at(arguments.campaign), sys.argv[1:] if argv is None else argv)
         return int(arguments.run(arguments) or 0)
     except PipelineError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
+        told = by_its_own_code(error, arguments, argv) if isinstance(error, OtherVersion) else error
+        print(f"{type(told).__name__}: {told}", file=sys.stderr)
+        return told.exit_code
     except PermissionError as error:
         print(f"PermissionError: {explain_permission_error(error)}", file=sys.stderr)
         return 2
@@ -70,6 +71,19 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes where this one stopped", file=sys.stderr)
         return 130
+
+
+def by_its_own_code(error: OtherVersion, arguments: argparse.Namespace, argv: list[str] | None) -> PipelineError:
+    """The error to tell instead where the command's campaign was frozen under other rules: which command reads it. Else `error`."""
+    from pipeline.campaign import other_rules
+
+    folder = getattr(arguments, "campaign", None)
+    facts = other_rules.facts_in(folder / "log.jsonl") if folder else None
+    if not folder or not facts:
+        return error
+    why = other_rules.other_constitution(facts) or other_rules.other_code(folder, facts)
+    words = sys.argv[1:] if argv is None else argv
+    return other_rules.error(folder, folder, facts, why, words) if why else error
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

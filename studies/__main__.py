@@ -53,6 +53,11 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
+    sub = act("e-values", e_values_verb, "Measure E of the board test, and its product over several campaigns.")
+    sub.add_argument("--campaigns", type=int, default=20_000, help="campaigns to simulate of each world; default 20000")
+    sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    sub.add_argument("--design", help="another design, as of `nulls`, such as rounds=8,families=3")
+
     sub = act(
         "campaigns",
         campaigns_verb,
@@ -115,6 +120,28 @@ def simulate_verb(arguments: argparse.Namespace) -> None:
             "Rates are cumulative by round 2, 3, 4 if the arm ahead on dev wins each round; it and three D-optimal ones are submitted."
         )
         print("next: python -m pipeline evidence campaigns --campaigns 100")
+
+
+def e_values_verb(arguments: argparse.Namespace) -> None:
+    """Print the mean of E and the rates of combinations in simulated worlds. Raises ConfigError below 20 campaigns or for a wrong design."""
+    from studies import alarm_table
+
+    if arguments.campaigns < 20:
+        raise ConfigError(f"--campaigns {arguments.campaigns} says nothing", "Valid: 20 or more")
+    began = time.monotonic()
+
+    def tell(line: str) -> None:
+        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+    design = design_of(arguments.design) if arguments.design else Design()
+    found = alarm_table.measure_e_values(design, arguments.campaigns, tell)
+    show(alarm_table.e_values_as_json(found), [*alarm_table.e_value_table(found)], arguments.json)
+    if not arguments.json:
+        print(
+            f"Rates: the share of combinations that were above {1 / alarm_table.ALPHA} after some round. Each campaign submits as in "
+            "`simulate`."
+        )
+        print("next: python -m pipeline evidence combine BUNDLE BUNDLE")
 
 
 def campaigns_verb(arguments: argparse.Namespace) -> None:

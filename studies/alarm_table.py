@@ -1,5 +1,7 @@
 """Measure how often each test alarms, by round in every simulated world, beside what the design's table expects: `evidence simulate`.
 
+The second half measures what several campaigns say together: E of the board test, and its product over campaigns (`evidence e-values`).
+
 Campaigns follow the policy that always takes the arm ahead on dev, because no other policy pushes the proxy harder. Each round submits
 the arm ahead on dev and then D-optimal ones (the design's table has the same or max-min ones, which differ by a point).
 """
@@ -7,15 +9,16 @@ the arm ahead on dev and then D-optimal ones (the design's table has the same or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from pipeline.audit.combine import ALPHA
 from pipeline.stats.design import CriticalValues, Design
 from studies import worlds
 from studies.rule_twin import arm_lifts, looks
-from studies.simulated import Flags, Floats, Ints, RoundSeen, World, batches
+from studies.simulated import Flags, Floats, Ints, RoundSeen, World, batches, play
 
 SEED = 52  # not that of the critical values: what is calibrated on some campaigns is measured on others
 RULES = ("gap", "board", "rule", "suspect", "leak", "sign")
@@ -154,3 +157,84 @@ def alarm_table(found: Mapping[str, Alarms]) -> Iterable[list[str]]:
         else:
             row.append("" if met is None else "met" if met else "NOT MET")
         yield row
+
+
+TOGETHER = (1, 2, 5, 10)
+"""How many campaigns are combined."""
+
+
+def e_values(world: World, design: Design, number: int, num: int) -> Floats:
+    """(C, R) E of the board test after each round, in `num` campaigns of a world."""
+    return np.concatenate([_e_values(rounds, design) for rounds in batches(world, design, (SEED, 100 + number), num)])
+
+
+def e_values_of_one_target(world: World, design: Design, number: int, num: int) -> Floats:
+    """(C, R) as `e_values`, where each ten campaigns that follow one another have one target: its slopes are drawn once for all ten."""
+    found = []
+    for target in range(num // TOGETHER[-1]):
+        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence((SEED, 200 + number, target))))
+        slopes: Any = np.clip(rng.normal(1, world.slope_sd, (design.families, 1)), *world.slope_range)
+        shared = replace(world, slope_sd=0.0, slope_range=(slopes, slopes))  # `play` clips a slope to this range
+        found.append(_e_values(play(shared, design, rng, TOGETHER[-1]), design))
+    return np.concatenate(found)
+
+
+def _e_values(rounds: list[RoundSeen], design: Design) -> Floats:
+    return np.stack([look.e_value for _, _, look in looks(rounds, design)], 1)
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What combinations of K campaigns come to. `product` and `mean` are (C // K,) flags: has it been above 1/alpha after some round?"""
+
+    product: Flags
+    mean: Flags
+
+    @classmethod
+    def of(cls, values: Floats, together: int) -> Combined:
+        """Combine each `together` campaigns that follow one another. values: (C, R), E of each campaign after each round."""
+        groups = values[: len(values) // together * together].reshape(-1, together, values.shape[1])
+        threshold = float(1 / ALPHA)
+        return cls((groups.prod(1) > threshold).any(1), (groups.mean(1) > threshold).any(1))
+
+
+def measure_e_values(design: Design, num: int, tell: Progress) -> dict[str, Floats]:
+    """World -> (C, R) E of `num` campaigns: the nulls, one of them with one target for each ten campaigns, and two worlds of decay."""
+    found = {}
+    decay = {name: worlds.DESIGNED[name] for name in ("X_flat", "G_flat")}
+    for number, (name, world) in enumerate({**worlds.NULLS, **decay}.items()):
+        tell(f"{name}: {num} campaigns")
+        found[name] = e_values(world, design, number, num)
+    tell(f"het, one target: {num} campaigns")
+    found["het, one target"] = e_values_of_one_target(worlds.NULLS["het"], design, 0, num)
+    return found
+
+
+def e_values_as_json(found: Mapping[str, Floats]) -> dict[str, Any]:
+    """By world: the mean of E after each round with its standard error, and how often combinations were ever above 1/alpha."""
+    rows = {}
+    for name, values in found.items():
+        rows[name] = {
+            "n": len(values),
+            "mean_by_round": [round(float(value), 4) for value in values.mean(0)],
+            "se_by_round": [round(float(value), 4) for value in values.std(0) / len(values) ** 0.5],
+            "together": {
+                str(together): {
+                    "product": round(float(both.product.mean()), 4),
+                    "product_upper_95": round(upper_95(int(both.product.sum()), len(both.product)), 4),
+                    "mean": round(float(both.mean.mean()), 4),
+                }
+                for together in TOGETHER
+                for both in [Combined.of(values, together)]
+            },
+        }
+    return rows
+
+
+def e_value_table(found: Mapping[str, Floats]) -> Iterable[list[str]]:
+    """Yield a header, then for each world: n, the mean of E by round, and the rates of `e_values_as_json`."""
+    yield ["world", "n", "mean of E by round", *(f"product of {n} (95 %)" for n in TOGETHER), f"mean of {TOGETHER[-1]}"]
+    for name, row in e_values_as_json(found).items():
+        rates = [f"{each['product']:.4f} (at most {each['product_upper_95']:.4f})" for each in row["together"].values()]
+        means = " ".join(f"{value:.3f}" for value in row["mean_by_round"])
+        yield [name, str(row["n"]), means, *rates, f"{row['together'][str(TOGETHER[-1])]['mean']:.4f}"]

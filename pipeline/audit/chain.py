@@ -30,9 +30,14 @@ class Chain:
     @property
     def campaign(self) -> str:
         """The campaign's id, which `init` logged; empty if that record is missing."""
-        facts = self.records[0].get("facts") if self.records else None
-        name = facts.get("campaign") if isinstance(facts, dict) else None
+        name = self.facts.get("campaign")
         return name if isinstance(name, str) else ""
+
+    @property
+    def facts(self) -> Record:
+        """What the first record says that `init` froze; empty if that record is missing or has no facts."""
+        facts = self.records[0].get("facts") if self.records else None
+        return facts if isinstance(facts, dict) else {}
 
 
 def read_chain(content: bytes, report: Report) -> Chain:
@@ -74,8 +79,7 @@ def read_chain(content: bytes, report: Report) -> Chain:
 def check_heads(chain: Chain, report: Report) -> None:
     """Check the signature and the Merkle root of each `close` record, and that each begins where the one before it ended."""
     since = len(report.findings)
-    facts = chain.records[0].get("facts", {}) if chain.records else {}
-    key = facts.get("public_key", "") if isinstance(facts, dict) else ""
+    key = chain.facts.get("public_key", "")
     closes = [record for record in chain.records if record["event"] == "close"]
     begin, numbers = 0, dict[str, int]()
     for record in closes:

@@ -65,6 +65,11 @@ def check_digests(record: Record, frozen: Plan, basis: Record, facts: Mapping[st
         report.record(record["seq"], f"the plan has another {', '.join(wrong)} than the campaign froze")
     if basis["external"] != facts.get("external", basis["external"]):  # the caps depend on the target's kind
         report.record(basis["seq"], "the round has another external target than the campaign froze")
+    items = {name: basis["tasks"][f"num_{name}_per_family"] for name in ("dev", "fresh")}
+    if any(facts["design"][f"{name}_items"] != number for name, number in items.items()):
+        report.record(
+            basis["seq"], "the round has other numbers of items than the design that the critical values are for"
+        )
     if sorted(basis["tasks"]["families"]) != sorted(facts["families"]):
         report.record(basis["seq"], "the round has other families than the campaign froze")
 

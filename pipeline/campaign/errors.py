@@ -81,6 +81,12 @@ class NotFound(ConfigError):
     kind = "not_found"
 
 
+class OtherRules(ConfigError):
+    """The campaign froze other rules than this code has, so this code cannot judge it. Nothing is known to be wrong with the campaign."""
+
+    kind = "other_rules"
+
+
 class Refused(PipelineError):
     """The constitution forbids it. `article` is the number of its article, `code` the stable reason code."""
 
@@ -98,3 +104,7 @@ class IntegrityError(PipelineError):
 
     exit_code = 4
     kind = "integrity"
+
+
+class OtherVersion(IntegrityError):
+    """A file or a record does not have the form that this version reads. `__main__` asks whether another version wrote it."""

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
+from pipeline.campaign.errors import ConfigError, NotFound, OtherVersion, WorkFailed
 from pipeline.campaign.files import read_json
 from pipeline.campaign.records import Plan
 from pipeline.campaign.shared_path import SharedPath
@@ -100,13 +100,13 @@ class Round(_Folder):
         return Campaign(self.folder.parent.parent)
 
     def frozen_plan(self) -> Plan:
-        """Read the round's plan. Raises NotFound before it is frozen, IntegrityError where the file is not a plan of this version."""
+        """Read the round's plan. Raises NotFound before it is frozen, OtherVersion where the file is not a plan of this version."""
         if not self.plan.exists():
             raise NotFound(f"round {self.name} is not frozen", "`python -m pipeline round DIR --no-submit` freezes it")
         try:
             return Plan.from_json(read_json(self.plan))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise IntegrityError(
+            raise OtherVersion(
                 f"{self.plan} is not a plan of this version ({error})", "Restore it from a copy"
             ) from error
 

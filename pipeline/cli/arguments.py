@@ -39,7 +39,19 @@ class Commands:
         self, name: str, run: Run, summary: str, *, group: str = PEOPLE, as_frozen: bool = False
     ) -> argparse.ArgumentParser:
         """Declare a command and return its parser. summary: a sentence. as_frozen: the campaign's frozen code runs the command."""
-        sub: argparse.ArgumentParser = self._choices.add_parser(name, help=summary, description=summary)
+        return self._add(name, run, summary, group, as_frozen)
+
+    def add_other(self, name: str, run: Run, summary: str, words: str) -> None:
+        """Declare a command that another program carries out: it gets every word that follows, as `words`. words: their explanation."""
+        # No word can begin with this character, so argparse takes none, not even --help, for an option of its own.
+        sub = self._add(name, run, summary, PEOPLE, False, prefix_chars="\0", add_help=False)
+        sub.set_defaults(name=name)
+        sub.add_argument("words", nargs=argparse.REMAINDER, metavar="WORDS", help=words)
+
+    def _add(
+        self, name: str, run: Run, summary: str, group: str, as_frozen: bool, **options: Any
+    ) -> argparse.ArgumentParser:
+        sub: argparse.ArgumentParser = self._choices.add_parser(name, help=summary, description=summary, **options)
         sub.set_defaults(run=run, as_frozen=as_frozen)
         self.groups[group][self._first_word + name] = sub
         return sub

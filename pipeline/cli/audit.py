@@ -26,11 +26,7 @@ def add(commands: Commands) -> None:
     sub.add_argument(
         "--json", action="store_true", help="Print {ok, verified, not_verifiable, findings} for a program."
     )
-    sub.add_argument(
-        "--anchor", action="append", default=[], metavar="TEXT|FILE",
-        help="Check that the log still has an anchor that you kept: its text (postrain-log/...), or a file that holds anchors. "
-        "The option may be repeated.",
-    )  # fmt: skip
+    add_anchor(sub)
     sub.add_argument(
         "--rescore",
         action="store_true",
@@ -45,6 +41,14 @@ def add(commands: Commands) -> None:
         choices=("adapters", "image", "hdf5"),
         help="Put these into the bundle, too.",
     )
+
+
+def add_anchor(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--anchor", action="append", default=[], metavar="TEXT|FILE",
+        help="Check that the log still has an anchor that you kept: its text (postrain-log/...), or a file that holds anchors. "
+        "The option may be repeated.",
+    )  # fmt: skip
 
 
 def audit_verb(arguments: argparse.Namespace) -> int:
@@ -62,7 +66,7 @@ def audit_verb(arguments: argparse.Namespace) -> int:
         os.environ["PYTHONPATH"] = str(CODE_ROOT)
         namespace.enter_private_namespace([sys.executable, "-P", "-m", "pipeline", *sys.argv[1:]])
     with bundle.opened(arguments.path) as folder:
-        report = examine.examine(folder, anchors_of(arguments.anchor))
+        report = examine.examine(folder, anchors_of(arguments.anchor), given=arguments.path)
         if arguments.rescore:
             from pipeline.audit import rescore
 

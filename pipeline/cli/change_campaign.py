@@ -33,7 +33,9 @@ def add(commands: Commands) -> None:
     )
     add_campaign(sub)
 
-    sub = commands.add("end", end_verb, "End a campaign: the seeds of dev and of the board become public.")
+    sub = commands.add(
+        "end", end_verb, "End a campaign: the seeds of dev and of the board become public.", as_frozen=True
+    )
     add_campaign(sub)
     add_dry_run(sub)
 

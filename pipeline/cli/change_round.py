@@ -44,7 +44,10 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
 
     sub = commands.add(
-        "close", close_verb, "Close a round with the arms that have a score; below the quorum the policy stays."
+        "close",
+        close_verb,
+        "Close a round with the arms that have a score; below the quorum the policy stays.",
+        as_frozen=True,
     )
     add_campaign(sub)
     add_round(sub)

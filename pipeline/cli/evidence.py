@@ -1,31 +1,92 @@
-"""`evidence`: start the studies of the decision rule (`studies/`). No campaign freezes them, and no module imports them."""
+"""`evidence`: combine campaigns, or start the studies of the decision rule (`studies/`), which no campaign freezes and no module imports."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shlex
 import subprocess
 import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.campaign.errors import NotFound
 from pipeline.campaign.layout import CODE_ROOT
-from pipeline.cli.arguments import Commands
+from pipeline.cli.arguments import Commands, add_json, next_command
+from pipeline.cli.audit import add_anchor, anchors_of, printable
+
+if TYPE_CHECKING:
+    from pipeline.audit.combine import Combined
+
+STUDIES = {
+    "simulate": "Measure false alarms and power of the tests in simulated campaigns.",
+    "e-values": "Measure E of the board test, and its product over several campaigns.",
+    "campaigns": "Run the real plan and decision in simulated campaigns, beside four simple policies.",
+    "replay": "Judge a table of scores from anywhere.",
+    "nulls": "Compute the critical values of every design that ships, or of one design.",
+}
+"""The acts of `python -m studies`, each with what it does."""
 
 
 def add(commands: Commands) -> None:
-    """Declare the command."""
-    sub = commands.add(
-        "evidence", evidence_verb, "Measure how good the decision rule is, or judge a table of scores by it."
+    """Declare the commands."""
+    acts = commands.within("evidence", "Combine what campaigns say, or measure how good the decision rule is.")
+    sub = acts.add(
+        "combine", combine_verb, "Combine what several campaigns say of the target: the product of their e-values."
     )
     sub.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="WORDS",
-        help="simulate, campaigns, replay or nulls; `evidence simulate --help` and so on explain each.",
-    )  # fmt: skip
+        "paths", nargs="+", type=Path, metavar="BUNDLE", help="Bundles or folders of campaigns, one of each campaign."
+    )
+    add_anchor(sub)
+    add_json(sub)
+    for name, summary in STUDIES.items():
+        acts.add_other(name, study_verb, summary, f"Its options: `evidence {name} --help`.")
 
 
-def evidence_verb(arguments: argparse.Namespace) -> int:
+def study_verb(arguments: argparse.Namespace) -> int:
     """Run `python -m studies` with the words that follow. Raises NotFound in a campaign's frozen code, which has no studies."""
     if not (CODE_ROOT / "studies").is_dir():
         raise NotFound(f"{CODE_ROOT} has no folder studies/", "Run `evidence` from a checkout of the project")
-    command = [sys.executable, "-m", "studies", *(arguments.words or ["--help"])]
+    command = [sys.executable, "-m", "studies", arguments.name, *arguments.words]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)}).returncode
+
+
+def combine_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.audit import combine
+
+    found = combine.combine(arguments.paths, anchors_of(arguments.anchor))
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    for line in lines_of(found):
+        print(printable(line))
+    print(next_command("audit", shlex.quote(str(arguments.paths[0])), "--rescore"))
+
+
+def lines_of(found: Combined) -> list[str]:
+    """What `combine` prints for people, line by line."""
+    from pipeline.audit import combine
+
+    lines = [
+        f"E {show(each.e_value):>10}  {each.given}: {each.campaign}, {each.round}, {each.num_scores} scores of {each.target}"
+        + (f"; {each.note}" if each.note else "")
+        for each in found.campaigns
+    ]
+    lines.append(f"E {show(found.product):>10}  the product, under constitution {found.constitution[:16]}")
+    lines.append(f"E {show(found.mean):>10}  the mean, which is an e-value whatever the campaigns share")
+    claim = "in at least one of these campaigns, gains that dev and fresh agree on did not arrive on the target"
+    if found.is_said:
+        lines.append(f"The product is above {found.threshold}, so it is said: {claim}.")
+    else:
+        lines.append(f'The product is not above {found.threshold}, so it is not said that "{claim}".')
+    lines.append(f"Where every gain arrives, that is said of at most {float(combine.ALPHA):.0%} of such combinations.")
+    if found.shared:
+        lines.append(f"The mean alone {'says it' if found.mean > found.threshold else 'does not say it'}.")
+    return [*lines, *found.shared, *combine.DOES_NOT_SAY]
+
+
+def show(value: Decimal) -> str:
+    """An e-value in four digits."""
+    return f"{value:.4g}"

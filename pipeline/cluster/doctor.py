@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.campaign import other_rules
 from pipeline.campaign.errors import ConfigError, PipelineError
 from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.layout import Campaign
@@ -190,12 +191,21 @@ def _campaign(campaign: Campaign) -> Iterator[Check]:
     yield _check_of(
         "image", lambda: image.verify(campaign.image, facts_of(campaign)["image"]["tree_digest"]).tree_digest[:16]
     )
-    rounds = list(campaign.frozen_rounds())
-    yield _check_of(
-        "frozen plans", lambda: f"{len([read_plan(folder) for folder in rounds])} plans agree with the sealed log"
-    )
+    yield _plans(campaign)
     mode = campaign.vault.stat().st_mode & 0o777 if campaign.vault.exists() else 0
     yield make_check("vault", mode == 0o700, f"mode {mode:04o}", f"chmod 700 {campaign.vault}")
+
+
+def _plans(campaign: Campaign) -> Check:
+    """Whether the plans are those in the log. Plans of another constitution are not read, because they may have another form."""
+    facts = other_rules.facts_in(campaign.log) or {}
+    if why := other_rules.other_constitution(facts):
+        answer = other_rules.error(campaign.folder, campaign.folder, facts, why, ("doctor", str(campaign.folder)))
+        return Check("frozen plans", "unknown", f"they were not read, because {why}", answer.cure)
+    rounds = list(campaign.frozen_rounds())
+    return _check_of(
+        "frozen plans", lambda: f"{len([read_plan(folder) for folder in rounds])} plans agree with the sealed log"
+    )
 
 
 def _check_of(name: str, describe: Callable[[], str]) -> Check:

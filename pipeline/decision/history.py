@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from pipeline.campaign import constitution
-from pipeline.campaign.errors import IntegrityError
+from pipeline.campaign.errors import OtherVersion
 from pipeline.campaign.records import Outcome, Plan
 from pipeline.decision import assess, board_submissions
 from pipeline.stats.design import CriticalValues, Design
@@ -97,7 +97,7 @@ class Reader:
         self.board: list[Record] = []  # the records about submissions, in order
 
     def add(self, records: Iterable[Record]) -> None:
-        """Read further records. Raises IntegrityError where one does not have the form of its event."""
+        """Read further records. Raises OtherVersion where one does not have the form of its event."""
         try:
             for record in records:
                 self._add(record)
@@ -125,7 +125,7 @@ class Reader:
 
     @property
     def history(self) -> History:
-        """Raises IntegrityError where no record was read yet, or the records of the board contradict one another."""
+        """Raises OtherVersion where no record was read yet, or the records of the board contradict one another."""
         if self.facts is None:
             raise _unreadable(IndexError("it has no record"))
         try:
@@ -147,7 +147,7 @@ class Follower:
         self._history: History | None = None
 
     def now(self) -> History:
-        """The history of the whole log at this time. Raises IntegrityError as `Reader` does."""
+        """The history of the whole log at this time. Raises OtherVersion as `Reader` does."""
         return self.after(self._records())
 
     def after(self, records: Sequence[Record]) -> History:
@@ -158,15 +158,15 @@ class Follower:
         return self._history
 
 
-def _unreadable(error: Exception) -> IntegrityError:
-    return IntegrityError(
+def _unreadable(error: Exception) -> OtherVersion:
+    return OtherVersion(
         f"The log holds no campaign of this version ({error!r})",
         "Restore the log from a copy, or use the campaign's own code",
     )
 
 
 def read_history(records: Sequence[Record]) -> History:
-    """Read a whole log. Raises IntegrityError where it does not begin with a campaign's frozen facts or a record has a wrong form."""
+    """Read a whole log. Raises OtherVersion where it does not begin with a campaign's frozen facts or a record has a wrong form."""
     reader = Reader()
     reader.add(records)
     return reader.history

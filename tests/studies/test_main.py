@@ -1,5 +1,6 @@
 """Test the commands behind `python -m pipeline evidence`, and that no other command loads numpy."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -7,8 +8,9 @@ import sys
 import pytest
 
 from pipeline.__main__ import main as pipeline_main
+from pipeline.cli import evidence
 from studies import replay, worlds
-from studies.__main__ import main
+from studies.__main__ import main, parser
 from tests.support.paths import ROOT
 
 
@@ -44,7 +46,8 @@ def test_critical_values_of_one_design(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["simulate", "--campaigns", "0"], "says nothing"), (["nulls", "--design", "round=3"], "is no design"),
+        (["simulate", "--campaigns", "0"], "says nothing"), (["e-values", "--campaigns", "0"], "says nothing"),
+        (["nulls", "--design", "round=3"], "is no design"), (["e-values", "--design", "arms=2"], "out of range"),
         (["nulls", "--design", "arms=2"], "out of range"), (["nulls", "--design", "rounds=x"], "is no design"),
         (["nulls", "--design", "submissions=9"], "out of range"), (["replay", "nothing.csv"], "cannot read"),
     ],
@@ -95,3 +98,24 @@ def test_the_pipeline_passes_words_and_exit_code_on(capfd):
     assert capfd.readouterr().err.startswith("NotFound: cannot read nothing.csv")
     assert pipeline_main(["evidence", "replay", "--help"]) == 0
     assert "usage: python -m pipeline evidence replay" in capfd.readouterr().out
+
+
+def test_the_pipeline_lists_every_act():
+    acts = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    assert set(evidence.STUDIES) == set(acts.choices)
+
+
+def test_e_values_say_their_table_or_json(capsys, monkeypatch):
+    monkeypatch.setattr("studies.worlds.NULLS", {"het": worlds.NULLS["het"]})
+    assert main(["e-values", "--campaigns", "20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:4]] == ["world", "het", "X_flat", "G_flat"] and lines[4].startswith(
+        "het, one target"
+    )
+    assert lines[-1] == "next: python -m pipeline evidence combine BUNDLE BUNDLE"
+    design = "arms=3,families=2,dev_items=20,fresh_items=20,board_rows=60,submissions=2"
+    assert main(["e-values", "--campaigns", "20", "--json", "--design", design]) == 0
+    for row in json.loads(capsys.readouterr().out).values():
+        assert len(row["mean_by_round"]) == len(row["se_by_round"]) == 4
+        assert list(row["together"]) == ["1", "2", "5", "10"]
+        assert all(each["product"] <= each["product_upper_95"] for each in row["together"].values())

@@ -20,6 +20,7 @@ from pipeline.campaign.records import Arm, Decision, Outcome, Plan
 from pipeline.config import settings
 from pipeline.decision import derive, history, proposal_gate
 from pipeline.decision.plan import make_arms, reference_arms
+from pipeline.rounds.init import freeze_code
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 from tests.support import logs
@@ -65,10 +66,13 @@ class SealedCampaign(LogCampaign):
     cost: dict[str, int] = field(default_factory=dict)
     rules: constitution.Constitution = RULES
     text: bytes = b""  # of the constitution, where it is another than ours
+    external: str = "local"
+    has_code: bool = False  # it carries the code that `init` freezes, and not the constitution alone
 
     def __post_init__(self) -> None:
         num_rounds = self.rules.num_rounds
-        self.design = Design(num_rounds, 8, len(self.levels), self.num_items, self.num_items, 1000, 2)
+        target = (1000, 2) if self.external != "none" else (0, 0)
+        self.design = Design(num_rounds, 8, len(self.levels), self.num_items, self.num_items, *target)
         keys = [axis.key for axis in self.policy.axes] + [f"recipe.mix.{family}" for family in CHOSEN.tasks.families]
         self.reference = {key: settings.value_of(CHOSEN, key) for key in keys}
         self.public_key = make_key(self.key)
@@ -84,8 +88,10 @@ class SealedCampaign(LogCampaign):
             (code / "constitution").mkdir(parents=True)
             for name in ("constitution.yaml", "articles.json"):
                 (code / "constitution" / name).write_bytes(self.text or (constitution.HERE / name).read_bytes())
+            if self.has_code:
+                code = Path(folder, "frozen", freeze_code(Path(folder, "frozen"))[:16])
             self.code_digest = tree_digest(code)
-            for path in code.rglob("*.*"):
+            for path in filter(Path.is_file, code.rglob("*")):
                 self.files[f"code/{self.code_digest[:16]}/{path.relative_to(code)}"] = path.read_bytes()
         self.files["image/substrate.sqsh"] = b"squashed"
         try:
@@ -97,7 +103,7 @@ class SealedCampaign(LogCampaign):
             "runtime_digest": MODEL, "constitution_digest": self.rules.digest, "code_digest": self.code_digest, "revision": "unknown",
             "overrides": [], "commitments": {name: commitment(name, seed) for name, seed in self.seeds.items()},
             "articles": self.rules.articles, "design": self.design.to_json(), "critical": critical, "critical_source": "",
-            "families": sorted(self.levels), "external": "local", "public_key": self.public_key,
+            "families": sorted(self.levels), "external": self.external, "public_key": self.public_key,
         }  # fmt: skip
         self.files["campaign.yaml"] = json.dumps(facts).encode()
         self.add("init", facts=facts, campaign_yaml=canonical.sha256(self.files["campaign.yaml"]))
@@ -116,7 +122,7 @@ class SealedCampaign(LogCampaign):
         items = [f"tasks.num_{each}_per_family={self.num_items}" for each in ("dev", "fresh")]
         if not self.config:
             chosen = settings.compose(
-                ["experiment=nano_30b", "policy=optuna", "external=local", "seed=1", *GPUS, *items]
+                ["experiment=nano_30b", "policy=optuna", f"external={self.external}", "seed=1", *GPUS, *items]
             )
             self.config, self.cost = settings.to_yaml(chosen).encode(), cost_of(chosen)
         config = self.config
@@ -126,7 +132,7 @@ class SealedCampaign(LogCampaign):
             "num_fresh_per_family": self.num_items,
         }  # fmt: skip
         self.add(
-            "basis", round=name, config_digest=config_digest, seed=1, reference=self.reference, tasks=tasks, external="local",
+            "basis", round=name, config_digest=config_digest, seed=1, reference=self.reference, tasks=tasks, external=self.external,
             proposals={"kind": "optuna", "mode": "shadow"}, **self.cost,
             spent_gpu_seconds=sum(r["gpu_seconds"] for r in self.records if r["event"] == "attempt" and r["arm"] != "reference"),
         )  # fmt: skip
@@ -261,7 +267,7 @@ class SealedCampaign(LogCampaign):
             arms=list(derive.choose_submissions(history.read_history(self.records), name)),
         )
         chosen = self.records[-1]["arms"]
-        for arm in (["reference"] * 2 if name == "r0001" else []) + chosen:
+        for arm in (["reference"] * 2 if name == "r0001" and self.external != "none" else []) + chosen:
             self.score(name, arm, 0.7 + len(self.lines) % 9 / 100)
 
     def score(self, name: str, arm: str, value: float) -> None:
@@ -270,7 +276,7 @@ class SealedCampaign(LogCampaign):
         day = (date(2026, 11, 1) + timedelta(days=int(name[1:]))).isoformat()
         self.add(
             "submission", number=number, round=name, arm=arm, purpose="reference" if arm == "reference" else "slot",
-            adapter_digest=adapters[name, arm], target="local", day=day,
+            adapter_digest=adapters[name, arm], target=self.external, day=day,
         )  # fmt: skip
         self.add("board_attempt", number=number, day=day)
         self.add("board_sent", number=number)
