@@ -81,6 +81,7 @@ def request_of(
         "ladder": _decimal(ladder),
         "standing": _settings(policy.standing, constitution),
         "dead_ends": _settings(policy.dead_ends, constitution),
+        "set_aside": _settings(policy.set_aside, constitution),
         "axes": [
             _axis(axis, constitution)
             for axis in policy.axes
