@@ -93,7 +93,7 @@ class Ours:
     def __post_init__(self) -> None:
         rules = start().rules
         self._add("init", facts={
-            "constitution_digest": rules.digest, "articles": rules.articles, "design": self.design.to_json(),
+            "constitution_digest": rules.digest, "articles": rules.articles, "design": self.design.to_json(), "confirmation": "running",
             "critical": critical_values.read_critical_values(self.design)["critical"], "families": list(self.nature.families),
         })  # fmt: skip
 

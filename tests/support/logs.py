@@ -61,7 +61,7 @@ class LogCampaign:
         except Exception:
             critical = critical_values.bounds(self.design)
         self.add("init", facts={
-            "constitution_digest": RULES.digest, "articles": RULES.articles, "design": self.design.to_json(), "critical": critical,
+            "constitution_digest": RULES.digest, "articles": RULES.articles, "design": self.design.to_json(), "confirmation": "running", "critical": critical,
             "families": sorted(self.levels),
         })  # fmt: skip
 

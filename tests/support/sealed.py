@@ -96,7 +96,7 @@ class SealedCampaign(LogCampaign):
             "schema": 1, "campaign": self.campaign, "image": {"tree_digest": MODEL, "sqsh_sha256": canonical.sha256(b"squashed")},
             "runtime_digest": MODEL, "constitution_digest": self.rules.digest, "code_digest": self.code_digest, "revision": "unknown",
             "overrides": [], "commitments": {name: commitment(name, seed) for name, seed in self.seeds.items()},
-            "articles": self.rules.articles, "design": self.design.to_json(), "critical": critical, "critical_source": "",
+            "articles": self.rules.articles, "design": self.design.to_json(), "confirmation": "running", "critical": critical, "critical_source": "",
             "families": sorted(self.levels), "external": "local", "public_key": self.public_key,
         }  # fmt: skip
         self.files["campaign.yaml"] = json.dumps(facts).encode()
