@@ -50,8 +50,16 @@ def check_confirmation(name: str) -> None:
 def claims_after(
     runs: Sequence[Run], round_number: int, num_rounds: int, confirmation: str, rules: Constitution
 ) -> Claims:
-    """The findings after a round, from all runs of the campaign up to it. `num_rounds` is the number of rounds that the levels are for."""
-    worse = worse_arms(runs, round_number, rules.worse_level, num_rounds, rules.crash_allowance)
+    """The findings after a round, from all runs of the campaign up to it. `num_rounds` is the number of rounds that the levels are for.
+
+    An axis arm that is shown to be worse counts in no later variance: one ruinous setting would otherwise hide every improvement.
+    """
+    worse: Mapping[str, ArmComparison] = {}
+    for number in range(1, round_number + 1):
+        worse = worse_arms(runs, number, rules.worse_level, num_rounds, rules.crash_allowance)
+        shown = {arm for arm, found in worse.items() if found.is_shown}
+        # A setting that is shown to be worse is no measure of how far chance moves a run.
+        runs = [run for run in runs if not (run.round == number and run.arm in shown)]
     if round_number < 2:
         nothing = Comparison(not_evaluated="it takes a run of the standing recipe, and so at least round 2")
         return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)

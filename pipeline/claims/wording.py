@@ -19,8 +19,8 @@ def of_improvement(claims: Claims, is_last: bool = False) -> str:
     if found.not_evaluated:
         return f"no improvement can be claimed in this round: {found.not_evaluated}"
     facts = (
-        f"the {found.num_standing} run(s) of the standing recipe lie {show(found.difference)} from the {found.num_reference} runs of the "
-        f"reference recipe on fresh items, and noise reaches to {amount(found.reach)}"
+        f"on fresh items the standing recipe ({_runs(found.num_standing)}) differs from the reference recipe ({_runs(found.num_reference)}) "
+        f"by {show(found.difference)}, and noise reaches to {amount(found.reach)}"
     )
     if claims.is_claimed:
         return f"an improvement is claimed of the standing recipe: {facts} ({FALSE_CLAIMS})"
@@ -42,11 +42,17 @@ def of_worse_standing(claims: Claims) -> str:
 def of_worse_arm(found: ArmComparison, baseline: str) -> str:
     """The clause that says that an axis arm is shown to be worse than the recipe that it moved from."""
     return (
-        f"is shown to be worse than the {baseline}: {show(found.difference)}, and noise with the allowance for collapses reaches to "
+        f"is shown to be worse than the {baseline} recipe: {show(found.difference)}, and noise with the allowance for collapses reaches to "
         f"{show(-found.reach)} ({FALSE_WORSE})"
     )
 
 
 def of_set_aside(difference: Fraction, limit: Fraction, baseline: str) -> str:
     """The clause that says that an axis arm's setting is set aside. `limit` is the distance that noise reaches."""
-    return f"is set aside: {show(difference)} against the {baseline}, noise reaches to {show(-limit)}; {NOT_SHOWN}"
+    return (
+        f"is set aside: {show(difference)} against the {baseline} recipe, noise reaches to {show(-limit)}; {NOT_SHOWN}"
+    )
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"

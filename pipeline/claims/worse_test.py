@@ -41,8 +41,10 @@ def worse_arms(
 ) -> dict[str, ArmComparison]:
     """Compare each scored axis arm of a round with its baseline, where that has a run and two other axis arms give a variance.
 
-    `runs` has all runs of the campaign up to this round, and `level` is the campaign's.
+    `runs` has all runs of the campaign, without those that an earlier round showed to be worse. Later rounds do not count. `level` is the
+    campaign's.
     """
+    runs = [run for run in runs if run.round <= round_number]
     axes = of_kind(runs, AXIS)
     here = [run for run in axes if run.round == round_number]
     baseline = of_kind(runs, STANDING, [round_number]) or of_kind(runs, REFERENCE, [round_number])

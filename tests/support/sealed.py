@@ -169,7 +169,7 @@ class SealedCampaign(LogCampaign):
         self.add("decision", round=name, number=number, decision=asdict(decision))
         content = {**self.records[-1]["decision"], "evidence_digest": canonical.sha256(evidence)}
         self.files[f"rounds/{name}/decisions/{number:02d}.json"] = canonical.encoded(content)
-        overrides = derive.next_overrides(decision, self.rules)
+        overrides = derive.next_overrides(decision, self.rules, self.design.rounds)
         if overrides is not None:
             self.add("overrides", round=overrides["round"], overrides=overrides)
             self.files[f"hydra/round/{overrides['round']}.yaml"] = canonical.overrides_text(overrides).encode()
