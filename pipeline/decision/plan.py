@@ -182,7 +182,7 @@ def _moves(
     ]
     if not moves:
         raise ConfigError(
-            "No axis has a value left that is neither in the standing recipe nor a dead end",
+            "No axis has a value left that is neither in the standing recipe nor closed (a dead end, or set aside)",
             "Start another campaign with other axes or wider ranges",
         )
     return moves[:num_slots]
