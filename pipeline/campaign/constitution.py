@@ -61,6 +61,11 @@ class Constitution:
         return levels[max((rounds for rounds in levels if rounds <= num_rounds), default=min(levels))]
 
     @property
+    def final_round_level(self) -> Fraction:
+        """The level of the claim in a campaign whose last round confirms, and that tests in no other round (article 7)."""
+        return Fraction(self.articles["7"]["final_round_level"])
+
+    @property
     def worse_level(self) -> Fraction:
         """The share of campaigns in which something may falsely be shown to be worse (article 7)."""
         return Fraction(self.articles["7"]["worse_level"])

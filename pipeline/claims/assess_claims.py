@@ -68,7 +68,7 @@ def claims_after(
             nothing = Comparison(not_evaluated=f"this campaign tests once, in its last round r{num_rounds:04d}")
             return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
         standing = of_kind(runs, STANDING, [round_number])
-        level, worse_level = rules.worse_level, rules.worse_level
+        level, worse_level = rules.final_round_level, rules.worse_level
     else:
         standing = of_kind(runs, STANDING)
         level = level_of_round(rules.claim_level(num_rounds), round_number, num_rounds)

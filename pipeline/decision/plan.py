@@ -153,7 +153,10 @@ def _repeat(policy: Policy, recipe: str) -> Arm:
 
 
 def _other_arms(policy: Policy, num_replicates: int, reference: Mapping[str, str], is_doubled: bool) -> list[Arm]:
-    """The arms that are neither anchor nor axis arms: contrasts, the control, replicates."""
+    """The arms that are neither anchor nor axis arms: contrasts, the control, replicates.
+
+    With `is_doubled`, the reference and the standing recipe run once more; the latter counts as the first of the bought replicates.
+    """
     arms = [_repeat(policy, "reference")] * int(is_doubled)
     for contrast in policy.contrasts:
         share = Decimal({**reference, **dict(policy.standing)}[contrast.key])
@@ -162,7 +165,8 @@ def _other_arms(policy: Policy, num_replicates: int, reference: Mapping[str, str
             arms.append(Arm(0, "contrast", 0, with_setting(policy.standing, setting), axis=contrast.family))
     if policy.control is not None:
         arms.append(Arm(0, "control", 0, policy.control, replicate_of="control"))
-    wanted = max(num_replicates, (1 + is_doubled) if policy.standing else 0) + policy.replicates
+    wanted = max(num_replicates, (1 + is_doubled) if policy.standing else 0)
+    wanted += max(0, policy.replicates - is_doubled)
     return arms + [_replicate(policy)] * wanted
 
 
