@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.campaign import canonical, constitution, facts
 from pipeline.campaign.records import Arm, Decision, Plan, Policy
+from pipeline.claims.assess_claims import RUNNING
 from pipeline.config import settings
 from pipeline.decision import derive, evidence, history, plan
 from pipeline.decision.evidence import Evidence
@@ -59,19 +60,25 @@ class Result:
     kept: int
 
 
-def campaign(world: World, design: Design, policy_name: str, number: int) -> Result:
-    """Run one campaign of `design.rounds` rounds under one policy. number: of the campaign; all policies meet the same luck in it."""
+def campaign(world: World, design: Design, policy_name: str, number: int, confirmation: str = RUNNING) -> Result:
+    """Run one campaign of `design.rounds` rounds under one policy. number: of the campaign; all policies meet the same luck in it.
+
+    confirmation: how the campaign confirms an improvement (`pipeline.claims.assess_claims.CONFIRMATIONS`).
+    """
     begin = start()
     nature = Nature(world, design, number, begin.families[: design.families])
     player = (
-        Ours(design, nature) if policy_name == OURS else Other(comparators.COMPARATORS[policy_name], design, nature)
+        Ours(design, nature, confirmation)
+        if policy_name == OURS
+        else Other(comparators.COMPARATORS[policy_name], design, nature)
     )
     policy, kept = begin.policy, 0
     truths: dict[tuple[str, str], float] = {}
     for round_number in range(1, design.rounds + 1):
         nature.repair(dict(policy.repaired))
         replicates = begin.rules.first_round_replicates if round_number == 1 else 0
-        arms = plan.make_arms(policy, round_number, number, replicates, begin.reference)
+        is_last = round_number == design.rounds
+        arms = plan.make_arms(policy, round_number, number, replicates, begin.reference, confirmation, is_last)
         played = nature.play(round_number, arms)
         truths |= {(f"r{round_number:04d}", arm): lift for arm, lift in played.truth.items()}
         before, policy = policy, player.take(f"r{round_number:04d}", policy, arms, played)
@@ -87,13 +94,14 @@ class Ours:
 
     design: Design
     nature: Nature
+    confirmation: str = RUNNING
     records: list[dict[str, Any]] = field(default_factory=list)
     decision: Decision | None = None
 
     def __post_init__(self) -> None:
         rules = start().rules
         self._add("init", facts={
-            "constitution_digest": rules.digest, "articles": rules.articles, "design": self.design.to_json(),
+            "constitution_digest": rules.digest, "articles": rules.articles, "design": self.design.to_json(), "confirmation": self.confirmation,
             "critical": critical_values.read_critical_values(self.design)["critical"], "families": list(self.nature.families),
         })  # fmt: skip
 

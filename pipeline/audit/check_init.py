@@ -11,6 +11,7 @@ from pipeline.campaign import constitution, keys, other_rules
 from pipeline.campaign.canonical import encoded
 from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.files import read_json
+from pipeline.claims.assess_claims import CONFIRMATIONS
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 
@@ -56,15 +57,14 @@ def check_articles(facts: Mapping[str, Any], report: Report) -> None:
 
 
 def check_design(facts: Mapping[str, Any], report: Report) -> None:
-    """Check that rounds and arms are the constitution's, and the critical values those that ship for the design, or its bounds."""
+    """Check that rounds and arms are within the constitution, and the critical values those that ship for the design, or its bounds."""
     design = Design(**facts["design"])
     article = facts["articles"]["4"]
-    if (design.rounds, design.arms, design.families) != (
-        article["rounds"],
-        article["arms_per_round"],
-        len(facts["families"]),
-    ):
+    within = 1 <= design.rounds <= article["rounds"]
+    if not within or (design.arms, design.families) != (article["arms_per_round"], len(facts["families"])):
         report.record(0, "the design has other rounds, arms or families than the articles and the campaign")
+    if facts["confirmation"] not in CONFIRMATIONS:
+        report.record(0, f"the campaign froze the confirmation {facts['confirmation']!r}, which is unknown")
     known = [critical_values.bounds(design)]
     try:
         known.append(critical_values.read_critical_values(design)["critical"])

@@ -37,7 +37,7 @@ def check_plans(records: Sequence[Record], read: Read, report: Report) -> None:
             frozen = Plan.from_json(record["plan"])
             first = first or (basis, frozen)
             check_digests(record, frozen, basis, facts, report)
-            check_arms(records[:position], frozen, basis, first, rules, report, record["seq"])
+            check_arms(records[:position], frozen, basis, first, facts, report, record["seq"])
             check_config(record["round"], frozen, basis, read, report)
         except ERRORS_ON_BAD_RECORDS as error:
             report.record(record["seq"], f"the plan cannot be derived again ({error})")
@@ -75,19 +75,28 @@ def check_digests(record: Record, frozen: Plan, basis: Record, facts: Mapping[st
 
 
 def check_arms(
-    before: Sequence[Record], frozen: Plan, basis: Record, first: tuple[Record, Plan], rules: constitution.Constitution,
+    before: Sequence[Record], frozen: Plan, basis: Record, first: tuple[Record, Plan], facts: Mapping[str, Any],
     report: Report, seq: int,
 ) -> None:  # fmt: skip
     """Check that the arms follow from the plan, that the constitution allows their settings and the cost, and that only the policy changed.
 
     before: the records before the plan. first: basis and plan of the campaign's first plan. seq: number of the plan's record.
     """
-    number = int(frozen.round[1:])
+    rules = constitution.Constitution(facts["constitution_digest"], facts["articles"])
+    number, num_rounds = int(frozen.round[1:]), facts["design"]["rounds"]
     if number == 0:
         expected = plan.reference_arms(basis["seed"])
     else:
         replicates = rules.first_round_replicates if number == 1 else 0
-        expected = plan.make_arms(frozen.policy, number, basis["seed"], replicates, basis["reference"])
+        expected = plan.make_arms(
+            frozen.policy,
+            number,
+            basis["seed"],
+            replicates,
+            basis["reference"],
+            facts["confirmation"],
+            number >= num_rounds,
+        )
         expected = proposals.merge(
             expected, verdicts_of(before, frozen.round), basis["proposals"]["mode"], frozen.policy.standing
         )
@@ -108,11 +117,12 @@ def check_arms(
     if frozen.policy.axes != first[1].policy.axes:
         report.record(seq, "the axes are not those that the campaign began with")
     if number:
-        check_spending(before, basis, len(frozen.arms), number, rules, report, seq)
+        rules.check_round(number, num_rounds)
+        check_spending(before, basis, len(frozen.arms), rules, report, seq)
 
 
 def check_spending(
-    before: Sequence[Record], basis: Record, num_arms: int, number: int, rules: constitution.Constitution, report: Report, seq: int
+    before: Sequence[Record], basis: Record, num_arms: int, rules: constitution.Constitution, report: Report, seq: int
 ) -> None:  # fmt: skip
     """Check the cost against article 4. The plan must count at least the GPU-seconds that the logged attempts took."""
     newest = {
@@ -124,7 +134,6 @@ def check_spending(
             seq,
             f"{basis['spent_gpu_seconds']} GPU-seconds were counted as spent, but the attempts before took {logged}",
         )
-    rules.check_round(number)
     hours = Fraction(basis["gpus_per_arm"] * basis["time_limit_minutes"], 60)
     rules.check_spending(basis["tokens_per_arm"], hours, num_arms, Fraction(basis["spent_gpu_seconds"], 3600))
 

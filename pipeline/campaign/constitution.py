@@ -52,8 +52,28 @@ class Constitution:
 
     @property
     def z(self) -> Decimal:
-        """An improvement is claimed of a fresh lift beyond this many standard errors (article 7)."""
+        """An axis arm is set aside if its fresh lift is this many standard errors below its baseline's (article 7)."""
         return Decimal(self.articles["7"]["z"])
+
+    def claim_level(self, num_rounds: int) -> Fraction:
+        """The level that the claims of a campaign of so many rounds share (article 7)."""
+        levels = {int(rounds): Fraction(level) for rounds, level in self.articles["7"]["claim_levels"].items()}
+        return levels[max((rounds for rounds in levels if rounds <= num_rounds), default=min(levels))]
+
+    @property
+    def final_round_level(self) -> Fraction:
+        """The level of the claim in a campaign whose last round confirms, and that tests in no other round (article 7)."""
+        return Fraction(self.articles["7"]["final_round_level"])
+
+    @property
+    def worse_level(self) -> Fraction:
+        """The share of campaigns in which something may falsely be shown to be worse (article 7)."""
+        return Fraction(self.articles["7"]["worse_level"])
+
+    @property
+    def crash_allowance(self) -> Fraction:
+        """A run may lose this much by chance, as a difference of accuracies, before its setting is shown to be worse (article 7)."""
+        return Fraction(self.articles["7"]["crash_allowance"])
 
     @property
     def promotion_margin(self) -> Decimal:
@@ -136,14 +156,14 @@ class Constitution:
                 "`python -m pipeline doctor` shows what a node has",
             )
 
-    def check_round(self, number: int) -> None:
-        """Check a round's number. Raises Refused by article 4 where it is beyond the campaign's budget of rounds."""
-        if number > self.num_rounds:
+    def check_round(self, number: int, frozen_rounds: int) -> None:
+        """Check a round's number. Raises Refused by article 4 where it is beyond the rounds that the campaign froze (policy.rounds)."""
+        if number > frozen_rounds:
             raise Refused(
                 "4",
                 "rounds_spent",
-                f"round {number} is beyond the campaign's {self.num_rounds} rounds",
-                "Start a new campaign",
+                f"round {number} is beyond the campaign's {frozen_rounds} rounds, over which its error rates are spent",
+                f"Start a new campaign; policy.rounds may be up to {self.num_rounds}",
             )
 
     def check_spending(

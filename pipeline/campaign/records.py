@@ -73,15 +73,17 @@ class Contrast:
 class Policy:
     """Everything that passes from one round to the next. It holds settings and never weights.
 
-    `quiet`: for each axis, in how many looks in a row it gained nothing. `retired`: axes that get no more arms. `replicates`: arms that
-    repeat the standing recipe in place of axis arms. `control`: the recipe that the old objective, before a family became suspect,
-    would keep; None while both objectives keep the same. `repaired`: (family, round) of families with new dev items, and the first
-    round that uses them.
+    `dead_ends`: settings that are shown to be worse; nobody tries them again. `set_aside`: settings that one run suggests to be worse;
+    the planner skips them, and a proposal may try them again. `quiet`: for each axis, in how many looks in a row it gained nothing.
+    `retired`: axes that get no more arms. `replicates`: arms that repeat the standing recipe in place of axis arms. `control`: the recipe
+    that the old objective, before a family became suspect, would keep; None while both objectives keep the same. `repaired`: (family,
+    round) of families with new dev items, and the first round that uses them.
     """
 
     standing: tuple[Setting, ...]
     axes: tuple[Axis, ...]
     dead_ends: tuple[Setting, ...] = ()
+    set_aside: tuple[Setting, ...] = ()
     quiet: tuple[tuple[str, int], ...] = ()
     retired: tuple[str, ...] = ()
     replicates: int = 0
@@ -92,6 +94,7 @@ class Policy:
     PAIRS: ClassVar[Mapping[str, tuple[str, str]]] = {
         "standing": ("key", "value"),
         "dead_ends": ("key", "value"),
+        "set_aside": ("key", "value"),
         "quiet": ("axis", "looks"),
         "repaired": ("family", "round"),
     }
@@ -233,8 +236,8 @@ class Decision:
     """What a round changed. `kept` is the arm whose axis joins the standing recipe, or None; `policy` is the next round's.
 
     `reasons`: one sentence per step, with the number of its article. `winner`: (round, arm) with the largest value of the campaign so
-    far. `ladder`: the board score that workers and proposers may know. `claimed`: whether the kept arm is above noise; else it is
-    provisional.
+    far. `ladder`: the board score that workers and proposers may know. `claimed`: whether this round
+    claims an improvement of the standing recipe over the reference.
     """
 
     round: str

@@ -102,10 +102,10 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
     """Run `round` with campaign.auto. On this machine it is repeated until the last round is closed; on Slurm meta jobs go on."""
     from pipeline.rounds import launch
 
-    last = last_round(arguments.rounds)
+    campaign = Campaign.at(arguments.campaign)
+    last = last_round(campaign, arguments.rounds)
     arguments.overrides = [*arguments.overrides, "campaign.auto=true", f"campaign.rounds={arguments.rounds or 0}"]
     arguments.dry_run = arguments.no_submit = arguments.wait = arguments.json = False
-    campaign = Campaign.at(arguments.campaign)
     while True:
         if campaign.folder.exists() and campaign.paused.exists():
             print(f"the campaign is paused; {next_command('resume', quoted_campaign(arguments))}")
@@ -118,11 +118,16 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
             return code
 
 
-def last_round(asked: int | None) -> int:
-    """The number of the round after which to stop. Raises ConfigError below 1, and Refused (article 4) above the budget."""
+def last_round(campaign: Campaign, asked: int | None) -> int:
+    """The number of the round after which to stop. Raises ConfigError below 1, and Refused (article 4) beyond the frozen rounds.
+
+    The budget of a campaign that does not exist yet is the constitution's; `init` may refuse a round that policy.rounds excludes.
+    """
     from pipeline.campaign import facts
 
     budget = facts.load_constitution().num_rounds
+    if campaign.frozen.exists():
+        budget = facts.facts_of(campaign)["design"]["rounds"]
     if asked is None:
         return budget
     if asked < 1:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pipeline.cluster.site_check import Check, make_check
 from pipeline.config import settings
-from pipeline.config.schema import Proposals
+from pipeline.config.policy_schema import Proposals
 
 CONNECT_SECONDS = 3.0
 

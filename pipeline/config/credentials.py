@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from pipeline.config.schema import Proposals
+from pipeline.config.policy_schema import Proposals
 
 SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|USERNAME)", re.IGNORECASE)  # of environment variables
 _KEYS = (

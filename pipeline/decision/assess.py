@@ -100,9 +100,7 @@ def assess(
     tests = verdict(counted, target.design, target.critical, _terms(compared, before, repaired, rules))
     repeats = [(run, at.reference) for at in compared for run in at.scored if run.arm in at.repeats]
     others = [run for run in compared[-1].scored if run.arm not in compared[-1].repeats]
-    fired = {
-        family: canaries.fired(family, others, compared[-1].reference, repeats, counted[-1]) for family in families
-    }
+    fired = {family: canaries.fired(family, others, repeats, counted, compared[-1].reference) for family in families}
     external = family_states.next_external(external, tests.leak_alarm and target.exists)
     has_target = target.exists and external == family_states.EXTERNAL_CLEAR
     num_scores = sum(len(counts.scores) for counts in counted)
@@ -122,6 +120,7 @@ def assess(
         rounds=tuple(outcomes.name for outcomes in compared),
         verdict=with_names(tests, compared, names),
         canaries=fired,
+        num_repeats=len(repeats),
         values=_rounded({names[arm]: value for arm, value in values[-1].items()}),
         old_values=_rounded({names[arm]: value for arm, value in old_values[-1].items()}),
         finalists=finalists(values, compared, counted, target),

@@ -1,9 +1,9 @@
 """Decide a round: which axis is kept, what is learned for the search, and the next round's policy.
 
 The axis arm with the largest shrunk value joins the standing recipe if that value exceeds its baseline's (`promotion`). An arm whose own
-dev runs ahead of its fresh is never kept. Keeping an axis claims nothing: an improvement is claimed only where the fresh lift is above
-noise by article 7's z. An axis that is as far below its baseline becomes a dead end. Below the quorum nothing is decided. The arithmetic
-is exact, and nothing reads or writes a file.
+dev runs ahead of its fresh is never kept. Keeping an axis claims nothing: it is kept for now. An improvement is claimed of the standing
+recipe as a whole, and only by the test of `claims.claim_test`. A setting that is shown to be worse becomes a dead end; one that a single
+run puts below noise is set aside. Below the quorum nothing is decided. The arithmetic is exact, and nothing reads or writes a file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fractions import Fraction
 
 from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.records import Arm, Decision, Policy, with_setting
+from pipeline.claims import wording
 from pipeline.decision import family_states, policy_update, promotion
 from pipeline.decision.evidence import Evidence, Finalist
 from pipeline.stats.lifts import amount, show
@@ -42,12 +43,9 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
     gains = promotion.gaining(values, arms, baseline, verdicts, constitution)
     alarmed = promotion.alarmed(evidence)
     kept = promotion.best(gains, evidence, baseline, alarmed)
-    claimed = kept is not None and verdicts[kept] == promotion.ABOVE
-    reasons += [*compared, *_keeping(kept, claimed, gains, alarmed, arms, baseline)]
-    changed = _with_results(policy, arms, kept, verdicts)
-    following, learned = policy_update.following(
-        changed, policy, evidence, arms, verdicts, gains, claimed, constitution
-    )
+    reasons += [*compared, *_keeping(kept, gains, alarmed, arms, baseline), *_claims(evidence)]
+    changed = _with_results(policy, arms, kept, verdicts, evidence.claims.shown_worse)
+    following, learned = policy_update.following(changed, policy, evidence, arms, verdicts, gains, constitution)
     finalists = evidence.look.finalists if evidence.look else ()
     return Decision(
         evidence.round,
@@ -59,7 +57,7 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
         evidence.external,
         winner(finalists, promotion.tie_distance(constitution)),
         ladder(evidence.board, constitution.ladder_step),
-        claimed,
+        evidence.claims.is_claimed,
     )
 
 
@@ -73,18 +71,27 @@ def _compare(
         lift = evidence.lift(name, baseline, "fresh")
         if arms[name].role == "axis" and lift is not None:
             verdicts[name] = promotion.compare(lift, evidence.seed_variance, constitution)
+            limit = promotion.limit_of(lift, evidence.seed_variance, constitution)
             key, value = arms[name].overrides[-1]
-            limit = show(promotion.limit_of(lift, evidence.seed_variance, constitution))
-            reasons.append(
-                f"article 7: {name} ({key}={value}) fresh lift {show(lift.mean)} over the {baseline} is {verdicts[name]}; "
-                f"noise reaches to {limit}"
-            )
+            worse = evidence.claims.worse_arms.get(name)
+            if worse and worse.is_shown:
+                result = wording.of_worse_arm(worse, baseline)
+            elif verdicts[name] == promotion.BELOW:
+                result = wording.of_set_aside(lift.mean, limit, baseline)
+            else:
+                result = f"fresh lift {show(lift.mean)} over the {baseline} is {verdicts[name]}; noise reaches to {show(limit)}"
+            reasons.append(f"article 7: {name} ({key}={value}) {result}")
     return verdicts, reasons
+
+
+def _claims(evidence: Evidence) -> list[str]:
+    """The reasons that say whether an improvement is claimed, and whether the standing recipe is shown to be worse."""
+    lines = [wording.of_improvement(evidence.claims), wording.of_worse_standing(evidence.claims)]
+    return [f"article 7: {line}" for line in lines if line]
 
 
 def _keeping(
     kept: str | None,
-    claimed: bool,
     gains: Mapping[str, Fraction],
     alarmed: Mapping[str, str],
     arms: Mapping[str, Arm],
@@ -102,20 +109,29 @@ def _keeping(
             f"article 7: no axis is worth more than the {baseline} recipe: nothing is kept; the standing recipe stays",
         ]
     key, value = arms[kept].overrides[-1]
-    claim = "is an improvement" if claimed else "is provisional, and no improvement is claimed"
     return [
         *reasons,
-        f"article 7: {kept} is worth most, {amount(gains[kept])} more than the {baseline} recipe; that {claim}",
+        f"article 7: {kept} is worth most, {amount(gains[kept])} more than the {baseline} recipe; it is kept for now, and nothing is claimed "
+        "of it",
         f"article 8: {kept}'s {key}={value} joins the standing recipe",
     ]
 
 
-def _with_results(policy: Policy, arms: Mapping[str, Arm], kept: str | None, verdicts: Mapping[str, str]) -> Policy:
-    """The policy with the kept setting in the standing recipe, and the settings below noise among the dead ends."""
+def _with_results(
+    policy: Policy, arms: Mapping[str, Arm], kept: str | None, verdicts: Mapping[str, str], worse: Sequence[str]
+) -> Policy:
+    """The policy with the kept setting in the standing recipe, the settings that are shown to be `worse` among the dead ends, and the
+    others below noise set aside."""
     standing = policy.standing if kept is None else with_setting(policy.standing, arms[kept].overrides[-1])
-    below = [arms[name].overrides[-1] for name, verdict in verdicts.items() if verdict == promotion.BELOW]
-    dead_ends = policy.dead_ends + tuple(setting for setting in below if setting not in policy.dead_ends)
-    return replace(policy, standing=standing, dead_ends=dead_ends)
+    below = [name for name, verdict in verdicts.items() if verdict == promotion.BELOW and name not in worse]
+    dead_ends = [*policy.dead_ends, *(arms[name].overrides[-1] for name in worse)]
+    set_aside = [*policy.set_aside, *(arms[name].overrides[-1] for name in below)]
+    return replace(
+        policy,
+        standing=standing,
+        dead_ends=tuple(dict.fromkeys(dead_ends)),
+        set_aside=tuple(setting for setting in dict.fromkeys(set_aside) if setting not in dead_ends),
+    )
 
 
 def _undecidable(

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.campaign import constitution
 from pipeline.campaign.errors import IntegrityError, NotFound, Refused
 from pipeline.campaign.records import Decision, FamilyState, Policy
+from pipeline.claims import assess_claims, runs
 from pipeline.decision import assess, decide, policy_update
 from pipeline.decision.evidence import Evidence, of_one_round
 from pipeline.decision.family_states import EXTERNAL_CLEAR, StateRules
@@ -48,13 +49,13 @@ def derive_round(history: History, round_name: str) -> Derived:
     decision = decide.decide(evidence, {arm.name: arm for arm in plan.arms}, plan.policy, rules)
     if decision.state == "undecided" and round_name in history.by_hand:
         decision = decide.by_hand(decision, plan.policy)
-    return Derived(evidence, decision, next_overrides(decision, rules))
+    return Derived(evidence, decision, next_overrides(decision, rules, history.num_rounds))
 
 
-def next_overrides(decision: Decision, rules: constitution.Constitution) -> dict[str, Any] | None:
-    """The content of the next round's override file; None while the round is undecided and after the last round of the budget."""
+def next_overrides(decision: Decision, rules: constitution.Constitution, num_rounds: int) -> dict[str, Any] | None:
+    """The content of the next round's override file; None while the round is undecided and after the last of the frozen rounds."""
     number = int(decision.round[1:])
-    if decision.state not in decide.CLOSING or number >= rules.num_rounds:
+    if decision.state not in decide.CLOSING or number >= num_rounds:
         return None
     return policy_update.overrides(decision, f"r{number + 1:04d}", rules)
 
@@ -68,7 +69,29 @@ def evidence_of(history: History, round_name: str) -> Evidence:
     before, external = states_before(history, round_name)
     assessed = assess.assess(rounds, before, external, dict(plan.policy.repaired), target, StateRules.of(history.rules))
     board = history.board_until(round_name)
-    return replace(evidence, board=board, look=assessed.look, families=assessed.families, external=assessed.external)
+    number = int(round_name[1:])
+    claims = assess_claims.claims_after(
+        runs_until(history, round_name), number, history.num_rounds, history.confirmation, history.rules
+    )
+    return replace(
+        evidence, board=board, look=assessed.look, families=assessed.families, external=assessed.external, claims=claims
+    )
+
+
+def runs_until(history: History, round_name: str) -> list[runs.Run]:
+    """The scored runs of all rounds up to this one, in order."""
+    names = [name for name in sorted(history.plans) if "r0000" < name <= round_name]
+    return [
+        run
+        for name in names
+        for run in runs.of_round(
+            int(name[1:]),
+            history.played(name).reference,
+            tuple(history.round_outcomes(name)),
+            history.plans[name].arms,
+            history.plans[name].policy.standing,
+        )
+    ]
 
 
 def states_before(history: History, round_name: str) -> tuple[dict[str, FamilyState], str]:

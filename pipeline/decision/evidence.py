@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.campaign.records import SETS, Arm, FamilyState, Lift, Outcome
+from pipeline.claims.assess_claims import Claims
 from pipeline.stats.decimal_math import digits
 from pipeline.stats.lifts import paired_lift, seed_variance
 from pipeline.stats.power import PowerCard
@@ -83,7 +84,8 @@ class Assessment:
     """What the tests say at one look, over all rounds so far.
 
     rounds: the rounds that took part, in order.
-    canaries: the names of the canaries that fired, by family.
+    canaries: the names of the canaries that fired, by family. Those that compare with repeats of the reference recipe need four;
+        `num_repeats` is the number that the campaign has.
     values: what each scored arm of the newest round is worth (`stats.arm_values`), as a difference of accuracies. The choice goes by it.
     old_values: the same values under the old objective, in which every family's dev counts.
     finalists: the campaign's best arms so far, the best first.
@@ -93,6 +95,7 @@ class Assessment:
     rounds: tuple[str, ...]
     verdict: NamedVerdict
     canaries: Mapping[str, tuple[str, ...]]
+    num_repeats: int
     values: Mapping[str, Decimal]
     old_values: Mapping[str, Decimal]
     finalists: tuple[Finalist, ...]
@@ -108,6 +111,7 @@ class Evidence:
 
     outcomes: the reference's outcome, then one for each arm of the round.
     seed_variance: the variance of a run's true accuracy under other training seeds, estimated from `num_replicates` repeats.
+    claims: the improvement that is claimed, and what is shown to be worse, from all runs of the campaign so far.
     board: the known scores by round and arm, as the target printed them.
     look: None where the reference has no score or too few arms have one.
     families, external: the states after this look (`family_states`).
@@ -118,6 +122,7 @@ class Evidence:
     lifts: tuple[Lift, ...]
     num_replicates: int
     seed_variance: Fraction
+    claims: Claims = field(default_factory=Claims)
     board: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     look: Assessment | None = None
     families: Mapping[str, FamilyState] = field(default_factory=dict)

@@ -54,6 +54,17 @@ class History:
         return max(self.decisions, default=None)
 
     @property
+    def num_rounds(self) -> int:
+        """The number of rounds that the campaign froze. Its error rates are spent over them."""
+        return self.target.design.rounds
+
+    @property
+    def confirmation(self) -> str:
+        """How the campaign confirms an improvement (`claims.assess_claims.CONFIRMATIONS`)."""
+        confirmation: str = self.facts["confirmation"]
+        return confirmation
+
+    @property
     def rules(self) -> constitution.Constitution:
         """The constitution that the campaign froze."""
         return constitution.Constitution(self.facts["constitution_digest"], self.facts["articles"])

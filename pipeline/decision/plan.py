@@ -3,8 +3,10 @@
 a0 always runs the reference recipe under a new seed. In round 1 the last arms repeat it, as many times as the constitution says. Once a
 standing recipe differs from the reference, the last arm runs the standing recipe unchanged, so that a moved axis is compared with the
 recipe that it moved from. What the last decision registered also gets arms: contrasts, a control on the old objective, and bought
-replicates. Every other arm runs the standing recipe with one axis moved. An axis takes its values from the van der Corput sequence
-(the radical inverse in one prime base for each axis, as in Halton 1960), which fills a range evenly however many rounds there are.
+replicates. A campaign that chose another way to confirm (`claims.assess_claims`) runs the standing recipe and the reference twice in
+every round from the second on, or four times each in its last round, which then moves no axis. Every other arm runs the standing recipe
+with one axis moved. An axis takes its values from the van der Corput sequence (the radical inverse in one prime base for each axis, as in
+Halton 1960), which fills a range evenly however many rounds there are.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from fractions import Fraction
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.records import NUM_ARMS, Arm, Axis, Policy, Setting, with_setting
+from pipeline.claims.assess_claims import DOUBLED, FINAL_ROUND, RUNNING
 
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
 KINDS = ("log", "linear", "int", "choice")
@@ -78,16 +81,17 @@ def arm_seed(campaign_seed: int, round_name: str, arm: str) -> int:
 
 
 def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Mapping[str, str]) -> Setting | None:
-    """The setting of an axis in a round: its next value that is neither the standing recipe's nor a dead end; None where no value is left.
+    """The setting of an axis in a round: its next value that is neither the standing recipe's nor closed; None where no value is left.
 
-    `base` is the axis's prime. `reference` maps every axis key to its value in the reference recipe; standing settings replace these.
+    A value is closed if it is a dead end or was set aside. `base` is the axis's prime. `reference` maps every axis key to its value in the
+    reference recipe; standing settings replace these.
     """
     current = {**reference, **dict(policy.standing)}[axis.key]
-    dead = {value for key, value in policy.dead_ends if key == axis.key}
-    tries = 2 + len(dead) + len(axis.choices)
+    closed = {value for key, value in (*policy.dead_ends, *policy.set_aside) if key == axis.key}
+    tries = 2 + len(closed) + len(axis.choices)
     for index in range(round_number, round_number + tries):
         value = axis_value(axis, index, base)
-        if value not in dead and not same_value(value, current):
+        if value not in closed and not same_value(value, current):
             return (axis.key, value)
     return None
 
@@ -101,40 +105,59 @@ def same_value(first: str, second: str) -> bool:
 
 
 def make_arms(
-    policy: Policy, round_number: int, campaign_seed: int, num_replicates: int, reference: Mapping[str, str]
+    policy: Policy,
+    round_number: int,
+    campaign_seed: int,
+    num_replicates: int,
+    reference: Mapping[str, str],
+    confirmation: str = RUNNING,
+    is_last: bool = False,
 ) -> tuple[Arm, ...]:
     """The eight arms of a round.
 
     `num_replicates` of them repeat a recipe unchanged, besides a0 and the replicates that the policy bought. `reference` maps the key of
-    every axis and contrast to its value in the reference recipe. Raises ConfigError where an axis is not valid, there are too few or
-    too many axes, or no axis has a value left.
+    every axis and contrast to its value in the reference recipe. `confirmation` is one of `assess_claims.CONFIRMATIONS`, and `is_last`
+    says that no round follows. Raises ConfigError where an axis is not valid, there are too few or too many axes, or no axis has a value
+    left.
     """
     round_name = f"r{round_number:04d}"
     for axis in policy.axes:
         check_axis(axis)
-    others = _other_arms(policy, num_replicates, reference)
+    if confirmation == FINAL_ROUND and is_last and policy.standing:
+        half = NUM_ARMS // 2
+        others = [_repeat(policy, "reference")] * (half - 1) + [_repeat(policy, "standing")] * half
+    else:
+        others = _other_arms(policy, num_replicates, reference, confirmation == DOUBLED and round_number > 1)
     num_slots = NUM_ARMS - 1 - len(others)
     if not num_slots <= len(policy.axes) <= len(PRIMES):
         raise ConfigError(
             f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_slots} to {len(PRIMES)} axes"
         )
     arms = [Arm(0, "anchor", 0, replicate_of="reference")]
-    moves = _moves(policy, round_number, num_slots, reference)
+    moves = _moves(policy, round_number, num_slots, reference) if num_slots else []
     for index, (axis, setting) in enumerate(moves, 1):
         arms.append(Arm(index, "axis", 0, with_setting(policy.standing, setting), axis=axis.name))
-    others += [replicate(policy)] * (num_slots - len(moves))  # retired axes may leave slots free
+    others += [_replicate(policy)] * (num_slots - len(moves))  # retired axes may leave slots free
     arms += [replace(arm, index=index) for index, arm in enumerate(others, len(arms))]
     return tuple(replace(arm, seed=arm_seed(campaign_seed, round_name, arm.name)) for arm in arms)
 
 
-def replicate(policy: Policy) -> Arm:
+def _replicate(policy: Policy) -> Arm:
     """An arm that runs the standing recipe unchanged, or the reference recipe while nothing was kept yet."""
-    return Arm(0, "replicate", 0, policy.standing, replicate_of="standing" if policy.standing else "reference")
+    return _repeat(policy, "standing" if policy.standing else "reference")
 
 
-def _other_arms(policy: Policy, num_replicates: int, reference: Mapping[str, str]) -> list[Arm]:
-    """The arms that are neither anchor nor axis arms: contrasts, the control, replicates."""
-    arms = []
+def _repeat(policy: Policy, recipe: str) -> Arm:
+    """An arm that runs a recipe unchanged: "standing" or "reference"."""
+    return Arm(0, "replicate", 0, policy.standing if recipe == "standing" else (), replicate_of=recipe)
+
+
+def _other_arms(policy: Policy, num_replicates: int, reference: Mapping[str, str], is_doubled: bool) -> list[Arm]:
+    """The arms that are neither anchor nor axis arms: contrasts, the control, replicates.
+
+    With `is_doubled`, the reference and the standing recipe run once more; the latter counts as the first of the bought replicates.
+    """
+    arms = [_repeat(policy, "reference")] * int(is_doubled)
     for contrast in policy.contrasts:
         share = Decimal({**reference, **dict(policy.standing)}[contrast.key])
         if share > 0:  # a family without a share in the mix cannot be halved
@@ -142,8 +165,9 @@ def _other_arms(policy: Policy, num_replicates: int, reference: Mapping[str, str
             arms.append(Arm(0, "contrast", 0, with_setting(policy.standing, setting), axis=contrast.family))
     if policy.control is not None:
         arms.append(Arm(0, "control", 0, policy.control, replicate_of="control"))
-    wanted = max(num_replicates, 1 if policy.standing else 0) + policy.replicates
-    return arms + [replicate(policy)] * wanted
+    wanted = max(num_replicates, (1 + is_doubled) if policy.standing else 0)
+    wanted += max(0, policy.replicates - is_doubled)
+    return arms + [_replicate(policy)] * wanted
 
 
 def _moves(
@@ -162,7 +186,7 @@ def _moves(
     ]
     if not moves:
         raise ConfigError(
-            "No axis has a value left that is neither in the standing recipe nor a dead end",
+            "No axis has a value left that is neither in the standing recipe nor closed (a dead end, or set aside)",
             "Start another campaign with other axes or wider ranges",
         )
     return moves[:num_slots]

@@ -21,20 +21,19 @@ from pipeline.stats.lifts import paired_lift, show
 
 def following(
     policy: Policy, before: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str],
-    gains: Mapping[str, Fraction], claimed: bool, rules: Constitution,
+    gains: Mapping[str, Fraction], rules: Constitution,
 ) -> tuple[Policy, list[str]]:  # fmt: skip
-    """The next policy and the reasons for its changes. `policy` has the new standing recipe and dead ends already.
+    """The next policy and the reasons for its changes. `policy` has the new standing recipe, dead ends and settings aside already.
 
     before: the policy that this round was planned with.
     verdicts: each scored axis arm's noise verdict (`promotion.compare`).
     gains: the arms that are worth more than the recipe that they moved from, and by how much.
-    claimed: whether the kept arm is above noise.
     """
     states = StateRules.of(rules)
     reasons: list[str] = []
     policy, more = _retire(policy, arms, verdicts, gains, rules)
     reasons += more
-    policy, more = _replicates(policy, evidence, arms, verdicts, claimed, rules)
+    policy, more = _replicates(policy, evidence, arms, verdicts, rules)
     reasons += more
     reasons += _contrast_results(evidence, before, arms)
     policy, more = _contrasts(policy, evidence, rules, states)
@@ -63,13 +62,16 @@ def _retire(
 
 
 def _replicates(
-    policy: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str], claimed: bool, rules: Constitution
+    policy: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str], rules: Constitution
 ) -> tuple[Policy, list[str]]:  # fmt: skip
-    """Buy one more replicate while retraining noise is at least as large as the largest gain. A claimed improvement ends this."""
+    """Buy one more replicate while retraining noise is at least as large as the largest gain.
+
+    Whether an improvement is claimed plays no part: the runs that a claim rests on must not depend on the claim.
+    """
     baseline = promotion.baseline_of(arms)
     lifts = [evidence.lift(name, baseline, "fresh") for name in verdicts]
     largest = max((lift.mean for lift in lifts if lift), default=Fraction(0))
-    if claimed or largest <= 0 or 2 * evidence.seed_variance < largest**2:
+    if largest <= 0 or 2 * evidence.seed_variance < largest**2:
         return replace(policy, replicates=0), []
     bought = min(policy.replicates + 1, rules.most_replicates)
     reason = f"article 11: retraining alone moves a score as much as the largest gain ({show(largest)}): {bought} more replicate(s) instead of axes"

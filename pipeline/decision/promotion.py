@@ -1,9 +1,9 @@
-"""Which axis the search builds on, and what may be claimed about it. These are two questions with two tests.
+"""Which axis the search builds on, and which values it sets aside. Nothing here claims anything; claims have a test of their own (`claims`).
 
-A claim is article 7's test: fresh lift > z * sqrt(item variance + 2 * seed variance). It is computed as lift > 0 and lift^2 > z^2 * variance,
-which needs no square root. The lift is measured from the baseline, the recipe that the axis moved from: the reference, or this round's
-run of the standing recipe once there is one. The search builds on an axis without a claim if its shrunk value (`stats.arm_values`)
-exceeds its baseline's. Such an axis is more likely better than worse, and the next round tests it again. The arithmetic is exact.
+The search builds on an axis if its shrunk value (`stats.arm_values`) exceeds its baseline's, which is the recipe that the axis moved from: the
+reference, or this round's run of the standing recipe once there is one. Such an axis is more likely better than worse, and the next round
+tests it again. An axis whose fresh lift over the baseline is below -z * sqrt(item variance + 2 * seed variance) is set aside. It is computed
+as lift^2 > z^2 * variance, which needs no square root. This is a rule of thumb on one run and has no error rate. The arithmetic is exact.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ INSTRUCTIONS = (
     "You propose what the next round of a post-training campaign tries. A round trains arms that each move one setting of the standing recipe; "
     "an arm's lift over its baseline on fresh items decides. The user's message is one JSON object of numbers and enumerated words: earlier "
     "rounds (lifts and their standard errors in hundredths of a percentage point; right, truncated and all items of each family), the state "
-    "of each family's dev score, the standing recipe, dead ends, axes, and the open keys with their ranges and the reference's values. Answer "
+    "of each family's dev score, the standing recipe, dead ends, settings aside (one run suggests that they are worse; you may try them again), "
+    "axes, and the open keys with their ranges and the reference's values. Answer "
     'with one JSON object: {"proposals": [{"axis", "key", "value", "hypothesis"}]}, the most promising first, at most as many as `num_slots`. '
     "`key` is one of `open_keys`; `axis` is the name of the axis on that key, or a new lower-case name for a key that has none. `value` is a "
     "string: one of the key's choices, or a plain decimal in its range such as 0.002 (no exponent, no sign +, no leading zeros). Never propose "
@@ -81,6 +82,7 @@ def request_of(
         "ladder": _decimal(ladder),
         "standing": _settings(policy.standing, constitution),
         "dead_ends": _settings(policy.dead_ends, constitution),
+        "set_aside": _settings(policy.set_aside, constitution),
         "axes": [
             _axis(axis, constitution)
             for axis in policy.axes

@@ -18,7 +18,7 @@ from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Arm, Setting
 from pipeline.config import settings
-from pipeline.config.schema import Proposals
+from pipeline.config.policy_schema import Proposals
 from pipeline.decision import evidence, history, proposal_gate, proposals
 from pipeline.external import briefing, chat, optuna_sampler, propose
 

@@ -80,10 +80,18 @@ def of_arms_and_families(evidence: Evidence, arms: Mapping[str, Arm], plan: Plan
         if verdict == promotion.WITHIN:
             lines.append(
                 f"{run.arm} would be above noise with a fresh lift of more than {lifts.show(limit)}, {lifts.amount(limit - lift.mean)} more "
-                f"than it has. Below {lifts.show(-limit)} its setting would be a dead end."
+                f"than it has. Below {lifts.show(-limit)} its setting would be set aside."
             )
         else:
             lines.append(f"The fresh lift of {run.arm} is {verdict} by {lifts.amount(abs(lift.mean) - limit)}.")
+    claim = evidence.claims.improvement
+    if not claim.not_evaluated:
+        distance = lifts.amount(abs(claim.difference - claim.reach))
+        lines.append(
+            f"The claimed difference of the standing recipe is {distance} more than noise reaches."
+            if claim.is_shown
+            else f"An improvement would be claimed if the standing recipe's difference were {distance} larger."
+        )
     if evidence.look:
         article = family_states.StateRules.of(rules)
         lines += [

@@ -13,6 +13,7 @@ from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan, Policy
+from pipeline.claims import wording
 from pipeline.config import settings
 from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
@@ -45,7 +46,7 @@ def of_log(
     of_round = [record for record in records if record.get("round") == round_name]
     refusals = [record for record in of_round if record["event"] in ("refusal", "submission_refused")]
     proposals = [record for record in of_round if record["event"] == "proposal"]
-    page = sections(history.plans[round_name], derived, states, refusals, history.rules, model)
+    page = sections(history.plans[round_name], derived, states, refusals, history.rules, model, history.num_rounds)
     if any(record["event"] == "plan" and record["round"] > round_name for record in before):
         page[-1].lines.insert(
             0,
@@ -63,9 +64,9 @@ def of_log(
 
 def sections(
     plan: Plan, derived: Derived, states: Sequence[tuple[str, Mapping[str, str]]], refusals: Sequence[Mapping[str, Any]],
-    rules: Constitution, model: str,
+    rules: Constitution, model: str, num_rounds: int,
 ) -> list[Section]:  # fmt: skip
-    """The sections that follow from the decision alone.
+    """The sections that follow from the decision alone. `num_rounds` is the number of rounds that the campaign froze.
 
     `states` has (round, family -> state) for all rounds so far, `refusals` the refusals of this round in the log.
     """
@@ -79,8 +80,10 @@ def sections(
         else []
     )
     head = [
-        f"{plan.round} is {decision.state}; " + (f"{decision.kept} is kept" if decision.kept else "nothing is kept"),
+        f"{plan.round} is {decision.state}; "
+        + (f"{decision.kept} is kept for now" if decision.kept else "nothing is kept"),
         *fence,
+        *_said(evidence, plan.round == f"r{num_rounds:04d}"),
     ]
     if decision.winner:
         head.append(f"The best arm so far is {decision.winner[1]} of {decision.winner[0]}.")
@@ -116,7 +119,8 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
     lines.append(f"Axes that this round moves: {', '.join(axes)}." if axes else "This round moves no axis.")
     others = {
         "Retired axes": ", ".join(policy.retired),
-        "Dead ends, which are not tried again": _settings(policy.dead_ends),
+        "Dead ends, shown to be worse and never tried again": _settings(policy.dead_ends),
+        "Set aside after one run, which only a proposal may try again": _settings(policy.set_aside),
         "Replicates bought": str(policy.replicates or ""),
         "Contrasts": _contrasts(policy),
         "Control": "" if policy.control is None else _settings(policy.control) or "the reference",
@@ -129,6 +133,15 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
             f"proposals."
         )
     return lines
+
+
+def _said(evidence: Evidence, is_last: bool) -> list[str]:
+    """What is claimed of the standing recipe, and which arms are shown to be worse, each with its error rate."""
+    claims = evidence.claims
+    lines = [wording.of_improvement(claims, is_last), wording.of_worse_standing(claims)]
+    if claims.shown_worse:
+        lines.append(f"shown to be worse: {', '.join(claims.shown_worse)} ({wording.FALSE_WORSE})")
+    return [f"{line[0].upper()}{line[1:]}." for line in lines if line]
 
 
 def _settings(settings: Sequence[tuple[str, str]]) -> str:
@@ -205,7 +218,8 @@ def _next(derived: Derived) -> list[str]:
         return ["No round follows, because this round is undecided or was the last of the campaign."]
     parts = {
         "standing recipe": _settings(policy.standing) or "the reference",
-        "dead ends": _settings(policy.dead_ends),
+        "dead ends, shown to be worse": _settings(policy.dead_ends),
+        "set aside after one run": _settings(policy.set_aside),
         "retired axes": ", ".join(policy.retired),
         "replicates bought": str(policy.replicates or ""),
         "contrasts": _contrasts(policy),

@@ -12,6 +12,7 @@ from pipeline.decision.board_submissions import Submission
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History
 from pipeline.reporting.document import Table
+from pipeline.stats.canaries import LEAST_REPEATS
 from pipeline.stats.lifts import accuracy, interval, signed
 
 WORDS = 60  # the number of letters of a client's message that a page shows
@@ -45,12 +46,17 @@ def of_families(evidence: Evidence) -> Table:
     if evidence.look is None:
         return []
     lifts, bounds, power = gaps(evidence), evidence.look.verdict.upper_bounds, evidence.look.power.gap_now
+    quiet = (
+        "-"
+        if evidence.look.num_repeats >= LEAST_REPEATS
+        else f"not evaluated ({evidence.look.num_repeats} of {LEAST_REPEATS} repeats)"
+    )
     rows = [["family", "state", "cause", "gap, points", "at most (95 %)", "detectable (80 %)", "canaries"]]
     for family, state in sorted(evidence.families.items()):
         dev, fresh = lifts[family]
         rows.append([
             family, state.name, state.code, f"{100 * (dev - fresh):+.1f}", f"{100 * float(bounds[family]):+.1f}",
-            f"{100 * float(power[family]):.1f}", ", ".join(evidence.look.canaries[family]) or "-",
+            f"{100 * float(power[family]):.1f}", ", ".join(evidence.look.canaries[family]) or quiet,
         ])  # fmt: skip
     return rows
 

@@ -14,7 +14,8 @@ def arms_of(chosen: settings.Settings, round_number: int, rules: Constitution) -
     keys = [axis.key for axis in policy.axes] + [contrast.key for contrast in policy.contrasts]
     reference = {key: settings.value_of(chosen, key) for key in keys}
     replicates = rules.first_round_replicates if round_number == 1 else 0
-    arms = make_arms(policy, round_number, chosen.seed, replicates, reference)
+    is_last = round_number >= (chosen.policy.rounds or rules.num_rounds)
+    arms = make_arms(policy, round_number, chosen.seed, replicates, reference, chosen.policy.confirmation, is_last)
     for arm in arms:
         rules.check_settings(arm.overrides)
         settings.with_overrides(chosen, arm.overrides)

@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.campaign import facts
 from pipeline.campaign.facts import facts_of
 from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
@@ -25,14 +24,14 @@ def preload_next_round(campaign: Campaign, round_name: str) -> None:
 def chain(campaign: Campaign, folder: Round) -> Mapping[str, Any] | str:
     """Submit the round after a closed one. Returns the submission's record with the round's name, or a sentence that says why there is none."""
     auto = settings.load(folder.config).campaign
-    rules = facts.load_constitution(facts_of(campaign)["constitution_digest"])
+    num_rounds = facts_of(campaign)["design"]["rounds"]
     if not auto.auto:
         return "campaign.auto is off, so rounds are started by hand"
     if campaign.paused.exists():
         return "paused by hand; `resume` starts it"
     if not folder.closed.exists():
         return f"{folder.name} is not closed"
-    if folder.number >= min(rules.num_rounds, auto.rounds or rules.num_rounds):
+    if folder.number >= min(num_rounds, auto.rounds or num_rounds):
         return f"{folder.name} was the last round"
     operational: list[str] = read_json(folder.operational)
     following = freeze.freeze(campaign, f"r{folder.number + 1:04d}", operational)

@@ -106,7 +106,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
     check_overrides(campaign, facts, overrides)
     code_dir = verified_code(campaign, facts)
     rules = load_constitution(facts["constitution_digest"])
-    rules.check_round(folder.number)
+    rules.check_round(folder.number, facts["design"]["rounds"])
     if round_name not in campaign.known_rounds():
         raise ConfigError(f"round {round_name} has no overrides yet", f"Known: {', '.join(campaign.known_rounds())}")
     operational = given = [item for item in overrides if is_operational(item)]

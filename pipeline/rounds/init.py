@@ -26,6 +26,7 @@ from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import CODE_ROOT, Campaign
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan
+from pipeline.claims.assess_claims import check_confirmation
 from pipeline.cluster import slurm_submit
 from pipeline.config import settings
 from pipeline.config.fit import check_plan_fits
@@ -105,6 +106,8 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
         entries.describe_real_rows(chosen.tasks.train_csv, chosen.tasks.families)
     if chosen.policy.proposals.kind == "llm":
         proposers.endpoint_of(chosen.policy.proposals)
+    rules.check_round(chosen.policy.rounds, rules.num_rounds)
+    check_confirmation(chosen.policy.confirmation)
     arms.arms_of(chosen, 1, rules)
     family_states.check_article(rules)
 
@@ -117,9 +120,9 @@ def freeze_facts(
     info = build_image(chosen, draft.image, draft.held_out_dir, is_draft=is_draft)
     check_real_rows(chosen, draft, is_draft)
     code_digest = freeze_code(draft.code_dir)
-    seeds = make_seeds(rules.num_rounds)
-    write_file(draft.seeds, canonical.encoded(seeds), mode=0o600)
     design = design_of(chosen, rules)
+    seeds = make_seeds(design.rounds)
+    write_file(draft.seeds, canonical.encoded(seeds), mode=0o600)
     critical, source = critical_of(design)
     facts: dict[str, Any] = {
         "schema": 1,
@@ -133,6 +136,7 @@ def freeze_facts(
         "commitments": {name: keys.commitment(name, seed) for name, seed in seeds.items()},
         "articles": rules.articles,
         "design": design.to_json(),
+        "confirmation": chosen.policy.confirmation,
         "critical": critical,
         "critical_source": source,
         "families": sorted(chosen.tasks.families),
@@ -256,7 +260,7 @@ def design_of(chosen: settings.Settings, rules: constitution.Constitution) -> De
     """The sizes that the power of this campaign's tests depends on."""
     tasks, target = chosen.tasks, chosen.external
     return Design(
-        rounds=rules.num_rounds,
+        rounds=chosen.policy.rounds or rules.num_rounds,
         arms=rules.arms_per_round,
         families=len(tasks.families),
         dev_items=tasks.num_dev_per_family,

@@ -75,7 +75,7 @@ def close(
         write_file(folder.evidence, content)
         if derived.decision.state in decide.CLOSING:
             record_decision(campaign, folder, derived)
-            if folder.number >= rules.num_rounds:
+            if folder.number >= facts["design"]["rounds"]:
                 lines += submissions.finish()
             reveal(campaign, folder)
         for line in lines:

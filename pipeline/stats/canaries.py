@@ -1,12 +1,13 @@
-"""Canaries are cheap warning signs beside the tests. Each compares arms with repeats of the reference recipe under other seeds.
+"""Canaries are cheap warning signs beside the tests. Most compare arms with repeats of the reference recipe under other seeds.
 
-    fired(family, arms, ...)                the canaries of one look that fire for a family
-    fires("truncation", value, repeats)     is value > mean + t s sqrt(1 + 1/n) of the n >= 2 repeats? (prediction interval, Student's t)
+    fired(family, arms, ...)                      the canaries of one look that fire for a family
+    fires("truncation", value, repeats, floor)    is value > mean + t s sqrt(1 + 1/n) of the n repeats? (prediction interval, Student's t)
 
-If the arm's value is one more draw from the repeats' normal distribution, a canary fires in at most 0.5 % of looks. Two canaries make a
-family SUSPECT, and none reverses one. Of k canaries, however dependent, P(two or more fire) <= k / 2 x 0.5 % (Markov). With
-two or three repeats, as in a first round, t is 64 or 10, so these canaries hardly ever fire. Drift of the generator needs no repeats:
-the gap test assumes that there is none, and `generator_drifts` checks this assumption. All values are exact rationals.
+s^2 is the repeats' variance and at least `floor`, one run's variance by the choice of items: a few repeats that happen to be equal say
+nothing about how far a run may lie from them. With fewer than four repeats a canary is not evaluated. If the arms' value is one more draw
+from the repeats' normal distribution, a canary fires in at most 0.5 % of looks. Two canaries make a family SUSPECT, and none reverses
+one. The simulated rate is in docs/evidence.md. The drift of the generator needs no repeats: the reference adapter does not change, so only
+the difficulty of the items can move its accuracy from round to round. All values are exact rationals.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.records import Outcome
 from pipeline.stats.alarms import RoundCounts
 from pipeline.stats.counts import Counts
+from pipeline.stats.lifts import paired_lift
 
 UPWARDS = {
     "likelihood": "answer likelihood on dev minus on fresh",
@@ -25,7 +27,7 @@ UPWARDS = {
     "truncation": "share of truncated completions",
     "no_answer": "share of completions without an answer",
     "agreement": "agreement between samples minus accuracy",
-    "worst_family": "mean fresh lift minus the worst family's",
+    "worst_family": "mean fresh lift minus the family's",
     "second_generator": "dev lift minus the lift on a second implementation of the generator",
     "distance": "optimisation distance (adapter norm, KL)",
 }
@@ -36,27 +38,42 @@ STUDENT = tuple(
 )
 """One-sided 0.5 % points of Student's t at 1, 2, .. 10 degrees of freedom, rounded up. The last is used for more than 10."""
 DRIFT_SCORE = 3  # standard errors, two-sided: 0.27 %
+LEAST_REPEATS = 4
+"""With two or three repeats the point of Student's t is 64 or 10, so that nothing could fire."""
 
 
 def fired(
-    family: str,
-    arms: Sequence[Outcome],
-    reference: Outcome,
-    repeats: Sequence[tuple[Outcome, Outcome]],
-    newest: RoundCounts,
-) -> tuple[str, ...]:
+    family: str, arms: Sequence[Outcome], repeats: Sequence[tuple[Outcome, Outcome]], rounds: Sequence[RoundCounts], reference: Outcome
+) -> tuple[str, ...]:  # fmt: skip
     """The canaries that fire for a family, of those that need outcome strings alone: generator drift, truncation, the worst family.
 
     The last two compare the mean over the newest round's `arms` that are no repeats with the `repeats` of the reference recipe in all
-    rounds, each of which comes with its round's reference. `reference` and `newest` are those of the newest round.
+    rounds, each of which comes with its round's reference. `reference` is that of the newest round, the last of `rounds`.
     """
-    names = ["generator_drift"] if generator_drifts(newest.dev[family], newest.fresh[family]) else []
-    if arms:
-        value = sum((truncated(run, family) for run in arms), Fraction(0)) / len(arms)
-        names += ["truncation"] * fires("truncation", value, [truncated(run, family) for run, _ in repeats])
-        value = sum((lag(run, reference, family) for run in arms), Fraction(0)) / len(arms)
-        names += ["worst_family"] * fires("worst_family", value, [lag(run, other, family) for run, other in repeats])
+    *earlier, newest = (counts.fresh[family] for counts in rounds)
+    names = ["generator_drift"] if generator_drifts(newest, earlier) else []
+    if arms and repeats:
+        value = mean([truncated(run, family) for run in arms])
+        names += ["truncation"] * fires("truncation", value, *truncations(repeats, family))
+        value = mean([lag(run, reference, family) for run in arms])
+        names += ["worst_family"] * fires("worst_family", value, *lags(repeats, family))
     return tuple(names)
+
+
+def truncations(repeats: Sequence[tuple[Outcome, Outcome]], family: str) -> tuple[list[Fraction], Fraction]:
+    """The repeats' shares of truncated completions, and one run's variance by the choice of items, p (1 - p) / n.
+
+    p is estimated as (truncated + 1) / (completions + 2), so that repeats without a truncated completion do not make it 0.
+    """
+    marks = [run.outcomes["fresh"][family] for run, _ in repeats]
+    p = Fraction(sum(each.count("T") for each in marks) + 1, sum(map(len, marks)) + 2)
+    return [truncated(run, family) for run, _ in repeats], p * (1 - p) * len(marks) / sum(map(len, marks))
+
+
+def lags(repeats: Sequence[tuple[Outcome, Outcome]], family: str) -> tuple[list[Fraction], Fraction]:
+    """The repeats' lags, and the mean variance over items of a repeat's lift in this family."""
+    variances = [paired_lift(run, reference, "fresh", families=[family]).variance for run, reference in repeats]
+    return [lag(run, reference, family) for run, reference in repeats], mean(variances)
 
 
 def truncated(run: Outcome, family: str) -> Fraction:
@@ -66,37 +83,45 @@ def truncated(run: Outcome, family: str) -> Fraction:
 
 
 def lag(run: Outcome, reference: Outcome, family: str) -> Fraction:
-    """How far a family's fresh lift is below the mean over families, as a difference of accuracies; 0 where it is not below."""
+    """How far a family's fresh lift is below the mean over families, as a difference of accuracies; below 0 where it is above the mean."""
     lifts = {
         name: Fraction(marks.count("1") - reference.outcomes["fresh"][name].count("1"), len(marks))
         for name, marks in run.outcomes["fresh"].items()
     }
-    return max(Fraction(0), sum(lifts.values(), Fraction(0)) / len(lifts) - lifts[family])
+    return mean([*lifts.values()]) - lifts[family]
 
 
-def fires(canary: str, value: Fraction, repeats: Sequence[Fraction]) -> bool:
-    """Whether the value lies above the prediction interval of the repeats. With fewer than two repeats the answer is False.
+def fires(canary: str, value: Fraction, repeats: Sequence[Fraction], floor: Fraction = Fraction(0)) -> bool:
+    """Whether the value lies above the prediction interval of the repeats. With fewer than LEAST_REPEATS the answer is False.
 
     Raises ConfigError for a name that is not in UPWARDS.
     """
     if canary not in UPWARDS:
         raise ConfigError(f"{canary!r} is no canary", f"Use one of {', '.join(UPWARDS)}")
     n = len(repeats)
-    if n < 2:
+    if n < LEAST_REPEATS:
         return False
-    mean = sum(repeats, Fraction(0)) / n
-    variance = sum(((repeat - mean) ** 2 for repeat in repeats), Fraction(0)) / (n - 1)
+    centre = mean(repeats)
+    variance = sum(((repeat - centre) ** 2 for repeat in repeats), Fraction(0)) / (n - 1)
     quantile = STUDENT[min(n - 1, len(STUDENT)) - 1]
-    return value > mean and (value - mean) ** 2 > quantile**2 * variance * (1 + Fraction(1, n))
+    return value > centre and (value - centre) ** 2 > quantile**2 * max(variance, floor) * (1 + Fraction(1, n))
 
 
-def generator_drifts(dev: Counts, fresh: Counts) -> bool:
-    """Whether the reference's accuracies on dev and fresh differ by more than three standard errors.
+def generator_drifts(newest: Counts, earlier: Sequence[Counts]) -> bool:
+    """Whether the reference's accuracy on the newest fresh items differs from that on all earlier ones by more than three standard errors.
 
-    The reference adapter does not change, so only a change in the items' difficulty can move its accuracy.
+    Without earlier items the answer is False. Dev is not compared: it may be easier or harder by design, which the tests allow for.
     """
-    n, m = dev.num_items, fresh.num_items
-    pooled = Fraction(dev.reference + fresh.reference, n + m)
-    gap = Fraction(dev.reference, n) - Fraction(fresh.reference, m)
+    if not earlier:
+        return False
+    right, m = sum(counts.reference for counts in earlier), sum(counts.num_items for counts in earlier)
+    n = newest.num_items
+    pooled = Fraction(newest.reference + right, n + m)
+    change = Fraction(newest.reference, n) - Fraction(right, m)
     variance = pooled * (1 - pooled) * (Fraction(1, n) + Fraction(1, m))
-    return gap**2 > DRIFT_SCORE**2 * variance
+    return change**2 > DRIFT_SCORE**2 * variance
+
+
+def mean(values: Sequence[Fraction]) -> Fraction:
+    """The mean of at least one value."""
+    return sum(values, Fraction(0)) / len(values)

@@ -3,6 +3,7 @@
 import re
 import shutil
 from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import given
@@ -175,9 +176,20 @@ def test_the_first_of_several_faults_is_named():
 
 
 def test_a_round_beyond_the_budget_is_refused():
-    RULES.check_round(RULES.num_rounds)
+    RULES.check_round(RULES.num_rounds, RULES.num_rounds)
     with pytest.raises(Refused, match="article 4 .rounds_spent.: round 9 is beyond the campaign's 8 rounds"):
-        RULES.check_round(RULES.num_rounds + 1)
+        RULES.check_round(9, RULES.num_rounds)
+    with pytest.raises(
+        Refused, match="round 5 is beyond the campaign's 4 rounds, over which its error rates are spent"
+    ):
+        RULES.check_round(5, 4)
+
+
+def test_the_level_of_claims_is_that_of_the_largest_number_of_rounds_not_above():
+    levels = {int(rounds): Fraction(level) for rounds, level in RULES.articles["7"]["claim_levels"].items()}
+    for rounds in range(1, 13):
+        below = [known for known in levels if known <= rounds] or [min(levels)]
+        assert RULES.claim_level(rounds) == levels[max(below)]
 
 
 def test_a_probe_that_tried_less_is_refused_by_article_6() -> None:

@@ -51,6 +51,7 @@ def test_overrides_are_composed_and_typed():
         ("model.norm_eps=nan", "model.norm_eps = nan"),
         ("tasks.families=[roman,roman]", "each family once"),
         ("campaign.rounds=-1", "campaign.rounds = -1"),
+        ("policy.rounds=-1", "policy.rounds = -1"),
         ("external.kind=lottery", "external.kind = lottery. Valid: none, local"),
         ("external=local +external.push=login", "external.push = login. Valid: meta, with external=local"),
         (

@@ -12,6 +12,9 @@ from scipy.stats import ttest_rel
 from pipeline.campaign import canonical, facts
 from pipeline.campaign.errors import IntegrityError, Refused
 from pipeline.campaign.records import Arm, FamilyState, Lift, Outcome, Policy
+from pipeline.claims.assess_claims import Claims
+from pipeline.claims.claim_test import Comparison
+from pipeline.claims.worse_test import ArmComparison
 from pipeline.decision import decide, policy_update, promotion
 from pipeline.decision.evidence import Evidence, of_one_round
 from pipeline.decision.family_states import StateRules
@@ -144,14 +147,31 @@ def test_of_equal_lifts_the_lower_arm_wins():
     assert decided(round_of({n: outcome(f"a{n}", score(140)) for n in (6, 3)})).kept == "a3"
 
 
-def test_below_noise_becomes_a_dead_end_once_and_none_is_forgotten():
-    old = ("recipe.schedule", "SquareAnnealing")
-    worse = round_of({4: outcome("a4", score(50))})
-    decision = decided(worse, policy=Policy((), (), (old,)))
-    assert (decision.kept, decision.policy.dead_ends) == (None, (old, ("recipe.lora.alpha", "4")))
-    assert (
-        decided(worse, policy=Policy((), (), decision.policy.dead_ends)).policy.dead_ends == decision.policy.dead_ends
-    )
+def test_one_run_below_noise_is_set_aside_once_and_nothing_is_forgotten():
+    old, setting = ("recipe.schedule", "SquareAnnealing"), ("recipe.lora.alpha", "4")
+    decision = decided(round_of({4: outcome("a4", score(50))}), policy=Policy((), (), (old,), (old,)))
+    assert (decision.kept, decision.policy.dead_ends, decision.policy.set_aside) == (None, (old,), (setting,))
+    again = decided(round_of({4: outcome("a4", score(50))}), policy=decision.policy)
+    assert (again.policy.dead_ends, again.policy.set_aside) == ((old,), (setting,))
+    assert any(f"a4 ({setting[0]}=4) is set aside" in reason and "shows nothing" in reason for reason in again.reasons)
+
+
+def test_what_is_shown_to_be_worse_is_closed_for_good():
+    seen = round_of({4: outcome("a4", score(50))})
+    worse = {"a4": ArmComparison(Fraction(-1, 4), Fraction(1, 5), True)}
+    decision = decided(replace(seen, claims=Claims(worse_arms=worse)))
+    assert (decision.policy.dead_ends, decision.policy.set_aside) == ((("recipe.lora.alpha", "4"),), ())
+    assert any("a4" in reason and "is shown to be worse" in reason for reason in decision.reasons)
+
+
+def test_a_claim_is_the_claim_test_s_alone():
+    better = round_of({2: outcome("a2", score(190))})
+    assert not decided(better).claimed
+    found = Comparison(Fraction(1, 10), Fraction(1, 10_000), 9, Fraction(3), 2, 3)
+    decision = decided(replace(better, claims=Claims(Fraction(1, 50), found)))
+    assert decision.claimed
+    assert any("an improvement is claimed of the standing recipe" in reason for reason in decision.reasons)
+    assert any("it is kept for now, and nothing is claimed of it" in reason for reason in decision.reasons)
 
 
 def test_equal_arms_change_nothing():
@@ -229,6 +249,7 @@ def test_next_overrides_are_the_policy_and_nothing_else():
         "policy": {
             "standing": [{"key": RANK[0], "value": "8"}],
             "dead_ends": [{"key": RATE[0], "value": "0.008"}],
+            "set_aside": [],
             "quiet": [],
             "retired": ["alpha"],
             "replicates": 1,

@@ -206,7 +206,7 @@ def test_replicates_are_bought_while_retraining_moves_as_much_as_the_largest_gai
 def test_a_dead_end_left_out_of_the_next_plan_is_refused():
     walk = played("walk")
     policy = walk.derived["r0002"].decision.policy
-    assert policy.dead_ends
+    assert policy.dead_ends, [list(found.decision.reasons) for found in walk.derived.values()]
     until = walk.records[: 1 + position(walk.records, "decision", "r0002")]
     derive.check_policy(until, "r0003", policy)
     for changed, code in (

@@ -5,6 +5,8 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
@@ -19,6 +21,7 @@ from pipeline.campaign.errors import ConfigError, IntegrityError
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.records import NUM_ARMS, Arm, Axis, Outcome, Plan, Policy, with_setting
+from pipeline.claims.assess_claims import DOUBLED, FINAL_ROUND, RUNNING
 from pipeline.config import settings
 from pipeline.decision import plan
 
@@ -172,6 +175,47 @@ def test_a_standing_recipe_is_always_run_unchanged(default):
     policy, reference = default
     arms = plan.make_arms(Policy((("recipe.lora.rank", "8"),), policy.axes), 3, 0, 0, reference)
     assert [arm.replicate_of for arm in arms if arm.role == "replicate"] == ["standing"]
+
+
+STANDING_RANK = (("recipe.lora.rank", "8"),)
+
+
+@pytest.mark.parametrize(
+    ("confirmation", "standing", "number", "is_last", "runs"),
+    [
+        (RUNNING, STANDING_RANK, 2, False, {"reference": 1, "standing": 1}),
+        (RUNNING, STANDING_RANK, 4, True, {"reference": 1, "standing": 1}),
+        (DOUBLED, (), 1, False, {"reference": 2}),
+        (DOUBLED, STANDING_RANK, 2, False, {"reference": 2, "standing": 2}),
+        (DOUBLED, (), 2, False, {"reference": 2}),
+        (FINAL_ROUND, STANDING_RANK, 3, False, {"reference": 1, "standing": 1}),
+        (FINAL_ROUND, STANDING_RANK, 4, True, {"reference": 4, "standing": 4}),
+        (FINAL_ROUND, (), 4, True, {"reference": 1}),
+    ],
+)
+def test_each_way_to_confirm_has_its_runs(default, confirmation, standing, number, is_last, runs):
+    policy, reference = default
+    bought = int(number == 1)
+    arms = plan.make_arms(Policy(standing, policy.axes), number, 0, bought, reference, confirmation, is_last)
+    assert Counter(arm.replicate_of for arm in arms if arm.replicate_of) == runs
+    assert sum(arm.role == "axis" for arm in arms) == NUM_ARMS - sum(runs.values())
+    assert all(
+        arm.overrides == (standing if arm.replicate_of == "standing" else ()) for arm in arms if arm.replicate_of
+    )
+
+
+def test_the_second_standing_run_of_a_doubled_round_is_the_first_bought_replicate(default):
+    policy, reference = default
+    for bought, runs in ((1, 2), (2, 3)):
+        arms = plan.make_arms(Policy(STANDING_RANK, policy.axes, replicates=bought), 3, 0, 0, reference, DOUBLED)
+        assert sum(arm.replicate_of == "standing" for arm in arms) == runs
+
+
+def test_what_is_set_aside_is_skipped(default):
+    policy, reference = default
+    first = plan.make_arms(policy, 1, 0, 1, reference)[1]
+    skipped = plan.make_arms(replace(policy, set_aside=first.overrides), 1, 0, 1, reference)[1]
+    assert first.axis == skipped.axis and first.overrides != skipped.overrides
 
 
 def test_where_axes_outnumber_arms_every_axis_gets_its_turn(default):

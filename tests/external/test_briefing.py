@@ -248,7 +248,9 @@ def test_text_in_an_arm_or_a_policy_is_left_out():
 def words() -> set[str]:
     keys = RULES.articles["2"]["keys"]
     choices = {choice for rule in keys.values() for choice in rule.get("choices", ())}
-    fields = set("schema round num_slots rounds families external ladder standing dead_ends axes open_keys".split())
+    fields = set(
+        "schema round num_slots rounds families external ladder standing dead_ends set_aside axes open_keys".split()
+    )
     fields |= set("seed_error arms arm role moved status exit_class".split())
     fields |= set("right lifts baseline set items lift error key value name low high choices type reference".split())
     names = {axis.name for axis in POLICY.axes} | set(FAMILIES) | {"decimal", "integer", "choice", "", briefing.OTHER}

@@ -31,12 +31,24 @@ def test_one_more_repeat_fires_in_half_a_percent():
     assert 0.0025 < fired / len(gaussian) < 0.0085  # 0.5 % and three standard errors
 
 
-def test_it_fires_upwards_alone_and_never_on_one_repeat():
+def test_it_fires_upwards_alone_and_never_on_three_repeats():
     repeats = [Fraction(n, 100) for n in (10, 11, 12, 10, 11)]
     assert canaries.fires("truncation", Fraction(1, 2), repeats)
     assert not canaries.fires("truncation", Fraction(0), repeats)
-    assert not canaries.fires("truncation", Fraction(1), repeats[:1])
-    assert canaries.fires("truncation", Fraction(2), [Fraction(1)] * 3)  # repeats without any spread
+    assert not canaries.fires("truncation", Fraction(1), repeats[:3])
+    assert canaries.fires("truncation", Fraction(1), repeats[:4])
+
+
+def test_equal_repeats_prove_nothing_where_items_alone_move_a_run():
+    """The prediction interval is never narrower than the choice of items makes it."""
+    equal, floor = [Fraction(1, 10)] * 4, Fraction(9, 10_000)  # p = 0.1 on 100 items
+    reach = float(canaries.STUDENT[2]) * (float(floor) * 5 / 4) ** 0.5
+    assert not canaries.fires("truncation", Fraction(1, 10) + Fraction(reach - 0.001), equal, floor)
+    assert canaries.fires("truncation", Fraction(1, 10) + Fraction(reach + 0.001), equal, floor)
+
+
+def test_an_unknown_canary_is_refused():
+    repeats = [Fraction(0)] * 4
     with pytest.raises(ConfigError, match="'birdsong' is no canary"):
         canaries.fires("birdsong", Fraction(1), repeats)
 
@@ -48,10 +60,11 @@ def test_a_generator_that_drifts_is_seen_in_the_reference():
         reference = "".join("1" if right else "0" for right in rng.random(300) < accuracy)
         return count([reference], reference)
 
-    assert not canaries.generator_drifts(scored(0.6), scored(0.6))
-    assert canaries.generator_drifts(scored(0.6), scored(0.4))
-    assert canaries.generator_drifts(scored(0.6), scored(0.8))
-    fired = sum(canaries.generator_drifts(scored(0.6), scored(0.6)) for _ in range(2000))
+    assert not canaries.generator_drifts(scored(0.4), [])  # nothing to compare the first round with
+    assert not canaries.generator_drifts(scored(0.6), [scored(0.6)] * 2)
+    assert canaries.generator_drifts(scored(0.6), [scored(0.4)])
+    assert canaries.generator_drifts(scored(0.6), [scored(0.8), scored(0.7)])
+    fired = sum(canaries.generator_drifts(scored(0.6), [scored(0.6), scored(0.6)]) for _ in range(2000))
     assert fired <= 14  # 0.27 %, and three standard errors
 
 
@@ -68,9 +81,11 @@ def test_each_canary_of_a_look_fires_alone() -> None:
     ]
     same = round_counts(reference, [run("a1", "11110", "11110")], {}, Decimal(0))
     alike, cut, lagging = run("a1", "11110", "11110"), run("a1", "1111T", "1111T"), run("a1", "00000", "11111")
-    assert canaries.fired("roman", [alike], reference, repeats, same) == ()
-    assert canaries.fired("gravity", [cut], reference, repeats, same) == ("truncation",)
-    assert canaries.fired("roman", [lagging], reference, repeats, same) == ("worst_family",)
-    assert canaries.fired("roman", [], reference, repeats, same) == ()
+    assert canaries.fired("roman", [alike], repeats, [same, same], reference) == ()
+    assert canaries.fired("gravity", [cut], repeats, [same, same], reference) == ("truncation",)
+    assert canaries.fired("roman", [lagging], repeats, [same, same], reference) == ("worst_family",)
+    assert canaries.fired("roman", [lagging], repeats[:3], [same, same], reference) == ()
+    assert canaries.fired("roman", [], repeats, [same, same], reference) == ()
     drifted = replace(same, fresh={family: replace(counts, reference=10) for family, counts in same.fresh.items()})
-    assert canaries.fired("roman", [alike], reference, repeats, drifted) == ("generator_drift",)
+    assert canaries.fired("roman", [alike], repeats, [same, drifted], reference) == ("generator_drift",)
+    assert canaries.fired("roman", [alike], repeats, [drifted], reference) == ()

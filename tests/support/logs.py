@@ -61,8 +61,8 @@ class LogCampaign:
         except Exception:
             critical = critical_values.bounds(self.design)
         self.add("init", facts={
-            "constitution_digest": RULES.digest, "articles": RULES.articles, "design": self.design.to_json(), "critical": critical,
-            "families": sorted(self.levels),
+            "constitution_digest": RULES.digest, "articles": RULES.articles, "design": self.design.to_json(),
+            "confirmation": "running", "critical": critical, "families": sorted(self.levels),
         })  # fmt: skip
 
     def add(self, event: str, **payload: Any) -> None:
@@ -138,16 +138,21 @@ HARD = "bit_manipulation"
 
 
 def walk(name: str, arm: Arm) -> Truth:
-    """Gravity's and the equations' dev items are learned in round 2; what bit manipulation gains from then on never reaches the board."""
+    """Gravity's and the equations' dev items are learned in round 2; what bit manipulation gains from then on never reaches the board.
+
+    One axis ruins everything, and another one family.
+    """
     number = int(name[1:])
     if arm.role == "anchor":
         return Truth()
     if number == 1 and arm.axis == "schedule":
         return Truth(missing="diverged")
     gain = {HARD: {1: 0.05, 2: 0.3, 3: 0.35}.get(number, 0.4), "equation": 0.2 if arm.axis == "lora_rank" else 0.02}
-    gain["gravity"] = -0.3 if arm.axis == "clip_norm" else 0.0
+    gain["gravity"] = -0.3 if arm.axis == "lora_alpha" else 0.0
+    if arm.axis == "clip_norm":
+        gain = dict.fromkeys(LEVELS, -0.5)
     learned = {"gravity": 0.1, "equation": 0.05} if number == 2 else {}
-    return Truth(gain, learned, {HARD: gain[HARD]} if number >= 2 else {})
+    return Truth(gain, learned, {HARD: max(0.0, gain[HARD])} if number >= 2 else {})
 
 
 def leaky(name: str, arm: Arm) -> Truth:

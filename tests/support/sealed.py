@@ -102,8 +102,8 @@ class SealedCampaign(LogCampaign):
             "schema": 1, "campaign": self.campaign, "image": {"tree_digest": MODEL, "sqsh_sha256": canonical.sha256(b"squashed")},
             "runtime_digest": MODEL, "constitution_digest": self.rules.digest, "code_digest": self.code_digest, "revision": "unknown",
             "overrides": [], "commitments": {name: commitment(name, seed) for name, seed in self.seeds.items()},
-            "articles": self.rules.articles, "design": self.design.to_json(), "critical": critical, "critical_source": "",
-            "families": sorted(self.levels), "external": self.external, "public_key": self.public_key,
+            "articles": self.rules.articles, "design": self.design.to_json(), "critical": critical,
+            "critical_source": "", "confirmation": "running", "families": sorted(self.levels), "external": self.external, "public_key": self.public_key,
         }  # fmt: skip
         self.files["campaign.yaml"] = json.dumps(facts).encode()
         self.add("init", facts=facts, campaign_yaml=canonical.sha256(self.files["campaign.yaml"]))
@@ -175,7 +175,7 @@ class SealedCampaign(LogCampaign):
         self.add("decision", round=name, number=number, decision=asdict(decision))
         content = {**self.records[-1]["decision"], "evidence_digest": canonical.sha256(evidence)}
         self.files[f"rounds/{name}/decisions/{number:02d}.json"] = canonical.encoded(content)
-        overrides = derive.next_overrides(decision, self.rules)
+        overrides = derive.next_overrides(decision, self.rules, self.design.rounds)
         if overrides is not None:
             self.add("overrides", round=overrides["round"], overrides=overrides)
             self.files[f"hydra/round/{overrides['round']}.yaml"] = canonical.overrides_text(overrides).encode()

@@ -1,0 +1,76 @@
+"""What a campaign says of its recipes after a round: the improvement that it claims, and what is shown to be worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from pipeline.campaign.constitution import Constitution
+from pipeline.campaign.errors import ConfigError
+from pipeline.claims.claim_test import Comparison, compare, level_of_round
+from pipeline.claims.runs import STANDING, Run, of_kind
+from pipeline.claims.worse_test import ArmComparison, worse_arms, worse_standing
+
+RUNNING, DOUBLED, FINAL_ROUND = "running", "doubled", "final_round"
+CONFIRMATIONS: Mapping[str, str] = {
+    RUNNING: "one run of the standing recipe in every round, tested from round 2 on",
+    DOUBLED: "two runs of the standing recipe and two of the reference in every round from round 2 on, so two axes fewer",
+    FINAL_ROUND: "the last round moves no axis: four runs of the standing recipe and four of the reference; tested only then",
+}
+"""How a campaign confirms an improvement. A person chooses at `init` (policy.confirmation), and the choice is frozen."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The findings of one round. `level` is this round's part of the level of claims; 0 where none is tested in this round."""
+
+    level: Fraction = Fraction(0)
+    improvement: Comparison = field(default_factory=Comparison)
+    worse_standing: Comparison = field(default_factory=Comparison)
+    worse_arms: Mapping[str, ArmComparison] = field(default_factory=dict)
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether an improvement of the standing recipe is claimed in this round."""
+        return self.improvement.is_shown
+
+    @property
+    def shown_worse(self) -> tuple[str, ...]:
+        """The axis arms that are shown to be worse, in the order of the plan."""
+        return tuple(arm for arm, found in self.worse_arms.items() if found.is_shown)
+
+
+def check_confirmation(name: str) -> None:
+    """Raise ConfigError for a name that is not in CONFIRMATIONS."""
+    if name not in CONFIRMATIONS:
+        raise ConfigError(f"policy.confirmation = {name!r}", f"Valid: {', '.join(CONFIRMATIONS)}")
+
+
+def claims_after(
+    runs: Sequence[Run], round_number: int, num_rounds: int, confirmation: str, rules: Constitution
+) -> Claims:
+    """The findings after a round, from all runs of the campaign up to it. `num_rounds` is the number of rounds that the levels are for.
+
+    An axis arm that is shown to be worse counts in no later variance: one ruinous setting would otherwise hide every improvement.
+    """
+    worse: Mapping[str, ArmComparison] = {}
+    for number in range(1, round_number + 1):
+        worse = worse_arms(runs, number, rules.worse_level, num_rounds, rules.crash_allowance)
+        shown = {arm for arm, found in worse.items() if found.is_shown}
+        # A setting that is shown to be worse is no measure of how far chance moves a run.
+        runs = [run for run in runs if not (run.round == number and run.arm in shown)]
+    if round_number < 2:
+        nothing = Comparison(not_evaluated="it takes a run of the standing recipe, and so at least round 2")
+        return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
+    if confirmation == FINAL_ROUND:
+        if round_number < num_rounds:
+            nothing = Comparison(not_evaluated=f"this campaign tests once, in its last round r{num_rounds:04d}")
+            return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
+        standing = of_kind(runs, STANDING, [round_number])
+        level, worse_level = rules.final_round_level, rules.worse_level
+    else:
+        standing = of_kind(runs, STANDING)
+        level = level_of_round(rules.claim_level(num_rounds), round_number, num_rounds)
+        worse_level = level_of_round(rules.worse_level, round_number, num_rounds)
+    return Claims(level, compare(standing, runs, level), worse_standing(standing, runs, worse_level), worse)

@@ -1,0 +1,89 @@
+"""The runs that claims rest on: each training run's fresh lift over the reference adapter, all families together.
+
+The run is the unit, not the item: two runs of one recipe differ by their training seeds, and no number of items removes this
+difference. All values are exact rationals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pipeline.campaign.records import Arm, Outcome, Setting
+from pipeline.stats.lifts import paired_lift
+
+STANDING, REFERENCE, AXIS = "standing", "reference", "axis"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One scored run. `lift` is its fresh lift over the reference adapter and `variance` the lift's variance over items.
+
+    `kind` is STANDING for the standing recipe, REFERENCE for a0 and the repeats of the reference recipe, AXIS for an arm with one moved
+    axis. `overwrites` says that the axis replaces a setting of the standing recipe, so that the arm is not "the standing recipe and one more".
+    """
+
+    round: int
+    arm: str
+    kind: str
+    lift: Fraction
+    variance: Fraction
+    overwrites: bool = False
+
+
+def of_round(
+    number: int, reference: Outcome, outcomes: Sequence[Outcome], arms: Sequence[Arm], standing: Sequence[Setting]
+) -> list[Run]:
+    """The scored runs of a round, in the order of the outcomes; none where the reference has no fresh score.
+
+    `arms` is the round's plan and `standing` the recipe that its axes moved from. Contrasts and the control are left out. Raises
+    IntegrityError where a run and the reference were scored on different items.
+    """
+    if not reference.scored("fresh"):
+        return []
+    kept_keys = {key for key, _ in standing}
+    planned = {arm.name: arm for arm in arms}
+    runs = []
+    for outcome in outcomes:
+        arm = planned[outcome.arm]
+        kind = arm.replicate_of or arm.role
+        if kind in (STANDING, REFERENCE, AXIS) and outcome.scored("fresh"):
+            lift = paired_lift(outcome, reference, "fresh")
+            overwrites = kind == AXIS and arm.overrides[-1][0] in kept_keys
+            runs.append(Run(number, arm.name, kind, lift.mean, lift.variance, overwrites))
+    return runs
+
+
+def of_kind(runs: Sequence[Run], kind: str, rounds: Collection[int] | None = None) -> list[Run]:
+    """The runs of one kind, of all rounds or of `rounds`."""
+    return [run for run in runs if run.kind == kind and (rounds is None or run.round in rounds)]
+
+
+def mean_lift(runs: Sequence[Run]) -> Fraction:
+    """The mean lift of at least one run."""
+    return sum((run.lift for run in runs), Fraction(0)) / len(runs)
+
+
+def squares(runs: Sequence[Run]) -> tuple[Fraction, int]:
+    """The sum of squared deviations of the lifts from the mean of their round, and its degrees of freedom."""
+    total, degrees = Fraction(0), 0
+    for number in sorted({run.round for run in runs}):
+        of_round_runs = [run for run in runs if run.round == number]
+        mean = mean_lift(of_round_runs)
+        total += sum(((run.lift - mean) ** 2 for run in of_round_runs), Fraction(0))
+        degrees += len(of_round_runs) - 1
+    return total, degrees
+
+
+def item_variances(runs: Sequence[Run]) -> dict[int, Fraction]:
+    """For each round, half the mean item variance of its reference runs' lifts; of its standing runs' where it has no reference run.
+
+    A lift is a difference of two runs with about the same item noise, so that half of its variance is one run's part.
+    """
+    result = {}
+    for number in sorted({run.round for run in runs}):
+        of_round_runs = of_kind(runs, REFERENCE, [number]) or of_kind(runs, STANDING, [number])
+        if of_round_runs:
+            result[number] = sum((run.variance for run in of_round_runs), Fraction(0)) / len(of_round_runs) / 2
+    return result

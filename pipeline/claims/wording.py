@@ -1,0 +1,58 @@
+"""The sentences in which reasons, page and status tell what is claimed, shown to be worse, or set aside, each with its error rate."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from pipeline.claims.assess_claims import Claims
+from pipeline.claims.worse_test import ArmComparison
+from pipeline.stats.lifts import amount, show
+
+FALSE_CLAIMS = "at most 5 % of campaigns make a false claim"
+FALSE_WORSE = "at most 5 % of campaigns say this falsely of anything"
+NOT_SHOWN = "this is one run and shows nothing"
+
+
+def of_improvement(claims: Claims, is_last: bool = False) -> str:
+    """Whether an improvement of the standing recipe is claimed, or what would confirm one."""
+    found = claims.improvement
+    if found.not_evaluated:
+        return f"no improvement can be claimed in this round: {found.not_evaluated}"
+    facts = (
+        f"on fresh items the standing recipe ({_runs(found.num_standing)}) differs from the reference recipe ({_runs(found.num_reference)}) "
+        f"by {show(found.difference)}, and noise reaches to {amount(found.reach)}"
+    )
+    if claims.is_claimed:
+        return f"an improvement is claimed of the standing recipe: {facts} ({FALSE_CLAIMS})"
+    further = "" if is_last else "; further runs of the standing recipe may confirm one"
+    return f"no improvement is claimed: {facts}{further}"
+
+
+def of_worse_standing(claims: Claims) -> str:
+    """That the standing recipe is shown to be worse than the reference; an empty string where it is not."""
+    found = claims.worse_standing
+    if not found.is_shown:
+        return ""
+    return (
+        f"the standing recipe is shown to be worse than the reference: its runs without the lowest lie {amount(found.difference)} below, and "
+        f"noise reaches to {amount(found.reach)} ({FALSE_WORSE})"
+    )
+
+
+def of_worse_arm(found: ArmComparison, baseline: str) -> str:
+    """The clause that says that an axis arm is shown to be worse than the recipe that it moved from."""
+    return (
+        f"is shown to be worse than the {baseline} recipe: {show(found.difference)}, and noise with the allowance for collapses reaches to "
+        f"{show(-found.reach)} ({FALSE_WORSE})"
+    )
+
+
+def of_set_aside(difference: Fraction, limit: Fraction, baseline: str) -> str:
+    """The clause that says that an axis arm's setting is set aside. `limit` is the distance that noise reaches."""
+    return (
+        f"is set aside: {show(difference)} against the {baseline} recipe, noise reaches to {show(-limit)}; {NOT_SHOWN}"
+    )
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
