@@ -14,7 +14,8 @@ import numpy as np
 
 from pipeline.stats.design import CriticalValues, Design
 from studies import worlds
-from studies.rule_twin import arm_lifts, looks
+from studies.probits import arm_lifts
+from studies.rule_twin import looks
 from studies.simulated import Flags, Floats, Ints, RoundSeen, World, batches
 
 SEED = 52  # not that of the critical values: what is calibrated on some campaigns is measured on others

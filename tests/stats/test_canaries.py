@@ -72,5 +72,5 @@ def test_each_canary_of_a_look_fires_alone() -> None:
     assert canaries.fired("gravity", [cut], reference, repeats, same) == ("truncation",)
     assert canaries.fired("roman", [lagging], reference, repeats, same) == ("worst_family",)
     assert canaries.fired("roman", [], reference, repeats, same) == ()
-    drifted = replace(same, fresh={family: replace(counts, reference=10) for family, counts in same.fresh.items()})
+    drifted = replace(same, fresh={family: replace(counts, marks=2**10 - 1) for family, counts in same.fresh.items()})
     assert canaries.fired("roman", [alike], reference, repeats, drifted) == ("generator_drift",)

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.stats.design import Design
 from studies import worlds
-from studies.rule_twin import arm_lifts
+from studies.probits import arm_lifts
 from studies.simulated import Sampler, World, batches
 
 DESIGN = Design()
