@@ -108,7 +108,7 @@ class Printed:
 def measure(design: Design, critical: CriticalValues, num: int, tell: Progress) -> dict[str, Alarms]:
     """Simulate `num` campaigns of each null and designed world, half as many of each world beyond those."""
     known = {**worlds.NULLS, **worlds.DESIGNED}
-    rest = {**worlds.BEYOND_NULLS, **worlds.BEYOND}
+    rest = {**worlds.UNEQUAL, **worlds.BEYOND_NULLS, **worlds.BEYOND}
     found = {}
     for number, (name, world) in enumerate({**known, **rest}.items()):
         campaigns = num if name in known else max(1, num // 2)
@@ -150,7 +150,7 @@ def alarm_table(found: Mapping[str, Alarms]) -> Iterable[list[str]]:
         met = power_met(name, seen)
         n = len(seen.fired["rule"])
         bound = upper_95(int(seen.fired["rule"][:, -1].sum()), n)
-        if met is None and (name in worlds.NULLS or name in worlds.BEYOND_NULLS):
+        if met is None and name in {**worlds.NULLS, **worlds.UNEQUAL, **worlds.BEYOND_NULLS}:
             row.append(f"at most {bound:.3f}")
         else:
             row.append("" if met is None else "met" if met else "NOT MET")
