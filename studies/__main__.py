@@ -86,9 +86,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
     sub = act("nulls", nulls_verb, "Compute the critical values of every design that ships, or of one design.")
-    sub.add_argument(
-        "--campaigns", type=int, default=20_000, help="campaigns to simulate of each of three nulls; default 20000"
-    )
+    sub.add_argument("--campaigns", type=int, default=5000, help="campaigns to simulate of each null; default 5000")
     sub.add_argument(
         "--out", type=Path, default=Path("constitution/nulls"), help="folder to write to; default constitution/nulls"
     )

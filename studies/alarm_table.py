@@ -17,7 +17,8 @@ import numpy as np
 from pipeline.audit.combine import ALPHA
 from pipeline.stats.design import CriticalValues, Design
 from studies import worlds
-from studies.rule_twin import arm_lifts, looks
+from studies.probits import arm_lifts
+from studies.rule_twin import looks
 from studies.simulated import Flags, Floats, Ints, RoundSeen, World, batches, play
 
 SEED = 52  # not that of the critical values: what is calibrated on some campaigns is measured on others
@@ -110,7 +111,7 @@ class Printed:
 def measure(design: Design, critical: CriticalValues, num: int, tell: Progress) -> dict[str, Alarms]:
     """Simulate `num` campaigns of each null and designed world, half as many of each world beyond those."""
     known = {**worlds.NULLS, **worlds.DESIGNED}
-    rest = {**worlds.BEYOND_NULLS, **worlds.BEYOND}
+    rest = {**worlds.UNEQUAL, **worlds.BEYOND_NULLS, **worlds.BEYOND}
     found = {}
     for number, (name, world) in enumerate({**known, **rest}.items()):
         campaigns = num if name in known else max(1, num // 2)
@@ -152,7 +153,7 @@ def alarm_table(found: Mapping[str, Alarms]) -> Iterable[list[str]]:
         met = power_met(name, seen)
         n = len(seen.fired["rule"])
         bound = upper_95(int(seen.fired["rule"][:, -1].sum()), n)
-        if met is None and (name in worlds.NULLS or name in worlds.BEYOND_NULLS):
+        if met is None and name in {**worlds.NULLS, **worlds.UNEQUAL, **worlds.BEYOND_NULLS}:
             row.append(f"at most {bound:.3f}")
         else:
             row.append("" if met is None else "met" if met else "NOT MET")

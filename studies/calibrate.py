@@ -8,6 +8,7 @@ false alarms rise by up to a sixth, and must still stay below 5. Suspicion may b
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -17,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.stats import alarms, overfit_test, shift_test, slot_choice
+from pipeline.stats import alarms, arm_values, difficulty, overfit_test, shift_test
 from pipeline.stats.design import Design
-from studies import look_scores, rule_twin, simulated, worlds
+from studies import look_scores, probits, rule_twin, simulated, worlds
 from studies.simulated import BATCH, Floats, World, batches
-from studies.source_digest import what_computes
 
 SEED = 20261124
 STATISTICS = ("gap", "arm", "board", "leak")
-SPENT = {"gap": 0.018, "arm": 0.004, "board": 0.022, "leak": 0.025}
+SPENT = {"gap": 0.018, "arm": 0.004, "board": 0.022, "leak": 0.04}
 SPENT_WITHOUT_BOARD = {"gap": 0.034, "arm": 0.004}
 SUSPECTED = {"gap": 0.05, "board": 0.05}
-NULL_NUMBERS = {name: number for number, name in enumerate(worlds.NULLS)}
+NULL_NUMBERS = {name: number for number, name in enumerate(worlds.CALIBRATION)}
+OURS = ("pipeline.", "studies.")
 Progress = Callable[[str], None]
 
 
@@ -47,7 +48,7 @@ def least_levels(world: World, design: Design, seed: tuple[int, ...], num: int) 
 def calibrate(design: Design, num: int, tell: Progress = lambda line: None) -> dict[str, Any]:
     """Return the content of one file of constitution/nulls, from `num` campaigns of each null. The same code gives the same content."""
     seen: dict[str, Floats] = {}
-    for name, world in worlds.NULLS.items():
+    for name, world in nulls_of(design).items():
         tell(f"{name}: {num} campaigns")
         seen[name] = least_levels(world, design, (SEED, NULL_NUMBERS[name]), num)
     last = {name: runs[:, -1] for name, runs in seen.items()}
@@ -101,19 +102,43 @@ def shares_spent(design: Design) -> dict[str, float]:
     return SPENT if design.board_rows and design.submissions else SPENT_WITHOUT_BOARD
 
 
+def nulls_of(design: Design) -> dict[str, World]:
+    """The nulls of a design: those that differ on the board alone belong to designs with a board."""
+    has_board = bool(design.board_rows and design.submissions)
+    return {name: world for name, world in worlds.CALIBRATION.items() if has_board or not world.is_of_the_board}
+
+
 def code_digest(design: Design) -> str:
     """sha256 over what computes in the modules that simulate, and over the constants of the exact tests."""
     digest = hashlib.sha256()
-    for module in (simulated, look_scores, rule_twin):
+    for module in (simulated, probits, look_scores, rule_twin):
         digest.update(what_computes(Path(str(module.__file__)).read_text()).encode())
     constants = (
-        shift_test.HEALTHY_SD, shift_test.STOPPED_SD, shift_test.PRINT_VARIANCE, shift_test.SLACK_VARIANCE,
-        shift_test.LEAST_SPREAD, shift_test.GUARD, overfit_test.LEAST_GAP, overfit_test.LEAST_MEAN_GAP, overfit_test.MEAN_SHARE,
-        slot_choice.SLOPE_VARIANCE, slot_choice.SCORE_VARIANCE, alarms.NAMED,
-        list(worlds.NULLS.items()), shares_spent(design), SUSPECTED, SEED,
+        difficulty.HEALTHY_SD, shift_test.STOPPED_SD, difficulty.PRINT_VARIANCE, shift_test.SLACK_VARIANCE,
+        shift_test.LEAST_SPREAD, shift_test.GUARD, difficulty.DOUBT, overfit_test.LEAST_GAP, overfit_test.LEAST_MEAN_GAP, overfit_test.MEAN_SHARE,
+        arm_values.SLOPE_VARIANCE, arm_values.SCORE_VARIANCE, alarms.NAMED,
+        list(nulls_of(design).items()), shares_spent(design), SUSPECTED, SEED,
     )  # fmt: skip
     digest.update(repr(constants).encode())
     return digest.hexdigest()
+
+
+def what_computes(source: str) -> str:
+    """What of a module's source computes: the same text for the same computation, wherever its modules lie and whatever they are called.
+
+    Comments, layout and docstrings do not compute. Neither do import statements and the names of our own modules: `shift_test.GUARD` and
+    `GUARD` read the same, so that moving or renaming a module changes nothing. What comes from outside is named in full, so that `np.exp`
+    and `math.exp` differ. Empty fields of the syntax tree are left out, because it depends on the version of Python which of them exist.
+    Raises SyntaxError for what is not Python.
+    """
+    tree = ast.parse(source)
+    origins: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            origins |= {each.asname or each.name: each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origins |= {each.asname or each.name: f"{node.module}.{each.name}" for each in node.names}
+    return _source(tree, origins)
 
 
 def _quantile(values: Floats, share: float) -> tuple[float, float, float]:
@@ -141,3 +166,23 @@ def _text(value: float, rounding: str) -> str:
     """Four digits, to the safe side."""
     number = Decimal(value)
     return format(number.quantize(Decimal(1).scaleb(number.adjusted() - 3), rounding=rounding), "f")
+
+
+def _source(node: object, origins: Mapping[str, str]) -> str:
+    """origins: where each imported name comes from, such as np -> numpy and Design -> pipeline.stats.design.Design."""
+    match node:
+        case ast.Import() | ast.ImportFrom() | ast.Expr(ast.Constant(str())):
+            return ""
+        case ast.Attribute(ast.Name(head), name) if head.islower() and head in origins:  # by convention it is a module
+            return name if origins[head].startswith(OURS) else f"{origins[head]}.{name}"
+        case ast.Name(name):
+            origin = origins.get(name, name)
+            return origin.rpartition(".")[2] if origin.startswith(OURS) else origin
+        case ast.AST():
+            fields = [
+                f"{name}={_source(value, origins)}" for name, value in ast.iter_fields(node) if value not in (None, [])
+            ]
+            return f"{type(node).__name__}({' '.join(fields)})"
+        case list():
+            return f"[{' '.join(filter(None, (_source(each, origins) for each in node)))}]"
+    return repr(node)

@@ -2,8 +2,9 @@
 
 Each setting has effects that are drawn once a campaign: a recipe effect in each family, and an exploit, distributed as
 design/statistics.md 5.1 says for an arm (studies.simulated). A setting in the standing recipe keeps 70 % of both, which is that section's
-"next round's means move 70 % toward the winner". The anchor and the replicates of the reference have no effects. Items, effects, seeds and
-board scores are drawn by name, so that every policy meets the same ones and their differences are paired.
+"next round's means move 70 % toward the winner". The anchor and the replicates of the reference have no effects. The reference is a run of
+its recipe, so it has a seed effect, which every lift over it contains. Sets may be easier or harder, as in studies.simulated. Items,
+effects, seeds and board scores are drawn by name, so that every policy meets the same ones and their differences are paired.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from pipeline.campaign.records import Arm, Outcome
 from pipeline.stats.design import Design
-from studies.simulated import EDGE, FOLLOWED, INFERENCE_SD, Floats, Sampler, World
+from studies.simulated import EDGE, FOLLOWED, INFERENCE_SD, Floats, Sampler, World, easier
 
 SEED = 53  # neither that of the critical values nor that of the alarm table
 
@@ -47,9 +48,16 @@ class Nature:
         self.weakest = np.argsort(self.levels)[: self.world.exploited_families]
         rng = self.rng("campaign")
         self.slopes = np.clip(rng.normal(1, self.world.slope_sd, len(self.levels)), *self.world.slope_range)
+        luck = self.world.reference_luck + self.world.seeds(self.rng("seed", "reference"), self._shape(1))[0]
+        self.base = self.levels[:, None]
+        self.own = clip(self.base + luck)  # (F, 1) accuracies of the reference adapter
+        self.dev_easier, self.board_easier = (
+            self.world.easier(probits, len(self.levels)) for probits in (self.world.dev_easier, self.world.board_easier)
+        )
         rows = max(1, self.design.board_rows // len(self.levels))
-        self.hidden = Sampler.new(self.rng("board"), self._shape(rows), self.levels[:, None])
-        self.dev = Sampler.new(self.rng("dev"), self._shape(self.design.dev_items), self.levels[:, None])
+        on_board = clip(self.base + self.slopes[:, None] * luck)
+        self.hidden = self._items(rows, easier(on_board, self.board_easier), "board")
+        self.dev = self._items(self.design.dev_items, easier(self.own, self.dev_easier), "dev")
         printed = self.hidden.reference.mean() + rng.normal(0, INFERENCE_SD, 2)
         self.reference_scores = [f"{score:.2f}" for score in printed]
 
@@ -79,9 +87,8 @@ class Nature:
             if family not in self.repaired:
                 self.repaired[family] = int(name[1:])
                 at = self.families.index(family)
-                new = Sampler.new(
-                    self.rng("dev", family, name), (1, 1, self.design.dev_items), self.levels[at, None, None]
-                )
+                level = easier(self.own, self.dev_easier)[at : at + 1]
+                new = self._items(self.design.dev_items, level, "dev", family, name)
                 self.dev.ease[0, at], self.dev.reference[0, at] = new.ease[0, 0], new.reference[0, 0]
 
     def play(self, number: int, arms: Sequence[Arm]) -> PlayedRound:
@@ -90,13 +97,7 @@ class Nature:
         found = [self.effects(arm) for arm in arms]
         recipe = np.array([effect for effect, _ in found]).T  # (F, A)
         exploit = np.array([bent for _, bent in found])
-        luck = [self.rng("seed", arm.seed) for arm in arms]
-        seed = np.array(
-            [
-                rng.normal(0, world.seed_sd) - world.collapse * (rng.random() < world.collapse_probability)
-                for rng in luck
-            ]
-        )
+        seed = np.concatenate([world.seeds(self.rng("seed", arm.seed), self._shape(1))[0] for arm in arms], 1)
         since = np.array([self.repaired.get(family, 1) for family in self.families])
         gain, learned = np.zeros(recipe.shape), np.zeros(recipe.shape)
         for at in self.weakest:
@@ -105,15 +106,17 @@ class Nature:
             learned[at] = gain[at] if world.fools_fresh else world.efficacy_in(number - since[at]) * exploit
         honest = recipe + seed - world.lost_target * gain
         target = self.slopes[:, None] * (recipe + seed) - world.lost_target * gain
-        base = self.levels[:, None]
-        fresh = Sampler.new(self.rng("fresh", number), self._shape(self.design.fresh_items), base)
+        base, drift = self.base, np.full(self.base.shape, -world.fresh_harder * number)
+        fresh = self._items(self.design.fresh_items, easier(self.own, drift), "fresh", number)
         self.dev.rng, self.hidden.rng = self.rng("dev", *names), self.rng("board", *names)
+        on_dev, on_fresh = clip(base + honest + learned), clip(base + honest + (gain if world.fools_fresh else 0))
         answers = {
-            "dev": self.dev.answers(clip(base + honest + learned)[None])[0],
-            "fresh": fresh.answers(clip(base + honest + (gain if world.fools_fresh else 0))[None])[0],
+            "dev": self.dev.answers(easier(on_dev, self.dev_easier)[None])[0],
+            "fresh": fresh.answers(easier(on_fresh, drift)[None])[0],
         }
         references = {"dev": self.dev.reference[0], "fresh": fresh.reference[0]}
-        hidden = self.hidden.answers(clip(base + target + (gain if world.fools_board else 0))[None])[0].mean((0, 2))
+        on_board = easier(clip(base + target + (gain if world.fools_board else 0)), self.board_easier)
+        hidden = self.hidden.answers(on_board[None])[0].mean((0, 2))
         noise = self.rng("inference", number).normal(0, 1, (2, len(arms)))
         board = hidden + INFERENCE_SD * noise[0] + world.stack_sd * noise[1]
         outcomes = [
@@ -143,6 +146,12 @@ class Nature:
             }
             for item_set, each in answers.items()
         }
+
+    def _items(self, number: int, reference: Floats, *names: object) -> Sampler:
+        """Draw `number` items of each family; reference: (F, 1) its accuracies on them."""
+        return Sampler.new(
+            self.rng(*names), (1, len(reference), number), reference, correlation=self.world.item_correlation
+        )
 
     def _shape(self, items: int) -> tuple[int, int, int]:
         return (1, len(self.levels), items)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.stats.shift_test import HEALTHY_SD, KINDS, SLACK_VARIANCE, BoardModel
+from pipeline.stats.difficulty import HEALTHY_SD
+from pipeline.stats.shift_test import KINDS, SLACK_VARIANCE, BoardModel
 from studies.rule_twin import bayes_factors
 from studies.simulated import Floats
 

@@ -20,12 +20,23 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, NotFound
-from pipeline.stats.decimal_math import Matrix, cholesky, decimal_of, dot, exactly, upper_tail, whiten
-from pipeline.stats.shift_test import HEALTHY_SD, KINDS, SLACK_VARIANCE, BoardModel, bayes_factor
+from pipeline.stats.decimal_math import (
+    Matrix,
+    cholesky,
+    decimal_of,
+    dot,
+    exactly,
+    quantile,
+    upper_tail,
+    whiten,
+)
+from pipeline.stats.difficulty import HEALTHY_SD, corrected, information, moved
+from pipeline.stats.shift_test import KINDS, SLACK_VARIANCE, BoardModel, bayes_factor
 
 EXAMPLE = Path(__file__).resolve().parent / "examples" / "published_campaign.csv"
 DISAGREEMENT = Decimal("0.12")  # share of items on which two equal models differ (statistics.md 1.3)
@@ -155,16 +166,25 @@ def e_values(scores: Scores, upto: int) -> tuple[Decimal, dict[str, Decimal]]:
 
 
 def healthy_model_of_table(scores: Scores, upto: int) -> BoardModel:
-    """Do as shift_test.healthy_model, from printed scores. Round 0 of the model is the first line after the reference."""
+    """Do as shift_test.healthy_model, from printed scores. Round 0 of the model is the first line after the reference.
+
+    A family's lift on dev becomes the lift that the same effect in probits is worth on the board, as the reference's printed totals have it.
+    """
     families = list(scores.dev[0])
     lines = [number for number in range(1, upto + 1) if scores.board[number] is not None]
     reference = scores.board[0]
     assert reference is not None
     with exactly():
-        weight = 1 / Decimal(len(families))
+        weight, rows = 1 / Decimal(len(families)), max(1, scores.dev_rows // len(families))
+        levels = [[_level(line[family], rows) for family in families] for line in scores.dev]
+        known = [information(corrected(Fraction(scores.dev[0][family]) * rows, rows), rows) for family in families]
+        target = moved(levels[0], known, reference, scores.board_rows)
         means = [
-            [weight * (scores.dev[number][family] - scores.dev[0][family]) for family in families]
-            for number in range(1, upto + 1)
+            [
+                weight * target.lift(number, now - before)
+                for number, (now, before) in enumerate(zip(line, levels[0], strict=True))
+            ]
+            for line in levels[1 : upto + 1]
         ]
         effects = [means[number - 1] for number in lines]
         single = _rounding(scores.board_step) + INFERENCE_VARIANCE + weight * _rounding(scores.dev_step)
@@ -177,7 +197,14 @@ def healthy_model_of_table(scores: Scores, upto: int) -> BoardModel:
         lower = cholesky(covariance)
         printed = [scores.board[number] or Decimal(0) for number in lines]
         residual = [y - reference - sum(effect, Decimal(0)) for y, effect in zip(printed, effects, strict=True)]
-        return BoardModel([number - 1 for number in lines], effects, means, lower, whiten(lower, residual))
+        return BoardModel(
+            [number - 1 for number in lines],
+            effects,
+            means,
+            lower,
+            whiten(lower, residual),
+            [HEALTHY_SD**2] * len(families),
+        )
 
 
 def critical_values_of_table(scores: Scores, num: int) -> dict[str, Any]:
@@ -241,6 +268,10 @@ def _rows(path: Path, rows: Sequence[Mapping[str, Any]], column: str) -> int:
 def _step(values: Sequence[Decimal]) -> Decimal:
     """The coarsest last digit that all values are printed with."""
     return Decimal(1).scaleb(min(int(value.as_tuple().exponent) for value in values))
+
+
+def _level(accuracy: Decimal, num_items: int) -> Decimal:
+    return quantile(corrected(Fraction(accuracy) * num_items, num_items))
 
 
 def _rounding(step_size: Decimal) -> Decimal:

@@ -10,19 +10,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
-from pipeline.stats import shift_test, slot_choice
+from pipeline.stats import arm_values, difficulty, shift_test
 from pipeline.stats.design import Design
 from pipeline.stats.overfit_test import LEAST_GAP, LEAST_MEAN_GAP
 from studies.look_scores import LookScores
-from studies.simulated import CountArrays, Floats, Ints, RoundSeen, ahead_on_dev
+from studies.probits import (
+    OnProbits,
+    Target,
+    contrasts,
+    corrected,
+    covariance,
+    density,
+    influence,
+    lifts_at,
+    noise,
+    one_item,
+    target_of,
+)
+from studies.simulated import Floats, Ints, RoundSeen, ahead_on_dev
 
-HEALTHY_VARIANCE = float(shift_test.HEALTHY_SD) ** 2
+HEALTHY_VARIANCE = float(difficulty.HEALTHY_SD) ** 2
 STOPPED_VARIANCE = float(shift_test.STOPPED_SD) ** 2
-PRINT_VARIANCE = float(shift_test.PRINT_VARIANCE)
+PRINT_VARIANCE = float(difficulty.PRINT_VARIANCE)
 SLACK_VARIANCE = float(shift_test.SLACK_VARIANCE)
 LEAST_SPREAD = float(shift_test.LEAST_SPREAD)
-SLOPE_VARIANCE, SCORE_VARIANCE = float(slot_choice.SLOPE_VARIANCE), float(slot_choice.SCORE_VARIANCE)
+SLOPE_VARIANCE, SCORE_VARIANCE = float(arm_values.SLOPE_VARIANCE), float(arm_values.SCORE_VARIANCE)
 
 
 @dataclass
@@ -31,51 +45,68 @@ class Twin:
 
     design: Design
     _seen: list[RoundSeen] = field(default_factory=list)
-    _lifts: list[Floats] = field(default_factory=list)  # of each round's dev items, (C, F, M)
+    _sets: list[tuple[OnProbits, OnProbits]] = field(default_factory=list)  # dev and fresh
+    _influence: list[Floats] = field(default_factory=list)  # of each round's dev items on the mean effect, (C, F, M)
     _gaps: list[Floats] = field(default_factory=list)
     _covariance: Floats | None = None
-    _noise: list[tuple[Floats, Floats]] = field(default_factory=list)
-    _raw: list[Floats] = field(default_factory=list)  # (C, A, F) pooled lifts
+    _noise: list[Floats] = field(
+        default_factory=list
+    )  # of each set, (3, C, F): own, shared, of one answer of the reference
     _scored: list[Ints] = field(default_factory=list)  # (C, K)
     _ahead: list[Ints] = field(default_factory=list)
     _spread: Floats | None = None  # (C, F, F) of the slopes, for the choice of slots
 
     def take(self, seen: RoundSeen) -> None:
         """Add a round's items: everything but its submissions."""
-        design, number = self.design, len(self._seen)
+        number = len(self._seen)
+        dev, fresh = OnProbits(seen.dev), OnProbits(seen.fresh)
+        unit = dev.density
         self._seen.append(seen)
-        lifts = seen.dev.lifts.astype(np.float32)
-        self._lifts.append(lifts)
-        dev_mean, fresh_mean = _mean(seen.dev), _mean(seen.fresh)
-        self._gaps.append(dev_mean - fresh_mean)
-        grown = np.zeros((*dev_mean.shape, number + 1, number + 1))
+        self._sets.append((dev, fresh))
+        self._gaps.append(unit * (dev.effects.mean(2) - fresh.effects.mean(2)))
+        self._influence.append(influence(dev, unit))
+        grown = np.zeros((*unit.shape, number + 1, number + 1))
         if self._covariance is not None:
             grown[..., :number, :number] = self._covariance
         for other in range(number + 1):
-            value = _covariance(seen.dev, self._seen[other].dev, lifts, self._lifts[other])
+            value = covariance(self._influence[-1], self._influence[other])
             grown[..., number, other] = grown[..., other, number] = value
-        fresh_lifts = seen.fresh.lifts.astype(np.float32)
-        floor = 1 / seen.dev.num_items**2 + 1 / seen.fresh.num_items**2
-        fresh_variance = _covariance(seen.fresh, seen.fresh, fresh_lifts, fresh_lifts)
-        grown[..., number, number] += fresh_variance + floor
+        fresh_influence = influence(fresh, unit)
+        grown[..., number, number] += covariance(fresh_influence, fresh_influence)
+        grown[..., number, number] += sum(one_item(each, unit) for each in (dev, fresh))
         self._covariance = grown
-        dev_variance = grown[..., number, number] - fresh_variance - floor
-        dev_noise, fresh_noise = _noise(seen.dev, dev_variance), _noise(seen.fresh, fresh_variance)
-        self._noise.append(((dev_noise[0] + fresh_noise[0]) / 2, (dev_noise[1] + fresh_noise[1]) / 2))
-        m, n = design.dev_items, design.fresh_items
-        self._raw.append(((arm_lifts(seen.dev) * m + arm_lifts(seen.fresh) * n) / (m + n)).swapaxes(1, 2))
+        self._noise += [noise(each) for each in (dev, fresh)]
 
-    def _shrunk(self, number: int) -> tuple[Floats, Floats, Floats]:
-        """Of round `number`: (C, A, F) shrunk lifts, (C, F) their means, (C, F) the share of each deviation that is kept."""
-        raw, own = self._raw[number], self._item_noise()[0] / (self.design.dev_items + self.design.fresh_items)
+    def _item_noise(self) -> Floats:
+        """(2, C, F) variances of one arm alone and shared by all arms, as shares of p (1 - p): over the sets so far."""
+        own, shared, binomial = np.sum(self._noise, 0)
+        return np.stack([own / binomial, shared / binomial])
+
+    def _fresh_level(self) -> tuple[Floats, Floats]:
+        """(C, F) the reference's level on the fresh items of all rounds, and (C, F) its information."""
+        fresh = [on_fresh for _, on_fresh in self._sets]
+        right = np.sum([each.counts.reference for each in fresh], 0)
+        level = ndtri(corrected(right, self.design.fresh_items * len(fresh)))
+        return np.asarray(level), np.asarray(np.sum([each.information for each in fresh], 0))
+
+    def _target(self) -> Target:
+        return target_of(*self._fresh_level(), self._seen[-1].board_reference, self.design.board_rows)
+
+    def _shrunk(self, number: int, target: Floats) -> tuple[Floats, Floats, Floats]:
+        """Of round `number`: (C, A, F) shrunk lifts on the target, (C, F) their means, (C, F) the variance that is left."""
+        dev, fresh = self._sets[number]
+        items = (dev.information + fresh.information)[..., None]
+        pooled = (dev.effects * dev.information[..., None] + fresh.effects * fresh.information[..., None]) / items
+        raw = lifts_at(target, pooled).swapaxes(1, 2)
+        own = self._item_noise()[0] * density(target) ** 2 / items[..., 0]
         mean = raw.mean(1, keepdims=True)
         spread = np.maximum(LEAST_SPREAD, raw.var(1, ddof=1) - own)
         kept = spread / (spread + own)
-        return mean + kept[:, None] * (raw - mean), mean[:, 0], kept
+        return mean + kept[:, None] * (raw - mean), mean[:, 0], kept * own
 
     def choose(self, first: Ints, num: int) -> Ints:
         """Return the (C, K) arms of the newest round to submit, K = `num`: first `first` (C,), then D-optimal ones."""
-        effects = self._shrunk(len(self._seen) - 1)[0] / self.design.families
+        effects = self._shrunk(len(self._seen) - 1, self._fresh_level()[0])[0] / self.design.families
         campaigns, arms, size = effects.shape
         if self._spread is None:
             self._spread = np.broadcast_to(np.eye(size) * SLOPE_VARIANCE, (campaigns, size, size)).copy()
@@ -113,19 +144,14 @@ class Twin:
 
     def _arm_scores(self) -> Floats:
         """(C, F) the largest score of an arm against the others of the newest round."""
-        seen = self._seen[-1]
+        dev, fresh = self._sets[-1]
         if self.design.arms < 3:
-            return np.full(seen.dev.reference.shape, -np.inf)
-        (dev, dev_variance), (fresh, fresh_variance) = _contrasts(seen.dev), _contrasts(seen.fresh)
-        floor = 1 / seen.dev.num_items**2 + 1 / seen.fresh.num_items**2
-        gap = dev - fresh
-        score = np.where(gap >= float(LEAST_GAP), gap / np.sqrt(dev_variance + fresh_variance + floor), -np.inf)
-        return np.asarray(score.max(2))
-
-    def _item_noise(self) -> tuple[Floats, Floats]:
-        """(C, F) variances per item, of one arm alone and shared by all arms: means over the rounds so far."""
-        own, shared = (sum(each) / len(self._noise) for each in zip(*self._noise, strict=True))
-        return np.asarray(own), np.asarray(shared)
+            return np.full(dev.share.shape, -np.inf)
+        unit = dev.density[..., None]
+        (on_dev, dev_variance), (on_fresh, fresh_variance) = contrasts(dev), contrasts(fresh)
+        gap = unit * (on_dev - on_fresh)
+        score = gap / (unit * np.sqrt(dev_variance + fresh_variance))
+        return np.asarray(np.where(gap >= float(LEAST_GAP), score, -np.inf).max(2))
 
     def _board(self, shares: Floats) -> tuple[Floats, Floats]:
         """(C,) E and (C, F) what each family carries of it."""
@@ -133,7 +159,7 @@ class Twin:
         rounds = np.repeat(np.arange(number), [scored.shape[1] for scored in self._scored])
         if not len(rounds):
             return np.ones(len(shares)), shares
-        effect, means, residual, lower = self._healthy_model(rounds)
+        effect, means, residual, lower, slopes = self._healthy_model(rounds)
         lost = []
         for kind in shift_test.KINDS:
             for since in range(int(kind == "gain"), number):
@@ -144,39 +170,41 @@ class Twin:
         carried = np.zeros_like(shares)
         for i, (kind, _) in enumerate(lost, start=1):
             v = white[..., 1 + families * i : 1 + families * (i + 1)]
-            carried += bayes_factors(e, v, all_of_it - v) / (self.design.rounds - int(kind == "gain"))
+            carried += bayes_factors(e, v, all_of_it - v, slopes) / (self.design.rounds - int(kind == "gain"))
         ahead = self.design.rounds - number
         carried += ahead / self.design.rounds + ahead / max(1, self.design.rounds - 1)
         carried *= shares / len(shift_test.KINDS)
         return carried.sum(1), carried
 
-    def _healthy_model(self, rounds: Ints) -> tuple[Floats, list[Floats], Floats, Floats]:
-        """Effects (C, N, F) of the scored arms, each round's (C, F) mean effects, residuals (C, N) and their covariance's (C, N, N) root.
+    def _healthy_model(self, rounds: Ints) -> tuple[Floats, list[Floats], Floats, Floats, Floats]:
+        """Effects (C, N, F) of the scored arms, each round's (C, F) mean effects, residuals (C, N), their covariance's (C, N, N) root, and
+        (C, F) variances of the healthy slopes.
 
         rounds: (N,) of each scored arm.
         """
-        design = self.design
-        weight, hidden = 1 / design.families, design.board_rows / design.families
-        items = design.dev_items + design.fresh_items
+        weight, hidden = 1 / self.design.families, self.design.board_rows / self.design.families
+        target = self._target()
+        binomial, here = ndtr(target.level) * ndtr(-target.level) / hidden, density(target.level)
         own, shared = self._item_noise()
         at = np.arange(len(own))[:, None]
-        effects, means, spreads, observed = [], [], [], []
+        effects, means, left, observed = [], [], [], []
         for i, (seen, scored) in enumerate(zip(self._seen, self._scored, strict=True)):
-            values, mean, kept = self._shrunk(i)
+            values, mean, rest = self._shrunk(i, target.level)
             effects.append(weight * values[at, scored])
             means.append(weight * mean)
-            spreads.append(np.repeat((weight**2 * own * kept / items).sum(1)[:, None], scored.shape[1], 1))
+            left.append(np.repeat((weight**2 * rest).sum(1)[:, None], scored.shape[1], 1))
             observed.append(seen.board[at, scored] - seen.board_reference[:, None])
         effect = np.concatenate(effects, 1)
-        dev_part, fresh_part = design.dev_items / items**2, design.fresh_items / items**2
-        same = rounds[:, None] == rounds
-        common = (weight**2 * shared).sum(1)[:, None, None] * (1 / hidden + dev_part + fresh_part * same)
-        alone = (
-            PRINT_VARIANCE + SLACK_VARIANCE + (weight**2 * own / hidden).sum(1)[:, None] + np.concatenate(spreads, 1)
-        )
-        covariance = PRINT_VARIANCE / 2 + common + HEALTHY_VARIANCE * effect @ effect.swapaxes(1, 2)
+        dev, fresh = (np.stack([each[i].information for each in self._sets])[rounds] for i in (0, 1))  # (N, C, F)
+        parts = np.minimum(dev[:, None], dev) + fresh[:, None] * (rounds[:, None] == rounds)[..., None, None]
+        parts = binomial + here**2 * parts / ((dev + fresh)[:, None] * (dev + fresh))
+        common = np.einsum("cf,nmcf->cnm", weight**2 * shared, parts)
+        covariance = PRINT_VARIANCE / 2 + common + _slopes_and_offset(effect, target)
+        hidden_own = (weight**2 * own * binomial).sum(1)[:, None]
+        alone = PRINT_VARIANCE + SLACK_VARIANCE + hidden_own + np.concatenate(left, 1)
         covariance[:, np.arange(len(rounds)), np.arange(len(rounds))] += alone
-        return effect, means, np.concatenate(observed, 1) - effect.sum(2), np.linalg.cholesky(covariance)
+        residual, lower = np.concatenate(observed, 1) - effect.sum(2), np.linalg.cholesky(covariance)
+        return effect, means, residual, lower, target.slopes
 
     def _leak(self) -> Floats:
         """(C,) the largest score over the rounds in which the leak may have begun."""
@@ -190,14 +218,15 @@ class Twin:
             return np.full(len(at), -np.inf)
         weight, hidden = 1 / self.design.families, self.design.board_rows / self.design.families
         own, shared = self._item_noise()
-        effect = np.stack([weight * arm_lifts(self._seen[i].fresh)[at, :, arm] for i, arm in used], 1)
+        target = self._target()
+        binomial, here = ndtr(target.level) * ndtr(-target.level) / hidden, density(target.level)
+        effect = np.stack([weight * lifts_at(target.level, self._sets[i][1].effects)[at, :, arm] for i, arm in used], 1)
         printed = np.stack([self._seen[i].board[at, arm] - self._seen[i].board_reference for i, arm in used], 1)
-        covariance = np.broadcast_to(
-            (PRINT_VARIANCE / 2 + weight**2 * shared.sum(1) / hidden)[:, None, None], (len(at), len(used), len(used))
-        ) + HEALTHY_VARIANCE * effect @ effect.swapaxes(1, 2)
-        alone = PRINT_VARIANCE + SLACK_VARIANCE
-        alone = alone + (weight**2 * (own / hidden + (own + shared) / self.design.fresh_items)).sum(1)
-        covariance += alone[:, None, None] * np.eye(len(used))
+        covariance = (PRINT_VARIANCE / 2 + weight**2 * (shared * binomial).sum(1))[:, None, None]
+        covariance = covariance + _slopes_and_offset(effect, target)
+        for place, (i, _) in enumerate(used):
+            sampling = own * binomial + (own + shared) * here**2 / self._sets[i][1].information
+            covariance[:, place, place] += PRINT_VARIANCE + SLACK_VARIANCE + weight**2 * sampling.sum(1)
         lower = np.linalg.cholesky(covariance)
         steps = np.tril(np.ones((len(used), len(used))))  # column c: 1 from round c on
         columns = np.concatenate([(printed - effect.sum(2))[..., None], np.broadcast_to(steps, covariance.shape)], 2)
@@ -216,18 +245,13 @@ def looks(rounds: list[RoundSeen], design: Design) -> Iterator[tuple[RoundSeen, 
         yield seen, ahead, twin.look(scored, ahead)
 
 
-def arm_lifts(counts: CountArrays) -> Floats:
-    """(C, F, A) lifts over the reference, in accuracy."""
-    return np.asarray((counts.right - counts.reference[..., None]) / counts.num_items)
-
-
-def bayes_factors(e: Floats, v: Floats, u: Floats) -> Floats:
+def bayes_factors(e: Floats, v: Floats, u: Floats, slopes: Floats | float = HEALTHY_VARIANCE) -> Floats:
     """(C, F) stopped against healthy, from whitened (C, N, 1) residuals, (C, N, F) lost and (C, N, F) other effects.
 
-    shift_test.bayes_factor has the algebra.
+    slopes: (C, F) variances of the healthy slopes. shift_test.bayes_factor has the algebra.
     """
     shifted = e + v
-    across, own = -HEALTHY_VARIANCE, STOPPED_VARIANCE - HEALTHY_VARIANCE
+    across, own = -slopes, STOPPED_VARIANCE - slopes
     uu, uv, vv, ue, ve = ((x * y).sum(1) for x, y in ((u, u), (u, v), (v, v), (u, shifted), (v, shifted)))
     a, b, c, d = 1 + across * uv, across * vv, across * uu + own * uv, 1 + across * uv + own * vv
     determinant = a * d - b * c
@@ -235,6 +259,13 @@ def bayes_factors(e: Floats, v: Floats, u: Floats) -> Floats:
     explained = (ue * (d * p - b * q) + ve * (a * q - c * p)) / determinant
     change = (shifted * shifted).sum(1) - explained - (e * e).sum(1)
     return np.asarray(np.exp(-change / 2) / np.sqrt(determinant))
+
+
+def _slopes_and_offset(effect: Floats, target: Target) -> Floats:
+    """(C, N, N) covariance of the residuals by the families' slopes and by the error of the target's level. effect: (C, N, F)."""
+    bent = (effect * target.level[:, None]).sum(2)
+    by_slopes = (effect * target.slopes[:, None]) @ effect.swapaxes(1, 2)
+    return np.asarray(by_slopes + target.variance[:, None, None] * bent[:, :, None] * bent[:, None])
 
 
 def _least_squares(gaps: Floats, covariance: Floats, least: float) -> Floats:
@@ -247,31 +278,3 @@ def _least_squares(gaps: Floats, covariance: Floats, least: float) -> Floats:
         total = (weights * gaps).sum(-1)
         best = np.maximum(best, np.where(total / information >= least, total / np.sqrt(information), -np.inf))
     return best
-
-
-def _mean(counts: CountArrays) -> Floats:
-    arms = counts.right.shape[2]
-    return np.asarray((counts.right.sum(2) - arms * counts.reference) / (arms * counts.num_items))
-
-
-def _covariance(one: CountArrays, other: CountArrays, lifts: Floats, other_lifts: Floats) -> Floats:
-    n, arms = one.num_items, one.right.shape[2]
-    products = np.einsum("cfm,cfm->cf", lifts, other_lifts).astype(np.float64) / arms**2  # sums below 2^24 are exact
-    return np.asarray((products - n * _mean(one) * _mean(other)) / (n * (n - 1)))
-
-
-def _noise(counts: CountArrays, variance_of_mean: Floats) -> tuple[Floats, Floats]:
-    arms, n = counts.right.shape[2], counts.num_items
-    if arms < 2:
-        own = np.full(counts.reference.shape, 0.25)
-    else:
-        own = (counts.right.sum(2) - counts.squares / arms) / (n * (arms - 1))
-    return own, np.maximum(0, variance_of_mean * n - own / arms)
-
-
-def _contrasts(counts: CountArrays) -> tuple[Floats, Floats]:
-    """(C, F, A) each arm minus the mean of the others, and the variance of that mean over items."""
-    n, arms = counts.num_items, counts.right.shape[2]
-    mean = (arms * counts.right - counts.right.sum(2, keepdims=True)) / ((arms - 1) * n)
-    squares = arms**2 * counts.right - 2 * arms * counts.with_others + counts.squares[..., None]
-    return mean, (squares / (arms - 1) ** 2 - n * mean**2) / (n * (n - 1))

@@ -211,8 +211,7 @@ def submissions(rounds: Sequence[RoundOutcomes], target: Target, first: Sequence
 
 def counts_of(outcomes: RoundOutcomes, target: Target) -> RoundCounts:
     """Count a round. Its board scores count only where the reference has one to compare with."""
-    known = outcomes.scores if target.reference_score is not None else {}
-    return round_counts(outcomes.reference, outcomes.scored, known, target.reference_score or Decimal(0))
+    return round_counts(outcomes.reference, outcomes.scored, outcomes.scores, target.reference_score)
 
 
 def with_names(tests: Verdict, rounds: Sequence[RoundOutcomes], arms: Sequence[str]) -> NamedVerdict:

@@ -17,7 +17,7 @@ from fractions import Fraction
 
 from pipeline.campaign.records import Outcome
 from pipeline.stats.counts import Counts, count
-from pipeline.stats.decimal_math import decimal_of, exactly, upper_quantile
+from pipeline.stats.decimal_math import exactly, upper_quantile
 from pipeline.stats.design import CriticalValues, Design
 from pipeline.stats.leak_test import LeakTest, leak_test
 from pipeline.stats.overfit_test import (
@@ -50,6 +50,7 @@ class RoundCounts:
     scores: Mapping[int, Decimal]
     ahead: int | None = None
     names: tuple[str, ...] = ()  # the arms' names, by position
+    reference_score: Decimal | None = None  # the mean of the reference's printed scores
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,12 @@ class Verdict:
 
 
 def round_counts(
-    reference: Outcome, outcomes: Sequence[Outcome], scores: Mapping[str, Decimal], reference_score: Decimal
+    reference: Outcome, outcomes: Sequence[Outcome], scores: Mapping[str, Decimal], reference_score: Decimal | None
 ) -> RoundCounts:
     """Count the arms of one round that have dev and fresh scores. At least one must.
 
-    `scores` maps the names of submitted arms to their printed board scores; `reference_score` is the reference's. Both are accuracies from
-    0 to 1. Raises IntegrityError where an arm and the reference have different numbers of items.
+    `scores` maps the names of submitted arms to their printed board scores; `reference_score` is the reference's, and without it the scores
+    do not count. Both are accuracies from 0 to 1. Raises IntegrityError where an arm and the reference have different numbers of items.
     """
     arms = [outcome for outcome in outcomes if outcome.scored("dev") and outcome.scored("fresh")]
     counted = {
@@ -112,20 +113,24 @@ def round_counts(
         for item_set in ("dev", "fresh")
     }
     right = [sum(counts.right[position] for counts in counted["dev"].values()) for position in range(len(arms))]
-    with exactly():
-        printed = {
-            position: scores[arm.arm] - reference_score for position, arm in enumerate(arms) if arm.arm in scores
-        }
-    return RoundCounts(
-        counted["dev"], counted["fresh"], printed, right.index(max(right)), tuple(arm.arm for arm in arms)
-    )
+    printed: dict[int, Decimal] = {}
+    if reference_score is not None:
+        with exactly():
+            printed = {n: scores[arm.arm] - reference_score for n, arm in enumerate(arms) if arm.arm in scores}
+    names = tuple(arm.arm for arm in arms)
+    return RoundCounts(counted["dev"], counted["fresh"], printed, right.index(max(right)), names, reference_score)
 
 
 def board_rounds(rounds: Sequence[RoundCounts]) -> list[BoardRound]:
     """Convert rounds to the form that the board and leak tests need, with families in name order."""
     families = sorted(rounds[-1].dev)
     return [
-        BoardRound(tuple(counts.dev[f] for f in families), tuple(counts.fresh[f] for f in families), counts.scores)
+        BoardRound(
+            tuple(counts.dev[f] for f in families),
+            tuple(counts.fresh[f] for f in families),
+            counts.scores,
+            counts.reference_score,
+        )
         for counts in rounds
     ]
 
@@ -179,7 +184,7 @@ def _gap_tests(looks: Mapping[str, Sequence[FamilyCounts]], terms: Mapping[str, 
     return tests + [replace(test, since=test.since + common) for test in means]
 
 
-def upper_bound(gap: Fraction, variance: Fraction) -> Decimal:
+def upper_bound(gap: Decimal, variance: Decimal) -> Decimal:
     """The one-sided 95 % upper bound of a gap, as a difference of accuracies."""
     with exactly():
-        return decimal_of(gap) + upper_quantile(BOUND_LEVEL) * decimal_of(variance).sqrt()
+        return gap + upper_quantile(BOUND_LEVEL) * variance.sqrt()

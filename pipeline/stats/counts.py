@@ -1,4 +1,4 @@
-"""Reduce the outcome strings of one item set, one family and one round to the integers that every test uses.
+"""Reduce the outcome strings of one item set, one family and one round to what every test uses: who was right on which item.
 
     count(["110T", "0101"], "0100")     arms a0 and a1, then the reference
 
@@ -13,38 +13,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
-from itertools import compress
-from operator import mul
 
 from pipeline.campaign.errors import IntegrityError
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """The sums that every test needs, for A arms and n items.
+    """The right answers of A arms and the reference to n items, as whole numbers in which bit i stands for item i.
 
-    `right` and `with_others` have one entry for each arm; `lifts` has one for each item, S_i - A Y_i0, from -A to A. Two objects are equal
-    only if they are the same object, which makes them cheap cache keys: `count` returns the same object for the same strings.
+    Two objects are equal only if they are the same object, which makes them cheap cache keys: `count` returns the same object for the same
+    strings.
     """
 
-    right: tuple[int, ...]  # sum_i Y_ij of each arm
-    with_others: tuple[int, ...]  # sum_i Y_ij S_i of each arm
-    squares: int  # sum_i S_i^2
-    reference: int  # sum_i Y_i0
-    lifts: tuple[int, ...]
-
-    @property
-    def num_items(self) -> int:
-        return len(self.lifts)
+    num_items: int
+    arms: tuple[int, ...]
+    marks: int  # the reference's
 
     @property
     def num_arms(self) -> int:
-        return len(self.right)
+        return len(self.arms)
+
+    @cached_property
+    def right(self) -> tuple[int, ...]:
+        """The number of right answers of each arm."""
+        return tuple(arm.bit_count() for arm in self.arms)
+
+    @property
+    def reference(self) -> int:
+        """The number of right answers of the reference."""
+        return self.marks.bit_count()
 
     @property
     def mean_lift(self) -> Fraction:
         """The mean over arms and items of Y_ij - Y_i0, as a difference of accuracies."""
-        return Fraction(sum(self.lifts), self.num_arms * self.num_items)
+        return Fraction(sum(self.right), self.num_arms * self.num_items) - Fraction(self.reference, self.num_items)
 
     def arm_lifts(self) -> tuple[Fraction, ...]:
         """The lift of each arm over the reference, as a difference of accuracies."""
@@ -55,23 +57,22 @@ class Counts:
         """The variance, for one item, of an arm's answer around the mean answer of all arms (within-item mean square)."""
         if self.num_arms < 2:
             return Fraction(1, 4)
-        within = sum(self.right) - Fraction(self.squares, self.num_arms)
+        within = sum(self.right) - Fraction(self._squares, self.num_arms)
         return within / (self.num_items * (self.num_arms - 1))
 
     @cached_property
     def shared_variance(self) -> Fraction:
         """The variance, for one item, of the lift that all arms share. The arms' own variance is subtracted; the result is at least 0."""
-        total = covariance(self, self) * self.num_items
-        return max(Fraction(0), total - self.own_variance / self.num_arms)
-
-    def arm_contrast(self, arm: int) -> tuple[Fraction, Fraction]:
-        """Mean over the items of the arm's answer minus the mean answer of the other arms, and the variance of that mean. Needs two arms."""
         n, arms = self.num_items, self.num_arms
-        total = arms * self.right[arm] - sum(self.right)
-        squares = arms**2 * self.right[arm] - 2 * arms * self.with_others[arm] + self.squares
-        mean = Fraction(total, (arms - 1) * n)
-        variance = (Fraction(squares, (arms - 1) ** 2) - n * mean**2) / (n * (n - 1))
-        return mean, variance
+        with_reference = sum((arm & self.marks).bit_count() for arm in self.arms)
+        squares = Fraction(self._squares - 2 * arms * with_reference, arms**2) + self.reference
+        total = (squares - n * self.mean_lift**2) / (n - 1)
+        return max(Fraction(0), total - self.own_variance / arms)
+
+    @cached_property
+    def _squares(self) -> int:
+        """The sum over items of S_i^2."""
+        return sum((one & other).bit_count() for one in self.arms for other in self.arms)
 
 
 def count(arms: Sequence[str], reference: str) -> Counts:
@@ -91,29 +92,9 @@ def _count(arms: tuple[str, ...], reference: str) -> Counts:
             f"The outcome strings of {len(arms)} arms and the reference have {lengths} items and cannot be paired",
             "At least one arm is needed, and all strings must have the same length of at least two items",
         )
-    marks = [[mark == "1" for mark in arm] for arm in arms]
-    base = [mark == "1" for mark in reference]
-    totals = [sum(item) for item in zip(*marks, strict=True)]
-    return Counts(
-        right=tuple(sum(arm) for arm in marks),
-        with_others=tuple(sum(compress(totals, arm)) for arm in marks),
-        squares=sum(total * total for total in totals),
-        reference=sum(base),
-        lifts=tuple(total - len(arms) * mark for total, mark in zip(totals, base, strict=True)),
-    )
+    return Counts(len(reference), tuple(_bits(arm) for arm in arms), _bits(reference))
 
 
-@lru_cache(maxsize=65536)
-def covariance(one: Counts, other: Counts) -> Fraction:
-    """Covariance of the mean lifts of two rounds on the same items. Of a round with itself, it is the variance of its mean lift.
-
-    Raises IntegrityError where the rounds have different numbers of items.
-    """
-    n = one.num_items
-    if other.num_items != n:
-        raise IntegrityError(
-            f"Two rounds have {n} and {other.num_items} items, so they were not scored on the same item set"
-        )
-    products = sum(map(mul, one.lifts, other.lifts))
-    centred = products - Fraction(sum(one.lifts) * sum(other.lifts), n)
-    return centred / (one.num_arms * other.num_arms * n * (n - 1))
+def _bits(marks: str) -> int:
+    """The right answers as a whole number. The last item is bit 0, which is no matter: all strings have one order."""
+    return int("".join("1" if mark == "1" else "0" for mark in marks), 2)

@@ -1,10 +1,14 @@
-"""The gap test (C1): have the arms learned the dev items instead of the skill that the items test? All values are exact rationals.
+"""The gap test (C1): have the arms learned the dev items instead of the skill that the items test?
 
-Dev and fresh items come from one generator, so the arms' lift over the reference is the same on both unless dev items were learned. The
-gap of round r is g_r = mean dev lift - mean fresh lift over all arms. (The winner's own gap would be biased, because the winner was
-selected.) Dev items stay for the whole campaign, so their sampling error is the same in every g_r, and the rounds before any harm show
-it. Let G be the covariance of (g_1 .. g_r): dev gives covariances between rounds, fresh gives variances within a round. By generalised
-least squares, the test of "a gap d from round c on" is
+Dev and fresh items come from one generator, so the arms' effect over the reference, in probits (pipeline.stats.difficulty), is the same on
+both unless dev items were learned, whether or not one of the sets is harder. The gap of round r is
+
+    g_r = density(reference's level on dev) (mean effect on dev - mean effect on fresh)
+
+over all arms: the difference in points that it makes on dev. (The winner's own gap would be biased, because the winner was selected.) Dev
+items stay for the whole campaign, so their sampling error is the same in every g_r, and the rounds before any harm show it. Let G be the
+covariance of (g_1 .. g_r): dev gives covariances between rounds, fresh gives variances within a round. By generalised least squares, the
+test of "a gap d from round c on" is
 
     T_c = 1_c' G^-1 g / sqrt(1_c' G^-1 1_c),   d = 1_c' G^-1 g / 1_c' G^-1 1_c,   1_c = 1 from round c on
 
@@ -14,21 +18,23 @@ by their headroom (1 - reference accuracy). With level = alpha / (R (R + 1) / 2)
 alpha. The looks and the c's are correlated, so constitution/nulls, which spends the same alpha in simulation, allows a higher
 level. (statistics.md 3 tests g_r alone.) Each variance is increased by the weight of one item, so that a small set never seems noiseless.
 
-The arm test finds one arm of eight that cheats, which a mean over arms would dilute. It compares Y_ij minus the mean of the other arms
-on dev with the same on fresh.
+The arm test finds one arm of eight that cheats, which a mean over arms would dilute. It compares the level of an arm minus the mean level
+of the other arms on dev with the same on fresh. Sums are decimals; a test's gap and variance are rounded to twelve digits, as records hold
+them, and compared as rationals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
-from math import lcm
-from operator import mul
 
-from pipeline.stats.counts import Counts, covariance
-from pipeline.stats.decimal_math import upper_quantile
+from pipeline.campaign.errors import IntegrityError
+from pipeline.stats.counts import Counts
+from pipeline.stats.decimal_math import Matrix, cholesky, dot, exactly, rounded, upper_quantile, whiten
+from pipeline.stats.difficulty import covariance, on_probits
 
 LEAST_GAP = Fraction(1, 50)
 LEAST_MEAN_GAP = Fraction(1, 100)
@@ -90,8 +96,7 @@ def family_tests(family: str, looks: Sequence[FamilyCounts]) -> list[GapTest]:
 @lru_cache(maxsize=256)
 def _family_tests(family: str, looks: tuple[FamilyCounts, ...]) -> tuple[GapTest, ...]:
     """The cache: the verdict and the power card need the same tests."""
-    gaps = [look.dev.mean_lift - look.fresh.mean_lift for look in looks]
-    return tuple(_least_squares(family, gaps, _covariances(looks)))
+    return tuple(_least_squares(family, [_gap(look) for look in looks], _covariances(looks)))
 
 
 def mean_tests(looks: Sequence[Sequence[FamilyCounts]]) -> list[GapTest]:
@@ -101,79 +106,79 @@ def mean_tests(looks: Sequence[Sequence[FamilyCounts]]) -> list[GapTest]:
 
 @lru_cache(maxsize=64)
 def _mean_tests(looks: tuple[tuple[FamilyCounts, ...], ...]) -> tuple[GapTest, ...]:
-    size = len(looks)
-    gaps = [
-        sum((counts.dev.mean_lift - counts.fresh.mean_lift for counts in families), Fraction(0)) / size
-        for families in zip(*looks, strict=True)
-    ]
     parts = [_covariances(rounds) for rounds in looks]
-    rounds = range(len(gaps))
-    covariances = [[sum((part[i][j] for part in parts), Fraction(0)) / size**2 for j in rounds] for i in rounds]
+    rounds = range(len(looks[0]))
+    with exactly():
+        gaps = [sum(map(_gap, families), Decimal(0)) / len(looks) for families in zip(*looks, strict=True)]
+        covariances = [
+            [sum((part[i][j] for part in parts), Decimal(0)) / len(looks) ** 2 for j in rounds] for i in rounds
+        ]
     return tuple(_least_squares(ALL, gaps, covariances))
 
 
-def _least_squares(family: str, gaps: Sequence[Fraction], covariances: Sequence[Sequence[Fraction]]) -> list[GapTest]:
-    """Compute d and its variance for each c. Like `_inverse`, it uses whole numbers until the last step."""
-    inverse, unit = _inverse(covariances)
-    shared = lcm(*(gap.denominator for gap in gaps))
-    whole = [int(gap * shared) for gap in gaps]
-    tests = []
-    for since in range(len(gaps)):
-        weights = [sum(row[since:]) for row in inverse]
-        information = sum(weights[since:])
-        gap = Fraction(sum(map(mul, weights, whole)), information * shared)
-        tests.append(GapTest(family, since, None, gap, 1 / (information * unit)))
+def _least_squares(family: str, gaps: Sequence[Decimal], covariances: Matrix) -> list[GapTest]:
+    """Compute d and its variance for each c."""
+    lower = cholesky(covariances)
+    e, tests = whiten(lower, gaps), []
+    with exactly():
+        for since in range(len(gaps)):
+            step = whiten(lower, [Decimal(int(i >= since)) for i in range(len(gaps))])
+            information = dot(step, step)
+            tests.append(_test(family, since, None, dot(step, e) / information, 1 / information))
     return tests
 
 
 def arm_tests(family: str, look: FamilyCounts) -> list[GapTest]:
     """Test each arm of a round against the other arms; there are no tests where the round has fewer than three arms."""
+    return [*_arm_tests(family, look)]
+
+
+@lru_cache(maxsize=512)
+def _arm_tests(family: str, look: FamilyCounts) -> tuple[GapTest, ...]:
+    """The cache: the verdict and the finalists need the same tests."""
     if look.dev.num_arms < 3:
-        return []
-    tests = []
-    for arm in range(look.dev.num_arms):
-        (dev, dev_variance), (fresh, fresh_variance) = look.dev.arm_contrast(arm), look.fresh.arm_contrast(arm)
-        floor = _one_item(look.dev) + _one_item(look.fresh)
-        tests.append(GapTest(family, -1, arm, dev - fresh, dev_variance + fresh_variance + floor))
-    return tests
+        return ()
+    dev, fresh, tests = on_probits(look.dev), on_probits(look.fresh), []
+    with exactly():
+        for arm in range(look.dev.num_arms):
+            (on_dev, dev_variance), (on_fresh, fresh_variance) = dev.contrast(arm), fresh.contrast(arm)
+            gap, variance = dev.density * (on_dev - on_fresh), dev.density**2 * (dev_variance + fresh_variance)
+            tests.append(_test(family, -1, arm, gap, variance))
+    return tuple(tests)
 
 
-def latest_gap(look: FamilyCounts) -> tuple[Fraction, Fraction]:
+def _test(family: str, since: int, arm: int | None, gap: Decimal, variance: Decimal) -> GapTest:
+    return GapTest(family, since, arm, Fraction(rounded(gap)), Fraction(rounded(variance)))
+
+
+def latest_gap(look: FamilyCounts) -> tuple[Decimal, Decimal]:
     """The gap of one round alone, and its variance. An upper bound is computed from them."""
-    gap = look.dev.mean_lift - look.fresh.mean_lift
-    return gap, _covariances([look])[0][0]
+    return _gap(look), _covariances([look])[0][0]
 
 
-def _covariances(looks: Sequence[FamilyCounts]) -> list[list[Fraction]]:
+def _gap(look: FamilyCounts) -> Decimal:
+    dev = on_probits(look.dev)
+    with exactly():
+        return dev.density * (dev.mean_effect - on_probits(look.fresh).mean_effect)
+
+
+def _covariances(looks: Sequence[FamilyCounts]) -> Matrix:
     """The covariance G of one family's gaps in these rounds."""
-    matrix = [[covariance(first.dev, second.dev) for second in looks] for first in looks]
-    for number, look in enumerate(looks):
-        fresh = covariance(look.fresh, look.fresh)
-        matrix[number][number] += fresh + _one_item(look.dev) + _one_item(look.fresh)
-    return matrix
+    with exactly():
+        matrix = [[_dev_covariance(first.dev, second.dev) for second in looks] for first in looks]
+        for number, look in enumerate(looks):
+            dev, fresh = on_probits(look.dev), on_probits(look.fresh)
+            matrix[number][number] = dev.density**2 * (dev.mean_variance + fresh.mean_variance)
+        return matrix
 
 
-def _one_item(counts: Counts) -> Fraction:
-    """What one more disagreement would add to the variance of a mean. Adding it keeps every variance above 0."""
-    return Fraction(1, counts.num_items**2)
-
-
-def _inverse(matrix: Sequence[Sequence[Fraction]]) -> tuple[list[list[int]], Fraction]:
-    """The inverse of a positive definite matrix, as whole numbers and the factor that they are multiplied with.
-
-    Gauss-Jordan elimination on whole numbers makes each division exact (Bareiss 1968). A positive definite matrix needs no pivoting.
-    Elimination on ratios computes a greatest common divisor at every step, which takes ten times as long for twenty rounds.
-    """
-    size, scale = len(matrix), lcm(*(value.denominator for row in matrix for value in row))
-    rows = [
-        [*(int(value * scale) for value in row), *(int(i == j) for j in range(size))] for i, row in enumerate(matrix)
-    ]
-    before = 1
-    for i in range(size):
-        pivot = rows[i][i]
-        for j in range(size):
-            if j != i:
-                factor = rows[j][i]
-                rows[j] = [(pivot * a - factor * b) // before for a, b in zip(rows[j], rows[i], strict=True)]
-        before = pivot
-    return [row[size:] for row in rows], Fraction(scale, before)
+@lru_cache(maxsize=65536)
+def _dev_covariance(one: Counts, other: Counts) -> Decimal:
+    """Raises IntegrityError where the rounds have different numbers of items."""
+    if other.num_items != one.num_items:
+        raise IntegrityError(
+            f"Two rounds have {one.num_items} and {other.num_items} items, so they were not scored on the same item set"
+        )
+    first, second = on_probits(one), on_probits(other)
+    with exactly():
+        return first.density * second.density * covariance(first.mean_items, second.mean_items, one.num_items)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 
-from pipeline.stats.decimal_math import decimal_of, exactly, upper_quantile
+from pipeline.stats.decimal_math import decimal_of, density, exactly, upper_quantile
 from pipeline.stats.design import CriticalValues, Design
+from pipeline.stats.difficulty import HEALTHY_SD, PRINT_VARIANCE, on_probits
 from pipeline.stats.overfit_test import ALL, LEAST_GAP, FamilyCounts, GapTest, family_tests, mean_tests, portion
-from pipeline.stats.shift_test import HEALTHY_SD, PRINT_VARIANCE, SLACK_VARIANCE, BoardRound, item_noise
+from pipeline.stats.shift_test import SLACK_VARIANCE, BoardRound, board_target, hidden_variance, item_noise
 
 POWER_LEVEL = Fraction(1, 5)
 THRESHOLD_LEVEL = Fraction(1, 40)  # two-sided 95 %
@@ -70,15 +71,15 @@ def thresholds(boards: Sequence[BoardRound], design: Design) -> tuple[Decimal, D
     deviation grows with x, because the slopes vary: x^2 (1 - 1.96^2 s^2) = 1.96^2 noise, where s is the standard deviation of a slope,
     divided by sqrt F for a gain in all F families.
     """
-    families = len(boards[0].dev)
+    families, target = len(boards[0].dev), board_target(boards, design)
     with exactly():
         weight = 1 / Decimal(families)
-        hidden = weight * design.board_rows
         noise = PRINT_VARIANCE * 3 / 2 + SLACK_VARIANCE
         for family in range(families):
             own, shared = item_noise(boards, family)
-            items = boards[-1].dev[family].num_items + boards[-1].fresh[family].num_items
-            noise += weight**2 * (own + shared) * (1 / hidden + 1 / Decimal(items))
+            sets = (boards[-1].dev[family], boards[-1].fresh[family])
+            lifts = density(target.levels[family]) ** 2 / sum(on_probits(counts).information for counts in sets)
+            noise += weight**2 * (own + shared) * (hidden_variance(target, family, weight * design.board_rows) + lifts)
         quantile = upper_quantile(THRESHOLD_LEVEL)
         spread = quantile**2 * HEALTHY_SD**2
         total = quantile * (noise / (1 - spread * weight)).sqrt()

@@ -1,21 +1,24 @@
 """The board test (C2): does a gain that dev and fresh agree on also arrive on the external target? All numbers are decimals.
 
-The board prints one number for a submission. Let x_id be the lift of arm i in family d (dev and fresh pooled, shrunk to the round's mean)
-and w_d the family's weight. The model of a printed score is
+The board prints one number for a submission. Let x_id be the lift that arm i's effect in family d is worth on the board: the effect in
+probits (dev and fresh pooled by their information) at the reference's level on the board, shrunk to the round's mean. That level follows
+from the reference's printed total (pipeline.stats.difficulty). Let w_d be the family's weight. The model of a printed score is
 
     y_i - y_ref = sum_d w_d b_d x_id + noise        healthy: every b_d ~ N(1, 0.2^2); dev may be somewhat off
     from round c on, family d stopped:              b_d ~ N(0, 0.3^2), for all of its lift ("level") or for
                                                     what it gained over round c - 1 ("gain")
 
+The healthy slopes vary by more than 0.2 where the printed total may also mean that one family alone is easier or harder on the board.
+
 Both hypotheses are Gaussian with known covariance, so the Bayes factor of each (d, c, level or gain) has a closed form. E is their mean,
 weighted with the families' headroom. A change in a future round counts as 1, which makes E an e-process (Shafer and Vovk 0912.4269):
 under the healthy model it exceeds 40 in at most 1 campaign of 40. The critical value in use is lower. It is the 97.8 % point of the
-campaign's largest E under the worst of three simulated nulls (constitution/nulls). A family is named if it carries half of E.
+campaign's largest E under the worst of eight simulated nulls (constitution/nulls). A family is named if it carries half of E.
 
 The noise has these parts: rounding and inference of each printed score and of the reference's two scores; the sampling of hidden, dev
-and fresh items; and a standard deviation of 0.8 points for a different evaluation stack. The sampling noise has a part for each arm and
-a part that all arms share, which is mostly the reference's own error. The shared part persists for board and dev and is
-new in each round for fresh.
+and fresh items; the error of the board's level; and a standard deviation of 0.8 points for a different evaluation stack. The sampling
+noise has a part for each arm and a part that all arms share, which is mostly the reference's own error. The shared part persists for board
+and dev and is new in each round for fresh.
 """
 
 from __future__ import annotations
@@ -27,12 +30,11 @@ from fractions import Fraction
 from functools import cached_property
 
 from pipeline.stats.counts import Counts
-from pipeline.stats.decimal_math import Matrix, cholesky, decimal_of, dot, exactly, whiten
+from pipeline.stats.decimal_math import Matrix, cholesky, decimal_of, density, dot, exactly, probability, whiten
 from pipeline.stats.design import Design
+from pipeline.stats.difficulty import PRINT_VARIANCE, Target, fresh_target, on_probits, target_of
 
-HEALTHY_SD = Decimal("0.2")  # the standard deviation of a family's slope where nothing is wrong
 STOPPED_SD = Decimal("0.3")  # the standard deviation, around 0, of the slope of a family that stopped
-PRINT_VARIANCE = Decimal("0.01") ** 2 / 12 + Decimal("0.004") ** 2  # rounding to 0.01; inference (statistics.md 1.2)
 SLACK_VARIANCE = Decimal("0.008") ** 2
 LEAST_SPREAD = Decimal("0.000001")  # the least variance of true lifts between the arms of a round
 GUARD = Decimal(
@@ -45,12 +47,14 @@ KINDS = ("level", "gain")
 class BoardRound:
     """The data of one round. `dev` and `fresh` have one entry for each family, in the order of the shares.
 
-    `scores` maps an arm's position to its printed score minus the reference's, as a difference of accuracies.
+    `scores` maps an arm's position to its printed score minus the reference's, as a difference of accuracies. `reference` is the
+    reference's printed score, an accuracy from 0 to 1, or None where it has none.
     """
 
     dev: tuple[Counts, ...]
     fresh: tuple[Counts, ...]
     scores: Mapping[int, Decimal]
+    reference: Decimal | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class BoardModel:
     means: list[list[Decimal]]  # w_d times the mean of x over all arms, by round and family
     lower: Matrix
     residual: list[Decimal]
+    slopes: Sequence[Decimal]  # the variance of each family's healthy slope
 
     @cached_property
     def whitened(self) -> list[list[list[Decimal]]]:
@@ -144,7 +149,7 @@ def bayes_factor(model: BoardModel, family: int, since: int, kind: str) -> Decim
         u = [a - b for a, b in zip(whole, v, strict=True)]
         e = model.residual
         shifted = [a + b for a, b in zip(e, v, strict=True)]
-        across, own = -(HEALTHY_SD**2), STOPPED_SD**2 - HEALTHY_SD**2
+        across, own = -model.slopes[family], STOPPED_SD**2 - model.slopes[family]
         uu, uv, vv, ue, ve = dot(u, u), dot(u, v), dot(v, v), dot(u, shifted), dot(v, shifted)
         a, b, c, d = 1 + across * uv, across * vv, across * uu + own * uv, 1 + across * uv + own * vv
         determinant = a * d - b * c
@@ -156,95 +161,123 @@ def bayes_factor(model: BoardModel, family: int, since: int, kind: str) -> Decim
 
 def healthy_model(rounds: Sequence[BoardRound], num_families: int, design: Design) -> BoardModel:
     """The prediction and the noise of every scored arm if no family stopped."""
+    target, families = board_target(rounds, design), range(num_families)
     with exactly():
         weight = 1 / Decimal(num_families)
-        noise = [item_noise(rounds, family) for family in range(num_families)]
+        noise = [item_noise(rounds, family) for family in families]
+        hidden = [hidden_variance(target, family, weight * design.board_rows) for family in families]
         numbers: list[int] = []
         effects: list[list[Decimal]] = []
         means: list[list[Decimal]] = []
         observed: list[Decimal] = []
         own: list[Decimal] = []
         for number, data in enumerate(rounds):
-            lifts = [
-                shrunk(dev, fresh, noise[d][0]) for d, (dev, fresh) in enumerate(zip(data.dev, data.fresh, strict=True))
-            ]
+            lifts = [shrunk(data.dev[d], data.fresh[d], target, d, noise[d][0]) for d in families]
             means.append([weight * mean for _, mean, _ in lifts])
-            spread = sum(
-                (weight**2 * noise[d][0] * share / _items(data, d) for d, (_, _, share) in enumerate(lifts)), Decimal(0)
-            )
+            left = sum((weight**2 * variance for _, _, variance in lifts), Decimal(0))
             for arm in sorted(data.scores):
                 numbers.append(number)
                 effects.append([weight * values[arm] for values, _, _ in lifts])
                 observed.append(data.scores[arm])
-                own.append(spread)
-        hidden = weight * design.board_rows
-        hidden_own = sum((weight**2 * variance / hidden for variance, _ in noise), Decimal(0))
-        covariance: Matrix = []
-        for i, number in enumerate(numbers):
-            row = [
-                PRINT_VARIANCE / 2
-                + sum(
-                    (
-                        weight**2 * shared * _shared(rounds[number], rounds[other], d, hidden, number == other)
-                        for d, (_, shared) in enumerate(noise)
-                    ),
+                own.append(left)
+        hidden_own = sum((weight**2 * noise[d][0] * hidden[d] for d in families), Decimal(0))
+        shared = [
+            [
+                sum(
+                    (weight**2 * noise[d][1] * (hidden[d] + _shared(one, other, target, d)) for d in families),
                     Decimal(0),
                 )
-                + HEALTHY_SD**2 * dot(effects[i], effects[j])
-                for j, other in enumerate(numbers)
+                for other in rounds
             ]
-            row[i] += PRINT_VARIANCE + SLACK_VARIANCE + hidden_own + own[i]
-            covariance.append(row)
+            for one in rounds
+        ]
+        covariance = slope_covariance(effects, target)
+        for i, number in enumerate(numbers):
+            covariance[i] = [
+                PRINT_VARIANCE / 2 + shared[number][other] + value
+                for other, value in zip(numbers, covariance[i], strict=True)
+            ]
+            covariance[i][i] += PRINT_VARIANCE + SLACK_VARIANCE + hidden_own + own[i]
         lower = cholesky(covariance)
         residual = [y - sum(effect, Decimal(0)) for y, effect in zip(observed, effects, strict=True)]
-        return BoardModel(numbers, effects, means, lower, whiten(lower, residual))
+        return BoardModel(numbers, effects, means, lower, whiten(lower, residual), target.slopes)
+
+
+def board_target(rounds: Sequence[BoardRound], design: Design) -> Target:
+    """How hard the board is, from the fresh items of all rounds and the reference's printed total; fresh items where no arm has a score."""
+    fresh = [*zip(*(data.fresh for data in rounds), strict=True)]
+    if not any(data.scores for data in rounds):
+        return fresh_target(fresh)
+    return target_of(fresh, rounds[-1].reference, design.board_rows)
+
+
+def slope_covariance(effects: Sequence[Sequence[Decimal]], target: Target) -> Matrix:
+    """The covariance of residuals by the families' slopes and by the error of the target's level. `effects` has w_d x_id.
+
+    A higher level by one probit changes a lift x by - level x (to first order, because the density's derivative is - level density).
+    """
+    with exactly():
+        bent = [dot(effect, target.levels) for effect in effects]
+        sloped = [[x * slope for x, slope in zip(effect, target.slopes, strict=True)] for effect in effects]
+        return [
+            [dot(row, other) + target.variance * b * c for other, c in zip(effects, bent, strict=True)]
+            for row, b in zip(sloped, bent, strict=True)
+        ]
 
 
 def shrunk(
-    dev: Counts, fresh: Counts, own_variance: Decimal, use_dev: bool = True
+    dev: Counts, fresh: Counts, target: Target, family: int, own_noise: Decimal, use_dev: bool = True
 ) -> tuple[list[Decimal], Decimal, Decimal]:
-    """Shrink the lifts of a round's arms in one family (empirical Bayes). Returns the shrunk lifts, their mean and the shrinkage factor.
+    """Shrink the lifts on the target of a round's arms in one family (empirical Bayes). Returns the lifts, their mean and the variance left.
 
     Raw lifts overstate the arm that is ahead, so each deviation from the mean is multiplied by a factor from 0 to 1. The factor follows from
-    a normal prior, whose variance is what the arms vary by beyond item noise (method of moments). `own_variance` is the variance of one
-    arm's answer to one item. With `use_dev=False`, for a family whose dev is suspect, only fresh items count.
+    a normal prior, whose variance is what the arms vary by beyond item noise (method of moments). `own_noise` is the first number of
+    `item_noise`. With `use_dev=False`, for a family whose dev is suspect, only fresh items count.
     """
     with exactly():
-        from_dev, items = dev.num_items * int(use_dev), dev.num_items * int(use_dev) + fresh.num_items
+        on_dev, on_fresh = on_probits(dev), on_probits(fresh)
+        from_dev = on_dev.information * int(use_dev)
+        items = from_dev + on_fresh.information
         raw = [
-            (decimal_of(a) * from_dev + decimal_of(b) * fresh.num_items) / items
-            for a, b in zip(dev.arm_lifts(), fresh.arm_lifts(), strict=True)
+            target.lift(family, (a * from_dev + b * on_fresh.information) / items)
+            for a, b in zip(on_dev.effects, on_fresh.effects, strict=True)
         ]
-        mean = sum(raw, Decimal(0)) / len(raw)
+        mean, noise = sum(raw, Decimal(0)) / len(raw), own_noise * density(target.levels[family]) ** 2 / items
         if len(raw) < 2:
-            return raw, mean, Decimal(1)
+            return raw, mean, noise
         variance = sum(((value - mean) ** 2 for value in raw), Decimal(0)) / (len(raw) - 1)
-        spread = max(LEAST_SPREAD, variance - own_variance / items)
-        factor = spread / (spread + own_variance / items)
-        return [mean + factor * (value - mean) for value in raw], mean, factor
+        spread = max(LEAST_SPREAD, variance - noise)
+        factor = spread / (spread + noise)
+        return [mean + factor * (value - mean) for value in raw], mean, factor * noise
 
 
 def item_noise(rounds: Sequence[BoardRound], family: int) -> tuple[Decimal, Decimal]:
-    """The variance for one item of an arm's own part and of the shared part, averaged over the dev and fresh sets of all rounds."""
-    sets = [counts for data in rounds for counts in (data.dev[family], data.fresh[family])]
-    with exactly():
-        own = sum((decimal_of(counts.own_variance) for counts in sets), Decimal(0)) / len(sets)
-        shared = sum((decimal_of(counts.shared_variance) for counts in sets), Decimal(0)) / len(sets)
-        return own, shared
+    """The variance of an answer's own part and of the part that all arms share, as shares of p (1 - p) of the reference.
 
-
-def _items(data: BoardRound, family: int) -> int:
-    return data.dev[family].num_items + data.fresh[family].num_items
-
-
-def _shared(left: BoardRound, right: BoardRound, family: int, hidden: Decimal, same: bool) -> Decimal:
-    """The factor of the shared variance in the covariance of two scored arms, through hidden, dev and fresh items.
-
-    `same` says whether the two rounds are one; only then do the arms share fresh items.
+    Sums over the dev and fresh sets of all rounds, so that a set near its ceiling says little.
     """
-    first, second = _items(left, family), _items(right, family)
-    dev, fresh = left.dev[family].num_items, left.fresh[family].num_items
-    share = Decimal(dev * right.dev[family].num_items) / (first * second) / dev
-    if same:
-        share += Decimal(fresh * fresh) / (first * first) / fresh
-    return 1 / hidden + share
+    sets = [counts for data in rounds for counts in (data.dev[family], data.fresh[family])]
+    shares = [on_probits(counts).share for counts in sets]
+    binomial = sum((share * (1 - share) for share in shares), Fraction(0))
+    own = sum((counts.own_variance for counts in sets), Fraction(0)) / binomial
+    shared = sum((counts.shared_variance for counts in sets), Fraction(0)) / binomial
+    return decimal_of(own), decimal_of(shared)
+
+
+def hidden_variance(target: Target, family: int, rows: Decimal) -> Decimal:
+    """p (1 - p) of the reference on the target, divided by the number of its items of this family."""
+    with exactly():
+        return probability(target.levels[family]) * probability(-target.levels[family]) / rows
+
+
+def _shared(left: BoardRound, right: BoardRound, target: Target, family: int) -> Decimal:
+    """The factor of the shared noise in the covariance of two rounds' lifts on the target, through dev and fresh items.
+
+    All rounds share dev items; only a round with itself shares fresh ones.
+    """
+    (dev, fresh), (other_dev, other_fresh) = (
+        (on_probits(data.dev[family]).information, on_probits(data.fresh[family]).information) for data in (left, right)
+    )
+    with exactly():
+        together = min(dev, other_dev) + (fresh if left is right else 0)
+        return density(target.levels[family]) ** 2 * together / ((dev + fresh) * (other_dev + other_fresh))

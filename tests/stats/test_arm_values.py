@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
 
 from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.records import Outcome
-from pipeline.stats import alarms, arm_values, shift_test
+from pipeline.stats import alarms, arm_values, difficulty, shift_test
 from pipeline.stats.critical_values import bounds
 from pipeline.stats.design import CriticalValues, Design
 from pipeline.stats.overfit_test import ALL
@@ -28,26 +30,44 @@ def plain_values(
 ) -> Iterator[np.ndarray]:
     """(A,) values of each round, in floats from the answers themselves. carried, suspect: (F,)."""
     weight, m, n = 1 / design.families, design.dev_items, design.fresh_items
-    own = np.mean([each[name][0].var(1, ddof=1).mean(1) for each in rounds for name in ("dev", "fresh")], 0)
+    fresh_shares = np.array([each["fresh_reference"][0].sum(1) for each in rounds]).sum(0) + 0.5
+    levels = norm.ppf(fresh_shares / (n * len(rounds) + 1))
+    if any(len(each["scored"]) for each in rounds):
+        total = (rounds[0]["board_reference"] * design.board_rows + 0.5) / (design.board_rows + 1)
+        levels = levels + brentq(lambda offset: norm.cdf(levels + offset).mean() - total, -9, 9, xtol=1e-14)
+    sets = [(each[name][0], each[f"{name}_reference"][0]) for each in rounds for name in ("dev", "fresh")]
+    shares = [(reference.sum(1) + 0.5) / (reference.shape[1] + 1) for _, reference in sets]
+    noise = sum(answers.var(1, ddof=1).mean(1) for answers, _ in sets) / sum(share * (1 - share) for share in shares)
+    own = noise * norm.pdf(levels) ** 2
     odds = float(arm_values.STOPPED_PRIOR) * carried
     slopes = 1 - odds / (1 - float(arm_values.STOPPED_PRIOR) + odds.sum())
+
+    def lift(effects: np.ndarray) -> np.ndarray:
+        return np.asarray(norm.cdf(levels + effects) - norm.cdf(levels))
+
     for each in rounds:
-        dev, fresh = (
-            (each[name][0].mean(2) - each[f"{name}_reference"][0].mean(1, keepdims=True)).T for name in ("dev", "fresh")
-        )
-        raw = np.where(suspect, fresh, (m * dev + n * fresh) / (m + n))
-        error = own / np.where(suspect, n, m + n)
+        effects, known = {}, {}
+        for name, items in (("dev", m), ("fresh", n)):
+            reference = (each[f"{name}_reference"][0].sum(1) + 0.5) / (items + 1)
+            arms = (each[name][0].sum(2) + 0.5) / (items + 1)
+            effects[name] = (norm.ppf(arms) - norm.ppf(reference)[:, None]).T
+            known[name] = items * norm.pdf(norm.ppf(reference)) ** 2 / (reference * (1 - reference))
+        from_dev = np.where(suspect, 0, known["dev"])
+        items = from_dev + known["fresh"]
+        raw = lift((from_dev * effects["dev"] + known["fresh"] * effects["fresh"]) / items)
+        error = own / items
         spread = np.maximum(float(shift_test.LEAST_SPREAD), raw.var(0, ddof=1) - error)
         kept = spread / (spread + error)
-        level = np.where(suspect, raw.mean(0), dev.mean(0))
-        effects = weight * slopes * (level + kept * (raw - raw.mean(0)))
-        value, scored = effects.sum(1), each["scored"]
+        level = np.where(suspect, raw.mean(0), lift(effects["dev"]).mean(0))
+        effect = weight * slopes * (level + kept * (raw - raw.mean(0)))
+        value, scored = effect.sum(1), each["scored"]
         if len(scored) > 1:
-            residual = each["board"][scored] - value[scored]
-            around = (effects - effects.mean(0))[scored]
-            doubt = weight**2 * (kept * error).sum() + float(shift_test.HEALTHY_SD) ** 2 * (around**2).sum(1)
-            noise = float(shift_test.PRINT_VARIANCE) + weight**2 * own.sum() / (weight * design.board_rows)
-            value[scored] += doubt / (doubt + noise) * (residual - residual.mean())
+            residual = each["board"][scored] - each["board_reference"] - value[scored]
+            around = (effect - effect.mean(0))[scored]
+            doubt = weight**2 * (kept * error).sum() + float(difficulty.HEALTHY_SD) ** 2 * (around**2).sum(1)
+            hidden = weight**2 * (noise * norm.cdf(levels) * norm.cdf(-levels)).sum() / (weight * design.board_rows)
+            printing = float(difficulty.PRINT_VARIANCE) + hidden
+            value[scored] += doubt / (doubt + printing) * (residual - residual.mean())
         yield value
 
 
@@ -82,6 +102,8 @@ def test_a_round_is_counted_from_its_outcomes():
     found = alarms.round_counts(reference, arms, {"a4": Decimal("0.84"), "a3": Decimal("0.9")}, Decimal("0.8"))
     assert (found.names, found.ahead, found.scores) == (("a1", "a4"), 1, {1: Decimal("0.04")})
     assert found.dev["roman"].right == (2, 3) and found.fresh["roman"].right == (2, 2)
+    assert found.reference_score == Decimal("0.8")
+    assert alarms.round_counts(reference, arms, {"a4": Decimal("0.84")}, None).scores == {}
     with pytest.raises(IntegrityError, match="cannot be paired"):
         alarms.round_counts(reference, [outcome("a1", "11", "01")], {}, Decimal(0))
 

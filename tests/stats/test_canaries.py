@@ -86,6 +86,6 @@ def test_each_canary_of_a_look_fires_alone() -> None:
     assert canaries.fired("roman", [lagging], repeats, [same, same], reference) == ("worst_family",)
     assert canaries.fired("roman", [lagging], repeats[:3], [same, same], reference) == ()
     assert canaries.fired("roman", [], repeats, [same, same], reference) == ()
-    drifted = replace(same, fresh={family: replace(counts, reference=10) for family, counts in same.fresh.items()})
+    drifted = replace(same, fresh={family: replace(counts, marks=2**10 - 1) for family, counts in same.fresh.items()})
     assert canaries.fired("roman", [alike], repeats, [same, drifted], reference) == ("generator_drift",)
     assert canaries.fired("roman", [alike], repeats, [drifted], reference) == ()

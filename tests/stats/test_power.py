@@ -10,8 +10,8 @@ from scipy.stats import norm
 from pipeline.stats import power
 from pipeline.stats.critical_values import bounds
 from pipeline.stats.design import CriticalValues, Design
+from pipeline.stats.difficulty import HEALTHY_SD
 from pipeline.stats.overfit_test import ALL, FamilyCounts, GapTest, shares
-from pipeline.stats.shift_test import HEALTHY_SD
 from tests.stats.test_shift_test import board_rounds
 
 CRITICAL = CriticalValues.from_json(bounds(Design()))

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from pipeline.stats import alarms, leak_test, shift_test, slot_choice
+from pipeline.stats import alarms, arm_values, difficulty, leak_test, shift_test
 from pipeline.stats.critical_values import bounds
 from pipeline.stats.decimal_math import decimal_of
 from pipeline.stats.design import CriticalValues, Design
+from pipeline.stats.difficulty import on_probits
 from tests.support.ledgers import exact_rounds, ledger
 
-HEALTHY, STOPPED = float(shift_test.HEALTHY_SD) ** 2, float(shift_test.STOPPED_SD) ** 2
+STOPPED = float(shift_test.STOPPED_SD) ** 2
 
 
 def board_rounds(seed: int) -> tuple[Design, list[shift_test.BoardRound], dict[str, Fraction], list[int | None]]:
@@ -27,7 +28,12 @@ def board_rounds(seed: int) -> tuple[Design, list[shift_test.BoardRound], dict[s
     seen = exact_rounds(rounds)
     families = sorted(seen[0].dev)
     boards = [
-        shift_test.BoardRound(tuple(each.dev[f] for f in families), tuple(each.fresh[f] for f in families), each.scores)
+        shift_test.BoardRound(
+            tuple(each.dev[f] for f in families),
+            tuple(each.fresh[f] for f in families),
+            each.scores,
+            each.reference_score,
+        )
         for each in seen
     ]
     return design, boards, {family: Fraction(1, len(families)) for family in families}, [each.ahead for each in seen]
@@ -51,13 +57,15 @@ def test_bayes_factors_are_ratios_of_normal_densities(seed):
     rounds, means = np.array(model.rounds), np.array([[float(v) for v in row] for row in model.means])
     healthy = multivariate_normal(np.zeros(len(rounds)), covariance).logpdf(residual)
     for family in range(design.families):
+        slope = float(model.slopes[family])
+        assert slope >= float(difficulty.HEALTHY_SD) ** 2
         for kind in shift_test.KINDS:
             for since in range(int(kind == "gain"), len(boards)):
                 start = means[since - 1, family] if kind == "gain" else 0
                 lost = (effects[:, family] - start) * (rounds >= since)
                 kept = effects[:, family] - lost
-                other = covariance - HEALTHY * np.outer(effects[:, family], effects[:, family])
-                other = other + HEALTHY * np.outer(kept, kept) + STOPPED * np.outer(lost, lost)
+                other = covariance - slope * np.outer(effects[:, family], effects[:, family])
+                other = other + slope * np.outer(kept, kept) + STOPPED * np.outer(lost, lost)
                 expected = np.exp(multivariate_normal(-lost, other).logpdf(residual) - healthy)
                 assert float(shift_test.bayes_factor(model, family, since, kind)) == pytest.approx(expected, rel=1e-8)
 
@@ -87,16 +95,33 @@ def test_near_its_critical_value_e_is_no_alarm_and_flagged():
 
 
 def test_shrinkage_keeps_the_order_and_the_mean():
-    _, boards, _, _ = board_rounds(2)
-    dev, fresh = boards[0].dev[0], boards[0].fresh[0]
-    values, mean, kept = shift_test.shrunk(dev, fresh, decimal_of(dev.own_variance))
-    raw = [
-        (a * dev.num_items + b * fresh.num_items) / (dev.num_items + fresh.num_items)
-        for a, b in zip(dev.arm_lifts(), fresh.arm_lifts(), strict=True)
-    ]
-    assert 0 < kept <= 1
-    assert float(sum(values)) / len(values) == pytest.approx(float(mean)) == pytest.approx(float(sum(raw)) / len(raw))
+    design, boards, _, _ = board_rounds(2)
+    dev, fresh, target = boards[0].dev[0], boards[0].fresh[0], shift_test.board_target(boards, design)
+    noise, _ = shift_test.item_noise(boards, 0)
+    values, mean, left = shift_test.shrunk(dev, fresh, target, 0, noise)
+    a, b = on_probits(dev), on_probits(fresh)
+    pooled = [(x * a.information + y * b.information) / (a.information + b.information)
+              for x, y in zip(a.effects, b.effects, strict=True)]  # fmt: skip
+    raw = [float(target.lift(0, effect)) for effect in pooled]
+    assert left > 0
+    assert float(sum(values)) / len(values) == pytest.approx(float(mean)) == pytest.approx(sum(raw) / len(raw))
     assert sorted(range(len(raw)), key=lambda i: raw[i]) == sorted(range(len(raw)), key=lambda i: values[i])
+    alone, *_ = shift_test.shrunk(dev, fresh, target, 0, noise, use_dev=False)
+    assert float(sum(alone)) == pytest.approx(sum(float(target.lift(0, effect)) for effect in b.effects))
+
+
+def test_the_residuals_are_printed_scores_less_what_the_boards_level_predicts():
+    design, boards, _, _ = board_rounds(3)
+    model, target = shift_test.healthy_model(boards, design.families, design), shift_test.board_target(boards, design)
+    effects, residual, covariance = plain(model)
+    printed = [float(each.scores[arm]) for each in boards for arm in sorted(each.scores)]
+    assert residual == pytest.approx(np.array(printed) - effects.sum(1), abs=1e-12)
+    slopes, levels = (np.array([float(value) for value in each]) for each in (target.slopes, target.levels))
+    bent = effects @ levels
+    by_slopes = effects * slopes @ effects.T + float(target.variance) * np.outer(bent, bent)
+    rest = covariance - by_slopes
+    assert np.linalg.eigvalsh(rest).min() > float(shift_test.SLACK_VARIANCE)
+    assert rest - np.diag(np.diag(rest)) == pytest.approx((rest - np.diag(np.diag(rest))).T, abs=1e-15)
 
 
 def test_a_board_that_runs_ahead_is_found_whatever_came_before():
@@ -114,7 +139,7 @@ def test_slots_are_the_greedy_choice_of_the_smallest_determinant():
     rng = np.random.default_rng(4)
     effects = {arm: [Decimal(float(value)) for value in rng.normal(0, 0.01, 3)] for arm in range(6)}
     scored = [effects[5]]
-    chosen = slot_choice.choose_slots(effects, scored, [2], 4)
+    chosen = arm_values.choose_slots(effects, scored, [2], 4)
     assert chosen[0] == 2 and len(set(chosen)) == 4
     told = [np.array([float(value) for value in effect]) for effect in (effects[5], effects[2])]
     for arm in chosen[1:]:
@@ -127,16 +152,16 @@ def test_slots_are_the_greedy_choice_of_the_smallest_determinant():
 
 
 def information(effects: list[np.ndarray]) -> float:
-    precision = np.eye(3) / float(slot_choice.SLOPE_VARIANCE) + sum(np.outer(f, f) for f in effects) / float(
-        slot_choice.SCORE_VARIANCE
+    precision = np.eye(3) / float(arm_values.SLOPE_VARIANCE) + sum(np.outer(f, f) for f in effects) / float(
+        arm_values.SCORE_VARIANCE
     )
     return float(np.linalg.slogdet(precision)[1])
 
 
 def test_slots_never_exceed_the_arms_and_skip_what_is_not_there():
     effects = {arm: [Decimal(arm)] for arm in (3, 4)}
-    assert slot_choice.choose_slots(effects, [], [7, 4], 5) == [4, 3]
-    assert slot_choice.choose_slots({}, [], [1], 2) == []
+    assert arm_values.choose_slots(effects, [], [7, 4], 5) == [4, 3]
+    assert arm_values.choose_slots({}, [], [1], 2) == []
 
 
 def test_before_a_score_nobody_is_named():

@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 def test_a_report_for_programs(capsys):
     assert main(["simulate", "--json", "--campaigns", "20"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {*worlds.NULLS, *worlds.DESIGNED, *worlds.BEYOND_NULLS, *worlds.BEYOND}
+    assert set(found) == {*worlds.NULLS, *worlds.DESIGNED, *worlds.UNEQUAL, *worlds.BEYOND_NULLS, *worlds.BEYOND}
     for rules in found.values():
         assert {"gap", "board", "rule", "leak"} <= set(rules)
         named = rules["board"]["names_weakest"]

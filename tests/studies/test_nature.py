@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from pipeline.campaign.records import Arm
 from pipeline.stats.design import Design
@@ -103,3 +104,33 @@ def test_a_repair_changes_the_items_of_its_family_alone():
     assert [name for name in before if before[name] != after[name]] == [family]
     here.repair({family: "r0002"})
     assert here.play(2, [ANCHOR]).reference.outcomes["dev"] == after
+
+
+@pytest.mark.parametrize("probits", [0.6, -0.6])
+def test_sets_are_as_much_easier_as_their_world_says(probits):
+    world = replace(QUIET, dev_easier=probits, board_easier=-probits, unequal=(-1,), fresh_harder=0.1)
+    played = nature(world, Design(dev_items=5000, fresh_items=5000, board_rows=30_000)).play(2, [ANCHOR])
+    levels = norm.ppf([0.95, 0.92, 0.85, 0.75, 0.6, 0.3])
+    for outcome in (played.reference, *played.outcomes):
+        dev, fresh = (
+            norm.ppf([outcome.outcomes[item_set][family].count("1") / 5000 for family in start().families])
+            for item_set in ("dev", "fresh")
+        )
+        assert dev == pytest.approx(levels + [0, 0, 0, 0, 0, probits], abs=0.1)
+        assert fresh == pytest.approx(levels - 0.2, abs=0.1)
+    total = norm.cdf(levels + [0, 0, 0, 0, 0, -probits]).mean()
+    assert [float(score) for score in played.board.values()] == pytest.approx([total], abs=0.02)
+
+
+def test_the_reference_has_a_seed_effect_that_its_anchor_does_not_share():
+    lifts = []
+    for number in range(60):
+        here = Nature(replace(QUIET, seed_sd=0.03), Design(dev_items=400, fresh_items=400), number, start().families)
+        played = here.play(1, [ANCHOR])
+        scores = [
+            [sum(marks.count("1") for marks in run.outcomes[item_set].values()) / 2400 for item_set in ("dev", "fresh")]
+            for run in (played.reference, played.outcomes[0])
+        ]
+        lifts.append(np.subtract(*scores))
+    dev, fresh = np.array(lifts).T
+    assert np.cov(dev, fresh)[0, 1] ** 0.5 == pytest.approx(0.03 * 2**0.5, rel=0.3)

@@ -81,7 +81,8 @@ def exact_rounds(rounds: list[dict[str, Any]]) -> list[RoundCounts]:
             int(arm): Decimal(f"{each['board'][arm]:.2f}") - Decimal(f"{each['board_reference']:.3f}")
             for arm in each["scored"]
         }
-        seen.append(RoundCounts(counted["dev"], counted["fresh"], scores, each["ahead"]))
+        printed = Decimal(f"{each['board_reference']:.3f}")
+        seen.append(RoundCounts(counted["dev"], counted["fresh"], scores, each["ahead"], reference_score=printed))
     return seen
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from studies.source_digest import what_computes
+from studies.calibrate import what_computes
 
 SOURCE = '''
 """A module."""
