@@ -36,7 +36,7 @@ def test_it_says_what_was_seen_who_decided_what_was_refused_and_what_would_have_
     assert "standing recipe: recipe.lora.rank=32" in found["Policy of the next round"].lines
     would = found["What would have changed the decision"].lines
     assert would[0] == (
-        "The value of a3 is 3.01 points above the standing recipe's. It would not have been kept if it were 3.01 points lower."
+        "The value of a3 is 3.00 points above the standing recipe's. It would not have been kept if it were 3.00 points lower."
     )
     assert any(
         line.startswith("The largest value of the campaign so far is that of a2 of r0001: +5.64") for line in would
