@@ -27,8 +27,6 @@ class WorkFailed(PipelineError):
 class SlurmRefused(WorkFailed):
     """sbatch refused a job for what it asks for; the controller answered, and no job of the submission is left."""
 
-    kind = "slurm_refused"
-
 
 class FilesUnreachable(WorkFailed):
     """A file system failed several times in a row, so whether a file is there, and what is in it, is not known."""
