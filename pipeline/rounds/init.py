@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import canonical, constitution, files, keys
-from pipeline.campaign.errors import ConfigError, NotFound, WorkFailed
+from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.campaign.facts import dump_yaml, load_constitution, parse_yaml, runtime_digest
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import CODE_ROOT, Campaign
@@ -123,7 +123,7 @@ def freeze_facts(
     design = design_of(chosen, rules)
     seeds = make_seeds(design.rounds)
     write_file(draft.seeds, canonical.encoded(seeds), mode=0o600)
-    critical, source = critical_of(design)
+    critical, source = critical_values.of_design(design)
     facts: dict[str, Any] = {
         "schema": 1,
         "campaign": f"{name}-{os.urandom(4).hex()}",
@@ -280,17 +280,6 @@ def check_real_rows(chosen: settings.Settings, draft: Campaign, is_draft: bool) 
         raise ConfigError(
             f"{held_out} real rows are held out, the board needs {needed}", "Lower external.rows or external.real_share"
         )
-
-
-def critical_of(design: Design) -> tuple[dict[str, str], str]:
-    """(critical values, their source): simulated values if this design has them, else bounds that need no simulation."""
-    try:
-        content = critical_values.read_critical_values(design)
-    except NotFound:
-        return critical_values.bounds(
-            design
-        ), "bounds: Bonferroni and Ville; `python -m pipeline evidence nulls --design` has sharper ones"
-    return content["critical"], f"constitution/nulls/{critical_values.file_name(design)}"
 
 
 def revision() -> str:

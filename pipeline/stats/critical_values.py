@@ -84,6 +84,16 @@ def read_critical_values(design: Design, folder: Path = HERE) -> dict[str, Any]:
     return content
 
 
+def of_design(design: Design) -> tuple[dict[str, str], str]:
+    """(critical values, their source): the simulated values of a design that ships, else bounds that need no simulation."""
+    try:
+        content = read_critical_values(design)
+    except NotFound:
+        command = "`python -m pipeline evidence nulls --design` has sharper ones"
+        return bounds(design), f"bounds: Bonferroni and Ville; {command}"
+    return content["critical"], f"constitution/nulls/{file_name(design)}"
+
+
 def bounds(design: Design, alpha: Fraction = Fraction(44, 1000)) -> dict[str, str]:
     """Critical values for a design that has no file, without a simulation.
 

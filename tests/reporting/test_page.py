@@ -39,10 +39,10 @@ def test_it_says_what_was_seen_who_decided_what_was_refused_and_what_would_have_
         "The value of a3 is 3.00 points above the standing recipe's. It would not have been kept if it were 3.00 points lower."
     )
     assert any(
-        line.startswith("The largest value of the campaign so far is that of a2 of r0001: +5.64") for line in would
+        line.startswith("The largest value of the campaign so far is that of a2 of r0001: +5.76") for line in would
     )
     a3 = next(row for row in found["Scores of the arms"].table if row[0] == "a3")
-    assert a3[-2:] == ["0.76", "+3.65"]
+    assert a3[-2:] == ["0.76", "+3.69"]
     assert shown(walk(), "r0001")["Refusals and arms without a score"].lines == ["a4 has no score: failed, diverged"]
 
 
