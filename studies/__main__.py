@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--campaigns", type=int, default=20_000, help="campaigns to simulate of each world; default 20000")
     sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
     sub.add_argument("--design", help="another design, as of `nulls`, such as rounds=8,families=3")
+    sub.add_argument(
+        "--write",
+        action="store_true",
+        help="simulate the nulls alone, and keep what `combine` divides E by; without --design, of every design that ships",
+    )
 
     sub = act(
         "campaigns",
@@ -122,6 +127,7 @@ def simulate_verb(arguments: argparse.Namespace) -> None:
 
 def e_values_verb(arguments: argparse.Namespace) -> None:
     """Print the mean of E and the rates of combinations in simulated worlds. Raises ConfigError below 20 campaigns or for a wrong design."""
+    from pipeline.stats import critical_values
     from studies import alarm_table
 
     if arguments.campaigns < 20:
@@ -131,15 +137,39 @@ def e_values_verb(arguments: argparse.Namespace) -> None:
     def tell(line: str) -> None:
         print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
 
+    if arguments.write:
+        shipped = [design for design in critical_values.GRID if design.board_rows]
+        for design in [design_of(arguments.design)] if arguments.design else shipped:
+            tell(critical_values.file_name(design))
+            write_divisor(design, alarm_table.measure_nulls(design, arguments.campaigns, tell), arguments.campaigns)
+        return
     design = design_of(arguments.design) if arguments.design else Design()
-    found = alarm_table.measure_e_values(design, arguments.campaigns, tell)
-    show(alarm_table.e_values_as_json(found), [*alarm_table.e_value_table(found)], arguments.json)
+    by, found = alarm_table.measure_e_values(design, arguments.campaigns, tell)
+    as_json = {"divisor": str(by), "worlds": alarm_table.e_values_as_json(found)}
+    show(as_json, [*alarm_table.e_value_table(found)], arguments.json)
     if not arguments.json:
         print(
-            f"Rates: the share of combinations that were above {1 / alarm_table.ALPHA} after some round. Each campaign submits as in "
-            "`simulate`."
+            f"E is divided by {by}. Rates: the share of combinations that were above {1 / alarm_table.ALPHA} after some round. "
+            "Each campaign submits as in `simulate`."
         )
         print("next: python -m pipeline evidence combine BUNDLE BUNDLE")
+
+
+def write_divisor(design: Design, nulls: Mapping[str, Any], num: int) -> None:
+    """Keep a design's divisor in constitution/nulls, with the digest of the code that simulated it. nulls: world -> (C, R) E."""
+    from pipeline.campaign.files import write_file
+    from pipeline.stats import critical_values
+    from studies import alarm_table, calibrate
+
+    path = critical_values.HERE / critical_values.E_VALUES
+    content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": 1, "designs": {}}
+    content["designs"][critical_values.file_name(design)] = {
+        "divisor": str(alarm_table.divisor(nulls)),
+        "largest_mean": {name: f"{alarm_table.largest_mean(values):.4f}" for name, values in nulls.items()},
+        "campaigns_per_null": num,
+        "code_digest": calibrate.code_digest(design),
+    }
+    write_file(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def campaigns_verb(arguments: argparse.Namespace) -> None:

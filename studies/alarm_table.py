@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 import numpy as np
@@ -199,20 +200,43 @@ class Combined:
         return cls((groups.prod(1) > threshold).any(1), (groups.mean(1) > threshold).any(1))
 
 
-def measure_e_values(design: Design, num: int, tell: Progress) -> dict[str, Floats]:
-    """World -> (C, R) E of `num` campaigns: the nulls, one of them with one target for each ten campaigns, and two worlds of decay."""
+def measure_nulls(design: Design, num: int, tell: Progress) -> dict[str, Floats]:
+    """World -> (C, R) E of `num` campaigns, in each world in which nothing is wrong."""
     found = {}
-    decay = {name: worlds.DESIGNED[name] for name in ("X_flat", "G_flat")}
-    for number, (name, world) in enumerate({**worlds.NULLS, **decay}.items()):
+    for number, (name, world) in enumerate(worlds.NULLS.items()):
         tell(f"{name}: {num} campaigns")
         found[name] = e_values(world, design, number, num)
-    tell(f"het, one target: {num} campaigns")
-    found["het, one target"] = e_values_of_one_target(worlds.NULLS["het"], design, 0, num)
     return found
 
 
+def largest_mean(values: Floats) -> float:
+    """The largest mean of E over the rounds, two standard errors added. values: (C, R)."""
+    return float((values.mean(0) + 2 * values.std(0) / len(values) ** 0.5).max())
+
+
+def divisor(nulls: Mapping[str, Floats]) -> Decimal:
+    """What E is divided by where campaigns are combined: its largest mean in the nulls, at least 1, rounded up to four digits."""
+    largest = Decimal(max([1.0, *map(largest_mean, nulls.values())]))
+    return largest.quantize(Decimal("0.001"), rounding=ROUND_CEILING)
+
+
+def measure_e_values(design: Design, num: int, tell: Progress) -> tuple[Decimal, dict[str, Floats]]:
+    """(the divisor, world -> (C, R) E over it) of `num` campaigns: the nulls, one with one target for each ten campaigns, two worlds of decay."""
+    found = measure_nulls(design, num, tell)
+    by = divisor(found)
+    for number, name in enumerate(("X_flat", "G_flat"), start=len(found)):
+        tell(f"{name}: {num} campaigns")
+        found[name] = e_values(worlds.DESIGNED[name], design, number, num)
+    tell(f"het, one target: {num} campaigns")
+    found["het, one target"] = e_values_of_one_target(worlds.NULLS["het"], design, 0, num)
+    return by, {name: values / float(by) for name, values in found.items()}
+
+
 def e_values_as_json(found: Mapping[str, Floats]) -> dict[str, Any]:
-    """By world: the mean of E after each round with its standard error, and how often combinations were ever above 1/alpha."""
+    """By world: the mean after each round with its standard error, and how often combinations were ever above 1/alpha.
+
+    found: world -> (C, R) E, divided as `combine` divides it.
+    """
     rows = {}
     for name, values in found.items():
         rows[name] = {

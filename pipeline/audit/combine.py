@@ -3,13 +3,15 @@
     bundles -> one constitution, none twice, no seed shared -> audit of each -> E of the board test from each sealed log -> their product
 
 E is an e-value: where all gains arrive as the healthy model of the board test says, its mean is at most 1, whenever a campaign is looked
-at. The product of the e-values of independent campaigns is an e-value again, so it exceeds 1/alpha with probability alpha at most
-(Shafer and Vovk 2019; Vovk and Wang 2021). The mean of e-values is one whatever the campaigns share. docs/evidence.md has the rates that
-simulations gave.
+at. The model estimates its noise, so in small designs the mean is larger; E is divided by the largest that simulations gave for the
+campaign's design (`critical_values.e_divisor`). The product of the e-values of independent campaigns is an e-value again, so it exceeds
+1/alpha with probability alpha at most (Shafer and Vovk 2019; Vovk and Wang 2021). The mean of e-values is one whatever the campaigns
+share. docs/evidence.md has the rates that simulations gave.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,17 +27,19 @@ from pipeline.campaign import keys, other_rules
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound
 from pipeline.campaign.heads import Anchor
 from pipeline.decision.derive import Derived
+from pipeline.stats import critical_values
 from pipeline.stats.decimal_math import decimal_of, digits, exactly
+from pipeline.stats.design import Design
 
 ALPHA = Fraction(1, 20)
 """The most often that "not every campaign's gains arrive" may be said although they all do. It is fixed, so that nobody can choose it later."""
-MOST = 10
-"""How many campaigns the simulations combined."""
+MOST, MOST_OF_ONE_TARGET = 10, 5
+"""Up to so many campaigns, and so many with one kind of target, the product was above 1/alpha in at most alpha of the simulations."""
 
 
 @dataclass(frozen=True)
 class CampaignEvidence:
-    """E of one campaign.
+    """E of one campaign: `e_value` is the board test's `board_e` over `divisor`, or 1.
 
     given: its folder or bundle as a person typed it. round: the newest decided round under a signed head. num_rounds: how many the campaign
     may have. target: the kind of its external target. num_scores: the arms with a board score that E rests on. note: what E leaves out, or
@@ -48,11 +52,15 @@ class CampaignEvidence:
     num_rounds: int
     target: str
     num_scores: int
+    board_e: Decimal
+    divisor: Decimal
     e_value: Decimal
     note: str
 
     def to_json(self) -> dict[str, Any]:
-        return {**vars(self), "e_value": digits(self.e_value)}
+        return {
+            **vars(self), "board_e": digits(self.board_e), "divisor": str(self.divisor), "e_value": digits(self.e_value),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,21 @@ class Combined:
             return sum((each.e_value for each in self.campaigns), Decimal(0)) / len(self.campaigns)
 
     @property
+    def decides(self) -> str:
+        """Which of the two decides: "product" or, where more campaigns have a target of one kind than were simulated, "mean"."""
+        by_target = Counter(each.target for each in self.campaigns if each.target != "none")
+        few = len(self.campaigns) <= MOST and max(by_target.values(), default=0) <= MOST_OF_ONE_TARGET
+        return "product" if few else "mean"
+
+    @property
     def is_said(self) -> bool:
         """Whether "in at least one of these campaigns gains of dev and fresh did not arrive on the target" is said."""
-        return self.product > self.threshold
+        return (self.product if self.decides == "product" else self.mean) > self.threshold
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "constitution": self.constitution, "campaigns": [each.to_json() for each in self.campaigns], "combined": digits(self.product),
-            "mean": digits(self.mean), "alpha": str(ALPHA), "threshold": format(self.threshold, "f"), "said": self.is_said,
+            "constitution": self.constitution, "campaigns": [each.to_json() for each in self.campaigns], "product": digits(self.product),
+            "mean": digits(self.mean), "alpha": str(ALPHA), "threshold": format(self.threshold, "f"), "decides": self.decides, "said": self.is_said,
             "shared": list(self.shared), "does_not_say": list(DOES_NOT_SAY),
         }  # fmt: skip
 
@@ -216,18 +231,30 @@ def evidence_of(given: str, links: chain.Chain, derived: dict[tuple[str, str], D
     look = evidence.look
     scored = sum(arm[:1] == "a" for scores in evidence.board.values() for arm in scores)
     target = str(facts.get("external", "none"))
+    board_e = look.verdict.e_value if look else Decimal(1)
+    try:
+        divisor = critical_values.e_divisor(Design(**facts["design"]))
+        known = True
+    except NotFound:
+        divisor, known = Decimal(1), False
     if not facts["design"]["board_rows"] or target == "none":
         note = "it has no external target, so E is 1"
     elif look is None:
         note = f"{name} could not be tested, so E is 1"
     elif not scored:
         note = "its target has given no score yet, so E is 1"
+    elif not known:
+        note = (
+            f"no simulation says how large E is for its design where nothing is wrong, so its {board_e:.4g} counts as 1"
+        )
     elif int(name[1:]) < num_rounds:
         note = f"{int(name[1:])} of {num_rounds} rounds; E holds whenever one looks, and more rounds may change it"
     else:
         note = ""
-    e_value = look.verdict.e_value if look else Decimal(1)
-    return CampaignEvidence(given, links.campaign, name, num_rounds, target, scored, e_value, note)
+    counts = bool(look and scored and known and target != "none")
+    with exactly():
+        e_value = board_e / divisor if counts else Decimal(1)
+    return CampaignEvidence(given, links.campaign, name, num_rounds, target, scored, board_e, divisor, e_value, note)
 
 
 def shared_by(campaigns: Sequence[CampaignEvidence]) -> tuple[str, ...]:
@@ -235,19 +262,16 @@ def shared_by(campaigns: Sequence[CampaignEvidence]) -> tuple[str, ...]:
     told = []
     for target in sorted({each.target for each in campaigns} - {"none"}):
         names = [each.given for each in campaigns if each.target == target]
-        if len(names) < 2:
-            continue
         board = (
             "each has hidden items of its own"
             if target == "local"
             else "if it is one board, they share its hidden items"
         )
-        told.append(
-            f"{', '.join(names)} have targets of one kind, {target}: {board}, and what makes such a target differ from dev and fresh is "
-            "common to them. The product is then as good as the simulations of it (docs/evidence.md); the mean needs none."
-        )
-    if len(campaigns) > MOST:
-        told.append(f"{len(campaigns)} campaigns are more than the {MOST} that simulations combined.")
+        if len(names) > 1:
+            told.append(
+                f"{', '.join(names)} have targets of one kind, {target}: {board}, and what makes such a target differ from dev and fresh "
+                f"is common to them. Simulations allow the product of {MOST_OF_ONE_TARGET} (docs/evidence.md); the mean needs none."
+            )
     return tuple(told)
 
 

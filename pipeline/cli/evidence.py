@@ -71,19 +71,23 @@ def lines_of(found: Combined) -> list[str]:
 
     lines = [
         f"E {show(each.e_value):>10}  {each.given}: {each.campaign}, {each.round}, {each.num_scores} scores of {each.target}"
+        + (f"; E of the board test, {show(each.board_e)}, is divided by {each.divisor}" if each.divisor > 1 else "")
         + (f"; {each.note}" if each.note else "")
         for each in found.campaigns
     ]
     lines.append(f"E {show(found.product):>10}  the product, under constitution {found.constitution[:16]}")
     lines.append(f"E {show(found.mean):>10}  the mean, which is an e-value whatever the campaigns share")
     claim = "in at least one of these campaigns, gains that dev and fresh agree on did not arrive on the target"
+    if found.decides == "mean":
+        lines.append(
+            f"The mean decides, because simulations allow the product of {combine.MOST} campaigns, and of {combine.MOST_OF_ONE_TARGET} "
+            "with targets of one kind."
+        )
     if found.is_said:
-        lines.append(f"The product is above {found.threshold}, so it is said: {claim}.")
+        lines.append(f"The {found.decides} is above {found.threshold}, so it is said: {claim}.")
     else:
-        lines.append(f'The product is not above {found.threshold}, so it is not said that "{claim}".')
+        lines.append(f'The {found.decides} is not above {found.threshold}, so it is not said that "{claim}".')
     lines.append(f"Where every gain arrives, that is said of at most {float(combine.ALPHA):.0%} of such combinations.")
-    if found.shared:
-        lines.append(f"The mean alone {'says it' if found.mean > found.threshold else 'does not say it'}.")
     return [*lines, *found.shared, *combine.DOES_NOT_SAY]
 
 

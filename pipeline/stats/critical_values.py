@@ -20,6 +20,8 @@ from pipeline.campaign.layout import CODE_ROOT
 from pipeline.stats.design import CriticalValues, Design
 
 HERE = CODE_ROOT / "constitution" / "nulls"
+E_VALUES = "e_values.json"
+"""The file in `HERE` that `e_divisor` reads."""
 GRID = (
     Design(),
     Design(submissions=2),
@@ -92,6 +94,31 @@ def of_design(design: Design) -> tuple[dict[str, str], str]:
         command = "`python -m pipeline evidence nulls --design` has sharper ones"
         return bounds(design), f"bounds: Bonferroni and Ville; {command}"
     return content["critical"], f"constitution/nulls/{file_name(design)}"
+
+
+def e_divisor(design: Design, folder: Path = HERE) -> Decimal:
+    """What the board test's E is divided by where campaigns of this design are combined, at least 1.
+
+    It is the largest mean that E had in simulated campaigns in which nothing is wrong: in small designs that is above 1. Raises NotFound for
+    a design that was not simulated, and IntegrityError where the file is damaged.
+    """
+    path = folder / E_VALUES
+    try:
+        designs = strict_json.read(path.read_bytes())["designs"]
+        if file_name(design) not in designs:
+            raise NotFound(
+                f"No simulation says how large E is for {design} where nothing is wrong",
+                "`python -m pipeline evidence e-values --write --design ...` simulates it",
+            )
+        value = Decimal(designs[file_name(design)]["divisor"])
+        if value < 1:
+            raise ValueError(f"the divisor {value} is below 1")
+        return value
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        raise IntegrityError(
+            f"{path} holds no divisors of E ({error})",
+            "Restore it, or compute it again with `evidence e-values --write`",
+        ) from error
 
 
 def bounds(design: Design, alpha: Fraction = Fraction(44, 1000)) -> dict[str, str]:

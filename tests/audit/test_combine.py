@@ -14,7 +14,9 @@ from pipeline.__main__ import main
 from pipeline.audit import bundle, combine
 from pipeline.campaign import heads
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, OtherRules, PipelineError
+from pipeline.cli import evidence
 from pipeline.decision import derive, history
+from pipeline.stats import critical_values
 from tests.support.sealed import SealedCampaign, gains, rechained
 
 LEVELS = {"roman": 0.8, "text_cipher": 0.7}
@@ -38,6 +40,14 @@ class Related(SealedCampaign):
     def close(self, name: str) -> None:
         if name != self.unclosed:
             super().close(name)
+
+
+@pytest.fixture(autouse=True)
+def divisor(monkeypatch: pytest.MonkeyPatch) -> Decimal:
+    """Our small designs were not simulated."""
+    by = Decimal("1.25")
+    monkeypatch.setattr(critical_values, "e_divisor", lambda design: by)
+    return by
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +80,20 @@ def e_value(campaign: SealedCampaign, name: str) -> Decimal:
 
 
 def test_each_campaign_says_its_e_and_together_they_say_the_product(
-    first: Related, second: Related, tmp_path: Path
+    first: Related, second: Related, tmp_path: Path, divisor: Decimal
 ) -> None:
     paths = [first.write(tmp_path / "first"), tmp_path / "second.zip"]
     bundle.export(second.write(tmp_path / "second"), paths[1])
-    expected = [e_value(first, "r0002"), e_value(second, "r0003")]
-    assert all(value != 1 for value in expected)
+    whole = [e_value(first, "r0002"), e_value(second, "r0003")]
+    expected = [value / divisor for value in whole]
+    assert all(value not in (0, 1) for value in expected)
     for order in (1, -1):
         found = combine.combine(paths[::order])
-        assert [each.e_value for each in found.campaigns] == expected[::order]
+        assert [each.board_e for each in found.campaigns] == whole[::order]
+        assert [float(each.e_value) for each in found.campaigns] == pytest.approx([*map(float, expected[::order])])
         assert [each.round for each in found.campaigns] == ["r0002", "r0003"][::order]
         assert float(found.product) == pytest.approx(prod(map(float, expected)))
-        assert Fraction(found.mean) == sum(map(Fraction, expected)) / 2
+        assert float(found.mean) == pytest.approx(float(sum(map(Fraction, expected)) / 2))
         assert found.is_said == (prod(map(float, expected)) > 20)
         assert "2 of 8 rounds; E holds whenever one looks" in found.campaigns[0 if order == 1 else 1].note
 
@@ -111,12 +123,32 @@ def test_a_campaign_without_a_target_or_scores_counts_as_1(
 
 @pytest.mark.parametrize("value", ["0.3", "20", "20.0001"])
 def test_it_is_said_only_above_the_threshold(value: str) -> None:
-    one = combine.CampaignEvidence("a", "a-1", "r0004", 4, "local", 8, Decimal(value), "")
+    one = combine.CampaignEvidence("a", "a-1", "r0004", 4, "local", 8, Decimal(value), Decimal(1), Decimal(value), "")
     half = replace(one, given="b", e_value=Decimal("0.5"))
     assert combine.Combined((one,), "c", ()).is_said == (value == "20.0001")
     both = combine.Combined((one, half, replace(half, e_value=Decimal(2))), "c", ())
     assert both.product == Decimal(value) and both.mean * 3 == pytest.approx(Decimal(value) + Decimal("2.5"))
     assert both.threshold == 1 / combine.ALPHA == 20
+
+
+def test_the_product_decides_only_over_as_many_campaigns_as_were_simulated() -> None:
+    one = combine.CampaignEvidence("a", "a-1", "r0004", 4, "local", 8, Decimal(3), Decimal(1), Decimal(3), "")
+    other = replace(one, target="kaggle")
+    for campaigns, decides in (
+        ([one] * 5, "product"), ([one] * 6, "mean"), ([one] * 5 + [other] * 5, "product"), ([one] * 4 + [other] * 6, "mean"),
+        ([one] * 5 + [replace(one, target="none")] * 5, "product"), ([one] * 5 + [replace(one, target="none")] * 6, "mean"),
+    ):  # fmt: skip
+        found = combine.Combined(tuple(campaigns), "c", ())
+        assert (found.decides, found.is_said) == (decides, decides == "product")
+        assert any("The mean decides" in line for line in evidence.lines_of(found)) == (decides == "mean")
+
+
+def test_a_design_that_nobody_simulated_counts_as_1(
+    first: Related, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    (campaign,) = combine.combine([first.write(tmp_path / "first")]).campaigns
+    assert campaign.e_value == 1 and "no simulation says how large E is for its design" in campaign.note
 
 
 def refused(error: type[PipelineError], *paths: Path, **options: Any) -> str:
@@ -204,7 +236,7 @@ def test_a_design_that_does_not_match_its_critical_values_is_not_combined(
 def test_a_round_that_no_signed_head_covers_does_not_count(keys: Path, tmp_path: Path) -> None:
     open_yet = made(keys, "open-0001", unclosed="r0002")
     found = combine.combine([open_yet.write(tmp_path / "open")])
-    assert [(each.round, each.e_value) for each in found.campaigns] == [("r0001", e_value(open_yet, "r0001"))]
+    assert [(each.round, each.board_e) for each in found.campaigns] == [("r0001", e_value(open_yet, "r0001"))]
     none_yet = made(keys, "open-0002", rounds=1, unclosed="r0001")
     assert "no decided round of" in refused(IntegrityError, none_yet.write(tmp_path / "none"))
 
@@ -232,6 +264,6 @@ def test_the_command_prints_sentences_or_json(
     report = json.loads(capsys.readouterr().out)
     assert report == combine.combine([*map(Path, paths)]).to_json()
     assert report["threshold"] == "20" and report["alpha"] == "1/20" and len(report["does_not_say"]) == 5
-    assert Decimal(report["campaigns"][0]["e_value"]) == e_value(first, "r0002")
+    assert Decimal(report["campaigns"][0]["board_e"]) == e_value(first, "r0002")
     assert main(["evidence", "combine", paths[0], paths[0]]) == 2
     assert capsys.readouterr().err.startswith("ConfigError: a path was given twice")

@@ -30,3 +30,22 @@ def test_a_damaged_file_is_an_integrity_error(tmp_path, damage):
     (tmp_path / critical_values.file_name(Design())).write_text(damage)
     with pytest.raises(IntegrityError, match="holds no critical values"):
         critical_values.critical_values(Design(), tmp_path)
+
+
+def test_what_e_is_divided_by_is_known_for_every_design_with_a_board():
+    for design in critical_values.GRID:
+        if design.board_rows:
+            assert 1 <= critical_values.e_divisor(design) < 3
+    with pytest.raises(NotFound, match="No simulation says how large E is for Design"):
+        critical_values.e_divisor(Design(dev_items=90, fresh_items=110, submissions=2))
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{}", "[]", '{"designs": {"NAME": {}}}', '{"designs": {"NAME": {"divisor": "0.9"}}}']
+)
+def test_damaged_divisors_are_an_integrity_error(tmp_path, damage):
+    (tmp_path / critical_values.E_VALUES).write_text(damage.replace("NAME", critical_values.file_name(Design())))
+    with pytest.raises(IntegrityError, match="holds no divisors of E"):
+        critical_values.e_divisor(Design(), tmp_path)
+    with pytest.raises(IntegrityError, match="holds no divisors of E"):
+        critical_values.e_divisor(Design(), tmp_path / "nowhere")

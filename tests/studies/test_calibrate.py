@@ -1,5 +1,6 @@
 """Test that the critical values that ship are complete and come from this code, which computes them again."""
 
+import json
 from decimal import Decimal
 
 import pytest
@@ -48,3 +49,14 @@ def test_a_small_calibration_is_the_same_again_and_spends_what_it_may():
     assert result == calibrate.calibrate(design, 200)
     for rates in result["false_alarms"].values():
         assert Decimal(rates["gap"]) <= Decimal("0.018") and Decimal(rates["board"]) <= Decimal("0.0225")
+
+
+def test_what_combine_divides_e_by_comes_from_this_code():
+    content = json.loads((critical_values.HERE / critical_values.E_VALUES).read_text())["designs"]
+    for design in (design for design in critical_values.GRID if design.board_rows):
+        stated = content[critical_values.file_name(design)]
+        assert stated["code_digest"] == calibrate.code_digest(design), (
+            "what simulates has changed: `evidence e-values --write`"
+        )
+        assert set(stated["largest_mean"]) == set(worlds.NULLS) and stated["campaigns_per_null"] >= 2000
+        assert Decimal(stated["divisor"]) >= max(map(Decimal, stated["largest_mean"].values())) - Decimal("0.0001")

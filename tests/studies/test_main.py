@@ -1,6 +1,7 @@
 """Test the commands behind `python -m pipeline evidence`, and that no other command loads numpy."""
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import pytest
 
 from pipeline.__main__ import main as pipeline_main
 from pipeline.cli import evidence
+from pipeline.stats import critical_values
+from pipeline.stats.design import Design
 from studies import replay, worlds
 from studies.__main__ import main, parser
 from tests.support.paths import ROOT
@@ -115,7 +118,25 @@ def test_e_values_say_their_table_or_json(capsys, monkeypatch):
     assert lines[-1] == "next: python -m pipeline evidence combine BUNDLE BUNDLE"
     design = "arms=3,families=2,dev_items=20,fresh_items=20,board_rows=60,submissions=2"
     assert main(["e-values", "--campaigns", "20", "--json", "--design", design]) == 0
-    for row in json.loads(capsys.readouterr().out).values():
+    found = json.loads(capsys.readouterr().out)
+    assert float(found["divisor"]) >= 1 and max(found["worlds"]["het"]["mean_by_round"]) <= 1
+    for row in found["worlds"].values():
         assert len(row["mean_by_round"]) == len(row["se_by_round"]) == 4
         assert list(row["together"]) == ["1", "2", "5", "10"]
         assert all(each["product"] <= each["product_upper_95"] for each in row["together"].values())
+
+
+def test_what_combine_divides_e_by_is_written_beside_what_is_there(tmp_path, monkeypatch):
+    small = Design(rounds=2, arms=3, families=2, dev_items=20, fresh_items=20, board_rows=60, submissions=2)
+    other = dataclasses.replace(small, arms=4)
+    monkeypatch.setattr(critical_values, "HERE", tmp_path)
+    monkeypatch.setattr(critical_values, "GRID", (small, dataclasses.replace(small, board_rows=0, submissions=0)))
+    text = ",".join(f"{name}={value}" for name, value in other.to_json().items())
+    assert main(["e-values", "--write", "--campaigns", "40", "--design", text]) == 0
+    assert main(["e-values", "--write", "--campaigns", "40"]) == 0
+    written = json.loads((tmp_path / critical_values.E_VALUES).read_text())["designs"]
+    assert set(written) == {critical_values.file_name(design) for design in (small, other)}
+    for design in (small, other):
+        largest = max(map(float, written[critical_values.file_name(design)]["largest_mean"].values()))
+        by = critical_values.e_divisor(design, tmp_path)
+        assert max(1, largest) - 0.0001 <= by <= max(1, largest) + 0.0011
