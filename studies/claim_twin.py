@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student
 
+from pipeline.stats import canaries as exact
 from studies.simulated import Flags, Floats, Ints
 
 NONE, REFERENCE, AXIS, OVERWRITES, STANDING = range(5)
@@ -18,6 +19,7 @@ NONE, REFERENCE, AXIS, OVERWRITES, STANDING = range(5)
 standing recipe with one axis moved. OVERWRITES: the same, where the moved axis already has a setting in the standing recipe. STANDING: the
 standing recipe unchanged."""
 MOST_DF = 30
+LEAST_REPEATS = 4
 ALLOWANCE = 0.10  # what an arm must be worse by beyond noise, because one run in many crashes without a sign
 
 
@@ -68,7 +70,9 @@ def standing_over_reference(runs: Runs, trimmed: bool = False) -> Contrast:
     has_standing = stands.any(2)
     if trimmed:
         stands = stands & ~_lowest(runs.lift, stands)
-    spread, f = spread_of(runs.lift, runs.of(AXIS) & has_standing[:, :, None])
+    parts = [spread_of(runs.lift, runs.of(AXIS) & has_standing[:, :, None]), spread_of(runs.lift, runs.of(STANDING))]
+    f = parts[0][1] + parts[1][1]
+    spread = (parts[0][0] + parts[1][0]) / np.maximum(f, 1)
     by_standing, by_repeats = stands.sum(2), repeats.sum(2)
     k, m = by_standing.sum(1), by_repeats.sum(1)
     repeats_mean = _mean(runs.lift, repeats)
@@ -99,7 +103,7 @@ def axis_arms(runs: Runs) -> Contrast:
 def _axis_arm(runs: Runs, moved: Flags, newest: int, arm: int) -> tuple[Floats, Floats, Floats]:
     others = moved.copy()
     others[:, newest, arm] = False
-    spread, f = spread_of(runs.lift, others)
+    squares, f = spread_of(runs.lift, others)
     stands, repeats = (runs.of(kind)[:, newest] for kind in (STANDING, REFERENCE))
     baseline = np.where(stands.any(1)[:, None], stands, repeats)
     k = baseline.sum(1)
@@ -108,20 +112,20 @@ def _axis_arm(runs: Runs, moved: Flags, newest: int, arm: int) -> tuple[Floats, 
     with np.errstate(divide="ignore", invalid="ignore"):
         floor = np.where(used, own, 0).sum(1) / used.sum(1)
         below = np.where(baseline, runs.lift[:, newest], 0).sum(1) / k - runs.lift[:, newest, arm]
-        variance = np.maximum(spread, floor) * (1 + 1 / k)
+        variance = np.maximum(squares / f, floor) * (1 + 1 / k)
     usable = moved[:, newest, arm] & (k >= 1) & (f >= 1)
-    df = np.clip(f, 1, MOST_DF)
+    df = np.maximum(f, 1)
     below, variance, df = (np.where(usable, each, np.nan) for each in (below - ALLOWANCE, variance, df))
     return below, variance, df
 
 
 def spread_of(lift: Floats, chosen: Flags) -> tuple[Floats, Ints]:
-    """(C,) the mean square of the chosen runs' lifts around the mean of their round, and its degrees of freedom; 0 without any."""
+    """(C,) the sum of squares of the chosen runs' lifts around the mean of their round, and its degrees of freedom."""
     number = chosen.sum(2)
     mean = np.where(chosen, lift, 0).sum(2) / np.maximum(number, 1)
     squares = np.where(chosen, lift - mean[:, :, None], 0) ** 2
     f = np.maximum(number - 1, 0).sum(1)
-    return squares.sum((1, 2)) / np.maximum(f, 1), f
+    return squares.sum((1, 2)), f
 
 
 def own_noise(runs: Runs) -> Floats:
@@ -141,3 +145,51 @@ def _lowest(lift: Floats, chosen: Flags) -> Flags:
 
 def _mean(lift: Floats, chosen: Flags) -> Floats:
     return np.asarray(np.where(chosen, lift, 0).sum((1, 2)) / np.maximum(chosen.sum((1, 2)), 1))
+
+
+def canaries(runs: Runs, right: Ints, truncated: Ints, reference: Ints, item_variance: Floats, items: int) -> Flags:
+    """(C, F, 3) whether drift, truncation and the worst family fire at the newest round.
+
+    right, truncated and item_variance: (C, R, A, F) of the fresh items; reference: (C, R, F) right answers; items: of one family.
+    """
+    repeats, newest = runs.of(REFERENCE), runs.kind.shape[1] - 1
+    others = (runs.kind[:, newest] != NONE) & ~repeats[:, newest]
+    lift = (right - reference[:, :, None]) / items
+    lag = lift.mean(3, keepdims=True) - lift
+    share = truncated / items
+    number = repeats.sum((1, 2))
+    chosen = repeats[..., None]
+    mean_share = np.where(chosen, share, 0).sum((1, 2)) / np.maximum(number, 1)[:, None]
+    total = mean_share * (number * items)[:, None]
+    p = (total + 1) / (number * items + 2)[:, None]
+    item_floor = np.where(chosen, item_variance, 0).sum((1, 2)) / np.maximum(number, 1)[:, None]
+    fired = [drifts(reference, items)] + [
+        _fires(values, repeats, others, floor) for values, floor in ((share, p * (1 - p) / items), (lag, item_floor))
+    ]
+    return np.stack(fired, 2)
+
+
+def drifts(reference: Ints, items: int) -> Flags:
+    """(C, F) whether the reference's accuracy on the newest fresh items differs from that on all earlier ones."""
+    earlier = reference.shape[1] - 1
+    if not earlier:
+        return np.zeros(reference[:, 0].shape, bool)
+    before, now = reference[:, :-1].sum(1), reference[:, -1]
+    pooled = (before + now) / (items * (earlier + 1))
+    change = now / items - before / (items * earlier)
+    variance = pooled * (1 - pooled) * (1 / items + 1 / (items * earlier))
+    return np.asarray(change**2 > float(exact.DRIFT_SCORE) ** 2 * variance)
+
+
+def _fires(values: Floats, repeats: Flags, others: Flags, floor: Floats) -> Flags:
+    """(C, F) whether the mean of the newest round's other arms is above the prediction interval of the repeats."""
+    number, chosen = repeats.sum((1, 2)), repeats[..., None]
+    centre = np.where(chosen, values, 0).sum((1, 2)) / np.maximum(number, 1)[:, None]
+    squares = np.where(chosen, values - centre[:, None, None], 0) ** 2
+    variance = np.maximum(squares.sum((1, 2)) / np.maximum(number - 1, 1)[:, None], floor)
+    rest = others.sum(1)
+    value = np.where(others[..., None], values[:, -1], 0).sum(1) / np.maximum(rest, 1)[:, None]
+    quantile = np.array([float(point) for point in exact.STUDENT])[np.clip(number - 2, 0, len(exact.STUDENT) - 1)]
+    reach = quantile[:, None] ** 2 * variance * (1 + 1 / np.maximum(number, 1))[:, None]
+    usable = (number >= LEAST_REPEATS) & (rest > 0)
+    return np.asarray(usable[:, None] & (value > centre) & ((value - centre) ** 2 > reach))
