@@ -17,6 +17,7 @@ from pipeline.claims.assess_claims import FINAL_ROUND
 from pipeline.claims.claim_test import MOST_DEGREES, level_of_round
 from studies.simulated import Flags, Floats, Ints
 
+LEAST_VARIANCE = 1e-20  # what is left of 0 in floats
 NONE, REFERENCE, AXIS, OVERWRITES, STANDING = range(5)
 """What an arm's run says. NONE: nothing, it has no score or another role. REFERENCE: a0 and repeats of the reference recipe. AXIS: the
 standing recipe with one axis moved. OVERWRITES: the same, where the moved axis already has a setting in the standing recipe. STANDING: the
@@ -117,7 +118,7 @@ def standing_over_reference(runs: Runs, newest_alone: bool = False, trimmed: boo
         unshared = ((by_standing / k[:, None] - by_repeats / m[:, None]) ** 2 * own).sum(1)
         variance = one_arm + one_repeat + unshared
         degrees = np.floor(variance**2 / (one_arm**2 / f + one_repeat**2 / (m - 1)) * (1 + 1e-12))
-    usable = (k >= 1) & (m >= 2) & (f >= 1) & (variance > 0)
+    usable = (k >= 1) & (m >= 2) & (f >= 1) & (variance > LEAST_VARIANCE)
     difference = -difference if trimmed else difference
     return Contrast(
         *(np.where(usable, each, np.nan) for each in (difference, variance, np.clip(degrees, 1, MOST_DEGREES)))
