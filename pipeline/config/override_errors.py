@@ -20,6 +20,7 @@ from pipeline.config.schema import Settings
 
 NOT_TOP = ("arm", "round")  # set by the pipeline and by a multirun
 HIDDEN = "policy.proposals."  # a value there may be a credential in the wrong place
+NOT_SHOWN = "..."
 SCALARS = {
     int: "a whole number",
     float: "a number",
@@ -43,8 +44,11 @@ def of_omegaconf(error: Exception, values: Any, source: Path) -> ConfigError:
     if name.startswith("Interpolation"):
         said = one_line(error).partition(" full_key")[0]
         return ConfigError(f"{key}: {said}", "Valid: ${GROUP.KEY} of a setting that there is, or a value")
-    came = "..." if key.startswith(HIDDEN) else credentials.masked(str(_value(values, key))) or "nothing"
-    return ConfigError(f"{key} = {came}", f"Valid: {form_of(key) or 'what the files in hydra_conf/ say of it'}")
+    text = credentials.masked(str(_value(values, key)))
+    came = NOT_SHOWN if key.startswith(HIDDEN) else text if text.isprintable() else ascii(text)
+    return ConfigError(
+        f"{key} = {came or 'nothing'}", f"Valid: {form_of(key) or 'what the files in hydra_conf/ say of it'}"
+    )
 
 
 def of_hydra(error: Exception, overrides: Iterable[str], source: Path, known: Iterable[str]) -> ConfigError:
@@ -71,25 +75,27 @@ def of_hydra(error: Exception, overrides: Iterable[str], source: Path, known: It
             f"{meant}Valid: {', '.join(options)}",
         )
     if merging := re.match(r"Error merging override \+*([\w.]+)=", text):
-        return ConfigError(
-            text.removeprefix("Error merging override "), f"Valid: {form_of(merging[1]) or 'another type'}"
+        came = (
+            f"{merging[1]}={NOT_SHOWN}"
+            if merging[1].startswith(HIDDEN)
+            else text.removeprefix("Error merging override ")
         )
+        return ConfigError(came, f"Valid: {form_of(merging[1]) or 'another type'}")
     if "Ambiguous value" in text or "group override must be" in text:
         for item in overrides:
             key, _, value = item.lstrip("+").partition("=")
             if "Ambiguous value" in text and f"'{item}'" in str(error):
                 whole = f"{key}='{value}'"
                 quoted = shlex.quote(whole) if re.search(r"[\"$`\\]", value) else f'"{whole}"'
-                return ConfigError(
-                    f"{credentials.masked(item)}: a comma separates values of a sweep", f"As one text: {quoted}"
-                )
+                quoted = f'"{key}={NOT_SHOWN}"' if key.startswith(HIDDEN) else quoted
+                return ConfigError(f"{shown(item)}: a comma separates values of a sweep", f"As one text: {quoted}")
             if "group override" in text and (source / key).is_dir() and re.fullmatch(r"[\d.]+", value):
                 return ConfigError(
                     f"{item}: a group takes the name of a file", f"Valid: a file of hydra_conf/{key}/ without .yaml"
                 )
     if "override_grammar" in text:
         read = re.search(r"Error parsing override '(.*?)'", text)
-        item = read[1] if read else credentials.masked(" ".join(overrides))
+        item = shown(read[1]) if read else " ".join(map(shown, overrides))
         return ConfigError(
             f"{item} cannot be read as KEY=VALUE",
             "Put a value with blanks, commas, equal signs or brackets into quotes: \"KEY='VALUE'\"",
@@ -98,6 +104,12 @@ def of_hydra(error: Exception, overrides: Iterable[str], source: Path, known: It
     return ConfigError(
         sentence, "hydra_conf/ has every group and option; `python -m pipeline round --help` explains overrides"
     )
+
+
+def shown(override: str) -> str:
+    """An override as it may be printed: without a value that could be a credential in the wrong place."""
+    key, sign, _ = override.partition("=")
+    return f"{key}{sign}{NOT_SHOWN}" if key.lstrip("+~").startswith(HIDDEN) else credentials.masked(override)
 
 
 def unknown(key: str, source: Path, known: Iterable[str] = ()) -> ConfigError:

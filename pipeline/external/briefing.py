@@ -26,7 +26,7 @@ EXTERNALS = ("EXTERNAL-CLEAR", "EXTERNAL-SUSPECT")
 EXIT_CLASSES = (
     "completed", "never_started", "unfinished", "integrity", "configuration", "data", "diverged", "out_of_memory", "killed",
     "crashed", "stalled", "timeout", "disk_limit", "bad_output", "contaminated", "judge_failed", "no_progress", "interrupted",
-    "refused", "failed", "files_unreachable",
+    "refused", "failed", "files_unreachable", "other_rules",
 )  # fmt: skip
 OTHER = "other"
 _RATIO = re.compile(r"-?[0-9]{1,60}(/[0-9]{1,60})?")

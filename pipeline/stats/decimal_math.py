@@ -62,7 +62,7 @@ def upper_tail(z: Decimal) -> Decimal:
 @lru_cache(maxsize=65536)
 def probability(z: Decimal) -> Decimal:
     """P(N(0, 1) < z) for |z| <= 12."""
-    return upper_tail(-z)
+    return upper_tail(z.copy_negate())  # the sign - would round to the caller's context
 
 
 def density(z: Decimal) -> Decimal:
@@ -81,7 +81,7 @@ def quantile(share: Fraction) -> Decimal:
     if not LEAST_SHARE <= share <= 1 - LEAST_SHARE:
         raise ValueError(f"The share {share} is not valid: a share lies between 10^-12 and 1 - 10^-12")
     if share > Fraction(1, 2):
-        return -quantile(1 - share)
+        return quantile(1 - share).copy_negate()  # the sign - would round to the caller's context
     with exactly():
         tail = decimal_of(share)
         t = (-2 * tail.ln()).sqrt()

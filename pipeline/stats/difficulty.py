@@ -26,7 +26,10 @@ from pipeline.stats.counts import Counts
 from pipeline.stats.decimal_math import decimal_of, density, exactly, probability, quantile
 
 HEALTHY_SD = Decimal("0.2")  # the standard deviation of a family's slope where nothing is wrong and difficulty is known
-PRINT_VARIANCE = Decimal("0.01") ** 2 / 12 + Decimal("0.004") ** 2  # rounding to 0.01; inference (statistics.md 1.2)
+with exactly():
+    PRINT_VARIANCE = (
+        Decimal("0.01") ** 2 / 12 + Decimal("0.004") ** 2
+    )  # rounding to 0.01; inference (statistics.md 1.2)
 DOUBT = Decimal("0.5")  # the weight of an explanation of the printed total by the difficulty of one family
 CLIP = Fraction(1, 10**9)
 CLOSE = Decimal("1E-25")
@@ -166,7 +169,8 @@ def target_of(fresh: Sequence[Sequence[Counts]], printed: Decimal | None, rows: 
     if printed is None:
         return fresh_target(fresh)
     levels = fresh_target(fresh).levels
-    known = [sum((on_probits(counts).information for counts in of), Decimal(0)) for of in fresh]
+    with exactly():
+        known = [sum((on_probits(counts).information for counts in of), Decimal(0)) for of in fresh]
     return moved(levels, known, printed, rows)
 
 

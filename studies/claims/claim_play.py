@@ -40,7 +40,9 @@ class Played:
 class Campaigns:
     """`num` campaigns of a world."""
 
-    def __init__(self, world: ClaimWorld, design: Design, confirmation: str, rng: np.random.Generator, num: int) -> None:
+    def __init__(
+        self, world: ClaimWorld, design: Design, confirmation: str, rng: np.random.Generator, num: int
+    ) -> None:
         self.world, self.design, self.confirmation, self.rng, self.num = world, design, confirmation, rng, num
         self.levels = np.array([float(level) for level in design.accuracies])
         easier = np.argsort(self.levels)[: world.easier_families]

@@ -155,7 +155,9 @@ def measure(num: int, num_real: int, tell: Progress) -> dict[str, Any]:
     for worlds, confirmation, rounds in (
         (everywhere, RUNNING, 4), (NULLS, DOUBLED, 4), (NULLS, FINAL_ROUND, 4), ({**NULLS, **HEALTHY}, RUNNING, 8),
     ):  # fmt: skip
-        tell(f"claims, {confirmation}, {rounds} rounds: {num} campaigns in each of {len(worlds)} worlds and two designs")
+        tell(
+            f"claims, {confirmation}, {rounds} rounds: {num} campaigns in each of {len(worlds)} worlds and two designs"
+        )
         found += levels(worlds, list(DESIGNS), confirmation, rounds, num)
     tell("claims: power")
     tables: dict[str, Any] = {

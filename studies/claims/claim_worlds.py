@@ -14,7 +14,9 @@ class ClaimWorld:
     """Lifts and standard deviations are accuracies (0.03 = 3 points), difficulties are probits. In the default nothing has an effect."""
 
     seed_sd: float = 0.01  # of a run's luck, in all families alike
-    tails: float = 0.0  # degrees of freedom of Student's t for the luck, 0 for normal; its standard deviation stays seed_sd
+    tails: float = (
+        0.0  # degrees of freedom of Student's t for the luck, 0 for normal; its standard deviation stays seed_sd
+    )
     noisy: float = 1.0  # factor of the luck where the learning rate or the mixture moved or stands
     anchors: float = 1.0  # the same for runs of the reference recipe
     collapse_probability: float = 0.0
@@ -25,7 +27,9 @@ class ClaimWorld:
     kept_share: float = 1.0  # of a setting's effect that stays once it stands
     planted: float = 0.0  # effect of the first axis's setting of one round
     planted_round: int = 1
-    planted_stands: bool = True  # False: the effect is gone once it stands, so that the search is as in a world without it
+    planted_stands: bool = (
+        True  # False: the effect is gone once it stands, so that the search is as in a world without it
+    )
     dev_easier: float = 0.0
     fresh_easier: float = 0.0
     easier_families: int = 99  # the weakest ones

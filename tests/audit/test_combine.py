@@ -221,7 +221,7 @@ def test_a_campaign_that_an_audit_finds_something_in_is_not_combined(
 @pytest.mark.parametrize(
     ("field", "value", "found"),
     [("critical", {"gap_level": "0.5"}, "the critical values are neither those simulated for this design"),
-     ("design", {"rounds": 4}, "the design has other rounds"), ("design", {"dev_items": 300}, "other numbers of items than the design")],
+     ("design", {"rounds": 9}, "the design has other rounds"), ("design", {"dev_items": 300}, "other numbers of items than the design")],
 )  # fmt: skip
 def test_a_design_that_does_not_match_its_critical_values_is_not_combined(
     field: str, value: dict[str, Any], found: str, first: Related, tmp_path: Path

@@ -142,7 +142,7 @@ def test_a_round_is_submitted_before_it_is_decided_and_an_audit_finds_the_same(c
     assert printed(folder) == {
         "r0001": {"reference-1": "0.47", "reference-2": "0.50", chosen[0]: "0.61", chosen[1]: "0.50"}
     }
-    assert decision.kept == "a2" and decision.claimed and decision.ladder == "0.61"
+    assert decision.kept == "a2" and not decision.claimed and decision.ladder == "0.61"
     assert len(told) == 4 and told[2] == "number 3 (r0001/a2, slot) scored 0.61"
     assert derive.check_submissions(records) == 4
     assert submission_caps.verify(records, submission_caps.caps_of(RULES.articles["4"], "command")) == 4

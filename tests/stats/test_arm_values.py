@@ -135,11 +135,19 @@ def test_a_repaired_family_begins_anew_at_half_the_level():
 
 @pytest.mark.parametrize(
     "environment",
-    [{}, {"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "77", "LC_ALL": "de_DE.UTF-8"}, {"LC_ALL": "tr_TR.UTF-8"}],
+    [
+        {},
+        {"PYTHONHASHSEED": "1"},
+        {"PYTHONHASHSEED": "77", "LC_ALL": "de_DE.UTF-8"},
+        {"LC_ALL": "tr_TR.UTF-8"},
+        {"DIGITS_OF_THE_CALLER": "6"},
+        {"DIGITS_OF_THE_CALLER": "60"},
+    ],
 )
 def test_exact_verdicts_have_the_same_digits_in_any_environment(environment):
     code = (
-        "import locale\n"
+        "import decimal, locale, os\n"
+        "decimal.getcontext().prec = int(os.environ.get('DIGITS_OF_THE_CALLER', '28'))\n"
         "try: locale.setlocale(locale.LC_ALL, '')\n"
         "except locale.Error: pass\n"
         "from tests.support.verdicts import digest; print(digest())"
