@@ -40,6 +40,11 @@ def masked(text: str) -> str:
     return _MASKED.sub(lambda found: f"{found['before'] or ''}***", text)
 
 
+def printable(text: str) -> str:
+    """A value as one line of an error: as it is where every sign prints, else with escapes."""
+    return text if text.isprintable() else ascii(text)
+
+
 def is_variable_name(text: str) -> bool:
     """Whether a text is the name of an environment variable, and no key that somebody put in its place."""
     return bool(_NAME.fullmatch(text)) and not _NO_NAME.search(text)

@@ -44,8 +44,7 @@ def of_omegaconf(error: Exception, values: Any, source: Path) -> ConfigError:
     if name.startswith("Interpolation"):
         said = one_line(error).partition(" full_key")[0]
         return ConfigError(f"{key}: {said}", "Valid: ${GROUP.KEY} of a setting that there is, or a value")
-    text = credentials.masked(str(_value(values, key)))
-    came = NOT_SHOWN if key.startswith(HIDDEN) else text if text.isprintable() else ascii(text)
+    came = NOT_SHOWN if key.startswith(HIDDEN) else credentials.printable(credentials.masked(str(_value(values, key))))
     return ConfigError(
         f"{key} = {came or 'nothing'}", f"Valid: {form_of(key) or 'what the files in hydra_conf/ say of it'}"
     )

@@ -220,7 +220,7 @@ def _check(settings: Settings) -> None:
     ]  # fmt: skip
     for holds, key, value, valid in rules:
         if not holds:
-            raise ConfigError(f"{key} = {value}", f"Valid: {valid}")
+            raise ConfigError(f"{key} = {credentials.printable(str(value))}", f"Valid: {valid}")
 
 
 def _external(settings: Settings) -> list[tuple[bool, str, object, str]]:
