@@ -1,9 +1,9 @@
 """Compute the critical values of a design: quantiles of what each test comes to in a whole campaign, under the worst null.
 
 A campaign may raise a false alarm with 5 %. The gap test gets 1.8 of them, the arm test 0.4 and the board test 2.2; the rest is left for the
-error of the simulation. Without a board the gap test gets 3.4: with other families than the nulls' (equal ones, or all but two strong)
-false alarms rise by up to a sixth, and must still stay below 5. Suspicion may be raised with 5 % for gap and for board. The leak test has
-2.5 % of its own.
+error of the simulation. The nulls are worlds.CALIBRATION, with sets of unequal difficulty among them. Without a board the gap test gets 3.4:
+with other families than the nulls' (equal ones, or all but two strong) false alarms rise by up to a sixth, and must still stay below 5.
+Suspicion may be raised with 5 % for gap and for board. The leak test has 4 % of its own.
 """
 
 from __future__ import annotations
