@@ -40,7 +40,9 @@ class Played:
 class Campaigns:
     """`num` campaigns of a world."""
 
-    def __init__(self, world: ClaimWorld, design: Design, confirmation: str, rng: np.random.Generator, num: int) -> None:
+    def __init__(
+        self, world: ClaimWorld, design: Design, confirmation: str, rng: np.random.Generator, num: int
+    ) -> None:
         self.world, self.design, self.confirmation, self.rng, self.num = world, design, confirmation, rng, num
         self.levels = np.array([float(level) for level in design.accuracies])
         easier = np.argsort(self.levels)[: world.easier_families]
@@ -105,7 +107,7 @@ class Campaigns:
 
     def _run_luck(self, search: Search, plan: Planned) -> Floats:
         """(C, A) the luck of training."""
-        stands = search.stands[:, NOISY_AXES].any(1)[:, None] & (plan.kind != REFERENCE)
+        stands = np.asarray(search.stands[:, NOISY_AXES].any(1))[:, None] & (plan.kind != REFERENCE)
         factor = np.where(stands | np.isin(plan.axis, NOISY_AXES), self.world.noisy, 1.0)
         return self._luck(np.where(plan.kind == REFERENCE, self.world.anchors, factor))
 

@@ -78,7 +78,10 @@ def test_the_variance_of_retraining_is_the_real_one():
     rng, items = np.random.default_rng(5), 40
     for _ in range(20):
         texts = ["".join(rng.choice(["0", "1"], items)) for _ in range(4)]
-        runs = [Outcome(f"a{n}", "axis", "completed", "completed", outcomes={"fresh": {"f": text}}) for n, text in enumerate(texts)]
+        runs = [
+            Outcome(f"a{n}", "axis", "completed", "completed", outcomes={"fresh": {"f": text}})
+            for n, text in enumerate(texts)
+        ]
         exact, _ = lifts.seed_variance([runs], "fresh")
         over = [lifts.paired_lift(run, runs[0], "fresh") for run in runs[1:]]
         lift, variance = (np.array([[float(getattr(each, name)) for each in over]]) for name in ("mean", "variance"))

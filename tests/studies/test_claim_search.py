@@ -18,22 +18,30 @@ def real_arms(search: Search, number: int, confirmation: str, value: str):
     """The real plan's arms from the same policy: kinds and the names of the moved axes."""
     begin = start()
     axes = begin.policy.axes
-    standing = tuple((axes[at].key, axes[at].choices[0] if axes[at].choices else value) for at in np.flatnonzero(search.stands[0]))
+    standing = tuple(
+        (axes[at].key, axes[at].choices[0] if axes[at].choices else value) for at in np.flatnonzero(search.stands[0])
+    )
     retired = tuple(axes[at].name for at in np.flatnonzero(search.retired[0]))
     policy = replace(begin.policy, standing=standing, retired=retired, replicates=int(search.bought[0]))
     replicates = begin.rules.first_round_replicates if number == 1 else 0
     made = plan.make_arms(policy, number, 0, replicates, begin.reference, confirmation, number == ROUNDS)
     kept = {key for key, _ in standing}
-    kinds = [
-        (OVERWRITES if arm.overrides[-1][0] in kept else AXIS) if arm.role == "axis" else {"reference": REFERENCE, "standing": STANDING}[arm.replicate_of]
-        for arm in made
-    ]  # fmt: skip
+    repeated = {"reference": REFERENCE, "standing": STANDING}
+
+    def kind(arm):
+        if arm.role == "axis":
+            return OVERWRITES if arm.overrides[-1][0] in kept else AXIS
+        return repeated[arm.replicate_of]
+
+    kinds = [kind(arm) for arm in made]
     return kinds, [arm.axis for arm in made if arm.role == "axis"]
 
 
 @pytest.mark.parametrize("confirmation", CONFIRMATIONS)
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
-@pytest.mark.parametrize(("stands", "retired", "bought"), [([], [], 0), ([0], [], 0), ([0, 3], [5], 1), ([2], [], 2), ([], [1, 4], 2)])
+@pytest.mark.parametrize(
+    ("stands", "retired", "bought"), [([], [], 0), ([0], [], 0), ([0, 3], [5], 1), ([2], [], 2), ([], [1, 4], 2)]
+)
 def test_the_arms_are_those_of_the_real_plan(confirmation, number, stands, retired, bought):
     if number == 1 and (stands or retired or bought):
         return

@@ -27,7 +27,7 @@ def test_false_claims_are_as_rare_as_stated(confirmation):
 def test_a_level_beyond_its_limit_is_said():
     level = next(claim_table.levels(CRASHES, [SMALL], "running", 4, 500))
     assert level.beyond == ("worse",) and level.worse > 0.2
-    lines = claim_table.lines({"levels": [asdict(level)]})
+    lines = claim_table.level_lines({"levels": [asdict(level)]})
     assert lines[1][-1] == "BEYOND worse" and len(lines[0]) == len(lines[1])
 
 
@@ -73,7 +73,9 @@ def test_the_binomial_test_is_over_all_worlds(monkeypatch):
 def test_a_world_reaches_the_real_code_as_it_is():
     truth = ClaimWorld(seed_sd=0.0, reference_luck=-0.07, truncated=0.5, fresh_easier=1.0)
     size = DESIGNS[SMALL]
-    nature = NullNature(truth, type(size)(**{**size.to_json(), "fresh_items": 4000, "dev_items": 4000}), 0, start().families[:3])
+    nature = NullNature(
+        truth, type(size)(**{**size.to_json(), "fresh_items": 4000, "dev_items": 4000}), 0, start().families[:3]
+    )
     arms = claim_check.plan.make_arms(start().policy, 1, 0, 1, start().reference)
     played = nature.play(1, arms)
     text = {f: run.outcomes for f, run in (("arm", played.outcomes[0]), ("reference", played.reference))}

@@ -25,7 +25,9 @@ def test_twin_and_exact_rules_say_the_same_on_random_campaigns():
 
 @pytest.mark.slow
 def test_twin_and_exact_rules_say_the_same_on_thousands_of_campaigns():
-    assert claim_ledgers.compare_many(1000, seed=2)["looks"] > 4000  # 10,000: python -m tests.support.claim_ledgers 10000
+    assert (
+        claim_ledgers.compare_many(1000, seed=2)["looks"] > 4000
+    )  # 10,000: python -m tests.support.claim_ledgers 10000
 
 
 def runs_of(kinds: list[list[int]], lifts: list[list[float]], variance: float = 0.0002) -> Runs:
@@ -126,9 +128,7 @@ def twin_canaries(kind, played, items: int) -> list[set[str]]:
         ]
     )
     runs = Runs(kind[None], np.zeros((1, *kind.shape)), np.zeros((1, *kind.shape)))
-    fired = canary_twin.canaries(
-        runs, counted("1")[None], counted("T")[None], reference[None], variance[None], items
-    )
+    fired = canary_twin.canaries(runs, counted("1")[None], counted("T")[None], reference[None], variance[None], items)
     names = ("generator_drift", "truncation", "worst_family")
     return [{name for name, flag in zip(names, row, strict=True) if flag} for row in fired[0]]
 
