@@ -20,7 +20,7 @@ from studies.alarm_table import upper_95
 from studies.claims import canary_twin, claim_check, claim_twin
 from studies.claims.claim_play import Campaigns, Played
 from studies.claims.claim_twin import STANDING, Found
-from studies.claims.claim_worlds import CRASHES, DESIGNS, HEALTHY, NULLS, ClaimWorld, unequal
+from studies.claims.claim_worlds import CRASHES, DESIGNS, HEALTHY, NULLS, TRUNCATED, ClaimWorld, unequal
 from studies.simulated import Flags
 
 SEED = 54  # neither that of the critical values nor those of the other tables
@@ -158,7 +158,7 @@ def _batches(
 def measure(num: int, num_real: int, tell: Progress) -> dict[str, Any]:
     """All tables: levels, power, ruinous arms, and the check of the real code with `num_real` campaigns a world (0 leaves it out)."""
     found: list[Level] = []
-    everywhere = {**NULLS, **CRASHES, **HEALTHY, **unequal()}
+    everywhere = {**NULLS, **CRASHES, **HEALTHY, **TRUNCATED, **unequal()}
     for worlds, confirmation, rounds in (
         (everywhere, RUNNING, 4), (NULLS, DOUBLED, 4), (NULLS, FINAL_ROUND, 4), ({**NULLS, **HEALTHY}, RUNNING, 8),
     ):  # fmt: skip
@@ -185,7 +185,9 @@ def real(found: Sequence[Level], num: int, tell: Progress) -> dict[str, Any]:
         if (level.confirmation, level.rounds) != (RUNNING, 4) or level.world not in NULLS:
             continue
         size = replace(DESIGNS[level.design], board_rows=0, submissions=0)
-        first = zlib.crc32(f"{level.design}/{level.world}".encode())  # luck is drawn by number: no world repeats that of another
+        first = zlib.crc32(
+            f"{level.design}/{level.world}".encode()
+        )  # luck is drawn by number: no world repeats that of another
         said = [claim_check.campaign(NULLS[level.world], size, RUNNING, first + number) for number in range(num)]
         row = {key: sum(getattr(each, key) for each in said) for key in REAL}
         rows.append({"design": level.design, "world": level.world, **row})

@@ -63,6 +63,16 @@ HEALTHY = {
     "healthy, 30 % collapse": ClaimWorld(0.01, recipe_sd=0.03, common_sd=0.015, kept_share=0.7, collapse_probability=0.3, collapse=0.1),
 }  # fmt: skip
 """Settings have effects of their own, so that a claim may be true. For the canaries."""
+TRUNCATED = {
+    f"{name}, {share:.0%} truncated": replace(world, truncated=share)
+    for name, world in (
+        ("sd .03", NULLS["sd .03"]),
+        ("collapses", NULLS["30 % collapse by 10 points"]),
+        *HEALTHY.items(),
+    )
+    for share in (0.01, 0.2)
+}
+"""More or fewer wrong answers are truncated ones than the 5 % of the other worlds. For the canaries."""
 
 
 def unequal() -> dict[str, ClaimWorld]:

@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 @pytest.fixture
 def few_claims(monkeypatch):
     """Claims are simulated in one null world of one design, and one effect is planted."""
-    for name, value in (("NULLS", {"sd .01": claim_table.NULLS["sd .01"]}), ("CRASHES", {}), ("HEALTHY", {}), ("unequal", dict),
+    for name, value in (("NULLS", {"sd .01": claim_table.NULLS["sd .01"]}), ("CRASHES", {}), ("HEALTHY", {}), ("TRUNCATED", {}), ("unequal", dict),
                         ("DESIGNS", {"3 x 100": claim_table.DESIGNS["3 x 100"]}), ("PLANTED_SD", {"3 x 100": (0.01,)}),
                         ("EFFECTS", (0.05,)), ("RUINOUS", (-0.3,))):  # fmt: skip
         monkeypatch.setattr(claim_table, name, value)
