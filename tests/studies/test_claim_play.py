@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.campaign import facts
 from pipeline.campaign.records import Outcome
 from pipeline.stats import lifts
 from studies.claims.claim_play import Campaigns, item_parts, seed_variance
-from studies.claims.claim_twin import REFERENCE, STANDING
+from studies.claims.claim_twin import REFERENCE, STANDING, every_round
 from studies.claims.claim_worlds import DESIGNS, HEALTHY, NULLS, ClaimWorld, unequal
 from studies.simulated import Sampler
+from tests.support.item_campaigns import ItemCampaigns
 
 DESIGN = DESIGNS["3 x 100"]
 
@@ -98,3 +100,22 @@ def test_a_second_standing_run_adds_its_square_around_the_first():
 def test_every_null_world_has_no_effect():
     for name, world in {**NULLS, **unequal()}.items():
         assert not (world.recipe_sd or world.common_sd or world.planted), name
+
+
+@pytest.mark.parametrize(
+    ("num", "tolerance"), [(300, 4), pytest.param(6000, 3, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_campaigns_drawn_item_by_item_say_the_same(num, tolerance):
+    """The shares of null campaigns that claim, and that set something aside, within some standard errors of the difference."""
+    world, rules = NULLS["unlucky, sd .02"], facts.load_constitution()
+    found = []
+    for kind, size in ((ItemCampaigns, 300), (Campaigns, num)):
+        said = []
+        for batch in range(num // size):
+            rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([7, batch])))
+            played = kind(world, DESIGN, "running", rng, size).play()
+            claimed = every_round(played.runs, "running", rules).claimed.any(1)
+            said.append([claimed, played.set_aside.any((1, 2)), played.kept[:, 2]])
+        found.append(np.concatenate(said, 1).mean(1))
+    error = (np.mean(found, 0) * (1 - np.mean(found, 0)) * 2 / num) ** 0.5
+    assert (np.abs(found[0] - found[1]) < tolerance * error).all(), found

@@ -18,9 +18,9 @@ CONSTITUTION = facts.load_constitution()
 
 
 def test_twin_and_exact_rules_say_the_same_on_random_campaigns():
-    said = claim_ledgers.compare_many(120, seed=1)
-    assert said["looks"] > 500 and 0.3 < said["not evaluated"] / said["looks"] < 0.9
-    assert min(said["claimed"], said["worse standing"], said["worse arm"]) > 20
+    said = claim_ledgers.compare_many(60, seed=1)
+    assert said["looks"] > 250 and 0.3 < said["not evaluated"] / said["looks"] < 0.9
+    assert min(said["claimed"], said["worse standing"], said["worse arm"]) > 8
 
 
 @pytest.mark.slow
