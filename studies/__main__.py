@@ -44,12 +44,18 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = act("simulate", simulate_verb, "Measure false alarms and power of the tests in simulated campaigns.")
+    sub = act("simulate", simulate_verb, "Measure false alarms, false claims and power in simulated campaigns.")
     sub.add_argument(
         "--campaigns",
         type=int,
         default=4000,
-        help="campaigns to simulate of each world in the design's table, half as many of others; default 4000",
+        help="campaigns to simulate of each world in the design's table, half as many of others, and 2.5 times as many for claims; default 4000",
+    )
+    sub.add_argument(
+        "--real",
+        type=int,
+        default=0,
+        help="campaigns of each null world of claims to run by the real code; default 0, and 200 take an hour and a half",
     )
     sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
@@ -103,9 +109,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def simulate_verb(arguments: argparse.Namespace) -> None:
-    """Print the alarms of each test in every simulated world. Raises ConfigError below 20 campaigns."""
+    """Print the alarms of each test and the claims in every simulated world. Raises ConfigError below 20 campaigns."""
     from pipeline.stats import critical_values
     from studies import alarm_table
+    from studies.claims import claim_table
 
     if arguments.campaigns < 20:
         raise ConfigError(f"--campaigns {arguments.campaigns} says nothing", "Valid: 20 or more")
@@ -117,11 +124,17 @@ def simulate_verb(arguments: argparse.Namespace) -> None:
         print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
 
     found = alarm_table.measure(design, critical, arguments.campaigns, tell)
-    show({name: seen.as_json() for name, seen in found.items()}, [*alarm_table.alarm_table(found)], arguments.json)
+    claims = claim_table.measure(arguments.campaigns * 5 // 2, arguments.real, tell)
+    as_json = {"alarms": {name: seen.as_json() for name, seen in found.items()}, "claims": claims}
+    show(as_json, [*alarm_table.alarm_table(found)], arguments.json)
     if not arguments.json:
         print(
             "Rates are cumulative by round 2, 3, 4 if the arm ahead on dev wins each round; it and three D-optimal ones are submitted."
         )
+        for rows, explained in claim_table.explained(claims):
+            print()
+            show(claims, rows, as_json=False)
+            print(explained)
         print("next: python -m pipeline evidence campaigns --campaigns 100")
 
 

@@ -107,7 +107,7 @@ class Campaigns:
 
     def _run_luck(self, search: Search, plan: Planned) -> Floats:
         """(C, A) the luck of training."""
-        stands = search.stands[:, NOISY_AXES].any(1)[:, None] & (plan.kind != REFERENCE)
+        stands = np.asarray(search.stands[:, NOISY_AXES].any(1))[:, None] & (plan.kind != REFERENCE)
         factor = np.where(stands | np.isin(plan.axis, NOISY_AXES), self.world.noisy, 1.0)
         return self._luck(np.where(plan.kind == REFERENCE, self.world.anchors, factor))
 

@@ -70,8 +70,9 @@ class Search:
         any_stands = self.stands.any(1)
         is_doubled = int(confirmation == DOUBLED and number > 1)
         confirms = any_stands & (confirmation == FINAL_ROUND and number == rounds)
-        repeats = 1 + is_doubled + np.where(any_stands, 0, self.bought + (number == 1))
-        standing = np.where(any_stands, 1 + is_doubled + self.bought, 0)
+        bought = np.maximum(0, self.bought - is_doubled)  # the doubled standing run counts as the first of them
+        repeats = 1 + is_doubled + np.where(any_stands, 0, bought + (number == 1))
+        standing = np.where(any_stands, 1 + is_doubled + bought, 0)
         repeats, standing = np.where(confirms, 4, repeats), np.where(confirms, 4, standing)
         slots = NUM_ARMS - repeats - standing
         order, value = self._moves(number, slots)

@@ -20,7 +20,7 @@ from studies.alarm_table import upper_95
 from studies.claims import canary_twin, claim_check, claim_twin
 from studies.claims.claim_play import Campaigns, Played
 from studies.claims.claim_twin import STANDING, Found
-from studies.claims.claim_worlds import CRASHES, DESIGNS, HEALTHY, NULLS, ClaimWorld, unequal
+from studies.claims.claim_worlds import CRASHES, DESIGNS, HEALTHY, NULLS, TRUNCATED, ClaimWorld, unequal
 from studies.simulated import Flags
 
 SEED = 54  # neither that of the critical values nor those of the other tables
@@ -30,7 +30,8 @@ LIMITS = {"claimed": 0.05, "worse": 0.05, "suspect": 0.01}
 SUSPECT by canaries alone. `set_aside` has no limit: it is a rule of thumb."""
 EFFECTS = (0.02, 0.03, 0.05)
 PLANTED_SD = {"6 x 300": (0.01, 0.02, 0.03), "3 x 100": (0.01, 0.02)}
-RUINOUS = (-0.1, -0.2, -0.3)
+RUINOUS = (-0.2, -0.3)
+REAL = ("claimed", "worse", "suspect", "agrees")
 Progress = Callable[[str], None]
 
 
@@ -73,10 +74,10 @@ def levels(
         for name, world in worlds.items():
             said: dict[str, list[Flags]] = {"claimed": [], "worse": [], "suspect": [], "set_aside": []}
             for played, found in _batches(world, design, confirmation, rounds, num, name):
-                said["claimed"].append(found.claimed.any(1))
-                said["worse"].append(found.worse_standing.any(1) | found.worse_arms.any((1, 2)))
+                said["claimed"].append(np.asarray(found.claimed.any(1)))
+                said["worse"].append(np.asarray(found.worse_standing.any(1) | found.worse_arms.any((1, 2))))
                 said["suspect"].append(suspects(played, DESIGNS[design].fresh_items))
-                said["set_aside"].append(played.set_aside.any((1, 2)))
+                said["set_aside"].append(np.asarray(played.set_aside.any((1, 2))))
             counts = {key: int(np.concatenate(flags).sum()) for key, flags in said.items()}
             upper = {key: round(upper_95(counts[key], num), 4) for key in LIMITS}
             limited = [key for key in LIMITS if not (key == "claimed" and world.recipe_sd)]
@@ -89,8 +90,14 @@ def suspects(played: Played, items: int) -> Flags:
     """(C,) whether two canaries fire for one family in one round."""
     flags = []
     for number in range(1, played.reference.shape[1] + 1):
-        seen = (each[:, :number] for each in (played.right, played.truncated, played.reference, played.item_variance))
-        fired = canary_twin.canaries(played.runs.until(number), *seen, items)
+        fired = canary_twin.canaries(
+            played.runs.until(number),
+            played.right[:, :number],
+            played.truncated[:, :number],
+            played.reference[:, :number],
+            played.item_variance[:, :number],
+            items,
+        )
         flags.append((fired.sum(2) >= 2).any(1))
     return np.asarray(np.any(flags, 0))
 
@@ -151,7 +158,7 @@ def _batches(
 def measure(num: int, num_real: int, tell: Progress) -> dict[str, Any]:
     """All tables: levels, power, ruinous arms, and the check of the real code with `num_real` campaigns a world (0 leaves it out)."""
     found: list[Level] = []
-    everywhere = {**NULLS, **CRASHES, **HEALTHY, **unequal()}
+    everywhere = {**NULLS, **CRASHES, **HEALTHY, **TRUNCATED, **unequal()}
     for worlds, confirmation, rounds in (
         (everywhere, RUNNING, 4), (NULLS, DOUBLED, 4), (NULLS, FINAL_ROUND, 4), ({**NULLS, **HEALTHY}, RUNNING, 8),
     ):  # fmt: skip
@@ -178,8 +185,11 @@ def real(found: Sequence[Level], num: int, tell: Progress) -> dict[str, Any]:
         if (level.confirmation, level.rounds) != (RUNNING, 4) or level.world not in NULLS:
             continue
         size = replace(DESIGNS[level.design], board_rows=0, submissions=0)
-        said = [claim_check.campaign(NULLS[level.world], size, RUNNING, number) for number in range(num)]
-        row = {key: sum(getattr(each, key) for each in said) for key in ("claimed", "worse", "suspect", "agrees")}
+        first = zlib.crc32(
+            f"{level.design}/{level.world}".encode()
+        )  # luck is drawn by number: no world repeats that of another
+        said = [claim_check.campaign(NULLS[level.world], size, RUNNING, first + number) for number in range(num)]
+        row = {key: sum(getattr(each, key) for each in said) for key in REAL}
         rows.append({"design": level.design, "world": level.world, **row})
         rates.append(level.claimed)
         tell(f"  {level.design}, {level.world}: {row}")
@@ -191,7 +201,36 @@ def real(found: Sequence[Level], num: int, tell: Progress) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lines(tables: Mapping[str, Any]) -> list[list[str]]:
+def explained(tables: Mapping[str, Any]) -> Iterator[tuple[list[list[str]], str]]:
+    """Each table as a header and lines, and the sentence that explains it."""
+    yield (
+        level_lines(tables),
+        "Shares of campaigns, with the one-sided 95 % bound. claimed: an improvement, at most 5 % where nothing has an effect. worse: something is "
+        "shown to be worse, at most 5 %. suspect: two canaries fire for a family, at most 1 %. set aside has no error rate.",
+    )
+    yield (
+        power_lines(tables),
+        "A setting has this effect in round 1: how often it is kept then, is kept and an improvement is claimed by round 3 or 4, and is claimed "
+        "where it stands in round 4.",
+    )
+    yield (
+        ruinous_lines(tables),
+        "One arm loses so much: how often it is shown to be worse, if it runs in round 1 or in round 3.",
+    )
+    if "real" in tables:
+        real_found = tables["real"]
+        rows = [["design", "world", *REAL]] + [
+            [row["design"], row["world"], *(str(row[key]) for key in REAL)] for row in real_found["rows"]
+        ]
+        yield (
+            rows,
+            f"The real code claimed in {real_found['claimed']} of {real_found['campaigns']} null campaigns, the twin's rate is "
+            f"{real_found['twin_rate']} (binomial test: p {real_found['p_value']}); on their runs the twin disagreed in "
+            f"{real_found['twin_disagrees']}.",
+        )
+
+
+def level_lines(tables: Mapping[str, Any]) -> list[list[str]]:
     """A header, then a line for each world, with "BEYOND" and what is beyond its limit."""
     rows = [["design", "confirmation", "rounds", "world", "claimed", "worse", "suspect", "set aside", ""]]
     for row in tables["levels"]:
@@ -209,4 +248,18 @@ def power_lines(tables: Mapping[str, Any]) -> list[list[str]]:
         [row["design"], row["confirmation"], f"{row['seed_sd']:g}", f"{100 * row['effect']:+.0f} points"]
         + [f"{row[key]:.2f}" for key in ("kept", "by_round_3", "by_round_4", "if_it_stands")]
         for row in tables["power"]
+    ]
+
+
+def ruinous_lines(tables: Mapping[str, Any]) -> list[list[str]]:
+    """A header, then a line for each ruinous arm."""
+    return [["design", "sd", "effect", "round 1", "round 3"]] + [
+        [
+            row["design"],
+            f"{row['seed_sd']:g}",
+            f"{100 * row['effect']:+.0f} points",
+            f"{row['round_1']:.2f}",
+            f"{row['round_3']:.2f}",
+        ]
+        for row in tables["ruinous"]
     ]

@@ -102,8 +102,9 @@ def standing_over_reference(runs: Runs, newest_alone: bool = False, trimmed: boo
     stands = every_standing & np.reshape(in_use, (1, -1, 1))
     if trimmed:
         stands = stands & ~_lowest(runs.lift, stands)
-    arms = runs.of(AXIS) & every_standing.any(2)[:, :, None]
-    squares, f = (sum(parts) for parts in zip(*(squares_of(runs.lift, each) for each in (arms, every_standing))))
+    arms = runs.of(AXIS) & _any(every_standing)[:, :, None]
+    (squares, f), (more_squares, more_f) = (squares_of(runs.lift, each) for each in (arms, every_standing))
+    squares, f = squares + more_squares, f + more_f
     by_standing, by_repeats = stands.sum(2), repeats.sum(2)
     k, m = by_standing.sum(1), by_repeats.sum(1)
     centre = _mean(runs.lift, repeats)
@@ -147,7 +148,7 @@ def arm_below_baseline(runs: Runs, arm: int, allowance: float) -> Contrast:
     others[:, newest, arm] = False
     squares, f = squares_of(runs.lift, others)
     stands, repeats = (runs.of(kind)[:, newest] for kind in (STANDING, REFERENCE))
-    baseline = np.where(stands.any(1)[:, None], stands, repeats)
+    baseline = np.where(np.asarray(stands.any(1))[:, None], stands, repeats)
     k = baseline.sum(1)
     used = runs.of(STANDING, REFERENCE).any(2)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -169,7 +170,7 @@ def squares_of(lift: Floats, chosen: Flags) -> tuple[Floats, Ints]:
 def own_noise(runs: Runs, stands: Flags) -> Floats:
     """(C, R) one run's variance over items: half the mean of the repeats' lifts', of the runs `stands` where a round has no repeat."""
     repeats = runs.of(REFERENCE)
-    chosen = np.where(repeats.any(2)[:, :, None], repeats, stands)
+    chosen = np.where(_any(repeats)[:, :, None], repeats, stands)
     return np.asarray(np.where(chosen, runs.variance, 0).sum(2) / np.maximum(chosen.sum(2), 1) / 2)
 
 
@@ -185,6 +186,11 @@ def _lowest(lift: Floats, chosen: Flags) -> Flags:
     at = np.zeros(flat.shape, bool)
     at[np.arange(len(flat)), flat.argmin(1)] = True
     return at.reshape(chosen.shape) & chosen
+
+
+def _any(chosen: Flags) -> Flags:
+    """(C, R) whether a round has such a run."""
+    return np.asarray(chosen.any(2))
 
 
 def _mean(lift: Floats, chosen: Flags) -> Floats:

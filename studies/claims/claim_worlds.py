@@ -37,7 +37,6 @@ class ClaimWorld:
     truncated: float = 0.05  # share of the wrong answers that are truncated ones
 
 
-SMALL_COLLAPSES = {"collapse_probability": 0.05, "collapse": 0.05}  # as in studies.simulated.World
 NULLS = {
     "sd .01": ClaimWorld(),
     "sd .02": ClaimWorld(seed_sd=0.02),
@@ -46,7 +45,7 @@ NULLS = {
     "noisy axes, sd .01": ClaimWorld(noisy=4),
     "noisy axes, sd .02": ClaimWorld(noisy=4, seed_sd=0.02),
     "30 % collapse by 10 points": ClaimWorld(collapse_probability=0.3, collapse=0.1),
-    "5 % collapse by 5 points": ClaimWorld(**SMALL_COLLAPSES),
+    "5 % collapse by 5 points": ClaimWorld(collapse_probability=0.05, collapse=0.05),  # as in studies.simulated.World
     "lucky reference (+3)": ClaimWorld(reference_luck=0.03),
     "unlucky reference (-7)": ClaimWorld(reference_luck=-0.07),
     "unlucky, sd .02": ClaimWorld(reference_luck=-0.07, seed_sd=0.02),
@@ -60,20 +59,29 @@ NULLS = {
 CRASHES = {"5 % lose 20 points": ClaimWorld(collapse_probability=0.05, collapse=0.2)}
 """One run cannot tell a bad setting from such a crash. Claims hold here; "shown to be worse" of one arm does not."""
 HEALTHY = {
-    "healthy": ClaimWorld(recipe_sd=0.03, common_sd=0.015, kept_share=0.7, **SMALL_COLLAPSES),
+    "healthy": ClaimWorld(recipe_sd=0.03, common_sd=0.015, kept_share=0.7, collapse_probability=0.05, collapse=0.05),
     "healthy, 30 % collapse": ClaimWorld(0.01, recipe_sd=0.03, common_sd=0.015, kept_share=0.7, collapse_probability=0.3, collapse=0.1),
 }  # fmt: skip
 """Settings have effects of their own, so that a claim may be true. For the canaries."""
+TRUNCATED = {
+    f"{name}, {share:.0%} truncated": replace(world, truncated=share)
+    for name, world in (
+        ("sd .03", NULLS["sd .03"]),
+        ("collapses", NULLS["30 % collapse by 10 points"]),
+        *HEALTHY.items(),
+    )
+    for share in (0.01, 0.2)
+}
+"""More or fewer wrong answers are truncated ones than the 5 % of the other worlds. For the canaries."""
 
 
 def unequal() -> dict[str, ClaimWorld]:
     """Null worlds in which dev or fresh is easier or harder than the level of the reference, in the weakest family or in all."""
     worlds = {}
-    for item_set in ("dev", "fresh"):
-        for probits in (0.3, 0.6, 1.0):
-            for way, sign in (("easier", 1), ("harder", -1)):
-                for scope, families in (("one family", 1), ("all", 99)):
-                    name = f"{item_set} {way} by {probits:g}, {scope}"
-                    change = {f"{item_set}_easier": sign * probits}
-                    worlds[name] = replace(ClaimWorld(seed_sd=0.02, easier_families=families), **change)
+    for probits in (0.3, 0.6, 1.0):
+        for way, shift in (("easier", probits), ("harder", -probits)):
+            for scope, families in (("one family", 1), ("all", 99)):
+                world = ClaimWorld(seed_sd=0.02, easier_families=families)
+                worlds[f"dev {way} by {probits:g}, {scope}"] = replace(world, dev_easier=shift)
+                worlds[f"fresh {way} by {probits:g}, {scope}"] = replace(world, fresh_easier=shift)
     return worlds

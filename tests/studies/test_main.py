@@ -14,12 +14,29 @@ from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 from studies import replay, worlds
 from studies.__main__ import main, parser
+from studies.claims import claim_table
 from tests.support.paths import ROOT
 
 
-def test_a_report_for_programs(capsys):
+@pytest.fixture
+def few_claims(monkeypatch):
+    """Claims are simulated in one null world of one design, and one effect is planted."""
+    for name, value in (("NULLS", {"sd .01": claim_table.NULLS["sd .01"]}), ("CRASHES", {}), ("HEALTHY", {}), ("TRUNCATED", {}), ("unequal", dict),
+                        ("DESIGNS", {"3 x 100": claim_table.DESIGNS["3 x 100"]}), ("PLANTED_SD", {"3 x 100": (0.01,)}),
+                        ("EFFECTS", (0.05,)), ("RUINOUS", (-0.3,))):  # fmt: skip
+        monkeypatch.setattr(claim_table, name, value)
+
+
+def test_a_report_for_programs(few_claims, capsys):
     assert main(["simulate", "--json", "--campaigns", "20"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
+    found, claims = report["alarms"], report["claims"]
+    assert set(report) == {"alarms", "claims"} and set(claims) == {"levels", "power", "ruinous"}
+    said = [(level["confirmation"], level["rounds"]) for level in claims["levels"]]
+    assert said == [("running", 4), ("doubled", 4), ("final_round", 4), ("running", 8)]
+    assert all(
+        level["campaigns"] == 50 and set(level["upper"]) == set(claim_table.LIMITS) for level in claims["levels"]
+    )
     assert set(found) == {*worlds.NULLS, *worlds.DESIGNED, *worlds.UNEQUAL, *worlds.BEYOND_NULLS, *worlds.BEYOND}
     for rules in found.values():
         assert {"gap", "board", "rule", "leak"} <= set(rules)
@@ -30,10 +47,12 @@ def test_a_report_for_programs(capsys):
             assert numbers["n"] in (10, 20) and 0 <= numbers["se"] < 0.2
 
 
-def test_a_report_for_people(capsys):
-    assert main(["simulate", "--campaigns", "20"]) == 0
+def test_a_report_for_people(few_claims, capsys):
+    assert main(["simulate", "--campaigns", "20", "--real", "1"]) == 0
     shown = capsys.readouterr()
     assert "three D-optimal ones" in shown.out
+    assert "set aside has no error rate" in shown.out and "is kept and an improvement is claimed" in shown.out
+    assert "of 1 null campaigns" in shown.out and "the twin disagreed in 0" in shown.out
     assert "next: python -m pipeline evidence campaigns --campaigns 100" in shown.out
     assert "healthy: 20 campaigns" in shown.err
 

@@ -14,7 +14,6 @@ from pipeline.claims import assess_claims, runs
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND, Claims
 from pipeline.claims.claim_test import Comparison
 from pipeline.claims.runs import Run
-from pipeline.claims.worse_test import worse_standing
 from studies.claims import claim_twin
 from studies.claims.claim_twin import AXIS, NONE, OVERWRITES, REFERENCE, STANDING, Found, Runs
 
