@@ -22,7 +22,8 @@ from pipeline.campaign.layout import CODE_ROOT
 Facts = Mapping[str, Any]
 RULES = (
     "constitution", "pipeline/audit", "pipeline/campaign/canonical.py", "pipeline/campaign/constitution.py", "pipeline/campaign/heads.py",
-    "pipeline/campaign/keys.py", "pipeline/campaign/records.py", "pipeline/campaign/strict_json.py", "pipeline/decision", "pipeline/stats",
+    "pipeline/campaign/keys.py", "pipeline/campaign/records.py", "pipeline/campaign/strict_json.py", "pipeline/claims",
+    "pipeline/decision", "pipeline/stats",
 )  # fmt: skip
 """Files and folders of the code that say what follows from a log."""
 SUFFIXES = (".py", ".json", ".yaml")

@@ -26,8 +26,8 @@ class Claims:
     """The findings of one round. `level` is this round's part of the level of claims; 0 where none is tested in this round."""
 
     level: Fraction = Fraction(0)
-    improvement: Comparison = field(default_factory=Comparison)
-    worse_standing: Comparison = field(default_factory=Comparison)
+    improvement: Comparison = Comparison(not_evaluated="no runs were compared")
+    worse_standing: Comparison = Comparison(not_evaluated="no runs were compared")
     worse_arms: Mapping[str, ArmComparison] = field(default_factory=dict)
 
     @property
@@ -48,9 +48,17 @@ def check_confirmation(name: str) -> None:
 
 
 def claims_after(
-    runs: Sequence[Run], round_number: int, num_rounds: int, confirmation: str, rules: Constitution
+    runs: Sequence[Run],
+    round_number: int,
+    num_rounds: int,
+    confirmation: str,
+    rules: Constitution,
+    unpaired: Sequence[int] = (),
 ) -> Claims:
     """The findings after a round, from all runs of the campaign up to it. `num_rounds` is the number of rounds that the levels are for.
+
+    `unpaired` has the rounds in which the reference adapter has no fresh score. Nothing is claimed while there is one: its runs cannot be
+    compared, and a run that may be left out at will proves nothing.
 
     An axis arm that is shown to be worse counts in no later variance: one ruinous setting would otherwise hide every improvement.
     """
@@ -62,6 +70,12 @@ def claims_after(
         runs = [run for run in runs if not (run.round == number and run.arm in shown)]
     if round_number < 2:
         nothing = Comparison(not_evaluated="it takes a run of the standing recipe, and so at least round 2")
+        return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
+    if unpaired:
+        names = ", ".join(f"r{number:04d}" for number in unpaired)
+        nothing = Comparison(
+            not_evaluated=f"the reference has no score on the fresh items of {names}; judge it there first"
+        )
         return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
     if confirmation == FINAL_ROUND:
         if round_number < num_rounds:

@@ -36,8 +36,8 @@ MOST_DEGREES = 30
 class Comparison:
     """The standing runs against the reference recipe's, as differences of accuracies.
 
-    `quantile` is the point of Student's t, a multiple of 0.0001. `not_evaluated` is a clause that says why there is no comparison; the
-    numbers are then 0.
+    `rounds` has the rounds of the standing runs. `quantile` is the point of Student's t, a multiple of 0.0001. `not_evaluated` is a clause
+    that says why there is no comparison; the numbers are then 0.
     """
 
     difference: Fraction = Fraction(0)
@@ -46,6 +46,7 @@ class Comparison:
     quantile: Fraction = Fraction(0)
     num_standing: int = 0
     num_reference: int = 0
+    rounds: tuple[int, ...] = ()
     not_evaluated: str = ""
 
     @property
@@ -92,7 +93,8 @@ def compare(standing: Sequence[Run], runs: Sequence[Run], level: Fraction, sign:
     welch = variance**2 / (one_arm**2 / arm_degrees + one_reference**2 / (m - 1))
     degrees = min(MOST_DEGREES, max(1, welch.numerator // welch.denominator))
     quantile = Fraction(student_quantile(level, degrees))
-    return Comparison(sign * (mean_lift(standing) - centre), variance, degrees, quantile, k, m)
+    at = tuple(sorted({run.round for run in standing}))
+    return Comparison(sign * (mean_lift(standing) - centre), variance, degrees, quantile, k, m, at)
 
 
 def _missing(k: int, m: int, degrees: int) -> str:

@@ -24,15 +24,16 @@ def student_quantile(alpha: Fraction, degrees: int) -> Decimal:
         )
     limit = decimal_of(alpha)
     low, high = 0, 10_000
-    while upper_tail(high * STEP, degrees) > limit:
-        low, high = high, 2 * high
-    while low < high:
-        middle = (low + high) // 2
-        if upper_tail(middle * STEP, degrees) <= limit:
-            high = middle
-        else:
-            low = middle + 1
-    return high * STEP
+    with exactly():
+        while upper_tail(high * STEP, degrees) > limit:
+            low, high = high, 2 * high
+        while low < high:
+            middle = (low + high) // 2
+            if upper_tail(middle * STEP, degrees) <= limit:
+                high = middle
+            else:
+                low = middle + 1
+        return high * STEP
 
 
 def upper_tail(t: Decimal, degrees: int) -> Decimal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 from pipeline.claims.assess_claims import Claims
@@ -14,18 +15,18 @@ NOT_SHOWN = "this is one run and shows nothing"
 
 
 def of_improvement(claims: Claims, is_last: bool = False) -> str:
-    """Whether an improvement of the standing recipe is claimed, or what would confirm one."""
+    """Whether an improvement is claimed of the recipes that the search stood on, or what would confirm one."""
     found = claims.improvement
     if found.not_evaluated:
         return f"no improvement can be claimed in this round: {found.not_evaluated}"
     facts = (
-        f"on fresh items the standing recipe ({_runs(found.num_standing)}) differs from the reference recipe ({_runs(found.num_reference)}) "
-        f"by {show(found.difference)}, and noise reaches to {amount(found.reach)}"
+        f"what the search stood on in {_rounds(found.rounds)}: on fresh items it differs (mean of {_runs(found.num_standing)}) from the "
+        f"reference recipe ({_runs(found.num_reference)}) by {show(found.difference)}, and noise reaches to {amount(found.reach)}"
     )
     if claims.is_claimed:
-        return f"an improvement is claimed of the standing recipe: {facts} ({FALSE_CLAIMS})"
+        return f"an improvement is claimed of {facts} ({FALSE_CLAIMS}; this says nothing of one setting alone)"
     further = "" if is_last else "; further runs of the standing recipe may confirm one"
-    return f"no improvement is claimed: {facts}{further}"
+    return f"no improvement is claimed of {facts}{further}"
 
 
 def of_worse_standing(claims: Claims) -> str:
@@ -52,6 +53,11 @@ def of_set_aside(difference: Fraction, limit: Fraction, baseline: str) -> str:
     return (
         f"is set aside: {show(difference)} against the {baseline} recipe, noise reaches to {show(-limit)}; {NOT_SHOWN}"
     )
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    first, *others = [f"r{number:04d}" for number in numbers]
+    return f"{first} to {others[-1]}" if others else first
 
 
 def _runs(number: int) -> str:

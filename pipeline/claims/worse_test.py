@@ -58,6 +58,10 @@ def worse_arms(
         if not degrees:
             continue
         variance = max(total / degrees, floor) * (1 + Fraction(1, len(baseline)))
+        if (
+            not variance
+        ):  # no other run differs from another in any answer, so that nothing tells how far chance reaches
+            continue
         quantile = Fraction(student_quantile(level / (len(here) * num_rounds), degrees))
         difference = arm.lift - mean_lift(baseline)
         beyond = -(difference + allowance)

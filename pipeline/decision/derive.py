@@ -69,9 +69,14 @@ def evidence_of(history: History, round_name: str) -> Evidence:
     before, external = states_before(history, round_name)
     assessed = assess.assess(rounds, before, external, dict(plan.policy.repaired), target, StateRules.of(history.rules))
     board = history.board_until(round_name)
-    number = int(round_name[1:])
+    unpaired = [int(at.name[1:]) for at in rounds if not at.reference.scored("fresh")]
     claims = assess_claims.claims_after(
-        runs_until(history, round_name), number, history.num_rounds, history.confirmation, history.rules
+        runs_until(history, round_name),
+        int(round_name[1:]),
+        history.num_rounds,
+        history.confirmation,
+        history.rules,
+        unpaired,
     )
     return replace(
         evidence, board=board, look=assessed.look, families=assessed.families, external=assessed.external, claims=claims

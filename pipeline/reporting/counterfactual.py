@@ -12,7 +12,7 @@ from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.records import Arm, Plan
 from pipeline.decision import family_states, promotion
 from pipeline.decision.derive import Derived
-from pipeline.decision.evidence import Assessment, Evidence
+from pipeline.decision.evidence import Assessment
 from pipeline.stats import lifts
 
 
@@ -66,9 +66,9 @@ def _finalists(look: Assessment, rules: Constitution) -> list[str]:
     ]
 
 
-def of_arms_and_families(evidence: Evidence, arms: Mapping[str, Arm], plan: Plan, rules: Constitution) -> list[str]:
+def of_arms_and_families(derived: Derived, arms: Mapping[str, Arm], plan: Plan, rules: Constitution) -> list[str]:
     """How far the quorum was from failing, each axis arm from another verdict, and each UNPROVEN family from trust."""
-    baseline = "standing" if plan.policy.standing else "reference"
+    evidence, baseline = derived.evidence, "standing" if plan.policy.standing else "reference"
     scored = [run for run in evidence.outcomes if run.arm in arms and run.scored("fresh")]
     lines = [f"{len(scored)} arms have a score, and the quorum is {rules.quorum}."]
     for run in scored:
@@ -85,12 +85,12 @@ def of_arms_and_families(evidence: Evidence, arms: Mapping[str, Arm], plan: Plan
         else:
             lines.append(f"The fresh lift of {run.arm} is {verdict} by {lifts.amount(abs(lift.mean) - limit)}.")
     claim = evidence.claims.improvement
-    if not claim.not_evaluated:
+    if derived.decision.state == "decided" and not claim.not_evaluated:
         distance = lifts.amount(abs(claim.difference - claim.reach))
         lines.append(
-            f"The claimed difference of the standing recipe is {distance} more than noise reaches."
+            f"The claimed difference is {distance} more than noise reaches."
             if claim.is_shown
-            else f"An improvement would be claimed if the standing recipe's difference were {distance} larger."
+            else f"An improvement would be claimed if the difference of the standing runs were {distance} larger."
         )
     if evidence.look:
         article = family_states.StateRules.of(rules)

@@ -83,7 +83,7 @@ def sections(
         f"{plan.round} is {decision.state}; "
         + (f"{decision.kept} is kept for now" if decision.kept else "nothing is kept"),
         *fence,
-        *_said(evidence, plan.round == f"r{num_rounds:04d}"),
+        *(_said(evidence, plan.round == f"r{num_rounds:04d}") if decision.state == "decided" else []),
     ]
     if decision.winner:
         head.append(f"The best arm so far is {decision.winner[1]} of {decision.winner[0]}.")
@@ -102,7 +102,7 @@ def sections(
         Section(
             "What would have changed the decision",
             counterfactual.of_choice(derived, arms, rules)
-            + counterfactual.of_arms_and_families(evidence, arms, plan, rules),
+            + counterfactual.of_arms_and_families(derived, arms, plan, rules),
         ),
         Section("Policy of the next round", _next(derived)),
     ]
@@ -136,7 +136,7 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
 
 
 def _said(evidence: Evidence, is_last: bool) -> list[str]:
-    """What is claimed of the standing recipe, and which arms are shown to be worse, each with its error rate."""
+    """What is claimed of the recipes that the search stood on, and which arms are shown to be worse, each with its error rate."""
     claims = evidence.claims
     lines = [wording.of_improvement(claims, is_last), wording.of_worse_standing(claims)]
     if claims.shown_worse:

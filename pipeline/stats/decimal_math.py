@@ -36,7 +36,8 @@ def decimal_of(value: Fraction | int) -> Decimal:
 
 def digits(value: Decimal) -> str:
     """Write twelve significant digits, as records hold them: Decimal("0.045") becomes "4.50000000000E-2"."""
-    return f"{value:.11E}"
+    with exactly():  # the format of a Decimal rounds as the context says
+        return f"{value:.11E}"
 
 
 def rounded(value: Decimal) -> Decimal:

@@ -71,7 +71,9 @@ def show(value: Fraction) -> str:
 
 
 def amount(value: Fraction) -> str:
-    """Write the size of a difference of accuracies, such as `8.67 points`."""
+    """Write the size of a difference of accuracies, such as `8.67 points`; one that would print as 0 is `less than 0.01 points`."""
+    if value and not round(value * 10000):
+        return "less than 0.01 points"
     return f"{signed(abs(value))[1:]} points"
 
 

@@ -1,6 +1,8 @@
 """Test the claim's test: against scipy where it is Welch's, by symmetries, at its level in simulation, and with runs missing."""
 
+import decimal
 import re
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -11,10 +13,11 @@ from scipy import stats
 
 from pipeline.campaign import facts
 from pipeline.campaign.errors import ConfigError
-from pipeline.claims import assess_claims
+from pipeline.claims import assess_claims, student
 from pipeline.claims.assess_claims import DOUBLED, FINAL_ROUND, RUNNING, claims_after
 from pipeline.claims.claim_test import compare, level_of_round
 from pipeline.claims.runs import AXIS, REFERENCE, STANDING, Run, of_kind
+from pipeline.stats import decimal_math
 
 RULES = facts.load_constitution()
 LEVEL = Fraction(1, 20)
@@ -157,3 +160,24 @@ def test_false_claims_stay_below_five_percent_where_no_recipe_does_anything():
         claimed += is_claimed
     assert stats.binomtest(claimed, num, 0.05, "greater").pvalue > 0.01
     assert claimed > 0.01 * num  # the test is not merely deaf
+
+
+def test_a_round_without_the_reference_s_score_is_told_and_nothing_is_claimed():
+    runs = campaign(
+        {(1, REFERENCE): [0.0, 0.01], (2, STANDING): [0.3], (2, AXIS): [0.29, 0.3, 0.31], (2, REFERENCE): [0.0]}
+    )
+    assert claims_after(runs, 2, 4, RUNNING, RULES).is_claimed
+    found = claims_after(runs, 3, 4, RUNNING, RULES, [3])
+    assert not found.is_claimed and "no score on the fresh items of r0003" in found.improvement.not_evaluated
+
+
+@pytest.mark.parametrize("digits", [6, 60])
+def test_the_caller_s_decimals_change_no_digit(digits):
+    runs = campaign(
+        {(1, REFERENCE): [0.0, 0.01], (2, STANDING): [0.3], (2, AXIS): [0.29, 0.3, 0.31], (2, REFERENCE): [0.0]}
+    )
+    usual = claims_after(runs, 2, 8, RUNNING, RULES)
+    student.student_quantile.cache_clear()
+    with decimal.localcontext(decimal.Context(prec=digits, rounding=decimal.ROUND_UP)):
+        assert claims_after(runs, 2, 8, RUNNING, RULES) == usual
+        assert decimal_math.rounded(Decimal("0.1234567891234500000001")) == Decimal("0.123456789123")

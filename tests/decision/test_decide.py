@@ -167,10 +167,13 @@ def test_what_is_shown_to_be_worse_is_closed_for_good():
 def test_a_claim_is_the_claim_test_s_alone():
     better = round_of({2: outcome("a2", score(190))})
     assert not decided(better).claimed
-    found = Comparison(Fraction(1, 10), Fraction(1, 10_000), 9, Fraction(3), 2, 3)
+    found = Comparison(Fraction(1, 10), Fraction(1, 10_000), 9, Fraction(3), 2, 3, (2, 3))
     decision = decided(replace(better, claims=Claims(Fraction(1, 50), found)))
     assert decision.claimed
-    assert any("an improvement is claimed of the standing recipe" in reason for reason in decision.reasons)
+    assert any(
+        "an improvement is claimed of what the search stood on in r0002 to r0003" in reason
+        for reason in decision.reasons
+    )
     assert any("it is kept for now, and nothing is claimed of it" in reason for reason in decision.reasons)
 
 
