@@ -23,12 +23,16 @@ CONFIRMATIONS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Claims:
-    """The findings of one round. `level` is this round's part of the level of claims; 0 where none is tested in this round."""
+    """The findings of one round. `level` is this round's part of the level of claims; 0 where none is tested in this round.
+
+    `num_lost` is the number of planned runs of the standing recipe, in the rounds that are compared, that have no score.
+    """
 
     level: Fraction = Fraction(0)
     improvement: Comparison = Comparison(not_evaluated="no runs were compared")
     worse_standing: Comparison = Comparison(not_evaluated="no runs were compared")
     worse_arms: Mapping[str, ArmComparison] = field(default_factory=dict)
+    num_lost: int = 0
 
     @property
     def is_claimed(self) -> bool:
@@ -41,10 +45,19 @@ class Claims:
         return tuple(arm for arm, found in self.worse_arms.items() if found.is_shown)
 
 
-def check_confirmation(name: str) -> None:
-    """Raise ConfigError for a name that is not in CONFIRMATIONS."""
+def check_confirmation(name: str, num_rounds: int, most_rounds: int) -> None:
+    """Raise ConfigError for a name that is not in CONFIRMATIONS, or a number of rounds that it cannot have (0: `most_rounds`)."""
     if name not in CONFIRMATIONS:
         raise ConfigError(f"policy.confirmation = {name!r}", f"Valid: {', '.join(CONFIRMATIONS)}")
+    if not 0 <= num_rounds <= most_rounds:
+        raise ConfigError(
+            f"policy.rounds = {num_rounds}",
+            f"Valid: 1 to {most_rounds}, or 0 for {most_rounds}, the constitution's number",
+        )
+    if name == FINAL_ROUND and num_rounds == 1:
+        raise ConfigError(
+            "policy.rounds = 1 leaves no round before the one that confirms", "Valid with final_round: 2 or more"
+        )
 
 
 def claims_after(
@@ -54,11 +67,12 @@ def claims_after(
     confirmation: str,
     rules: Constitution,
     unpaired: Sequence[int] = (),
+    lost: Sequence[int] = (),
 ) -> Claims:
     """The findings after a round, from all runs of the campaign up to it. `num_rounds` is the number of rounds that the levels are for.
 
     `unpaired` has the rounds in which the reference adapter has no fresh score. Nothing is claimed while there is one: its runs cannot be
-    compared, and a run that may be left out at will proves nothing.
+    compared, and a run that may be left out at will proves nothing. `lost` has the round of each planned standing run without a score.
 
     An axis arm that is shown to be worse counts in no later variance: one ruinous setting would otherwise hide every improvement.
     """
@@ -82,9 +96,10 @@ def claims_after(
             nothing = Comparison(not_evaluated=f"this campaign tests once, in its last round r{num_rounds:04d}")
             return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
         standing = of_kind(runs, STANDING, [round_number])
+        lost = [number for number in lost if number == round_number]
         level, worse_level = rules.final_round_level, rules.worse_level
     else:
-        standing = of_kind(runs, STANDING)
+        standing = [run for run in of_kind(runs, STANDING) if run.round > 1]
         level = level_of_round(rules.claim_level(num_rounds), round_number, num_rounds)
         worse_level = level_of_round(rules.worse_level, round_number, num_rounds)
-    return Claims(level, compare(standing, runs, level), worse_standing(standing, runs, worse_level), worse)
+    return Claims(level, compare(standing, runs, level), worse_standing(standing, runs, worse_level), worse, len(lost))

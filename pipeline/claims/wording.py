@@ -15,12 +15,16 @@ NOT_SHOWN = "this is one run and shows nothing"
 
 
 def of_improvement(claims: Claims, is_last: bool = False) -> str:
-    """Whether an improvement is claimed of the recipes that the search stood on, or what would confirm one."""
+    """Whether an improvement is claimed of the recipes that the search stood on, or what would confirm one; an empty string where they are
+    shown to be worse."""
     found = claims.improvement
     if found.not_evaluated:
         return f"no improvement can be claimed in this round: {found.not_evaluated}"
+    if claims.worse_standing.is_shown:
+        return ""
+    lost = f", {claims.num_lost} more without a score" if claims.num_lost else ""
     facts = (
-        f"what the search stood on in {_rounds(found.rounds)}: on fresh items it differs (mean of {_runs(found.num_standing)}) from the "
+        f"what the search stood on in {_rounds(found.rounds)}: on fresh items it differs (mean of {_runs(found.num_standing)}{lost}) from the "
         f"reference recipe ({_runs(found.num_reference)}) by {show(found.difference)}, and noise reaches to {amount(found.reach)}"
     )
     if claims.is_claimed:
@@ -36,7 +40,7 @@ def of_worse_standing(claims: Claims) -> str:
         return ""
     return (
         f"the standing recipe is shown to be worse than the reference: its runs without the lowest lie {amount(found.difference)} below, and "
-        f"noise reaches to {amount(found.reach)} ({FALSE_WORSE})"
+        f"noise reaches to {amount(found.reach)} ({FALSE_WORSE}); the search goes on from it, and a person may end the campaign"
     )
 
 

@@ -240,7 +240,7 @@ def report_verb(arguments: argparse.Namespace) -> None:
     from pipeline.campaign.facts import read_plan
     from pipeline.campaign.log import Log
     from pipeline.decision import history
-    from pipeline.reporting import document, page
+    from pipeline.reporting import document, page, said
 
     campaign, folder = campaign_and_round(arguments, arguments.round)
     records = Log(campaign.log).records()
@@ -253,7 +253,8 @@ def report_verb(arguments: argparse.Namespace) -> None:
     sections = page.of_round(records, folder)
     if arguments.json:
         plain = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in sections]
-        print(json.dumps({"round": folder.name, "sections": plain}, indent=1))
+        found = {"round": folder.name, "said": said.as_json(records, folder.name), "sections": plain}
+        print(json.dumps(found, indent=1))
         return
     print(document.as_text(sections), end="")
     where = f"    (with figures: {folder.report})" if folder.report.exists() else ""

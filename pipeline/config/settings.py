@@ -200,7 +200,7 @@ def _check(settings: Settings) -> None:
          f"fabric: an arm of {settings.parallelism.world_size} ranks takes {settings.num_nodes} nodes"),
         (settings.num_nodes == 1 or cluster.kind == "slurm", "cluster.ranks_per_node", cluster.ranks_per_node,
          "0 on one machine: only Slurm starts an arm on several nodes"),
-        (settings.policy.rounds >= 0, "policy.rounds", settings.policy.rounds, "0 (the constitution's budget) or more"),
+        (settings.policy.rounds >= 0, "policy.rounds", settings.policy.rounds, "1 to the constitution's budget, or 0 for all of it"),
         (settings.campaign.rounds >= 0, "campaign.rounds", settings.campaign.rounds, "0 (the constitution's budget) or more"),
         *((value > 0, key, value, "a number > 0") for key in POSITIVE for value in [attrgetter(key)(settings)]),
         (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,

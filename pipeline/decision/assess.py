@@ -173,7 +173,9 @@ def finalists(
 
     Ties go to the earlier round and the lower arm.
     """
-    ranked = sorted((-value, number, arm) for number, of_round in enumerate(values) for arm, value in of_round.items())
+    ranked = sorted(
+        (value.copy_negate(), number, arm) for number, of_round in enumerate(values) for arm, value in of_round.items()
+    )
     best = []
     for value, number, arm in ranked[:NUM_FINALISTS]:
         counts, run = counted[number], rounds[number].scored[arm]
@@ -187,7 +189,7 @@ def finalists(
             if test.arm == arm and test.exceeds(target.critical.arm_level * portions[family])
         ]
         variance = paired_lift(run, rounds[number].reference, "fresh").variance
-        best.append(Finalist(rounds[number].name, run.arm, rounded(-value), variance, tuple(alarms)))
+        best.append(Finalist(rounds[number].name, run.arm, rounded(value.copy_negate()), variance, tuple(alarms)))
     return tuple(best)
 
 

@@ -20,11 +20,20 @@ from pipeline.decision import family_states, policy_update, promotion
 from pipeline.decision.evidence import Evidence, Finalist
 from pipeline.stats.lifts import amount, show
 
+EXPLORES, CONFIRMS, NONE = "explores", "confirms", "none"
 CLOSING = ("decided", "closed")  # the states of a decision that end a round
 
 
-def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitution: Constitution) -> Decision:
+def decide(
+    evidence: Evidence,
+    arms: Mapping[str, Arm],
+    policy: Policy,
+    constitution: Constitution,
+    following_round: str = EXPLORES,
+) -> Decision:
     """Decide a round from its evidence. `arms` are the arms of its plan by name, `policy` is the policy that it was planned with.
+
+    `following_round` says what the next round is for: it EXPLORES, it CONFIRMS the standing recipe if there is one, or there is NONE.
 
     The decision's state is "undecided" below the quorum and where the baseline has no score; its policy is then the old one.
     """
@@ -45,7 +54,10 @@ def decide(evidence: Evidence, arms: Mapping[str, Arm], policy: Policy, constitu
     kept = promotion.best(gains, evidence, baseline, alarmed)
     reasons += [*compared, *_keeping(kept, gains, alarmed, arms, baseline), *_claims(evidence)]
     changed = _with_results(policy, arms, kept, verdicts, evidence.claims.shown_worse)
-    following, learned = policy_update.following(changed, policy, evidence, arms, verdicts, gains, constitution)
+    has_experiments = following_round == EXPLORES or (following_round == CONFIRMS and not changed.standing)
+    following, learned = policy_update.following(
+        changed, policy, evidence, arms, verdicts, gains, constitution, has_experiments
+    )
     finalists = evidence.look.finalists if evidence.look else ()
     return Decision(
         evidence.round,
@@ -103,6 +115,8 @@ def _keeping(
         for arm in gains
         if arm in alarmed
     ]
+    if not any(arm.role == "axis" for arm in arms.values()):
+        return ["article 7: the round moves no axis, so that nothing is kept; the standing recipe stays"]
     if kept is None:
         return [
             *reasons,

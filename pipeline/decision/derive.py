@@ -46,10 +46,19 @@ def derive_round(history: History, round_name: str) -> Derived:
         )
     plan, rules = history.plans[round_name], history.rules
     evidence = evidence_of(history, round_name)
-    decision = decide.decide(evidence, {arm.name: arm for arm in plan.arms}, plan.policy, rules)
+    arms = {arm.name: arm for arm in plan.arms}
+    decision = decide.decide(evidence, arms, plan.policy, rules, following_round(history, round_name))
     if decision.state == "undecided" and round_name in history.by_hand:
         decision = decide.by_hand(decision, plan.policy)
     return Derived(evidence, decision, next_overrides(decision, rules, history.num_rounds))
+
+
+def following_round(history: History, round_name: str) -> str:
+    """What the round after this one is for: `decide.EXPLORES`, CONFIRMS or NONE."""
+    left = history.num_rounds - int(round_name[1:])
+    if left <= 0:
+        return decide.NONE
+    return decide.CONFIRMS if left == 1 and history.confirmation == assess_claims.FINAL_ROUND else decide.EXPLORES
 
 
 def next_overrides(decision: Decision, rules: constitution.Constitution, num_rounds: int) -> dict[str, Any] | None:
@@ -77,10 +86,21 @@ def evidence_of(history: History, round_name: str) -> Evidence:
         history.confirmation,
         history.rules,
         unpaired,
+        lost_standing_runs(history, rounds),
     )
     return replace(
         evidence, board=board, look=assessed.look, families=assessed.families, external=assessed.external, claims=claims
     )
+
+
+def lost_standing_runs(history: History, rounds: Sequence[assess.RoundOutcomes]) -> list[int]:
+    """The round of each planned run of the standing recipe, from round 2 on, that has no score."""
+    return [
+        int(at.name[1:])
+        for at in rounds
+        for arm, run in zip(history.plans[at.name].arms, at.outcomes, strict=True)
+        if at.name > "r0001" and arm.replicate_of == runs.STANDING and not run.scored("fresh")
+    ]
 
 
 def runs_until(history: History, round_name: str) -> list[runs.Run]:

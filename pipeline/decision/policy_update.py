@@ -21,21 +21,24 @@ from pipeline.stats.lifts import paired_lift, show
 
 def following(
     policy: Policy, before: Policy, evidence: Evidence, arms: Mapping[str, Arm], verdicts: Mapping[str, str],
-    gains: Mapping[str, Fraction], rules: Constitution,
+    gains: Mapping[str, Fraction], rules: Constitution, has_experiments: bool = True,
 ) -> tuple[Policy, list[str]]:  # fmt: skip
     """The next policy and the reasons for its changes. `policy` has the new standing recipe, dead ends and settings aside already.
 
     before: the policy that this round was planned with.
     verdicts: each scored axis arm's noise verdict (`promotion.compare`).
     gains: the arms that are worth more than the recipe that they moved from, and by how much.
+    has_experiments: whether the next round has room for contrasts, a control and replicates. A round that only confirms has none.
     """
     states = StateRules.of(rules)
     reasons: list[str] = []
     policy, more = _retire(policy, arms, verdicts, gains, rules)
     reasons += more
+    reasons += _contrast_results(evidence, before, arms)
+    if not has_experiments:
+        return replace(policy, replicates=0, contrasts=(), control=None), reasons
     policy, more = _replicates(policy, evidence, arms, verdicts, rules)
     reasons += more
-    reasons += _contrast_results(evidence, before, arms)
     policy, more = _contrasts(policy, evidence, rules, states)
     reasons += more
     policy, more = _control(policy, before, evidence, arms, verdicts, rules, states)

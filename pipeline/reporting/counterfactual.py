@@ -75,6 +75,10 @@ def of_arms_and_families(derived: Derived, arms: Mapping[str, Arm], plan: Plan, 
         lift = evidence.lift(run.arm, baseline, "fresh")
         if arms[run.arm].role != "axis" or lift is None:
             continue
+        worse = evidence.claims.worse_arms.get(run.arm)
+        if worse and worse.is_shown:
+            lines.append(f"{run.arm} is shown to be worse by {lifts.amount(worse.difference + worse.reach)}.")
+            continue
         limit = promotion.limit_of(lift, evidence.seed_variance, rules)
         verdict = promotion.compare(lift, evidence.seed_variance, rules)
         if verdict == promotion.WITHIN:

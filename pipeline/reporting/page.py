@@ -14,12 +14,13 @@ from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan, Policy
 from pipeline.claims import wording
+from pipeline.claims.assess_claims import CONFIRMATIONS
 from pipeline.config import settings
 from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History, read_history
-from pipeline.reporting import counterfactual, document, figures, tables
+from pipeline.reporting import counterfactual, document, figures, said, tables
 from pipeline.reporting.document import Section
 from pipeline.stats.lifts import accuracy, show
 
@@ -32,10 +33,7 @@ def of_log(
     `model` is the model's name, for article 13. `targets` is the table of the LoRA targets, which the log does not have
     (`tables.of_targets`). Raises NotFound and IntegrityError as `derive.derive` does.
     """
-    decided = [
-        n for n, record in enumerate(records) if (record["event"], record.get("round")) == ("decision", round_name)
-    ]
-    before = records[: decided[-1]] if decided else records
+    before = said.known_at_decision(records, round_name)
     derived = derive.derive(before, round_name)
     history = read_history(records)
     states = [
@@ -47,6 +45,7 @@ def of_log(
     refusals = [record for record in of_round if record["event"] in ("refusal", "submission_refused")]
     proposals = [record for record in of_round if record["event"] == "proposal"]
     page = sections(history.plans[round_name], derived, states, refusals, history.rules, model, history.num_rounds)
+    page[0].lines += _earlier_claims(history, round_name)
     if any(record["event"] == "plan" and record["round"] > round_name for record in before):
         page[-1].lines.insert(
             0,
@@ -116,6 +115,10 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
     origin = f"decided by {earlier[-1]}" if earlier else "with which the campaign began"
     lines = [f"The standing recipe, {origin}: {_settings(policy.standing) or 'the reference'}."]
     axes = [arm.axis or "" for arm in plan.arms if arm.role == "axis"]
+    lines.append(
+        f"An improvement is confirmed by {history.confirmation}: {CONFIRMATIONS[history.confirmation]}. Its error rate is for "
+        f"{history.num_rounds} rounds."
+    )
     lines.append(f"Axes that this round moves: {', '.join(axes)}." if axes else "This round moves no axis.")
     others = {
         "Retired axes": ", ".join(policy.retired),
@@ -142,6 +145,14 @@ def _said(evidence: Evidence, is_last: bool) -> list[str]:
     if claims.shown_worse:
         lines.append(f"shown to be worse: {', '.join(claims.shown_worse)} ({wording.FALSE_WORSE})")
     return [f"{line[0].upper()}{line[1:]}." for line in lines if line]
+
+
+def _earlier_claims(history: History, round_name: str) -> list[str]:
+    """Which earlier rounds claimed an improvement. A later round that does not claim one takes nothing back."""
+    names = [name for name, each in sorted(history.decisions.items()) if name < round_name and each["claimed"]]
+    if not names:
+        return []
+    return [f"An improvement was claimed in {', '.join(names)}; that stands, whatever later rounds claim."]
 
 
 def _settings(settings: Sequence[tuple[str, str]]) -> str:

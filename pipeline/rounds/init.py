@@ -106,8 +106,7 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
         entries.describe_real_rows(chosen.tasks.train_csv, chosen.tasks.families)
     if chosen.policy.proposals.kind == "llm":
         proposers.endpoint_of(chosen.policy.proposals)
-    rules.check_round(chosen.policy.rounds, rules.num_rounds)
-    check_confirmation(chosen.policy.confirmation)
+    check_confirmation(chosen.policy.confirmation, chosen.policy.rounds, rules.num_rounds)
     arms.arms_of(chosen, 1, rules)
     family_states.check_article(rules)
 

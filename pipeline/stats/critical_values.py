@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import IntegrityError, NotFound
 from pipeline.campaign.layout import CODE_ROOT
+from pipeline.stats.decimal_math import decimal_of, exactly
 from pipeline.stats.design import CriticalValues, Design
 
 HERE = CODE_ROOT / "constitution" / "nulls"
@@ -149,5 +150,6 @@ def distance(one: Design, other: Design) -> float:
 
 
 def _text(value: Fraction, rounding: str) -> str:
-    number = Decimal(value.numerator) / Decimal(value.denominator)
-    return format(number.quantize(Decimal(1).scaleb(number.adjusted() - 3), rounding=rounding), "f")
+    with exactly():
+        number = decimal_of(value)
+        return format(number.quantize(Decimal(1).scaleb(number.adjusted() - 3), rounding=rounding), "f")

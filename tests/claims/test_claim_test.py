@@ -139,9 +139,13 @@ def test_nothing_is_claimed_in_the_first_round_and_a_final_round_is_tested_alone
 
 def test_an_unknown_confirmation_is_refused():
     with pytest.raises(ConfigError, match="policy.confirmation = 'often'"):
-        assess_claims.check_confirmation("often")
+        assess_claims.check_confirmation("often", 0, 8)
     for name in assess_claims.CONFIRMATIONS:
-        assess_claims.check_confirmation(name)
+        for rounds in (0, 2, 8):
+            assess_claims.check_confirmation(name, rounds, 8)
+    for name, rounds in ((RUNNING, 9), (RUNNING, -1), (FINAL_ROUND, 1)):
+        with pytest.raises(ConfigError, match=f"policy.rounds = {rounds}"):
+            assess_claims.check_confirmation(name, rounds, 8)
 
 
 def test_false_claims_stay_below_five_percent_where_no_recipe_does_anything():

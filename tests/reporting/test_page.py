@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.campaign.log import Log
-from pipeline.reporting import document, figures, page
+from pipeline.reporting import document, figures, page, said
 from pipeline.reporting.document import Section
 from tests.support import logs
 from tests.support.campaigns import frozen_campaign, publish
@@ -123,3 +123,34 @@ def test_a_model_with_a_human_baseline_is_not_fenced():
     found = page.of_log(walk().records, "r0001", "nemotron3_nano_30b")
     assert not any("Article 13" in line for line in found[0].lines)
     assert replace(found[0], title="x").lines == found[0].lines
+
+
+def test_what_is_kept_claimed_set_aside_and_worse_is_told_apart_for_programs():
+    walk_said = {name: said.as_json(walk().records, name) for name in ("r0001", "r0002", "r0003")}
+    assert walk_said["r0001"]["shown_worse"] == ["recipe.clip_norm=0.14"] and not walk_said["r0001"]["claimed"]
+    assert walk_said["r0003"]["set_aside"] == ["recipe.lora.alpha=128"]
+    assert walk_said["r0002"]["kept_for_now"] == "recipe.lora.rank=32"
+    claimed = [name for name, found in walk_said.items() if found["claimed"]]
+    assert claimed and walk_said["r0001"]["claimed_in"] == claimed
+    improvement = walk_said["r0002"]["improvement"]
+    assert improvement["shown"] == (improvement["difference"] > improvement["noise_reaches"])
+    assert json.loads(json.dumps(walk_said)) == walk_said
+
+
+def test_a_round_that_decided_nothing_claims_nothing():
+    """The runs of an undecided round may lie far above the reference's; its page is silent about them."""
+    campaign = logs.LogCampaign(
+        lambda name, arm: logs.Truth(
+            {} if arm.replicate_of == "reference" else dict.fromkeys(logs.LEVELS, 0.04),
+            missing="diverged" if name == "r0003" and arm.role == "axis" else "",
+        ),
+        logs.Design(rounds=4, submissions=2),
+    )
+    for _ in range(3):
+        campaign.play()
+    assert campaign.derived["r0002"].decision.claimed
+    last = page.of_log(campaign.records, "r0003", "tiny")
+    text = document.as_text(last)
+    assert "r0003 is undecided" in text and "An improvement is claimed" not in text
+    assert "An improvement was claimed in r0002; that stands, whatever later rounds claim." in text
+    assert said.as_json(campaign.records, "r0003")["improvement"] is None

@@ -1,0 +1,58 @@
+"""What a decided round says of its recipes, for programs: kept for now, claimed, set aside, shown to be worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.campaign.records import Setting
+from pipeline.claims.claim_test import Comparison
+from pipeline.decision import derive
+from pipeline.decision.history import read_history
+
+
+def known_at_decision(records: Sequence[Mapping[str, Any]], round_name: str) -> Sequence[Mapping[str, Any]]:
+    """The records before the last decision of a round: what was known then. All records where it has no decision."""
+    decided = [
+        n for n, record in enumerate(records) if (record["event"], record.get("round")) == ("decision", round_name)
+    ]
+    return records[: decided[-1]] if decided else records
+
+
+def as_json(records: Sequence[Mapping[str, Any]], round_name: str) -> dict[str, Any]:
+    """The statements of a round. Differences of accuracies are floats here, which decide nothing.
+
+    kept_for_now: the setting that joins the standing recipe, as "key=value", or None. claimed: whether this round claims an improvement;
+    claimed_in: the rounds that did. set_aside, shown_worse: this round's settings. improvement, worse_standing: the comparison of runs, or
+    why there is none. Raises NotFound and IntegrityError as `derive.derive` does.
+    """
+    history = read_history(records)
+    derived = derive.derive(known_at_decision(records, round_name), round_name)
+    plan, decision, claims = history.plans[round_name], derived.decision, derived.evidence.claims
+    kept = next((arm for arm in plan.arms if arm.name == decision.kept), None)
+    is_decided = decision.state == "decided"
+    return {
+        "state": decision.state,
+        "kept_for_now": _text(kept.overrides[-1]) if kept else None,
+        "claimed": decision.claimed,
+        "claimed_in": [name for name, each in sorted(history.decisions.items()) if each["claimed"]],
+        "set_aside": [_text(each) for each in decision.policy.set_aside if each not in plan.policy.set_aside],
+        "shown_worse": [_text(each) for each in decision.policy.dead_ends if each not in plan.policy.dead_ends],
+        "improvement": _comparison(claims.improvement) if is_decided else None,
+        "worse_standing": _comparison(claims.worse_standing) if is_decided else None,
+        "confirmation": history.confirmation,
+        "rounds": history.num_rounds,
+    }
+
+
+def _text(setting: Setting) -> str:
+    return "=".join(setting)
+
+
+def _comparison(found: Comparison) -> dict[str, Any]:
+    if found.not_evaluated:
+        return {"not_evaluated": found.not_evaluated}
+    return {
+        "shown": found.is_shown, "difference": float(found.difference), "noise_reaches": float(found.reach), "rounds": list(found.rounds),
+        "standing_runs": found.num_standing, "reference_runs": found.num_reference, "degrees_of_freedom": found.degrees,
+    }  # fmt: skip
