@@ -25,7 +25,7 @@ SEED = 53  # neither that of the critical values nor that of the alarm table
 
 @dataclass(frozen=True)
 class PlayedRound:
-    """One round: its outcomes, the score that the board would print for each arm, and each arm's true lift on the target."""
+    """One round: its outcomes, the score that the board would print for each arm, and each arm's true lift on the target, over the reference recipe and at the target's difficulty."""
 
     reference: Outcome
     outcomes: Sequence[Outcome]
@@ -117,6 +117,7 @@ class Nature:
         references = {"dev": self.dev.reference[0], "fresh": fresh.reference[0]}
         on_board = easier(clip(base + target + (gain if world.fools_board else 0)), self.board_easier)
         hidden = self.hidden.answers(on_board[None])[0].mean((0, 2))
+        truth = (easier(clip(base + target), self.board_easier) - easier(base, self.board_easier)).mean(0)
         noise = self.rng("inference", number).normal(0, 1, (2, len(arms)))
         board = hidden + INFERENCE_SD * noise[0] + world.stack_sd * noise[1]
         outcomes = [
@@ -134,7 +135,7 @@ class Nature:
             reference,
             outcomes,
             {arm.name: f"{score:.2f}" for arm, score in zip(arms, board, strict=True)},
-            {arm.name: float(lift) for arm, lift in zip(arms, (clip(base + target) - base).mean(0), strict=True)},
+            {arm.name: float(lift) for arm, lift in zip(arms, truth, strict=True)},
         )
 
     def marks(self, answers: Mapping[str, Any]) -> dict[str, dict[str, str]]:
