@@ -25,7 +25,9 @@ SEED = 53  # neither that of the critical values nor that of the alarm table
 
 @dataclass(frozen=True)
 class PlayedRound:
-    """One round: its outcomes, the score that the board would print for each arm, and each arm's true lift on the target, over the reference recipe and at the target's difficulty."""
+    """One round: its outcomes, the score that the board would print for each arm, and each arm's true lift on the target: over the reference
+    recipe, at the target's difficulty.
+    """
 
     reference: Outcome
     outcomes: Sequence[Outcome]
