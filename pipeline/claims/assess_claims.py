@@ -9,7 +9,7 @@ from fractions import Fraction
 from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.errors import ConfigError
 from pipeline.claims.claim_test import Comparison, compare, level_of_round
-from pipeline.claims.runs import STANDING, Run, of_kind
+from pipeline.claims.runs import REFERENCE, STANDING, Run, of_kind
 from pipeline.claims.worse_test import ArmComparison, worse_arms, worse_standing
 
 RUNNING, DOUBLED, FINAL_ROUND = "running", "doubled", "final_round"
@@ -25,14 +25,14 @@ CONFIRMATIONS: Mapping[str, str] = {
 class Claims:
     """The findings of one round. `level` is this round's part of the level of claims; 0 where none is tested in this round.
 
-    `num_lost` is the number of planned runs of the standing recipe, in the rounds that are compared, that have no score.
+    `num_missing` is the number of planned runs of the standing recipe and of the reference recipe without a score (`runs`).
     """
 
     level: Fraction = Fraction(0)
     improvement: Comparison = Comparison(not_evaluated="no runs were compared")
     worse_standing: Comparison = Comparison(not_evaluated="no runs were compared")
     worse_arms: Mapping[str, ArmComparison] = field(default_factory=dict)
-    num_lost: int = 0
+    num_missing: tuple[int, int] = (0, 0)
 
     @property
     def is_claimed(self) -> bool:
@@ -67,18 +67,18 @@ def claims_after(
     confirmation: str,
     rules: Constitution,
     unpaired: Sequence[int] = (),
-    lost: Sequence[int] = (),
 ) -> Claims:
     """The findings after a round, from all runs of the campaign up to it. `num_rounds` is the number of rounds that the levels are for.
 
     `unpaired` has the rounds in which the reference adapter has no fresh score. Nothing is claimed while there is one: its runs cannot be
-    compared, and a run that may be left out at will proves nothing. `lost` has the round of each planned standing run without a score.
+    compared, and a run that may be left out at will proves nothing.
 
     An axis arm that is shown to be worse counts in no later variance: one ruinous setting would otherwise hide every improvement.
     """
     worse: Mapping[str, ArmComparison] = {}
     for number in range(1, round_number + 1):
-        worse = worse_arms(runs, number, rules.worse_level, num_rounds, rules.crash_allowance)
+        scored = [run for run in runs if not run.is_missing]
+        worse = worse_arms(scored, number, rules.worse_level, num_rounds, rules.crash_allowance)
         shown = {arm for arm, found in worse.items() if found.is_shown}
         # A setting that is shown to be worse is no measure of how far chance moves a run.
         runs = [run for run in runs if not (run.round == number and run.arm in shown)]
@@ -96,10 +96,12 @@ def claims_after(
             nothing = Comparison(not_evaluated=f"this campaign tests once, in its last round r{num_rounds:04d}")
             return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
         standing = of_kind(runs, STANDING, [round_number])
-        lost = [number for number in lost if number == round_number]
         level, worse_level = rules.final_round_level, rules.worse_level
     else:
         standing = [run for run in of_kind(runs, STANDING) if run.round > 1]
         level = level_of_round(rules.claim_level(num_rounds), round_number, num_rounds)
         worse_level = level_of_round(rules.worse_level, round_number, num_rounds)
-    return Claims(level, compare(standing, runs, level), worse_standing(standing, runs, worse_level), worse, len(lost))
+    scored = [run for run in runs if not run.is_missing]
+    worse_of_standing = worse_standing([run for run in standing if not run.is_missing], scored, worse_level)
+    missing = sum(run.is_missing for run in standing), sum(run.is_missing for run in of_kind(runs, REFERENCE))
+    return Claims(level, compare(standing, runs, level), worse_of_standing, worse, missing)

@@ -1,13 +1,14 @@
 """The runs that claims rest on: each training run's fresh lift over the reference adapter, all families together.
 
 The run is the unit, not the item: two runs of one recipe differ by their training seeds, and no number of items removes this
-difference. All values are exact rationals.
+difference. A planned run without a score may be missing because it went badly, or because somebody disliked it. So it counts against the
+claim: a standing run as the lowest scored run of its round, a run of the reference recipe as the highest. All values are exact rationals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pipeline.campaign.records import Arm, Outcome, Setting
@@ -22,6 +23,7 @@ class Run:
 
     `kind` is STANDING for the standing recipe, REFERENCE for a0 and the repeats of the reference recipe, AXIS for an arm with one moved
     axis. `overwrites` says that the axis replaces a setting of the standing recipe, so that the arm is not "the standing recipe and one more".
+    `is_missing` says that the run has no score, and that lift and variance are those of the run that it counts as.
     """
 
     round: int
@@ -30,12 +32,13 @@ class Run:
     lift: Fraction
     variance: Fraction
     overwrites: bool = False
+    is_missing: bool = False
 
 
 def of_round(
     number: int, reference: Outcome, outcomes: Sequence[Outcome], arms: Sequence[Arm], standing: Sequence[Setting]
 ) -> list[Run]:
-    """The scored runs of a round, in the order of the outcomes; none where the reference has no fresh score.
+    """The runs of a round, the scored ones first, in the order of the outcomes; none where the reference or every arm has no fresh score.
 
     `arms` is the round's plan and `standing` the recipe that its axes moved from. Contrasts and the control are left out. Raises
     IntegrityError where a run and the reference were scored on different items.
@@ -44,15 +47,22 @@ def of_round(
         return []
     kept_keys = {key for key, _ in standing}
     planned = {arm.name: arm for arm in arms}
-    runs = []
+    runs: list[Run] = []
+    missing: list[tuple[str, str]] = []
     for outcome in outcomes:
         arm = planned[outcome.arm]
         kind = arm.replicate_of or arm.role
-        if kind in (STANDING, REFERENCE, AXIS) and outcome.scored("fresh"):
+        if kind in (STANDING, REFERENCE) and not outcome.scored("fresh"):
+            missing.append((arm.name, kind))
+        elif kind in (STANDING, REFERENCE, AXIS) and outcome.scored("fresh"):
             lift = paired_lift(outcome, reference, "fresh")
             overwrites = kind == AXIS and arm.overrides[-1][0] in kept_keys
             runs.append(Run(number, arm.name, kind, lift.mean, lift.variance, overwrites))
-    return runs
+    if not runs:
+        return []
+    ordered = sorted(runs, key=lambda run: run.lift)
+    worst = {STANDING: ordered[0], REFERENCE: ordered[-1]}
+    return runs + [replace(worst[kind], arm=arm, kind=kind, overwrites=False, is_missing=True) for arm, kind in missing]
 
 
 def of_kind(runs: Sequence[Run], kind: str, rounds: Collection[int] | None = None) -> list[Run]:

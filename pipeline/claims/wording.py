@@ -22,10 +22,9 @@ def of_improvement(claims: Claims, is_last: bool = False) -> str:
         return f"no improvement can be claimed in this round: {found.not_evaluated}"
     if claims.worse_standing.is_shown:
         return ""
-    lost = f", {claims.num_lost} more without a score" if claims.num_lost else ""
     facts = (
-        f"what the search stood on in {_rounds(found.rounds)}: on fresh items it differs (mean of {_runs(found.num_standing)}{lost}) from the "
-        f"reference recipe ({_runs(found.num_reference)}) by {show(found.difference)}, and noise reaches to {amount(found.reach)}"
+        f"what the search stood on in {_rounds(found.rounds)}: on fresh items it differs (mean of {_runs(found.num_standing)}) from the "
+        f"reference recipe ({_runs(found.num_reference)}) by {show(found.difference)}, and noise reaches to {amount(found.reach)}{_missing(claims)}"
     )
     if claims.is_claimed:
         return f"an improvement is claimed of {facts} ({FALSE_CLAIMS}; this says nothing of one setting alone)"
@@ -66,3 +65,15 @@ def _rounds(numbers: Sequence[int]) -> str:
 
 def _runs(number: int) -> str:
     return "1 run" if number == 1 else f"{number} runs"
+
+
+def _missing(claims: Claims) -> str:
+    """How the planned runs without a score count; an empty string without any."""
+    parts = [
+        f"{_runs(number)} of the {recipe} recipe without a score count{'s' if number == 1 else ''} as the {extreme} of the round"
+        for number, recipe, extreme in zip(
+            claims.num_missing, ("standing", "reference"), ("lowest", "highest"), strict=True
+        )
+        if number
+    ]
+    return "".join(f"; {part}" for part in parts)

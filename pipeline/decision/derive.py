@@ -46,11 +46,23 @@ def derive_round(history: History, round_name: str) -> Derived:
         )
     plan, rules = history.plans[round_name], history.rules
     evidence = evidence_of(history, round_name)
-    arms = {arm.name: arm for arm in plan.arms}
-    decision = decide.decide(evidence, arms, plan.policy, rules, following_round(history, round_name))
+    arms, policy = {arm.name: arm for arm in plan.arms}, with_dead_ends(history, round_name)
+    decision = decide.decide(evidence, arms, policy, rules, following_round(history, round_name))
     if decision.state == "undecided" and round_name in history.by_hand:
-        decision = decide.by_hand(decision, plan.policy)
+        decision = decide.by_hand(decision, policy)
     return Derived(evidence, decision, next_overrides(decision, rules, history.num_rounds))
+
+
+def with_dead_ends(history: History, round_name: str) -> Policy:
+    """The policy of a round's plan, with the dead ends that earlier rounds decided since: a late arm may show one after the next plan."""
+    policy = history.plans[round_name].policy
+    found = [
+        tuple(setting)
+        for name, decision in sorted(history.decisions.items())
+        if name < round_name
+        for setting in decision["policy"]["dead_ends"]
+    ]
+    return replace(policy, dead_ends=tuple(dict.fromkeys([*policy.dead_ends, *found])))
 
 
 def following_round(history: History, round_name: str) -> str:
@@ -86,25 +98,14 @@ def evidence_of(history: History, round_name: str) -> Evidence:
         history.confirmation,
         history.rules,
         unpaired,
-        lost_standing_runs(history, rounds),
     )
     return replace(
         evidence, board=board, look=assessed.look, families=assessed.families, external=assessed.external, claims=claims
     )
 
 
-def lost_standing_runs(history: History, rounds: Sequence[assess.RoundOutcomes]) -> list[int]:
-    """The round of each planned run of the standing recipe, from round 2 on, that has no score."""
-    return [
-        int(at.name[1:])
-        for at in rounds
-        for arm, run in zip(history.plans[at.name].arms, at.outcomes, strict=True)
-        if at.name > "r0001" and arm.replicate_of == runs.STANDING and not run.scored("fresh")
-    ]
-
-
 def runs_until(history: History, round_name: str) -> list[runs.Run]:
-    """The scored runs of all rounds up to this one, in order."""
+    """The runs of all rounds up to this one, in order (`claims.runs`)."""
     names = [name for name in sorted(history.plans) if "r0000" < name <= round_name]
     return [
         run

@@ -155,7 +155,7 @@ def arm_below_baseline(runs: Runs, arm: int, allowance: float) -> Contrast:
         floor = np.where(used, own_noise(runs, runs.of(STANDING)), 0).sum(1) / used.sum(1)
         below = np.where(baseline, runs.lift[:, newest], 0).sum(1) / k - runs.lift[:, newest, arm] - allowance
         variance = np.maximum(squares / f, floor) * (1 + 1 / k)
-    usable &= (k >= 1) & (f >= 1)
+    usable &= (k >= 1) & (f >= 1) & (variance > 0)
     return Contrast(*(np.where(usable, each, np.nan) for each in (below, variance, f)))
 
 
