@@ -104,8 +104,13 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
 
     campaign = Campaign.at(arguments.campaign)
     last = last_round(campaign, arguments.rounds)
-    arguments.overrides = [*arguments.overrides, *frozen_rounds(campaign, arguments), "campaign.auto=true"]
-    arguments.overrides.append(f"campaign.rounds={arguments.rounds or 0}")
+    if (
+        arguments.rounds
+        and not campaign.folder.exists()
+        and not any("policy.rounds=" in x for x in arguments.overrides)
+    ):
+        print(f"error rates are for the whole budget of rounds; policy.rounds={last} would make them for {last}")
+    arguments.overrides = [*arguments.overrides, "campaign.auto=true", f"campaign.rounds={arguments.rounds or 0}"]
     arguments.dry_run = arguments.no_submit = arguments.wait = arguments.json = False
     while True:
         if campaign.folder.exists() and campaign.paused.exists():
@@ -117,20 +122,6 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
         code = round_verb(arguments)
         if code or not launch.is_local(campaign.round(newest_frozen(campaign))):
             return code
-
-
-def frozen_rounds(campaign: Campaign, arguments: argparse.Namespace) -> list[str]:
-    """For a new campaign of few rounds, the override that spends its error rates over few: as many as critical values ship for."""
-    from pipeline.stats.critical_values import GRID
-
-    if (
-        campaign.folder.exists()
-        or not arguments.rounds
-        or any("policy.rounds=" in item for item in arguments.overrides)
-    ):
-        return []
-    enough = [rounds for rounds in sorted({design.rounds for design in GRID}) if rounds >= arguments.rounds]
-    return [f"policy.rounds={enough[0]}"] if enough else []
 
 
 def last_round(campaign: Campaign, asked: int | None) -> int:
