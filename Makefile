@@ -62,7 +62,7 @@ attacks: setup ## Attack the sandbox in every way we know, and print how each at
 campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
 
-simulate: setup ## Measure false alarms and power of the tests, gain and regret of the decision, in simulated campaigns (seven minutes)
+simulate: setup ## Measure false alarms and power of the tests, gain and regret of the decision, in simulated campaigns (half an hour)
 	$(PYTHON) -m pipeline evidence simulate
 	$(PYTHON) -m pipeline evidence campaigns --campaigns 100
 

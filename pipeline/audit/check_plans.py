@@ -38,7 +38,7 @@ def check_plans(records: Sequence[Record], read: Read, report: Report) -> None:
             first = first or (basis, frozen)
             check_digests(record, frozen, basis, facts, report)
             check_arms(records[:position], frozen, basis, first, facts, report, record["seq"])
-            check_config(record["round"], frozen, basis, read, report)
+            check_config(record["round"], frozen, basis, facts, read, report)
         except ERRORS_ON_BAD_RECORDS as error:
             report.record(record["seq"], f"the plan cannot be derived again ({error})")
     report.checked(
@@ -138,7 +138,9 @@ def check_spending(
     rules.check_spending(basis["tokens_per_arm"], hours, num_arms, Fraction(basis["spent_gpu_seconds"], 3600))
 
 
-def check_config(round_name: str, frozen: Plan, basis: Record, read: Read, report: Report) -> None:
+def check_config(
+    round_name: str, frozen: Plan, basis: Record, facts: Mapping[str, Any], read: Read, report: Report
+) -> None:
     """Check that the frozen configuration says what the log says of it, as far as each value stands on a line of its own."""
     path = f"rounds/{round_name}/config.yaml"
     content = read(path)
@@ -148,6 +150,9 @@ def check_config(round_name: str, frozen: Plan, basis: Record, read: Read, repor
     wanted = {**basis["reference"], "seed": str(basis["seed"]), "tasks.level": basis["tasks"]["level"]}
     wanted |= {f"tasks.{name}": str(basis["tasks"][name]) for name in ("num_dev_per_family", "num_fresh_per_family")}
     wanted |= {"policy.proposals.mode": basis["proposals"]["mode"], "policy.proposals.kind": basis["proposals"]["kind"]}
+    wanted |= {"policy.confirmation": facts["confirmation"], "policy.rounds": str(facts["design"]["rounds"])}
+    if values.get("policy.rounds") == "0":
+        values["policy.rounds"] = str(facts["articles"]["4"]["rounds"])
     wanted |= {"external.kind": basis["external"], "cluster.time_limit_minutes": str(basis["time_limit_minutes"])}
     wanted |= {name: str(basis[name]) for name in COST}
     values |= cost_of(values)
