@@ -222,6 +222,16 @@ def rig_critical(record: dict[str, Any]) -> None:
         record["facts"]["critical"]["gap_level"] = "0.5"
 
 
+def rig_confirmation(record: dict[str, Any]) -> None:
+    if record["event"] == "init":
+        record["facts"]["confirmation"] = "doubled"
+
+
+def rig_rounds(record: dict[str, Any]) -> None:
+    if record["event"] == "init":
+        record["facts"]["design"]["rounds"] = 4
+
+
 def rig_arms(record: dict[str, Any]) -> None:
     if record["event"] == "plan" and record["round"] == "r0003":
         record["plan"]["arms"][2]["overrides"] = [["recipe.lora.rank", "31"]]
@@ -281,6 +291,8 @@ def rig_marks(record: dict[str, Any]) -> None:
 RIGGED = {
     rig_articles: "the articles are not those of the constitution",
     rig_critical: "the critical values are neither",
+    rig_confirmation: "says something else than the log about policy.confirmation",
+    rig_rounds: "says something else than the log about policy.rounds",
     rig_arms: "the arms do not follow from policy, seed and round: a2",
     rig_seed: "the arms do not follow from policy, seed and round: a1",
     rig_policy: "would be planned with another policy than r0002 wrote",
