@@ -292,7 +292,7 @@ RIGGED = {
     rig_articles: "the articles are not those of the constitution",
     rig_critical: "the critical values are neither",
     rig_confirmation: "says something else than the log about policy.confirmation",
-    rig_rounds: "says something else than the log about policy.rounds",
+    rig_rounds: "the critical values are neither",
     rig_arms: "the arms do not follow from policy, seed and round: a2",
     rig_seed: "the arms do not follow from policy, seed and round: a1",
     rig_policy: "would be planned with another policy than r0002 wrote",
