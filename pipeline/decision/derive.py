@@ -90,7 +90,11 @@ def evidence_of(history: History, round_name: str) -> Evidence:
     before, external = states_before(history, round_name)
     assessed = assess.assess(rounds, before, external, dict(plan.policy.repaired), target, StateRules.of(history.rules))
     board = history.board_until(round_name)
-    unpaired = [int(at.name[1:]) for at in rounds if not at.reference.scored("fresh")]
+    unpaired = [
+        int(at.name[1:])
+        for at in rounds
+        if not at.reference.scored("fresh") and any(run.scored("fresh") for run in at.outcomes)
+    ]
     claims = assess_claims.claims_after(
         runs_until(history, round_name),
         int(round_name[1:]),

@@ -255,3 +255,32 @@ def test_evidence_is_written_without_floats_and_says_what_decided():
                 test.gap for test in look.verdict.gap_suspects
             ]
             assert Decimal(written["verdict"]["e_value"]) == look.verdict.e_value
+
+
+def test_a_dead_end_that_a_late_arm_shows_is_kept_by_later_rounds():
+    """r0002 was planned before the ruinous arm of r0001 arrived, so its plan does not know the dead end; its decision does."""
+    campaign = small(lambda name, arm: Truth(dict.fromkeys(logs.LEVELS, -0.6) if arm.axis == "clip_norm" else {}))
+    campaign.play()
+    dead = campaign.derived["r0001"].decision.policy.dead_ends
+    assert [key for key, _ in dead] == ["recipe.clip_norm"]
+    campaign.policy = replace(campaign.policy, dead_ends=())  # as the plan was made before
+    campaign.play()
+    assert set(dead) <= set(campaign.derived["r0002"].decision.policy.dead_ends)
+
+
+def test_nothing_is_claimed_while_the_reference_has_no_score_in_a_round():
+    def gains(name, arm):
+        better = dict.fromkeys(logs.LEVELS, 0.04)
+        return Truth({} if arm.replicate_of == "reference" else better)
+
+    campaign = small(gains)
+    campaign.play()
+    assert campaign.play().decision.claimed
+    for record in campaign.records:
+        if record["event"] == "outcome" and (record["round"], record["arm"]) == ("r0002", "reference"):
+            record["outcome"] |= {"status": "failed", "exit_class": "judge_failed", "outcomes": {}}
+    found = derive.derive(
+        [r for r in campaign.records if (r["event"], r.get("round")) != ("decision", "r0002")], "r0002"
+    )
+    assert not found.decision.claimed
+    assert "no score on the fresh items of r0002" in found.evidence.claims.improvement.not_evaluated
