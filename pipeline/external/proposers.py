@@ -26,13 +26,13 @@ from pipeline.external import briefing, chat, optuna_sampler, propose
 def with_proposals(
     folder: Round, chosen: settings.Settings, arms: Sequence[Arm], constitution: Constitution
 ) -> tuple[Arm, ...]:
-    """Return a round's arms; in mode `active`, accepted proposals replace axis arms.
+    """Return a round's arms; in mode `active`, accepted proposals replace axis arms. A round without axis arms asks nobody.
 
     The caller holds the round's lock and has not planned the round yet. Raises ConfigError for a proposer that cannot be asked as
     configured, IntegrityError and WorkFailed as `propose.propose`.
     """
     proposals_config = chosen.policy.proposals
-    if proposals_config.kind == "none":
+    if proposals_config.kind == "none" or not any(arm.role == "axis" for arm in arms):
         return tuple(arms)
     policy, past = settings.policy_of(chosen), past_of(Log(folder.campaign.log).records(), folder.name)
     facts = briefing.request_of(

@@ -101,6 +101,13 @@ def test_shadow_logs_and_leaves_the_plan_as_it_was(folder, composed):
     assert (refusal["article"], refusal["code"], refusal["slot"]) == ("4", "budget", 2)
 
 
+def test_a_round_without_axis_arms_asks_nobody(folder, composed):
+    confirming = tuple(arm for arm in planned() if arm.role != "axis")
+    with server(lambda handler, content: send(handler, envelope(*GOOD))) as (url, seen):
+        assert proposers.with_proposals(folder, asked(composed, url, mode="active"), confirming, RULES) == confirming
+    assert not seen and not events(folder, "proposal")
+
+
 def test_active_takes_the_first_slots_and_a_refused_proposal_none(folder, composed):
     with server(lambda handler, content: send(handler, envelope(*GOOD))) as (url, _):
         chosen = asked(composed, url, mode="active")
