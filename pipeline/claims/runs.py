@@ -19,7 +19,8 @@ STANDING, REFERENCE, AXIS = "standing", "reference", "axis"
 
 @dataclass(frozen=True)
 class Run:
-    """One scored run. `lift` is its fresh lift over the reference adapter and `variance` the lift's variance over items.
+    """One scored run. `lift` is its fresh lift over the reference adapter and `variance` the lift's variance over items, which is never
+    taken as smaller than that of one answer: where nearly every answer is wrong, a few equal runs say nothing about the next one.
 
     `kind` is STANDING for the standing recipe, REFERENCE for a0 and the repeats of the reference recipe, AXIS for an arm with one moved
     axis. `overwrites` says that the axis replaces a setting of the standing recipe, so that the arm is not "the standing recipe and one more".
@@ -57,7 +58,8 @@ def of_round(
         elif kind in (STANDING, REFERENCE, AXIS) and outcome.scored("fresh"):
             lift = paired_lift(outcome, reference, "fresh")
             overwrites = kind == AXIS and arm.overrides[-1][0] in kept_keys
-            runs.append(Run(number, arm.name, kind, lift.mean, lift.variance, overwrites))
+            one_answer = Fraction(2, lift.num_items**2)  # two runs that differ by chance in one answer each
+            runs.append(Run(number, arm.name, kind, lift.mean, max(lift.variance, one_answer), overwrites))
     if not runs:
         return []
     ordered = sorted(runs, key=lambda run: run.lift)

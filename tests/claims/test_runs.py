@@ -43,6 +43,11 @@ def test_a_missing_run_counts_against_the_claim():
     assert "a1" not in lifts(5, None, 4, 9, 8)  # an axis arm without a score is no measure of anything
 
 
+def test_equal_runs_are_not_taken_as_free_of_chance():
+    runs = of_round(2, outcome("reference", 0), [outcome(f"a{n}", 0) for n in range(5)], PLAN, (RANK,))
+    assert {run.variance for run in runs} == {Fraction(2, 100)}  # ten items
+
+
 def test_without_the_reference_or_any_run_nothing_counts():
     assert lifts(None, None, None, 9, None) == {}
     arms = [outcome(f"a{n}", 5) for n in range(5)]
