@@ -108,6 +108,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def progress() -> Callable[[str], None]:
+    """A function that prints a line of progress with the seconds since now."""
+    began = time.monotonic()
+    return lambda line: print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
+
+
 def simulate_verb(arguments: argparse.Namespace) -> None:
     """Print the alarms of each test and the claims in every simulated world. Raises ConfigError below 20 campaigns."""
     from pipeline.stats import critical_values
@@ -118,11 +124,7 @@ def simulate_verb(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"--campaigns {arguments.campaigns} says nothing", "Valid: 20 or more")
     design = Design()
     critical = critical_values.critical_values(design)
-    began = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
-
+    tell = progress()
     found = alarm_table.measure(design, critical, arguments.campaigns, tell)
     claims = claim_table.measure(arguments.campaigns * 5 // 2, arguments.real, tell)
     as_json = {"alarms": {name: seen.as_json() for name, seen in found.items()}, "claims": claims}
@@ -145,11 +147,7 @@ def e_values_verb(arguments: argparse.Namespace) -> None:
 
     if arguments.campaigns < 20:
         raise ConfigError(f"--campaigns {arguments.campaigns} says nothing", "Valid: 20 or more")
-    began = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
-
+    tell = progress()
     if arguments.write:
         shipped = [design for design in critical_values.GRID if design.board_rows]
         for design in [design_of(arguments.design)] if arguments.design else shipped:
@@ -191,11 +189,7 @@ def campaigns_verb(arguments: argparse.Namespace) -> None:
 
     if arguments.campaigns < 2:
         raise ConfigError(f"--campaigns {arguments.campaigns} has no interval", "Valid: 2 or more")
-    began = time.monotonic()
-
-    def tell(line: str) -> None:
-        print(f"{time.monotonic() - began:5.0f} s  {line}", file=sys.stderr, flush=True)
-
+    tell = progress()
     rows = list(closed_loop.measure({**worlds.NULLS, **worlds.DESIGNED}, Design(), arguments.campaigns, tell))
     show(rows, closed_loop.table(rows), arguments.json)
     if not arguments.json:

@@ -82,19 +82,10 @@ def claims_after(
         shown = {arm for arm, found in worse.items() if found.is_shown}
         # A setting that is shown to be worse is no measure of how far chance moves a run.
         runs = [run for run in runs if not (run.round == number and run.arm in shown)]
-    if round_number < 2:
-        nothing = Comparison(not_evaluated="it takes a run of the standing recipe, and so at least round 2")
-        return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
-    if unpaired:
-        names = ", ".join(f"r{number:04d}" for number in unpaired)
-        nothing = Comparison(
-            not_evaluated=f"the reference has no score on the fresh items of {names}; judge it there first"
-        )
+    if why := _not_tested(round_number, num_rounds, confirmation, unpaired):
+        nothing = Comparison(not_evaluated=why)
         return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
     if confirmation == FINAL_ROUND:
-        if round_number < num_rounds:
-            nothing = Comparison(not_evaluated=f"this campaign tests once, in its last round r{num_rounds:04d}")
-            return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
         standing = of_kind(runs, STANDING, [round_number])
         level, worse_level = rules.final_round_level, rules.worse_level
     else:
@@ -105,3 +96,15 @@ def claims_after(
     worse_of_standing = worse_standing([run for run in standing if not run.is_missing], scored, worse_level)
     missing = sum(run.is_missing for run in standing), sum(run.is_missing for run in of_kind(runs, REFERENCE))
     return Claims(level, compare(standing, runs, level), worse_of_standing, worse, missing)
+
+
+def _not_tested(round_number: int, num_rounds: int, confirmation: str, unpaired: Sequence[int]) -> str:
+    """Why the standing recipe is not tested in a round; an empty string where it is."""
+    if round_number < 2:
+        return "it takes a run of the standing recipe, and so at least round 2"
+    if unpaired:
+        names = ", ".join(f"r{number:04d}" for number in unpaired)
+        return f"the reference has no score on the fresh items of {names}; judge it there first"
+    if confirmation == FINAL_ROUND and round_number < num_rounds:
+        return f"this campaign tests once, in its last round r{num_rounds:04d}"
+    return ""

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from pipeline.claims.runs import AXIS, REFERENCE, STANDING, Run, item_variances, mean_lift, of_kind, squares
+from pipeline.claims.runs import AXIS, REFERENCE, STANDING, Run, item_variances, mean_lift, mean_of, of_kind, squares
 from pipeline.claims.student import student_quantile
 from pipeline.stats.decimal_math import decimal_of, exactly
 
@@ -79,7 +79,7 @@ def compare(standing: Sequence[Run], runs: Sequence[Run], level: Fraction, sign:
     if why := _missing(k, m, arm_degrees):
         return Comparison(num_standing=k, num_reference=m, not_evaluated=why)
     items = item_variances([*standing, *reference])
-    floor = sum(items.values(), Fraction(0)) / len(items)
+    floor = mean_of(items)
     centre = mean_lift(reference)
     of_reference = sum(((run.lift - centre) ** 2 for run in reference), Fraction(0)) / (m - 1)
     one_arm, one_reference = max(of_arms / arm_degrees, floor) / k, max(of_reference, floor) / m

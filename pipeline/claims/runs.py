@@ -7,7 +7,7 @@ claim: a standing run as the lowest scored run of its round, a run of the refere
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -99,3 +99,8 @@ def item_variances(runs: Sequence[Run]) -> dict[int, Fraction]:
         if of_round_runs:
             result[number] = sum((run.variance for run in of_round_runs), Fraction(0)) / len(of_round_runs) / 2
     return result
+
+
+def mean_of(variances: Mapping[int, Fraction]) -> Fraction:
+    """The mean over rounds of what `item_variances` returns."""
+    return sum(variances.values(), Fraction(0)) / len(variances)

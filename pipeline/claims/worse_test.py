@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from pipeline.claims.claim_test import Comparison, compare
-from pipeline.claims.runs import AXIS, REFERENCE, STANDING, Run, item_variances, mean_lift, of_kind, squares
+from pipeline.claims.runs import AXIS, REFERENCE, STANDING, Run, item_variances, mean_lift, mean_of, of_kind, squares
 from pipeline.claims.student import student_quantile
 from pipeline.stats.decimal_math import decimal_of, exactly
 
@@ -50,18 +50,15 @@ def worse_arms(
     baseline = of_kind(runs, STANDING, [round_number]) or of_kind(runs, REFERENCE, [round_number])
     if not here or not baseline:
         return {}
-    items = item_variances(runs)
-    floor = sum(items.values(), Fraction(0)) / len(items)
+    floor = mean_of(item_variances(runs))
     found = {}
     for arm in here:
         total, degrees = squares([run for run in axes if run is not arm])
         if not degrees:
             continue
         variance = max(total / degrees, floor) * (1 + Fraction(1, len(baseline)))
-        if (
-            not variance
-        ):  # no other run differs from another in any answer, so that nothing tells how far chance reaches
-            continue
+        if not variance:
+            continue  # no other run differs from another in any answer, so that nothing tells how far chance reaches
         quantile = Fraction(student_quantile(level / (len(here) * num_rounds), degrees))
         difference = arm.lift - mean_lift(baseline)
         beyond = -(difference + allowance)

@@ -84,7 +84,7 @@ def next_overrides(decision: Decision, rules: constitution.Constitution, num_rou
 def evidence_of(history: History, round_name: str) -> Evidence:
     """The evidence of a round: lifts, noise, the tests over all rounds so far, and the states that follow."""
     plan, target = history.plans[round_name], history.target
-    rounds = [history.played(name) for name in sorted(history.plans) if "r0000" < name <= round_name]
+    rounds = history.rounds_until(round_name)
     played = rounds[-1]
     evidence = of_one_round(round_name, played.reference, played.outcomes, plan.arms)
     before, external = states_before(history, round_name)
@@ -96,7 +96,7 @@ def evidence_of(history: History, round_name: str) -> Evidence:
         if not at.reference.scored("fresh") and any(run.scored("fresh") for run in at.outcomes)
     ]
     claims = assess_claims.claims_after(
-        runs_until(history, round_name),
+        runs_of(history, rounds),
         int(round_name[1:]),
         history.num_rounds,
         history.confirmation,
@@ -108,20 +108,13 @@ def evidence_of(history: History, round_name: str) -> Evidence:
     )
 
 
-def runs_until(history: History, round_name: str) -> list[runs.Run]:
-    """The runs of all rounds up to this one, in order (`claims.runs`)."""
-    names = [name for name in sorted(history.plans) if "r0000" < name <= round_name]
-    return [
-        run
-        for name in names
-        for run in runs.of_round(
-            int(name[1:]),
-            history.played(name).reference,
-            tuple(history.round_outcomes(name)),
-            history.plans[name].arms,
-            history.plans[name].policy.standing,
-        )
-    ]
+def runs_of(history: History, rounds: Sequence[assess.RoundOutcomes]) -> list[runs.Run]:
+    """The runs of these rounds, in order (`claims.runs`)."""
+    found = []
+    for at in rounds:
+        plan = history.plans[at.name]
+        found += runs.of_round(int(at.name[1:]), at.reference, at.outcomes, plan.arms, plan.policy.standing)
+    return found
 
 
 def states_before(history: History, round_name: str) -> tuple[dict[str, FamilyState], str]:
@@ -135,7 +128,7 @@ def states_before(history: History, round_name: str) -> tuple[dict[str, FamilySt
 
 def choose_submissions(history: History, round_name: str) -> tuple[str, ...]:
     """The arms of a round to submit to the external target, the most important first; none without a target or once it is suspect."""
-    rounds = [history.played(name) for name in sorted(history.plans) if "r0000" < name <= round_name]
+    rounds = history.rounds_until(round_name)
     _, external = states_before(history, round_name)
     if external != EXTERNAL_CLEAR:
         return ()

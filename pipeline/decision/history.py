@@ -82,6 +82,10 @@ class History:
             name, reference, tuple(self.round_outcomes(name)), repeats, self.scores.get(name, {})
         )
 
+    def rounds_until(self, name: str) -> list[assess.RoundOutcomes]:
+        """The rounds from r0001 to this one, in order."""
+        return [self.played(each) for each in sorted(self.plans) if "r0000" < each <= name]
+
     def board_until(self, name: str) -> dict[str, dict[str, str]]:
         """The scores that the board printed up to this round, by round and arm, with the reference's repeats."""
         rounds = sorted({known for known in (*self.scores, *self.references) if known <= name})

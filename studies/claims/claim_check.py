@@ -116,7 +116,8 @@ def campaign(truth: ClaimWorld, design: Design, confirmation: str, number: int) 
         policy = player.take(f"r{round_number:04d}", policy, arms, nature.play(round_number, arms))
         assert player.decision is not None
         suspect |= any(state.code == "canaries" for state in player.decision.families.values())
-    every_run = derive.runs_until(history.read_history(player.records), f"r{design.rounds:04d}")
+    played = history.read_history(player.records)
+    every_run = derive.runs_of(played, played.rounds_until(f"r{design.rounds:04d}"))
     found = claim_twin.every_round(arrays_of([every_run], design.rounds), confirmation, begin.rules)
     claimed, worse, agrees = False, False, True
     for last in range(1, design.rounds + 1):
