@@ -1,6 +1,6 @@
-"""`doctor` checks whether this machine or site can run a campaign; `plan-memory` shows what a configuration needs.
+"""Before a campaign: `doctor` checks this machine or site, `plan-memory` shows what a configuration needs, `first-contact` tries a new site.
 
-Both take the folder of a campaign, overrides, or both. With a campaign they use its frozen configuration, and overrides change it for the
+The first two take the folder of a campaign, overrides, or both. With a campaign they use its frozen configuration, and overrides change it for the
 check alone. `doctor` takes only overrides that `round` would take; `plan-memory` also answers what another configuration would need.
 """
 
@@ -16,7 +16,15 @@ from typing import Any
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, PipelineError
 from pipeline.campaign.layout import Campaign
-from pipeline.cli.arguments import Commands, add_json, next_command
+from pipeline.cli.arguments import (
+    Commands,
+    add_campaign,
+    add_dry_run,
+    add_json,
+    add_overrides,
+    next_command,
+    quoted_campaign,
+)
 
 
 def add(commands: Commands) -> None:
@@ -29,6 +37,29 @@ def add(commands: Commands) -> None:
         "plan-memory", plan_memory_verb, "Show what a configuration needs: memory, checkpoints, hours and money."
     )
     add_words(sub, "the hours follow from the speed that its rounds measured")
+    add_json(sub)
+
+    sub = commands.add(
+        "first-contact", first_contact_verb, "Take a new site through gates, the cheapest first, up to one whole arm."
+    )
+    add_campaign(
+        sub, "The folder that the campaign will have. The gates keep their files beside it, in DIR.first-contact."
+    )
+    add_overrides(sub, "Hydra overrides, such as cluster=mine cluster.weights_dir=/models/nano experiment=nano_30b.")
+    sub.add_argument(
+        "--until",
+        metavar="GATE",
+        default="items",
+        help="The last gate to pass; the default is items, and arm is the last.",
+    )
+    sub.add_argument(
+        "--log-probs", type=Path, metavar="FILE", help="Log-probabilities to compare with (docs/first-contact.md)."
+    )
+    sub.add_argument(
+        "--sha256", type=Path, metavar="FILE", help="Digests of the published files, as `sha256sum *` prints them."
+    )
+    sub.add_argument("--again", action="store_true", help="Repeat the gates that were passed before.")
+    add_dry_run(sub)
     add_json(sub)
 
 
@@ -89,6 +120,48 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
             print(f"{next_command(*dry_run(campaign, overrides))}    (once that is mended)")
         else:
             print(f"{fits}; {next_command(*dry_run(campaign, overrides))}")
+
+
+def first_contact_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.first_contact import gates
+    from pipeline.first_contact.visit import Visit
+
+    if arguments.until not in gates.NAMES:
+        raise ConfigError(f"--until {arguments.until} is no gate", f"Valid: {', '.join(gates.NAMES)}")
+    visit = Visit(Campaign.at(arguments.campaign), arguments.overrides, arguments.log_probs, arguments.sha256, say=say)
+    wanted = gates.GATES[: gates.NAMES.index(arguments.until) + 1]
+    words = [quoted_campaign(arguments), *map(shlex.quote, arguments.overrides)]
+    if arguments.dry_run:
+        rows = [{"gate": gate.name, "question": gate.question, "cost": gate.cost(visit)} for gate in wanted]
+        print(
+            json.dumps(rows, indent=1)
+            if arguments.json
+            else "\n".join(f"{r['gate']:<11} {r['question']} ({r['cost']})" for r in rows)
+        )
+        return 0
+    passed = []
+    for each in gates.walk(visit, arguments.until, again=arguments.again):
+        passed.append(each)
+        before = "" if each.is_new else " (passed before; --again repeats it)"
+        say(
+            f"{each.verdict:<8}{each.gate}: {each.found}{f'. {each.cure}' if each.cure else ''} ({each.seconds:.0f} s{before})"
+        )
+    if arguments.json:
+        print(json.dumps([vars(each) for each in passed], indent=1))
+    if passed[-1].verdict == "bad":
+        say(f"stopped at the gate {passed[-1].gate}; the same command goes on there")
+        return 1
+    if arguments.until == gates.NAMES[-1]:
+        say(next_command("round", *words))
+    else:
+        following = gates.GATES[len(passed)]
+        say(f"{next_command('first-contact', *words, '--until', following.name)}    ({following.cost(visit)})")
+    return 0
+
+
+def say(line: str) -> None:
+    """Print a line for people. It goes to stderr, because stdout is for the JSON that a program reads."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def refusal_of(chosen: Any, campaign: Campaign | None) -> str:

@@ -1,4 +1,4 @@
-"""The commands that jobs run: `worker`, `reference`, `meta` and `chain`."""
+"""The commands that jobs run: `worker`, `reference`, `forward`, `meta` and `chain`."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def add(commands: Commands) -> None:
     sub.add_argument("--plan", metavar="SHA256", help="Refuse to work unless the frozen plan has this digest.")
 
     sub = commands.add("reference", reference_verb, "Judge the reference on a round's fresh items.", group=JOBS)
+    add_campaign(sub)
+    add_round(sub, required=True)
+
+    sub = commands.add("forward", forward_verb, "Run the forward pass of a first contact.", group=JOBS)
     add_campaign(sub)
     add_round(sub, required=True)
 
@@ -103,6 +107,17 @@ def reference_verb(arguments: argparse.Namespace) -> None:
     end = JobEnd(time.time(), cluster.request("reference").time_limit_minutes, cluster.signal_lead_seconds)
     outcome = meta.judge_reference(campaign, folder, lambda: stop.is_set() or end.is_near())
     print(f"the reference is {outcome.status} for {arguments.round}; the meta stage uses its scores")
+
+
+def forward_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.rounds import frozen_code
+
+    campaign, _ = campaign_and_round(arguments, arguments.round)
+    frozen_code.run_frozen_code(campaign)
+    from pipeline.first_contact import forward_pass
+
+    forward_pass.run(campaign)
+    print("the forward pass is done; `first-contact` compares it")
 
 
 def meta_verb(arguments: argparse.Namespace) -> int:

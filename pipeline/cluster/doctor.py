@@ -37,8 +37,11 @@ USER_PROGRAMS = {"squashfuse": "squashfuse", "fuse-overlayfs": "fuse-overlayfs"}
 """An ordinary user needs these too, because only root may use the kernel's mounts."""
 
 
-def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list[Check]:
-    """All checks of a configuration, and of a campaign's frozen digests if one is given, the most important first."""
+def examine(chosen: settings.Settings, campaign: Campaign | None = None, *, with_weights: bool = True) -> list[Check]:
+    """All checks of a configuration, and of a campaign's frozen digests if one is given, the most important first.
+
+    with_weights: also read the whole published checkpoint, which takes minutes.
+    """
     checks = [
         *_machine(),
         *sandbox_check.examine(chosen),
@@ -49,7 +52,7 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None) -> list
     ]
     checks += outside_check.examine(chosen)
     weights_dir = chosen.cluster.weights_dir
-    if weights_dir or base_weights.are_outside(chosen.to_dict()["model"]):
+    if with_weights and (weights_dir or base_weights.are_outside(chosen.to_dict()["model"])):
         checks.append(
             _check_of("base weights", lambda: f"{len(base_weights.build_manifest(weights_dir)['files'])} files")
         )

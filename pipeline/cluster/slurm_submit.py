@@ -127,6 +127,25 @@ def submit(
             "meta_job_id": meta_id, "submission": mark.word}  # fmt: skip
 
 
+def submit_stage(folder: Path, code_dir: Path, stage: Stage, resources: Resources) -> tuple[str, str]:
+    """Submit one worker's stage by itself, as an array of one. Returns (job id, mark), for which the caller calls `keep` as after `submit`.
+
+    Raises as `submit`.
+    """
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise NotFound("sbatch and srun are not on PATH", "Run on a login node, or use cluster=local")
+    from pipeline.cluster import slurm_sbatch
+
+    take_back_open(folder, [f"{resources.job_name}-arms"], ())
+    mark = slurm_sbatch.Mark(folder)
+    mark.open()
+    with clean_environment():
+        executor = _executor(folder, code_dir, resources, "worker", mark)
+        with executor.batch():
+            job = executor.submit(run_stage, *stage)
+    return job.job_id, mark.word
+
+
 def keep(folder: Path, submission: str) -> None:
     """Say that the campaign's files name the jobs of a submission. submission: as `submit` returned it."""
     from pipeline.cluster import slurm_sbatch
