@@ -56,7 +56,7 @@ class ChatTemplate:
         self._variables = dict(variables)
         try:
             self._template = environment.from_string(text)
-        except (jinja2.TemplateError, RecursionError) as error:
+        except Exception as error:  # not of Jinja alone: `break` outside of a loop is Python's SyntaxError
             raise DataError(f"the chat template is not Jinja: {_line(error)}; take the published one again") from None
 
     def render(self, messages: Messages, add_generation_prompt: bool) -> str:
