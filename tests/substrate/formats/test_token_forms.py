@@ -14,6 +14,7 @@ from substrate.data.tokenizer import SUFFIX, Tokenizer
 from substrate.formats import published_tokenizer
 from substrate.interface.errors import DataError
 from tests.support.checkpoints import CHAT, make_folder, write
+from tests.support.paths import GOLDEN
 
 PROMPTS = [
     "In Alice's Wonderland, numbers are secretly converted.\n\n8 -> VIII\nthe",
@@ -267,3 +268,10 @@ def test_the_entry_writes_the_files_and_says_what_it_found(tmp_path, capsys, mon
     monkeypatch.setattr("sys.argv", [*arguments, "283"])
     with pytest.raises(DataError, match="has 284 token ids, the model 283; take both of one checkpoint"):
         published_tokenizer.main()
+
+
+def test_the_golden_file_is_what_the_published_form_gives(tmp_path):
+    """docs/contract.md explains its keys."""
+    folder = make_folder(tmp_path / "folder")
+    published_tokenizer.write(published_tokenizer.read(folder), folder, tmp_path)
+    assert json.loads((tmp_path / "tokens.json").read_text()) == json.loads((GOLDEN / "tokens.json").read_text())
