@@ -139,6 +139,29 @@ def test_a_stop_text_ends_a_completion_before_it(task, parallel):
     assert not row["truncated"]
 
 
+def test_only_the_facts_beside_the_tokenizer_of_the_image_end_a_completion(task, parallel):
+    """What a trial leaves beside its adapter, or a site beside the weights, is not read; what the image says is."""
+    body = json.loads(task.read_text())
+    image, out = ROOT / "substrate" / "base", Path(body["paths"]["out"])
+    generate(Task.read(task), parallel)
+    expected = (out / "dev.jsonl").read_bytes()
+    edited = json.loads((image / "tokens.json").read_text()) | {"end_ids": list(range(VALUES["vocab_size"]))}
+    for folder in ("adapter", "base"):
+        (task.parent / folder / "tokens.json").write_text(json.dumps(edited))
+        (task.parent / folder / "generation_config.json").write_text(json.dumps({"eos_token_id": edited["end_ids"]}))
+        (task.parent / folder / "chat_template.jinja").write_text("another prompt")
+    shutil.rmtree(out)
+    generate(Task.read(task), parallel)
+    assert (out / "dev.jsonl").read_bytes() == expected
+    fork = shutil.copytree(image, task.parent / "fork", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    (fork / "tokens.json").write_text(json.dumps(edited))
+    task.write_text(json.dumps(body | {"paths": body["paths"] | {"tokenizer": str(fork / "tokenizer.json")}}))
+    shutil.rmtree(out)
+    generate(Task.read(task), parallel)
+    rows = [json.loads(line) for line in (out / "dev.jsonl").read_text().splitlines()]
+    assert {(row["num_tokens"], row["truncated"], row["completion"]) for row in rows} == {(1, False, "")}
+
+
 def test_killed_anywhere_the_same_bytes_come_out(task, parallel, monkeypatch):
     """Stopped at each write in turn, as by SIGKILL: a new start decodes only the shards that are missing."""
     from substrate import generate as generate_module
