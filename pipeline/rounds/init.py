@@ -216,7 +216,9 @@ def name_base(chosen: settings.Settings, payload: Path) -> None:
     shutil.rmtree(base)
     base.mkdir()
     write_file(payload / chosen.model.weights, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    arguments = [source, "--out", str(base), "--vocab-size", str(chosen.model.vocab_size)]
+    question = Path(payload.parent, "model.json")
+    question.write_text(json.dumps(chosen.to_dict()["model"]))
+    arguments = [source, "--out", str(base), "--model", str(question)]
     said = run_substrate(payload, "formats.published_tokenizer", arguments, "the published tokenizer cannot be used")
     print(f"tokenizer: {said}", file=sys.stderr)
     described = parse_yaml((payload / "manifest.yaml").read_text())

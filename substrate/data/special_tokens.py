@@ -21,7 +21,7 @@ from substrate.interface.command_line import parse_object, read_small, write_tex
 from substrate.interface.errors import DataError
 
 FILE, TEMPLATE_FILE = "tokens.json", "chat_template.jinja"
-MAX_BYTES, MAX_TEMPLATE_BYTES = 2**20, 2**20  # published templates have some tens of kilobytes
+MAX_BYTES = 2**24  # of either file; published templates have some tens of kilobytes
 AGAIN = "build the image again"
 
 
@@ -75,7 +75,7 @@ class SpecialTokens:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} does not hold the facts of a tokenizer: {error}; {AGAIN}") from None
-        text = read_small(folder / TEMPLATE_FILE, MAX_TEMPLATE_BYTES)
+        text = read_small(folder / TEMPLATE_FILE, MAX_BYTES)
         if digest(text) != facts.template.sha256:
             raise DataError(f"{folder / TEMPLATE_FILE} is not the template that {FILE} names; {AGAIN}")
         return facts, text

@@ -21,6 +21,8 @@ from substrate.interface.errors import DataError
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 MAX_BYTES = 16 * 2**20  # added tokens of a large vocabulary take some megabytes
+# Of these keys of config.json the campaign decides, or they change no weight and no logit.
+OWN = {"architectures", "chunk_size", "dtype", "max_position_embeddings", "tie_word_embeddings", "time_step_min"}
 AGAIN = "take the published file again"
 
 
@@ -102,6 +104,17 @@ def named_tokens(folder: Path) -> Named:
     return Named(tokens, declared, tuple(_content(path, name, each) for each in each_of))
 
 
+def check_model(folder: Path, expected: Mapping[str, Any]) -> None:
+    """Raises DataError if config.json contradicts the model's configuration, given as the same file would have it."""
+    values = settings_of(folder, "config.json")
+    for key in sorted(set(values) & set(expected) - OWN):
+        if values[key] != expected[key]:
+            raise DataError(
+                f"{folder / 'config.json'}: {key} is {values[key]!r}, but {expected[key]!r} in the model's configuration; choose "
+                "the configuration of this checkpoint (hydra_conf/model)"
+            )
+
+
 def ids_of(folder: Path, name: str, key: str) -> list[int]:
     """Returns the ids of a key such as `eos_token_id`, which is a number, a list, null or missing. Raises DataError."""
     value = settings_of(folder, name).get(key)
@@ -123,8 +136,12 @@ def templates_of(folder: Path) -> Templates:
     }
     unread |= {each for each in ("chat_template.json",) if (folder / each).exists()}
     found = {name: text_of(path) for name, path in beside.items()} or inside
+    if not found and unread:
+        raise DataError(
+            f"{folder} has {', '.join(sorted(unread))}, which nobody reads as a chat template; save the one that chats use as {TEMPLATE}"
+        )
     if not found:
-        return Templates(None, None, tuple(sorted(unread)))
+        return Templates(None, None, ())
     default = next((name for name in found if name in (TEMPLATE, _named("default"), _named(None))), None)
     if default is None:
         raise DataError(

@@ -1,6 +1,6 @@
 """Derives `base/tokens.json` from the files of a published checkpoint, and checks that we can train and judge in its chat form.
 
-    python -m substrate.formats.published_tokenizer FOLDER [--out BASE] [--vocab-size 131072]
+    python -m substrate.formats.published_tokenizer FOLDER [--out BASE] [--model model.json]
 
 It renders the checkpoint's chat template with thinking on and looks at what it wrote: the prompt must stand in it whole
 and the assistant's thinking must be open at its end. What follows an assistant's text, up to the first special token,
@@ -11,16 +11,17 @@ writes tokenizer.json, chat_template.jinja and tokens.json, the three files from
 import datetime
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tokenizers
 
 from substrate.data.chat_template import RENDERER, ChatTemplate, fallback
 from substrate.data.special_tokens import SpecialTokens, TemplateFacts, digest
 from substrate.data.tokenizer import SUFFIX, Tokenizer, num_ids, read_encoder
-from substrate.formats.published_files import Named, ids_of, named_tokens, templates_of
-from substrate.interface.command_line import Parser, write_text
+from substrate.formats.published_files import Named, check_model, ids_of, named_tokens, templates_of
+from substrate.interface.command_line import Parser, read_json, write_text
 from substrate.interface.errors import DataError, exit_code_of
 
 TAGS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -41,8 +42,8 @@ class Published(NamedTuple):
     has_added: bool  # whether the settings name tokens that tokenizer.json lacks, so that the image's differs from it
 
 
-def read(folder: Path, vocab_size: int | None = None) -> Published:
-    """Derives the facts of a folder. vocab_size: rows of the model's embedding, if they are known.
+def read(folder: Path, model: Mapping[str, Any] | None = None) -> Published:
+    """Derives the facts of a folder. model: the values of hydra_conf/model, which its files must not contradict.
 
     Raises DataError, one sentence with the cure, for files that contradict one another or that we cannot work with.
     """
@@ -50,10 +51,13 @@ def read(folder: Path, vocab_size: int | None = None) -> Published:
     before = len(encoder.get_added_tokens_decoder())
     named = named_tokens(folder)
     _add_declared(folder, encoder, named)
-    if vocab_size is not None and num_ids(encoder) > vocab_size:
-        raise DataError(
-            f"{folder} has {num_ids(encoder)} token ids, the model {vocab_size}; take both of one checkpoint"
-        )
+    if model is not None:
+        from substrate.model import ModelConfig
+
+        config = ModelConfig.from_dict(model)
+        check_model(folder, config.to_transformers())
+        if num_ids(encoder) > config.vocab_size:
+            raise DataError(f"{folder} has {num_ids(encoder)} token ids, the model {config.vocab_size} rows; {BOTH}")
     ends, pad, begin = _ids(folder, encoder, named)
     found = templates_of(folder)
     text = found.text if found.text is not None else _default_form(encoder, begin)
@@ -209,9 +213,9 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="folder of the published checkpoint, with tokenizer.json")
     parser.add_argument("--out", type=Path, help="folder that gets tokenizer.json, chat_template.jinja and tokens.json")
-    parser.add_argument("--vocab-size", type=int, help="rows of the model's embedding")
+    parser.add_argument("--model", type=Path, help="JSON file with the values of hydra_conf/model, to compare with")
     arguments = parser.parse_args()
-    found = read(arguments.folder, arguments.vocab_size)
+    found = read(arguments.folder, read_json(arguments.model) if arguments.model else None)
     if arguments.out is not None:
         write(found, arguments.folder, arguments.out)
     print(as_text(found))

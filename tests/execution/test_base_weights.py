@@ -158,7 +158,7 @@ def test_further_templates_are_named_and_staged(site):
 
 def test_an_image_is_not_built_from_a_tokenizer_that_the_model_has_no_rows_for(site):
     chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}", "model.vocab_size=256"])
-    with pytest.raises(WorkFailed, match="the published tokenizer cannot be used: .* token ids, the model 256"):
+    with pytest.raises(WorkFailed, match="the published tokenizer cannot be used: .* token ids, the model 256 rows"):
         build_image(chosen, site / "substrate.sqsh")
 
 

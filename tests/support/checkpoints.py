@@ -37,10 +37,12 @@ def make_folder(
     config_json: Mapping[str, Any] | None = None,
     generation: Mapping[str, Any] | None = None,
     begins: bool = False,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """A folder with the tokenizer's files. Keys of `settings` replace those of tokenizer_config.json; ... removes one.
 
     template: of chat_template.jinja, if there is such a file. begins: whether encoding adds a begin token.
+    files: further ones, with their text.
     """
     folder.mkdir(parents=True)
     make_encoder(begins).save(str(folder / "tokenizer.json"))
@@ -53,6 +55,9 @@ def make_folder(
     write(folder, "generation_config.json", _without({**ids, **(generation or {})}))
     if template is not None:
         (folder / "chat_template.jinja").write_bytes(template.encode() if isinstance(template, str) else template)
+    for name, text in (files or {}).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 

@@ -13,7 +13,8 @@ from substrate.data.special_tokens import SpecialTokens
 from substrate.data.tokenizer import SUFFIX, Tokenizer
 from substrate.formats import published_tokenizer
 from substrate.interface.errors import DataError
-from tests.support.checkpoints import CHAT, make_folder, write
+from substrate.model import ModelConfig
+from tests.support.checkpoints import CHAT, make_folder, tiny_model, write
 from tests.support.paths import GOLDEN
 
 PROMPTS = [
@@ -208,6 +209,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"template": None, "settings": {"chat_template": {"tool_use": CHAT, "rag": CHAT}}},
         "has the chat templates .*rag and none that is the default; save the one that chats use as chat_template.jinja",
     ),
+    "only a template of a processor": ({"template": None, "files": {"chat_template.json": "{}"}}, "has chat_template.json, which nobody reads"),
+    "only a template in another file": (
+        {"template": None, "files": {"templates/chat.jinja": CHAT}}, "has templates/chat.jinja, which nobody reads .*; save the one"
+    ),
     "a template that is a number": ({"template": None, "settings": {"chat_template": 1}}, "chat_template is no text, no list"),
     "a list without names": ({"template": None, "settings": {"chat_template": [CHAT]}}, "chat_template is no text, no list"),
     "no Jinja": ({"template": "{% for %}"}, "the chat template is not Jinja: .*; take the published one again"),
@@ -257,17 +262,36 @@ def test_an_answer_may_be_cut_before_any_end_of_thinking(tmp_path):
 
 def test_the_entry_writes_the_files_and_says_what_it_found(tmp_path, capsys, monkeypatch):
     folder = make_folder(tmp_path / "folder")
-    arguments = ["published_tokenizer", str(folder), "--out", str(tmp_path), "--vocab-size"]
-    monkeypatch.setattr("sys.argv", [*arguments, "284"])
+    arguments = ["published_tokenizer", str(folder), "--out", str(tmp_path), "--model", str(tmp_path / "model.json")]
+    monkeypatch.setattr("sys.argv", arguments)
+    write(tmp_path, "model.json", vars(tiny_model()) | {"vocab_size": 284})
     published_tokenizer.main()
     assert capsys.readouterr().out == (
         "284 token ids; a completion ends at 2, 11; an answer ends with 11; a prompt does not begin with 1; "
         "chat_template.jinja was rendered and compared\n"
     )
     assert (tmp_path / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
-    monkeypatch.setattr("sys.argv", [*arguments, "283"])
-    with pytest.raises(DataError, match="has 284 token ids, the model 283; take both of one checkpoint"):
+    write(tmp_path, "model.json", vars(tiny_model()) | {"vocab_size": 283})
+    with pytest.raises(DataError, match="has 284 token ids, the model 283 rows; take both files of one checkpoint"):
         published_tokenizer.main()
+
+
+def test_the_model_is_the_one_that_config_json_describes(tmp_path):
+    """Sizes that are not seen in the shape of a tensor, such as the experts of a token, would change every logit in silence."""
+    model = tiny_model()
+    values = vars(model) | {"vocab_size": 284}
+    described = ModelConfig.from_dict(values).to_transformers() | {
+        "max_position_embeddings": 262144,
+        "time_step_min": 0.001,
+    }
+    folder = make_folder(tmp_path / "folder", config_json=described)
+    published_tokenizer.read(folder, values)
+    for key in ("num_experts_per_tok", "routed_scaling_factor", "layer_norm_epsilon", "hidden_size"):
+        write(folder, "config.json", described | {key: 7, "eos_token_id": 2})
+        with pytest.raises(
+            DataError, match=rf"config.json: {key} is 7, but .*; choose the configuration of this checkpoint"
+        ):
+            published_tokenizer.read(folder, values)
 
 
 def test_the_golden_file_is_what_the_published_form_gives(tmp_path):
