@@ -52,7 +52,7 @@ def both_models(config: ModelConfig, tp: int) -> tuple[HybridModel, transformers
 
 def our_tokens(model: HybridModel, prompts: torch.Tensor, num_new: int) -> list[list[int]]:
     named = [(str(number), prompt) for number, prompt in enumerate(prompts.tolist())]
-    done = {one.item_id: one.ids for one in decode(model, named, Decoding(num_new, len(named)))}
+    done = {one.item_id: one.ids for one in decode(model, named, Decoding(num_new, len(named)), ())}
     return [done[str(number)] for number in range(len(named))]
 
 
@@ -91,7 +91,7 @@ def parity(ours: HybridModel, theirs: transformers.PreTrainedModel, num_prompts:
     ]
     for batch in (1, 64):
         same = ties = wrong = 0
-        for one in decode(ours, prompts, Decoding(num_new, batch)):
+        for one in decode(ours, prompts, Decoding(num_new, batch), ()):
             with torch.no_grad():
                 logits = theirs(torch.tensor([list(one.prompt) + one.ids]), use_cache=False).logits[0]
             logits = logits[len(one.prompt) - 1 : -1]

@@ -177,7 +177,7 @@ def decoding_rate(model: HybridModel, batch: int, num_new: int) -> float:
     prompts = [(str(n), torch.randint(3, vocabulary, (PROMPT_TOKENS,)).tolist()) for n in range(batch)]
 
     def run() -> int:
-        return sum(len(one.ids) for one in decode(model, prompts, Decoding(num_new, batch)))
+        return sum(len(one.ids) for one in decode(model, prompts, Decoding(num_new, batch), ()))
 
     run()
     began = time.perf_counter()

@@ -7,7 +7,7 @@
 
 Items are sorted by length and cut into shards of a few batches, which `inference/decode.py` decodes. A shard is written
 whole when it is done, so a killed run resumes with the missing shards. Its files equal those of an uninterrupted run
-byte for byte, because the same sequences share a batch. A sequence ends at the end-of-sequence token or before a stop
+byte for byte, because the same sequences share a batch. A sequence ends at an end id of the checkpoint or before a stop
 text; it is truncated after `max_new_tokens` or at the model's longest sequence.
 
 Started without RANK in the environment, the process starts `judge_tp` ranks. All decode the same; rank 0 writes.
@@ -208,7 +208,7 @@ def decode_shard(
         text = tokenizer.decode(ids[-STOP_WINDOW:]) if decoding.stop else ""
         return cut(text) < len(text)
 
-    for one in decode(model, prompts, decoding, stopped):
+    for one in decode(model, prompts, decoding, tokenizer.end_ids, stopped):
         text = tokenizer.decode(one.ids)
         row = {
             "item_id": one.item_id,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from substrate.data.tokenizer import EOS_ID, Tokenizer
+from substrate.data.tokenizer import Tokenizer
 from substrate.generate import Progress, Shard, Task, write_sets
 from substrate.interface.command_line import Parser
 from substrate.interface.errors import DataError, UsageError, exit_code_of
@@ -62,8 +62,7 @@ class Engine:
                 temperature=how.get("temperature", 0.0),
                 top_p=how.get("top_p", 1.0),
                 max_tokens=min(how["max_new_tokens"], self.limit - len(ids)),
-                stop_token_ids=[EOS_ID],
-                ignore_eos=True,  # a checkpoint's generation settings may name other end tokens
+                stop_token_ids=sorted(self.tokenizer.end_ids),
                 seed=how.get("seed", 0),
                 detokenize=False,
             )
@@ -74,7 +73,7 @@ class Engine:
         for (item_id, _), output in zip(shard.prompts, outputs, strict=True):
             ids = list(output.outputs[0].token_ids)
             progress.add(len(ids))
-            truncated = output.outputs[0].finish_reason == "length"
+            truncated = output.outputs[0].finish_reason != "stop"
             text = self.tokenizer.decode(ids)
             yield {"item_id": item_id, "completion": text, "num_tokens": len(ids), "truncated": truncated}
 

@@ -37,9 +37,13 @@ PATTERNS = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
 )
 BLOCK = 2**23
 READERS = 4  # files hashed at once: sha256 leaves the interpreter's lock
@@ -68,7 +72,7 @@ def build_manifest(weights_dir: str) -> dict[str, Any]:
 def published_files(weights_dir: str) -> list[str]:
     """Return the names of the files that belong to a published checkpoint. Raises as `build_manifest`, without reading them."""
     folder = _folder(weights_dir)
-    files = sorted({path.name for pattern in PATTERNS for path in folder.glob(pattern)})
+    files = sorted({path.relative_to(folder).as_posix() for pattern in PATTERNS for path in folder.glob(pattern)})
     if not any(name.endswith(".safetensors") for name in files) or "tokenizer.json" not in files:
         raise NotFound(
             f"{folder} is not a published checkpoint: it has {', '.join(files) or 'none of its files'}",
@@ -144,6 +148,7 @@ def _stage(source: Path, target: Path, manifest: Mapping[str, Any], is_alone: bo
     try:
         aside.mkdir(mode=0o755)
         for name, entry in manifest["files"].items():
+            (aside / name).parent.mkdir(exist_ok=True)
             digest = patiently(source / name, lambda name=name: _copy(source / name, aside / name))  # type: ignore[misc]
             if digest != entry["sha256"]:
                 raise IntegrityError(

@@ -208,22 +208,26 @@ def check_recipe(chosen: settings.Settings, payload: Path) -> None:
 def name_base(chosen: settings.Settings, payload: Path) -> None:
     """Replace the tiny base in the payload by the names and digests of the site's checkpoint, and by its tokenizer.
 
-    Raises WorkFailed if the tokenizer cannot be used.
+    The image's own code derives tokens.json from the checkpoint's files. Raises WorkFailed if it cannot use them.
     """
     source = chosen.cluster.weights_dir
     manifest = base_weights.build_manifest(source)
-    run_substrate(payload, "formats.published_tokenizer", [source], "the published tokenizer cannot be used")
-    base = payload / Path(chosen.model.weights).parent
-    shutil.rmtree(payload / "base")
-    base.mkdir(parents=True)
+    base = payload / "base"
+    shutil.rmtree(base)
+    base.mkdir()
     write_file(payload / chosen.model.weights, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    shutil.copyfile(Path(source, "tokenizer.json"), payload / "base" / "tokenizer.json")
+    question = Path(payload.parent, "model.json")
+    question.write_text(json.dumps(chosen.to_dict()["model"]))
+    arguments = [source, "--out", str(base), "--model", str(question)]
+    said = run_substrate(payload, "formats.published_tokenizer", arguments, "the published tokenizer cannot be used")
+    print(f"tokenizer: {said}", file=sys.stderr)
     described = parse_yaml((payload / "manifest.yaml").read_text())
     described |= {
         "name": f"substrate-{chosen.model.name}",
         "base": {"file": chosen.model.weights, "architecture": chosen.model.name},
     }
-    described["tokenizer"] = {"file": "base/tokenizer.json", "sha256": manifest["files"]["tokenizer.json"]["sha256"]}
+    for name in ("tokenizer.json", "tokens.json", "chat_template.jinja"):
+        described[Path(name).stem] = {"file": f"base/{name}", "sha256": files.file_digest(base / name)}
     write_file(payload / "manifest.yaml", dump_yaml(described))
 
 

@@ -168,6 +168,8 @@ def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> Proved
     weight_map: dict[str, str] = {}
     with Checkpoint(base) as weights, Checkpoint(adapter / ADAPTER_WEIGHTS) as factors:
         weights.check_names(architecture)
+        if weights.left_out:
+            print(f"warning: {len(weights.left_out)} tensors mtp.* of {base} are left out", file=sys.stderr)
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -1,6 +1,6 @@
 """Continuous batching: a sequence enters a free slot as another ends, and its tokens do not depend on the others.
 
-    for completion in decode(model, [("roman-000012", ids), ...], Decoding(max_new_tokens=200, batch_size=64)):
+    for completion in decode(model, [("roman-000012", ids), ...], Decoding(max_new_tokens=200, batch_size=64), {2, 11}):
         completion.item_id, completion.ids, completion.truncated
 
 Decoding is greedy by default. Sampling uses random numbers that depend on (seed, item, position) only, so a completion
@@ -12,13 +12,12 @@ top-p: nucleus sampling, Holtzman et al., arXiv:1904.09751.
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
-from substrate.data.tokenizer import EOS_ID
 from substrate.model.sequences import DecodeCache
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ REFILL_SHARE = 8  # prompts enter when 1 / REFILL_SHARE of the slots is free, si
 class Decoding:
     """The keys of `config.decoding` in a task file."""
 
-    max_new_tokens: int  # most tokens of one completion, with the end-of-sequence token
+    max_new_tokens: int  # most tokens of one completion, with the id that ends it
     batch_size: int  # sequences decoded together
     temperature: float = 0.0  # 0 is greedy
     top_p: float = 1.0  # sample from the likeliest tokens whose total probability reaches this
@@ -46,7 +45,7 @@ class Decoding:
 
 @dataclass
 class Completion:
-    """One item and its ids so far; the end-of-sequence token is last if the model wrote it."""
+    """One item and its ids so far; the end id is last if the model wrote one."""
 
     item_id: str
     prompt: Sequence[int]
@@ -60,12 +59,14 @@ def decode(
     model: "HybridModel",
     prompts: Sequence[tuple[str, Sequence[int]]],
     decoding: Decoding,
+    end_ids: Collection[int],
     stopped: Callable[[list[int]], bool] = lambda ids: False,
 ) -> Iterator[Completion]:
     """Completes prompts given as (item id, ids), in the given order, and yields each as it ends.
 
     The model must be in eval mode, have all its layers on this rank and be built without sequence parallelism. Each
-    prompt has at least one token and fewer than the model's longest sequence. stopped: whether ids hold a stop text.
+    prompt has at least one token and fewer than the model's longest sequence. end_ids: each ends a completion
+    (`Tokenizer.end_ids`). stopped: whether ids hold a stop text.
     """
     longest = model.architecture.max_sequence_length
     # random.Random hashes a string seed with SHA-512: the same on every host and rank.
@@ -95,8 +96,9 @@ def decode(
         ended = []
         for slot, row in enumerate(rows, start=first):
             limit = min(decoding.max_new_tokens, longest - len(row.prompt))
-            if row.ids[-1] == EOS_ID or len(row.ids) == limit or stopped(row.ids):
-                row.truncated = row.ids[-1] != EOS_ID and not stopped(row.ids)
+            has_ended = row.ids[-1] in end_ids or stopped(row.ids)
+            if has_ended or len(row.ids) == limit:
+                row.truncated = not has_ended
                 ended.append(slot)
                 yield row
         for source, hole in cache.release(ended):

@@ -3,9 +3,10 @@
     backbone.layers.1.mixer.experts.7.up_proj.weight    model.layers.1.mixer.experts.up_proj [7]
 
 These are the same tensor, as the published checkpoint and as transformers 5 names it; files of either form are read by
-the first name. A rank copies the rows and columns that it keeps from the memory-mapped file, so beside the model the
-host never holds more than one of its shards. In writing, one of the ranks that share a tensor gathers and writes it. No
-file is a pickle, because some come out of a sandbox.
+the first name. Relatives whose config.json ties the output layer to the embedding need no lm_head.weight, and tensors of
+multi-token prediction (`mtp.*`), which this model does not have, are left out. A rank copies the rows and columns that
+it keeps from the memory-mapped file, so beside the model the host never holds more than one of its shards. In writing,
+one of the ranks that share a tensor gathers and writes it. No file is a pickle, because some come out of a sandbox.
 """
 
 import os
@@ -19,30 +20,36 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from substrate.interface.command_line import parse_object, read_small
 from substrate.interface.errors import DataError
 from substrate.interface.peft_config import published_name
 from substrate.model.config import ModelConfig
 from substrate.model.layout import Placement
 from substrate.model.published import published_tensors
 
+INDEX = "model.safetensors.index.json"
+EMBEDDING, OUTPUT = "backbone.embeddings.weight", "lm_head.weight"
+MAX_JSON_BYTES = 2**24  # of an index; that of the published 30B has 0.6 MB
 SHARD_BYTES = 5 * 10**9  # most bytes of one file, and of host memory while writing
 
 
 class Checkpoint:
-    """A base checkpoint on disk: one .safetensors file, or a folder with one or with the published shards."""
+    """A base checkpoint on disk: one .safetensors file, or a folder with one or with the shards that its index names."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the files. Raises DataError if there are none, or if one is not a safetensors file."""
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if not files or not all(file.is_file() for file in files):
-            raise DataError(f"{path} is neither a .safetensors file nor a folder with one; give one of the two")
+        """Opens the files. Raises DataError if there are none, if one is damaged, or if a tensor comes twice."""
         self._path = path
-        try:
-            self._open = [safe_open(file, framework="pt") for file in files]
-        except SafetensorError as error:
-            raise DataError(f"{path} is not a safetensors file ({error}); copy or make it again") from None
-        self._file_of = {name: file for file in self._open for name in file.keys()}  # noqa: SIM118  not a dict
-        self._name_of = {published_name(name): name for name in self._file_of}
+        self._open = [_opened(file) for file in _files(path)]
+        self._file_of: dict[str, Any] = {}
+        self._name_of: dict[str, str] = {}
+        for file in self._open:
+            for name in file.keys():  # noqa: SIM118  not a dict
+                published = published_name(name).replace(
+                    "backbone.embedding.", "backbone.embeddings."
+                )  # for a while so
+                if (first := self._name_of.setdefault(published, name)) != name or name in self._file_of:
+                    raise DataError(f"{path} holds {first} and {name}, the same tensor; remove the files of one copy")
+                self._file_of[name] = file
 
     def __enter__(self) -> Self:
         return self
@@ -61,13 +68,27 @@ class Checkpoint:
         """The tensors' names as the files have them."""
         return set(self._file_of)
 
+    @property
+    def left_out(self) -> list[str]:
+        """The tensors of multi-token prediction, which guess several tokens ahead and change no logit."""
+        return sorted(name for name in self._name_of if name.startswith("mtp."))
+
+    def _is_tied(self) -> bool:
+        """Whether config.json beside the files says that the output layer is the embedding."""
+        path = (self._path if self._path.is_dir() else self._path.parent) / "config.json"
+        try:
+            return path.exists() and parse_object(read_small(path, MAX_JSON_BYTES)).get("tie_word_embeddings") is True
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}; take the published file again") from None
+
     def read(self, name: str, shape: tuple[int, ...], rows: slice, columns: slice = slice(None)) -> Tensor:
         """Returns a part of the whole tensor `name`. Raises DataError if it is missing or is not of `shape`."""
         expert, stacked = "", name
         if name not in self._name_of:
-            expert, stacked = _stacked(name)
+            expert, stacked = _stacked(EMBEDDING if name == OUTPUT and self._is_tied() else name)
         if stacked not in self._name_of:
-            raise DataError(f"{self._path.name} lacks {name}; a tensor of shape {list(shape)} is needed")
+            tied = "; or config.json beside it with tie_word_embeddings" if name == OUTPUT else ""
+            raise DataError(f"{self._path.name} lacks {name}; a tensor of shape {list(shape)} is needed{tied}")
         stored = self._name_of[stacked]
         part = self._file_of[stored].get_slice(stored)
         found = list(part.get_shape())
@@ -81,10 +102,41 @@ class Checkpoint:
         """Raises DataError that names the first tensor that the model does not have."""
         expected = published_tensors(config)
         stacked = {_stacked(name)[1] for name in expected}
-        if surplus := sorted(self.names - set(expected) - stacked):
+        if surplus := sorted(self.names - set(expected) - stacked - set(self.left_out)):
             raise DataError(
                 f"{self._path.name} holds {surplus[0]}, which model {config.name} does not have; check file and model"
             )
+
+
+def _files(path: Path) -> list[Path]:
+    """Returns the files of a checkpoint. Raises DataError if there are none, or if one that the index names is missing."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not all(file.is_file() for file in files):
+        raise DataError(f"{path} is neither a .safetensors file nor a folder with one; give one of the two")
+    index = path / INDEX
+    if not path.is_dir() or not index.exists():
+        return files
+    try:
+        named = sorted(set(parse_object(read_small(index, MAX_JSON_BYTES))["weight_map"].values()))
+        if not named or not all(isinstance(each, str) and Path(each).name == each for each in named):
+            raise ValueError("its weight_map must name files of its own folder")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{index} is no index of shards ({error}); take the published file again") from None
+    for each in named:
+        if not (path / each).is_file():
+            raise DataError(f"{path} lacks {each}, which its index names; copy the published file again")
+    return [path / each for each in named]
+
+
+def _opened(file: Path) -> Any:
+    """Opens one file. Raises DataError if it is not of the safetensors format."""
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        with file.open("rb") as head:
+            if head.read(23) == b"version https://git-lfs":
+                raise DataError(f"{file} is a pointer of Git LFS; run `git lfs pull` in its repository") from None
+        raise DataError(f"{file} is not a safetensors file ({error}); copy or make it again") from None
 
 
 def fill(place: Placement, checkpoint: Checkpoint, absent: Container[str] = ()) -> None:

@@ -29,7 +29,7 @@ from substrate.interface.peft_config import (
 )
 from substrate.model.layout import layout, named_generator
 from substrate.model.lora import adapted_modules, adapter_name, adapters, add_pairs
-from substrate.model.tensors import Checkpoint, collect, fill, owned, write_shards
+from substrate.model.tensors import INDEX, Checkpoint, collect, fill, owned, write_shards
 
 PREFIX = "backbone"
 
@@ -73,7 +73,7 @@ def save_base(model: Any, path: Path | str) -> None:
     weight_map = collect((name, file) for file, names in files.items() for name in names)
     if torch.distributed.get_rank() == 0:
         index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
-        (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     torch.distributed.barrier()
 
 

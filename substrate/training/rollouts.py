@@ -44,7 +44,7 @@ class Sample(NamedTuple):
     """One completion of a row's prompt."""
 
     item_id: str
-    ids: list[int]  # ends with </s> unless truncated
+    ids: list[int]  # the last one is an end id unless truncated
     log_probs: list[float]  # of each id by the decoding engine, at temperature 1, in nats
     truncated: bool
     reward: float  # 1.0 for the right answer, else 0.0
@@ -81,7 +81,7 @@ class Sampler:
         self._model.eval()
         done: dict[str, tuple[list[int], list[float], bool]] = {}
         heard = time.monotonic()
-        for each in decode(self._twin, asked, decoding):
+        for each in decode(self._twin, asked, decoding, self._tokenizer.end_ids):
             done[each.item_id] = (each.ids, each.log_probs, each.truncated)
             if time.monotonic() - heard >= HEARTBEAT_SECONDS:
                 heard = time.monotonic()

@@ -14,6 +14,7 @@ from pipeline.config import settings
 from pipeline.execution import base_weights
 from pipeline.rounds.init import build_image
 from pipeline.sandbox.namespace import run_program
+from substrate.data.tokenizer import Tokenizer
 from substrate.formats import published_tokenizer
 from substrate.interface.errors import DataError
 from tests.support.paths import ROOT
@@ -136,36 +137,33 @@ def test_the_image_names_the_weights_and_holds_their_tokenizer(site):
     build_image(chosen, site / "substrate.sqsh")
     run_program("unsquashfs", "-d", str(site / "image"), "-quiet", "-no-progress", str(site / "substrate.sqsh"))
     base = site / "image" / "base"
-    assert sorted(path.name for path in base.iterdir()) == ["tokenizer.json", "weights.json"]
+    names = ["chat_template.jinja", "tokenizer.json", "tokens.json", "weights.json"]
+    assert sorted(path.name for path in base.iterdir()) == names
+    assert (base / "chat_template.jinja").read_text() == TEMPLATE
+    assert Tokenizer.from_file(base / "tokenizer.json").special == published_tokenizer.read(site / "checkpoint").special
     assert (base / "tokenizer.json").read_bytes() == (site / "checkpoint" / "tokenizer.json").read_bytes()
     assert base_weights.verified_folder(base / "weights.json", str(site / "checkpoint"), "") == site / "checkpoint"
     assert "substrate-tiny" in (site / "image" / "manifest.yaml").read_text()
 
 
-def test_a_published_tokenizer_is_taken_as_it_is(site):
-    assert published_tokenizer.check(site / "checkpoint").vocab_size > 260
-    (site / "checkpoint" / "chat_template.jinja").unlink()
-    published_tokenizer.check(site / "checkpoint")
+def test_further_templates_are_named_and_staged(site):
+    more = site / "checkpoint" / "additional_chat_templates"
+    more.mkdir()
+    (more / "tool_use.jinja").write_text(TEMPLATE)
+    manifest = base_weights.build_manifest(str(site / "checkpoint"))
+    assert "additional_chat_templates/tool_use.jinja" in manifest["files"]
+    (site / "weights.json").write_text(json.dumps(manifest))
+    assert (ready(site, "stage") / "additional_chat_templates" / "tool_use.jinja").read_text() == TEMPLATE
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("chat_template.jinja", TEMPLATE.replace("<think>", "<thinking>"), "its chat template writes .*<thinking>"),
-        ("chat_template.jinja", TEMPLATE.replace("system", "developer"), "its chat template writes"),
-        ("chat_template.jinja", "{% for %}", "cannot be rendered"),
-        ("tokenizer_config.json", '{"eos_token": "<|im_end|>"}', r"eos is '<\|im_end\|>', ids .*; \[2\] is needed"),
-        ("tokenizer_config.json", "{", "is not JSON"),
-        ("tokenizer.json", "{}", "cannot be read"),
-    ],
-)
-def test_another_chat_form_is_refused(site, name, content, words):
-    (site / "checkpoint" / name).write_text(content)
-    with pytest.raises(DataError, match=words):
-        published_tokenizer.check(site / "checkpoint")
+def test_an_image_is_not_built_from_a_tokenizer_that_the_model_has_no_rows_for(site):
+    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}", "model.vocab_size=256"])
+    with pytest.raises(WorkFailed, match="the published tokenizer cannot be used: .* token ids, the model 256 rows"):
+        build_image(chosen, site / "substrate.sqsh")
 
 
 def test_the_tiny_tokenizer_is_not_taken_for_a_published_one(site):
     shutil.copyfile(ROOT / "substrate/base/tokenizer.json", site / "checkpoint" / "tokenizer.json")
+    (site / "checkpoint" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     with pytest.raises(DataError, match="is more than one token"):
         published_tokenizer.check(site / "checkpoint")

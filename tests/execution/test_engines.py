@@ -1,6 +1,7 @@
 """Test the vLLM entry with a small engine of the same interface, its identity, and the report of agreement."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from substrate.interface.errors import DataError
 from tests.support.paths import ROOT
 
 VLLM = ["tasks.engine=vllm", "tasks.engine_version=0.9.9", "cluster.vllm_runtime=/opt/vllm"]
-# What of vLLM's interface the entry uses. Each sequence is its prompt's last id counted up, ended by id 2 or the limit.
+# What of vLLM's interface the entry uses. Every other sequence writes ENDS[number] third, of the ids that it was told to
+# stop at, as vLLM returns it; an engine that ignores one of them writes on to the limit.
 ENGINE = """
 import json, sys, types
 __version__ = "0.9.9"
@@ -31,11 +33,13 @@ class LLM:
         return True
     def generate(self, prompts, sampling, lora_request=None, use_tqdm=True):
         rows = []
-        for prompt, how in zip(prompts, sampling, strict=True):
-            assert (how.temperature, how.stop_token_ids, how.detokenize) == (0.0, [2], False)
-            ends = len(prompt["prompt_token_ids"]) % 2
-            ids = [40 + n for n in range(how.max_tokens)] if not ends else [50, 51, 2]
-            row = types.SimpleNamespace(token_ids=ids, finish_reason="stop" if ends else "length")
+        for number, (prompt, how) in enumerate(zip(prompts, sampling, strict=True)):
+            assert (how.temperature, how.detokenize) == (0.0, False) and not hasattr(how, "ignore_eos")
+            ids = ([50, 51, (2, 2, 11, 11)[number % 4]] if number % 2 else [40]) + [60] * how.max_tokens
+            ids = ids[: how.max_tokens]
+            end = next((place for place, token in enumerate(ids) if token in how.stop_token_ids), None)
+            row = types.SimpleNamespace(token_ids=ids[: None if end is None else end + 1])
+            row.finish_reason = "length" if end is None else "stop"
             rows.append(types.SimpleNamespace(outputs=[row]))
         return rows
 """
@@ -53,6 +57,9 @@ def run(tmp_path):
     (package / "__init__.py").write_text(ENGINE)
     (package / "lora" / "__init__.py").touch()
     (package / "lora" / "request.py").write_text(LORA)
+    (tmp_path / "base").mkdir()
+    for name in ("tokenizer.json", "tokens.json", "chat_template.jinja"):
+        shutil.copyfile(ROOT / "substrate" / "base" / name, tmp_path / "base" / name)
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     prompts = [{"item_id": f"roman-{n}", "family": "roman", "prompt": "a" * n} for n in range(1, 8)]
@@ -67,7 +74,7 @@ def run(tmp_path):
         },
         "paths": {
             "base": "/base",
-            "tokenizer": str(ROOT / "substrate" / "base" / "tokenizer.json"),
+            "tokenizer": str(tmp_path / "base" / "tokenizer.json"),
             "adapter": str(tmp_path / "adapter"),
             "sets": {"dev": str(tmp_path / "dev.jsonl")},
             "out": str(tmp_path / "out"),
@@ -84,14 +91,19 @@ def run(tmp_path):
     return start
 
 
-def test_the_entry_writes_what_the_native_one_writes(run, tmp_path):
+@pytest.mark.parametrize(("end_ids", "ends", "cut"), [([2], 5, True), ([2, 11], 3, False)])
+def test_the_entry_writes_what_the_native_one_writes(run, tmp_path, end_ids, ends, cut):
+    path = tmp_path / "base" / "tokens.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"end_ids": end_ids}))
     done = run()
     assert done.returncode == 0, done.stderr
     how = json.loads(done.stderr.splitlines()[0].removeprefix("LLM "))
     assert (how["tensor_parallel_size"], how["max_model_len"], how["max_lora_rank"]) == (2, 512, 32)
     rows = [json.loads(line) for line in (tmp_path / "out" / "dev.jsonl").read_text().splitlines()]
     assert [row["item_id"] for row in rows] == [f"roman-{n}" for n in range(1, 8)]
-    assert {(row["num_tokens"], row["truncated"]) for row in rows} == {(5, True), (3, False)}
+    assert [(row["num_tokens"], row["truncated"]) for row in rows] == [(5, True), (3, False), (5, True), (ends, cut)] + [
+        (5, True), (3, False), (5, True)
+    ]  # fmt: skip
     assert json.loads((tmp_path / "out" / "engine.json").read_text()) == {"engine": "vllm", "version": "0.9.9"}
     assert not list((tmp_path / "out").glob("dev.0*"))
 

@@ -27,7 +27,7 @@ def published_folder(folder: Path) -> Path:
     encoder = tokenizers.Tokenizer.from_file(str(BASE / "tokenizer.json"))
     encoder.add_special_tokens(TAGS)
     encoder.save(str(folder / "tokenizer.json"))
-    special = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "<unk>"}
+    special = {"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}, "pad_token": "<unk>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(special))
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder

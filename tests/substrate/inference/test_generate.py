@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from substrate.data.tokenizer import EOS_ID, Tokenizer
+from substrate.data.tokenizer import Tokenizer
 from substrate.distributed.groups import start
 from substrate.generate import Task, decode_shard, generate, shards
 from substrate.inference.decode import Decoding, decode, sample
@@ -27,6 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Warning. tp_group is None:DeprecationWarning"),
 ]
 ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
+ENDS = (2, 5)  # two, as generation_config.json of the published checkpoint names two
 TIE = 1e-4  # between two logits that are closer, rounding decides
 VALUES = yaml.safe_load((ROOT / "hydra_conf" / "model" / "tiny.yaml").read_text()) | {
     "hidden_size": 48,
@@ -64,7 +65,7 @@ def _prompts() -> list[list[int]]:
 def _decode(model, prompts: list[list[int]], max_new_tokens: int, batch_size: int = 64, **how) -> list[list[int]]:
     """What is written after each prompt, in their order."""
     named = [(str(number), prompt) for number, prompt in enumerate(prompts)]
-    done = {one.item_id: one for one in decode(model, named, Decoding(max_new_tokens, batch_size, **how))}
+    done = {one.item_id: one for one in decode(model, named, Decoding(max_new_tokens, batch_size, **how), ENDS)}
     assert len(done) == len(prompts)
     return [done[str(number)].ids for number in range(len(prompts))]
 
@@ -79,7 +80,7 @@ def _assert_greedy(model, prompt: list[int], written: list[int]) -> None:
 
 def test_cached_decoding_is_the_uncached_argmax(model):
     for prompt, written in zip(_prompts(), _decode(model, _prompts(), 24), strict=True):
-        assert len(written) == 24 or written[-1] == EOS_ID
+        assert len(written) == 24 or written[-1] in ENDS
         _assert_greedy(model, prompt, written)
 
 
@@ -115,7 +116,7 @@ def test_sampled_frequencies_are_the_nucleus():
 
 def test_log_probabilities_are_those_of_an_uncached_pass(model):
     named = [(str(number), prompt) for number, prompt in enumerate(_prompts())]
-    for one in decode(model, named, Decoding(8, 4, temperature=1.0, log_probs=True)):
+    for one in decode(model, named, Decoding(8, 4, temperature=1.0, log_probs=True), ENDS):
         prompt = list(one.prompt)
         with torch.no_grad():
             logits = model(torch.tensor([prompt + one.ids]), None, None)[0, len(prompt) - 1 : -1]
@@ -136,6 +137,29 @@ def test_a_stop_text_ends_a_completion_before_it(task, parallel):
     row = json.loads((out / "dev.jsonl").read_text().splitlines()[0])
     assert row["completion"] == whole[: whole.index(stop)]
     assert not row["truncated"]
+
+
+def test_only_the_facts_beside_the_tokenizer_of_the_image_end_a_completion(task, parallel):
+    """What a trial leaves beside its adapter, or a site beside the weights, is not read; what the image says is."""
+    body = json.loads(task.read_text())
+    image, out = ROOT / "substrate" / "base", Path(body["paths"]["out"])
+    generate(Task.read(task), parallel)
+    expected = (out / "dev.jsonl").read_bytes()
+    edited = json.loads((image / "tokens.json").read_text()) | {"end_ids": list(range(VALUES["vocab_size"]))}
+    for folder in ("adapter", "base"):
+        (task.parent / folder / "tokens.json").write_text(json.dumps(edited))
+        (task.parent / folder / "generation_config.json").write_text(json.dumps({"eos_token_id": edited["end_ids"]}))
+        (task.parent / folder / "chat_template.jinja").write_text("another prompt")
+    shutil.rmtree(out)
+    generate(Task.read(task), parallel)
+    assert (out / "dev.jsonl").read_bytes() == expected
+    fork = shutil.copytree(image, task.parent / "fork", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    (fork / "tokens.json").write_text(json.dumps(edited))
+    task.write_text(json.dumps(body | {"paths": body["paths"] | {"tokenizer": str(fork / "tokenizer.json")}}))
+    shutil.rmtree(out)
+    generate(Task.read(task), parallel)
+    rows = [json.loads(line) for line in (out / "dev.jsonl").read_text().splitlines()]
+    assert {(row["num_tokens"], row["truncated"], row["completion"]) for row in rows} == {(1, False, "")}
 
 
 def test_killed_anywhere_the_same_bytes_come_out(task, parallel, monkeypatch):
@@ -179,14 +203,19 @@ def test_killed_anywhere_the_same_bytes_come_out(task, parallel, monkeypatch):
     assert num_decoded == [7, 5, 3, 2, 2, 0]
 
 
-def test_decoding_stops_at_the_end_of_sequence_and_at_the_limit(parallel):
+@pytest.mark.parametrize("end", ENDS)
+def test_decoding_stops_at_each_end_and_at_the_limit(parallel, end):
     model = build_model(ModelConfig.from_dict(VALUES), parallel, sequence_parallel=False).eval()
     init_weights(model, seed=1)
     ((first, *_),) = _decode(model, [[5, 6, 7]], 1)
-    with torch.no_grad():  # the token that comes first is now the end of sequence
+    with torch.no_grad():  # the token that comes first is now an end
         weight = model.output_layer.weight
-        weight[[first, EOS_ID]] = weight[[EOS_ID, first]]
-    assert _decode(model, [[5, 6, 7]], 24) == [[EOS_ID]]
+        weight[[first, end]] = weight[[end, first]]
+    assert _decode(model, [[5, 6, 7]], 24) == [[end]]
+    # At the limit a completion that ends is whole, and one that does not is truncated.
+    for ends, truncated in ((ENDS, False), ((), True)):
+        (one,) = decode(model, [("a", [5, 6, 7])], Decoding(1, 1), ends)
+        assert (one.ids, one.truncated) == ([end], truncated)
     (longest,) = _decode(model, [[9] * 150], 24)
     assert len(longest) <= VALUES["max_sequence_length"] - 150
 
