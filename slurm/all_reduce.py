@@ -74,7 +74,9 @@ def drill(overrides: list[str], num_ranks: int, size_bytes: int, log: Path) -> d
     from pipeline.execution import image_process
 
     chosen = settings.compose(overrides)
-    confined = image_process.sandbox_of(chosen, {"/all_reduce.py": Path(__file__)}, {}, network=chosen.cluster.network)
+    confined = image_process.sandbox_of(
+        chosen, {"/all_reduce.py": Path(__file__)}, {}, chosen.cluster.gpus, network=chosen.cluster.network
+    )
     command = [
         sys.executable,
         "-P",

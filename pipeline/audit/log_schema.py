@@ -20,6 +20,7 @@ HEX = re.compile("[0-9a-f]{64}")
 HEX_OR_NONE = re.compile("([0-9a-f]{64})?")
 ROUND = re.compile("r[0-9]{4}")
 ARM = re.compile("a[0-9]+|reference")
+JUDGED = re.compile("reference|submission [0-9]+")
 DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _ATTEMPT: dict[str, Form] = {
     "round": ROUND, "arm": ARM, "attempt": int, "status": str, "exit_class": str, "role": str, "seed": int, "gpu_seconds": int,
@@ -36,6 +37,8 @@ FIELDS: Mapping[str, Mapping[str, Form]] = {
     "plan": {"round": ROUND, "plan_digest": HEX, "plan": dict},
     "slurm_submission": {"round": ROUND, "plan_digest": HEX, "kind": str},
     "slurm_request": {"round": ROUND, "plan_digest": HEX, "sha256": HEX, "changed": dict},
+    "judge_request": {"round": ROUND, "what": list},
+    "unjudged": {"round": ROUND, "what": list},
     "attempt": _ATTEMPT,
     "outcome": {"round": ROUND, "arm": ARM, "outcome": dict},
     "late_arm": {"round": ROUND, "arm": ARM},
@@ -70,6 +73,7 @@ class RecordsSoFar:
 
     basis: set[str] = field(default_factory=set)
     plans: dict[str, str] = field(default_factory=dict)
+    judged: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # what a judge job was asked for
     outcomes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     evidence: set[str] = field(default_factory=set)
     decisions: dict[str, int] = field(default_factory=dict)
@@ -155,6 +159,21 @@ def _requested(record: Record, seen: RecordsSoFar) -> str:
     return _submitted(record, seen)
 
 
+def _judge_request(record: Record, seen: RecordsSoFar) -> str:
+    named = {str(what) for what in record["what"]}
+    if strange := [what for what in record["what"] if not (isinstance(what, str) and JUDGED.fullmatch(what))]:
+        return f"{strange[0]!r} is nothing that a judge job judges"
+    if again := sorted(named & seen.judged[record["round"]]):
+        return f"{again[0]} was asked for before"
+    seen.judged[record["round"]] |= named
+    return _planned(record, seen)
+
+
+def _unjudged(record: Record, seen: RecordsSoFar) -> str:
+    missing = sorted(str(what) for what in record["what"] if what not in seen.judged[record["round"]])
+    return f"no judge job was asked for {missing[0]}" if missing else _planned(record, seen)
+
+
 def _outcome(record: Record, seen: RecordsSoFar) -> str:
     seen.outcomes[record["round"]].add(record["arm"])
     return _planned(record, seen)
@@ -217,7 +236,8 @@ def _end(record: Record, seen: RecordsSoFar) -> str:
 
 
 ORDER: Mapping[str, Callable[[Record, RecordsSoFar], str]] = {
-    "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "slurm_request": _requested, "attempt": _planned,
+    "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "slurm_request": _requested,
+    "judge_request": _judge_request, "unjudged": _unjudged, "attempt": _planned,
     "outcome": _outcome, "late_arm": _late_arm, "by_hand": _planned, "evidence": _evidence, "decision": _decision,
     "overrides": _overrides, "reveal": _reveal, "close": _close, "submission": _planned,
     "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,

@@ -34,6 +34,10 @@ class FilesUnreachable(WorkFailed):
     kind = "files_unreachable"
 
 
+class JudgeWanted(WorkFailed):
+    """A meta stage needs something judged that it cannot judge itself; the log says what, and a judge job is to be submitted."""
+
+
 class TrialFailed(WorkFailed):
     """The trial's own process failed. `kind` is one of: configuration, data, diverged, out_of_memory, killed, crashed,
     stalled, timeout, disk_limit, bad_output."""

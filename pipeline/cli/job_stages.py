@@ -6,6 +6,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from pipeline.campaign.files import read_json
@@ -44,10 +45,17 @@ def add(commands: Commands) -> None:
     add_round(sub, required=True)
 
     sub = commands.add(
+        "judge", judge_verb, "Judge what a round's meta stage found unjudged and cannot judge itself.", group=JOBS
+    )
+    add_campaign(sub)
+    add_round(sub, required=True)
+
+    sub = commands.add(
         "meta", meta_verb, "Gather a round's arms, decide, and write the next round's overrides.", group=JOBS
     )
     add_campaign(sub)
     add_round(sub)
+    add_asked(sub)
 
     sub = commands.add(
         "chain",
@@ -59,6 +67,14 @@ def add(commands: Commands) -> None:
     add_campaign(sub)
     add_round(sub, required=True)
     sub.add_argument("--meta", action="store_true", help="Run the meta stage of the round first.")
+    add_asked(sub)
+
+
+def add_asked(sub: argparse.ArgumentParser) -> None:
+    """Declare what a meta job that follows a judge job is told."""
+    sub.add_argument(
+        "--asked", action="append", default=[], metavar="WHAT", help="What a judge job was submitted for before."
+    )
 
 
 def worker_verb(arguments: argparse.Namespace) -> None:
@@ -88,24 +104,41 @@ def after_an_arm(folder: Round, name: str) -> str:
     return f"{who} decides {folder.name} once all its arms have ended; {next_command('status', name, '--round', folder.name)}"
 
 
-def reference_verb(arguments: argparse.Namespace) -> None:
-    from pipeline.rounds import frozen_code
-
-    campaign, folder = deciding_round(arguments)
-    frozen_code.run_frozen_code(campaign)
+def stop_wanted_of(folder: Round, role: str) -> Callable[[], bool]:
+    """A function that says whether this job of a round is to stop: a signal came, or the job ends soon."""
     import signal
     import threading
     import time
 
     from pipeline.config import corrections
     from pipeline.execution.job_end import JobEnd
-    from pipeline.rounds import meta
 
     stop, cluster = threading.Event(), corrections.of_round(folder).cluster
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    end = JobEnd(time.time(), cluster.request("reference").time_limit_minutes, cluster.signal_lead_seconds)
-    outcome = meta.judge_reference(campaign, folder, lambda: stop.is_set() or end.is_near())
+    end = JobEnd(time.time(), cluster.request(role).time_limit_minutes, cluster.signal_lead_seconds)
+    return lambda: stop.is_set() or end.is_near()
+
+
+def judge_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.rounds import frozen_code
+
+    campaign, folder = deciding_round(arguments)
+    frozen_code.run_frozen_code(campaign)
+    from pipeline.rounds import judging
+
+    failed = judging.judge_left(campaign, folder, stop_wanted_of(folder, "judge"), print)
+    return int(bool(failed))
+
+
+def reference_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.rounds import frozen_code
+
+    campaign, folder = deciding_round(arguments)
+    frozen_code.run_frozen_code(campaign)
+    from pipeline.rounds import judging
+
+    outcome = judging.judge_reference(campaign, folder, stop_wanted_of(folder, "reference"))
     print(f"the reference is {outcome.status} for {arguments.round}; the meta stage uses its scores")
 
 
@@ -127,7 +160,7 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     frozen_code.run_frozen_code(campaign)
     from pipeline.rounds import meta
 
-    decision = meta.close(campaign, folder, report_line=print)
+    decision = meta.close(campaign, folder, report_line=print, asked=arguments.asked)
     print_decision(folder, decision)
     if decision.state == "undecided":
         words = (quoted_campaign(arguments), "--round", folder.name)
@@ -157,20 +190,48 @@ def chain_verb(arguments: argparse.Namespace) -> int:
     from pipeline.cluster import stage_command
     from pipeline.sandbox import namespace
 
-    command = stage_command.command(("meta", str(arguments.campaign), arguments.round))
+    asked = [f"--asked={what}" for what in arguments.asked]
+    command = stage_command.command(("meta", str(arguments.campaign), arguments.round, *asked))
     if command[0] == sys.executable:  # in a site's runtime, the stage makes its namespace inside the runtime instead
         command = namespace.privately(command)
     # `python -P` finds the package through PYTHONPATH alone, which slurm/meta.sbatch does not set.
+    if arguments.meta and (why := awaited_judge(arguments)):
+        print(why)
+        return 0
     stage = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)}) if arguments.meta else None
     from pipeline.rounds import chain  # imported while the meta stage starts
 
     if stage:
         chain.preload_next_round(Campaign.at(arguments.campaign), arguments.round)
         if code := stage.wait():
-            return code
+            return 0 if has_submitted_judge(arguments) else code
     campaign, folder = campaign_and_round(arguments, arguments.round)
     print_next_round(chain.chain(campaign, folder), arguments)
     return 0
+
+
+def awaited_judge(arguments: argparse.Namespace) -> str:
+    """Why this meta job has nothing to do: the round's judge job waits or runs, and another meta job follows it. Else empty."""
+    campaign = Campaign.at(arguments.campaign)
+    folder = campaign.round(arguments.round)
+    if not folder.jobs.exists():
+        return ""
+    from pipeline.rounds import judging
+
+    return judging.awaited(folder)
+
+
+def has_submitted_judge(arguments: argparse.Namespace) -> bool:
+    """Submit the judge job that a meta stage asked for, if it did, and a meta job after it. Raises as `judging.submit`."""
+    from pipeline.rounds import judging
+
+    campaign = Campaign.at(arguments.campaign)
+    ids = judging.submit(campaign, campaign.round(arguments.round))
+    if ids:
+        print(
+            f"judge job {ids['judge_job_id']} judges {', '.join(ids['judges'])}; meta job {ids['meta_job_id']} decides after it"
+        )
+    return ids is not None
 
 
 def print_next_round(started: Any, arguments: argparse.Namespace) -> None:

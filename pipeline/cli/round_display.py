@@ -19,7 +19,7 @@ from pipeline.cli.arguments import next_command, typed
 from pipeline.config import settings
 from pipeline.reporting import live_view, status
 from pipeline.reporting.cost import memory_and_cost, show_cost, targets_in_words
-from pipeline.rounds import freeze, launch, meta
+from pipeline.rounds import freeze, judging, launch
 from pipeline.rounds.init import init
 from pipeline.stats import lifts
 
@@ -132,7 +132,7 @@ def report_end(name: str, campaign: Campaign, folder: Round, seconds: float, ear
 
 def show_scores(campaign: Campaign, folder: Round) -> None:
     """Print the accuracies of every arm, the reference and the base, and what the reference gained over the base."""
-    base = meta.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
+    base = judging.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
     outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
     Console(width=120).print(live_view.scores([base, *outcomes]))
     if base.scored("dev") and outcomes[0].scored("dev"):

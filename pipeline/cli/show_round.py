@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     sub = commands.add("logs", logs_verb, "Show the logs of an arm's newest attempt.")
     add_campaign(sub)
     sub.add_argument(
-        "arm", metavar="ARM", help="The arm, a0 to a7; `reference` and `meta` are the other jobs of a round."
+        "arm", metavar="ARM", help="The arm, a0 to a7; `reference`, `judge` and `meta` are the other jobs of a round."
     )
     add_round(sub)
     sub.add_argument("--which", choices=("trial", "judge", "job"), help="Show only this log. The default is all.")
@@ -139,10 +139,10 @@ def status_verb(arguments: argparse.Namespace) -> None:
 
 
 def other_jobs(states: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """What Slurm says of the reference's and the meta job: role -> job, state, node and, while it waits, why. Only those that were submitted."""
+    """What Slurm says of the reference's, the judge and the meta job, if submitted: role -> job, state, node and, while it waits, why."""
     from pipeline.cluster import slurm_answers
 
-    found = [(role, states[role]) for role in ("reference", "meta") if role in states]
+    found = [(role, states[role]) for role in ("reference", "judge", "meta") if role in states]
     return {
         role: {"job": job.job_id, "state": job.state, "node": job.node,
                "detail": slurm_answers.describe_reason(job.reason) if job.waits else job.reason}

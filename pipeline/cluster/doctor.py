@@ -48,6 +48,7 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None, *, with
         *_space(chosen),
         *_environment(),
         _fits(chosen),
+        *_layouts(chosen),
         *_memory(chosen),
     ]
     checks += outside_check.examine(chosen)
@@ -160,10 +161,19 @@ def _fits(chosen: settings.Settings) -> Check:
         ranks = chosen.parallelism.world_size
         gpus = f"; it needs {ranks} GPUs at least, with one arm at a time" if chosen.cluster.gpus_per_node else ""
         if expected and chosen.cluster.gpus_per_node:
-            gpus += f", and then {expected.hours / ranks:,.0f} h a round"
+            gpus += f", and then {expected.first_round_hours / ranks:,.3g} h for the first round"
         return f"model {chosen.model.name}, {ranks} ranks an arm{gpus}"
 
     return _check_of("configuration", describe)
+
+
+def _layouts(chosen: settings.Settings) -> Iterator[Check]:
+    """What each layout that ships would mean on a site with GPUs: memory of a GPU, GPU-hours of a round, what the site must have."""
+    for layout in forecast.layouts(chosen, NUM_ARMS) if chosen.cluster.gpus_per_node else ():
+        hours = f"; the first round takes {layout.expected.first_round_hours:,.3g} GPU-hours" if layout.expected else ""
+        sizes = ", ".join(f"{work} {footprint.in_units(size)}" for work, size in layout.bytes_per_gpu.items())
+        yield make_check(f"layout {layout.name}", not layout.refusal, layout.refusal or f"{layout.must_have(NUM_ARMS)} ({sizes}){hours}",
+                         "choose another one (parallelism=...)", "unknown")  # fmt: skip
 
 
 def _memory(chosen: settings.Settings) -> Iterator[Check]:

@@ -1,17 +1,28 @@
 """Forecast the device-hours and the money that a round will cost, from rates in tokens per second.
 
 Once the campaign has run, its rates are measured: training by the trainers' own clocks, decoding by the workers' clocks. Before that
-the forecast uses the rates of the site's file (`cluster.capacity`) and says so. Without either there is no forecast.
+the forecast uses the rates of the site's file (`cluster.capacity`) and the lengths that `tasks.expected` expects, and says so. Without rates
+there is no forecast.
+
+Decoding is forecast by playing it: each of `decode_batch_size` slots takes the next item as soon as its own has ended, and a step takes as long
+as the rate for the number of busy slots says. So the few completions that reach the limit cost what they hold up, which is the end of the set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import heapq
+import math
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
+from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.facts import parse_yaml
 from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Attempt, Round
-from pipeline.config.settings import Settings
+from pipeline.config import footprint, model_size
+from pipeline.config.schema import Parallelism
+from pipeline.config.settings import SOURCE, Settings
 from pipeline.execution import results
 from pipeline.execution.trial import number, progress_lines
 
@@ -32,47 +43,184 @@ class Rates:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Device-hours and cost of a round. A device is a GPU; on a machine without GPUs it is the cores of one rank."""
+    """Device-hours and cost of a round. A device is a GPU; on a machine without GPUs it is the cores of one rank.
+
+    reference_hours: of judging the reference on the round's fresh items. first_hours: of what the first round has beside its arms, which is
+    the reference's training and its dev, and the base's. wall_hours: of one arm, from its start to its result.
+    """
 
     train_hours_per_arm: float
     judge_hours_per_arm: float
     num_arms: int
-    cost: float  # in `currency`; 0 if cluster.capacity has no price
+    cost: float  # of a round after the first, in `currency`; 0 if cluster.capacity has no price
     currency: str
     source: str
+    reference_hours: float = 0.0
+    first_hours: float = 0.0
+    wall_hours: float = 0.0
 
     @property
     def hours(self) -> float:
-        return self.num_arms * (self.train_hours_per_arm + self.judge_hours_per_arm)
+        """Of a round after the first."""
+        return self.num_arms * (self.train_hours_per_arm + self.judge_hours_per_arm) + self.reference_hours
+
+    @property
+    def first_round_hours(self) -> float:
+        """Of the first round, reference and base included."""
+        return self.hours + self.first_hours
 
 
 def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> Forecast | None:
     """The forecast for a round of `num_arms` arms; None if no rate is known. rounds: earlier rounds, whose attempts give measured rates."""
-    rates = measured(chosen, rounds) or assumed(chosen)
-    if rates is None:
+    rates = measured(chosen, rounds)
+    if rates is None and not _has_rates(chosen):
         return None
-    tasks, layout = chosen.tasks, chosen.parallelism
-    train_tokens = chosen.recipe.num_steps * rates.train_tokens_per_step
-    items = len(tasks.families) * (tasks.num_dev_per_family + tasks.num_fresh_per_family)
-    train_hours = train_tokens / rates.train_tokens_per_second / 3600
-    judge_hours = items * rates.tokens_per_item / rates.decode_tokens_per_second / 3600
-    # Decoding uses judge_tp devices, but the job holds all devices of the arm while it is judged.
-    judge_hours *= max(1, layout.world_size // layout.judge_tp)
+    tasks, recipe, capacity = chosen.tasks, chosen.recipe, chosen.cluster.capacity
+    world = chosen.parallelism.world_size
+    num_dev, num_fresh = (len(tasks.families) * n for n in (tasks.num_dev_per_family, tasks.num_fresh_per_family))
+    if rates:
+        train = recipe.num_steps * rates.train_tokens_per_step / rates.train_tokens_per_second / world / 3600
+        item = rates.tokens_per_item / rates.decode_tokens_per_second / chosen.parallelism.judge_tp / 3600
+        both, dev, fresh = (n * item for n in (num_dev + num_fresh, num_dev, num_fresh))
+        source = rates.source
+    else:
+        train = (capacity.start_seconds + assumed_training(chosen)) / 3600
+        both, dev, fresh = (
+            (capacity.start_seconds + assumed_decoding(chosen, n)) / 3600
+            for n in (num_dev + num_fresh, num_dev, num_fresh)
+        )
+        lengths = tasks.expected.row_tokens and tasks.expected.completion_tokens
+        source = "assumed (cluster.capacity), " + (
+            "with the lengths of tasks.expected" if lengths else "every sequence and completion as long as it may be"
+        )
+    # Decoding uses judge_tp devices, but the job of an arm holds all of its devices while it is judged.
+    judge_hours, train_hours = world * both, world * train
+    reference_hours = chosen.parallelism.judge_tp * fresh
+    cost = (num_arms * (train_hours + judge_hours) + reference_hours) * capacity.price_per_gpu_hour
+    first_hours = world * (train + 2 * dev)
+    return Forecast(
+        train_hours, judge_hours, num_arms, cost, capacity.currency, source, reference_hours, first_hours, train + both
+    )
+
+
+def _has_rates(chosen: Settings) -> bool:
     capacity = chosen.cluster.capacity
-    cost = num_arms * (train_hours + judge_hours) * capacity.price_per_gpu_hour
-    return Forecast(train_hours, judge_hours, num_arms, cost, capacity.currency, rates.source)
+    return bool(capacity.train_tokens_per_second and capacity.decode_tokens_per_second)
 
 
-def assumed(chosen: Settings) -> Rates | None:
-    """Rates from the site's file, with every sequence and completion at its longest; None if the file has no rates."""
-    capacity, recipe = chosen.cluster.capacity, chosen.recipe
-    if not (capacity.train_tokens_per_second and capacity.decode_tokens_per_second):
-        return None
-    return Rates(
-        capacity.train_tokens_per_second, recipe.batch_size * recipe.sequence_length,
-        capacity.decode_tokens_per_second, chosen.tasks.max_new_tokens,
-        "assumed (cluster.capacity), every sequence and completion as long as it may be",
-    )  # fmt: skip
+def assumed_training(chosen: Settings) -> float:
+    """Seconds that an arm trains, by the rates of the site's file. Rows are packed, so only their own tokens count."""
+    recipe, capacity = chosen.recipe, chosen.cluster.capacity
+    tokens = recipe.num_steps * recipe.batch_size * (chosen.tasks.expected.row_tokens or recipe.sequence_length)
+    return tokens / capacity.train_tokens_per_second / speed_up(chosen.parallelism.world_size, capacity.scaling)
+
+
+def assumed_decoding(chosen: Settings, num_items: int) -> float:
+    """Seconds that judging an adapter decodes so many items, by the rates of the site's file."""
+    tasks, capacity = chosen.tasks, chosen.cluster.capacity
+    lengths = expected_lengths(chosen, num_items)
+    seconds = played(lengths, tasks.decode_batch_size, capacity.decode_tokens_per_second)
+    return seconds / speed_up(chosen.parallelism.judge_tp, capacity.scaling)
+
+
+def speed_up(devices: int, scaling: float) -> float:
+    """How much faster so many devices are than one. scaling: the share of its rate that each keeps at a doubling."""
+    return devices * scaling ** math.log2(devices)
+
+
+def expected_lengths(chosen: Settings, num_items: int) -> list[int]:
+    """The tokens of each completion: those that reach the limit are spread evenly among the others."""
+    expected, limit = chosen.tasks.expected, chosen.tasks.max_new_tokens
+    usual = min(limit, round(expected.completion_tokens) or limit)
+    longest = round(expected.share_at_limit * num_items)
+    ends = {(2 * each + 1) * num_items // (2 * longest) for each in range(longest)}
+    return [limit if each in ends else usual for each in range(num_items)]
+
+
+def played(lengths: Iterable[int], slots: int, rates: Mapping[int, float]) -> float:
+    """Seconds of decoding with continuous batching. lengths: of the completions, in the order in which they are taken.
+
+    slots: how many at once. rates: tokens per second by the number of sequences at once.
+    """
+    waiting = iter(lengths)
+    ends = [
+        length for _, length in zip(range(slots), waiting, strict=False)
+    ]  # the step at which each slot is free again
+    heapq.heapify(ends)
+    step, seconds = 0, 0.0
+    while ends:
+        end = ends[0]
+        seconds += (end - step) * step_seconds(len(ends), rates)
+        step = end
+        following = next(waiting, None)
+        if following is None:
+            heapq.heappop(ends)
+        else:
+            heapq.heapreplace(ends, end + following)
+    return seconds
+
+
+def step_seconds(busy: int, rates: Mapping[int, float]) -> float:
+    """Seconds of one decoding step with so many sequences: between two measured numbers on the line, beyond them as at the nearest.
+
+    Beyond the largest, a step takes longer in proportion.
+    """
+    known = sorted(rates)
+    times = [slots / rates[slots] for slots in known]
+    above = bisect_left(known, busy)
+    if above == len(known):
+        return times[-1] * busy / known[-1]
+    if above == 0:
+        return times[0]
+    low, high = known[above - 1], known[above]
+    return times[above - 1] + (times[above] - times[above - 1]) * (busy - low) / (high - low)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file of hydra_conf/parallelism means for a configuration. refusal: why it cannot be used, or empty.
+
+    bytes_per_gpu: of its fullest rank, for "training" and "decoding", a reserve included. hours: device-hours of the first round.
+    """
+
+    name: str
+    gpus: int  # of an arm
+    nodes: int  # of an arm
+    arms_on_node: int
+    bytes_per_gpu: Mapping[str, int]
+    expected: Forecast | None
+    refusal: str
+
+    def must_have(self, num_arms: int) -> str:
+        """What the site must have, in words."""
+        size = footprint.in_units(max(self.bytes_per_gpu.values()))
+        where = "" if self.gpus == 1 else " of one node" if self.nodes == 1 else f" of {self.nodes} whole nodes"
+        each = f"{self.gpus} GPU{'s' * (self.gpus > 1)}{where} with {size}{' each' * (self.gpus > 1)}"
+        return f"{each} for an arm; all {num_arms} at once: {num_arms * self.gpus}"
+
+
+def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
+    """Yield every layout that ships, the smallest first, for the nodes that the configuration has."""
+    on_node = chosen.cluster.gpus_per_node
+    files = [
+        (path.stem, Parallelism(**parse_yaml(path.read_text()))) for path in (SOURCE / "parallelism").glob("*.yaml")
+    ]
+    for name, layout in sorted(files, key=lambda each: (each[1].world_size, each[0])):
+        world = layout.world_size
+        here = min(world, on_node) or world
+        changed = replace(chosen, parallelism=layout)
+        config = changed.to_dict()
+        refusal = ""
+        try:
+            model_size.check_layout(config["model"], config["parallelism"], here if on_node else 0)
+            if layout.judge_tp > here:
+                raise ConfigError(f"judging takes {layout.judge_tp} GPUs of one node")
+            footprint.check_memory(config)
+        except ConfigError as error:
+            refusal = error.what
+        sizes = {work: held.peak + footprint.DEVICE_RESERVE_BYTES for work, held in footprint.of_arm(config).items()}
+        expected = None if refusal else forecast(changed, num_arms)
+        yield Layout(name, world, max(1, world // here), on_node // here, sizes, expected, refusal)
 
 
 def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:

@@ -19,10 +19,12 @@ def run_local(
     logs_dir: Path,
     watch: Callable[[], None] = lambda: None,
     runtime: Sequence[str] = (),
+    gpus: Sequence[str] = (),
 ) -> dict[str, int]:
     """Run stages as child processes, at most `at_once` at the same time. Returns log name (such as r0001_a3) -> exit code.
 
     watch: called about ten times a second. runtime: as in `stage_command.command`, whose errors are raised before anything runs.
+    gpus: for each of the stages that run at the same time its own CUDA_VISIBLE_DEVICES; none on a machine without GPUs.
 
     A failed stage does not stop the others. On Ctrl-C or SIGTERM this sends SIGTERM to every running stage, waits until it has saved its
     state, and raises KeyboardInterrupt.
@@ -31,6 +33,7 @@ def run_local(
     environment = {**os.environ, "PYTHONPATH": str(code_dir)}
     waiting = [(stage, command(stage, runtime)) for stage in stages]
     running: dict[str, subprocess.Popen[bytes]] = {}
+    free, held = list(gpus), {}
     codes: dict[str, int] = {}
     earlier_handler = signal.signal(
         signal.SIGTERM, signal.default_int_handler
@@ -40,14 +43,18 @@ def run_local(
             while waiting and len(running) < at_once:
                 stage, words = waiting.pop(0)
                 name = "_".join(stage[2:4]) if stage[0] == "worker" else stage[0]
+                if free:
+                    held[name] = free.pop(0)
+                own = {"CUDA_VISIBLE_DEVICES": held[name]} if name in held else {}
                 with open(logs_dir / f"{name}.log", "ab") as log:
                     running[name] = subprocess.Popen(
-                        words, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                        words, env=environment | own, stdout=log, stderr=log, stdin=subprocess.DEVNULL
                     )
             watch()
             time.sleep(0.1)
             for name in [name for name, child in running.items() if child.poll() is not None]:
                 codes[name] = running.pop(name).returncode
+                free += [held.pop(name)] if name in held else []
     finally:
         signal.signal(
             signal.SIGTERM, signal.SIG_IGN

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cluster.stage_command import Stage
-from pipeline.config.requests import Request, has_gpu_flag
+from pipeline.config.requests import ROLES, Request, has_gpu_flag
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the jobs of one round ask of Slurm. requests: role (worker, reference or meta) -> what its jobs ask for."""
+    """What the jobs of one round ask of Slurm. requests: role (worker, reference, judge or meta) -> what its jobs ask for."""
 
     job_name: str
     requests: Mapping[str, Request]
@@ -38,8 +38,8 @@ def flags_of(request: Request, excluded_nodes: Sequence[str] = ()) -> dict[str, 
     flags: dict[str, str | bool] = {name.replace("_", "-"): text for name in names if (text := getattr(request, name))}
     cores = "cpus_per_gpu" if request.cpus_per_gpu else "cpus_per_task"
     flags[cores.replace("_", "-")] = str(getattr(request, cores))
-    if request.gpus_per_node and not has_gpu_flag(request):
-        flags["gpus-per-node"] = f"{request.gpu_type}:{request.gpus_per_node}".removeprefix(":")
+    if request.gpus and not has_gpu_flag(request):
+        flags["gpus-per-node"] = f"{request.gpu_type}:{request.gpus}".removeprefix(":")
     flags |= {name: value or True for name, value in request.sbatch.items()}
     if excluded_nodes:
         flags["exclude"] = ",".join(filter(None, [request.sbatch.get("exclude"), *excluded_nodes]))
@@ -47,11 +47,13 @@ def flags_of(request: Request, excluded_nodes: Sequence[str] = ()) -> dict[str, 
 
 
 def parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, Any]:
-    """The parameters of submitit for the jobs of a role: worker (or array, as their texts are named), reference or meta."""
+    """The parameters of submitit for the jobs of a role: worker (or array, as their texts are named), reference, judge or meta."""
     role = "worker" if role == "array" else role
     request = resources.requests[role]
+    # The ranks of several nodes have the host's network, so nobody else may run on these nodes.
+    alone = {"exclusive": True} if role == "worker" and resources.nodes > 1 else {}
     given: dict[str, Any] = {
-        "job_name": f"{resources.job_name}-{role if role in ('meta', 'reference') else 'arms'}",
+        "job_name": f"{resources.job_name}-{'arms' if role == 'worker' else role}",
         "time": request.time_limit_minutes,
         "nodes": resources.nodes if role == "worker" else 1,
         "ntasks_per_node": 1,
@@ -65,7 +67,7 @@ def parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, Any
             f"export PYTHONPATH={shlex.quote(str(code_dir))}",
             *([f"export POSTRAIN_RUNTIME={shlex.quote(shlex.join(resources.runtime))}"] if resources.runtime else []),
         ],
-        "additional_parameters": {"requeue": True, **flags_of(request, resources.excluded_nodes)},
+        "additional_parameters": {"requeue": True, **alone, **flags_of(request, resources.excluded_nodes)},
     }
     if resources.comment:
         given["comment"] = resources.comment
@@ -81,12 +83,12 @@ def sbatch_texts(
     from submitit.slurm.slurm import _make_sbatch_string
 
     text = {}
-    jobs = [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), ("reference", []), ("meta", [])]
+    jobs = [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), *((name, []) for name in ROLES[1:])]
     for name, stages in jobs:
         given = parameters(code_dir, resources, name.split("_")[0])
         if stages:
             given["map_count"] = len(stages)
-        elif name == "meta" or arrays[1:]:
+        elif name == "meta" or (name == "reference" and arrays[1:]):
             given["dependency"] = "afterany:<array ids>"
         body = f"{shlex.quote(sys.executable)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
         text[name] = _make_sbatch_string(command=body, folder=folder, **given)

@@ -113,16 +113,16 @@ def _partition(chosen: settings.Settings, role: str, lines: list[list[str]], def
         yield make_check("nodes", nodes >= nodes_per_arm,
                          f"{nodes}; an arm needs {nodes_per_arm}, all arms at once need {NUM_ARMS * nodes_per_arm}",
                          "choose another cluster.partition, or a parallelism of fewer ranks")  # fmt: skip
-    if request.gpus_per_node:
+    if request.gpus:
         types = (
             {request.gpu_type}
             if request.gpu_type
             else {kind for _, kind, _ in requests.gres_entries(request.gres) or [] if kind}
         )
         gpus = max((_gpus(line[3], types) for line in usable), default=0)
-        yield make_check(f"GPUs a node{of}", gpus >= request.gpus_per_node,
-                         f"{request.gpus_per_node} {'or '.join(sorted(types))}{' ' if types else ''}are asked for, nodes have {gpus}",
-                         f"set {at}.gpus_per_node to as many as the nodes have them")  # fmt: skip
+        yield make_check(f"GPUs a node{of}", gpus >= request.gpus,
+                         f"{request.gpus} {'or '.join(sorted(types))}{' ' if types else ''}are asked for, nodes have {gpus}",
+                         f"set {at}.gpus_per_node to as many as the nodes have them, or choose a layout of fewer ranks")  # fmt: skip
     yield _accepted(request, role)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.campaign.errors import WorkFailed
@@ -19,6 +19,7 @@ COMPLAINT_SIGNS = 1000
 KEPT = ("SLURM_CONF", "SLURM_JWT")
 PREFIXES = ("SACCT_", "SBATCH_", "SCANCEL_", "SCONTROL_", "SINFO_", "SLURM_", "SQUEUE_", "SRUN_")
 ENDED_ALREADY = re.compile(r"invalid job id|already (completing|completed)", re.IGNORECASE)
+FAILED = ("down", "fail")  # beginnings of the states of a node that failed: down, down*, fail, failing
 FIXED = {"SLURM_BITSTR_LEN": "0", "SLURM_TIME_FORMAT": "standard"}  # lists of array tasks whole, ISO times
 
 
@@ -94,3 +95,14 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
             f"scancel failed: {complaints[0].removeprefix('scancel: ')}",
             "Check with `squeue --me` whether the job is yours",
         )
+
+
+def failed_nodes(nodes: Collection[str]) -> set[str]:
+    """Those of the nodes that are down or failing, or do not answer the controller, as sinfo says; none where it does not say."""
+    if not nodes:
+        return set()
+    said = output_of("sinfo", "--noheader", "--Node", f"--nodes={','.join(sorted(nodes))}", "--format=%N|%T")
+    states = dict(line.strip().split("|", 1) for line in said.splitlines() if line.count("|") == 1)
+    return {
+        node for node, state in states.items() if node in nodes and (state.endswith("*") or state.startswith(FAILED))
+    }

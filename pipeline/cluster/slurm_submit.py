@@ -1,6 +1,7 @@
 """Submit the jobs of a round to Slurm through submitit, and requeue a job from inside.
 
 A round is an array of eight workers, a job that judges the reference on the round's fresh items, and a meta job that waits for them all.
+The meta job may have a judge job submitted, with another meta job after it (rounds/judging.py).
 The meta job waits with `afterany`, so that it runs even if a worker failed. The first round has a second array, which trains the
 reference and evaluates the base (r0000). submitit pickles only strings: a stage's name and its arguments. The jobs run the campaign's
 frozen code, which PYTHONPATH names. Nothing here reads submitit's results, because the campaign's files say what happened.
@@ -25,6 +26,7 @@ from pipeline.campaign.errors import ConfigError, Interrupted, NotFound, WorkFai
 from pipeline.cluster import slurm_answers, slurm_clients
 from pipeline.cluster.sbatch_parameters import Resources, parameters
 from pipeline.cluster.stage_command import Stage, command
+from pipeline.config.requests import ROLES
 
 if TYPE_CHECKING:
     from pipeline.cluster import slurm_sbatch
@@ -79,12 +81,13 @@ def submit(
     resources: Resources,
     reference: Stage | None = None,
     recorded: Collection[str] = (),
+    judge: Stage | None = None,
 ) -> dict[str, Any]:
-    """Submit every array, the job that judges the reference, and the meta job that waits for them all. Returns their ids.
+    """Submit every array, the job that judges the reference, the judge job, and the meta job that waits for them all. Returns their ids.
 
-    reference: this stage waits for the arrays after the first, which train the reference. recorded: marks of earlier submissions whose jobs
-    the campaign's files name. The caller records the ids and then calls `keep`; the next submission of this folder cancels the jobs of a
-    mark that is neither kept nor recorded, because nobody would know of them.
+    reference: this stage waits for the arrays after the first, which train the reference. judge: this one waits for nothing. recorded:
+    marks of earlier submissions whose jobs the campaign's files name. The caller records the ids and then calls `keep`; the next submission
+    of this folder cancels the jobs of a mark that is neither kept nor recorded, because nobody would know of them.
 
     Raises NotFound if sbatch or srun is missing. Raises WorkFailed with Slurm's own sentence if Slurm refuses a job, after cancelling the
     jobs that it had accepted.
@@ -93,18 +96,16 @@ def submit(
         raise NotFound("sbatch and srun are not on PATH", "Run on a login node, or use cluster=local")
     from pipeline.cluster import slurm_sbatch
 
-    names = [f"{resources.job_name}-{role}" for role in ("arms", "reference", "meta")]
+    names = [f"{resources.job_name}-{role}" for role in ("arms", *ROLES[1:])]
     if left := take_back_open(folder, names, recorded):
         print(f"cancelled {', '.join(left)}: jobs of a submission that was cut short", file=sys.stderr)
     mark = slurm_sbatch.Mark(folder)
     mark.open()
     array_ids: list[str] = []
-    reference_id = ""
+    reference_id = judge_id = ""
     task_ids: list[list[str]] = []
     with clean_environment():
-        executors = {
-            name: _executor(folder, code_dir, resources, name, mark) for name in ("worker", "reference", "meta")
-        }
+        executors = {name: _executor(folder, code_dir, resources, name, mark) for name in ROLES}
         try:
             for stages in arrays:
                 with executors["worker"].batch():
@@ -115,16 +116,20 @@ def submit(
                 if array_ids[1:]:
                     executors["reference"].update_parameters(dependency=_after(array_ids[1:]))
                 reference_id = executors["reference"].submit(run_stage, *reference).job_id
-            executors["meta"].update_parameters(dependency=_after([*array_ids, *filter(None, [reference_id])]))
+            if judge:
+                judge_id = executors["judge"].submit(run_stage, *judge).job_id
+            executors["meta"].update_parameters(
+                dependency=_after([*array_ids, *filter(None, [reference_id, judge_id])])
+            )
             meta_id = executors["meta"].submit(run_stage, *meta).job_id
         except BaseException:
             with suppress(WorkFailed):  # it then stays open, and the next submission cancels what is left
                 mark.take_back(names)
             with suppress(WorkFailed):
-                slurm_clients.cancel_jobs([*array_ids, *filter(None, [reference_id])])
+                slurm_clients.cancel_jobs([*array_ids, *filter(None, [reference_id, judge_id])])
             raise
     return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "reference_job_id": reference_id,
-            "meta_job_id": meta_id, "submission": mark.word}  # fmt: skip
+            "judge_job_id": judge_id, "meta_job_id": meta_id, "submission": mark.word}  # fmt: skip
 
 
 def submit_stage(folder: Path, code_dir: Path, stage: Stage, resources: Resources) -> tuple[str, str]:

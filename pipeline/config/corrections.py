@@ -19,7 +19,7 @@ from pipeline.campaign.layout import Round
 from pipeline.config import settings
 from pipeline.config.requests import ROLES, Request
 
-NAMES = tuple(each.name for each in fields(Request) if each.name != "gpus_per_node")
+NAMES = tuple(each.name for each in fields(Request) if each.name not in ("gpus_per_node", "gpus"))
 """The keys of a request that a correction may change."""
 
 
@@ -33,7 +33,7 @@ def of_round(folder: Round) -> settings.Settings:
     cluster = chosen.cluster
     for name in NAMES:
         setattr(cluster, name, getattr(requests["worker"], name))
-    cluster.reference, cluster.meta = requests["reference"], requests["meta"]
+    cluster.reference, cluster.judge, cluster.meta = (requests[role] for role in ROLES[1:])
     return chosen
 
 

@@ -156,10 +156,10 @@ def check_model(model: Model) -> None:
             raise ConfigError(f"model.{key} = {value}", f"Valid: {valid}")
 
 
-def check_layout(model: Model, layout: Mapping[str, int], gpus_per_arm: int | None = None) -> int:
+def check_layout(model: Model, layout: Mapping[str, int], gpus: int = 0) -> int:
     """Return the world size (ranks) of a layout. Raises ConfigError, which names the axis that does not fit and the valid sizes.
 
-    gpus_per_arm: GPUs of one node, None where the ranks run on CPUs (gloo).
+    gpus: of one node, those that an arm takes; 0 where the ranks run on CPUs (gloo).
     """
     check_model(model)
     for axis in ("tp", "pp", "ep", "cp", "dp", "judge_tp"):
@@ -184,10 +184,10 @@ def check_layout(model: Model, layout: Mapping[str, int], gpus_per_arm: int | No
         )
     if len(model["pattern"]) % layout["pp"]:
         raise ConfigError(f"parallelism.pp = {layout['pp']} does not divide {len(model['pattern'])} layers")
-    if gpus_per_arm is not None and gpus_per_arm and (gpus_per_arm > world_size or world_size % gpus_per_arm):
+    if gpus and world_size % gpus:
         raise ConfigError(
-            f"{world_size} ranks (tp x pp x cp x dp) do not fill nodes of {gpus_per_arm} GPUs",
-            "Make tp x pp x cp x dp a multiple of cluster.gpus_per_node",
+            f"{world_size} ranks (tp x pp x cp x dp) fit into no node, and do not fill nodes of {gpus} GPUs",
+            "Make tp x pp x cp x dp at most cluster.gpus_per_node, or a multiple of it",
         )
     return world_size
 

@@ -51,31 +51,33 @@ def of_setup(setup: Iterable[str]) -> Rule:
 
 def of_request(request: Request, role: str) -> Iterator[Rule]:
     """Yield what a role's request must fulfil."""
-    at, gpus, minutes = (
-        "cluster." if role == "worker" else f"cluster.{role}.",
-        request.gpus_per_node,
-        request.time_limit_minutes,
-    )
+    at = "cluster." if role == "worker" else f"cluster.{role}."
+    gpus, on_node, minutes = request.gpus, request.gpus_per_node, request.time_limit_minutes
+    is_shared = gpus < on_node and "exclusive" not in request.sbatch  # other jobs may have the rest of the node
     texts = {name: getattr(request, name) for name in TEXTS}
     memory = {name: texts[name] for name in MEMORY if texts[name]}
     asked = gpus_of(request.gres)
     found = [
         *((is_plain(text), name, repr(text), WORDS) for name, text in texts.items()),
-        (gpus >= 0, "gpus_per_node", gpus, "a number >= 0"),
+        (on_node >= 0, "gpus_per_node", on_node, "a number >= 0"),
+        (0 <= gpus <= on_node, "gpus", gpus, f"0 to {at}gpus_per_node = {on_node}, the GPUs of a node"),
         (not re.search(r"[^\w.+-]", request.gpu_type), "gpu_type", request.gpu_type, "one type of GPU, such as h200"),
         (gres_entries(request.gres) is not None, "gres", request.gres, "names with a type and a number, such as gpu:h200:8,lscratch:100"),
         (asked in (None, gpus), "gres", request.gres,
-         f"{at}gpus_per_node = {gpus} GPUs, the number that the ranks are laid out for; or change that"),
+         f"{at}gpus_per_node = {on_node} GPUs, of which each job asks for those that it needs, here {gpus}; or change that"),
         (asked is None or not request.gpu_type, "gpu_type", request.gpu_type,
-         f"empty, and {at}gpus_per_node = {gpus} without a type, because {at}gres = {request.gres} asks for the GPUs"),
+         f"empty, and {at}gpus_per_node = {on_node} without a type, because {at}gres = {request.gres} asks for the GPUs"),
         (asked is None or "gpus-per-task" not in request.sbatch, "sbatch.gpus-per-task", "set", f"not set, because {at}gres asks for the GPUs"),
         (request.cpus_per_gpu >= 0, "cpus_per_gpu", request.cpus_per_gpu, "a number >= 0"),
-        (gpus > 0 or not request.cpus_per_gpu, "cpus_per_gpu", request.cpus_per_gpu, f"0, because {at}gpus_per_node = 0"),
+        (gpus > 0 or not request.cpus_per_gpu, "cpus_per_gpu", request.cpus_per_gpu, "0, because this job asks for no GPU"),
         (request.cpus_per_task >= 1, "cpus_per_task", request.cpus_per_task, "a number > 0"),
         (len(memory) <= 1, " and ".join(memory), " and ".join(memory.values()), "one of them, and the others empty, because sbatch takes no two"),
         *((has_unit(name, text), name, text, "a whole number with its unit, such as 900G; for mem also 0, all that a node has")
           for name, text in memory.items()),
-        (gpus > 0 or not request.mem_per_gpu, "mem_per_gpu", request.mem_per_gpu, f"empty, because {at}gpus_per_node = 0"),
+        (gpus > 0 or not request.mem_per_gpu, "mem_per_gpu", request.mem_per_gpu, "empty, because this job asks for no GPU"),
+        (request.mem != "0" or not is_shared, "mem", request.mem,
+         f"the memory of a node with its unit, such as 900G, or mem_per_gpu: this job gets {gpus} of the node's {on_node} GPUs, and 0 would take "
+         "the memory of the jobs beside it"),
         (minutes > 0, "time_limit_minutes", minutes, "a number > 0"),
     ]  # fmt: skip
     yield from ((holds, at + key, value, valid) for holds, key, value, valid in found)
@@ -114,4 +116,4 @@ def _of_flag(name: str, value: str, at: str, gpus: int) -> Iterator[Rule]:
     yield gpus > 0 or name not in FLAGS_FOR_GPUS, key, value, "flags that a job without GPUs may have"
     if name == "gpus-per-task":
         fits = bool(re.fullmatch(rf"([\w.+-]+:)?{gpus}", value))
-        yield fits, key, value, f"the number of {at}gpus_per_node, {gpus}, because one task runs on a node"
+        yield fits, key, value, f"the GPUs of a node or of the job, {gpus}, because one task runs on a node"

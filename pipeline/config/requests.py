@@ -1,8 +1,9 @@
 """What each kind of job asks of Slurm: the requests of `cluster`, filled in for every role. (What they may say: request_rules.py.)
 
-The keys of `cluster` hold for all jobs. `cluster.worker`, `cluster.reference` and `cluster.meta` replace some of them for one role. `resolved`
-fills them in while a configuration is composed. From then on `cluster` itself is what a worker asks for, and `cluster.reference` and
-`cluster.meta` are complete.
+The keys of `cluster` describe a node, and `parallelism` says how many GPUs an arm needs. A job asks for the GPUs that its work needs, and for
+the same share of the node's cores and memory. `cluster.worker`, `cluster.reference`, `cluster.judge` and `cluster.meta` replace some keys for
+one role, and what they say is asked for as it is. `resolved` fills the requests in while a configuration is composed. From then on `cluster`
+itself is what a worker asks for, and those of the other roles are complete.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import prod
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 
-ROLES = ("worker", "reference", "meta")
+ROLES = ("worker", "reference", "judge", "meta")
 
 
 @dataclass(kw_only=True)
@@ -27,28 +29,30 @@ class Request:
     qos: str
     reservation: str
     constraint: str
-    gpus_per_node: int
+    gpus_per_node: int  # that a node has
+    gpus: int = 0  # that the job asks for on each of its nodes
     gpu_type: str = ""  # such as h200
     gres: str = ""  # --gres; where it names GPUs, they are not asked for by --gpus-per-node
-    cpus_per_task: int  # of a node, because one task runs on each
+    cpus_per_task: int  # that the job asks for on each of its nodes, because one task runs on each
     cpus_per_gpu: int = 0  # instead of cpus_per_task
-    mem: str = ""  # of a node, with its unit, such as 900G; "0" is all that the node has
+    mem: str = ""  # likewise, with its unit, such as 900G; "0" is all that the node has
     mem_per_gpu: str = ""
     mem_per_cpu: str = ""
     time_limit_minutes: int
     sbatch: dict[str, str] = field(default_factory=dict)  # further flags; an empty text is a flag without a value
 
 
+UNITS = "KMGT"  # of memory, each 1,024 times the one before
 MEMORY, CORES = ("mem", "mem_per_gpu", "mem_per_cpu"), ("cpus_per_task", "cpus_per_gpu")
 FOR_GPUS = ("gpu_type", "cpus_per_gpu", "mem_per_gpu")
 FLAGS_FOR_GPUS = ("gpu-bind", "gpu-freq", "gpus-per-task")
 
 
-def resolved(cluster: Mapping[str, Any]) -> dict[str, Any]:
+def resolved(cluster: Mapping[str, Any], layout: Mapping[str, Any]) -> dict[str, Any]:
     """Return `cluster` of a configuration with every role's request filled in; resolving it again changes nothing.
 
-    cluster: plain values, whose types are not checked yet. Raises ConfigError for a value that is none of its kind, such as a malformed
-    time, and for a key that no request has.
+    cluster, layout: plain values of `cluster` and `parallelism`, whose types are not checked yet. Raises ConfigError for a value that is none
+    of its kind, such as a malformed time, and for a key that no request has.
     """
     shared = {name: value for name, value in cluster.items() if name not in ROLES}
     # What stood in the place of `mem` in rounds that were frozen before roles had requests.
@@ -56,8 +60,37 @@ def resolved(cluster: Mapping[str, Any]) -> dict[str, Any]:
     if old and not shared.get("mem"):
         shared["mem"] = f"{old}G"
     base = _read({name: value for name, value in shared.items() if name in _names()}, "cluster.")
-    full = {role: _filled(base, cluster.get(role), f"cluster.{role}.") for role in ROLES}
-    return {**shared, **full["worker"], "reference": full["reference"], "meta": full["meta"]}
+    needed = _needed(shared.get("ranks_per_node"), base.get("gpus_per_node"), layout)
+    is_resolved = _is_resolved(cluster)
+    if is_resolved:
+        needed["worker"] = base["gpus"]
+    full = {
+        role: _filled(base, cluster.get(role), f"cluster.{role}.", needed[role], is_scaled=is_resolved)
+        for role in ROLES
+    }
+    return {**shared, **full.pop("worker"), **full}
+
+
+def _is_resolved(cluster: Mapping[str, Any]) -> bool:
+    """Whether the requests are filled in already, as in the configuration of a frozen round: then nothing is scaled a second time."""
+    own = [cluster.get(role) for role in ROLES[1:]]
+    return (
+        "worker" not in cluster
+        and "gpus" in cluster
+        and all(isinstance(each, Mapping) and set(each) == set(_names()) and None not in each.values() for each in own)
+    )
+
+
+def _needed(ranks_per_node: Any, gpus_per_node: Any, layout: Mapping[str, Any]) -> dict[str, int]:
+    """Role -> the GPUs that its work needs on a node: a worker one for each rank, judging judge_tp, and deciding none."""
+    sizes = [layout.get(axis) for axis in ("tp", "pp", "cp", "dp")]
+    ranks = prod(size for size in sizes if isinstance(size, int))
+    judge_tp = layout.get("judge_tp")
+    if isinstance(gpus_per_node, int):
+        ranks = min(ranks, gpus_per_node)
+    arm = ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else ranks
+    judging = judge_tp if isinstance(judge_tp, int) else 1
+    return {"worker": arm, "reference": judging, "judge": judging, "meta": 0}
 
 
 def _names() -> dict[str, Any]:
@@ -108,8 +141,10 @@ def _flags(given: Any, key: str) -> dict[str, str]:
     return flags
 
 
-def _filled(base: Mapping[str, Any], own: Any, at: str) -> dict[str, Any]:
-    """Return one role's request. base: the shared values. own: what the role has instead, or None.
+def _filled(base: Mapping[str, Any], own: Any, at: str, needed: int, *, is_scaled: bool) -> dict[str, Any]:
+    """Return one role's request. base: the shared values. own: what the role has instead, or None. needed: the GPUs that its work needs.
+
+    is_scaled: `base` has the job's share already.
 
     Of memory, and of cores, the role's own keys replace all the shared ones. A role without GPUs does not inherit what only GPUs need.
     """
@@ -122,23 +157,49 @@ def _filled(base: Mapping[str, Any], own: Any, at: str) -> dict[str, Any]:
             f"there is no setting {at}{unknown[0]}", f"Similar settings: {', '.join(at + name for name in near)}"
         )
     own = _read(own or {}, at)
-    inherited = dict(base)
+    on_node = own.get("gpus_per_node", base.get("gpus_per_node", 0))
+    gpus = own.get("gpus", needed if on_node else 0)
+    inherited = dict(base) if is_scaled else _share(base, gpus, on_node)
     for group in (MEMORY, CORES):
         if any(name in own for name in group):
             inherited = {name: value for name, value in inherited.items() if name not in group}
     if gpus_of(own.get("gres")) is not None:
         inherited.pop("gpu_type", None)
-    filled = {**names, **inherited, **own}
-    if not filled["gpus_per_node"]:
+    filled = {**names, **inherited, **own, "gpus": gpus}
+    if not gpus:
         filled |= {name: names[name] for name in FOR_GPUS if name not in own}
         if "gres" not in own and isinstance(filled["gres"], str):
             filled["gres"] = ",".join(entry for entry in filled["gres"].split(",") if gpus_of(entry) is None)
         if "sbatch" not in own:
             filled["sbatch"] = {name: value for name, value in filled["sbatch"].items() if name not in FLAGS_FOR_GPUS}
-    per_gpu, gpus = filled["cpus_per_gpu"], filled["gpus_per_node"]
+    per_gpu = filled["cpus_per_gpu"]
     if isinstance(per_gpu, int) and isinstance(gpus, int) and per_gpu and gpus:
         filled["cpus_per_task"] = per_gpu * gpus
     return filled
+
+
+def _share(base: Mapping[str, Any], gpus: Any, on_node: Any) -> dict[str, Any]:
+    """Return the shared values for a job with some of a node's GPUs: their share of its cores and memory. A job without GPUs gets that of one.
+
+    The number of GPUs in `gres`, and in the flag gpus-per-task, is that of a node too, and becomes the job's.
+    """
+    shared = dict(base)
+    if not (isinstance(gpus, int) and isinstance(on_node, int) and 0 <= gpus < on_node):
+        return shared
+    part = max(1, gpus)
+    if isinstance(cores := shared.get("cpus_per_task"), int) and cores > 0:
+        shared["cpus_per_task"] = max(1, cores * part // on_node)
+    if match := re.fullmatch(r"([1-9]\d*)([KMGT])B?", str(shared.get("mem", "")), re.IGNORECASE):
+        size, unit = int(match[1]) * part, match[2].upper()
+        while size % on_node and unit != "K":
+            size, unit = 1024 * size, UNITS[UNITS.index(unit) - 1]
+        shared["mem"] = f"{size // on_node}{unit}"
+    if gpus and gpus_of(shared.get("gres")) == on_node:
+        shared["gres"] = re.sub(rf"\b(gpu:(?:[\w.+-]+:)?){on_node}(?=,|$)", rf"\g<1>{gpus}", shared["gres"])
+    if gpus and "gpus-per-task" in (flags := shared.get("sbatch", {})):
+        per_task = re.sub(rf"(^|:){on_node}$", rf"\g<1>{gpus}", flags["gpus-per-task"])
+        shared["sbatch"] = {**flags, "gpus-per-task": per_task}
+    return shared
 
 
 def minutes_of(text: str, key: str) -> int:

@@ -103,6 +103,15 @@ class Parallelism:
 
 
 @dataclass
+class Expected:
+    """How long rows and completions are expected to be, for forecasts until a round has measured them. 0 tokens: as long as they may be."""
+
+    row_tokens: float = 0.0
+    completion_tokens: float = 0.0  # of a completion that ends by itself
+    share_at_limit: float = 0.0  # of completions that reach max_new_tokens
+
+
+@dataclass
 class Tasks:
     """Which puzzles at which level (small or full), how many of each, and the limits of decoding."""
 
@@ -117,6 +126,7 @@ class Tasks:
     decode_batch_size: int
     engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names
     engine_version: str  # of vllm: only scores of one engine and version are comparable
+    expected: Expected = field(default_factory=Expected)
 
 
 @dataclass
@@ -125,9 +135,11 @@ class Capacity:
 
     gpu_memory_gib: float
     train_tokens_per_second: float
-    decode_tokens_per_second: float
+    decode_tokens_per_second: dict[int, float]  # by the number of sequences that are decoded at once
     price_per_gpu_hour: float
     currency: str
+    scaling: float = 1.0  # share of its rate that a GPU keeps at each doubling of an arm's GPUs
+    start_seconds: float = 0.0  # from the start of a process to its first step
 
 
 @dataclass
@@ -138,7 +150,7 @@ class Cluster(Request):
     scratch_dir: str  # node-local; empty: $TMPDIR or /tmp
     weights_dir: str  # published checkpoint of a model whose weights are not in the image
     stage_dir: str  # node-local folder for a copy of it; empty: read it in weights_dir
-    ranks_per_node: int  # of an arm; 0: as many as a node has GPUs, or all of them where it has none
+    ranks_per_node: int  # of an arm; 0: all of them, or as many as a node has GPUs
     network: str  # of a sandbox: loopback, or fabric (the host's network) for arms of several nodes
     shm_size_gib: int  # of /dev/shm in a sandbox, through which ranks of a node talk
     signal_lead_seconds: int  # USR2 this long before the limit
@@ -147,6 +159,7 @@ class Cluster(Request):
     capacity: Capacity
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     reference: Request  # of the job that judges the reference
+    judge: Request  # of the job that judges what is left when the meta job runs
     meta: Request  # of the meta job
     checkpoint_minutes: float = 0.0  # a trial saves its state at least so often; 0: by recipe.checkpoint_every alone
     file_wait_seconds: float = 0.0  # for what another machine wrote and this one does not see yet
@@ -154,9 +167,9 @@ class Cluster(Request):
     runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
 
     def request(self, role: str) -> Request:
-        """What the jobs of a role ask for: worker, reference or meta."""
+        """What the jobs of a role ask for: worker, reference, judge or meta."""
         arm = Request(**{each.name: getattr(self, each.name) for each in fields(Request)})
-        return {"worker": arm, "reference": self.reference, "meta": self.meta}[role]
+        return arm if role == "worker" else {"reference": self.reference, "judge": self.judge, "meta": self.meta}[role]
 
 
 @dataclass
@@ -216,7 +229,7 @@ class Settings:
     @property
     def num_nodes(self) -> int:
         """Number of nodes of one arm."""
-        per_node = self.cluster.ranks_per_node or self.cluster.gpus_per_node or self.parallelism.world_size
+        per_node = self.cluster.ranks_per_node or self.cluster.gpus or self.parallelism.world_size
         return max(1, self.parallelism.world_size // max(1, per_node))
 
     def to_dict(self) -> dict[str, Any]:

@@ -36,7 +36,8 @@ NOT_NEGATIVE = (
     "cluster.ranks_per_node", "cluster.signal_lead_seconds", "cluster.arms_at_once",
     "cluster.checkpoint_minutes", "cluster.file_wait_seconds",
     "cluster.capacity.gpu_memory_gib", "cluster.capacity.train_tokens_per_second",
-    "cluster.capacity.decode_tokens_per_second", "cluster.capacity.price_per_gpu_hour", "external.rows", "external.submissions",
+    "cluster.capacity.start_seconds",
+    "tasks.expected.row_tokens", "tasks.expected.completion_tokens", "cluster.capacity.price_per_gpu_hour", "external.rows", "external.submissions",
     "external.wait_seconds", "external.give_up_days", "external.shift", "external.temperature",
 )  # fmt: skip
 
@@ -94,7 +95,8 @@ def typed(config: Any, source: Path = SOURCE) -> Settings:
         # Resolve interpolations first: the merge checks the types of the values that it gets.
         plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
         if isinstance(plain.get("cluster"), dict):
-            plain["cluster"] = requests.resolved(plain["cluster"])
+            layout = plain.get("parallelism")
+            plain["cluster"] = requests.resolved(plain["cluster"], layout if isinstance(layout, dict) else {})
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
     except OmegaConfBaseException as error:
         raise override_errors.of_omegaconf(error, plain, source) from error
@@ -198,6 +200,8 @@ def _check(settings: Settings) -> None:
          "shares >= 0 that sum to more than 0"),
         (settings.num_nodes == 1 or cluster.network == "fabric", "cluster.network", cluster.network,
          f"fabric: an arm of {settings.parallelism.world_size} ranks takes {settings.num_nodes} nodes"),
+        (cluster.network == "loopback" or cluster.gpus == cluster.gpus_per_node or cluster.kind == "local", "cluster.network", cluster.network,
+         f"loopback: an arm takes {cluster.gpus} of a node's {cluster.gpus_per_node} GPUs, and fabric is the network of the jobs beside it"),
         (settings.num_nodes == 1 or cluster.kind == "slurm", "cluster.ranks_per_node", cluster.ranks_per_node,
          "0 on one machine: only Slurm starts an arm on several nodes"),
         (settings.policy.rounds >= 0, "policy.rounds", settings.policy.rounds, "1 to the constitution's budget, or 0 for all of it"),
@@ -216,6 +220,10 @@ def _check(settings: Settings) -> None:
         (0 < settings.policy.proposals.timeout_seconds <= DAY_SECONDS, "policy.proposals.timeout_seconds",
          settings.policy.proposals.timeout_seconds, "a number > 0, at most a day"),
         (settings.external.timeout_seconds <= DAY_SECONDS, "external.timeout_seconds", settings.external.timeout_seconds, "at most a day"),
+        *((slots >= 1 and rate > 0, f"cluster.capacity.decode_tokens_per_second.{slots}", rate, "a rate > 0 by a number of sequences")
+          for slots, rate in cluster.capacity.decode_tokens_per_second.items()),
+        (0 < cluster.capacity.scaling <= 1, "cluster.capacity.scaling", cluster.capacity.scaling, "0 < scaling <= 1"),
+        (0 <= tasks.expected.share_at_limit <= 1, "tasks.expected.share_at_limit", tasks.expected.share_at_limit, "0 to 1"),
         (1 <= recipe.lora.rank <= 32, "recipe.lora.rank", recipe.lora.rank, "1 to 32, the competition's limit"),
     ]  # fmt: skip
     for holds, key, value, valid in rules:

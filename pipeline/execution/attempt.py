@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -62,24 +61,6 @@ class Work:
         """Record that a phase begins, for `status` and the report. at: seconds since the epoch, now for None."""
         with open(self.attempt.phases, "a") as file:
             file.write(json.dumps({"phase": phase, "at": round(at or time.time(), 3), "detail": detail}) + "\n")
-
-
-def cores(chosen: settings.Settings) -> dict[str, int]:
-    """The cores that this process may run on, and those that its job asks for (0 outside of a Slurm job), for the claim and `status`.
-
-    Prints a warning if they are fewer: each rank then waits for the others, and the arm takes many times as long.
-    """
-    asked = chosen.cluster.cpus_per_task if chosen.cluster.kind == "slurm" and os.environ.get("SLURM_JOB_ID") else 0
-    usable = os.sched_getaffinity(0)
-    if len(usable) < asked:
-        listed = ",".join(map(str, sorted(usable)))
-        print(
-            f"warning: this task may run on {len(usable)} of the {asked} cores that cluster.cpus_per_task asks for on "
-            f"{platform.node()} (cores {listed}). From Slurm 22.05 on srun takes that number from SRUN_CPUS_PER_TASK; a plain sbatch takes it "
-            f"from --cpus-per-task={asked}",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-    return {"cores": len(usable), "cores_asked": asked}
 
 
 def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:

@@ -42,13 +42,15 @@ def base_of(pristine: Path, chosen: Settings) -> tuple[str, dict[str, Path]]:
     }
 
 
-def sandbox_of(chosen: Settings, read_only: Mapping[str, Path], read_write: Mapping[str, Path], **how: Any) -> Sandbox:
-    """Return a sandbox for training or decoding, with the substrate's variables and the node's devices.
+def sandbox_of(
+    chosen: Settings, read_only: Mapping[str, Path], read_write: Mapping[str, Path], gpus: int, **how: Any
+) -> Sandbox:
+    """Return a sandbox for training or decoding, with the substrate's variables and the job's devices on this node.
 
-    how: further arguments of `Sandbox`. Raises WorkFailed where the site has GPUs and none opens.
+    gpus: how many the work needs here where the site has GPUs. how: further arguments of `Sandbox`. Raises as `devices.of_node`.
     """
     cluster = chosen.cluster
-    node = devices.of_node(cluster.gpus_per_node, how.get("network", "loopback"))
+    node = devices.of_node(gpus if cluster.gpus_per_node else 0, how.get("network", "loopback"))
     given: dict[str, Any] = {"env": {**SUBSTRATE_ENV, **node.env}, "devices": node.devices}
     given["limits"] = Limits(shm_size_bytes=cluster.shm_size_gib * 2**30)
     return Sandbox({**read_only, **node.read_only}, read_write, **(given | how))
@@ -96,7 +98,9 @@ def start(
     if chosen and chosen.tasks.engine == "vllm":
         runtime = Path(chosen.cluster.vllm_runtime)
         read_only[str(runtime)], python = runtime, f"{runtime}/bin/python"
-    sandbox = sandbox_of(chosen, read_only, read_write) if chosen else Sandbox(read_only, read_write, env=SUBSTRATE_ENV)
+    sandbox = Sandbox(read_only, read_write, env=SUBSTRATE_ENV)
+    if chosen:
+        sandbox = sandbox_of(chosen, read_only, read_write, chosen.parallelism.judge_tp)
     with sandbox.start([python, "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
         while process.poll() is None:
             watch()

@@ -35,7 +35,7 @@ from pipeline.campaign.shared_path import wait_until
 from pipeline.config import corrections, settings
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
-from pipeline.execution.attempt import cores
+from pipeline.execution.cores import cores
 from pipeline.sandbox import bubblewrap, image, namespace
 from pipeline.sandbox.bubblewrap import Confined, Limits, Sandbox
 
@@ -68,6 +68,7 @@ def training_sandbox(
         chosen,
         {"/task": attempt.task_dir, **bound},
         {"/substrate": fork_root, "/out": out_dir},
+        chosen.cluster.gpus,
         network=chosen.cluster.network,
     )
     limits = replace(sandbox.limits, wall_seconds=60.0 * chosen.cluster.time_limit_minutes)

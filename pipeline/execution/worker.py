@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Mapping
@@ -35,7 +37,8 @@ from pipeline.campaign.files import copy_tree, read_json, read_json_lines, write
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import corrections, footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
-from pipeline.execution.attempt import Work, conclude, cores
+from pipeline.execution.attempt import Work, conclude
+from pipeline.execution.cores import cores
 from pipeline.sandbox import bubblewrap, image, namespace
 
 KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
@@ -59,6 +62,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         return None
     chosen = settings.with_overrides(corrections.of_round(folder), arm.overrides)
     attempt = folder.claim_attempt(arm_name)
+    task_cores = cores(chosen)
     claim = {
         "host": platform.node(),
         "node": os.environ.get("SLURMD_NODENAME", ""),
@@ -66,11 +70,12 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         "pid": os.getpid(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
         "plan_digest": digest,
-        **cores(chosen),
+        **task_cores,
     }
     write_file(attempt.claim, json.dumps(claim))
     num_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt)
+    job.coverage["cores"] = f"{task_cores['cores']} ({task_cores['core_list']})"
     job.mark("claim")
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: job.stop.set())
@@ -102,7 +107,7 @@ def run(job: Work) -> None:
     job.mark("mount")
     with namespace.scratch_folder(job.chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(job.campaign.image, job.plan.image_digest, scratch) as mount:
-            job.coverage = {"sandbox": "bubblewrap", "mount": mount.backend}
+            job.coverage |= {"sandbox": "bubblewrap", "mount": mount.backend}
             kept = None
             if job.arm.role != "base":
                 kept = job.attempt.adapter_dir
@@ -179,6 +184,9 @@ def train_confined(
     address, port = multinode.rendezvous_address()
     env = multinode.rendezvous_env(num_nodes, 0, address, port)
     confined = multinode.training_sandbox(job.chosen, job.attempt, bound, fork_root, out_dir, env)
+    if gpus := [path for path in confined.devices if re.fullmatch(r"/dev/nvidia\d+", path)]:
+        job.coverage["gpus"] = ",".join(gpus)
+        print(f"this arm has {job.coverage['gpus']} of {platform.node()}", file=sys.stderr, flush=True)
     job.mark("probe")
     forbidden, rules = forbidden_paths(job), load_constitution(job.plan.constitution_digest)
     job.coverage["probe"] = multinode.probe(confined, forbidden, rules, num_nodes, job.attempt.probe)

@@ -1,6 +1,6 @@
 """The local board: score a submission on hidden items, in a process of its own, and print a score with two decimals.
 
-    python -m pipeline board local CAMPAIGN 3        the meta stage starts this; it prints 0.84 and nothing else
+    python -m pipeline board local CAMPAIGN 3        the meta stage or the judge job does this; it prints 0.84 and nothing else
 
 It imitates a leaderboard. It prints one number per submission, from rows that nobody else sees. These come from another distribution
 than dev and fresh (`external.shift`, or held-out real rows). Scores have inference noise, because each submission is decoded by sampling
@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ from pipeline.sandbox.entries import ITEM_FILES
 SET = "board"
 
 
-def score(campaign: Campaign, number: int) -> str:
+def score(campaign: Campaign, number: int, stop_wanted: Callable[[], bool] = lambda: False) -> str:
     """Return the score of a reserved submission as text, such as "0.84". A killed run resumes, and a finished one is not repeated.
 
-    The caller has entered a private mount namespace. Raises NotFound for a number that is not reserved, ConfigError for one of another
-    target, IntegrityError where adapter, image or an earlier score has changed; else as `judge.judge`.
+    stop_wanted: polled while decoding, which raises Interrupted once it returns True. The caller has entered a private mount namespace.
+    Raises NotFound for a number that is not reserved, ConfigError for one of another target, IntegrityError where adapter, image or an
+    earlier score has changed; else as `judge.judge`.
     """
     facts = facts_of(campaign)
     verified_code(campaign, facts)
@@ -53,13 +55,19 @@ def score(campaign: Campaign, number: int) -> str:
     with exclusive_lock(campaign.board_dir / ".lock", "submission to the local board"):
         if not (folder / "score.json").exists():
             folder.mkdir(mode=0o700, exist_ok=True)
-            make_score(campaign, facts, chosen, submission, folder)
+            make_score(campaign, facts, chosen, submission, folder, stop_wanted)
     stored = read_json(folder / "score.json")
     if (stored["number"], stored["adapter_digest"]) != (number, submission.adapter_digest):
         raise IntegrityError(
             f"{folder}/score.json is of another submission than number {number}", "Compare with a copy"
         )
     return str(stored["score"])
+
+
+def is_unscored(campaign: Campaign, submission: board_submissions.Submission) -> bool:
+    """Whether a submission is for this board and has no score yet, neither in the log nor in the board's folder."""
+    is_open = submission.target == "local" and submission.state not in ("scored", "withdrawn")
+    return is_open and not (campaign.board_dir / f"{submission.number:04d}" / "score.json").exists()
 
 
 def reserved(campaign: Campaign, number: int) -> board_submissions.Submission:
@@ -81,6 +89,7 @@ def make_score(
     chosen: settings.Settings,
     submission: board_submissions.Submission,
     folder: Path,
+    stop_wanted: Callable[[], bool],
 ) -> None:
     """Decode and score the hidden items with one adapter, and write the score and what it follows from into `folder`."""
     kept, seed = outbox.adapter_of(campaign, submission), read_json(campaign.seeds)[SET]
@@ -92,7 +101,7 @@ def make_score(
             items = hidden_items(campaign, chosen, seed, mount.root, Path(scratch) / "items", log_path)
             judged = judge.judge(
                 mount.root, chosen, kept, {}, Path(scratch), log_path,
-                decoded_dir=folder / "decoded", item_folders={SET: items}, sampling=sampling,
+                decoded_dir=folder / "decoded", stop_wanted=stop_wanted, item_folders={SET: items}, sampling=sampling,
             )  # fmt: skip
     rows = judged.items[SET]
     num_correct = sum(row["correct"] for row in rows)

@@ -11,7 +11,7 @@ the refusal is logged and the meta stage goes on; the next one tries again, afte
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,20 +52,26 @@ class RoundSubmissions:
         log = Log(campaign.log)
         return cls(campaign, round_name, facts, chosen, rules, log, history.Follower(log.records))
 
-    def take(self) -> list[str]:
+    def take(self, before_sending: Callable[[], None] = lambda: None) -> list[str]:
         """Reserve this round's submissions, send all that are reserved and collect scores; returns lines for a person.
 
-        Arms are chosen only once the round can be decided.
+        Arms are chosen only once the round can be decided. before_sending: is called once all are reserved.
         """
         if self.chosen.external.kind == "none":
             return []
         if derive.derive_round(self.history.now(), self.round_name).decision.state not in decide.CLOSING:
+            before_sending()
             return self._send()
         self.log.append_from(lambda records: choice(self.history.after(records), self.round_name))
-        return self._reserve(slots(self.history.now(), self.round_name, self.rules)) + self._send()
+        lines = self._reserve(slots(self.history.now(), self.round_name, self.rules))
+        before_sending()
+        return lines + self._send()
 
-    def finish(self, *, dry_run: bool = False) -> list[str]:
-        """Choose the finalists once, then reserve and send their repeats; returns lines for a person. dry_run: only what would be sent."""
+    def finish(self, *, dry_run: bool = False, before_sending: Callable[[], None] = lambda: None) -> list[str]:
+        """Choose the finalists once, then reserve and send their repeats; returns lines for a person.
+
+        dry_run: only what would be sent. before_sending: as `take`.
+        """
         if self.chosen.external.kind == "none":
             return []
         if dry_run:
@@ -73,7 +79,9 @@ class RoundSubmissions:
             return [f"send {name}/{arm} again, as a finalist" for name, arm in known]
         self.log.append_from(lambda records: finalists(self.history.after(records)))
         wanted = [(name, arm, "finalist", 1) for name, arm in self.history.now().finalists]
-        return self._reserve(wanted) + self._send()
+        lines = self._reserve(wanted)
+        before_sending()
+        return lines + self._send()
 
     @property
     def _caps(self) -> submission_caps.Caps:

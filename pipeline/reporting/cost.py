@@ -29,6 +29,9 @@ def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] 
         f"{cost['checkpoint_bytes'] / 1e6:,.1f} MB every {recipe.checkpoint_every} steps and keeps the last two."
     )
     print(live_view.forecast(cost["forecast"]))
+    if chosen.cluster.gpus_per_node:
+        print(f"\nThe layouts that ship, on nodes of {chosen.cluster.gpus_per_node} GPUs (parallelism=...):")
+        Console(width=160).print(live_view.layouts(forecast.layouts(chosen, num_arms), num_arms))
 
 
 def targets_in_words(chosen: settings.Settings) -> str:
@@ -60,5 +63,17 @@ def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[R
         "bytes_per_rank": {work: asdict(held) | {"peak": held.peak} for work, held in footprint.of_arm(config).items()},
         "gpu_memory_bytes": int(chosen.cluster.capacity.gpu_memory_gib * 2**30),
         "checkpoint_bytes": checkpoint,
-        "forecast": asdict(expected) | {"hours": expected.hours} if expected else None,
+        "forecast": _with_sums(expected),
+        "layouts": [
+            {name: value for name, value in vars(layout).items() if name != "expected"}
+            | {"must_have": layout.must_have(num_arms), "forecast": _with_sums(layout.expected)}
+            for layout in (forecast.layouts(chosen, num_arms) if chosen.cluster.gpus_per_node else ())
+        ],
     }
+
+
+def _with_sums(expected: forecast.Forecast | None) -> dict[str, Any] | None:
+    """A forecast as plain values, with the hours of a round; None where there is none."""
+    if expected is None:
+        return None
+    return asdict(expected) | {"hours": expected.hours, "first_round_hours": expected.first_round_hours}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline.campaign.records import SETS, Lift, Outcome
 from pipeline.cluster import slurm_jobs
+from pipeline.cluster.forecast import Layout
 from pipeline.config.footprint import in_units
 from pipeline.reporting import status
 from pipeline.reporting.status import ArmStatus, table
@@ -113,9 +114,28 @@ def forecast(expected: Mapping[str, Any] | None) -> str:
         return "The hours are unknown until a round has measured them or cluster.capacity gives tokens per second."
     money = f", {expected['cost']:,.0f} {expected['currency']}" if expected["cost"] else ""
     return (
-        f"{expected['num_arms']} arms take {expected['hours']:,.3g} device-hours{money}. Of one arm, training takes "
-        f"{expected['train_hours_per_arm']:,.3g} and judging {expected['judge_hours_per_arm']:,.3g} device-hours ({expected['source']})."
+        f"A round of {expected['num_arms']} arms takes {expected['hours']:,.3g} device-hours{money}; the first, with the reference's training and "
+        f"the base, {expected['first_round_hours']:,.3g}. Of one arm, training takes {expected['train_hours_per_arm']:,.3g} and judging "
+        f"{expected['judge_hours_per_arm']:,.3g} device-hours, and it lasts {expected['wall_hours']:,.3g} hours ({expected['source']})."
     )
+
+
+def layouts(found: Iterable[Layout], num_arms: int) -> Any:
+    """A rich table of layouts: memory of a GPU, GPU-hours of a round, what the site must have, or why a layout cannot be used."""
+    from rich.table import Table
+
+    view = Table(box=None, pad_edge=False)
+    for column in ("layout", "GPUs an arm", "arms a node", "training", "decoding", "GPU-hours", "first round"):
+        view.add_column(column, justify="left" if column == "layout" else "right")
+    view.add_column("the site must have")
+    for each in found:
+        sizes = [in_units(each.bytes_per_gpu[work]) for work in ("training", "decoding")]
+        hours = (
+            [f"{each.expected.hours:,.3g}", f"{each.expected.first_round_hours:,.3g}"] if each.expected else ["", ""]
+        )
+        on_node = str(each.arms_on_node or "") if each.nodes == 1 else f"1 on {each.nodes}"
+        view.add_row(each.name, str(each.gpus), on_node, *sizes, *hours, each.refusal or each.must_have(num_arms))
+    return view
 
 
 def lift_in_words(lift: Lift) -> str:

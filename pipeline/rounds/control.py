@@ -28,7 +28,7 @@ from pipeline.rounds import launch
 
 LOGS = ("trial", "judge", "job")
 REFERENCE = "reference"
-OTHER_JOBS = (REFERENCE, "meta")  # of a round, beside its arms
+OTHER_JOBS = (REFERENCE, "judge", "meta")  # of a round, beside its arms
 LOCK_SECONDS = 60.0  # arms that end at a common time limit each run `rerun`, one after the other
 
 
@@ -168,7 +168,9 @@ def _local_pid(attempt: Attempt) -> int | None:
 def rerun(
     campaign: Campaign, folder: Round, asked: Sequence[str], *, failed: bool, dry_run: bool, watch: Callable[[], None]
 ) -> list[str]:
-    """Start arms without a score again, and the meta stage after them. Nodes on which an attempt vanished are excluded. Returns a line for each job.
+    """Start arms without a score again, and the meta stage after them. Returns a line for each job.
+
+    Nodes of which Slurm says that they failed are excluded.
 
     Without `asked`, a job on Slurm also judges the reference if nobody else does: a meta job without GPUs cannot. failed: only arms that
     have an attempt, without those that a person cancelled. watch: called while the arms run on this machine.
@@ -224,7 +226,7 @@ def _rerun(
         if not dry_run:
             launch.run_here(campaign, folder, watch, only=arms)
         return [f"{folder.name}/{arm}: again, on this machine" for arm in arms]
-    excluded = launch.lost_nodes(folder, arms)
+    excluded = launch.failed_nodes(folder, arms, states)
     asked_of_slurm = replace(launch.resources(folder), excluded_nodes=tuple(excluded))
     without = f", without {', '.join(excluded)}" if excluded else ""
     if dry_run:

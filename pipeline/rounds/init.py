@@ -33,8 +33,7 @@ from pipeline.config.fit import check_plan_fits
 from pipeline.decision import family_states, plan
 from pipeline.execution import base_weights
 from pipeline.external import proposers
-from pipeline.rounds import arms
-from pipeline.rounds.freeze import freeze_plan, is_operational, plan_basis, write_overrides
+from pipeline.rounds.freeze import arms_of, freeze_plan, is_operational, plan_basis, write_overrides
 from pipeline.sandbox import entries, image
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
@@ -107,7 +106,7 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
     if chosen.policy.proposals.kind == "llm":
         proposers.endpoint_of(chosen.policy.proposals)
     check_confirmation(chosen.policy.confirmation, chosen.policy.rounds, rules.num_rounds)
-    arms.arms_of(chosen, 1, rules)
+    arms_of(chosen, 1, rules)
     family_states.check_article(rules)
 
 

@@ -139,8 +139,10 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             if not results.has_score(campaign.round(stage[2]).published(stage[3]))
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
+        gpus = gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node)
         at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
-        local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime)
+        at_once = min(at_once, len(gpus)) if gpus else at_once
+        local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime, gpus)
         codes = local_runner.run_local(
             [meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch, chosen.cluster.runtime
         )
@@ -150,6 +152,12 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
                 f"the meta stage ended with exit code {codes['meta']}: {' '.join(tail)}",
                 f"Read {folder.logs_dir}/meta.log",
             )
+
+
+def gpus_by_arm(gpus: int, gpus_per_node: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each arm that this machine can run at the same time: 0,1 and 2,3 for two GPUs an arm of four."""
+    firsts = range(0, gpus_per_node - gpus + 1, gpus) if gpus else ()
+    return [",".join(map(str, range(first, first + gpus))) for first in firsts]
 
 
 def tasks_of(stages: Sequence[Sequence[stage_command.Stage]], ids: Mapping[str, Any]) -> dict[str, str]:
@@ -198,7 +206,7 @@ def cancellers(folder: Round) -> dict[str, int]:
 def job_names(folder: Round) -> list[str]:
     """The names under which Slurm knows the round's jobs, reruns included."""
     rounds = [folder] if folder.number else [folder, folder.campaign.round("r0001")]
-    return [f"{job_name(each)}-{role}" for each in rounds for role in ("arms", "reference", "meta")]
+    return [f"{job_name(each)}-{role}" for each in rounds for role in ("arms", *ROLES[1:])]
 
 
 def resources(folder: Round) -> sbatch_parameters.Resources:
@@ -271,17 +279,22 @@ def patient_round_lock(folder: Round, seconds: float) -> Iterator[None]:
         yield
 
 
-def lost_nodes(folder: Round, arms: Iterable[str]) -> list[str]:
-    """Nodes on which the newest attempt of one of these arms vanished: it has a claim, but neither a result nor a saved state.
+def failed_nodes(folder: Round, arms: Iterable[str], jobs: Mapping[str, slurm_jobs.Job]) -> list[str]:
+    """Nodes that failed, as Slurm says, while one of these arms ran there; `rerun` excludes them.
 
-    `rerun` excludes them.
+    An arm that vanished is no sign of a bad node by itself: several arms share one, and a process can be killed on a good one.
+
+    jobs: arm, such as "r0001/a3" -> the state of its newest job.
     """
-    nodes = []
+    vanished: set[str] = set()
+    failed: set[str] = set()
     for arm in arms:
+        job = jobs.get(f"{folder.name}/{arm}")
         for attempt in folder.attempts(arm)[-1:]:
             if attempt.claim.exists() and not attempt.result.exists() and not attempt.interrupted.exists():
-                nodes.append(str(_claim(attempt.claim).get("node") or ""))
-    return sorted({node for node in nodes if node})
+                node = str(_claim(attempt.claim).get("node") or "")
+                (failed if job and job.state == "NODE_FAIL" else vanished).add(node)
+    return sorted((failed | slurm_clients.failed_nodes(vanished - {""})) - {""})
 
 
 def _claim(path: Path) -> dict[str, Any]:

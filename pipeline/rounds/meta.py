@@ -6,19 +6,17 @@ The meta stage may run at any time and any number of times. What it writes follo
 same bytes and repairs a crash between two writes. Below the quorum it decides nothing and says what is missing. A late arm adds a decision;
 an override file that a round was planned with never changes. Before it decides, it has the chosen arms scored by the external target, if
 there is one (external/round_submissions.py), without waiting for scores. The reference's adapter is judged on this round's fresh items in
-the pristine image, as every arm is: on Slurm in a job beside the arms, else here.
+the pristine image, as every arm is: on Slurm in a job beside the arms, else here. What is unjudged and needs a GPU goes to a judge job
+(judging.py).
 """
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.campaign import canonical
-from pipeline.campaign.errors import IntegrityError, WorkFailed
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
 from pipeline.campaign.files import exclusive_lock, file_digest, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
@@ -27,11 +25,10 @@ from pipeline.campaign.records import Decision, Outcome, Plan
 from pipeline.cluster import slurm_jobs
 from pipeline.config import settings
 from pipeline.decision import decide, derive, history
-from pipeline.execution import judge, results
+from pipeline.execution import results
 from pipeline.external.round_submissions import RoundSubmissions
-from pipeline.rounds import anchors, control, log_attempts
+from pipeline.rounds import anchors, control, judging, log_attempts
 from pipeline.rounds.freeze import write_overrides
-from pipeline.sandbox import devices
 
 
 def close(
@@ -40,14 +37,15 @@ def close(
     *,
     by_person: bool = False,
     report_line: Callable[[str], None] = lambda line: None,
+    asked: Sequence[str] = (),
 ) -> Decision:
     """Collect the results of a round and decide. The caller has entered a private mount namespace (sandbox/namespace.py).
 
     by_person: close the round even below the quorum; its state is then `closed`, and the policy stays as it was.
-    report_line: is called with each line about the external target.
+    report_line: is called with each line about the external target. asked: what an earlier meta stage had a judge job submitted for.
 
     Returns the decision. Below the quorum its state is `undecided`, and only evidence and ledger were written. Raises ConfigError while
-    another meta stage of this round runs, IntegrityError if something frozen was changed.
+    another meta stage of this round runs, IntegrityError if something frozen was changed, JudgeWanted where a judge job must judge first.
     """
     with exclusive_lock(folder.meta_lock, f"meta stage of {folder.name}"):
         facts = facts_of(campaign)
@@ -57,14 +55,16 @@ def close(
         chosen = settings.load(folder.config)
         for line in await_results(campaign, folder, frozen, chosen):
             report_line(line)
-        outcomes = [read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
-        reference = reference_outcome(campaign, folder, facts, chosen)
+        outcomes = [judging.read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
+        left = judging.Left.of(campaign, folder, chosen, asked, asks=not by_person)
+        left.ask()
+        reference = judging.reference_outcome(campaign, folder, facts, chosen, is_judged_here=left.is_here)
         write_ledger(campaign)
         log_attempts.log_attempts(campaign, folder)
         log_outcomes(campaign, folder, [*outcomes, replace(reference, arm=history.REFERENCE)])
         submissions = RoundSubmissions.of(campaign, folder.name, facts, chosen, rules)
         log, history_of_log = submissions.log, submissions.history
-        lines = submissions.take()
+        lines = submissions.take(left.ask)
         derived = derive.derive_round(history_of_log.now(), folder.name)
         if by_person and derived.decision.state == "undecided":
             log.append_once("by_hand", round=folder.name)
@@ -76,7 +76,7 @@ def close(
         if derived.decision.state in decide.CLOSING:
             record_decision(campaign, folder, derived)
             if folder.number >= facts["design"]["rounds"]:
-                lines += submissions.finish()
+                lines += submissions.finish(before_sending=left.ask)
             reveal(campaign, folder)
         for line in lines:
             report_line(line)
@@ -105,117 +105,6 @@ def log_outcomes(campaign: Campaign, folder: Round, outcomes: Sequence[Outcome])
         is_news = log.append_news("outcome", {"round": folder.name, "arm": outcome.arm}, outcome=asdict(outcome))
         if is_news and folder.closed.exists():
             log.append("late_arm", round=folder.name, arm=outcome.arm)
-
-
-def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
-    """The outcome of one arm, as it was published. If it has no score, `exit_class` says why.
-
-    The exit classes are `never_started`, `unfinished` (an attempt was claimed and left no result), `integrity: ...` (the file is damaged
-    or belongs to another plan), and those that a worker records.
-    """
-    path = folder.published(arm)
-    if not path.exists():
-        return Outcome(arm, role, "absent", "unfinished" if folder.attempts(arm) else "never_started")
-    try:
-        attributes = results.read_attributes(path)
-        expected = {
-            "campaign": frozen.campaign, "round": frozen.round, "arm": arm, "image_digest": frozen.image_digest,
-            "constitution_digest": frozen.constitution_digest, "config_digest": frozen.config_digest,
-        }  # fmt: skip
-        wrong = sorted(name for name, value in expected.items() if attributes[name] != value)
-        if not wrong:
-            return results.read_outcome(path, file_digest(path))
-        why = f"made for another plan, {', '.join(wrong)} differ"
-    except IntegrityError:
-        why = "not a readable result file"  # the error's own message holds a path, and no record may
-    return Outcome(arm, role, "failed", f"integrity: {why}", file_digest(path))
-
-
-def reference_outcome(
-    campaign: Campaign,
-    folder: Round,
-    facts: Mapping[str, Any],
-    chosen: settings.Settings,
-    stop_wanted: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """The reference's outcome: on dev as in r0000, and on this round's fresh items, which are decoded here if `reference.h5` is missing.
-
-    stop_wanted: polled while decoding; decoding stops with Interrupted once it returns True. Raises IntegrityError if `reference.h5`
-    belongs to another adapter or round.
-    """
-    first = campaign.round("r0000")
-    frozen, _ = read_plan(first)
-    reference = read_arm(first, frozen, "a0", "reference")
-    if reference.status != "completed":
-        return reference
-    path = folder.folder / "reference.h5"
-    with exclusive_lock(folder.reference_lock, f"reference stage of {folder.name}"):
-        if not path.exists():
-            evaluate_reference(campaign, folder, first, facts, chosen, path, stop_wanted)
-    fresh = results.read_outcome(path, file_digest(path))
-    if (fresh.adapter_digest, results.read_attributes(path)["round"]) != (reference.adapter_digest, folder.name):
-        raise IntegrityError(
-            f"{path} was made with another adapter than {first.published('a0')}, or for another round",
-            f"Remove {path} and run `meta` again",
-        )
-    return Outcome(**{**asdict(reference), "outcomes": {**reference.outcomes, **fresh.outcomes}})
-
-
-def judge_reference(campaign: Campaign, folder: Round, stop_wanted: Callable[[], bool]) -> Outcome:
-    """Judge the reference on this round's fresh items, in the job beside the round's arms, so that `close` need not.
-
-    Raises Interrupted once `stop_wanted` returns True; the completions decoded so far are kept. Raises else as `close`.
-    """
-    facts = facts_of(campaign)
-    verified_code(campaign, facts)
-    read_plan(folder)
-    chosen = settings.load(folder.config)
-    # This job waits for the one that trains the reference, which may have run on another node.
-    control.await_results(folder, [(campaign.round("r0000"), "a0")], chosen.cluster.file_wait_seconds)
-    return reference_outcome(campaign, folder, facts, chosen, stop_wanted)
-
-
-def evaluate_reference(
-    campaign: Campaign,
-    folder: Round,
-    first: Round,
-    facts: Mapping[str, Any],
-    chosen: settings.Settings,
-    path: Path,
-    stop_wanted: Callable[[], bool],
-) -> None:
-    """Decode and score this round's fresh items, and dev items that are new, with the reference's adapter. Writes `path`.
-
-    Raises WorkFailed if the site's arms have GPUs and this process can open none, as in a meta job, which asks for none by default.
-    """
-    check_device(campaign, folder, chosen)
-    source = first.published("a0")
-    attributes = results.read_attributes(source)
-    adapter = next(attempt for attempt in first.attempts("a0") if attempt.number == attributes["attempt"]).adapter_dir
-    secrets, repaired = read_json(campaign.seeds), dict(settings.policy_of(chosen).repaired)
-    seeds: dict[str, judge.Seeds] = {"fresh": secrets[f"fresh/{folder.name}"]}
-    if repaired:  # some families have other dev items now than in r0000
-        seeds["dev"] = judge.dev_seeds(secrets, chosen.tasks.families, repaired)
-    digest = facts["image"]["tree_digest"]
-    judged = judge.judge_once(campaign.image, digest, chosen, adapter, seeds, folder.meta_dir, stop_wanted)
-    attributes.update(round=folder.name, config_digest=canonical.digest_text(folder.config.read_text()))
-    for item_set, lines in judged.raw.items():
-        write_file(folder.meta_dir / "completions" / f"{item_set}.jsonl", lines)
-    results.write_result(path, attributes, judged.items, [], judged.completions)
-
-
-def check_device(campaign: Campaign, folder: Round, chosen: settings.Settings) -> None:
-    """Raise WorkFailed, with what to type, if judging the reference needs a GPU and this process of a Slurm site can open none."""
-    try:
-        devices.of_node(chosen.cluster.gpus_per_node, "loopback")
-    except WorkFailed as error:
-        if chosen.cluster.kind != "slurm":
-            raise
-        rerun = f"python -m pipeline rerun {shlex.quote(str(campaign.folder))} --round {folder.name}"
-        raise WorkFailed(
-            f"no job has judged the reference on the fresh items of {folder.name}, and it cannot be judged here: {error.what}",
-            f"`{rerun}` submits a job with GPUs that judges it, and the meta job again; meta jobs with cluster.meta.gpus_per_node above 0 do it",
-        ) from error
 
 
 def write_ledger(campaign: Campaign) -> None:

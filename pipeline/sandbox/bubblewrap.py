@@ -13,6 +13,7 @@ The sandbox protects against these acts. An attack tests each of them (`make att
 - reaching other processes by signals, ptrace, /proc, System V or shared memory
 - reaching the network, the host's loopback or its abstract sockets (network level `loopback`)
 - reading the caller's environment, descriptors, terminal or keyring
+- opening a device that it was not given, such as the GPU of another job of the node
 - exceeding the number of processes, the size of a file, of /tmp or of /dev/shm; disk_usage.py polls the total that is written
 - leaving processes behind when the command has ended
 
@@ -186,6 +187,7 @@ def probe(sandbox: Sandbox, forbidden: Mapping[str, Path], article: str, report_
         "read_only": ["/", *(path for path in _runtime() if not os.path.islink(path)), *sandbox.read_only],
         "environment": [*sandbox.environment(), "PWD"],
         "network": sandbox.network,
+        "devices": list(sandbox.devices),
         "namespaces": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in kinds},
     }
     script = Path(__file__).with_name("probe_script.py")

@@ -1,6 +1,13 @@
 """What a sandbox needs on a node with GPUs: device nodes, driver libraries, shared memory and the network between nodes, and nothing else.
 
-Slurm's cgroup decides which nodes of /dev a job may open, and those that open are bound. A driver's libraries lie where the loader finds
+Several jobs may share a node, so only the GPUs that Slurm gave this job are bound. Sites say which those are in different ways:
+
+    Slurm's cgroup (ConstrainDevices)     the other nodes of /dev do not open, and CUDA_VISIBLE_DEVICES counts from 0 among those that do
+    SLURM_STEP_GPUS, SLURM_JOB_GPUS       numbers of the node's GPUs, where every node of /dev opens
+    CUDA_VISIBLE_DEVICES                  such numbers, or UUIDs (GPU-5c1f...), which /proc/driver/nvidia/gpus maps to numbers
+    MIG-...                               a part of a GPU: only a cgroup can keep its siblings out, so one is required
+
+Inside a sandbox the GPUs are numbered anew, because CUDA counts those whose node is there. A driver's libraries lie where the loader finds
 them, mostly below /usr, which every sandbox has. A folder elsewhere (/usr/local/nvidia of a container, /opt) is bound and added to
 LD_LIBRARY_PATH. NCCL reads the topology from /sys. It communicates through /dev/shm on a node and through /dev/infiniband between
 nodes (network level `fabric`).
@@ -9,65 +16,184 @@ nodes (network level `fabric`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.campaign.errors import WorkFailed
 
-GPU_NODES = ("nvidia[0-9]*", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps")
-FABRIC_NODES = ("infiniband", "gdrdrv")
+CONTROLS = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps/*")
+FABRIC_NODES = ("infiniband/*", "gdrdrv")
 DRIVER_FOLDERS = (
     "/usr/local/nvidia/lib64",
     "/usr/local/nvidia/lib",
     "/run/nvidia/driver/usr/lib/x86_64-linux-gnu",
     "/opt/nvidia/lib64",
 )
-PASSED = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+INFORMATION = Path("/proc/driver/nvidia/gpus")
+NUMBERED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")  # numbers on the node, whatever a cgroup hides; the step's come first
+NONE_GIVEN = ("", "void", "none", "NoDevFiles", "-1")
 PASSED_PREFIXES = ("NCCL_", "FI_", "UCX_")  # a site's network variables, set in cluster.setup
 
 
 @dataclass(frozen=True)
 class NodeDevices:
-    """The arguments of a `Sandbox` for this node: devices, further read-only binds, variables."""
+    """The arguments of a `Sandbox` for this node: devices, further read-only binds, variables. gpus: numbers of its GPUs in /dev."""
 
     devices: tuple[str, ...] = ()
     read_only: Mapping[str, Path] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    gpus: tuple[int, ...] = ()
 
 
-def of_node(gpus_per_node: int, network: str, dev: Path = Path("/dev")) -> NodeDevices:
-    """What sandboxes on this node get. It is empty where the site's file says that a node has no GPUs.
+def of_node(
+    needed: int,
+    network: str,
+    dev: Path = Path("/dev"),
+    environment: Mapping[str, str] | None = None,
+    information: Path = INFORMATION,
+) -> NodeDevices:
+    """What sandboxes of this job get on this node. It is empty where the work needs no GPU (`needed` 0).
 
-    Raises WorkFailed where the node should have GPUs and none of them can be opened.
+    environment: of the job, this process's by default. information: the driver's folder that describes each GPU.
+
+    Raises WorkFailed where Slurm gave fewer GPUs than are needed, where it does not say which, and for the network level `fabric` on a node
+    that other jobs share.
     """
-    if not gpus_per_node:
+    if not needed:
         return NodeDevices()
-    gpus = _openable(dev, GPU_NODES)
-    if not any(Path(path).name.removeprefix("nvidia").isdigit() for path in gpus):
-        there = ", ".join(sorted(path.name for path in dev.glob("nvidia*"))) or "none"
+    variables = os.environ if environment is None else environment
+    there, openable = _numbers(dev), [number for number in _numbers(dev) if _opens(dev / f"nvidia{number}")]
+    has_closed_parts = any(not _opens(path) for path in dev.glob("nvidia-caps/*"))
+    given, visible = _given(there, openable, variables, information, has_closed_parts=has_closed_parts)
+    if len(visible.split(",")) < needed or not given:
+        nodes = ", ".join(sorted(path.name for path in dev.glob("nvidia*"))) or "none"
+        hidden = variables.get("NVIDIA_VISIBLE_DEVICES", "")
+        void = (
+            f"; NVIDIA_VISIBLE_DEVICES={hidden} keeps a container from mounting GPUs"
+            if hidden in NONE_GIVEN[1:]
+            else ""
+        )
         raise WorkFailed(
-            f"cluster.gpus_per_node = {gpus_per_node}, but this job can open no GPU on this node ({dev} has: {there})",
-            "Request GPUs from Slurm (cluster.gpus_per_node becomes --gpus-per-node), or check the node with nvidia-smi",
+            f"this work needs {needed} GPUs, but this job was given {len(given) or 'none'} on this node ({dev} has: {nodes}{void})",
+            "Request GPUs from Slurm (they follow from parallelism and cluster.gpus_per_node), or check the node with nvidia-smi"
+            + ("; `export NVIDIA_VISIBLE_DEVICES=all` in cluster.setup" if void else ""),
+        )
+    if network == "fabric" and len(given) < len(there):
+        raise WorkFailed(
+            f"this job has {len(given)} of this node's {len(there)} GPUs, so other jobs share the node, and network=fabric would give a trial "
+            "their network",
+            "Use network=loopback for arms that fit into a node; arms of several nodes take whole nodes",
         )
     fabric = _openable(dev, FABRIC_NODES) if network == "fabric" else ()
+    bound = (*(str(dev / f"nvidia{number}") for number in given), *_openable(dev, CONTROLS), *fabric)
     drivers = {folder: Path(folder) for folder in DRIVER_FOLDERS if Path(folder).is_dir()}
     library_path = {"LD_LIBRARY_PATH": ":".join(drivers)} if drivers else {}
     outside = {folder: path for folder, path in drivers.items() if not folder.startswith("/usr/")}
-    return NodeDevices((*gpus, *fabric), {"/sys": Path("/sys"), **outside}, {**library_path, **passed(os.environ)})
+    env = {**library_path, **passed(variables), "CUDA_VISIBLE_DEVICES": visible}
+    return NodeDevices(tuple(sorted(bound)), {"/sys": Path("/sys"), **outside}, env, tuple(given))
 
 
 def passed(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of the job that a trial needs to communicate. None of them is a secret."""
     return {
-        name: value for name, value in sorted(environment.items()) if name in PASSED or name.startswith(PASSED_PREFIXES)
+        name: value
+        for name, value in sorted(environment.items())
+        if name == "CUDA_DEVICE_ORDER" or name.startswith(PASSED_PREFIXES)
     }
 
 
+def _given(
+    there: Sequence[int],
+    openable: Sequence[int],
+    variables: Mapping[str, str],
+    information: Path,
+    *,
+    has_closed_parts: bool,
+) -> tuple[list[int], str]:
+    """(numbers of the GPUs that this job was given, CUDA_VISIBLE_DEVICES inside the sandbox).
+
+    there: the node's GPUs. openable: those that open. has_closed_parts: whether a cgroup hides parts of GPUs (MIG). Raises WorkFailed where
+    the variables and /dev contradict one another.
+    """
+    is_constrained = len(openable) < len(there)
+    words = [word for word in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if word not in NONE_GIVEN]
+    numbered = next((variables[name] for name in NUMBERED if variables.get(name)), "")
+    job = _expanded(numbered)
+    if any(word.startswith("MIG-") for word in words):
+        if variables.get("SLURM_JOB_ID") and not has_closed_parts:
+            raise WorkFailed(
+                f"CUDA_VISIBLE_DEVICES = {','.join(words)} names parts of a GPU, and every part of it opens here, so nothing would keep this arm "
+                "out of the others",
+                "The site sets ConstrainDevices=yes in cgroup.conf, or ask for whole GPUs (cluster.gpu_type)",
+            )
+        return list(openable), ",".join(words)
+    given = list(openable)
+    if job and not is_constrained:
+        given = _among(job, openable, numbered)
+    uuids = [word for word in words if not word.isdigit()]
+    if uuids:
+        by_uuid = _by_uuid(information)
+        if unknown := [word for word in uuids if word not in by_uuid]:
+            raise WorkFailed(
+                f"CUDA_VISIBLE_DEVICES names {unknown[0]}, which is no GPU that {information} lists",
+                "Let the site's prolog name GPUs by number, or mount /proc/driver/nvidia",
+            )
+        return _among([by_uuid[word] for word in uuids], given, ",".join(uuids)), ",".join(uuids)
+    if words:
+        chosen = [int(word) for word in words]
+        # A cgroup makes CUDA count from 0 among the GPUs that open. Else these are the node's own numbers.
+        is_own = not is_constrained and set(chosen) <= set(given)
+        if not is_own and max(chosen) >= len(given):
+            raise WorkFailed(
+                f"CUDA_VISIBLE_DEVICES = {','.join(words)}, but this job has the GPUs {given}",
+                "Check what the site's prolog or cluster.setup exports",
+            )
+        given = sorted(chosen) if is_own else [given[number] for number in sorted(chosen)]
+    elif variables.get("SLURM_JOB_ID") and not job and not is_constrained:
+        given = []  # the node's GPUs open, but Slurm gave this job none of them
+    return given, ",".join(map(str, range(len(given))))
+
+
+def _among(wanted: Sequence[int], usable: Sequence[int], named: str) -> list[int]:
+    """The wanted numbers, sorted. Raises WorkFailed where one of them does not open. named: the variable's text."""
+    if missing := sorted(set(wanted) - set(usable)):
+        raise WorkFailed(
+            f"Slurm names the GPUs {named}, but /dev/nvidia{missing[0]} does not open here (these do: {list(usable)})",
+            "The numbers in the site's gres.conf must be those of the device files (AutoDetect=nvml does that)",
+        )
+    return sorted(wanted)
+
+
+def _expanded(text: str) -> list[int]:
+    """The numbers of a list such as 0,2-3; empty for a text that is none."""
+    numbers: list[int] = []
+    for part in text.split(",") if re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text) else []:
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _by_uuid(information: Path) -> dict[str, int]:
+    """UUID of a GPU -> its number in /dev, as the driver tells."""
+    found = {}
+    for path in information.glob("*/information"):
+        told = dict(re.findall(r"^(GPU UUID|Device Minor):\s*(\S+)", path.read_text(), re.MULTILINE))
+        if len(told) == 2:
+            found[told["GPU UUID"]] = int(told["Device Minor"])
+    return found
+
+
+def _numbers(dev: Path) -> list[int]:
+    """The numbers of the node's GPUs."""
+    return sorted(int(path.name[6:]) for path in dev.glob("nvidia[0-9]*") if path.name[6:].isdigit())
+
+
 def _openable(dev: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The device nodes that this job may open, and the folders of nodes, which are not examined further."""
+    """The device nodes that this job may open."""
     paths = sorted({path for pattern in patterns for path in dev.glob(pattern)})
-    return tuple(str(path) for path in paths if path.is_dir() or _opens(path))
+    return tuple(str(path) for path in paths if not path.is_dir() and _opens(path))
 
 
 def _opens(path: Path) -> bool:

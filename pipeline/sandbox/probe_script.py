@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import socket
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,10 @@ from typing import Any
 
 MS_REMOUNT, MS_BIND, MNT_DETACH, CLONE_NEWNS, CLONE_NEWUSER = 0x20, 0x1000, 0x2, 0x20000, 0x10000000
 KEYCTL = {"x86_64": 250, "aarch64": 219}  # the system call's number
+BASIC_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
+GPU_MAJOR = 195
+BASIC_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
+GPU_MAJOR = 195
 KEYCTL_READ, SESSION_KEYRING = 11, -3
 # Paths through which a node's services can be reached: the scheduler and its credentials, the message bus, container engines.
 SOCKETS = (
@@ -135,6 +140,22 @@ def session_keys(libc: ctypes.CDLL) -> str:
     return f"{size // 4} keys" if size > 0 else ""
 
 
+def other_devices(given: list[str]) -> list[str]:
+    """The device nodes below /dev that the trial was not given, and that are none of those which every sandbox has."""
+    known = {*given, *(f"/dev/{name}" for name in BASIC_DEVICES)}
+    found = [os.path.join(folder, name) for folder, _, names in os.walk("/dev") for name in names]
+    kinds = {path: os.stat(path, follow_symlinks=False).st_mode for path in found}
+    nodes = [path for path, mode in kinds.items() if stat.S_ISCHR(mode) or stat.S_ISBLK(mode)]
+    return sorted(path for path in nodes if path not in known and not path.startswith("/dev/pts/"))
+
+
+def make_device(path: str) -> str:
+    """Make a device node, here one of the GPU with the number 0: it would open a GPU that was not given."""
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(GPU_MAJOR, 0))
+    os.unlink(path)
+    return "a device node was made and removed"
+
+
 def run_checks(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Run every check. Returns a map from its name to its result."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -152,6 +173,8 @@ def run_checks(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
         report["interfaces"] = must_be_empty([name for _, name in socket.if_nameindex() if name != "lo"])
         for family, address in ADDRESSES:
             report[f"route to {address}"] = attempt(route, family, address)
+    report["devices"] = must_be_empty(other_devices(task["devices"]))
+    report["make a device"] = attempt(make_device, "/tmp/.probe-device")
     report["sockets"] = must_be_empty([path for path in SOCKETS if os.path.lexists(path)])
     report["environment"] = must_be_empty(undeclared_variables(task["environment"]))
     report["keys"] = must_be_empty(session_keys(libc))

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.campaign.layout import Campaign
 from pipeline.cluster import forecast
@@ -15,13 +17,70 @@ NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
 
 
 def test_an_assumed_forecast_by_hand():
-    """600 steps of 32 sequences of 8,192 tokens at 5,000 a second; 6 x 600 items of 7,680 at 1,000, on 4 of 16 GPUs."""
+    """600 steps of 32 rows of 300 tokens at 9,547 a second and 1.5 times that on two GPUs; a round is eight arms and the reference's judging."""
     expected = forecast.forecast(settings.compose([*NANO, "cluster.capacity.price_per_gpu_hour=2"]), num_arms=8)
     assert expected is not None
-    assert expected.train_hours_per_arm == pytest.approx(600 * 32 * 8192 / 5000 / 3600)
-    assert expected.judge_hours_per_arm == pytest.approx(4 * 3600 * 7680 / 1000 / 3600)
-    assert expected.hours == pytest.approx(8 * (expected.train_hours_per_arm + expected.judge_hours_per_arm))
+    train = 120 + 600 * 32 * 300 / 9547 / (2 * 0.75)
+    assert expected.train_hours_per_arm == pytest.approx(2 * train / 3600)
+    rates = {1: 14.0, 64: 844.0, 256: 2906.0}
+    judged = {
+        n: 120 + forecast.played([7680 if i % 100 == 50 else 150 for i in range(n)], 64, rates) for n in (3600, 1800)
+    }
+    assert expected.judge_hours_per_arm == pytest.approx(2 * judged[3600] / 3600), (
+        "the second GPU waits while one decodes"
+    )
+    assert expected.reference_hours == pytest.approx(judged[1800] / 3600)
+    assert expected.first_hours == pytest.approx(2 * (train + 2 * judged[1800]) / 3600)
+    assert expected.hours == pytest.approx(
+        8 * (expected.train_hours_per_arm + expected.judge_hours_per_arm) + judged[1800] / 3600
+    )
     assert expected.cost == pytest.approx(2 * expected.hours)
+
+
+def test_one_rate_without_lengths_is_the_longest_that_may_be():
+    own = [
+        "cluster.capacity.decode_tokens_per_second={64:1000}",
+        "tasks.expected={row_tokens:0,completion_tokens:0,share_at_limit:0}",
+    ]
+    chosen = settings.compose([*NANO, "parallelism=tp1", *own, "cluster.capacity.start_seconds=0"])
+    chosen.cluster.capacity.decode_tokens_per_second = {64: 1000.0}
+    expected = forecast.forecast(chosen, num_arms=8)
+    assert expected is not None
+    assert expected.train_hours_per_arm == pytest.approx(600 * 32 * 8192 / 9547 / 3600)
+    assert expected.judge_hours_per_arm == pytest.approx(-(-3600 // 64) * 64 * 7680 / 1000 / 3600, rel=0.01)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=60), st.integers(1, 16))
+def test_continuous_batching_is_played_as_a_loop_over_steps_plays_it(lengths, slots):
+    rates = {1: 14.0, 4: 50.0, 8: 90.0}
+    waiting, busy, seconds = list(lengths), [], 0.0
+    while waiting or busy:
+        while waiting and len(busy) < slots:
+            busy.append(waiting.pop(0))
+        seconds += forecast.step_seconds(len(busy), rates)
+        busy = [left - 1 for left in busy if left > 1]
+    assert forecast.played(lengths, slots, rates) == pytest.approx(seconds)
+
+
+def test_one_slot_and_slots_for_all_by_hand():
+    assert forecast.played([10, 20, 30], 1, {1: 10.0}) == pytest.approx(6.0)
+    assert forecast.played([30] * 8, 8, {8: 80.0}) == pytest.approx(3.0)
+    assert forecast.step_seconds(16, {8: 80.0}) == pytest.approx(0.2), "beyond the largest, in proportion"
+    assert forecast.step_seconds(6, {4: 40.0, 8: 40.0}) == pytest.approx(0.15), "on the line between 0.1 and 0.2 s"
+
+
+def test_every_layout_that_ships_says_what_a_site_must_have():
+    chosen = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=139", "tasks.decode_batch_size=256"])
+    found = {layout.name: layout for layout in forecast.layouts(chosen, 8)}
+    assert [(each.gpus, each.nodes, each.arms_on_node) for each in found.values()] == [
+        (1, 1, 8), (2, 1, 4), (4, 1, 2), (8, 1, 1), (16, 2, 1),
+    ]  # fmt: skip
+    assert not any(each.refusal for each in found.values())
+    assert found["tp2"].expected is not None and found["tp2"].expected.first_round_hours < 10
+    assert found["tp1"].must_have(8) == "1 GPU with 92.4 GiB for an arm; all 8 at once: 8"
+    small = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=39"])
+    refusals = {each.name: each.refusal for each in forecast.layouts(small, 8)}
+    assert refusals["tp2"].startswith("training needs 70.0 GiB") and not refusals["tp4_dp2"]
 
 
 def test_without_rates_there_is_no_forecast(tmp_path):

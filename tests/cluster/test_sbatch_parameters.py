@@ -47,7 +47,7 @@ def test_case_06_srun_is_told_the_cores_of_each_role_and_leaves_them_to_slurm_wh
             f"export SRUN_CPUS_PER_TASK={cores}"
             in sbatch_parameters.parameters(Path("/code"), resources, role)["setup"]
         )
-    by_gpu = text_of(replace(CPU, gpus_per_node=2, cpus_per_gpu=8, cpus_per_task=16))
+    by_gpu = text_of(replace(CPU, gpus_per_node=2, gpus=2, cpus_per_gpu=8, cpus_per_task=16))
     assert (
         "#SBATCH --cpus-per-gpu=8\n" in by_gpu and "cpus-per-task" not in by_gpu and "SRUN_CPUS_PER_TASK" not in by_gpu
     )
@@ -60,11 +60,13 @@ def test_case_06_srun_is_told_the_cores_of_each_role_and_leaves_them_to_slurm_wh
     ("changes", "read"),
     [
         (ODD, ODD),
-        ({"gpus_per_node": 8, "gpu_type": "h200", "mem": "2T", "time_limit_minutes": 2160},
+        ({"gpus_per_node": 8, "gpus": 8, "gpu_type": "h200", "mem": "2T", "time_limit_minutes": 2160},
          {"gpus-per-node": "h200:8", "mem": "2T", "time": "1-12:00:00", "cpus-per-task": "2"}),
-        ({"gpus_per_node": 1, "gres": "gpu:a100_1g.5gb:1,lscratch:100G"}, {"gres": "gres:gpu:a100_1g.5gb:1,gres:lscratch:100G"}),
-        ({"gpus_per_node": 2, "cpus_per_gpu": 8, "mem_per_gpu": "100G"}, {"cpus-per-gpu": "8", "mem-per-gpu": "100G", "gpus-per-node": "2"}),
-        ({"gpus_per_node": 2, "sbatch": {"gpus-per-task": "h200:2", "gpu-bind": "closest"}}, {"gpus-per-task": "h200:2", "gpu-bind": "closest"}),
+        ({"gpus_per_node": 1, "gpus": 1, "gres": "gpu:a100_1g.5gb:1,lscratch:100G"}, {"gres": "gres:gpu:a100_1g.5gb:1,gres:lscratch:100G"}),
+        ({"gpus_per_node": 2, "gpus": 2, "cpus_per_gpu": 8, "mem_per_gpu": "100G"},
+         {"cpus-per-gpu": "8", "mem-per-gpu": "100G", "gpus-per-node": "2"}),
+        ({"gpus_per_node": 2, "gpus": 2, "sbatch": {"gpus-per-task": "h200:2", "gpu-bind": "closest"}},
+         {"gpus-per-task": "h200:2", "gpu-bind": "closest"}),
         ({"sbatch": {"exclusive": "", "licenses": "matlab:1,ansys:2", "nodelist": "n1"}},
          {"exclusive": "exclusive", "licenses": "matlab:1,ansys:2", "nodelist": "n1"}),
         ({"mem_per_cpu": "4GB"}, {"mem-per-cpu": "4G", "signal": "USR2@30", "array": "0-7%8", "requeue": "requeue"}),

@@ -149,9 +149,27 @@ def _attempt(folder: Round, arm: str, **files: object) -> None:
         (attempt.folder / f"{name}.json").write_text(json.dumps(content))
 
 
-def test_nodes_that_lost_an_arm_are_named(tmp_path: Path) -> None:
+def test_only_nodes_of_which_slurm_says_that_they_failed_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arms share nodes, so an arm that vanished (a2, on a good node) is no reason to keep the others away from its node."""
     folder = Campaign(tmp_path).round("r0001")
     _attempt(folder, "a0", claim={"node": "n2"})
     _attempt(folder, "a1", claim={"node": "n3"}, interrupted={})
     _attempt(folder, "a2", claim={"node": ""})
-    assert launch.lost_nodes(folder, ["a0", "a1", "a2", "a3"]) == ["n2"]
+    _attempt(folder, "a3", claim={"node": "n4"})
+    _attempt(folder, "a4", claim={"node": "n5"})
+    _attempt(folder, "a5", claim={"node": "n6"})
+    asked: list[tuple[str, ...]] = []
+
+    def output_of(*command: str) -> str:
+        asked.append(command)
+        return "n2|mixed\nn4|down*\nn6|idle*\n"
+
+    monkeypatch.setattr(slurm_clients, "output_of", output_of)
+    jobs = {"r0001/a4": slurm_jobs.Job("7_4", "NODE_FAIL"), "r0001/a0": slurm_jobs.Job("7_0", "FAILED")}
+    arms = ["a0", "a1", "a2", "a3", "a4", "a5", "a6"]
+    assert launch.failed_nodes(folder, arms, jobs) == ["n4", "n5", "n6"]
+    assert asked == [("sinfo", "--noheader", "--Node", "--nodes=n2,n4,n6", "--format=%N|%T")]
+    monkeypatch.setattr(slurm_clients, "output_of", lambda *command: "")
+    assert launch.failed_nodes(folder, arms, {}) == []

@@ -43,17 +43,18 @@ def flags(role: str, *overrides: str) -> dict[str, str | bool]:
 def test_case_06_each_role_has_its_own_partition_gpus_cores_memory_time_and_flags():
     chosen = composed(
         "cluster.partition=gpu", "cluster.account=lab", "cluster.gpus_per_node=h200:8", "cluster.mem=900G",
-        "cluster.worker.time_limit_minutes=1-12:00:00", "cluster.worker.sbatch={exclude:n3}", "cluster.reference.gpus_per_node=2",
+        "cluster.worker.time_limit_minutes=1-12:00:00", "cluster.worker.sbatch={exclude:n3}", "cluster.reference.gpus=2",
         "cluster.reference.mem_per_gpu=100G", "cluster.meta.partition=cpu", "cluster.meta.cpus_per_task=3", "cluster.meta.sbatch={nice:100}",
     )  # fmt: skip
     cluster = chosen.cluster
-    common = {"account": "lab", "cpus-per-task": "64"}
+    common = {"account": "lab", "partition": "gpu"}
     assert [flags_of(cluster.request(role)) for role in ROLES] == [
-        {**common, "partition": "gpu", "gpus-per-node": "h200:8", "mem": "900G", "exclude": "n3"},
-        {**common, "partition": "gpu", "gpus-per-node": "h200:2", "mem-per-gpu": "100G"},
+        {**common, "gpus-per-node": "h200:2", "cpus-per-task": "16", "mem": "225G", "exclude": "n3"},
+        {**common, "gpus-per-node": "h200:2", "cpus-per-task": "16", "mem-per-gpu": "100G"},
+        {**common, "gpus-per-node": "h200:1", "cpus-per-task": "8", "mem": "115200M"},
         {"account": "lab", "partition": "cpu", "cpus-per-task": "3", "mem": "16G", "nice": "100"},
     ]
-    assert [cluster.request(role).time_limit_minutes for role in ROLES] == [2160, 720, 180]
+    assert [cluster.request(role).time_limit_minutes for role in ROLES] == [2160, 720, 720, 180]
 
 
 def test_the_meta_job_is_small_by_default_and_takes_nothing_that_only_gpus_need():
@@ -65,34 +66,68 @@ def test_the_meta_job_is_small_by_default_and_takes_nothing_that_only_gpus_need(
     ]
     assert flags("meta", *own) == {"cpus-per-task": "4", "mem": "16G", "nice": "5"}
     assert flags("worker", *own) == {
-        "gpus-per-node": "h200:8", "cpus-per-gpu": "12", "mem-per-gpu": "100G", "gpu-bind": "closest", "nice": "5",
+        "gpus-per-node": "h200:2", "cpus-per-gpu": "12", "mem-per-gpu": "100G", "gpu-bind": "closest", "nice": "5",
     }  # fmt: skip
-    assert composed(*own).cluster.cpus_per_task == 96
+    assert composed(*own).cluster.cpus_per_task == 24
     assert flags("meta", "cluster.gres='gpu:8,lscratch:100'")["gres"] == "lscratch:100"
 
 
-def test_a_meta_job_may_hold_what_an_arm_holds_as_before():
-    null = [f"cluster.meta.{name}=null" for name in ("gpus_per_node", "cpus_per_task", "mem", "time_limit_minutes")]
-    cluster = composed(*null).cluster
-    assert cluster.meta == cluster.reference == cluster.request("worker")
+def test_a_meta_job_of_which_nothing_is_said_gets_the_cores_and_memory_of_one_gpu():
+    null = [f"cluster.meta.{name}=null" for name in ("cpus_per_task", "mem", "time_limit_minutes")]
+    assert flags("meta", *null, "cluster.mem=800G") == {"cpus-per-task": "8", "mem": "100G"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "gpus", "nodes", "cores", "memory"),
+    [("tp1", 1, 1, 8, "100G"), ("tp2", 2, 1, 16, "200G"), ("tp4_ep4", 4, 1, 32, "400G"), ("tp4_dp2", 8, 1, 64, "800G"),
+     ("tp4_ep8", 8, 2, 64, "800G")],
+)  # fmt: skip
+def test_an_arm_asks_for_its_gpus_and_the_same_share_of_a_node(layout, gpus, nodes, cores, memory):
+    """What an arm needs and what a node has are different settings, so one file of a site serves every layout."""
+    network = "fabric" if nodes > 1 else "loopback"
+    chosen = composed("experiment=nano_30b", f"parallelism={layout}", f"cluster.network={network}", "cluster.mem=800G")
+    fit.check_sizes(chosen)
+    assert chosen.num_nodes == nodes
+    assert flags_of(chosen.cluster.request("worker")) == {
+        "gpus-per-node": str(gpus), "cpus-per-task": str(cores), "mem": memory,
+    }  # fmt: skip
+    assert chosen.cluster.reference.gpus == chosen.cluster.judge.gpus == chosen.parallelism.judge_tp
+    assert chosen.cluster.meta.gpus == 0
+    again = settings.typed(chosen.to_dict())
+    assert again == chosen, "a frozen configuration is not scaled a second time"
+    frozen = settings.to_yaml(chosen)
+    assert settings.to_yaml(again) == frozen
+
+
+def test_what_a_role_says_itself_is_asked_for_as_it_is():
+    own = ["cluster.worker.cpus_per_task=5", "cluster.worker.mem=7G", "cluster.mem=800G"]
+    assert flags("worker", *own) == {"gpus-per-node": "2", "cpus-per-task": "5", "mem": "7G"}
+    assert flags("judge", *own) == {"gpus-per-node": "1", "cpus-per-task": "8", "mem": "100G"}
+
+
+def test_the_fabric_network_is_refused_where_arms_share_a_node():
+    with pytest.raises(
+        ConfigError, match="cluster.network = fabric. Valid: loopback: an arm takes 2 of a node's 8 GPUs"
+    ):
+        composed("cluster.network=fabric")
 
 
 @pytest.mark.parametrize(
     ("overrides", "asked"),
     [
-        (["cluster.gpus_per_node=4", "cluster.gpu_type=a100"], {"gpus-per-node": "a100:4"}),
-        (["cluster.gres='gpu:h200:8,lscratch:100'"], {"gres": "gpu:h200:8,lscratch:100"}),
-        (["cluster.gres='lscratch:100G'"], {"gres": "lscratch:100G", "gpus-per-node": "8"}),
+        (["cluster.gpus_per_node=4", "cluster.gpu_type=a100"], {"gpus-per-node": "a100:2"}),
+        (["cluster.gres='gpu:h200:8,lscratch:100'"], {"gres": "gpu:h200:2,lscratch:100"}),
+        (["cluster.gres='lscratch:100G'"], {"gres": "lscratch:100G", "gpus-per-node": "2"}),
         ([*ONE_GPU, "cluster.gres='gres/gpu:a100_1g.5gb:1'"], {"gres": "gpu:a100_1g.5gb:1"}),
         ([*ONE_GPU, "cluster.gpus_per_node='1g.5gb:1'"], {"gpus-per-node": "1g.5gb:1"}),
         ([*ONE_GPU, "cluster.gres='shard:4'"], {"gres": "shard:4"}),
-        (["cluster.sbatch={gpus_per_task:'h200:8'}"], {"gpus-per-task": "h200:8"}),
-        (["cluster.mem_per_cpu=4GB"], {"mem-per-cpu": "4GB", "gpus-per-node": "8"}),
-        (["cluster.mem=0"], {"mem": "0", "gpus-per-node": "8"}),
-        (["cluster.constraint=a100|h100"], {"constraint": "a100|h100", "gpus-per-node": "8"}),
-        (["+cluster.sbatch.exclusive=true", "+cluster.sbatch.hold=false"], {"exclusive": True, "gpus-per-node": "8"}),
+        (["cluster.sbatch={gpus_per_task:'h200:8'}"], {"gpus-per-task": "h200:2"}),
+        (["cluster.mem_per_cpu=4GB"], {"mem-per-cpu": "4GB", "gpus-per-node": "2"}),
+        (["cluster.mem=0", "cluster.meta.mem=1G", "cluster.sbatch={exclusive:true}"], {"mem": "0", "gpus-per-node": "2", "exclusive": True}),
+        (["cluster.constraint=a100|h100"], {"constraint": "a100|h100", "gpus-per-node": "2"}),
+        (["+cluster.sbatch.exclusive=true", "+cluster.sbatch.hold=false"], {"exclusive": True, "gpus-per-node": "2"}),
         (["cluster.sbatch={licenses:'matlab:1,ansys:2',mem-bind:local}"],
-         {"licenses": "matlab:1,ansys:2", "mem-bind": "local", "gpus-per-node": "8"}),
+         {"licenses": "matlab:1,ansys:2", "mem-bind": "local", "gpus-per-node": "2"}),
     ],
 )  # fmt: skip
 def test_case_06_gpus_memory_and_further_flags_are_asked_for_in_every_form(overrides, asked):
@@ -113,10 +148,13 @@ def test_times_are_read_as_sbatch_reads_them(text, minutes):
         ({"gpus_per_node": "h200"}, "cluster.gpus_per_node = h200. Valid: a number, or a type and a number"),
         ({"gpus_per_node": "h200:8", "gpu_type": "a100"}, "Give one type"),
         ({"gpus_per_node": "a100:4,h200:4"}, "Valid: a number, or a type and a number"),
-        ({"gres": "gpu:h200:4"}, "cluster.gres = gpu:h200:4. Valid: cluster.gpus_per_node = 8 GPUs"),
         (
-            {"gres": "gpu:8", "gpu_type": "h200"},
-            "cluster.gpu_type = h200. Valid: empty, and cluster.gpus_per_node = 8 without a type, because cluster.gres = gpu:8 asks for the GPUs",
+            {"gres": "gpu:h200:4"},
+            "cluster.gres = gpu:h200:4. Valid: cluster.gpus_per_node = 8 GPUs, of which each job asks for those that it needs",
+        ),
+        (
+            {"gres": "gpu:2", "gpu_type": "h200"},
+            "cluster.gpu_type = h200. Valid: empty, and cluster.gpus_per_node = 8 without a type, because cluster.gres = gpu:2 asks for the GPUs",
         ),
         (
             {"gpus_per_node": "h200:8", "gres": "gpu:h200:8,lscratch:100"},
@@ -133,11 +171,16 @@ def test_times_are_read_as_sbatch_reads_them(text, minutes):
         ({"mem_per_cpu": 0}, "cluster.mem_per_cpu = 0. Valid: a whole number with its unit"),
         (
             {"meta.mem_per_gpu": "1G", "meta.mem": ""},
-            "cluster.meta.mem_per_gpu = 1G. Valid: empty, because cluster.meta.gpus",
+            "cluster.meta.mem_per_gpu = 1G. Valid: empty, because this job asks for no GPU",
         ),
-        ({"meta.cpus_per_gpu": 4}, "cluster.meta.cpus_per_gpu = 4. Valid: 0, because cluster.meta.gpus_per_node = 0"),
+        ({"meta.cpus_per_gpu": 4}, "cluster.meta.cpus_per_gpu = 4. Valid: 0, because this job asks for no GPU"),
         ({"meta.cpus_per_task": 0}, "cluster.meta.cpus_per_task = 0. Valid: a number > 0"),
         ({"reference.gpus_per_node": -1}, "cluster.reference.gpus_per_node = -1. Valid: a number >= 0"),
+        ({"reference.gpus": 9}, "cluster.reference.gpus = 9. Valid: 0 to cluster.reference.gpus_per_node = 8"),
+        (
+            {"mem": "0"},
+            "cluster.mem = 0. Valid: the memory of a node with its unit, such as 900G, or mem_per_gpu: this job gets 2 of the node's 8",
+        ),
         ({"time_limit_minutes": "2h"}, "cluster.time_limit_minutes = 2h. Valid: whole minutes, or a time"),
         ({"time_limit_minutes": "UNLIMITED"}, "Valid: whole minutes, or a time"),
         ({"meta.time_limit_minutes": 0}, "cluster.meta.time_limit_minutes = 0. Valid: a number > 0"),
@@ -165,7 +208,7 @@ def test_times_are_read_as_sbatch_reads_them(text, minutes):
         ({"sbatch": "exclusive"}, "cluster.sbatch = exclusive. Valid: names and values"),
         (
             {"sbatch": {"gpus_per_task": 4}},
-            "cluster.sbatch.gpus-per-task = 4. Valid: the number of cluster.gpus_per_node, 8",
+            "cluster.sbatch.gpus-per-task = 4. Valid: the GPUs of a node or of the job, 2",
         ),
         ({"meta.sbatch": {"gpu_bind": "closest"}}, "Valid: flags that a job without GPUs may have"),
         ({"worker": {"stall_minutes": 3}}, "there is no setting cluster.worker.stall_minutes"),
@@ -196,14 +239,12 @@ def test_a_value_that_sbatch_would_read_otherwise_is_refused(key, value):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["cluster.gpus_per_node=4"], "2 ranks .* do not fill nodes of 4 GPUs"),
-        (["cluster.gpus_per_node=2", "cluster.reference.gpus_per_node=0"], "cluster.reference.gpus_per_node = 0, but judging the reference"),
-        (["cluster.gpus_per_node=1", "cluster.network=fabric", "parallelism.judge_tp=2"], "judging takes parallelism.judge_tp = 2 GPUs of one"),
-        (["cluster.gpus_per_node=2", "cluster.network=fabric", "cluster.ranks_per_node=1"], "cluster.ranks_per_node = 1, but an arm asks for 2"),
-        (["cluster.gpus_per_node=0", "cluster.reference.gpus_per_node=8"], "cluster.reference.gpus_per_node = 8, but arms have no GPU"),
-        (["cluster.gpus_per_node=0", "cluster.meta.gpus_per_node=1"], "cluster.meta.gpus_per_node = 1, but arms have no GPU"),
-        (["cluster.gpus_per_node=2", "parallelism.judge_tp=2", "cluster.meta.gpus_per_node=1"], "cluster.meta.gpus_per_node = 1, but a meta job"),
-        (["cluster.gpus_per_node=2", "external=local"], "external=local is judged by the meta job.* Set cluster.meta.gpus_per_node=1"),
+        (["cluster.gpus_per_node=4", "parallelism.dp=3", "cluster.network=fabric"], "6 ranks .* fit into no node, and do not fill nodes of 4 GPUs"),
+        (["cluster.reference.gpus=0"], "cluster.reference.gpus = 0, but judging takes parallelism.judge_tp = 1 GPUs"),
+        (["parallelism.judge_tp=2", "cluster.judge.gpus=1"], "cluster.judge.gpus = 1, but judging takes parallelism.judge_tp = 2 GPUs"),
+        (["cluster.gpus_per_node=1", "cluster.network=fabric", "parallelism.judge_tp=2", "cluster.reference.gpus_per_node=2",
+          "cluster.judge.gpus_per_node=2"], "judging takes parallelism.judge_tp = 2 GPUs of one node, but an arm has 1"),
+        (["cluster.worker.gpus=8"], "cluster.worker.gpus = 8, but an arm has 2 ranks"),
         (["cluster.gpus_per_node=2", "cluster.meta.time_limit_minutes=10"], "cluster.meta.time_limit_minutes = 10, but a job is told to stop 600 s"),
         (["cluster.gpus_per_node=2", "external=kaggle", "external.wait_seconds=10800"], "external.wait_seconds = 10800, but the meta job"),
     ],
@@ -213,8 +254,8 @@ def test_ranks_gpus_and_what_the_meta_job_judges_are_compared_before_a_round(ove
         fit.check_sizes(composed(*overrides))
 
 
-def test_the_local_board_is_judged_where_the_meta_job_has_gpus_or_nobody_has():
-    fit.check_sizes(composed("cluster.gpus_per_node=2", "external=local", "cluster.meta.gpus_per_node=1"))
+def test_the_local_board_needs_no_gpu_of_the_meta_job():
+    fit.check_sizes(composed("external=local"))
     fit.check_sizes(composed("cluster.gpus_per_node=0", "external=local"))
 
 
@@ -230,12 +271,23 @@ def test_a_frozen_configuration_is_read_as_it_was_composed():
 
 def test_a_round_that_was_frozen_before_roles_had_requests_is_still_shown():
     """Only `status`, `logs`, `doctor` and `gc` read it with newer code."""
-    config = composed("cluster.meta.gpus_per_node=null").to_dict()
-    new = ("reference", "meta", "gpu_type", "gres", "cpus_per_gpu", "mem", "mem_per_gpu", "mem_per_cpu", "sbatch")
+    config = composed("cluster.gpus_per_node=2").to_dict()
+    new = (
+        "reference",
+        "judge",
+        "meta",
+        "gpus",
+        "gpu_type",
+        "gres",
+        "cpus_per_gpu",
+        "mem",
+        "mem_per_gpu",
+        "mem_per_cpu",
+        "sbatch",
+    )
     config["cluster"] = {name: value for name, value in config["cluster"].items() if name not in new} | {"mem_gb": 900}
-    cluster = settings.typed(config).cluster
-    assert cluster.meta == cluster.reference == cluster.request("worker")
-    assert flags_of(cluster.meta) == {"gpus-per-node": "8", "cpus-per-task": "64", "mem": "900G"}
+    worker = settings.typed(config).cluster.request("worker")
+    assert flags_of(worker) == {"gpus-per-node": "2", "cpus-per-task": "64", "mem": "900G"}
 
 
 @pytest.mark.parametrize("text", ["time_limit_minutes: 4:00:00\n", "meta: {time_limit_minutes: 12:30, mem: 4G}\n"])

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.config import settings
-from pipeline.execution import attempt, multinode
+from pipeline.execution import cores, multinode
 from pipeline.reporting import status
 from tests.support.campaigns import frozen_campaign
 
@@ -25,8 +25,8 @@ def one_core():
 
 def test_case_06_fewer_cores_than_asked_for_are_a_warning_in_the_log(one_core, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    chosen = settings.compose(["cluster=slurm", "cluster.gpus_per_node=8", "cluster.cpus_per_gpu=12"])
-    assert attempt.cores(chosen) == {"cores": 1, "cores_asked": 96}
+    chosen = settings.compose(["cluster=slurm", "cluster.gpus_per_node=2", "cluster.cpus_per_gpu=48"])
+    assert cores.cores(chosen) == {"cores": 1, "cores_asked": 96, "core_list": str(one_core)}
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: this task may run on 1 of the 96 cores that cluster.cpus_per_task asks for")
     assert f"(cores {one_core})" in line and "SRUN_CPUS_PER_TASK" in line and "--cpus-per-task=96" in line
@@ -34,13 +34,12 @@ def test_case_06_fewer_cores_than_asked_for_are_a_warning_in_the_log(one_core, m
 
 def test_as_many_cores_as_asked_for_are_no_warning(one_core, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    assert attempt.cores(settings.compose(["cluster=testbed", "cluster.cpus_per_task=1"])) == {
-        "cores": 1,
-        "cores_asked": 1,
-    }
-    assert attempt.cores(settings.compose(["cluster=local"]))["cores_asked"] == 0
+    asked = cores.cores(settings.compose(["cluster=testbed", "cluster.cpus_per_task=1"]))
+    assert asked == {"cores": 1, "cores_asked": 1, "core_list": str(one_core)}
+    assert f"this task has the cores {one_core} of " in capsys.readouterr().err
+    assert cores.cores(settings.compose(["cluster=local"]))["cores_asked"] == 0
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert attempt.cores(settings.compose(["cluster=slurm"]))["cores_asked"] == 0
+    assert cores.cores(settings.compose(["cluster=slurm"]))["cores_asked"] == 0
     assert capsys.readouterr().err == ""
 
 
@@ -88,5 +87,9 @@ def test_a_helper_writes_down_its_cores(tmp_path, one_core, monkeypatch, capsys)
     )
     with pytest.raises(pytest.fail.Exception):
         multinode.help_with(campaign, folder, "a1")
-    assert json.loads((made.folder / "nodes" / "1.cores.json").read_text()) == {"cores": 1, "cores_asked": 5}
+    assert json.loads((made.folder / "nodes" / "1.cores.json").read_text()) == {
+        "cores": 1,
+        "cores_asked": 5,
+        "core_list": str(one_core),
+    }
     assert "1 of the 5 cores" in capsys.readouterr().err

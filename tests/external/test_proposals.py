@@ -24,7 +24,7 @@ from pipeline.decision import proposals
 from pipeline.decision.proposal_gate import ProposalVerdict
 from pipeline.external import briefing, optuna_sampler, propose, proposers
 from pipeline.rounds import freeze
-from pipeline.rounds.arms import arms_of
+from pipeline.rounds.freeze import arms_of
 from pipeline.rounds.init import init
 from tests.external.test_chat import KEY, send, server, status
 from tests.support import logs

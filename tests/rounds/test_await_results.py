@@ -16,7 +16,7 @@ from pipeline.cluster import slurm_jobs
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import multinode, results, resume
 from pipeline.reporting import status
-from pipeline.rounds import control, freeze, meta
+from pipeline.rounds import control, freeze, judging, meta
 from tests.support.campaigns import fresh_campaign, publish, publish_reference
 
 WAIT_SECONDS = 20
@@ -92,7 +92,7 @@ def test_case_15_the_newest_of_two_results_is_waited_for(campaign, folder):
 
 def test_the_reference_s_job_waits_for_the_one_that_trained_it(campaign, folder):
     with late(campaign.round("r0000").published("a0")):
-        assert meta.judge_reference(campaign, folder, lambda: False).status == "completed"
+        assert judging.judge_reference(campaign, folder, lambda: False).status == "completed"
 
 
 def test_what_never_comes_is_given_up_and_named(campaign, folder, monkeypatch):

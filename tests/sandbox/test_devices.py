@@ -15,57 +15,145 @@ from tests.support.paths import ROOT
 
 
 @pytest.fixture
-def dev(tmp_path) -> Path:
-    """Files stand for nodes: what matters is which of them open."""
-    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "sda", "mem"):
+def dev(tmp_path: Path) -> Path:
+    """A node of four GPUs. Files stand for device nodes: what matters is which of them open."""
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm", "sda", "mem"):
         (tmp_path / name).touch()
-    for name in ("nvidia-caps", "infiniband"):
-        (tmp_path / name).mkdir()
+    for name in ("nvidia-caps/nvidia-cap21", "nvidia-caps/nvidia-cap30", "infiniband/uverbs0"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
     return tmp_path
+
+
+def close(dev: Path, *names: str) -> None:
+    """As Slurm's cgroup refuses the open; a link that goes round in circles refuses it to root as well."""
+    for name in names:
+        (dev / name).unlink()
+        (dev / name).symlink_to(Path(name).name)
 
 
 def names(found: devices.NodeDevices) -> list[str]:
     return [Path(path).name for path in found.devices]
 
 
+def given(dev: Path, needed: int, network: str = "loopback", **variables: str) -> devices.NodeDevices:
+    return devices.of_node(needed, network, dev, variables, dev / "gpus")
+
+
+def gpus(found: devices.NodeDevices) -> tuple[tuple[int, ...], str]:
+    return found.gpus, found.env["CUDA_VISIBLE_DEVICES"]
+
+
 def test_gpus_and_their_controls_are_bound_and_nothing_else(dev):
-    assert names(devices.of_node(2, "loopback", dev)) == [
-        "nvidia-caps",
-        "nvidia-uvm",
-        "nvidia0",
-        "nvidia1",
-        "nvidiactl",
-    ]
+    assert names(given(dev, 4)) == [
+        "nvidia-cap21", "nvidia-cap30", "nvidia-uvm", "nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl",
+    ]  # fmt: skip
 
 
 def test_only_the_fabric_level_has_infiniband(dev):
-    assert "infiniband" in names(devices.of_node(2, "fabric", dev))
-    assert "infiniband" not in names(devices.of_node(2, "loopback", dev))
+    assert "uverbs0" in names(given(dev, 4, "fabric"))
+    assert "uverbs0" not in names(given(dev, 4))
 
 
-def test_a_gpu_that_does_not_open_is_another_jobs(dev):
-    """Slurm's cgroup refuses the open; a link that goes round in circles refuses it to root as well."""
-    (dev / "nvidia1").unlink()
-    (dev / "nvidia1").symlink_to("nvidia1")
-    assert names(devices.of_node(2, "loopback", dev)) == ["nvidia-caps", "nvidia-uvm", "nvidia0", "nvidiactl"]
+def test_a_job_gets_the_gpus_that_slurm_names_where_every_node_opens(dev):
+    """Without a cgroup all four open, and the numbers of Slurm's variables are those of the node."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "2-3", "CUDA_VISIBLE_DEVICES": "2,3"}
+    found = given(dev, 2, **job)
+    assert gpus(found) == ((2, 3), "0,1"), "inside the sandbox CUDA counts the nodes that are there"
+    assert [name for name in names(found) if name[-1].isdigit() and "cap" not in name] == ["nvidia2", "nvidia3"]
+    assert gpus(given(dev, 1, SLURM_JOB_ID="7", SLURM_JOB_GPUS="0,1,2,3", SLURM_STEP_GPUS="1")) == ((1,), "0")
+    assert gpus(given(dev, 1, SLURM_JOB_ID="7", SLURM_JOB_GPUS="1,2", CUDA_VISIBLE_DEVICES="2")) == ((2,), "0")
+
+
+@pytest.mark.parametrize("visible", ["0,1", "", "GPU-22,GPU-33"])
+def test_a_cgroup_makes_cuda_count_from_0_among_the_gpus_that_open(dev, visible):
+    close(dev, "nvidia0", "nvidia1")
+    describe(dev)
+    found = given(dev, 2, SLURM_JOB_ID="7", SLURM_JOB_GPUS="2,3", CUDA_VISIBLE_DEVICES=visible)
+    assert gpus(found) == ((2, 3), visible if "GPU" in visible else "0,1")
+    assert gpus(given(dev, 1, SLURM_JOB_ID="7", CUDA_VISIBLE_DEVICES="1")) == ((3,), "0")
+
+
+def describe(dev: Path) -> None:
+    """What the driver tells of each GPU."""
+    for number in range(4):
+        (dev / "gpus" / f"0000:0{number}:00.0").mkdir(parents=True)
+        text = f"Model: \t\t NVIDIA H200\nGPU UUID: \t GPU-{number}{number}\nDevice Minor: \t {number}\n"
+        (dev / "gpus" / f"0000:0{number}:00.0" / "information").write_text(text)
+
+
+def test_uuids_are_found_by_what_the_driver_tells(dev):
+    describe(dev)
+    assert gpus(given(dev, 2, SLURM_JOB_ID="7", CUDA_VISIBLE_DEVICES="GPU-33,GPU-11")) == ((1, 3), "GPU-33,GPU-11")
+    with pytest.raises(
+        WorkFailed, match="GPU-99, which is no GPU that .* lists. Let the site's prolog name GPUs by number"
+    ):
+        given(dev, 1, CUDA_VISIBLE_DEVICES="GPU-99")
+
+
+def test_a_part_of_a_gpu_needs_a_cgroup_that_keeps_its_siblings_out(dev):
+    mig = {"SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "MIG-5c1f"}
+    with pytest.raises(WorkFailed, match="every part of it opens here.*ConstrainDevices=yes"):
+        given(dev, 1, **mig)
+    close(dev, "nvidia1", "nvidia2", "nvidia3", "nvidia-caps/nvidia-cap21")
+    found = given(dev, 1, **mig)
+    assert gpus(found) == ((0,), "MIG-5c1f")
+    assert "nvidia-cap30" in names(found) and "nvidia-cap21" not in names(found)
+    with pytest.raises(WorkFailed, match="this work needs 2 GPUs"):
+        given(dev, 2, **mig)
+
+
+@pytest.mark.parametrize("variables", [{}, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, {"NVIDIA_VISIBLE_DEVICES": "void"}])
+def test_a_job_to_which_slurm_gave_no_gpu_has_none_although_all_open(dev, variables):
+    with pytest.raises(WorkFailed, match="this work needs 1 GPUs, but this job was given none on this node"):
+        given(dev, 1, SLURM_JOB_ID="7", **variables)
+    assert gpus(given(dev, 1)) == ((0, 1, 2, 3), "0,1,2,3"), "outside of Slurm they are the user's"
+
+
+def test_void_keeps_a_container_from_having_gpus_and_is_named(tmp_path):
+    with pytest.raises(
+        WorkFailed, match="NVIDIA_VISIBLE_DEVICES=void keeps a container .* export NVIDIA_VISIBLE_DEVICES=all"
+    ):
+        given(tmp_path, 1, SLURM_JOB_ID="7", NVIDIA_VISIBLE_DEVICES="void", SLURM_JOB_GPUS="0")
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"SLURM_JOB_GPUS": "4,5"}, "Slurm names the GPUs 4,5, but /dev/nvidia4 does not open here"),
+        (
+            {"SLURM_JOB_GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "5"},
+            r"CUDA_VISIBLE_DEVICES = 5, but this job has the GPUs \[0, 1\]",
+        ),
+        ({"SLURM_JOB_GPUS": "3"}, "this work needs 2 GPUs, but this job was given 1"),
+    ],
+)
+def test_variables_that_contradict_the_node_are_named(dev, variables, words):
+    with pytest.raises(WorkFailed, match=words):
+        given(dev, 2, SLURM_JOB_ID="7", **variables)
+
+
+def test_the_fabric_network_is_refused_on_a_node_that_other_jobs_share(dev):
+    with pytest.raises(WorkFailed, match="this job has 2 of this node's 4 GPUs, so other jobs share the node"):
+        given(dev, 2, "fabric", SLURM_JOB_ID="7", SLURM_JOB_GPUS="0,1")
 
 
 def test_no_gpu_where_there_should_be_some_is_said(dev):
-    for number in (0, 1):
+    for number in range(4):
         (dev / f"nvidia{number}").unlink()
-    with pytest.raises(WorkFailed, match=r"gpus_per_node = 2, but this job can open no GPU .*nvidiactl"):
-        devices.of_node(2, "loopback", dev)
-    assert devices.of_node(0, "loopback", dev) == devices.NodeDevices()
+    with pytest.raises(WorkFailed, match=r"needs 2 GPUs, but this job was given none .*nvidiactl"):
+        given(dev, 2)
+    assert given(dev, 0) == devices.NodeDevices()
 
 
 def test_network_variables_pass_and_nothing_else():
     environment = {"NCCL_IB_HCA": "mlx5", "CUDA_VISIBLE_DEVICES": "0,1", "AWS_SECRET": "x", "HOME": "/root"}
-    assert devices.passed(environment) == {"CUDA_VISIBLE_DEVICES": "0,1", "NCCL_IB_HCA": "mlx5"}
+    assert devices.passed(environment) == {"NCCL_IB_HCA": "mlx5"}
 
 
 def test_a_sandbox_has_the_shared_memory_of_the_sites_file():
     chosen = settings.compose(["cluster.shm_size_gib=7"])
-    assert image_process.sandbox_of(chosen, {}, {}).limits.shm_size_bytes == 7 * 2**30
+    assert image_process.sandbox_of(chosen, {}, {}, 2).limits.shm_size_bytes == 7 * 2**30
     with pytest.raises(ConfigError, match="cluster.network = open"):
         settings.compose(["cluster.network=open"])
 
@@ -90,5 +178,5 @@ def test_all_reduce_says_when_a_node_lacks_its_gpus():
         pytest.skip("this machine has an NVIDIA GPU")
     done = all_reduce("cluster.gpus_per_node=2")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "this job can open no GPU" in done.stderr
+    assert "this job was given none on this node" in done.stderr
     assert "Traceback" not in done.stderr

@@ -34,9 +34,16 @@ CPU = Request(
     time_limit_minutes=5,
 )
 WORKER = replace(
-    CPU, partition="main", gpus_per_node=2, cpus_per_task=3, mem="1G", time_limit_minutes=10, sbatch={"nice": "1"}
+    CPU,
+    partition="main",
+    gpus_per_node=8,
+    gpus=2,
+    cpus_per_task=3,
+    mem="1G",
+    time_limit_minutes=10,
+    sbatch={"nice": "1"},
 )
-REFERENCE = replace(CPU, partition="main", gpus_per_node=1, gres="gpu:1", cpus_per_gpu=2, cpus_per_task=2)
+REFERENCE = replace(CPU, partition="main", gpus_per_node=8, gpus=1, gres="gpu:1", cpus_per_gpu=2, cpus_per_task=2)
 
 
 @pytest.fixture
@@ -51,7 +58,7 @@ def stage_of(tmp_path: Path) -> Any:
 
 def test_case_06_each_role_gets_its_partition_gpus_and_cores(testbed: Any, tmp_path: Path, stage_of: Any) -> None:
     asked = sbatch_parameters.Resources(
-        "roles-r0001", {"worker": WORKER, "reference": REFERENCE, "meta": CPU}, 30, arms_at_once=2
+        "roles-r0001", {"worker": WORKER, "reference": REFERENCE, "judge": REFERENCE, "meta": CPU}, 30, arms_at_once=2
     )
     arrays = [[stage_of("worker", "a0"), stage_of("worker", "a1")]]
     ids = slurm_submit.submit(

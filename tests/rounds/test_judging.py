@@ -1,0 +1,258 @@
+"""Test what a meta job without GPUs does on a site whose arms have them: what it decides, and what it has a judge job judge."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.__main__ import main
+from pipeline.audit import log_schema
+from pipeline.audit.findings import Report
+from pipeline.campaign.errors import JudgeWanted, TrialFailed, WorkFailed
+from pipeline.campaign.files import read_json_lines
+from pipeline.campaign.layout import Round
+from pipeline.campaign.log import Log
+from pipeline.cluster import slurm_jobs, slurm_submit
+from pipeline.cluster.slurm_jobs import Job
+from pipeline.rounds import control, freeze, judging, launch, meta
+from tests.support.campaigns import OVERRIDES, fresh_campaign, publish, publish_reference
+
+GPUS = ["cluster=slurm", "cluster.gpus_per_node=8", "cluster.file_wait_seconds=0"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Round:
+    """The first round, frozen for a site with GPUs, whose arms all have a score and whose reference is judged."""
+    campaign = fresh_campaign(tmp_path)
+    made = freeze.freeze(campaign, "r0001", [*OVERRIDES, *GPUS])
+    publish_reference(campaign, made)
+    for number in range(8):
+        publish(made, f"a{number}", 15 + number)
+    return made
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A Slurm that takes every job: calls are what was submitted, states what it says of a job (COMPLETED by default)."""
+    said = SimpleNamespace(calls=[], states={}, kept=[])
+
+    def submit(slurm_dir, code_dir, arrays, meta_stage, resources, reference=None, recorded=(), judge=None):
+        number = len(said.calls)
+        call = SimpleNamespace(
+            arrays=arrays, meta=meta_stage, reference=reference, judge=judge, requests=resources.requests
+        )
+        said.calls.append(call)
+        tasks = [[f"{number}70_{n}" for n in range(len(stages))] for stages in arrays]
+        return {
+            "kind": "slurm", "array_job_ids": [f"{number}70"] if arrays else [], "task_job_ids": tasks,
+            "reference_job_id": f"{number}8" if reference else "", "judge_job_id": f"{number}6" if judge else "",
+            "meta_job_id": f"{number}9", "submission": f"mark {number}",
+        }  # fmt: skip
+
+    def query_jobs(ids, names, since):
+        return slurm_jobs.Report({each: Job(each, said.states.get(each, "FAILED")) for each in ids})
+
+    monkeypatch.setattr(slurm_submit, "submit", submit)
+    monkeypatch.setattr(slurm_submit, "keep", lambda folder, mark: said.kept.append(mark))
+    monkeypatch.setattr(slurm_jobs, "query_jobs", query_jobs)
+    return said
+
+
+def events(folder: Round, *kinds: str) -> list[tuple[str, list[str]]]:
+    records = Log(folder.campaign.log).records()
+    return [(record["event"], record["what"]) for record in records if record["event"] in kinds]
+
+
+def unjudge(folder: Round) -> None:
+    (folder.folder / "reference.h5").unlink()
+
+
+def test_case_06_the_meta_job_asks_for_no_gpu_few_cores_and_a_short_time(folder: Round) -> None:
+    texts = {path.stem: path.read_text() for path in folder.slurm_dir.glob("*.sbatch")}
+    gpus = {name: line for name in texts for line in texts[name].splitlines() if "--gpus-per-node" in line}
+    assert gpus == {
+        "array_0": "#SBATCH --gpus-per-node=2", "array_1": "#SBATCH --gpus-per-node=2",
+        "reference": "#SBATCH --gpus-per-node=1", "judge": "#SBATCH --gpus-per-node=1",
+    }  # fmt: skip
+    asked = {line for line in texts["meta"].splitlines() if line.startswith("#SBATCH")}
+    assert {"#SBATCH --cpus-per-task=4", "#SBATCH --mem=16G", "#SBATCH --time=180"} <= asked
+    assert not any("gpu" in line for line in asked)
+
+
+def test_the_meta_job_decides_without_a_gpu(folder: Round) -> None:
+    assert meta.close(folder.campaign, folder).state == "decided"
+    assert events(folder, "judge_request", "unjudged") == []
+
+
+def test_a_reference_that_nobody_judged_is_asked_for_once_and_then_done_without(
+    folder: Round, slurm: SimpleNamespace
+) -> None:
+    unjudge(folder)
+    for _ in range(2):  # killed before the submission, and run again: the same request
+        with pytest.raises(JudgeWanted, match="reference of r0001 needs a GPU to be judged"):
+            meta.close(folder.campaign, folder)
+    assert events(folder, "judge_request", "unjudged") == [("judge_request", ["reference"])]
+    ids = judging.submit(folder.campaign, folder)
+    assert ids is not None and judging.submit(folder.campaign, folder) is None, "once"
+    (call,) = slurm.calls
+    assert (call.arrays, call.reference, call.judge[0], call.meta[0]) == ([], None, "judge", "meta")
+    assert call.meta[3:] == ("--asked=reference",)
+    assert slurm.kept == ["mark 0"]
+    (line,) = read_json_lines(folder.jobs)
+    assert (line["tasks"], line["meta"], line["why"], line["ids"]["judges"]) == (
+        {"judge": "06"},
+        "09",
+        "judge",
+        ["reference"],
+    )
+    # The judge job died, so the second meta job goes on without the reference: article 7 needs it in the first round.
+    decision = meta.close(folder.campaign, folder)
+    assert decision.state == "undecided"
+    assert "article 7: the reference recipe has no score on this round's fresh items" in decision.reasons[0]
+    assert events(folder, "judge_request", "unjudged")[1:] == [("unjudged", ["reference"])]
+    meta.close(folder.campaign, folder)
+    assert len(events(folder, "judge_request", "unjudged")) == 2, "told once"
+    report = Report()
+    assert log_schema.check_records(Log(folder.campaign.log).records(), report) and not report.findings
+
+
+def test_the_round_decides_once_the_judge_job_has_judged(folder: Round, slurm: SimpleNamespace) -> None:
+    judged = (folder.folder / "reference.h5").read_bytes()
+    unjudge(folder)
+    with pytest.raises(JudgeWanted):
+        meta.close(folder.campaign, folder)
+    judging.submit(folder.campaign, folder)
+    (folder.folder / "reference.h5").write_bytes(judged)
+    assert meta.close(folder.campaign, folder).state == "decided"
+    assert events(folder, "unjudged") == []
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_the_first_meta_job_run_again_leaves_the_round_to_the_judge_job(
+    folder: Round,
+    slurm: SimpleNamespace,
+    state: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It was killed after it had submitted, and Slurm requeued it; the meta job after the judge job is another one."""
+    unjudge(folder)
+    with pytest.raises(JudgeWanted):
+        meta.close(folder.campaign, folder)
+    judging.submit(folder.campaign, folder)
+    slurm.states["06"] = state
+    with pytest.raises(WorkFailed, match=f"judge job 06 of r0001 is {state.lower()}, and meta job 09 decides after it"):
+        meta.close(folder.campaign, folder)
+    assert main(["chain", str(folder.campaign.folder), "--round", "r0001", "--meta"]) == 0
+    assert "meta job 09 decides after it" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_JOB_ID", "09")
+    assert meta.close(folder.campaign, folder).state == "undecided"
+
+
+def test_a_submission_that_was_never_recorded_is_known_to_its_own_meta_job(
+    folder: Round, slurm: SimpleNamespace
+) -> None:
+    """The first meta job was killed between sbatch and its record, and the judge job died too."""
+    unjudge(folder)
+    with pytest.raises(JudgeWanted):
+        meta.close(folder.campaign, folder)
+    assert meta.close(folder.campaign, folder, asked=["reference"]).state == "undecided"
+    assert events(folder, "judge_request", "unjudged") == [
+        ("judge_request", ["reference"]),
+        ("unjudged", ["reference"]),
+    ]
+
+
+def test_where_this_job_has_gpus_the_meta_stage_judges_itself(folder: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    unjudge(folder)
+    folder.campaign.round("r0000").claim_attempt("a0")
+    monkeypatch.setattr(judging.devices, "of_node", lambda *words: None)
+    monkeypatch.setattr(judging.judge, "judge_once", lambda *words: pytest.fail("it judges"))
+    with pytest.raises(pytest.fail.Exception, match="it judges"):
+        meta.close(folder.campaign, folder)
+
+
+def test_one_thing_that_cannot_be_judged_does_not_stop_the_rest(folder: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+
+    def fail(*words: object) -> None:
+        raise TrialFailed("judge_failed", "substrate.generate ended with exit code 1")
+
+    monkeypatch.setattr(judging, "unjudged", lambda campaign, folder: ["reference", "submission 3"])
+    monkeypatch.setattr(judging, "judge_reference", fail)
+    monkeypatch.setattr(judging.local_board, "score", lambda campaign, number, stop: done.append(number))
+    lines: list[str] = []
+    assert judging.judge_left(folder.campaign, folder, lambda: False, lines.append) == ["reference"]
+    assert done == [3]
+    assert (
+        lines[0].startswith("reference could not be judged: substrate.generate")
+        and lines[1] == "submission 3 is judged"
+    )
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([("judge_request", ["weather"])], "'weather' is nothing that a judge job judges"),
+        (
+            [("judge_request", ["reference"]), ("judge_request", ["submission 1", "reference"])],
+            "reference was asked for before",
+        ),
+        ([("unjudged", ["submission 2"])], "no judge job was asked for submission 2"),
+    ],
+)
+def test_the_audit_knows_where_a_request_may_stand(
+    folder: Round, records: list[tuple[str, list[str]]], words: str
+) -> None:
+    log = Log(folder.campaign.log)
+    for event, what in records:
+        log.append(event, round="r0001", what=what)
+    report = Report()
+    log_schema.check_records(log.records(), report)
+    assert words in str(report.findings)
+
+
+def rerun(folder: Round, *arms: str, dry_run: bool = False) -> list[str]:
+    return control.rerun(folder.campaign, folder, arms, failed=False, dry_run=dry_run, watch=lambda: None)
+
+
+def test_rerun_has_the_reference_judged_and_the_meta_job_again(folder: Round, slurm: SimpleNamespace) -> None:
+    assert rerun(folder) == [] and slurm.calls == []
+    unjudge(folder)
+    assert rerun(folder, dry_run=True) == ["reference: one more job"] and slurm.calls == []
+    assert rerun(folder) == ["reference: job 08"]
+    (call,) = slurm.calls
+    assert (call.arrays, call.reference[0], call.meta[0]) == ([], "reference", "meta")
+    assert (call.requests["reference"].gpus, call.requests["meta"].gpus) == (1, 0)
+    (line,) = read_json_lines(folder.jobs)
+    assert (line["tasks"], line["meta"], line["why"]) == ({"reference": "08"}, "09", "rerun")
+
+
+def test_rerun_of_arms_brings_the_reference_only_where_no_job_of_it_waits_or_runs(
+    folder: Round, slurm: SimpleNamespace
+) -> None:
+    unjudge(folder)
+    folder.published("a3").unlink()
+    assert rerun(folder, "a3") == ["r0001/a3: job 070_0"]
+    assert slurm.calls[-1].reference is None
+    assert rerun(folder) == ["r0001/a3: job 170_0", "reference: job 18"]
+    for number, state in enumerate(
+        ("PENDING", "RUNNING", "UNKNOWN", "PREEMPTED"), start=2
+    ):  # the last two may come back
+        slurm.states["18"] = state
+        assert rerun(folder) == [f"r0001/a3: job {number}70_0"]
+        assert slurm.calls[-1].reference is None
+
+
+def test_resources_of_a_round_are_those_of_its_frozen_file(folder: Round) -> None:
+    assert {role: request.gpus for role, request in launch.resources(folder).requests.items()} == {
+        "worker": 2, "reference": 1, "judge": 1, "meta": 0,
+    }  # fmt: skip
+
+
+def test_a_local_board_on_a_site_with_gpus_is_taken_at_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [*OVERRIDES, *GPUS, "external=local", "external.rows=6"]
+    assert main(["round", str(tmp_path / "boarded"), *overrides, "--dry-run", "--json"]) == 0
+    texts = json.loads(capsys.readouterr().out)["sbatch"]
+    assert "#SBATCH --gpus-per-node=1\n" in texts["judge.sbatch"] and "gpus" not in texts["meta.sbatch"]
