@@ -1,6 +1,6 @@
 """Compute how many bytes the fullest rank of a layout needs, at the peak of a training step and while it decodes.
 
-    weights + adapter + its gradients + AdamW's two moments     all the time
+    weights + adapter + its gradients + the optimizer's moments  all the time
     + activations that wait for the backward pass               the first pipeline stage holds those of pp micro-batches
     + logits, or the layer that is being computed               whichever is larger
 
@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError
-from pipeline.config.model_size import Model
+from pipeline.config.model_size import MOMENTS, Model
 from pipeline.config.rank_sizes import (
     FLOAT,
     Rank,
@@ -112,9 +112,8 @@ def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) 
         working = logits
     # A recipe that samples from the model needs the caches of all slots between steps.
     activations = max(activations, int(recipe["options"].get("decode_batch_size", 0)) * cache_bytes(rank))
-    return Footprint(
-        weights_bytes(rank), FLOAT * (factors + masks), FLOAT * factors, FLOAT * ((2 + copies) * factors + num_factors), activations, working,
-    )  # fmt: skip
+    optimizer = FLOAT * ((MOMENTS[recipe["optimizer"]] + copies) * factors + num_factors)
+    return Footprint(weights_bytes(rank), FLOAT * (factors + masks), FLOAT * factors, optimizer, activations, working)
 
 
 def decoding(model: Model, judge_tp: int, tasks: Mapping[str, Any], lora: Mapping[str, Any]) -> Footprint:

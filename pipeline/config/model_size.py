@@ -16,6 +16,8 @@ from pipeline.campaign.errors import ConfigError
 Model = Mapping[str, Any]
 """The keys of hydra_conf/model; `pattern` has one letter per layer."""
 LAYERS = {"M": "mamba", "E": "moe", "*": "attention"}
+MOMENTS = {"adamw": 2, "adam": 2, "adamax": 2, "adan": 4, "adagrad": 1, "rmsprop": 1, "sgd": 1}
+"""Tensors of a parameter's shape that each optimizer of `recipe.optimizer` keeps."""
 
 
 class Matched(NamedTuple):
@@ -127,14 +129,16 @@ def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tup
     return tensors
 
 
-def checkpoint_bytes(model: Model, rank: int, targets: list[str]) -> int:
-    """Return the size of a training checkpoint in bytes: an adapter's float32 factors and AdamW's two moments of each.
+def checkpoint_bytes(model: Model, rank: int, targets: list[str], optimizer: str = "adamw") -> int:
+    """Return the size of a training checkpoint in bytes: an adapter's float32 factors and the optimizer's moments of each.
 
-    rank: of LoRA; 0 for the whole model, with bfloat16 weights and float32 master weights and moments, 14 bytes per parameter.
+    rank: of LoRA; 0 for the whole model, with bfloat16 weights, float32 master weights and AdamW's moments, 14 bytes per parameter.
     """
     if not rank:
         return 14 * num_parameters(model)
-    return 12 * sum(math.prod(shape) for shape in adapter_shapes(model, rank, targets).values())
+    return (
+        4 * (1 + MOMENTS[optimizer]) * sum(math.prod(shape) for shape in adapter_shapes(model, rank, targets).values())
+    )
 
 
 def check_model(model: Model) -> None:

@@ -66,6 +66,7 @@ class Recipe:
     micro_batch_size: int  # sequences per forward pass of one rank
     sequence_length: int  # tokens, at most
     learning_rate: float  # peak
+    optimizer: str
     weight_decay: float
     clip_norm: float
     schedule: str

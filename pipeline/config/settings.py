@@ -20,6 +20,7 @@ from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import NUM_ARMS, Policy, Setting
 from pipeline.config import credentials, override_errors, request_rules, requests, site_files
+from pipeline.config.model_size import MOMENTS
 from pipeline.config.schema import Settings
 
 SOURCE = CODE_ROOT / "hydra_conf"
@@ -209,6 +210,7 @@ def _check(settings: Settings) -> None:
         *((value > 0, key, value, "a number > 0") for key in POSITIVE for value in [attrgetter(key)(settings)]),
         (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,
          f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
+        (recipe.optimizer in MOMENTS, "recipe.optimizer", recipe.optimizer, ", ".join(MOMENTS)),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
         *_external(settings),
         *credentials.of_proposer(settings.policy.proposals),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -51,11 +52,11 @@ def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[R
     """The values that `show_cost` prints: bytes, device-hours and money. `forecast` is None where no speed is known."""
     config, lora = chosen.to_dict(), chosen.recipe.lora
     model = config["model"]
-    checkpoint = model_size.checkpoint_bytes(model, lora.rank, lora.targets)
+    checkpoint = model_size.checkpoint_bytes(model, lora.rank, lora.targets, chosen.recipe.optimizer)
     expected = forecast.forecast(chosen, num_arms, rounds)
     return {
         "parameters": model_size.num_parameters(model),
-        "adapter_parameters": checkpoint // 12,
+        "adapter_parameters": sum(map(math.prod, model_size.adapter_shapes(model, lora.rank, lora.targets).values())),
         "lora_targets": {
             name: found._asdict() for name, found in model_size.matched_modules(model, lora.targets).items()
         },

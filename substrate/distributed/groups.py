@@ -105,6 +105,18 @@ class Parallel:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def gather(self, mine: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the entries of all data-parallel ranks, in the order of these ranks. A collective call."""
+        parts: list[dict[str, Any]] = [{}] * self.dp
+        dist.all_gather_object(parts, dict(mine), group=self.groups.dp)
+        return {name: value for part in parts for name, value in part.items()}
+
+    def largest(self, number: int) -> int:
+        """Returns the largest number that a rank passes. A collective call."""
+        largest = torch.tensor(number, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest.item())
+
     def total(self, value: float) -> float:
         """Sums over data-parallel ranks and stages a number that tensor-parallel ranks hold equally, such as a loss."""
         summed = torch.tensor(value, dtype=torch.float64, device=self.device)

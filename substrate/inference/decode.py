@@ -40,7 +40,7 @@ class Decoding:
     top_p: float = 1.0  # sample from the likeliest tokens whose total probability reaches this
     seed: int = 0
     stop: tuple[str, ...] = ()  # a completion ends before the first of these texts
-    log_probs: bool = False  # also return the log-probability of each token at temperature 1, in nats
+    log_probs: bool = False  # also return each token's log-probability, in nats, in the distribution of `sample`
 
 
 @dataclass
@@ -61,12 +61,15 @@ def decode(
     decoding: Decoding,
     end_ids: Collection[int],
     stopped: Callable[[list[int]], bool] = lambda ids: False,
+    together: Callable[[int], int] | None = None,
 ) -> Iterator[Completion]:
     """Completes prompts given as (item id, ids), in the given order, and yields each as it ends.
 
     The model must be in eval mode, have all its layers on this rank and be built without sequence parallelism. Each
     prompt has at least one token and fewer than the model's longest sequence. end_ids: each ends a completion
     (`Tokenizer.end_ids`). stopped: whether ids hold a stop text.
+    together: needed where ranks with prompts of their own share experts, which work on all ranks' tokens in one pass.
+    It returns the largest number that a rank passes. Every rank then makes as many passes as the busiest one.
     """
     longest = model.architecture.max_sequence_length
     # random.Random hashes a string seed with SHA-512: the same on every host and rank.
@@ -91,6 +94,8 @@ def decode(
         # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of that mode they
         # could not be written to again.
         with torch.no_grad():
+            if together:
+                model.set_expert_room(together(tokens.numel()))
             logits_BV = model.last_logits(tokens, cache)
             _write(rows, logits_BV, decoding)
         ended = []
@@ -104,6 +109,10 @@ def decode(
         for source, hole in cache.release(ended):
             active[hole] = active[source]
         del active[cache.num_active :]
+    while together and (num_tokens := together(0)):  # another rank is not done, and needs this rank's experts
+        model.set_expert_room(num_tokens)
+        with torch.no_grad():
+            model.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=cache.device), None)
 
 
 def _next_prompts(waiting: deque[Completion], num_free: int) -> list[Completion]:
@@ -122,22 +131,29 @@ def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) 
     """Chooses the next token of each row and appends it."""
     if decoding.temperature:
         draws = torch.tensor([row.draws.random() for row in rows], device=logits_BV.device)
-        tokens_B = sample(logits_BV / decoding.temperature, decoding.top_p, draws)
+        tokens_B, log_probs_B = sample(logits_BV / decoding.temperature, decoding.top_p, draws)
     else:
         tokens_B = logits_BV.argmax(-1)
+        log_probs_B = logits_BV.log_softmax(-1).gather(1, tokens_B.unsqueeze(1)).squeeze(1)
     for row, token in zip(rows, tokens_B.tolist(), strict=True):
         row.ids.append(token)
     if decoding.log_probs:
-        chosen = logits_BV.log_softmax(-1).gather(1, tokens_B.unsqueeze(1)).squeeze(1)
-        for row, log_prob in zip(rows, chosen.tolist(), strict=True):
+        for row, log_prob in zip(rows, log_probs_B.tolist(), strict=True):
             row.log_probs.append(log_prob)
 
 
-def sample(logits_BV: "Tensor", top_p: float, draws_B: "Tensor") -> "Tensor":
-    """Returns tokens_B: inverts the distribution of the `top_p` nucleus at `draws_B`, uniform in [0, 1)."""
+def sample(logits_BV: "Tensor", top_p: float, draws_B: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """Returns tokens_B and their log-probabilities (float64): inverts the distribution of the `top_p` nucleus at `draws_B`.
+
+    logits_BV are divided by the temperature already; draws_B are uniform in [0, 1). The log-probabilities are those of
+    what is drawn from: softmax(logits), which is divided by its sum over the nucleus within it. Greedy decoding draws
+    nothing; its tokens have the log-probabilities of softmax(logits) at temperature 1.
+    """
     probabilities, tokens_BV = logits_BV.double().softmax(-1).sort(dim=-1, descending=True, stable=True)
     up_to = probabilities.cumsum(-1)
     # A token is in the nucleus if those before it have less than top_p together, so the first always is.
     nucleus = torch.where(up_to - probabilities < top_p, probabilities, 0.0).cumsum(-1)
     index_B1 = torch.searchsorted(nucleus, (draws_B.double() * nucleus[:, -1]).unsqueeze(1), right=True)
-    return tokens_BV.gather(1, index_B1.clamp_max(tokens_BV.shape[1] - 1)).squeeze(1)
+    index_B1 = index_B1.clamp_max(tokens_BV.shape[1] - 1)
+    chosen_B1 = probabilities.gather(1, index_B1) / nucleus[:, -1:]
+    return tokens_BV.gather(1, index_B1).squeeze(1), chosen_B1.log().squeeze(1)

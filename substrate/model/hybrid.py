@@ -25,7 +25,7 @@ from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from substrate.distributed.groups import Parallel
 from substrate.interface.errors import UsageError
 from substrate.model.config import ModelConfig
-from substrate.model.experts import Experts
+from substrate.model.experts import ExpertLayer, Experts
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
@@ -126,6 +126,12 @@ class HybridModel(MambaModel):
         """Returns hidden states (S, B, U) after this stage's layers; on the last stage after the final norm."""
         entering = self.embedding(input_ids=tokens_BL, position_ids=None) if self.pre_process else None
         return self.decoder(hidden_states=entering, attention_mask=None, packed_seq_params=sequences)
+
+    def set_expert_room(self, num_tokens: int) -> None:
+        """Sets the most tokens that a rank has in the next pass of decoding, where ranks with different numbers share experts."""
+        for layer in self.decoder.layers:
+            if isinstance(getattr(layer, "mlp", None), ExpertLayer):
+                layer.mlp.room = num_tokens
 
     def hidden_shape(self, tokens_BL: Tensor) -> tuple[int, int, int]:
         """Returns the shape (S, B, U) of these tokens' hidden states between two layers on this rank."""
@@ -240,7 +246,7 @@ def _stack_spec(config: ModelConfig) -> ModuleSpec:
         ),
     )
     experts = ModuleSpec(
-        module=MoELayer,
+        module=ExpertLayer,
         submodules=MoESubmodules(
             experts=ModuleSpec(module=Experts, submodules=mlp),
             shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=mlp),

@@ -18,6 +18,7 @@ the ranks that hold the same expert.
 """
 
 import math
+import zlib
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -54,6 +55,10 @@ class Adapter(nn.Module):
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
+        self.pass_seed: int | None = (
+            None  # of a routed expert's masks in this pass, which `Experts` draws for all of them
+        )
+        self._stream = zlib.crc32(" ".join(base.names).encode())  # so that layers with one seed have different masks
         # Always float32, because fine-tuning updates are below the resolution of bfloat16.
         factory: dict[str, Any] = {"dtype": torch.float32, "device": weight.device}
         self.A_RI = nn.Parameter(torch.empty(rank * len(active), weight.shape[1], **factory))
@@ -73,10 +78,27 @@ class Adapter(nn.Module):
         """(..., I) -> (..., O): this rank's part of W x + (alpha / r) B A x; in training with dropout on A's input."""
         rows = x.flatten(0, -2)
         y = F.linear(rows, self.base.tensor)
-        low_rank = F.linear(F.dropout(rows, self.dropout, self.training), self.A_RI.to(x.dtype))
+        low_rank = F.linear(self._dropped(rows), self.A_RI.to(x.dtype))
         # In place, so the sum needs no second pass over y. y is not a view, whose gradient autograd would copy.
         y.addmm_(low_rank, self._wide_B().to(x.dtype).T)
         return y.unflatten(0, x.shape[:-1])
+
+    def _dropped(self, rows: Tensor) -> Tensor:
+        """Returns A's inputs (N, I) with a share `dropout` of them zero and the others scaled up; as they are in evaluation.
+
+        The mask is that of one rank that holds the whole matrix, and this rank takes its columns of it. Its seed is drawn
+        from the host's generator, once for each layer whose input tensor-parallel ranks share, so that their generators
+        stay in one state. How many rows there are, which differs between routed experts, moves no generator.
+        Recomputation sets the host's generator back, and so makes the same mask.
+        """
+        if not self.training or self.dropout == 0:
+            return rows
+        drawn = draw_seed() if self.pass_seed is None else self.pass_seed
+        generator = torch.Generator(rows.device).manual_seed((drawn + self._stream) % 2**62)
+        group, width = self.base.group, rows.shape[1]
+        first, whole = (width * group.rank(), width * group.size()) if self.base.dim == 1 else (0, width)
+        kept = torch.rand(len(rows), whole, generator=generator, device=rows.device) >= self.dropout
+        return rows * kept[:, first : first + width] / (1 - self.dropout)
 
     def delta(self) -> Tensor:
         """Returns what merging adds to this rank's part of W: (alpha / r) B A, (O, I) in float32."""
@@ -101,6 +123,11 @@ class Adapter(nn.Module):
             Placement(self, "A_RI", names_A, sizes_A, base.group, dim_A, routed=base.routed),
             Placement(self, "B_OR", names_B, base.sizes, base.group, dim_B, base.order, base.routed),
         )
+
+
+def draw_seed() -> int:
+    """Draws a seed of dropout masks from the host's generator, whose state a checkpoint keeps for each rank."""
+    return int(torch.randint(2**62, ()))
 
 
 def adapter_name(weight_name: str, factor: str) -> str:

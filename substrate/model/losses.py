@@ -18,10 +18,15 @@ LOGITS_BYTES = 2**28  # most bytes of logits that exist at a time on a rank
 
 
 def token_log_probs(
-    model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, documents_BL: Tensor | None = None
+    model: HybridModel,
+    tokens_BL: Tensor,
+    labels_BL: Tensor,
+    documents_BL: Tensor | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Returns log p(label | tokens up to it), (B, L) in nats, float32. labels[:, i] is the token after tokens[:, i].
 
+    temperature: p is softmax(logits / temperature), from which a sampler at this temperature draws.
     documents_BL: if several documents share a row, the number of each token's document; no document sees another.
     Lengths are padded on the right to a multiple of the tensor-parallel size, which changes no value. A pipeline stage
     that is not the last returns its hidden states instead.
@@ -34,13 +39,17 @@ def token_log_probs(
     if documents_BL is not None:
         packing = Packing(F.pad(documents_BL.to(device), (0, surplus), value=int(documents_BL.max()) + 1))
     hidden_SBU = model.hidden_states(tokens_BL, packing)
-    return (
-        chunked_log_probs(model.output_layer, hidden_SBU, labels_BL)[:, :length] if model.post_process else hidden_SBU
-    )
+    if not model.post_process:
+        return hidden_SBU
+    return chunked_log_probs(model.output_layer, hidden_SBU, labels_BL, temperature=temperature)[:, :length]
 
 
 def chunked_log_probs(
-    layer: ColumnLinear, hidden_SBU: Tensor, labels_BL: Tensor, chunk_bytes: int = LOGITS_BYTES
+    layer: ColumnLinear,
+    hidden_SBU: Tensor,
+    labels_BL: Tensor,
+    chunk_bytes: int = LOGITS_BYTES,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Returns log p(label), (B, L), float32, from the last hidden states (this rank's part of the sequence).
 
@@ -52,15 +61,19 @@ def chunked_log_probs(
     num_rows = max(1, chunk_bytes // (4 * layer.weight.shape[0]))
     pieces = zip(rows_TU.split(num_rows), labels_T.split(num_rows), strict=True)
     if len(labels_T) <= num_rows or not torch.is_grad_enabled():
-        losses = [_losses_of(layer, rows, labels) for rows, labels in pieces]
+        losses = [_losses_of(layer, rows, labels, temperature) for rows, labels in pieces]
     else:
-        losses = [checkpoint(_losses_of, layer, rows, labels, use_reentrant=False) for rows, labels in pieces]
+        losses = [
+            checkpoint(_losses_of, layer, rows, labels, temperature, use_reentrant=False) for rows, labels in pieces
+        ]
     return -torch.cat(losses).unflatten(0, (-1, labels_BL.shape[0])).T
 
 
-def _losses_of(layer: ColumnLinear, rows_TU: Tensor, labels_T: Tensor) -> Tensor:
+def _losses_of(layer: ColumnLinear, rows_TU: Tensor, labels_T: Tensor, temperature: float) -> Tensor:
     """Returns the cross-entropy of each row; the vocabulary is sharded over tensor-parallel ranks."""
     logits_TV = layer.product(rows_TU).float()
+    if temperature != 1:
+        logits_TV = logits_TV / temperature
     return vocab_parallel_cross_entropy(logits_TV.unsqueeze(1), labels_T.unsqueeze(1)).squeeze(1)
 
 

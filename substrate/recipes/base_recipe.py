@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from substrate.data.rows import CURRICULA, WEIGHTINGS, Example, Plan, Prepared, prepare, read_examples
 from substrate.interface.errors import DataError, UsageError
 from substrate.interface.fields import read_fields
+from substrate.training.optimizer import OPTIMIZERS
 from substrate.training.recipe import Recipe
 from substrate.training.schedule import SHAPES
 from substrate.training.selection import CHOICES
@@ -77,6 +78,7 @@ class BaseRecipe(Recipe):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, valid in (
             ("schedule", SHAPES),
+            ("optimizer", OPTIMIZERS),
             ("trace_style", TRACE_STYLES),
             ("loss_weighting", WEIGHTINGS),
             ("curriculum", CURRICULA),
@@ -145,11 +147,11 @@ class BaseRecipe(Recipe):
         """Returns the factor on the schedule's learning rate at a step, counted from 0."""
         return 1.0
 
-    def outputs(self, model: "HybridModel", batch: "MicroBatch") -> "torch.Tensor":
+    def outputs(self, model: "HybridModel", batch: "MicroBatch", temperature: float = 1.0) -> "torch.Tensor":
         """Returns log-probabilities of the labels, (B, L) in nats; hidden states unless this is the last stage."""
         from substrate.model import token_log_probs
 
-        return token_log_probs(model, batch.tokens_BL, batch.labels_BL)
+        return token_log_probs(model, batch.tokens_BL, batch.labels_BL, temperature=temperature)
 
     def teaches(self, batch: "Batch") -> bool:
         """Whether the loss of this batch has a gradient at all: a cross-entropy always has."""

@@ -10,6 +10,10 @@
     loss   = - mean_i mean_t [ min(rho_t A_i, clip(rho_t, 1 - clip, 1 + clip) A_i) - kl_weight * KL_t ]
     KL_t   = pi_ref / pi - log(pi_ref / pi) - 1                                   unbiased and >= 0
 
+The policy pi is the distribution that completions are drawn from, softmax(logits / temperature), everywhere: in pi,
+pi_old and pi_ref, and in the engine's record. A nucleus (top_p below 1) is refused. It would be another set of tokens after
+each update, and a token outside the new one has a ratio of zero and no gradient that could bring it back.
+
 The engine that draws the completions rounds differently from the trainer. So `pi_old` is the trainer's own
 log-probability, computed before the rollout's first update. Its difference to the engine's is in progress.jsonl
 (`log_prob_difference`): if it grows, the samples no longer come from the policy that is trained. The router has no
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from substrate.data.batches import Batch, MicroBatch, Shape
+    from substrate.model import HybridModel
     from substrate.training.run import Training
 
 EPS = 1e-6  # added to the group's deviation, so that a group of equal rewards has advantages of zero
@@ -61,7 +66,12 @@ class Options:
         for name in ("sft_steps", "kl_weight"):
             require(getattr(self, name) >= 0, f"options.{name}", getattr(self, name), "at least 0")
         require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all equal")
-        require(0 < self.top_p <= 1, "options.top_p", self.top_p, "above 0, up to 1")
+        require(
+            self.top_p == 1,
+            "options.top_p",
+            self.top_p,
+            "1: the nucleus changes with each update, and a token that left it has no ratio; lower options.temperature",
+        )
         require(0 < self.clip < 1, "options.clip", self.clip, "above 0, below 1")
         require(self.learning_rate_scale > 0, "options.learning_rate_scale", self.learning_rate_scale, "above 0")
 
@@ -102,6 +112,11 @@ class Grpo(SftLora):
         part = found["samples"][update * self.batch_size : (update + 1) * self.batch_size]
         return _batch([Scored(**{**each, "row": Row(*each["row"])}) for each in part], run.shape)
 
+    def outputs(self, model: "HybridModel", batch: "MicroBatch", temperature: float = 1.0) -> "torch.Tensor":
+        """Returns log-probabilities as the base class does, of a rollout's tokens in the policy that drew them."""
+        is_rollout = isinstance(batch, PolicyBatch)
+        return super().outputs(model, batch, self.own.temperature if is_rollout else temperature)
+
     def loss(self, outputs: "torch.Tensor", batch: "MicroBatch | PolicyBatch") -> "torch.Tensor":
         """Returns sft_lora's loss before the first rollout, then the objective in the module's docstring."""
         if not isinstance(batch, PolicyBatch):
@@ -138,8 +153,8 @@ class Grpo(SftLora):
             for place, (row, group) in enumerate(zip(asked, groups, strict=True))
             for copy, one in enumerate(group)
         ]
-        old = run.log_probs(rows)
-        reference = run.with_copy(REFERENCE, lambda: run.log_probs(rows))
+        old = run.log_probs(rows, own.temperature)
+        reference = run.with_copy(REFERENCE, lambda: run.log_probs(rows, own.temperature))
         apart = [
             abs(ours - engines)
             for row, one in zip(rows, drawn, strict=True)

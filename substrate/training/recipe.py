@@ -28,7 +28,8 @@ class Recipe:
     batch_size: int  # sequences per step, over all data-parallel ranks
     micro_batch_size: int  # most sequences in a forward pass of one rank; a step sums gradients over passes
     learning_rate: float  # peak
-    weight_decay: float  # AdamW's, decoupled
+    optimizer: str  # one of substrate.training.optimizer.OPTIMIZERS
+    weight_decay: float
     clip_norm: float  # largest L2 norm of the gradient over all trainable parameters
     schedule: str  # shape of the learning rate over the steps, one of substrate.training.schedule.SHAPES
     warmup_steps: int  # steps until the peak
@@ -57,8 +58,11 @@ class Recipe:
         """Returns the factor on the schedule's learning rate at a step, counted from 0."""
         raise NotImplementedError
 
-    def outputs(self, model: HybridModel, batch: MicroBatch) -> torch.Tensor:
-        """Returns log-probabilities of the labels, (B, L) in nats; hidden states unless this is the last stage."""
+    def outputs(self, model: HybridModel, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
+        """Returns log-probabilities of the labels, (B, L) in nats; hidden states unless this is the last stage.
+
+        temperature: of the distribution softmax(logits / temperature) that the log-probabilities are of.
+        """
         raise NotImplementedError
 
     def loss(self, outputs: torch.Tensor, batch: MicroBatch) -> torch.Tensor:

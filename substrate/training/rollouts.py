@@ -2,9 +2,10 @@
 
     Sampler(model, parallel, tokenizer, Sampling(...)).sample(rows, num_each=8, seed="11/rollout/3")
 
-Prompts are split among the data-parallel ranks and the samples gathered. With ep > 1 these ranks share experts and must
-all take part in every step, so every rank decodes everything. A truncated completion has reward 0 whatever it says,
-because the judge would cut it at its limit too.
+Prompts are split among the data-parallel ranks, which decode and reward their own samples; then the samples are
+gathered. Where these ranks share experts (ep > 1), they make their passes together (inference/decode.py).
+
+A truncated completion has reward 0 whatever it says, because the judge would cut it at its limit too.
 """
 
 import time
@@ -12,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-import torch.distributed as dist
 
 from substrate.answers import extract, is_correct
 from substrate.data.rows import Row
@@ -45,7 +44,7 @@ class Sample(NamedTuple):
 
     item_id: str
     ids: list[int]  # the last one is an end id unless truncated
-    log_probs: list[float]  # of each id by the decoding engine, at temperature 1, in nats
+    log_probs: list[float]  # of each id by the decoding engine, in the distribution that it was drawn from, in nats
     truncated: bool
     reward: float  # 1.0 for the right answer, else 0.0
 
@@ -68,7 +67,7 @@ class Sampler:
     def sample(self, rows: Sequence[Row], num_each: int, seed: str) -> list[list[Sample]]:
         """Returns `num_each` completions of each row's prompt, equal on every rank; model and `seed` determine them."""
         parallel = self._parallel
-        numbers = range(len(rows)) if parallel.ep > 1 else range(parallel.dp_rank, len(rows), parallel.dp)
+        numbers = range(parallel.dp_rank, len(rows), parallel.dp)
         asked = [(f"{number}/{copy}", rows[number].prompt) for number in numbers for copy in range(num_each)]
         decoding = Decoding(
             self._how.max_new_tokens,
@@ -79,22 +78,18 @@ class Sampler:
             log_probs=True,
         )
         self._model.eval()
-        done: dict[str, tuple[list[int], list[float], bool]] = {}
+        done: dict[str, Sample] = {}
         heard = time.monotonic()
-        for each in decode(self._twin, asked, decoding, self._tokenizer.end_ids):
-            done[each.item_id] = (each.ids, each.log_probs, each.truncated)
+        together = parallel.largest if parallel.ep > 1 and parallel.dp > 1 else None
+        for each in decode(self._twin, asked, decoding, self._tokenizer.end_ids, together=together):
+            row = rows[int(each.item_id.partition("/")[0])]
+            done[each.item_id] = self._scored(row, each.ids, each.log_probs, each.truncated)
             if time.monotonic() - heard >= HEARTBEAT_SECONDS:
                 heard = time.monotonic()
                 self._progress.write("sampling", done=len(done), total=len(asked))
         self._model.train()
-        if parallel.ep == 1 and parallel.dp > 1:
-            parts: list[dict[str, tuple[list[int], list[float], bool]]] = [{} for _ in range(parallel.dp)]
-            dist.all_gather_object(parts, done, group=parallel.groups.dp)
-            done = {name: found for part in parts for name, found in part.items()}
-        return [
-            [self._scored(row, *done[f"{number}/{copy}"]) for copy in range(num_each)]
-            for number, row in enumerate(rows)
-        ]
+        samples = parallel.gather(done)
+        return [[samples[f"{number}/{copy}"] for copy in range(num_each)] for number in range(len(rows))]
 
     def _scored(self, row: Row, ids: list[int], log_probs: list[float], truncated: bool) -> Sample:
         right = not truncated and is_correct(row.answer, extract(self._tokenizer.decode(ids)))

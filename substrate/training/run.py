@@ -1,6 +1,6 @@
 """The training loop: a model with its adapter, and everything that changes from step to step.
 
-    rows of the training file -> batch of a step -> gradients -> AdamW -> checkpoint, candidate -> the next step
+    rows of the training file -> batch of a step -> gradients -> optimizer -> checkpoint, candidate -> the next step
 
 The recipe decides what is trained, on which rows and with which loss. The loop checks the stop file before every step.
 A run that resumes from a checkpoint makes the same adapter, to the last bit, as one that was never stopped.
@@ -24,6 +24,7 @@ from substrate.interface.task import Task
 from substrate.model import ModelConfig, build_model, kernels, learning_targets, load_base, trainable_placements
 from substrate.model.tensors import Checkpoint, fill, owned
 from substrate.training import checkpoint
+from substrate.training.optimizer import allocate, make_optimizer, moments
 from substrate.training.pipeline_stages import accumulate_gradients
 from substrate.training.recipe import Recipe
 from substrate.training.schedule import learning_rates
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 STARTED = time.monotonic()
 # A loss above this multiple of uniform guessing's, log(vocabulary), does not recover.
 DIVERGED_FACTOR = 3.0
-ADAM_BETAS, ADAM_EPS = (0.9, 0.95), 1e-8  # the betas of Nemotron-H's own training (arXiv:2504.03624)
 SELECTED = "selected"
 Result = TypeVar("Result")
 
@@ -61,19 +61,14 @@ class Training:
         self.shape = Shape(recipe.micro_batch_size, parallel.tp, parallel.dp_rank, parallel.dp)
         self.stream = self.stream_of(self.rows)
         self.sampled: Stream | None = None  # batches of the model's own completions, set by the recipe rft
-        torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: equal within a tensor-parallel group
+        torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: tensor-parallel ranks must agree (model/lora.py)
         recompute = bool(task.parallelism.get("recompute", False))
         self.model = build_model(ModelConfig.from_dict(task.model), parallel, recompute=recompute)
         load_base(self.model, task.base)
         recipe.attach(self.model, task.seed)
         self.model.train()
         self.trainable = [tensor for tensor in self.model.parameters() if tensor.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.trainable, lr=0.0, betas=ADAM_BETAS, eps=ADAM_EPS, weight_decay=recipe.weight_decay
-        )
-        for tensor in self.trainable:  # AdamW would make them at its first step; a checkpoint fills them earlier
-            zeros = {"exp_avg": torch.zeros_like(tensor), "exp_avg_sq": torch.zeros_like(tensor)}
-            self.optimizer.state[tensor] = {"step": torch.zeros(()), **zeros}
+        self.optimizer = make_optimizer(recipe.optimizer, self.trainable, recipe.weight_decay)
         every, last = recipe.checkpoint_every, recipe.num_steps
         self._selector = Selector(recipe.selection, sorted({*range(every, last, every), last}), self.trainable)
         self.copies: dict[str, list[Tensor]] = {}  # of the trainable tensors, by name, kept in checkpoints (`copy`)
@@ -143,18 +138,21 @@ class Training:
         finally:
             self._put(now)
 
-    def log_probs(self, rows: Sequence[Row]) -> dict[str, list[float]]:
-        """Returns item id -> log-probability of each learned token, in nats. Every data-parallel rank scores all rows."""
+    def log_probs(self, rows: Sequence[Row], temperature: float = 1.0) -> dict[str, list[float]]:
+        """Returns item id -> log-probability of each learned token, in nats, on every rank.
+
+        Data-parallel ranks score a part each, so their number must divide the rows'.
+        """
         found: dict[str, list[float]] = {}
         self.model.eval()
-        for micro_batch in make_batch(rows, self.shape._replace(dp_rank=0, dp_size=1)).micro_batches:
+        for micro_batch in make_batch(rows, self.shape).micro_batches:
             with torch.no_grad():
-                outputs_BL = self.recipe.outputs(self.model, micro_batch)
+                outputs_BL = self.recipe.outputs(self.model, micro_batch, temperature)
             for row, line in zip(micro_batch.rows, outputs_BL.tolist(), strict=True):
                 begin = len(row.prompt) - 1
                 found[row.item_id] = line[begin : begin + len(row.learned)]
         self.model.train()
-        return found
+        return self.parallel.gather(found)
 
     def _put(self, values: Sequence["Tensor"]) -> None:
         for tensor, value in zip(self.trainable, values, strict=True):
@@ -238,14 +236,14 @@ class Training:
         for name in record["copies"]:
             self.copy(name)
         self._selector.restore(record["selection"])
+        if record["step"]:
+            allocate(self.optimizer, record["step"])
         with torch.no_grad(), Checkpoint(path) as saved:
             for place in self._placements():
                 fill(place, saved)
-            if self._random_name in saved.names:
-                state = self._random_state()
-                self._set_random_state(saved.read(self._random_name, tuple(state.shape), slice(None)))
-        for tensor in self.trainable:
-            self.optimizer.state[tensor]["step"].fill_(record["step"])
+            if self._random_name in saved.names:  # another layout of ranks has other names and draws anew
+                shape = tuple(torch.get_rng_state().shape)
+                torch.set_rng_state(saved.read(self._random_name, shape, slice(None)))
         self.step, self.tokens, self.seconds, self.rates = (
             record[name] for name in ("step", "tokens", "seconds", "rates")
         )
@@ -261,35 +259,24 @@ class Training:
     def _written_here(self) -> "Iterator[tuple[str, Tensor]]":
         """Yields the tensors of the state that this rank writes, by name, whole and on the host."""
         yield from owned(self._placements(), self.parallel.groups)
-        if self.parallel.tp_rank == 0:
-            yield self._random_name, self._random_state()
-
-    def _random_state(self) -> "Tensor":
-        """Returns the state of the device's generator, from which dropout draws."""
-        on_gpu = self.parallel.device.type == "cuda"
-        return torch.cuda.get_rng_state(self.parallel.device) if on_gpu else torch.get_rng_state()
-
-    def _set_random_state(self, state: "Tensor") -> None:
-        if self.parallel.device.type == "cuda":
-            torch.cuda.set_rng_state(state, self.parallel.device)
-        else:
-            torch.set_rng_state(state)
+        yield self._random_name, torch.get_rng_state()
 
     def _placements(self) -> "Iterator[Placement]":
-        """Yields the placement of every trained tensor, of its two moments and of its copies."""
+        """Yields the placement of every trained tensor, of its moments and of its copies."""
         copies = {**self.copies, **({SELECTED: self._selector.chosen} if self._selector.chosen else {})}
         number_of = {id(tensor): number for number, tensor in enumerate(self.trainable)}
         for place in trainable_placements(self.model):
             yield place
-            for moment in ("exp_avg", "exp_avg_sq"):
-                yield place.of(self.optimizer.state[place.tensor][moment], f"{moment}/")
+            for name, moment in moments(self.optimizer, place.tensor).items():
+                yield place.of(moment, f"{name}/")
             for name, tensors in copies.items():
                 yield place.of(tensors[number_of[id(place.tensor)]], f"{name}/")
 
     @property
     def _random_name(self) -> str:
-        """Name of the generator's state, which a tensor-parallel group shares. Another layout has other names and draws anew."""
-        return f"random/pp{self.parallel.pp_rank}/dp{self.parallel.dp_rank}"
+        """Name of this rank's state of the host's generator, from which the seeds of dropout masks are drawn, on a GPU too."""
+        parallel = self.parallel
+        return f"random/pp{parallel.pp_rank}/dp{parallel.dp_rank}/tp{parallel.tp_rank}"
 
     @property
     def checkpoints(self) -> Path:

@@ -56,6 +56,7 @@ def planned(case: str, targets: list[str]) -> footprint.Footprint:
         "method": "sft_full" if case.startswith("full") else "sft_lora",
         "selection": {"choice": "last"},
         "options": {},
+        "optimizer": "adamw",
         "lora": {"rank": 16, "targets": targets},
         "micro_batch_size": sequences,
         "batch_size": 2 * sequences * layout["dp"],

@@ -15,13 +15,16 @@ from torch import testing
 
 from substrate.data.batches import Shape, make_batch
 from substrate.data.rows import Row
+from substrate.inference.decode import sample
 from substrate.interface.errors import DataError, Stopped, UsageError
+from substrate.model.losses import chunked_log_probs
 from substrate.recipes import METHODS, load_recipe
 from substrate.recipes.base_recipe import Lora
 from substrate.recipes.grpo import PolicyBatch, group_advantages
 from substrate.recipes.rft import _best, _filled
 from substrate.training.selection import Selection, Selector
 from tests.support import trainings
+from tests.support.paths import ROOT
 
 # megatron-core 0.16.1 calling itself in ways that it deprecates.
 pytestmark = [
@@ -36,6 +39,37 @@ OPTIONS = {
     "grpo": {**ROLLOUTS, "samples_per_prompt": 2, "updates_per_rollout": 2, "clip": 0.2, "kl_weight": 0.1}
     | {"learning_rate_scale": 0.5},
 }
+# A rank that writes down how many completions it decodes and scores.
+COUNTING_RANK = """
+import json, os, sys
+from pathlib import Path
+import substrate.train as train
+import substrate.training.rollouts as rollouts
+from substrate.training.run import Training
+counts = {"decoded": [], "scored": []}
+decode, log_probs = rollouts.decode, Training.log_probs
+def decoding(model, asked, *args, **kwargs):
+    counts["decoded"].append(len(asked))
+    return decode(model, asked, *args, **kwargs)
+def scoring(self, rows, *args):
+    outputs, scored = self.recipe.outputs, []
+    object.__setattr__(self.recipe, "outputs", lambda m, batch, *rest: scored.append(len(batch.rows)) or outputs(m, batch, *rest))
+    found = log_probs(self, rows, *args)
+    object.__delattr__(self.recipe, "outputs")
+    counts["scored"].append(sum(scored))
+    return found
+rollouts.decode, Training.log_probs = decoding, scoring
+train.main()
+out = Path(json.loads(Path(sys.argv[1]).read_text())["paths"]["out"])
+(out / f"counted.{os.environ['RANK']}").write_text(json.dumps(counts))
+"""
+LAUNCHER = """
+import json, sys
+from pathlib import Path
+from substrate.distributed import launch
+layout = json.loads(Path(sys.argv[1]).read_text())["config"]["parallelism"]
+sys.exit(launch.run_ranks("counting_rank", sys.argv[1:], layout["tp"] * layout["dp"]))
+"""
 NO_DROPOUT = trainings.config("recipe", "sft_lora")["lora"]
 
 
@@ -75,6 +109,11 @@ def test_shipped_configuration_is_a_recipe(method):
             "grpo",
             {"options": OPTIONS["grpo"] | {"sft_steps": 1.5}},
             "recipe.options.sft_steps is 1.5; it must be of type",
+        ),
+        (
+            "grpo",
+            {"options": OPTIONS["grpo"] | {"top_p": 0.9}},
+            "options.top_p is 0.9; valid is 1: the nucleus changes",
         ),
         ("rft", {"options": OPTIONS["rft"] | {"temperature": 0.0}}, "greedy samples are all equal"),
         ("rft", {"options": OPTIONS["rft"] | {"num_prompts": 0}}, "options.num_prompts is 0; valid is at least 1"),
@@ -219,6 +258,59 @@ def test_divergence_is_zero_at_the_reference_and_positive_elsewhere():
     assert float(difference.detach()) == pytest.approx(divergence, rel=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_ratios_and_gradient_are_those_of_the_distribution_that_was_sampled(alone, temperature):
+    """One token of five, against closed forms: E[pi / pi_old] = 1, and the gradient is that of the expected advantage.
+
+    Draws at even distances stand for the expectation. p = softmax(z / T), J = sum_k p_k A_k, so
+    dJ / dz_k = p_k (A_k - J) / T.
+    """
+    num = 20_000
+    logits, moved = torch.tensor([1.0, 0.2, -0.5, 2.0, 0.0]), torch.tensor([0.4, 0.5, -0.1, 1.2, 0.3])
+    advantage_of = torch.tensor([1.0, -1.0, 0.5, -0.25, 2.0])
+    draws = (torch.arange(num) + 0.5) / num
+    tokens, recorded = sample((logits / temperature).expand(num, -1), 1.0, draws)
+    layer = SimpleNamespace(enter=lambda hidden: hidden, product=torch.clone, weight=logits)
+
+    def scored(z, at):
+        return chunked_log_probs(layer, z.repeat(1, num, 1), tokens.unsqueeze(1), temperature=at)
+
+    old = scored(logits, temperature)
+    testing.assert_close(old[:, 0], recorded.float(), rtol=0, atol=1e-6)
+    mean_ratio = (scored(moved, temperature) - old).exp().mean()
+    assert float(mean_ratio) == pytest.approx(1, abs=1e-3)
+    untempered = (scored(moved, 1.0) - scored(logits, 1.0)).exp().mean()
+    assert (abs(float(untempered) - 1) < 0.02) == (temperature == 1)
+
+    z = logits.clone().requires_grad_()
+    rows = [Row(str(n), "roman", [1], [int(token)], "") for n, token in enumerate(tokens)]
+    weights, advantages = torch.full((num, 1), 1 / num), advantage_of[tokens].unsqueeze(1)
+    batch = PolicyBatch(tokens.unsqueeze(1), tokens.unsqueeze(1), weights, rows, advantages, old, old)
+    _recipe("grpo").loss(scored(z, temperature), batch).backward()
+    p = (logits / temperature).softmax(-1)
+    testing.assert_close(-z.grad, p * (advantage_of - p @ advantage_of) / temperature, rtol=0, atol=1e-3)
+
+
+def test_a_rollout_is_scored_at_its_temperature_and_a_worked_solution_at_one(alone, inputs, tmp_path, monkeypatch):
+    """The engine's record and the trainer's scores agree in a run at temperature 0.6, and the ratio begins at one."""
+    _every_sample_is_right(monkeypatch)
+    options = OPTIONS["grpo"] | {"temperature": 0.6, "updates_per_rollout": 1, "kl_weight": 0.0}
+    changes = {"method": "grpo", "lora": NO_DROPOUT}
+    out = trainings.train(trainings.write_task(tmp_path / "warm", inputs, options=options, **changes), alone)
+    lines = trainings.progress(out)
+    rollouts = [line for line in lines if line["phase"] == "rollout"]
+    assert len(rollouts) == 6 and all(line["log_prob_difference"]["max"] < 1e-3 for line in rollouts)
+    plain = trainings.train(
+        trainings.write_task(tmp_path / "plain", inputs, options=options | {"temperature": 1.0}, **changes), alone
+    )
+    warm, at_one = (
+        [line for line in found if line["phase"] == "train"] for found in (lines, trainings.progress(plain))
+    )
+    assert [line["loss"] for line in warm[:4]] == [line["loss"] for line in at_one[:4]]  # on worked solutions
+    # With every ratio 1 the loss is minus the mean advantage, which is 0 in every group.
+    assert [line["loss"] for line in warm[4:]] == pytest.approx([0.0] * 6, abs=1e-5)
+
+
 def _sample(ids: list[int], reward: float) -> SimpleNamespace:
     return SimpleNamespace(ids=ids, reward=reward)
 
@@ -284,10 +376,15 @@ def test_stopped_run_goes_on_to_the_same_adapter(alone, inputs, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [{"tp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}], ids=lambda each: " ".join(each))
+@pytest.mark.parametrize(
+    "layout",
+    [{"tp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"tp": 2, "ep": 2}, {"tp": 2, "dp": 2, "ep": 4}],
+    ids=lambda each: " ".join(f"{axis}{size}" for axis, size in each.items()),
+)
 def test_rollouts_are_those_of_one_rank(alone, inputs, tmp_path, layout):
-    """Several ranks draw the same completions as one: the first rollout's rewards and lengths are equal."""
+    """Several ranks draw the same completions as one, and each decodes and scores its part of them alone."""
     lines = []
+    (tmp_path / "counting_rank.py").write_text(COUNTING_RANK)
     for name, axes in (("one", {}), ("more", layout)):
         task = trainings.write_task(
             tmp_path / name, inputs, method="grpo", options=OPTIONS["grpo"] | {"max_new_tokens": 4}, lora=NO_DROPOUT
@@ -295,8 +392,12 @@ def test_rollouts_are_those_of_one_rank(alone, inputs, tmp_path, layout):
         content = json.loads(task.read_text())
         content["config"]["parallelism"] |= axes
         task.write_text(json.dumps(content))
-        done = trainings.spawn(["-m", "substrate.train"], task)
+        done = trainings.spawn(["-c", LAUNCHER], task, PYTHONPATH=f"{tmp_path}:{ROOT}")
         assert done.returncode == 0, done.stderr
+        dp = axes.get("dp", 1)
+        counts = [json.loads(path.read_text()) for path in sorted((tmp_path / name / "out").glob("counted.*"))]
+        assert len(counts) == dp * axes.get("tp", 1)
+        assert counts == [{"decoded": [4 * 2 // dp] * 3, "scored": [4 * 2 // dp] * 6}] * len(counts)
         rollout = next(line for line in trainings.progress(tmp_path / name / "out") if line["phase"] == "rollout")
         lines.append({key: rollout[key] for key in ("reward", "by_family", "groups", "mean_tokens")})
     assert lines[0] == lines[1]
