@@ -6,11 +6,12 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.campaign.errors import ConfigError, IntegrityError
 from pipeline.campaign.facts import facts_of
-from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.cluster import doctor
 from pipeline.cluster.site_check import Check
@@ -53,9 +54,8 @@ def checkpoint(visit: Visit) -> Check:
         return Check("checkpoint", "good", IN_THE_IMAGE)
     folder = visit.chosen.cluster.weights_dir
     base_weights.published_files(folder)
-    with tempfile.TemporaryDirectory(prefix="first-contact-") as scratch:
-        write_file(Path(scratch, "model.json"), json.dumps(model))
-        found = substrate("formats.check_checkpoint", folder, str(Path(scratch, "model.json")))
+    with model_file(visit) as path:
+        found = substrate("formats.check_checkpoint", folder, path)
     manifest = base_weights.build_manifest(folder)
     if not visit.sha256:
         return Check(
@@ -101,7 +101,21 @@ def tokenizer(visit: Visit) -> Check:
     """Special ids and chat template of the published folder, by the image's own reader."""
     if not base_weights.are_outside(visit.chosen.to_dict()["model"]):
         return Check("tokenizer", "good", "the image brings its own tokenizer")
-    return Check("tokenizer", "good", substrate("formats.published_tokenizer", visit.chosen.cluster.weights_dir))
+    with model_file(visit) as path:
+        return Check(
+            "tokenizer",
+            "good",
+            substrate("formats.published_tokenizer", visit.chosen.cluster.weights_dir, "--model", path),
+        )
+
+
+@contextmanager
+def model_file(visit: Visit) -> Iterator[str]:
+    """The path of a file with the configured model, for the image's own code."""
+    with tempfile.TemporaryDirectory(prefix="first-contact-") as scratch:
+        path = Path(scratch, "model.json")
+        path.write_text(json.dumps(visit.chosen.to_dict()["model"]))
+        yield str(path)
 
 
 def freeze_probe(visit: Visit) -> Check:
