@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -420,11 +421,15 @@ def test_samples_are_those_of_the_judge_s_engine(alone, inputs, tmp_path):
     assert run.model.training
     judged = load_model(run.model.architecture, alone, task.base, task.out / "adapter")
     prompts = [(f"{n}/0", row.prompt) for n, row in enumerate(asked)]
-    theirs = {one.item_id: one.ids for one in decode(judged, prompts, Decoding(12, 8))}
+    theirs = {one.item_id: one.ids for one in decode(judged, prompts, Decoding(12, 8), run.tokenizer.end_ids)}
     assert [group[0].ids for group in groups] == [theirs[f"{n}/0"] for n in range(5)]
     scored = run.log_probs([row._replace(learned=group[0].ids) for row, group in zip(asked, groups, strict=True)])
     for row, group in zip(asked, groups, strict=True):
         testing.assert_close(scored[row.item_id], group[0].log_probs, rtol=0, atol=1e-4)
+    # A checkpoint with other ends stops there, and what stops at one is not truncated.
+    run.tokenizer.special = replace(run.tokenizer.special, end_ids=tuple(range(run.model.architecture.vocab_size)))
+    ended = Sampler(run.model, alone, run.tokenizer, Sampling(0.0, 1.0, 12, 8)).sample(asked, 1, "")
+    assert {(len(one.ids), one.truncated) for group in ended for one in group} == {(1, False)}
 
 
 def test_card_is_beside_the_adapter(alone, inputs, tmp_path):
