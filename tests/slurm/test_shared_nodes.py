@@ -28,7 +28,9 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(WAIT_SECONDS + 60)]
 
 
 @pytest.mark.usefixtures("testbed")
-def test_arms_share_a_node_and_a_judge_job_judges_for_a_dead_reference_job(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_arms_share_a_node_and_a_judge_job_judges_for_a_dead_reference_job(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
     campaign = Campaign.at(own(tmp_path_factory.mktemp("campaigns")) / "shared")
     pipeline("round", campaign.folder, *OVERRIDES)
     folder = campaign.round("r0001")
