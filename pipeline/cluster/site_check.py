@@ -235,8 +235,8 @@ def checks_of_answers(answers: dict[str, str], cluster: Any, before: float, afte
     yield make_check("scratch on a node", free > LEAST_BYTES and answers["kind"] not in SHARED,
                      f"{free / 2**30:.0f} GiB free ({answers['kind']})",
                      "set cluster.scratch_dir to a folder on a larger local disk")  # fmt: skip
-    if cluster.gpus_per_node:
-        yield make_check("GPUs on a node", int(answers["gpus"]) >= cluster.gpus_per_node,
+    if cluster.gpus:
+        yield make_check("GPUs on a node", int(answers["gpus"]) >= cluster.gpus,
                          f"nvidia-smi lists {answers['gpus']}",
                          "ask inside a job, which may see more of them: `srun --gpus=2 python slurm/all_reduce.py`", "unknown")  # fmt: skip
         errors = sum(int(count) for count in re.findall(r"\d+", answers["errors"]))

@@ -16,6 +16,11 @@ def check_plan_fits(chosen: settings.Settings) -> None:
 def check_sizes(chosen: settings.Settings) -> None:
     """Check model, layout, requests, adapter targets and axes against one another. Raises ConfigError for the first that does not fit."""
     config = chosen.to_dict()
+    if chosen.cluster.gpus > chosen.parallelism.world_size:
+        raise ConfigError(
+            f"cluster.worker.gpus = {chosen.cluster.gpus}, but an arm has {chosen.parallelism.world_size} ranks, one for each GPU",
+            "Leave it null; cluster.worker.sbatch={exclusive: true} keeps other jobs away from the node",
+        )
     gpus = chosen.cluster.gpus if chosen.cluster.kind == "slurm" else 0
     model_size.check_layout(config["model"], config["parallelism"], gpus)
     if chosen.cluster.kind == "slurm":
@@ -46,11 +51,6 @@ def check_requests(chosen: settings.Settings) -> None:
         raise ConfigError(
             f"judging takes parallelism.judge_tp = {judge_tp} GPUs of one node, but an arm has {cluster.gpus} there",
             "Lower parallelism.judge_tp, or choose a layout with more ranks on a node",
-        )
-    if cluster.gpus > chosen.parallelism.world_size:
-        raise ConfigError(
-            f"cluster.worker.gpus = {cluster.gpus}, but an arm has {chosen.parallelism.world_size} ranks, one for each GPU",
-            "Leave it null; cluster.worker.sbatch={exclusive: true} keeps other jobs away from the node",
         )
     if target.kind != "none" and target.wait_seconds >= 60 * cluster.meta.time_limit_minutes:
         raise ConfigError(

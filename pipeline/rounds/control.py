@@ -217,7 +217,9 @@ def _rerun(
     arms = [arm for arm in arms if arm not in left_out]
     for arm in arms:
         _check_may_run(folder, arm, states.get(f"{folder.name}/{arm}"), said.complaints)
-    has_reference = not asked and _lacks_reference(campaign, folder, states.get("reference"))
+    judge = states.get("judge")  # a judge job that waits or runs judges the reference too
+    is_awaited = bool(judge and (judge.waits or judge.runs))
+    has_reference = not asked and not is_awaited and _lacks_reference(campaign, folder, states.get(REFERENCE))
     why = "no job, because a person cancelled it; name it, and `rerun` starts it"
     left = [f"{folder.name}/{arm}: {why}" for arm in left_out]
     if not (arms or has_reference):

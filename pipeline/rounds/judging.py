@@ -73,8 +73,8 @@ class Left:
                 f"{', '.join(wanted)} of {name} needs a GPU to be judged, and this process can open none that is its own",
                 f"The meta job submits a judge job and another meta job after it; by hand `{chain}` does so",
             )
-        if left:
-            log.append_news("unjudged", {"round": name}, what=left)
+        if missing := [what for what in left if what in self.asked]:
+            log.append_news("unjudged", {"round": name}, what=missing)
 
 
 def is_possible_here(chosen: settings.Settings) -> bool:

@@ -117,6 +117,8 @@ def _given(
     there: the node's GPUs. openable: those that open. has_closed_parts: whether a cgroup hides parts of GPUs (MIG). Raises WorkFailed where
     the variables and /dev contradict one another.
     """
+    if not openable:
+        return [], ""
     is_constrained = len(openable) < len(there)
     words = [word for word in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if word not in NONE_GIVEN]
     numbered = next((variables[name] for name in NUMBERED if variables.get(name)), "")

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.campaign.errors import NotFound, WorkFailed
 from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_submit, stage_command
+from pipeline.rounds import launch
 from tests.support.paths import GOLDEN, ROOT
 from tests.support.resources import CPU, SMALL
 
@@ -27,13 +28,15 @@ GPU = replace(
     partition="gpu",
     account="lab",
     gpus_per_node=8,
+    gpus=8,
     gpu_type="h200",
     cpus_per_task=64,
     mem="900G",
     time_limit_minutes=240,
 )
 LARGE = sbatch_parameters.Resources(
-    "big-r0001", {"worker": GPU, "reference": replace(GPU, gpus_per_node=2), "meta": replace(CPU, partition="cpu", account="lab", mem="16G")},
+    "big-r0001", {"worker": GPU, "reference": replace(GPU, gpus=2), "judge": replace(GPU, gpus=4),
+     "meta": replace(CPU, partition="cpu", account="lab", mem="16G")},
     600, nodes=2, arms_at_once=4, setup=("module load cuda",),
 )  # fmt: skip
 STAND_IN = """#!/bin/sh
@@ -94,13 +97,24 @@ def test_the_sbatch_text_is_the_recorded_one():
     )
 
 
+def test_a_judge_job_waits_for_nothing_and_the_meta_job_waits_for_it(stand_in, tmp_path):
+    cluster = stand_in()
+    judge, meta = ("judge", "/runs/demo", "r0001"), (*META, "--asked=reference")
+    ids = slurm_submit.submit(tmp_path / "slurm", CODE, [], meta, LARGE, judge=judge)
+    assert (ids["judge_job_id"], ids["meta_job_id"], ids["array_job_ids"]) == ("101", "102", [])
+    texts = [(cluster / f"{number}.sh").read_text() for number in (101, 102)]
+    assert "#SBATCH --gpus-per-node=h200:4\n" in texts[0] and "--dependency" not in texts[0]
+    assert "#SBATCH --job-name=big-r0001-judge\n" in texts[0]
+    assert "#SBATCH --dependency=afterany:101\n" in texts[1] and "gpus" not in texts[1]
+
+
 def test_what_is_submitted_is_what_is_shown(stand_in, tmp_path):
     cluster = stand_in()
     folder = tmp_path / "slurm"
     ids = slurm_submit.submit(folder, CODE, ARRAYS, META, SMALL, REFERENCE)
     mark = ids.pop("submission")
     assert ids == {
-        "kind": "slurm", "array_job_ids": ["101", "102"], "reference_job_id": "103", "meta_job_id": "104",
+        "kind": "slurm", "array_job_ids": ["101", "102"], "reference_job_id": "103", "judge_job_id": "", "meta_job_id": "104",
         "task_job_ids": [[f"101_{n}" for n in range(8)], ["102_0", "102_1"]],
     }  # fmt: skip
     shown = sbatch_parameters.sbatch_texts(folder, CODE, ARRAYS, SMALL)
@@ -189,6 +203,19 @@ me.unlink()"""
     seen = [int(path.read_text()) for path in (tmp_path / "logs").iterdir()]
     assert len(seen) == 5
     assert max(seen) == 2
+
+
+def test_arms_that_run_at_the_same_time_on_one_machine_have_gpus_of_their_own(code_dir, tmp_path):
+    running = tmp_path / "running"
+    running.mkdir()
+    text = f"""
+me = Path({str(running)!r}, os.environ["CUDA_VISIBLE_DEVICES"])
+me.touch(exist_ok=False)
+time.sleep(0.2)
+me.unlink()"""
+    codes = local_runner.run_local(arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=launch.gpus_by_arm(2, 5))
+    assert launch.gpus_by_arm(2, 5) == ["0,1", "2,3"] and launch.gpus_by_arm(0, 0) == []
+    assert list(codes.values()) == [0] * 5
 
 
 def test_logs_of_an_earlier_run_are_kept(code_dir, tmp_path):

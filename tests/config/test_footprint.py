@@ -179,7 +179,7 @@ def test_the_published_30b_on_one_gpu():
     [
         (["parallelism.recompute=false", "recipe.micro_batch_size=4"], "training needs .*recompute=true"),
         (["tasks.decode_batch_size=4096"], "decoding needs .*decode_batch_size"),
-        (["parallelism.judge_tp=1", "cluster.capacity.gpu_memory_gib=40"], "decoding needs .*judge_tp"),
+        (["parallelism.recompute=true", "cluster.capacity.gpu_memory_gib=40"], "decoding needs .*judge_tp"),
     ],
 )
 def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys, overrides, words):

@@ -183,7 +183,7 @@ def test_sizes_that_contradict_one_another_are_named(change, sentence):
 
 
 def test_the_shipped_layouts_fill_their_machines():
-    two_nodes = settings.compose(["experiment=nano_30b"]).to_dict()
+    two_nodes = settings.compose(["experiment=nano_30b", "parallelism=tp4_ep8"]).to_dict()
     assert model_size.check_layout(two_nodes["model"], two_nodes["parallelism"], 8) == 16
     demo = settings.compose().to_dict()
     assert model_size.check_layout(demo["model"], demo["parallelism"]) == 2

@@ -173,6 +173,12 @@ def test_where_this_job_has_gpus_the_meta_stage_judges_itself(folder: Round, mon
         meta.close(folder.campaign, folder)
 
 
+def test_a_person_who_closes_the_round_asks_for_nothing(folder: Round) -> None:
+    unjudge(folder)
+    assert meta.close(folder.campaign, folder, by_person=True).state == "closed"
+    assert events(folder, "judge_request", "unjudged") == []
+
+
 def test_one_thing_that_cannot_be_judged_does_not_stop_the_rest(folder: Round, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[object] = []
 

@@ -68,7 +68,7 @@ def test_probe_finds_nothing(arena: Arena) -> None:
     forbidden = {name: str(arena.world / name) for name in SECRETS}
     report = arena.ask("probe", forbidden=forbidden)["report"]
     assert {f"path {name}" for name in SECRETS} < set(report)
-    assert {"write /substrate", "remount /substrate", "environment", "namespace net", "sockets"} < set(report)
+    assert {"write /substrate", "remount /substrate", "environment", "namespace net", "sockets", "devices", "make a device"} < set(report)
     assert not any(check["reached"] for check in report.values())
     assert json.loads((arena.world / "probe.json").read_text()) == report
 
@@ -91,6 +91,7 @@ def test_probe_sees_everything_where_there_is_no_sandbox(arena: Arena) -> None:
         "read_only": [str(arena.world / "scratch")],
         "environment": [],
         "network": "loopback",
+        "devices": [],
         "namespaces": {"pid": os.readlink("/proc/self/ns/pid")},
     }
     if platform.machine() == "x86_64":
@@ -100,9 +101,15 @@ def test_probe_sees_everything_where_there_is_no_sandbox(arena: Arena) -> None:
     )
     report = json.loads(answered["log"].splitlines()[-1])
     reached = {name for name, check in report.items() if check["reached"]}
-    assert {"path vault", "paths through /proc", "namespace pid", "environment", "capabilities"} <= reached
+    assert {"path vault", "paths through /proc", "namespace pid", "environment", "capabilities", "devices"} <= reached
     assert "keys" in reached or platform.machine() != "x86_64"
     assert f"write {arena.world}/scratch" in reached and "user namespace" in reached
+
+
+def test_probe_finds_a_device_that_was_not_given(arena: Arena) -> None:
+    """/dev/fuse stands for the GPU of another job: the sandbox shows it at a path of which its list of devices knows nothing."""
+    answered = arena.ask("probe", forbidden={}, show={"/dev/nvidia7": "/dev/fuse"})
+    assert answered["error"] == "Refused" and "devices (['/dev/nvidia7'])" in answered["what"]
 
 
 @pytest.mark.parametrize("who", WHO)
