@@ -22,6 +22,7 @@ from pipeline.cli import (
     show_round,
 )
 from pipeline.cli.arguments import Commands
+from pipeline.sandbox import runtime_needs
 
 MODULES = (
     run_rounds, show_round, change_round, change_campaign, doctor_and_memory, image, audit, evidence, job_stages, board,
@@ -64,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         if (error.name or "").startswith(("pipeline", "substrate")):
             raise
         print(
-            f"{error.name} is not installed for {sys.executable}. Run `make setup` and use .venv/bin/python, which has it",
+            f"{error.name} is not installed for {sys.executable}. Run `make setup` and use .venv/bin/python, which has it. "
+            f"For a container, {runtime_needs.CURE}",
             file=sys.stderr,
         )
         return 2

@@ -27,7 +27,7 @@ from pipeline.cluster.site_check import LEAST_BYTES, NAMESPACES_CURE, SHARED, Ch
 from pipeline.config import footprint, settings
 from pipeline.config.fit import check_plan_fits
 from pipeline.execution import base_weights
-from pipeline.sandbox import entries, image, namespace
+from pipeline.sandbox import entries, image, namespace, runtime_needs
 
 PROGRAMS = {
     "bwrap": "bubblewrap", "mksquashfs": "squashfs-tools", "unsquashfs": "squashfs-tools", "prlimit": "util-linux",
@@ -70,6 +70,9 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None, *, with
 
 
 def _machine() -> Iterator[Check]:
+    yield make_check(
+        "runtime", not runtime_needs.lacking(), runtime_needs.describe(), f"`make setup`; {runtime_needs.CURE}"
+    )
     yield from _programs(PROGRAMS)
     if namespace.is_machine_root():
         yield Check(

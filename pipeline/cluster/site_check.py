@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.campaign.records import NUM_ARMS
 from pipeline.cluster import sbatch_parameters, slurm_clients, slurm_jobs
 from pipeline.config import requests, settings
+from pipeline.sandbox import runtime_needs
 
 SKEW_SECONDS = 2.0
 CANARY_SECONDS = 30.0
@@ -194,7 +195,7 @@ def questions(cluster: Any, canary: Path) -> str:
     lines = {
         "seen": f"cat '{canary}'",
         "clock": "date +%s.%N",
-        "runtime": f"{runtime} --version 2>&1 | tail -n 1",
+        "runtime": f"{runtime} '{runtime_needs.__file__}' 2>&1 | tail -n 1",
         "absent": "for each in bwrap squashfuse; do command -v $each > /dev/null || printf '%s ' $each; done",
         "fuse": "[ -w /dev/fuse ] && echo open || echo closed",
         "namespaces": "unshare --user --map-root-user --mount echo open 2>&1 | tail -n 1",
@@ -221,9 +222,11 @@ def checks_of_answers(answers: dict[str, str], cluster: Any, before: float, afte
     yield make_check(
         "clock skew", skew < SKEW_SECONDS, f"{skew:.1f} s", "run a time service such as chrony on the nodes"
     )
-    works = answers["runtime"].startswith("Python")
-    yield make_check("runtime on a node", works, answers["runtime"] or "it printed nothing",
-                     "check cluster.runtime and what cluster.setup exports for it; without one, the .venv must lie on a shared path")  # fmt: skip
+    found = answers["runtime"]
+    works = found.startswith("Python") and " lacks " not in found
+    yield make_check("runtime on a node", works, found or "it printed nothing",
+                     f"check cluster.runtime and what cluster.setup exports for it; without one, the .venv must lie on a shared path; "
+                     f"{runtime_needs.CURE}")  # fmt: skip
     inside = " (of the node itself; the runtime brings its own)" if cluster.runtime else ""
     fit = not answers["absent"] and answers["fuse"] == "open"
     found = f"absent programs: {answers['absent'].strip() or 'none'}; /dev/fuse is {answers['fuse']}{inside}"

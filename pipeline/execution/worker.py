@@ -28,6 +28,7 @@ from pipeline.campaign.errors import (
     FilesUnreachable,
     IntegrityError,
     Interrupted,
+    NotFound,
     PipelineError,
     TrialFailed,
     WorkFailed,
@@ -39,7 +40,7 @@ from pipeline.config import corrections, footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
 from pipeline.execution.attempt import Work, conclude
 from pipeline.execution.cores import cores
-from pipeline.sandbox import bubblewrap, image, namespace
+from pipeline.sandbox import bubblewrap, image, namespace, runtime_needs
 
 KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
 
@@ -47,9 +48,11 @@ KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
 def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | None = None) -> Attempt | None:
     """Run one arm of a frozen round and return its attempt; None where the arm has a published score already.
 
-    Raises IntegrityError before it claims an attempt where code, constitution or plan are not the frozen ones. Once it has published a
-    failure, it raises the error that the outcome records.
+    Before it claims an attempt, it raises NotFound where this Python lacks a package, and IntegrityError where code, constitution or plan
+    are not the frozen ones. Once it has published a failure, it raises the error that the outcome records.
     """
+    if missing := runtime_needs.lacking():
+        raise NotFound(f"{sys.executable} lacks {', '.join(missing)}", runtime_needs.CURE)
     facts = facts_of(campaign)
     verified_code(campaign, facts)
     frozen, digest = read_plan(folder, plan_digest)
@@ -70,6 +73,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
         "pid": os.getpid(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
         "plan_digest": digest,
+        "runtime": runtime_needs.describe(),
         **task_cores,
     }
     write_file(attempt.claim, json.dumps(claim))

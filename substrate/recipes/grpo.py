@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from substrate.data.rows import Row
 from substrate.interface.command_line import read_json, write_json
 from substrate.recipes.base_recipe import require
-from substrate.recipes.sft_lora import SftLora
+from substrate.recipes.own_samples import OwnSamples, SamplingOptions
 
 if TYPE_CHECKING:
     import torch
@@ -45,27 +45,18 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
-class Options:
-    """The keys of `recipe.options`. Raises UsageError for a wrong value."""
+class Options(SamplingOptions):
+    """The keys of `recipe.options`; a group has `samples_per_prompt` completions. Raises UsageError for a wrong value."""
 
-    sft_steps: int  # steps on worked solutions; 0 for a base that solves some puzzles already
-    samples_per_prompt: int  # size of a group
     updates_per_rollout: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int
-    decode_batch_size: int
     clip: float
     kl_weight: float
-    learning_rate_scale: float  # factor on the schedule's rate in the steps on rollouts
 
     def __post_init__(self) -> None:
-        for name in ("updates_per_rollout", "max_new_tokens", "decode_batch_size"):
-            require(getattr(self, name) >= 1, f"options.{name}", getattr(self, name), "at least 1")
+        super().__post_init__()
+        require(self.updates_per_rollout >= 1, "options.updates_per_rollout", self.updates_per_rollout, "at least 1")
         require(self.samples_per_prompt >= 2, "options.samples_per_prompt", self.samples_per_prompt, "at least 2")
-        for name in ("sft_steps", "kl_weight"):
-            require(getattr(self, name) >= 0, f"options.{name}", getattr(self, name), "at least 0")
-        require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all equal")
+        require(self.kl_weight >= 0, "options.kl_weight", self.kl_weight, "at least 0")
         require(
             self.top_p == 1,
             "options.top_p",
@@ -73,10 +64,9 @@ class Options:
             "1: the nucleus changes with each update, and a token that left it has no ratio; lower options.temperature",
         )
         require(0 < self.clip < 1, "options.clip", self.clip, "above 0, below 1")
-        require(self.learning_rate_scale > 0, "options.learning_rate_scale", self.learning_rate_scale, "above 0")
 
 
-class Grpo(SftLora):
+class Grpo(OwnSamples):
     """The method of hydra_conf/recipe/grpo.yaml."""
 
     OPTIONS = Options
@@ -85,17 +75,10 @@ class Grpo(SftLora):
     def check_layout(self, pp: int, dp: int) -> None:
         super().check_layout(pp, dp)
         require(
-            pp == 1, "method", self.method, "sft_lora or sft_full with pp > 1: sampling needs all layers on one rank"
-        )
-        require(self.own.sft_steps < self.num_steps, "options.sft_steps", self.own.sft_steps, "below num_steps")
-        require(
             self.lora.dropout == 0, "lora.dropout", self.lora.dropout, "0: the ratio to the old policy must be exact"
         )
         whole = self.batch_size % self.own.samples_per_prompt == 0
         require(whole, "batch_size", self.batch_size, f"a multiple of samples_per_prompt {self.own.samples_per_prompt}")
-
-    def rate_scale(self, step: int) -> float:
-        return self.own.learning_rate_scale if step >= self.own.sft_steps else 1.0
 
     def batch(self, run: "Training") -> "Batch":
         if run.step < self.own.sft_steps:

@@ -22,7 +22,7 @@ from substrate.data.rows import Row
 from substrate.interface.command_line import read_json_lines, write_json_lines
 from substrate.interface.errors import DataError
 from substrate.recipes.base_recipe import require
-from substrate.recipes.sft_lora import SftLora
+from substrate.recipes.own_samples import OwnSamples, SamplingOptions
 
 if TYPE_CHECKING:
     from substrate.data.batches import Batch
@@ -33,43 +33,23 @@ KEPT_FIELDS: dict[str, type] = {"item_id": str, "family": str, "prompt": list, "
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(SamplingOptions):
     """The keys of `recipe.options`. Raises UsageError for a wrong value."""
 
-    sft_steps: int  # steps on worked solutions; 0 for a base that solves some puzzles already
     num_prompts: int
-    samples_per_prompt: int
     keep_per_prompt: int
-    temperature: float
-    top_p: float
-    max_new_tokens: int  # a longer completion is not kept
-    decode_batch_size: int
-    learning_rate_scale: float  # factor on the schedule's rate in the steps on kept completions
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "samples_per_prompt", "keep_per_prompt", "max_new_tokens", "decode_batch_size"):
+        super().__post_init__()
+        for name in ("num_prompts", "keep_per_prompt"):
             require(getattr(self, name) >= 1, f"options.{name}", getattr(self, name), "at least 1")
-        require(self.sft_steps >= 0, "options.sft_steps", self.sft_steps, "at least 0")
-        require(self.temperature > 0, "options.temperature", self.temperature, "above 0: greedy samples are all equal")
-        require(0 < self.top_p <= 1, "options.top_p", self.top_p, "above 0, up to 1")
-        require(self.learning_rate_scale > 0, "options.learning_rate_scale", self.learning_rate_scale, "above 0")
 
 
-class Rft(SftLora):
+class Rft(OwnSamples):
     """The method of hydra_conf/recipe/rft.yaml."""
 
     OPTIONS = Options
     own: Options
-
-    def check_layout(self, pp: int, dp: int) -> None:
-        super().check_layout(pp, dp)
-        require(
-            pp == 1, "method", self.method, "sft_lora or sft_full with pp > 1: sampling needs all layers on one rank"
-        )
-        require(self.own.sft_steps < self.num_steps, "options.sft_steps", self.own.sft_steps, "below num_steps")
-
-    def rate_scale(self, step: int) -> float:
-        return self.own.learning_rate_scale if step >= self.own.sft_steps else 1.0
 
     def batch(self, run: "Training") -> "Batch":
         if run.step < self.own.sft_steps:

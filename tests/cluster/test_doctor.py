@@ -10,6 +10,7 @@ import pytest
 from pipeline.campaign import shared_path
 from pipeline.cluster import doctor, sandbox_check, site_check, slurm_clients
 from pipeline.config import settings
+from pipeline.sandbox import runtime_needs
 from tests.support.campaigns import changed_byte, fresh_campaign
 
 CONFIG = """Configuration data as of 2026-11-24T04:00:00
@@ -164,6 +165,7 @@ def test_what_is_wrong_with_a_site_has_its_name_and_cure(site, wrong, overrides,
         ({"clock": "97.9"}, "clock skew", "bad"),
         ({"clock": "103.1"}, "clock skew", "bad"),
         ({"runtime": "bash: python3: command not found"}, "runtime on a node", "bad"),
+        ({"runtime": "Python 3.12.3 lacks h5py 3.0 (result files)"}, "runtime on a node", "bad"),
         ({"absent": "squashfuse "}, "mounts on a node", "unknown"),
         ({"fuse": "closed"}, "mounts on a node", "unknown"),
         ({"namespaces": "unshare: unshare failed: Operation not permitted"}, "user namespaces on a node", "bad"),
@@ -194,7 +196,8 @@ def test_the_runtime_s_words_are_filled_in_on_the_node(tmp_path):
     done = subprocess.run(
         ["bash", "-c", site_check.questions(cluster, tmp_path / "canary")], capture_output=True, text=True
     )
-    assert 'DOCTOR runtime=</shared/run time.sif><a "b" `c` \\d><python3><--version>\n' in done.stdout
+    asked = f'DOCTOR runtime=</shared/run time.sif><a "b" `c` \\d><python3><{runtime_needs.__file__}>\n'
+    assert asked in done.stdout
 
 
 def test_variables_that_leak_and_secrets_are_named_without_their_values(site, monkeypatch):

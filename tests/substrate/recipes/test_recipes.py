@@ -22,7 +22,9 @@ from substrate.model.losses import chunked_log_probs
 from substrate.recipes import METHODS, load_recipe
 from substrate.recipes.base_recipe import Lora
 from substrate.recipes.grpo import PolicyBatch, group_advantages
+from substrate.recipes.own_samples import check_limit
 from substrate.recipes.rft import _best, _filled
+from substrate.tasks import FAMILIES
 from substrate.training.selection import Selection, Selector
 from tests.support import trainings
 from tests.support.paths import ROOT
@@ -32,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:MLP requires ffn_hidden_size:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Warning. tp_group is None:DeprecationWarning"),
 ]
-ROLLOUTS = {"sft_steps": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "decode_batch_size": 16}
+ROLLOUTS = {"sft_steps": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 48, "decode_batch_size": 16}
 OPTIONS = {
     "sft_lora": {},
     "sft_full": {},
@@ -345,6 +347,46 @@ def test_family_that_comes_only_once_is_not_missed():
     assert [row.item_id for row in _filled(kept, coming[:30])] == ["own"] * 30
 
 
+def _row(family: str, length: int) -> Row:
+    return Row(family, family, [1, 2], [9] * length, "")
+
+
+def test_solutions_that_are_longer_than_a_completion_may_be_are_told_and_refused_where_they_are_most():
+    rows = [_row("roman", 20), _row("gravity", 800), _row("gravity", 64), _row("roman", 21)]
+    check_limit(rows, 800, refuses=True)
+    with pytest.warns(
+        RuntimeWarning, match=r"max_new_tokens is 64, and 25% of .* \(gravity 50%\); .* valid is 800, the"
+    ):
+        check_limit(rows, 64, refuses=True)
+    with pytest.raises(DataError, match=r"max_new_tokens is 20, and 75% of .* longer \(gravity 100%, roman 50%\)"):
+        check_limit(rows, 20, refuses=True)
+    with pytest.warns(RuntimeWarning, match="is 20, and 75%"):  # the model is not taught them
+        check_limit(rows, 20, refuses=False)
+
+
+@pytest.mark.parametrize("method", ["rft", "grpo"])
+def test_a_run_whose_samples_must_all_be_cut_ends_before_the_model_is_built(alone, inputs, tmp_path, method):
+    options = OPTIONS[method] | {"max_new_tokens": 16}
+    task = trainings.write_task(tmp_path, inputs, method=method, options=options, lora=NO_DROPOUT)
+    with pytest.raises(DataError, match=r"max_new_tokens is 16, and [0-9]+% of the worked solutions are longer"):
+        trainings.train(task, alone)
+
+
+@pytest.mark.parametrize("method", ["rft", "grpo"])
+def test_the_30b_s_samples_may_be_as_long_as_the_full_level_s_solutions(method):
+    """In characters, of which a tokenizer makes at most as many tokens; 64 for the boxed answer."""
+    from pipeline.config import settings
+
+    chosen = settings.compose(["experiment=nano_30b", f"recipe={method}", "cluster=slurm_pyxis"])
+    options, recipe = chosen.recipe.options, chosen.recipe
+    generator = random.Random(1)
+    for name in chosen.tasks.families:
+        rules = FAMILIES[name]
+        traces = [rules.trace(rules.generate(generator, "full"), "stepwise") for _ in range(50)]
+        assert max(map(len, traces)) + 64 <= options["max_new_tokens"] <= chosen.tasks.max_new_tokens
+    assert 0 < options["sft_steps"] < recipe.num_steps and recipe.learning_rate < 1e-3
+
+
 def test_no_right_sample_at_all_is_told(alone, inputs, tmp_path):
     task = trainings.write_task(tmp_path, inputs, method="rft", options=OPTIONS["rft"])
     with pytest.raises(DataError, match=r"none of 12 samples was correct: .*roman.*; raise options.sft_steps"):
@@ -387,9 +429,7 @@ def test_rollouts_are_those_of_one_rank(alone, inputs, tmp_path, layout):
     lines = []
     (tmp_path / "counting_rank.py").write_text(COUNTING_RANK)
     for name, axes in (("one", {}), ("more", layout)):
-        task = trainings.write_task(
-            tmp_path / name, inputs, method="grpo", options=OPTIONS["grpo"] | {"max_new_tokens": 4}, lora=NO_DROPOUT
-        )
+        task = trainings.write_task(tmp_path / name, inputs, method="grpo", options=OPTIONS["grpo"], lora=NO_DROPOUT)
         content = json.loads(task.read_text())
         content["config"]["parallelism"] |= axes
         task.write_text(json.dumps(content))
