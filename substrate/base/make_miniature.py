@@ -34,7 +34,6 @@ from substrate.interface.command_line import Parser, as_umask_says
 from substrate.interface.errors import DataError, exit_code_of
 from substrate.items import draw_items
 from substrate.model import ModelConfig
-from substrate.model.config import DTYPES
 from substrate.model.layout import named_generator
 from substrate.model.published import SAFETENSORS_DTYPES, published_tensors
 from substrate.model.weights import initial_tensor
@@ -173,7 +172,7 @@ def _texts(seed: int) -> Iterator[str]:
 def write_weights(folder: Path, config: ModelConfig, seed: int) -> None:
     """Writes the shards, each with as many layers, and the index."""
     tensors = published_tensors(config)
-    kinds = {name: DTYPES[key] for key, name in ((k, SAFETENSORS_DTYPES[v]) for k, v in DTYPES.items())}
+    kinds = {name: kind for kind, name in SAFETENSORS_DTYPES.items()}
     layers = len(config.pattern)
     shards: list[dict[str, torch.Tensor]] = [{} for _ in range(NUM_SHARDS)]
     for name, (shape, dtype) in tensors.items():
@@ -184,7 +183,7 @@ def write_weights(folder: Path, config: ModelConfig, seed: int) -> None:
         else:
             value = initial_tensor(name, shape, layers, seed)
         shards[layer * NUM_SHARDS // layers][name] = value.to(kinds[dtype])
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{NUM_SHARDS:05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})

@@ -41,7 +41,11 @@ def check(folder: Path) -> Tokenizer:
             )
     found = _special(folder)
     for name, expected in (("pad", PAD_ID), ("bos", BOS_ID), ("eos", EOS_ID)):
-        if name in found and tokenizer.encode(found[name]) != [expected] and (name, found[name]) != ("eos", "<|im_end|>"):
+        if (
+            name in found
+            and tokenizer.encode(found[name]) != [expected]
+            and (name, found[name]) != ("eos", "<|im_end|>")
+        ):
             raise DataError(
                 f"{folder}: {name} is {found[name]!r}, ids {tokenizer.encode(found[name])}; [{expected}] is needed"
             )
