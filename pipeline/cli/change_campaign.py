@@ -73,12 +73,12 @@ def end_verb(arguments: argparse.Namespace) -> None:
 
 def gc_verb(arguments: argparse.Namespace) -> None:
     from pipeline.config.footprint import in_units
-    from pipeline.rounds import garbage
+    from pipeline.rounds import end_campaign
 
     campaign, _ = campaign_and_round(arguments, None)
-    items = list(garbage.garbage(campaign))
+    items = list(end_campaign.garbage(campaign))
     if arguments.delete:
-        garbage.remove(items)
+        end_campaign.remove(items)
     if arguments.json:
         print(json.dumps([{"path": str(path), "bytes": size} for path, size in items], indent=1))
         return

@@ -1,14 +1,22 @@
-"""The keys of hydra_conf/policy/ as dataclasses: axes, who proposes, how an improvement is confirmed, and what the last decision wrote."""
+"""The keys of hydra_conf/policy/ as dataclasses: axes, who proposes, how an improvement is confirmed, and what the last decision wrote.
+
+An axis may give its range relative to the reference, as `factors` of the reference's value. `with_ranges` replaces them by the range that
+they mean, so that the dataclasses, and with them every frozen file, have absolute values alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from typing import Any
+
+from pipeline.campaign.errors import ConfigError
 
 
 @dataclass
 class AxisSetting:
-    """One axis, as records.Axis."""
+    """One axis, as records.Axis. A file may have `factors` in place of `low` and `high` (`with_ranges`)."""
 
     name: str
     key: str
@@ -89,3 +97,39 @@ class PolicySetting:
     control: list[SettingEntry] = field(default_factory=list)
     repaired: list[RepairEntry] = field(default_factory=list)
     proposals: Proposals = field(default_factory=Proposals)
+
+
+def with_ranges(policy: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the policy with `low` and `high` in place of the `factors` of an axis, as exact decimals.
+
+    config: the whole configuration, in which an axis's key is looked up. Raises ConfigError for factors that give no range.
+    """
+    axes = policy.get("axes")
+    if not isinstance(axes, list):
+        return dict(policy)  # the types are checked by whoever merges it
+    return {**policy, "axes": [_with_range(axis, config) if _is_relative(axis) else axis for axis in axes]}
+
+
+def _is_relative(axis: Any) -> bool:
+    return isinstance(axis, Mapping) and "factors" in axis
+
+
+def _with_range(axis: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one axis with a range in place of its factors."""
+    name, key, factors = axis.get("name"), str(axis.get("key")), axis["factors"]
+    if "low" in axis or "high" in axis or "choices" in axis or not isinstance(factors, list) or len(factors) != 2:
+        raise ConfigError(
+            f"the axis {name} has factors = {factors}",
+            'Give two factors, such as ["0.25", "4"], and neither low, high nor choices beside them',
+        )
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    try:
+        low, high = (Decimal(str(value)) * Decimal(str(factor)) for factor in factors)
+    except InvalidOperation:
+        raise ConfigError(
+            f"the axis {name} has factors {factors} of {key} = {value}", "Factors need a key whose value is a number"
+        ) from None
+    ends = {"low": format(low.normalize(), "f"), "high": format(high.normalize(), "f")}
+    return {key: entry for key, entry in axis.items() if key != "factors"} | ends

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from operator import attrgetter, getitem
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import NUM_ARMS, Policy, Setting
-from pipeline.config import credentials, override_errors, request_rules, requests, site_files
+from pipeline.config import credentials, override_errors, policy_schema, request_rules, requests, site_files
 from pipeline.config.model_size import MOMENTS
 from pipeline.config.schema import Settings
 
@@ -98,6 +98,8 @@ def typed(config: Any, source: Path = SOURCE) -> Settings:
         if isinstance(plain.get("cluster"), dict):
             layout = plain.get("parallelism")
             plain["cluster"] = requests.resolved(plain["cluster"], layout if isinstance(layout, dict) else {})
+        if isinstance(plain.get("policy"), dict):
+            plain["policy"] = policy_schema.with_ranges(plain["policy"], plain)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
     except OmegaConfBaseException as error:
         raise override_errors.of_omegaconf(error, plain, source) from error
@@ -134,11 +136,12 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
     # Merge only the changed keys: merging everything took 40 ms for each of eight arms.
     changed = copy.deepcopy(settings)
     for key, value in overrides:
-        value_of(settings, key)
+        is_list = isinstance(_at(settings, key), list)
         if value == "???":  # OmegaConf's mark for a missing value
             raise ConfigError(f"{key} = ??? is not a value", "The files in hydra_conf/ explain which values are valid")
         *path, last = key.split(".")
-        nested: Any = functools.reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), cast(Any, value))
+        parsed: Any = value.split(",") if is_list else value
+        nested: Any = functools.reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), parsed)
         try:
             nested = OmegaConf.to_container(OmegaConf.create(nested), resolve=True)
             merged = OmegaConf.merge(OmegaConf.structured(Settings), nested)
@@ -147,10 +150,12 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
         place: Any = functools.reduce(
             lambda at, name: at[name] if isinstance(at, dict) else getattr(at, name), path, changed
         )
+        chosen = OmegaConf.select(merged, key)
+        chosen = OmegaConf.to_object(chosen) if is_list else chosen
         if isinstance(place, dict):
-            place[last] = OmegaConf.select(merged, key)
+            place[last] = chosen
         else:
-            setattr(place, last, OmegaConf.select(merged, key))
+            setattr(place, last, chosen)
     _check(changed)
     return changed
 
@@ -161,9 +166,15 @@ def policy_of(settings: Settings) -> Policy:
 
 
 def value_of(settings: Settings, key: str) -> str:
-    """Return the value under a dotted key as text. Raises ConfigError for a key that does not exist."""
+    """Return the value under a dotted key as text, a list with commas. Raises ConfigError for a key that does not exist."""
+    value = _at(settings, key)
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _at(settings: Settings, key: str) -> Any:
+    """Return the value under a dotted key. Raises ConfigError for a key that does not exist."""
     try:
-        return str(functools.reduce(getitem, key.split("."), settings.to_dict()))
+        return functools.reduce(getitem, key.split("."), settings.to_dict())
     except (KeyError, TypeError):
         raise ConfigError(f"{key} is not a configuration key", "The files in hydra_conf/ list every key") from None
 

@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, localcontext
 from fractions import Fraction
+from itertools import count, islice
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.records import NUM_ARMS, Arm, Axis, Policy, Setting, with_setting
 from pipeline.claims.assess_claims import DOUBLED, FINAL_ROUND, RUNNING
 
-PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
+PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 KINDS = ("log", "linear", "int", "choice")
 EXACT = Context(prec=28, rounding=ROUND_HALF_EVEN)
 
@@ -47,13 +48,38 @@ def check_axis(axis: Axis) -> None:
     try:
         low, high = Decimal(axis.low), Decimal(axis.high)
         valid = low.is_finite() and high.is_finite() and low < high and (axis.kind != "log" or low > 0)
+        valid = valid and (axis.kind != "int" or low % 1 == high % 1 == 0)
     except InvalidOperation:
         valid = False
     if not valid:
         raise ConfigError(
             f"The axis {axis.name} has the range from {axis.low!r} to {axis.high!r}, which is not valid",
-            "Give decimals with low < high, and low > 0 for the kind log",
+            "Give decimals with low < high, and low > 0 for the kind log, whole numbers for the kind int",
         )
+
+
+def check_contains(axis: Axis, value: str) -> None:
+    """Raises ConfigError where an axis's range or choices do not contain the reference's value, or hold nothing else."""
+    if axis.kind == "choice":
+        contains = any(same_value(choice, value) for choice in axis.choices)
+        held, cure = f"the choices {', '.join(axis.choices)}", f"Add {value} to them"
+    else:
+        contains = is_number(value) and Decimal(axis.low) <= Decimal(value) <= Decimal(axis.high)
+        held, cure = f"the range from {axis.low} to {axis.high}", 'Widen it, or give it as factors: ["0.25", "4"]'
+    if not contains:
+        raise ConfigError(
+            f"The axis {axis.name} has {held}, and the reference has {axis.key} = {value}, which is not among them",
+            f"{cure}; or choose the axes of this model, such as policy/axes=nano",
+        )
+    if axis.kind == "choice" and all(same_value(choice, value) for choice in axis.choices):
+        raise ConfigError(
+            f"The axis {axis.name} has no choice but {value}, which the reference has", "Add another one, or drop it"
+        )
+
+
+def ends(axis: Axis) -> tuple[str, ...]:
+    """The values of an axis that its others lie between: both ends of its range, or every choice."""
+    return axis.choices if axis.kind == "choice" else (axis.low, axis.high)
 
 
 def axis_value(axis: Axis, index: int, base: int) -> str:
@@ -80,20 +106,31 @@ def arm_seed(campaign_seed: int, round_name: str, arm: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def move(policy: Policy, axis: Axis, round_number: int, base: int, reference: Mapping[str, str]) -> Setting | None:
-    """The setting of an axis in a round: its next value that is neither the standing recipe's nor closed; None where no value is left.
+def move(policy: Policy, axis: Axis, look: int, base: int, reference: Mapping[str, str]) -> Setting | None:
+    """The setting of an axis at its `look`-th look, from 1: its next value that is not closed; None where no value is left.
 
-    A value is closed if it is a dead end or was set aside. `base` is the axis's prime. `reference` maps every axis key to its value in the
-    reference recipe; standing settings replace these.
+    The values are those of the axis without the standing recipe's, so that what stands costs no look. A value is closed if it is a dead
+    end or was set aside. `base` is the axis's prime. `reference` maps every axis key to its value in the reference recipe; standing
+    settings replace these.
     """
     current = {**reference, **dict(policy.standing)}[axis.key]
     closed = {value for key, value in (*policy.dead_ends, *policy.set_aside) if key == axis.key}
-    tries = 2 + len(closed) + len(axis.choices)
-    for index in range(round_number, round_number + tries):
-        value = axis_value(axis, index, base)
-        if value not in closed and not same_value(value, current):
-            return (axis.key, value)
-    return None
+    if axis.kind == "choice":
+        axis = replace(axis, choices=tuple(choice for choice in axis.choices if not same_value(choice, current)))
+        if not axis.choices:
+            return None
+    every = (axis_value(axis, index, base) for index in count(1))
+    values = (value for value in every if not same_value(value, current))
+    tries = islice(values, look - 1, look + len(closed) + len(axis.choices))
+    return next(((axis.key, value) for value in tries if value not in closed), None)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite decimal."""
+    try:
+        return Decimal(text).is_finite()
+    except InvalidOperation:
+        return False
 
 
 def same_value(first: str, second: str) -> bool:
@@ -175,15 +212,17 @@ def _moves(
 ) -> list[tuple[Axis, Setting]]:
     """At most one move for each slot. Where there are more axes than slots, they take turns; an axis without values left is skipped.
 
-    Raises ConfigError where no axis has a value left.
+    Where axes outnumber a round's arms, an axis's look is the number of its turns, because with a look in every second round it would get
+    every second value: only high ones, or only some choices. Raises ConfigError where no axis has a value left.
     """
     open_axes = [(PRIMES[n], axis) for n, axis in enumerate(policy.axes) if axis.name not in policy.retired]
-    first = (round_number - 1) * num_slots % max(1, len(open_axes))
-    moves = [
-        (axis, setting)
-        for base, axis in open_axes[first:] + open_axes[:first]
-        if (setting := move(policy, axis, round_number, base, reference))
-    ]
+    turn = (round_number - 1) * num_slots
+    moves = []
+    for number in range(turn, turn + len(open_axes)):
+        base, axis = open_axes[number % len(open_axes)]
+        look = round_number if len(open_axes) < NUM_ARMS else 1 + number // len(open_axes)
+        if setting := move(policy, axis, look, base, reference):
+            moves.append((axis, setting))
     if not moves:
         raise ConfigError(
             "No axis has a value left that is neither in the standing recipe nor closed (a dead end, or set aside)",

@@ -26,7 +26,7 @@ MAX_BYTES = 65_536
 MAX_DEPTH = 8
 MAX_PROPOSALS = 7  # in the schema that is sent; article 14 has the number by which answers are judged
 MAX_HYPOTHESIS = 400  # characters
-MAX_NAME, MAX_VALUE = 80, 64
+MAX_NAME, MAX_VALUE = 80, 96
 CODES: Mapping[str, str] = {
     # the whole answer
     "too_large": "14", "not_utf8": "14", "too_deep": "14", "not_json": "14", "duplicate_key": "14", "not_finite": "14",

@@ -1,12 +1,20 @@
-"""End a campaign: publish the seeds that stayed secret throughout it, so that anybody can make its dev items and score them again."""
+"""End a campaign, and clear it of files that no later run needs.
+
+`end` publishes the seeds that stayed secret throughout it, so that anybody can make its dev items and score them again.
+"""
 
 from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.facts import facts_of
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
+from pipeline.execution import results
 from pipeline.rounds import meta
 
 
@@ -32,3 +40,30 @@ def end(campaign: Campaign, *, dry_run: bool = False) -> list[str]:
             log.append_once("reveal", round=newest.name, name=name, seed=seeds[name])
         meta.reveal(campaign, newest)
     return names
+
+
+def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
+    """(path, size in bytes) of kept states and decoded shards of arms that have a score, and of submitit's pickles of closed rounds."""
+    for folder in campaign.frozen_rounds():
+        for arm in folder.frozen_plan().arms:
+            if results.has_score(folder.published(arm.name)):
+                for attempt in folder.attempts(arm.name):
+                    yield from (
+                        (path, _size(path)) for path in (attempt.saved_dir, attempt.decoded_dir) if path.exists()
+                    )
+        if folder.closed.exists():
+            yield from ((path, _size(path)) for path in sorted(folder.slurm_dir.glob("*.pkl")))
+
+
+def remove(items: Sequence[tuple[Path, int]]) -> None:
+    """Delete what `garbage` returned."""
+    for path, _ in items:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    return sum(file.stat().st_size for file in files)

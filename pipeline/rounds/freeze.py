@@ -20,9 +20,9 @@ from pipeline.cluster import sbatch_parameters, slurm_submit, stage_command
 from pipeline.config import corrections, settings
 from pipeline.config.fit import check_plan_fits, gpus_of_arm
 from pipeline.decision import derive
-from pipeline.decision.plan import make_arms
 from pipeline.execution import results
 from pipeline.external import proposers
+from pipeline.rounds.arms import arms_of
 from pipeline.rounds.launch import arrays, job_name, meta_stage, resources, round_lock, was_begun
 
 
@@ -183,20 +183,6 @@ def plan_arms(
     derive.check_policy(records, folder.name, policy)
     arms = arms_of(chosen, folder.number, rules)
     return arms, plan_basis(chosen, policy, check_budget(campaign, chosen, len(arms), rules))
-
-
-def arms_of(chosen: settings.Settings, round_number: int, rules: constitution.Constitution) -> tuple[Arm, ...]:
-    """The arms of a round. Raises ConfigError for a setting that is not valid, Refused for one that article 2 does not allow."""
-    policy = settings.policy_of(chosen)
-    keys = [axis.key for axis in policy.axes] + [contrast.key for contrast in policy.contrasts]
-    reference = {key: settings.value_of(chosen, key) for key in keys}
-    replicates = rules.first_round_replicates if round_number == 1 else 0
-    is_last = round_number >= (chosen.policy.rounds or rules.num_rounds)
-    arms = make_arms(policy, round_number, chosen.seed, replicates, reference, chosen.policy.confirmation, is_last)
-    for arm in arms:
-        rules.check_settings(arm.overrides)
-        settings.with_overrides(chosen, arm.overrides)
-    return arms
 
 
 def rehearse(campaign: Campaign, folder: Round) -> None:

@@ -33,7 +33,8 @@ from pipeline.config.fit import check_plan_fits
 from pipeline.decision import family_states, plan
 from pipeline.execution import base_weights
 from pipeline.external import proposers
-from pipeline.rounds.freeze import arms_of, freeze_plan, is_operational, plan_basis, write_overrides
+from pipeline.rounds import arms
+from pipeline.rounds.freeze import freeze_plan, is_operational, plan_basis, write_overrides
 from pipeline.sandbox import entries, image
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
@@ -106,7 +107,7 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
     if chosen.policy.proposals.kind == "llm":
         proposers.endpoint_of(chosen.policy.proposals)
     check_confirmation(chosen.policy.confirmation, chosen.policy.rounds, rules.num_rounds)
-    arms_of(chosen, 1, rules)
+    arms.check_axes(chosen, rules)
     family_states.check_article(rules)
 
 
@@ -191,17 +192,24 @@ def build_image(
 
 
 def check_recipe(chosen: settings.Settings, payload: Path) -> None:
-    """Raise ConfigError for a recipe that the image's own code refuses. Only that code knows the keys of a training method."""
-    question = Path(payload.parent, "recipes.json")
-    question.write_text(
-        json.dumps({"recipes": [chosen.to_dict()["recipe"]], "parallelism": chosen.to_dict()["parallelism"]})
-    )
-    try:
-        run_substrate(payload, "recipes", [str(question)], "the recipe is refused")
-    except WorkFailed as error:
-        raise ConfigError(
-            error.what, f"hydra_conf/recipe/{chosen.recipe.method}.yaml explains every key and its valid values"
-        ) from None
+    """Raise ConfigError for a recipe that the image's own code refuses: the reference, or one that an axis could make of it.
+
+    Only that code knows the keys of a training method.
+    """
+    changed = [settings.with_overrides(chosen, [setting]) for _, setting in arms.ends_of_axes(chosen)]
+    for recipes, what in (
+        ([chosen], "the recipe is refused"),
+        (changed, "a value of an axis in policy.axes is refused"),
+    ):
+        question = Path(payload.parent, "recipes.json")
+        asked = [each.to_dict()["recipe"] for each in recipes]
+        question.write_text(json.dumps({"recipes": asked, "parallelism": chosen.to_dict()["parallelism"]}))
+        try:
+            run_substrate(payload, "recipes", [str(question)], what)
+        except WorkFailed as error:
+            raise ConfigError(
+                error.what, f"hydra_conf/recipe/{chosen.recipe.method}.yaml explains every key and its valid values"
+            ) from None
 
 
 def name_base(chosen: settings.Settings, payload: Path) -> None:

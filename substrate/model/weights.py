@@ -43,7 +43,7 @@ def init_weights(model: Any, seed: int) -> None:
     num_layers = len(model.architecture.pattern)
     with torch.no_grad():
         for place in layout(model):
-            whole = [_initial(name, place.shape(i), num_layers, seed) for i, name in enumerate(place.names)]
+            whole = [initial_tensor(name, place.shape(i), num_layers, seed) for i, name in enumerate(place.names)]
             place.tensor.copy_(place.local(torch.cat(whole)))
 
 
@@ -193,7 +193,7 @@ def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
     torch.distributed.barrier()
 
 
-def _initial(name: str, shape: tuple[int, ...], num_layers: int, seed: int) -> Tensor:
+def initial_tensor(name: str, shape: tuple[int, ...], num_layers: int, seed: int) -> Tensor:
     """Draws one whole tensor as `init_weights` describes."""
     generator = named_generator(seed, name)
     if name.endswith(("norm.weight", "norm_f.weight", ".D")):

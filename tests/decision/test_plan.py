@@ -136,10 +136,10 @@ def test_axis_without_values_is_named(axis, default):
 
 def test_too_few_and_too_many_axes_are_refused(default):
     policy, reference = default
-    with pytest.raises(ConfigError, match="policy.axes has 5 axes. Round 1 needs 6 to 12"):
+    with pytest.raises(ConfigError, match="policy.axes has 5 axes. Round 1 needs 6 to 16"):
         plan.make_arms(Policy((), policy.axes[:5]), 1, 0, 1, reference)
-    with pytest.raises(ConfigError, match="policy.axes has 14 axes"):
-        plan.make_arms(Policy((), policy.axes * 2), 1, 0, 1, reference)
+    with pytest.raises(ConfigError, match="policy.axes has 21 axes"):
+        plan.make_arms(Policy((), policy.axes * 3), 1, 0, 1, reference)
 
 
 @given(st.data(), rounds, seeds, st.integers(1, 3))

@@ -19,7 +19,7 @@ from pipeline.cluster import slurm_clients, slurm_jobs
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import resume
 from pipeline.reporting import status
-from pipeline.rounds import chain, control, freeze, garbage, launch, meta
+from pipeline.rounds import chain, control, end_campaign, freeze, launch, meta
 from tests.support.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
 from tests.support.paths import ROOT
 
@@ -208,9 +208,9 @@ def test_garbage_is_what_scored_arms_no_longer_need(campaign, folder) -> None:
         (attempt.saved_dir / "000000").mkdir(parents=True)
         (attempt.saved_dir / "000000" / "state").write_bytes(b"x" * 1000)
     publish(folder, "a0")
-    found = [(path, size) for path, size in garbage.garbage(campaign) if path.name == "checkpoints"]
+    found = [(path, size) for path, size in end_campaign.garbage(campaign) if path.name == "checkpoints"]
     assert found == [(folder.folder / "a0/attempt_00/checkpoints", 1000)]
-    garbage.remove(found)
+    end_campaign.remove(found)
     assert not found[0][0].exists() and (folder.folder / "a1/attempt_00/checkpoints/000000/state").exists()
 
 

@@ -26,7 +26,7 @@ from pipeline.stats.design import Design
 from tests.support import logs
 from tests.support.logs import RULES, LogCampaign, Truth
 
-CHOSEN = settings.compose(["experiment=nano_30b"])
+CHOSEN = settings.compose(["experiment=nano_30b", "policy/axes=tiny"])
 GPUS = ("cluster.gpus_per_node=64", "cluster.time_limit_minutes=60")  # so that an arm has a price
 MODEL = "0" * 64  # stands for what is not looked at
 
@@ -123,7 +123,7 @@ class SealedCampaign(LogCampaign):
         items = [f"tasks.num_{each}_per_family={self.num_items}" for each in ("dev", "fresh")]
         if not self.config:
             chosen = settings.compose(
-                ["experiment=nano_30b", "policy=optuna", f"external={self.external}", "seed=1", *GPUS, *items]
+                ["experiment=nano_30b", "policy=optuna", "policy/axes=tiny", f"external={self.external}", "seed=1", *GPUS, *items]
             )
             self.config, self.cost = settings.to_yaml(chosen).encode(), cost_of(chosen)
         config = self.config
