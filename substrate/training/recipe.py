@@ -26,7 +26,7 @@ class Recipe:
 
     num_steps: int  # optimizer steps
     batch_size: int  # sequences per step, over all data-parallel ranks
-    micro_batch_size: int  # most sequences in a forward pass of one rank; a step sums gradients over passes
+    micro_batch_tokens: int  # most tokens in a forward pass of one rank; a step sums gradients over passes
     learning_rate: float  # peak
     weight_decay: float  # AdamW's, decoupled
     clip_norm: float  # largest L2 norm of the gradient over all trainable parameters
@@ -58,7 +58,7 @@ class Recipe:
         raise NotImplementedError
 
     def outputs(self, model: HybridModel, batch: MicroBatch) -> torch.Tensor:
-        """Returns log-probabilities of the labels, (B, L) in nats; hidden states unless this is the last stage."""
+        """Returns log-probabilities of the labels, (1, L) in nats; hidden states unless this is the last stage."""
         raise NotImplementedError
 
     def loss(self, outputs: torch.Tensor, batch: MicroBatch) -> torch.Tensor:

@@ -57,7 +57,7 @@ def planned(case: str, targets: list[str]) -> footprint.Footprint:
         "selection": {"choice": "last"},
         "options": {},
         "lora": {"rank": 16, "targets": targets},
-        "micro_batch_size": sequences,
+        "micro_batch_tokens": sequences * length,
         "batch_size": 2 * sequences * layout["dp"],
         "sequence_length": length,
     }
@@ -95,13 +95,13 @@ def built(parallel: Parallel, case: str) -> dict[str, int]:
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randint(3, 500, (sequences, length), generator=generator) for _ in range(2)]
     if parallel.pp > 1:  # between stages a micro-batch says its own shape
-        batches = [type("Batch", (), {"tokens_BL": tokens}) for tokens in batches]
+        batches = [type("Batch", (), {"tokens_1L": tokens}) for tokens in batches]
     with LiveBytes(kept) as counted:
         accumulate_gradients(
             model,
             batches,
             lambda batch: token_log_probs(
-                model, getattr(batch, "tokens_BL", batch), getattr(batch, "tokens_BL", batch)
+                model, getattr(batch, "tokens_1L", batch), getattr(batch, "tokens_1L", batch)
             ),
             lambda log_probs, batch: -log_probs.mean(),
         )
@@ -176,7 +176,7 @@ def test_the_published_30b_on_one_gpu():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["parallelism.recompute=false", "recipe.micro_batch_size=4"], "training needs .*recompute=true"),
+        (["parallelism.recompute=false", "recipe.micro_batch_tokens=32768"], "training needs .*recompute=true"),
         (["tasks.decode_batch_size=4096"], "decoding needs .*decode_batch_size"),
         (["parallelism.judge_tp=1", "cluster.capacity.gpu_memory_gib=40"], "decoding needs .*judge_tp"),
     ],
