@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -50,6 +50,18 @@ CASES = {
 }
 
 
+class Line(NamedTuple):
+    """A micro-batch as the trainer makes it: packed rows."""
+
+    tokens_1L: torch.Tensor
+    lengths: list[int]
+
+
+def _lengths(sequences: int, length: int) -> list[int]:
+    """Pairs of rows an eighth longer and shorter than `length`, which attention pads to one length."""
+    return [length] if sequences == 1 else [length + length // 8, length - length // 8] * (sequences // 2)
+
+
 def planned(case: str, targets: list[str]) -> footprint.Footprint:
     name, changes, layout, (sequences, length) = CASES[case]
     recipe = {
@@ -93,16 +105,15 @@ def built(parallel: Parallel, case: str) -> dict[str, int]:
     kept = [*model.parameters(), *model.buffers(), *(tensor.grad for tensor in trainable)]
     kept += [tensor for each in state for tensor in each.values()]
     generator = torch.Generator().manual_seed(1)
-    batches = [torch.randint(3, 500, (sequences, length), generator=generator) for _ in range(2)]
-    if parallel.pp > 1:  # between stages a micro-batch says its own shape
-        batches = [type("Batch", (), {"tokens_1L": tokens}) for tokens in batches]
+    batches = [
+        Line(torch.randint(3, 500, (1, sequences * length), generator=generator), _lengths(sequences, length))
+        for _ in range(2)
+    ]
     with LiveBytes(kept) as counted:
         accumulate_gradients(
             model,
             batches,
-            lambda batch: token_log_probs(
-                model, getattr(batch, "tokens_1L", batch), getattr(batch, "tokens_1L", batch)
-            ),
+            lambda batch: token_log_probs(model, batch.tokens_1L, batch.tokens_1L, batch.lengths),
             lambda log_probs, batch: -log_probs.mean(),
         )
         parallel.finalize_gradients(model)

@@ -1,5 +1,6 @@
 """Test packed rows: they learn what rows alone learn, with every recipe and weighting, and none sees another."""
 
+import functools
 import itertools
 import os
 import random
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -20,6 +23,7 @@ from substrate.model import add_lora, build_model, init_weights, kernels, mamba,
 from substrate.model.lora import TARGETS, adapters
 from substrate.model.sequences import SHORT, Packing
 from substrate.recipes import METHODS, load_recipe
+from substrate.training.pipeline_stages import accumulate_gradients
 from tests.support import trainings
 from tests.support.ports import free_ports
 from tests.support.reference import small_config
@@ -32,6 +36,13 @@ pytestmark = [
 CPU = torch.device("cpu")
 LORA = trainings.config("recipe", "sft_lora")["lora"]
 PACKED, ALONE = 10**6, 1  # token budgets: all rows of a step in one pass, and a pass for every row
+ONE = {axis: 1 for axis in ("tp", "pp", "ep", "cp", "dp")}
+LAYOUTS = {
+    "dp2": ONE | {"dp": 2},
+    "pp2": ONE | {"pp": 2},
+    "dp2_ep2": ONE | {"dp": 2, "ep": 2},
+    "tp2_ep2": ONE | {"tp": 2, "ep": 2},
+}
 ROLLOUTS = {"sft_steps": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "decode_batch_size": 16}
 OPTIONS = {
     "rft": {**ROLLOUTS, "num_prompts": 6, "samples_per_prompt": 2, "keep_per_prompt": 1, "learning_rate_scale": 0.5},
@@ -112,11 +123,12 @@ def _train(case: str, budget: int, folder: Path, inputs: Path, parallel: Paralle
     method, changes = CASES[case]
     # Without dropout; and at a rank that keeps all of a change of whole weights.
     plain = {"lora": LORA | {"rank": 32 if method == "sft_full" else 16}, "learning_rate": 1e-3}
-    path = trainings.write_task(
-        folder, inputs, tp=parallel.tp, **(plain | changes), method=method, micro_batch_tokens=budget
-    )
-    task = Task.read(path)
-    task.out.mkdir(exist_ok=True)
+    if parallel.rank == 0:
+        settings = {**plain, **changes, "method": method, "micro_batch_tokens": budget}
+        trainings.write_task(folder, inputs, tp=parallel.tp, **settings)
+        (folder / "out").mkdir()
+    dist.barrier()
+    task = Task.read(folder / "task.json")
     Training(task, load_recipe(task.recipe), parallel).run()
     return task.out
 
@@ -156,6 +168,50 @@ def _rank_main(rank: int, port: int, folder: Path, inputs: Path) -> None:
     parallel = start({"tp": 2, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
     _train_all(folder, inputs, parallel)
     parallel.shutdown()
+
+
+def _steps(parallel: Parallel, budget: int) -> list[tuple[float, float]]:
+    """Losses and gradient norms of five steps of a model of four layers, with softmax-weighted rows."""
+    recipe = load_recipe(
+        trainings.config("recipe", "sft_lora") | {"loss_weighting": "min_log_prob", "mix": {"roman": 1.0}}
+    )
+    model = build_model(small_config(pattern="ME*M"), parallel)
+    init_weights(model, seed=1)
+    optimizer = torch.optim.AdamW(
+        add_lora(model, 4, 8, 0.0, ["in_proj", "q_proj", "shared_experts.up_proj"], 3), lr=1e-2
+    )
+    shape = Shape(budget, parallel.tp, parallel.dp_rank, parallel.dp)
+    batch = make_batch(_rows([5, 40, 1, 2, 33, 80, 9, 70]), shape, "min_log_prob")
+    found = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        outputs = functools.partial(recipe.outputs, model)
+        loss = parallel.total(accumulate_gradients(model, batch.micro_batches, outputs, recipe.loss))
+        parallel.finalize_gradients(model)
+        found.append((loss, parallel.clip_gradients(model, 1e9)))
+        optimizer.step()
+    return found
+
+
+def _rank_of_layouts(rank: int, ports: dict[str, int], folder: Path) -> None:
+    torch.set_num_threads(1)
+    for name, port in ports.items():
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        parallel = start(LAYOUTS[name])
+        torch.save(_steps(parallel, 70), folder / f"{name}.{rank}")
+        parallel.shutdown()
+
+
+@pytest.mark.slow
+def test_other_layouts_learn_the_same(alone, tmp_path):
+    """Stages send hidden states of one shape, and ranks that share experts gather tokens of one shape in equally many passes."""
+    expected = _steps(alone, ALONE)
+    assert expected[-1][0] < 0.95 * expected[0][0]
+    mp.spawn(_rank_of_layouts, (dict(zip(LAYOUTS, free_ports(len(LAYOUTS)), strict=True)), tmp_path), nprocs=2)
+    for name in LAYOUTS:
+        for rank in range(2):
+            for found, one in zip(torch.load(tmp_path / f"{name}.{rank}"), expected, strict=True):
+                assert found == pytest.approx(one, rel=1e-5), name
 
 
 @pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)], ids=["tp1", "tp2"])
@@ -219,7 +275,7 @@ def _heads(length: int, seed: int = 0, dtype=torch.float64):
     return [t.requires_grad_() for t in (q, k, v)]
 
 
-@settings(max_examples=30, deadline=None)
+@hypothesis_settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 150), min_size=1, max_size=8))
 def test_attention_of_a_packed_row_is_that_of_a_full_mask(lengths):
     heads = _heads(sum(lengths))
