@@ -162,7 +162,7 @@ def train(
     taken = seconds(device, step, repeats=3)
     recipe = {
         **{"method": "sft_lora", "lora": LORA, "selection": {"choice": "last"}, "options": {}},
-        **{"micro_batch_size": 1, "batch_size": 1, "sequence_length": length},
+        **{"micro_batch_tokens": length, "batch_size": 1, "sequence_length": length},
     }
     plan = footprint.training(values, {**ALONE, "recompute": recompute}, recipe).peak
     peak = f"{torch.cuda.max_memory_allocated(device) / GIB:.2f}" if device.type == "cuda" else "-"

@@ -32,7 +32,7 @@ PROMPT_TOKENS = 16384  # in one forward pass over prompts: substrate/inference/d
 DEVICE_RESERVE_BYTES = 3 * 2**30  # CUDA context, NCCL buffers, the allocator's fragments (assumed)
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 CURES = {
-    "training": "parallelism.recompute=true, a smaller recipe.micro_batch_size, a larger tp or ep",
+    "training": "parallelism.recompute=true, a smaller recipe.micro_batch_tokens, a larger tp or ep",
     "decoding": "a smaller tasks.decode_batch_size, a larger parallelism.judge_tp",
 }
 
@@ -98,8 +98,9 @@ def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) 
     factors, masks, num_factors = adapter_elements(rank, lora["rank"], lora["targets"], is_full=lora["is_full"])
     # Choosing among states keeps the best one; grpo keeps the reference policy, and its own factors while it scores that one.
     copies = (recipe["selection"]["choice"] != "last") + 2 * (recipe["method"] == "grpo")
-    tokens = recipe["micro_batch_size"] * recipe["sequence_length"]
-    passes = max(1, recipe["batch_size"] // (recipe["micro_batch_size"] * layout["dp"]))
+    longest, budget = recipe["sequence_length"], recipe["micro_batch_tokens"]
+    tokens = max(longest, budget)  # a row that is longer than the budget has a pass of its own
+    passes = -(-recipe["batch_size"] // (max(1, budget // longest) * layout["dp"]))  # of the longest rows
     in_flight = min(rank.pp - rank.stage, passes)
     boundary = rank.element * rank.model["hidden_size"] * tokens // rank.tp
     saved = {kind: saved_bytes(rank, kind, tokens, lora) for kind in set(rank.layers)}

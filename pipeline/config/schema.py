@@ -63,7 +63,7 @@ class Recipe:
     method: str
     num_steps: int
     batch_size: int  # sequences per step, over all data-parallel ranks
-    micro_batch_size: int  # sequences per forward pass of one rank
+    micro_batch_tokens: int  # most tokens in a forward pass of one rank
     sequence_length: int  # tokens, at most
     learning_rate: float  # peak
     optimizer: str

@@ -27,7 +27,7 @@ SOURCE = CODE_ROOT / "hydra_conf"
 """The configuration beside this package, in the checkout or in the frozen code of a campaign."""
 DAY_SECONDS = 86400
 POSITIVE = (
-    "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_size", "recipe.checkpoint_every",
+    "recipe.learning_rate", "recipe.num_steps", "recipe.batch_size", "recipe.micro_batch_tokens", "recipe.checkpoint_every",
     "tasks.num_train_per_family", "tasks.num_dev_per_family", "tasks.num_fresh_per_family", "tasks.max_new_tokens",
     "tasks.decode_batch_size", "external.timeout_seconds",
     "cluster.stall_minutes", "cluster.shm_size_gib",

@@ -1,4 +1,4 @@
-"""From rows to batches: padded, masked, weighted, and split among the data-parallel ranks.
+"""From rows to batches: packed into passes, masked, weighted, and split among the data-parallel ranks.
 
     tokens   <s> ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I }
     labels   ... 3 8 ... <think> | 3 0 _ X X X ... </think> \\boxed{ X X X V I I I } </s>
@@ -7,16 +7,20 @@
 Batch `k` of a stream depends on the rows alone, not on whether earlier batches were drawn, so a resumed run needs no
 state but its step.
 
-The rows of a batch are sorted by length, dealt to the data-parallel ranks in turn and cut into micro-batches, each
-padded to its own longest row. So all ranks have equal shapes and nearly equal work, with little padding.
-Shape suffixes: B sequences of a micro-batch on this rank, L tokens of a sequence.
+A micro-batch is one line of tokens, in which the rows that it takes follow one another; the model keeps them apart
+(`substrate/model/sequences.py`, which calls them documents). `pack` cuts a batch into as few lines as the token budget
+allows, of nearly equal length. All data-parallel ranks have equally many lines, and those of a pass are padded to one
+length, because ranks that share experts exchange tensors of one shape.
+Shape suffix: L tokens of the line, of which there is one (the model's B is 1).
 """
 
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from substrate.data.rows import Row
 from substrate.interface.errors import UsageError
@@ -26,12 +30,13 @@ IGNORED = 0  # label where the weight is 0; any valid token id serves
 
 
 class MicroBatch(NamedTuple):
-    """Rows of one forward pass of this rank, padded on the right."""
+    """Rows of one forward pass of this rank, in one line, padded on the right. A row takes its number of tokens less one."""
 
-    tokens_BL: torch.Tensor  # int64
-    labels_BL: torch.Tensor  # int64; labels[:, i] is the token after tokens[:, i]
-    weights_BL: torch.Tensor  # float32; 0 where the label is not learned, else as `make_batch` says
-    rows: list[Row]
+    tokens_1L: torch.Tensor  # int64
+    labels_1L: torch.Tensor  # int64; labels[:, i] is the token after tokens[:, i]
+    weights_1L: torch.Tensor  # float32; 0 where the label is not learned, else as `make_batch` says
+    rows: Sequence[Row]
+    lengths: Sequence[int]  # tokens of each row, together L: the last row takes the padding, none of which it sees
 
 
 class Batch(NamedTuple):
@@ -44,7 +49,7 @@ class Batch(NamedTuple):
 class Shape(NamedTuple):
     """How a batch is cut into micro-batches and among ranks."""
 
-    micro_batch_size: int  # most sequences in a forward pass of one rank
+    micro_batch_tokens: int  # most tokens in a forward pass of one rank; a longer row has a pass of its own
     multiple: int = 1  # of padded lengths, so that tensor-parallel ranks split the sequence evenly
     dp_rank: int = 0
     dp_size: int = 1
@@ -84,7 +89,6 @@ def make_batch(rows: Sequence[Row], shape: Shape, weighting: str = "uniform") ->
         per_row       1 / (learned tokens of its row x rows)
         min_log_prob  1 / rows, which the loss distributes among the row's tokens
     """
-    ordered = sorted(rows, key=lambda row: row.num_tokens)
     tokens_of = Counter[str]()
     for row in rows:
         tokens_of[row.family] += len(row.learned)
@@ -96,24 +100,63 @@ def make_batch(rows: Sequence[Row], shape: Shape, weighting: str = "uniform") ->
             return 1 / (len(row.learned) * len(rows))
         return 1 / (tokens_of.total() if weighting == "uniform" else len(rows))
 
+    lengths = [row.num_tokens - 1 for row in rows]
+    lines = pack(lengths, shape.micro_batch_tokens, shape.dp_size)
     micro_batches = []
-    for start in range(0, len(ordered), shape.micro_batch_size * shape.dp_size):
-        share = ordered[start : start + shape.micro_batch_size * shape.dp_size]
-        length = -(-(share[-1].num_tokens - 1) // shape.multiple) * shape.multiple
-        mine = share[shape.dp_rank :: shape.dp_size]
-        micro_batches.append(_pad(mine, [weight(row) for row in mine], length))
-    return Batch(micro_batches, sum(row.num_tokens - 1 for row in rows))
+    for start in range(0, len(lines), shape.dp_size):
+        passed = lines[start : start + shape.dp_size]
+        longest = max(sum(lengths[number] for number in line) for line in passed)
+        mine = [rows[number] for number in passed[shape.dp_rank]]
+        length = -(-longest // shape.multiple) * shape.multiple
+        micro_batches.append(_line(mine, [weight(row) for row in mine], length))
+    return Batch(micro_batches, sum(lengths))
 
 
-def _pad(rows: list[Row], weights: list[float], length: int) -> MicroBatch:
-    tokens_BL = torch.full((len(rows), length), PAD, dtype=torch.int64)
-    labels_BL = torch.full_like(tokens_BL, IGNORED)
-    weights_BL = torch.zeros(tokens_BL.shape, dtype=torch.float32)
-    for place, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+def pack(lengths: Sequence[int], budget: int, dp_size: int = 1) -> list[list[int]]:
+    """Divides rows into lines of at most `budget` tokens, where no row is longer. Returns the numbers of each line's rows.
+
+    The number of lines is the smallest multiple of `dp_size` that suffices for "longest row first, each into the line
+    that is emptiest so far" (Graham 1969), which leaves lines of nearly equal length, so that ranks wait little for one
+    another. Lines come in falling order of length. A line is empty only where there are fewer rows than lines.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    most = max(1, -(-len(lengths) // dp_size))
+    num_passes = min(most, max(1, -(-sum(lengths) // (budget * dp_size))))
+    while True:
+        lines = [(0, index, list[int]()) for index in range(num_passes * dp_size)]
+        for number in order:
+            length, index, line = lines[0]
+            line.append(number)
+            heapq.heapreplace(lines, (length + lengths[number], index, line))
+        if num_passes == most or max(lines)[0] <= budget:
+            return [line for _, _, line in sorted(lines, key=lambda each: (-each[0], each[1]))]
+        num_passes += 1
+
+
+def by_row(batch: Any, values_1L: torch.Tensor) -> list[torch.Tensor]:
+    """Returns the values of each row of a micro-batch, one for each of its tokens but the last, as views."""
+    parts = values_1L[0].split(tuple(batch.lengths))
+    return [part[: row.num_tokens - 1] for row, part in zip(batch.rows, parts, strict=False)]  # no row: padding alone
+
+
+def in_line(batch: Any, values_of: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Returns the values of each row, as in `by_row`, as (1, L), with zeros at the padding: the inverse."""
+    line = torch.cat([*values_of]) if values_of else batch.weights_1L.new_zeros(0)
+    return F.pad(line, (0, batch.weights_1L.shape[1] - len(line))).unsqueeze(0)
+
+
+def _line(rows: list[Row], weights: list[float], length: int) -> MicroBatch:
+    tokens_1L = torch.full((1, length), PAD, dtype=torch.int64)
+    labels_1L = torch.full_like(tokens_1L, IGNORED)
+    weights_1L = torch.zeros(tokens_1L.shape, dtype=torch.float32)
+    end, lengths = 0, []
+    for row, weight in zip(rows, weights, strict=True):
         ids = torch.tensor(row.prompt + row.learned)
-        end = len(ids) - 1
-        tokens_BL[place, :end] = ids[:-1]
-        labels_BL[place, :end] = ids[1:]
+        begin, end = end, end + len(ids) - 1
+        tokens_1L[0, begin:end] = ids[:-1]
+        labels_1L[0, begin:end] = ids[1:]
         # The prompt's last token predicts the first learned one.
-        weights_BL[place, len(row.prompt) - 1 : end] = weight
-    return MicroBatch(tokens_BL, labels_BL, weights_BL, rows)
+        weights_1L[0, end - len(row.learned) : end] = weight
+        lengths.append(end - begin)
+    lengths[-1:] = [length - sum(lengths[:-1])]  # a line without rows is padding alone
+    return MicroBatch(tokens_1L, labels_1L, weights_1L, rows, lengths)

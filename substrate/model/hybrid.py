@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
 
 
 class AttentionCore(nn.Module):
-    """softmax(q k^T / sqrt(d)) v with a causal mask, or that of a packing or cache; query heads share key heads."""
+    """softmax(q k^T / sqrt(d)) v, causal, within each document of a packing, or over a cache; query heads share key heads."""
 
     def __init__(self, layer_number: int, **_: Any) -> None:
         super().__init__()
@@ -79,9 +79,11 @@ class AttentionCore(nn.Module):
         """q, k, v: (S, B, heads, dim) -> (S, B, heads x dim). packed_seq_params: a Packing, a DecodeCache, or None."""
         if isinstance(packed_seq_params, DecodeCache):
             return packed_seq_params.attend(self.layer_number, q, k, v)
-        mask_B1SS = packed_seq_params.mask_B1SS if packed_seq_params is not None else None
+        if packed_seq_params is not None:
+            context: Tensor = packed_seq_params.attend(q, k, v)
+            return context
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q, k, v))
-        context = F.scaled_dot_product_attention(q, k, v, mask_B1SS, is_causal=mask_B1SS is None, enable_gqa=True)
+        context = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         return context.permute(2, 0, 1, 3).flatten(-2)
 
 

@@ -4,14 +4,17 @@
               torch        `mamba.chunked_scan`
     experts   grouped      one `torch.nn.functional.grouped_mm` for all experts of a layer, on a GPU
               sequential   one product per expert: faster on a CPU, and the only kernel for trained or adapted experts
+    packed    varlen       attention of packed documents by torch's `varlen_attn`, in half precision on a GPU
+              padded       `scaled_dot_product_attention` of padded groups of documents (`sequences.Packing`)
 
-Attention is `scaled_dot_product_attention` everywhere, which chooses among its own kernels. `using` forces a choice in
+All other attention is `scaled_dot_product_attention`, which chooses among its own kernels. `using` forces a choice in
 tests and benchmarks: every kernel is compared with its plain form in float64 (tests/substrate/model/test_kernels.py,
 bench/gpu.py).
 """
 
 import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,22 +31,34 @@ class Kernels:
 
     scan: str
     experts: str
+    packed: str
     reason: str = ""
 
 
 SCAN_MODULE = "mamba_ssm.ops.triton.ssd_combined"
+VARLEN_MODULE = "torch.nn.attention.varlen"
 _forced: dict[str, str] = {}
 
 
 @functools.cache
 def _of_device(kind: str) -> Kernels:
     if kind != "cuda":
-        return Kernels("torch", "sequential", "no GPU")
+        return Kernels("torch", "sequential", "padded", "no GPU")
+    packed = "varlen" if _knows_unequal_lengths() else "padded"
     try:  # imported, because a package without its CUDA extension is found but cannot be used
         importlib.import_module(SCAN_MODULE)
     except ImportError as error:
-        return Kernels("torch", "grouped", f"mamba-ssm cannot be used: {error}")
-    return Kernels("triton", "grouped")
+        return Kernels("torch", "grouped", packed, f"mamba-ssm cannot be used: {error}")
+    return Kernels("triton", "grouped", packed)
+
+
+def _knows_unequal_lengths() -> bool:
+    """Whether this torch has `varlen_attn` with the arguments that we use; releases before 2.10 have none, and some others."""
+    try:
+        arguments = inspect.signature(importlib.import_module(VARLEN_MODULE).varlen_attn).parameters
+    except ImportError:
+        return False
+    return {"window_size", "enable_gqa"} <= set(arguments)
 
 
 def of(device: torch.device) -> Kernels:
@@ -68,7 +83,8 @@ def tell(device: torch.device) -> None:
     chosen = of(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     reason = f" ({chosen.reason})" if chosen.reason else ""
-    print(f"kernels on {name}: scan {chosen.scan}, experts {chosen.experts}{reason}", file=sys.stderr, flush=True)
+    names = f"scan {chosen.scan}, experts {chosen.experts}, packed attention {chosen.packed}"
+    print(f"kernels on {name}: {names}{reason}", file=sys.stderr, flush=True)
 
 
 def triton_scan(
@@ -87,6 +103,20 @@ def triton_scan(
         x, dt, A_H.float(), b, c, chunk_size, seq_idx=documents, return_final_states=True
     )
     return y_BSHP.transpose(0, 1), h_BHPN
+
+
+def has_varlen(q: Tensor) -> bool:
+    """Whether packed queries like these are attended by `varlen_attention`, which has no float32."""
+    return of(q.device).packed == "varlen" and q.dtype in (torch.float16, torch.bfloat16)
+
+
+def varlen_attention(q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor, ends: Tensor, longest: int) -> Tensor:
+    """Causal attention within each document, (S, H, D). ends: int32, 0 and each document's end; longest: most tokens."""
+    attend = importlib.import_module(VARLEN_MODULE).varlen_attn
+    causal = (-1, 0)  # how far a token looks back (no limit) and ahead
+    q, k, v = (t.contiguous() for t in (q_SHD, k_SGD, v_SGD))
+    context: Tensor = attend(q, k, v, ends, ends, longest, longest, window_size=causal, enable_gqa=True)
+    return context
 
 
 def grouped_linear(x_TI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:

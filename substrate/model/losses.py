@@ -4,6 +4,8 @@ Shapes: B sequences, L tokens of each, S positions (this rank's part under seque
 sequences, U hidden size, V vocabulary here.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
@@ -21,23 +23,24 @@ def token_log_probs(
     model: HybridModel,
     tokens_BL: Tensor,
     labels_BL: Tensor,
-    documents_BL: Tensor | None = None,
+    lengths: Sequence[int] | None = None,
     temperature: float = 1.0,
 ) -> Tensor:
     """Returns log p(label | tokens up to it), (B, L) in nats, float32. labels[:, i] is the token after tokens[:, i].
 
+    lengths: if the only row (B = 1) holds several documents, the tokens of each; together L. No document sees another.
     temperature: p is softmax(logits / temperature), from which a sampler at this temperature draws.
-    documents_BL: if several documents share a row, the number of each token's document; no document sees another.
-    Lengths are padded on the right to a multiple of the tensor-parallel size, which changes no value. A pipeline stage
-    that is not the last returns its hidden states instead.
+    L is padded on the right to a multiple of the tensor-parallel size, which changes no value. A pipeline stage that is
+    not the last returns its hidden states instead.
     """
     length = tokens_BL.shape[1]
     surplus = -length % model.pg_collection.tp.size()
     device = next(model.parameters()).device
     tokens_BL, labels_BL = (F.pad(t.to(device), (0, surplus)) for t in (tokens_BL, labels_BL))
     packing = None
-    if documents_BL is not None:
-        packing = Packing(F.pad(documents_BL.to(device), (0, surplus), value=int(documents_BL.max()) + 1))
+    if lengths is not None and len(lengths) > 1:
+        # The last document takes the padding: it comes after all of its tokens, so that none of them sees it.
+        packing = Packing([*lengths[:-1], lengths[-1] + surplus], device)
     hidden_SBU = model.hidden_states(tokens_BL, packing)
     if not model.post_process:
         return hidden_SBU
@@ -78,12 +81,12 @@ def _losses_of(layer: ColumnLinear, rows_TU: Tensor, labels_T: Tensor, temperatu
 
 
 def token_losses(
-    model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, mask_BL: Tensor, documents_BL: Tensor | None = None
+    model: HybridModel, tokens_BL: Tensor, labels_BL: Tensor, mask_BL: Tensor, lengths: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns the summed cross-entropy in nats where mask is 1, and the number of those tokens, both 0-d and of this rank.
 
     Divide the sum by the number of targets of the whole batch before backward.
     """
-    log_probs_BL = token_log_probs(model, tokens_BL, labels_BL, documents_BL)
+    log_probs_BL = token_log_probs(model, tokens_BL, labels_BL, lengths)
     mask_BL = mask_BL.to(log_probs_BL)
     return -(log_probs_BL * mask_BL).sum(), mask_BL.sum()

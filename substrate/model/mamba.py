@@ -30,7 +30,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from substrate.model import kernels
-from substrate.model.sequences import DecodeCache
+from substrate.model.sequences import DecodeCache, Packing
 
 
 def chunked_scan(
@@ -114,10 +114,10 @@ def scan_step(
     return (h_BHPN @ c_BHN.unsqueeze(-1)).squeeze(-1), h_BHPN
 
 
-def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor, document_SB: Tensor | None = None) -> Tensor:
+def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor, packing: Packing | None = None) -> Tensor:
     """Depthwise convolution of a window that starts K - 1 tokens early: (S + K - 1, B, I) -> (S, B, I).
 
-    Taps do not reach into another document. It is a sum over taps, because `conv1d` would need sequence-major data
+    Taps do not reach into another document of a packing. It is a sum over taps, because `conv1d` would need sequence-major data
     transposed twice, which costs more.
     """
     K = weight_I1K.shape[-1]
@@ -125,9 +125,8 @@ def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor, document
     y_SBI = bias_I
     for k in range(K):
         tap_SBI = window_SBI[k : k + S]
-        if document_SB is not None and (back := K - 1 - k):
-            same_SB = F.pad(document_SB, (0, 0, back, 0), value=-1)[:S] == document_SB
-            tap_SBI = tap_SBI * same_SB.unsqueeze(-1)
+        if packing is not None and (back := K - 1 - k):
+            tap_SBI = tap_SBI * packing.has_before(back)
         y_SBI = torch.addcmul(y_SBI, tap_SBI, weight_I1K[:, 0, k])
     return y_SBI
 
@@ -203,22 +202,20 @@ class MambaMixer(MegatronModule):
                 y_SBI, window, h_BHPN = self._scan(xbc_SBI * valid_SB1, dt_SBH * valid_SB1)
             packed_seq_params.keep(self.layer_number, window, h_BHPN)
         else:
-            documents = packed_seq_params.document_BL.T if packed_seq_params is not None else None
-            y_SBI, _, _ = self._scan(xbc_SBI, dt_SBH, documents)
+            y_SBI, _, _ = self._scan(xbc_SBI, dt_SBH, packed_seq_params)
         output, _ = self.out_proj(self._gated_norm(y_SBI, z_SBI))
         return output, None
 
-    def _scan(
-        self, xbc_SBI: Tensor, dt_SBH: Tensor, document_SB: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _scan(self, xbc_SBI: Tensor, dt_SBH: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Runs all tokens at once. Returns y_SBI, the last K - 1 inputs of the convolution, and the last state."""
         taps = self.conv_weight_I1K.shape[-1]
         window = F.pad(xbc_SBI, (0, 0, 0, 0, taps - 1, 0))
-        convolved = causal_conv(window, self.conv_weight_I1K, self.conv_bias_I, document_SB)
+        convolved = causal_conv(window, self.conv_weight_I1K, self.conv_bias_I, packing)
         x_SBHP, B_SBGN, C_SBGN = self._heads(convolved)
         A_H = -self.A_log_H.exp()
         scan = kernels.triton_scan if kernels.of(x_SBHP.device).scan == "triton" else chunked_scan
-        y_SBHP, h_BHPN = scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, document_SB)
+        documents = packing.document_SB if packing is not None else None
+        y_SBHP, h_BHPN = scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, documents)
         y_SBHP = torch.addcmul(y_SBHP.float(), x_SBHP.float(), self.D_H.unsqueeze(-1))
         return y_SBHP.flatten(-2), window[-(taps - 1) :], h_BHPN
 

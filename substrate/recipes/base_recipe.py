@@ -70,7 +70,7 @@ class BaseRecipe(Recipe):
     OPTIONS: ClassVar[type] = NoOptions
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "micro_batch_size", "sequence_length", "checkpoint_every"):
+        for name in ("num_steps", "batch_size", "micro_batch_tokens", "sequence_length", "checkpoint_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("learning_rate", "clip_norm"):
             require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
@@ -148,10 +148,10 @@ class BaseRecipe(Recipe):
         return 1.0
 
     def outputs(self, model: "HybridModel", batch: "MicroBatch", temperature: float = 1.0) -> "torch.Tensor":
-        """Returns log-probabilities of the labels, (B, L) in nats; hidden states unless this is the last stage."""
+        """Returns log-probabilities of the labels, (1, L) in nats; hidden states unless this is the last stage."""
         from substrate.model import token_log_probs
 
-        return token_log_probs(model, batch.tokens_BL, batch.labels_BL, temperature=temperature)
+        return token_log_probs(model, batch.tokens_1L, batch.labels_1L, batch.lengths, temperature)
 
     def teaches(self, batch: "Batch") -> bool:
         """Whether the loss of this batch has a gradient at all: a cross-entropy always has."""

@@ -105,7 +105,7 @@ class Grpo(OwnSamples):
         if not isinstance(batch, PolicyBatch):
             return super().loss(outputs, batch)
         weights, advantages, old, reference = (
-            tensor.to(outputs) for tensor in (batch.weights_BL, batch.advantages_B1, batch.old_BL, batch.reference_BL)
+            tensor.to(outputs) for tensor in (batch.weights_1L, batch.advantages_1L, batch.old_1L, batch.reference_1L)
         )
         learned = weights > 0
         # Masked, because outputs of other tokens may be so far from 0 that exp overflows.
@@ -118,7 +118,7 @@ class Grpo(OwnSamples):
 
     def teaches(self, batch: "Batch") -> bool:
         """Whether a completion beats its group: where all rewards are equal, the policy is told nothing."""
-        return any(not isinstance(part, PolicyBatch) or bool(part.advantages_B1.any()) for part in batch.micro_batches)
+        return any(not isinstance(part, PolicyBatch) or bool(part.advantages_1L.any()) for part in batch.micro_batches)
 
     def _roll_out(self, run: "Training", number: int) -> list["Scored"]:
         """Samples completions of the next prompts, group after group, and scores their tokens under both policies."""
@@ -172,15 +172,16 @@ class Scored:
 
 
 class PolicyBatch(NamedTuple):
-    """A micro-batch of completions; B, L and the first four fields are as in `batches.MicroBatch`."""
+    """A micro-batch of completions; L and the first five fields are as in `batches.MicroBatch`."""
 
-    tokens_BL: "torch.Tensor"
-    labels_BL: "torch.Tensor"
-    weights_BL: "torch.Tensor"  # 1 / (tokens of the completion x number of completions)
-    rows: list[Row]
-    advantages_B1: "torch.Tensor"
-    old_BL: "torch.Tensor"  # log-probabilities, 0 where nothing is learned, as in reference_BL
-    reference_BL: "torch.Tensor"
+    tokens_1L: "torch.Tensor"
+    labels_1L: "torch.Tensor"
+    weights_1L: "torch.Tensor"  # 1 / (tokens of the completion x number of completions)
+    rows: Sequence[Row]
+    lengths: Sequence[int]
+    advantages_1L: "torch.Tensor"  # of each token's completion; 0 where nothing is learned, as in the next two
+    old_1L: "torch.Tensor"  # log-probabilities
+    reference_1L: "torch.Tensor"
 
 
 def group_advantages(rewards: Sequence[float]) -> list[float]:
@@ -193,20 +194,20 @@ def _batch(samples: Sequence[Scored], shape: "Shape") -> "Batch":
     """Returns this rank's part of an update."""
     import torch
 
-    from substrate.data.batches import make_batch
+    from substrate.data.batches import by_row, make_batch
 
     batch = make_batch([sample.row for sample in samples], shape, "per_row")
     by_id = {sample.row.item_id: sample for sample in samples}
     parts = []
     for each in batch.micro_batches:
-        mine = [by_id[row.item_id] for row in each.rows]
-        old_BL, reference_BL = torch.zeros_like(each.weights_BL), torch.zeros_like(each.weights_BL)
-        for place, sample in enumerate(mine):
-            begin = len(sample.row.prompt) - 1
-            old_BL[place, begin : begin + len(sample.old)] = torch.tensor(sample.old)
-            reference_BL[place, begin : begin + len(sample.reference)] = torch.tensor(sample.reference)
-        advantages_B1 = torch.tensor([[sample.advantage] for sample in mine])
+        advantages_1L, old_1L, reference_1L = (torch.zeros_like(each.weights_1L) for _ in range(3))
+        for row, *places in zip(
+            each.rows, *(by_row(each, t) for t in (advantages_1L, old_1L, reference_1L)), strict=True
+        ):
+            sample = by_id[row.item_id]
+            for place, values in zip(places, (sample.advantage, sample.old, sample.reference), strict=True):
+                place[-len(row.learned) :] = torch.tensor(values)
         parts.append(
-            PolicyBatch(each.tokens_BL, each.labels_BL, each.weights_BL, each.rows, advantages_B1, old_BL, reference_BL)
+            PolicyBatch(**each._asdict(), advantages_1L=advantages_1L, old_1L=old_1L, reference_1L=reference_1L)
         )
     return batch._replace(micro_batches=parts)

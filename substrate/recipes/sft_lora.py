@@ -26,9 +26,12 @@ class SftLora(BaseRecipe):
 
     def loss(self, outputs: "torch.Tensor", batch: "MicroBatch") -> "torch.Tensor":
         """Returns the weighted cross-entropy of this micro-batch's learned tokens, in nats."""
-        weights = batch.weights_BL.to(outputs)
+        weights = batch.weights_1L.to(outputs)
         if self.loss_weighting == "min_log_prob":
-            # Detached: no gradient flows through the weights.
-            unlikely = (-outputs.detach()).masked_fill(weights == 0, float("-inf"))
-            weights = weights * unlikely.softmax(-1)
+            from substrate.data.batches import by_row, in_line
+
+            # Over each row's learned tokens. Detached: no gradient flows through the weights.
+            rows = zip(by_row(batch, -outputs.detach()), by_row(batch, weights), strict=True)
+            shares = [unlikely.masked_fill(weight == 0, float("-inf")).softmax(-1) for unlikely, weight in rows]
+            weights = weights * in_line(batch, shares)
         return -(outputs * weights).sum()

@@ -116,7 +116,7 @@ class _Link:
         """Allocates the hidden states of a micro-batch; None on the first stage or without a micro-batch."""
         if self._previous is None or micro_batch is None:
             return None
-        shape = self._model.hidden_shape(micro_batch.tokens_BL)
+        shape = self._model.hidden_shape(micro_batch.tokens_1L)
         parameter = next(self._model.parameters())
         return torch.empty(
             shape, dtype=self._model.architecture.torch_dtype, device=parameter.device, requires_grad=True

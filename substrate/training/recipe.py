@@ -26,7 +26,7 @@ class Recipe:
 
     num_steps: int  # optimizer steps
     batch_size: int  # sequences per step, over all data-parallel ranks
-    micro_batch_size: int  # most sequences in a forward pass of one rank; a step sums gradients over passes
+    micro_batch_tokens: int  # most tokens in a forward pass of one rank; a step sums gradients over passes
     learning_rate: float  # peak
     optimizer: str  # one of substrate.training.optimizer.OPTIMIZERS
     weight_decay: float
@@ -59,7 +59,7 @@ class Recipe:
         raise NotImplementedError
 
     def outputs(self, model: HybridModel, batch: MicroBatch, temperature: float = 1.0) -> torch.Tensor:
-        """Returns log-probabilities of the labels, (B, L) in nats; hidden states unless this is the last stage.
+        """Returns log-probabilities of the labels, (1, L) in nats; hidden states unless this is the last stage.
 
         temperature: of the distribution softmax(logits / temperature) that the log-probabilities are of.
         """

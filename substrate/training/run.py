@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from substrate.data.batches import Batch, Shape, Stream, make_batch
+from substrate.data.batches import Batch, Shape, Stream, by_row, make_batch
 from substrate.data.rows import Row
 from substrate.data.tokenizer import Tokenizer
 from substrate.interface.command_line import write_json
@@ -58,7 +58,7 @@ class Training:
         if parallel.rank == 0:
             write_json(task.out / "data_card.json", prepared.card)
         self.rows, self._holdout = prepared.rows, prepared.holdout
-        self.shape = Shape(recipe.micro_batch_size, parallel.tp, parallel.dp_rank, parallel.dp)
+        self.shape = Shape(recipe.micro_batch_tokens, parallel.tp, parallel.dp_rank, parallel.dp)
         self.stream = self.stream_of(self.rows)
         self.sampled: Stream | None = None  # batches of the model's own completions, set by the recipe rft
         torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: tensor-parallel ranks must agree (model/lora.py)
@@ -147,10 +147,9 @@ class Training:
         self.model.eval()
         for micro_batch in make_batch(rows, self.shape).micro_batches:
             with torch.no_grad():
-                outputs_BL = self.recipe.outputs(self.model, micro_batch, temperature)
-            for row, line in zip(micro_batch.rows, outputs_BL.tolist(), strict=True):
-                begin = len(row.prompt) - 1
-                found[row.item_id] = line[begin : begin + len(row.learned)]
+                outputs_1L = self.recipe.outputs(self.model, micro_batch, temperature)
+            for row, values in zip(micro_batch.rows, by_row(micro_batch, outputs_1L), strict=True):
+                found[row.item_id] = values[-len(row.learned) :].tolist()
         self.model.train()
         return self.parallel.gather(found)
 
@@ -222,8 +221,8 @@ class Training:
         self.model.eval()
         for micro_batch in make_batch(rows, self.shape).micro_batches:
             with torch.no_grad():
-                outputs_BL = self.recipe.outputs(self.model, micro_batch)
-            total -= float((outputs_BL * micro_batch.weights_BL.to(outputs_BL)).sum())
+                outputs_1L = self.recipe.outputs(self.model, micro_batch)
+            total -= float((outputs_1L * micro_batch.weights_1L.to(outputs_1L)).sum())
         self.model.train()
         return self.parallel.total(total)
 

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -50,6 +50,18 @@ CASES = {
 }
 
 
+class Line(NamedTuple):
+    """A micro-batch as the trainer makes it: packed rows."""
+
+    tokens_1L: torch.Tensor
+    lengths: list[int]
+
+
+def _lengths(sequences: int, length: int) -> list[int]:
+    """Pairs of rows an eighth longer and shorter than `length`, which attention pads to one length."""
+    return [length] if sequences == 1 else [length + length // 8, length - length // 8] * (sequences // 2)
+
+
 def planned(case: str, targets: list[str]) -> footprint.Footprint:
     name, changes, layout, (sequences, length) = CASES[case]
     recipe = {
@@ -58,7 +70,7 @@ def planned(case: str, targets: list[str]) -> footprint.Footprint:
         "options": {},
         "optimizer": "adamw",
         "lora": {"rank": 16, "targets": targets},
-        "micro_batch_size": sequences,
+        "micro_batch_tokens": sequences * length,
         "batch_size": 2 * sequences * layout["dp"],
         "sequence_length": length,
     }
@@ -94,16 +106,15 @@ def built(parallel: Parallel, case: str) -> dict[str, int]:
     kept = [*model.parameters(), *model.buffers(), *(tensor.grad for tensor in trainable)]
     kept += [tensor for each in state for tensor in each.values()]
     generator = torch.Generator().manual_seed(1)
-    batches = [torch.randint(3, 500, (sequences, length), generator=generator) for _ in range(2)]
-    if parallel.pp > 1:  # between stages a micro-batch says its own shape
-        batches = [type("Batch", (), {"tokens_BL": tokens}) for tokens in batches]
+    batches = [
+        Line(torch.randint(3, 500, (1, sequences * length), generator=generator), _lengths(sequences, length))
+        for _ in range(2)
+    ]
     with LiveBytes(kept) as counted:
         accumulate_gradients(
             model,
             batches,
-            lambda batch: token_log_probs(
-                model, getattr(batch, "tokens_BL", batch), getattr(batch, "tokens_BL", batch)
-            ),
+            lambda batch: token_log_probs(model, batch.tokens_1L, batch.tokens_1L, batch.lengths),
             lambda log_probs, batch: -log_probs.mean(),
         )
         parallel.finalize_gradients(model)
@@ -177,7 +188,7 @@ def test_the_published_30b_on_one_gpu():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["parallelism.recompute=false", "recipe.micro_batch_size=4"], "training needs .*recompute=true"),
+        (["parallelism.recompute=false", "recipe.micro_batch_tokens=32768"], "training needs .*recompute=true"),
         (["tasks.decode_batch_size=4096"], "decoding needs .*decode_batch_size"),
         (["parallelism.recompute=true", "cluster.capacity.gpu_memory_gib=40"], "decoding needs .*judge_tp"),
     ],

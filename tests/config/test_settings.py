@@ -112,7 +112,7 @@ def test_a_wrong_override_is_named_in_one_sentence(override, named):
         ("recipe.learning_rate", float("nan")),
         ("recipe.num_steps", 0),
         ("recipe.batch_size", -4),
-        ("recipe.micro_batch_size", 0),
+        ("recipe.micro_batch_tokens", 0),
         ("recipe.sequence_length", 513),
         ("recipe.lora.dropout", 1),
         ("recipe.lora.rank", 33),

@@ -179,7 +179,7 @@ HOSTILE: dict[str, list[Any]] = {
         for key in (
             "recipe.num_steps",
             "recipe.batch_size",
-            "recipe.micro_batch_size",
+            "recipe.micro_batch_tokens",
             "recipe.sequence_length",
             "tasks.num_dev_per_family",
             "tasks.max_new_tokens",

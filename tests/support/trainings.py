@@ -13,7 +13,7 @@ from substrate.interface.task import Task
 from tests.support.paths import ROOT
 
 TINY = {"pattern": "ME*", "hidden_size": 32, "attention_head_dim": 8, "mamba_head_dim": 8, "moe_ffn_size": 16}
-SHORT = {"num_steps": 10, "batch_size": 4, "micro_batch_size": 2, "warmup_steps": 2, "checkpoint_every": 3}
+SHORT = {"num_steps": 10, "batch_size": 4, "micro_batch_tokens": 200, "warmup_steps": 2, "checkpoint_every": 3}
 
 
 @pytest.fixture(scope="module")

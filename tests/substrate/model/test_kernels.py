@@ -97,8 +97,10 @@ def test_the_weights_of_experts_lie_in_one_piece(parallel):
 
 def test_what_runs_is_told_with_its_reason(capsys):
     kernels.tell(torch.device("cpu"))
-    assert capsys.readouterr().err == "kernels on CPU: scan torch, experts sequential (no GPU)\n"
-    assert kernels.of(torch.device("cpu")) == kernels.Kernels("torch", "sequential", "no GPU")
+    assert (
+        capsys.readouterr().err == "kernels on CPU: scan torch, experts sequential, packed attention padded (no GPU)\n"
+    )
+    assert kernels.of(torch.device("cpu")) == kernels.Kernels("torch", "sequential", "padded", "no GPU")
 
 
 def test_a_library_that_does_not_load_is_done_without(tmp_path, monkeypatch):

@@ -87,13 +87,13 @@ def _accumulate(model, parallel: Parallel, step: int) -> float:
     """Gradients of one step, this rank's part of three micro-batches of unequal length. Returns the loss of the batch."""
     share = slice(parallel.dp_rank, None, parallel.dp)
     parts = [[part[share] for part in _batch(3 * step + n, 2, 20 + 7 * n)] for n in range(3)]
-    micro_batches = [MicroBatch(tokens, labels, mask, []) for tokens, labels, mask in parts]
-    num_targets = parallel.total(sum(float(each.weights_BL.sum()) for each in micro_batches)) / parallel.pp
+    micro_batches = [MicroBatch(tokens, labels, mask, [], []) for tokens, labels, mask in parts]
+    num_targets = parallel.total(sum(float(each.weights_1L.sum()) for each in micro_batches)) / parallel.pp
     loss = accumulate_gradients(
         model,
         micro_batches,
-        lambda batch: token_log_probs(model, batch.tokens_BL, batch.labels_BL),
-        lambda log_probs, batch: -(log_probs * batch.weights_BL).sum() / num_targets,
+        lambda batch: token_log_probs(model, batch.tokens_1L, batch.labels_1L),
+        lambda log_probs, batch: -(log_probs * batch.weights_1L).sum() / num_targets,
     )
     parallel.finalize_gradients(model)
     return parallel.total(loss)
@@ -263,9 +263,8 @@ def test_packed_documents_do_not_see_one_another(parallel, pattern):
     generator = torch.Generator().manual_seed(0)
     documents = [torch.randint(3, 64, (length,), generator=generator) for length in (5, 40, 1, 2, 33, 16, 9)]
     tokens, labels = torch.cat(documents)[None], torch.cat(documents)[None].roll(-1)
-    ids = torch.cat([torch.full_like(each, number) for number, each in enumerate(documents)])[None]
     with torch.no_grad():
-        packed = token_log_probs(model, tokens, labels, ids)
+        packed = token_log_probs(model, tokens, labels, [len(each) for each in documents])
         parts = zip(
             tokens.split([len(d) for d in documents], 1), labels.split([len(d) for d in documents], 1), strict=True
         )

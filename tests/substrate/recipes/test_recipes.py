@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import testing
 
-from substrate.data.batches import Shape, make_batch
+from substrate.data.batches import Shape, by_row, in_line, make_batch
 from substrate.data.rows import Row
 from substrate.inference.decode import sample
 from substrate.interface.errors import DataError, Stopped, UsageError
@@ -73,6 +73,7 @@ from substrate.distributed import launch
 layout = json.loads(Path(sys.argv[1]).read_text())["config"]["parallelism"]
 sys.exit(launch.run_ranks("counting_rank", sys.argv[1:], layout["tp"] * layout["dp"]))
 """
+ADVANTAGES = (1.0, -1.0, 0.5, -0.5)
 NO_DROPOUT = trainings.config("recipe", "sft_lora")["lora"]
 
 
@@ -180,16 +181,16 @@ def _batch(weighting: str = "uniform"):
         )
         for n in range(4)
     ]
-    return make_batch(rows, Shape(4), weighting).micro_batches[0]
+    return make_batch(rows, Shape(100), weighting).micro_batches[0]
 
 
 @pytest.mark.parametrize("weighting", ["uniform", "per_family", "per_row", "min_log_prob"])
 def test_loss_is_the_mean_that_the_weighting_names(weighting):
     batch = _batch(weighting)
-    log_probs = -torch.rand(batch.tokens_BL.shape, generator=torch.Generator().manual_seed(1)) * 3
+    log_probs = -torch.rand(batch.tokens_1L.shape, generator=torch.Generator().manual_seed(1)) * 3
     of_row = {
-        row.item_id: line[len(row.prompt) - 1 :][: len(row.learned)]
-        for row, line in zip(batch.rows, log_probs, strict=True)
+        row.item_id: values[-len(row.learned) :]
+        for row, values in zip(batch.rows, by_row(batch, log_probs), strict=True)
     }
     if weighting == "uniform":
         expected = torch.cat(list(of_row.values())).mean()
@@ -207,12 +208,13 @@ def test_loss_is_the_mean_that_the_weighting_names(weighting):
 
 def test_unlikely_tokens_weigh_most_and_weights_carry_no_gradient():
     batch = _batch("min_log_prob")
-    log_probs = (-torch.rand(batch.tokens_BL.shape)).requires_grad_()
+    log_probs = (-torch.rand(batch.tokens_1L.shape)).requires_grad_()
     _recipe("sft_lora", loss_weighting="min_log_prob").loss(log_probs, batch).backward()
-    for row, line, gradient in zip(batch.rows, log_probs, log_probs.grad, strict=True):
-        learned = slice(len(row.prompt) - 1, len(row.prompt) - 1 + len(row.learned))
-        assert int(gradient[learned].argmin()) == int(line[learned].argmin())
-        assert float(gradient[learned].sum()) == pytest.approx(-1 / len(batch.rows))
+    parts = zip(batch.rows, by_row(batch, log_probs), by_row(batch, log_probs.grad), strict=True)
+    for row, values, gradient in parts:
+        learned = slice(-len(row.learned), None)
+        assert int(gradient[learned].argmin()) == int(values[learned].argmin())
+        assert float(gradient.sum()) == pytest.approx(-1 / len(batch.rows))
 
 
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=16))
@@ -228,17 +230,18 @@ def test_advantages_are_the_standardised_rewards(rewards):
 
 def _policy_batch(old_shift: float = 0.0, reference_shift: float = 0.0) -> tuple[torch.Tensor, PolicyBatch]:
     batch = _batch("per_row")
-    log_probs = -torch.rand(batch.tokens_BL.shape, dtype=torch.float64) - 0.1
-    advantages = torch.tensor([[1.0], [-1.0], [0.5], [-0.5]])
+    log_probs = -torch.rand(batch.tokens_1L.shape, dtype=torch.float64) - 0.1
+    own = [torch.full((row.num_tokens - 1,), advantage) for row, advantage in zip(batch.rows, ADVANTAGES, strict=True)]
+    advantages = in_line(batch, own)
     old, reference = log_probs - old_shift, log_probs - reference_shift
-    return log_probs.requires_grad_(), PolicyBatch(*batch[:3], batch.rows, advantages, old.detach(), reference.detach())
+    return log_probs.requires_grad_(), PolicyBatch(*batch, advantages, old.detach(), reference.detach())
 
 
 def test_policy_gradient_at_the_old_policy_is_that_of_reinforce():
     """d loss / d log pi = -A / (|o| G) where the ratio is 1 and the reference is the policy itself."""
     log_probs, batch = _policy_batch()
     _recipe("grpo").loss(log_probs, batch).backward()
-    testing.assert_close(log_probs.grad, (-batch.advantages_B1 * batch.weights_BL).double())
+    testing.assert_close(log_probs.grad, (-batch.advantages_1L * batch.weights_1L).double())
 
 
 @pytest.mark.parametrize(("shift", "gain"), [(0.5, [True, False]), (-0.5, [False, True])])
@@ -247,7 +250,7 @@ def test_clipping_stops_the_gradient_where_the_ratio_went_far_enough(shift, gain
     log_probs, batch = _policy_batch(old_shift=shift)
     own = {"options": OPTIONS["grpo"] | {"kl_weight": 0.0}}
     _recipe("grpo", **own).loss(log_probs, batch).backward()
-    for row, advantage in zip(log_probs.grad, batch.advantages_B1, strict=True):
+    for row, advantage in zip(by_row(batch, log_probs.grad), ADVANTAGES, strict=True):
         stopped = gain[0] if advantage > 0 else gain[1]
         assert bool((row == 0).all()) == stopped
 
@@ -255,7 +258,7 @@ def test_clipping_stops_the_gradient_where_the_ratio_went_far_enough(shift, gain
 def test_divergence_is_zero_at_the_reference_and_positive_elsewhere():
     recipe = _recipe("grpo")
     here, at_reference = _policy_batch()
-    off_reference = at_reference._replace(reference_BL=at_reference.reference_BL - 0.7)
+    off_reference = at_reference._replace(reference_1L=at_reference.reference_1L - 0.7)
     divergence = 0.1 * (math.exp(-0.7) + 0.7 - 1)
     difference = recipe.loss(here, off_reference) - recipe.loss(here, at_reference)
     assert float(difference.detach()) == pytest.approx(divergence, rel=1e-6)

@@ -98,7 +98,7 @@ def test_case_10_a_batch_that_teaches_nothing_proves_nothing(alone, inputs, tmp_
 def test_case_10_equal_rewards_teach_nothing():
     def batch(*advantages: float):
         zeros = torch.zeros(1, 1)
-        part = [PolicyBatch(zeros, zeros, zeros, [], torch.tensor([[each]]), zeros, zeros) for each in advantages]
+        part = [PolicyBatch(zeros, zeros, zeros, [], [], torch.tensor([[each]]), zeros, zeros) for each in advantages]
         return type("Batch", (), {"micro_batches": part})
 
     assert not Grpo.teaches(None, batch(0.0, 0.0))

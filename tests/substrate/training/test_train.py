@@ -219,7 +219,7 @@ def test_a_diverged_run_names_step_and_checkpoint_and_has_no_adapter(
 
 def test_out_of_memory_is_typed_with_what_was_needed_and_there(inputs, tmp_path):
     """A real failed allocation: the address space of the process is limited below what its batch takes."""
-    task = trainings.write_task(tmp_path, inputs, batch_size=512, micro_batch_size=512)
+    task = trainings.write_task(tmp_path, inputs, batch_size=512, micro_batch_tokens=2**16)
     limited = """
 import resource, sys
 from substrate import train
