@@ -30,7 +30,8 @@ def run_stage(folder: Round, stage: Stage, job_file: Path, watch: Callable[[], N
     chosen = corrections.of_round(folder)
     code_dir, _ = launch.verify_frozen(folder.campaign, folder)
     if chosen.cluster.kind == "local":
-        codes = local_runner.run_local([stage], code_dir, 1, folder.logs_dir, watch, chosen.cluster.runtime)
+        gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node)
+        codes = local_runner.run_local([stage], code_dir, 1, folder.logs_dir, watch, chosen.cluster.runtime, gpus)
         ((name, code),) = codes.items()
         log = folder.logs_dir / f"{name}.log"
         if code:

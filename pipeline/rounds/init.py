@@ -197,10 +197,7 @@ def check_recipe(chosen: settings.Settings, payload: Path) -> None:
     Only that code knows the keys of a training method.
     """
     changed = [settings.with_overrides(chosen, [setting]) for _, setting in arms.ends_of_axes(chosen)]
-    for recipes, what in (
-        ([chosen], "the recipe is refused"),
-        (changed, "a value of an axis in policy.axes is refused"),
-    ):
+    for recipes, what in (([chosen], "the recipe is refused"), (changed, "a value of an axis is refused")):
         question = Path(payload.parent, "recipes.json")
         asked = [each.to_dict()["recipe"] for each in recipes]
         question.write_text(json.dumps({"recipes": asked, "parallelism": chosen.to_dict()["parallelism"]}))

@@ -213,8 +213,8 @@ me = Path({str(running)!r}, os.environ["CUDA_VISIBLE_DEVICES"])
 me.touch(exist_ok=False)
 time.sleep(0.2)
 me.unlink()"""
-    codes = local_runner.run_local(arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=launch.gpus_by_arm(2, 5))
-    assert launch.gpus_by_arm(2, 5) == ["0,1", "2,3"] and launch.gpus_by_arm(0, 0) == []
+    codes = local_runner.run_local(arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=local_runner.gpus_by_arm(2, 5))
+    assert local_runner.gpus_by_arm(2, 5) == ["0,1", "2,3"] and launch.gpus_by_arm(0, 0) == []
     assert list(codes.values()) == [0] * 5
 
 
