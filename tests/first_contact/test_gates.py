@@ -160,7 +160,7 @@ def answer_of(tmp_path: Path, rows: list[list[float]], nats: float = 2.0) -> Pat
 
 
 @pytest.mark.parametrize(("moved", "dtype", "verdict"), [
-    (0.0005, "float32", "good"), (0.002, "float32", "bad"), (0.04, "bfloat16", "good"), (0.06, "bfloat16", "bad"), (4.0, "bfloat16", "bad"),
+    (0.0005, "float32", "good"), (0.002, "float32", "bad"), (0.09, "bfloat16", "good"), (0.11, "bfloat16", "bad"), (4.0, "bfloat16", "bad"),
 ])  # fmt: skip
 def test_the_mean_difference_decides(tmp_path: Path, moved: float, dtype: str, verdict: str) -> None:
     stored = [{"tokens": [1, 2, 3], "log_probs": [-1.0, -2.0]}, {"tokens": [4, 5], "log_probs": [-3.0]}]
