@@ -55,7 +55,7 @@ def checkpoint(visit: Visit) -> Check:
     folder = visit.chosen.cluster.weights_dir
     base_weights.published_files(folder)
     with model_file(visit) as path:
-        found = substrate("formats.check_checkpoint", folder, path)
+        found = substrate("formats.published_weights", folder, "--model", path)
     manifest = base_weights.build_manifest(folder)
     if not visit.sha256:
         return Check(
