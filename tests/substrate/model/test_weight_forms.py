@@ -190,11 +190,15 @@ def test_a_form_is_refused_with_its_cure(tmp_path, form):
     assert "\n" not in str(refused.value)
 
 
-def test_what_a_merged_model_leaves_out_is_said(tmp_path, capsys):
+def test_a_merged_model_keeps_what_its_base_says_of_tokens_and_says_what_it_leaves_out(tmp_path, capsys):
     config = small_config()
     one_file(with_mtp(random_tensors(config)), tmp_path / "base")
-    write(tmp_path / "base", "config.json", {})
+    write(tmp_path / "base", "config.json", {"eos_token_id": [2, 11], "pad_token_id": 0, "hidden_size": 9})
+    write(tmp_path / "base", "additional_chat_templates/tool_use.jinja", "a template")
     merge(adapters.write(tmp_path / "adapter"), tmp_path / "base", vars(config), tmp_path / "merged")
     assert "warning: 270 tensors mtp.* of" in capsys.readouterr().err
     with Checkpoint(tmp_path / "merged") as merged:
         assert merged.names == set(published_tensors(config))
+    written = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert written == config.to_transformers() | {"eos_token_id": [2, 11], "pad_token_id": 0}
+    assert (tmp_path / "merged" / "additional_chat_templates" / "tool_use.jinja").exists()
