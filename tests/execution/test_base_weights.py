@@ -87,6 +87,24 @@ def test_a_missing_file_is_named(site):
         base_weights.build_manifest(str(site / "checkpoint"))
 
 
+def test_what_is_missing_of_the_shards_is_said_before_anything_is_hashed(site, monkeypatch):
+    names, folder = hashed(monkeypatch), site / "checkpoint"
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(
+        NotFound, match="lacks model-00002-of-00002.safetensors, which its index names.*Copy the published"
+    ):
+        base_weights.build_manifest(str(folder))
+    (folder / "model-00002-of-00002.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    with pytest.raises(NotFound, match=r"00002.safetensors is a pointer of Git LFS.*Run `git lfs pull`"):
+        base_weights.build_manifest(str(folder))
+    for content in ("{}", "[]", '{"weight_map"'):
+        index.write_text(content)
+        with pytest.raises(IntegrityError, match="is no index of shards.*Copy the published file again"):
+            base_weights.build_manifest(str(folder))
+    assert names == []
+
+
 def test_what_a_killed_worker_left_is_replaced(site):
     partial = site / "stage" / f".{ready(site, 'stage').name}.partial"
     shutil.rmtree(ready(site, "stage"))
