@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 from pipeline.config import settings
@@ -175,9 +176,22 @@ def test_further_templates_are_named_and_staged(site):
 
 
 def test_an_image_is_not_built_from_a_tokenizer_that_the_model_has_no_rows_for(site):
-    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}", "model.vocab_size=256"])
-    with pytest.raises(WorkFailed, match="the published tokenizer cannot be used: .* token ids, the model 256 rows"):
+    encoder = tokenizers.Tokenizer.from_file(str(site / "checkpoint" / "tokenizer.json"))
+    encoder.add_tokens([f"word{number}" for number in range(512)])
+    encoder.save(str(site / "checkpoint" / "tokenizer.json"))
+    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}"])
+    with pytest.raises(WorkFailed, match="the published tokenizer cannot be used: .* token ids, the model 512 rows"):
         build_image(chosen, site / "substrate.sqsh")
+
+
+def test_an_image_is_not_built_from_weights_of_another_model(site, monkeypatch):
+    names = hashed(monkeypatch)
+    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}", "model.moe_ffn_size=192"])
+    with pytest.raises(
+        WorkFailed, match=r"the published weights cannot be used: .*experts.0.up_proj.weight has shape \[96, 96\]"
+    ):
+        build_image(chosen, site / "substrate.sqsh")
+    assert names == []
 
 
 def test_the_tiny_tokenizer_is_not_taken_for_a_published_one(site):
