@@ -3,7 +3,8 @@
     python -m substrate.formats.published_weights FOLDER --model model.json
     6243 tensors in 13 files; an output layer of its own; 0 of multi-token prediction left out
 
-A checkpoint of 63 GB takes a second, so that `init` knows it before it hashes the bytes and long before a job reads them.
+The 6,243 tensors of the 30B take a tenth of a second of CPU beside the imports, so that `init` knows it before it hashes
+63 GB and long before a job reads them.
 """
 
 import sys
