@@ -45,6 +45,7 @@ PATTERNS = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
+POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a file
 BLOCK = 2**23
 READERS = 4  # files hashed at once: sha256 leaves the interpreter's lock
 
@@ -78,7 +79,22 @@ def published_files(weights_dir: str) -> list[str]:
             f"{folder} is not a published checkpoint: it has {', '.join(files) or 'none of its files'}",
             "Name a folder with *.safetensors and tokenizer.json",
         )
+    for name in sorted({*_named_shards(folder), *files}):
+        if not (folder / name).is_file():
+            raise NotFound(f"{folder} lacks {name}, which its index names", "Copy the published file again")
+        with open(folder / name, "rb") as file:
+            if file.read(len(POINTER)) == POINTER:
+                raise NotFound(f"{folder / name} is a pointer of Git LFS", "Run `git lfs pull` in its repository")
     return files
+
+
+def _named_shards(folder: Path) -> set[str]:
+    """Return the files that the index of the shards names. Raises IntegrityError where it is no index."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        return set(read_json(index)["weight_map"].values()) if index.exists() else set()
+    except (PipelineError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{index} is no index of shards: {error}", "Copy the published file again") from None
 
 
 def check_named(weights_dir: str, is_draft: bool) -> None:

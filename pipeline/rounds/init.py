@@ -212,19 +212,24 @@ def check_recipe(chosen: settings.Settings, payload: Path) -> None:
 def name_base(chosen: settings.Settings, payload: Path) -> None:
     """Replace the tiny base in the payload by the names and digests of the site's checkpoint, and by its tokenizer.
 
-    The image's own code derives tokens.json from the checkpoint's files. Raises WorkFailed if it cannot use them.
+    The image's own code compares names and shapes of the weights with the model, and derives tokens.json. Raises WorkFailed if the
+    checkpoint cannot be used.
     """
     source = chosen.cluster.weights_dir
-    manifest = base_weights.build_manifest(source)
+    base_weights.published_files(source)
     base = payload / "base"
     shutil.rmtree(base)
     base.mkdir()
-    write_file(payload / chosen.model.weights, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     question = Path(payload.parent, "model.json")
     question.write_text(json.dumps(chosen.to_dict()["model"]))
-    arguments = [source, "--out", str(base), "--model", str(question)]
+    arguments = [source, "--model", str(question)]
+    said = run_substrate(payload, "formats.published_weights", arguments, "the published weights cannot be used")
+    print(f"weights: {said}", file=sys.stderr)
+    arguments += ["--out", str(base)]
     said = run_substrate(payload, "formats.published_tokenizer", arguments, "the published tokenizer cannot be used")
     print(f"tokenizer: {said}", file=sys.stderr)
+    manifest = base_weights.build_manifest(source)  # last, because it reads all bytes
+    write_file(payload / chosen.model.weights, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     described = parse_yaml((payload / "manifest.yaml").read_text())
     described |= {
         "name": f"substrate-{chosen.model.name}",

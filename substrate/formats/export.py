@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from substrate.formats.adapter_file import Proved, prove
+from substrate.formats.published_files import settings_of
 from substrate.interface.command_line import Parser, as_umask_says, read_small, write_text
 from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.interface.peft_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftConfig, published_name
@@ -41,6 +42,7 @@ BESIDE = frozenset(
      "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 )  # fmt: skip
 """Files beside a model's weights that its users read too, and that an adapter does not change."""
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of config.json, by which others' engines stop
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 MAX_RANK = 32
 MAX_ARCHIVE_BYTES = 1_500_000_000
@@ -182,7 +184,9 @@ def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> Proved
             weight_map.update(dict.fromkeys(shard, file))
     index = {"metadata": {}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(out / "model.safetensors.index.json", json.dumps(index, indent=2) + "\n")
-    write_text(out / "config.json", json.dumps(architecture.to_transformers(), indent=2) + "\n")
+    of_base = settings_of(base if base.is_dir() else base.parent, "config.json")
+    ids = {name: of_base[name] for name in TOKEN_IDS if name in of_base}
+    write_text(out / "config.json", json.dumps(architecture.to_transformers() | ids, indent=2) + "\n")
     _copy_beside(base, out)
     return proved
 
@@ -190,10 +194,13 @@ def merge(adapter: Path, base: Path, model: dict[str, Any], out: Path) -> Proved
 def _copy_beside(base: Path, out: Path) -> None:
     """Copies the tokenizer and the generation settings that lie beside the base's weights."""
     folder = base if base.is_dir() else base.parent
-    for path in sorted(folder.iterdir()):
-        if path.name in BESIDE and path.is_file():
+    beside = [path for path in folder.iterdir() if path.name in BESIDE]
+    for path in sorted([*beside, *folder.glob("additional_chat_templates/*.jinja")]):
+        if path.is_file():
+            target = out / path.relative_to(folder)
             try:
-                shutil.copyfile(path, out / path.name)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
             except OSError as error:
                 raise DataError(
                     f"cannot copy {path} to {out}: {error.strerror}; free space or get rights there"

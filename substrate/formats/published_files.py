@@ -116,9 +116,9 @@ def check_model(folder: Path, expected: Mapping[str, Any]) -> None:
 
 
 def ids_of(folder: Path, name: str, key: str) -> list[int]:
-    """Returns the ids of a key such as `eos_token_id`, which is a number, a list, null or missing. Raises DataError."""
+    """Returns the ids of a key such as `eos_token_id`: a number, a list, or none (null, -1, missing). Raises DataError."""
     value = settings_of(folder, name).get(key)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
+    ids = value if isinstance(value, list) else [] if value in (None, -1) else [value]
     if not all(type(each) is int and each >= 0 for each in ids):
         raise DataError(f"{folder / name}: {key} is {value!r}; an id or a list of ids is needed; {AGAIN}")
     return list(ids)
@@ -142,7 +142,8 @@ def templates_of(folder: Path) -> Templates:
         )
     if not found:
         return Templates(None, None, ())
-    default = next((name for name in found if name in (TEMPLATE, _named("default"), _named(None))), None)
+    defaults = (f"{MORE_TEMPLATES}/default.jinja", TEMPLATE, _named("default"), _named(None))
+    default = next((name for name in defaults if name in found), None)
     if default is None:
         raise DataError(
             f"{folder} has the chat templates {', '.join(found)} and none that is the default; save the one that chats "

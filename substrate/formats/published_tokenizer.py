@@ -128,12 +128,12 @@ def _add_declared(folder: Path, encoder: tokenizers.Tokenizer, named: Named) -> 
                 f"{path} gives {content!r} the id {number}, tokenizer.json {encoder.token_to_id(content)}; take both files "
                 "of one checkpoint"
             )
-    for name, content in [*named.tokens.items(), *(("extra_special_tokens", each) for each in named.extra)]:
+    for name, content in named.tokens.items():
         if encoder.token_to_id(content) is None:
             raise DataError(
                 f"{path}: {name} is {content!r}, which tokenizer.json lacks; take both files of one checkpoint"
             )
-    # Already of the vocabulary, so that they get no new id; from here on no text splits them.
+    # From here on no text splits them. Named ones keep their ids; further ones that are new get the next, as in transformers.
     encoder.add_special_tokens([*named.tokens.values(), *named.extra])
 
 

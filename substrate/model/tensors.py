@@ -69,6 +69,10 @@ class Checkpoint:
         return set(self._file_of)
 
     @property
+    def num_files(self) -> int:
+        return len(self._open)
+
+    @property
     def left_out(self) -> list[str]:
         """The tensors of multi-token prediction, which guess several tokens ahead and change no logit."""
         return sorted(name for name in self._name_of if name.startswith("mtp."))

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 from pipeline.config import settings
@@ -87,6 +88,24 @@ def test_a_missing_file_is_named(site):
         base_weights.build_manifest(str(site / "checkpoint"))
 
 
+def test_what_is_missing_of_the_shards_is_said_before_anything_is_hashed(site, monkeypatch):
+    names, folder = hashed(monkeypatch), site / "checkpoint"
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(
+        NotFound, match="lacks model-00002-of-00002.safetensors, which its index names.*Copy the published"
+    ):
+        base_weights.build_manifest(str(folder))
+    (folder / "model-00002-of-00002.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0")
+    with pytest.raises(NotFound, match=r"00002.safetensors is a pointer of Git LFS.*Run `git lfs pull`"):
+        base_weights.build_manifest(str(folder))
+    for content in ("{}", "[]", '{"weight_map"'):
+        index.write_text(content)
+        with pytest.raises(IntegrityError, match="is no index of shards.*Copy the published file again"):
+            base_weights.build_manifest(str(folder))
+    assert names == []
+
+
 def test_what_a_killed_worker_left_is_replaced(site):
     partial = site / "stage" / f".{ready(site, 'stage').name}.partial"
     shutil.rmtree(ready(site, "stage"))
@@ -157,9 +176,22 @@ def test_further_templates_are_named_and_staged(site):
 
 
 def test_an_image_is_not_built_from_a_tokenizer_that_the_model_has_no_rows_for(site):
-    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}", "model.vocab_size=256"])
-    with pytest.raises(WorkFailed, match="the published tokenizer cannot be used: .* token ids, the model 256 rows"):
+    encoder = tokenizers.Tokenizer.from_file(str(site / "checkpoint" / "tokenizer.json"))
+    encoder.add_tokens([f"word{number}" for number in range(512)])
+    encoder.save(str(site / "checkpoint" / "tokenizer.json"))
+    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}"])
+    with pytest.raises(WorkFailed, match="the published tokenizer cannot be used: .* token ids, the model 512 rows"):
         build_image(chosen, site / "substrate.sqsh")
+
+
+def test_an_image_is_not_built_from_weights_of_another_model(site, monkeypatch):
+    names = hashed(monkeypatch)
+    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}", "model.moe_ffn_size=192"])
+    with pytest.raises(
+        WorkFailed, match=r"the published weights cannot be used: .*experts.0.up_proj.weight has shape \[96, 96\]"
+    ):
+        build_image(chosen, site / "substrate.sqsh")
+    assert names == []
 
 
 def test_the_tiny_tokenizer_is_not_taken_for_a_published_one(site):

@@ -60,6 +60,13 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lists everywhere": ({"generation": {"bos_token_id": [1], "pad_token_id": [0]}}, {}),
     "eos </s>": ({"settings": {"eos_token": "</s>"}, "generation": {"eos_token_id": 2}}, {}),
     "token as an object": ({"settings": {"eos_token": {"content": "<|im_end|>", "__type": "AddedToken"}}}, {}),
+    "pad -1": ({"settings": {"pad_token": ...}, "config_json": {"pad_token_id": -1}}, {}),
+    "extra_special_tokens that are new": ({"settings": {"extra_special_tokens": ["the the", "<image>"]}}, {}),
+    "additional_special_tokens as objects": ({"settings": {"additional_special_tokens": [{"content": "<SPECIAL_15>", "__type": "AddedToken"}]}}, {}),
+    "the default among further templates": (
+        {"template": None, "files": {"additional_chat_templates/default.jinja": CHAT, "additional_chat_templates/rag.jinja": "{{ 1 }}"}},
+        {"source": "additional_chat_templates/default.jinja", "not_compared": ("additional_chat_templates/rag.jinja",)},
+    ),
     "bos null": ({"settings": {"bos_token": None}}, {}),
     "bos null and no id of it": (
         {"settings": {"bos_token": None}, "config_json": {"bos_token_id": None}, "generation": {"bos_token_id": None}},
@@ -196,7 +203,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an end id that is a text": ({"generation": {"eos_token_id": "2"}}, "eos_token_id is '2'; an id or a list of ids is needed"),
     "an end id that is true": ({"config_json": {"eos_token_id": True}}, "eos_token_id is True; an id or a list of ids"),
     "a token of another tokenizer": ({"settings": {"eos_token": "<|eot|>"}}, r"eos_token is '<\|eot\|>', which tokenizer.json lacks; take"),
-    "an extra token of another": ({"settings": {"extra_special_tokens": ["<image>"]}}, "extra_special_tokens is '<image>', which .* lacks"),
     "a token that is a number": ({"settings": {"bos_token": 1}}, "bos_token is 1; a text, an object with `content` or null is needed"),
     "extra tokens as a text": ({"settings": {"extra_special_tokens": "<s>"}}, "a list or a map of tokens is needed"),
     "added_tokens_decoder as a list": ({"settings": {"added_tokens_decoder": []}}, "a map of ids to tokens is needed"),

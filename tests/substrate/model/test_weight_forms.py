@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from substrate.distributed.groups import start
+from substrate.formats import published_weights
 from substrate.formats.export import merge
 from substrate.interface.errors import DataError
 from substrate.model import build_model, load_base
@@ -86,9 +87,12 @@ FORMS: dict[str, tuple[Callable[[Tensors], Tensors], Callable[[Tensors, Path], N
 def test_a_form_gives_every_tensor(tmp_path, form):
     change, save = FORMS[form]
     save(change(TENSORS), tmp_path)
+    number = 1 if save is one_file else 13
+    left_out = 270 if "mtp" in form else 0
+    assert published_weights.check(tmp_path, vars(MODEL)) == (
+        f"{len(change(TENSORS))} tensors in {number} files; an output layer of its own; {left_out} of multi-token prediction left out"
+    )
     with Checkpoint(tmp_path) as checkpoint:
-        checkpoint.check_names(MODEL)
-        assert len(checkpoint.left_out) == (270 if "mtp" in form else 0)
         for name, (shape, _) in published_tensors(MODEL).items():
             assert torch.equal(checkpoint.read(name, shape, slice(None)), TENSORS[name]), name
             assert torch.equal(checkpoint.read(name, shape, slice(0, 1)), TENSORS[name][:1])
@@ -104,6 +108,7 @@ def test_a_tied_relative_computes_what_transformers_computes(tmp_path):
     held = load_file(tmp_path / "model.safetensors")
     save_file({name: each for name, each in held.items() if name != OUTPUT}, tmp_path / "model.safetensors")
     write(tmp_path, "config.json", json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True})
+    assert "an output layer tied to the embedding" in published_weights.check(tmp_path, vars(config))
     parallel = start({axis: 1 for axis in ("tp", "pp", "ep", "cp", "dp")})
     try:
         model = build_model(config, parallel).eval()
@@ -183,18 +188,20 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_a_form_is_refused_with_its_cure(tmp_path, form):
     make, words = REFUSED[form]
     make(tmp_path)
-    with pytest.raises(DataError, match=words) as refused, Checkpoint(tmp_path) as checkpoint:
-        checkpoint.check_names(MODEL)
-        for name, (shape, _) in published_tensors(MODEL).items():
-            checkpoint.read(name, shape, slice(None))
+    with pytest.raises(DataError, match=words) as refused:
+        published_weights.check(tmp_path, vars(MODEL))
     assert "\n" not in str(refused.value)
 
 
-def test_what_a_merged_model_leaves_out_is_said(tmp_path, capsys):
+def test_a_merged_model_keeps_what_its_base_says_of_tokens_and_says_what_it_leaves_out(tmp_path, capsys):
     config = small_config()
     one_file(with_mtp(random_tensors(config)), tmp_path / "base")
-    write(tmp_path / "base", "config.json", {})
+    write(tmp_path / "base", "config.json", {"eos_token_id": [2, 11], "pad_token_id": 0, "hidden_size": 9})
+    write(tmp_path / "base", "additional_chat_templates/tool_use.jinja", "a template")
     merge(adapters.write(tmp_path / "adapter"), tmp_path / "base", vars(config), tmp_path / "merged")
     assert "warning: 270 tensors mtp.* of" in capsys.readouterr().err
     with Checkpoint(tmp_path / "merged") as merged:
         assert merged.names == set(published_tensors(config))
+    written = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert written == config.to_transformers() | {"eos_token_id": [2, 11], "pad_token_id": 0}
+    assert (tmp_path / "merged" / "additional_chat_templates" / "tool_use.jinja").exists()

@@ -1,0 +1,50 @@
+"""Entry: check that a folder's weights are those of a model, by names and shapes alone; no value is read.
+
+    python -m substrate.formats.published_weights FOLDER --model model.json
+    6243 tensors in 13 files; an output layer of its own; 0 of multi-token prediction left out
+
+The 6,243 tensors of the 30B take a tenth of a second of CPU beside the imports, so that `init` knows it before it hashes
+63 GB and long before a job reads them.
+"""
+
+import sys
+from pathlib import Path
+
+from substrate.interface.command_line import Parser, read_json
+from substrate.interface.errors import exit_code_of
+
+
+def check(folder: Path, model: dict[str, object]) -> str:
+    """Returns what was found in one line. model: the values of hydra_conf/model.
+
+    Raises DataError that names the first missing, surplus or misshapen tensor, or says what is wrong with a file.
+    """
+    from substrate.model import ModelConfig
+    from substrate.model.published import published_tensors
+    from substrate.model.tensors import OUTPUT, Checkpoint
+
+    config = ModelConfig.from_dict(model)
+    with Checkpoint(folder) as checkpoint:
+        checkpoint.check_names(config)
+        for name, (shape, _) in published_tensors(config).items():
+            checkpoint.read(name, shape, slice(0, 0))
+        layer = "an output layer of its own" if OUTPUT in checkpoint.names else "an output layer tied to the embedding"
+        return (
+            f"{len(checkpoint.stored_names)} tensors in {checkpoint.num_files} files; {layer}; "
+            f"{len(checkpoint.left_out)} of multi-token prediction left out"
+        )
+
+
+def main() -> None:
+    """Reads the command line and prints what was found."""
+    parser = Parser(
+        prog="substrate.formats.published_weights", description="Check names and shapes of published weights."
+    )
+    parser.add_argument("folder", type=Path, help="folder of the published checkpoint")
+    parser.add_argument("--model", type=Path, required=True, help="JSON file with the values of hydra_conf/model")
+    arguments = parser.parse_args()
+    print(check(arguments.folder, read_json(arguments.model)))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
