@@ -65,3 +65,9 @@ def run_local(
             child.wait()
         signal.signal(signal.SIGTERM, earlier_handler)
     return codes
+
+
+def gpus_by_arm(gpus: int, gpus_per_node: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each arm that this machine can run at the same time: 0,1 and 2,3 for two GPUs an arm of four."""
+    firsts = range(0, gpus_per_node - gpus + 1, gpus) if gpus else ()
+    return [",".join(map(str, range(first, first + gpus))) for first in firsts]

@@ -139,7 +139,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             if not results.has_score(campaign.round(stage[2]).published(stage[3]))
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
-        gpus = gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node)
+        gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node)
         at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
         at_once = min(at_once, len(gpus)) if gpus else at_once
         local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime, gpus)
@@ -152,12 +152,6 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
                 f"the meta stage ended with exit code {codes['meta']}: {' '.join(tail)}",
                 f"Read {folder.logs_dir}/meta.log",
             )
-
-
-def gpus_by_arm(gpus: int, gpus_per_node: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each arm that this machine can run at the same time: 0,1 and 2,3 for two GPUs an arm of four."""
-    firsts = range(0, gpus_per_node - gpus + 1, gpus) if gpus else ()
-    return [",".join(map(str, range(first, first + gpus))) for first in firsts]
 
 
 def tasks_of(stages: Sequence[Sequence[stage_command.Stage]], ids: Mapping[str, Any]) -> dict[str, str]:

@@ -68,7 +68,15 @@ def test_probe_finds_nothing(arena: Arena) -> None:
     forbidden = {name: str(arena.world / name) for name in SECRETS}
     report = arena.ask("probe", forbidden=forbidden)["report"]
     assert {f"path {name}" for name in SECRETS} < set(report)
-    assert {"write /substrate", "remount /substrate", "environment", "namespace net", "sockets", "devices", "make a device"} < set(report)
+    assert {
+        "write /substrate",
+        "remount /substrate",
+        "environment",
+        "namespace net",
+        "sockets",
+        "devices",
+        "make a device",
+    } < set(report)
     assert not any(check["reached"] for check in report.values())
     assert json.loads((arena.world / "probe.json").read_text()) == report
 
