@@ -13,7 +13,6 @@ import pytest
 
 from pipeline.campaign.errors import NotFound, WorkFailed
 from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_submit, stage_command
-from pipeline.rounds import launch
 from tests.support.paths import GOLDEN, ROOT
 from tests.support.resources import CPU, SMALL
 
@@ -213,8 +212,10 @@ me = Path({str(running)!r}, os.environ["CUDA_VISIBLE_DEVICES"])
 me.touch(exist_ok=False)
 time.sleep(0.2)
 me.unlink()"""
-    codes = local_runner.run_local(arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=local_runner.gpus_by_arm(2, 5))
-    assert local_runner.gpus_by_arm(2, 5) == ["0,1", "2,3"] and launch.gpus_by_arm(0, 0) == []
+    codes = local_runner.run_local(
+        arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=local_runner.gpus_by_arm(2, 5)
+    )
+    assert local_runner.gpus_by_arm(2, 5) == ["0,1", "2,3"] and local_runner.gpus_by_arm(0, 0) == []
     assert list(codes.values()) == [0] * 5
 
 

@@ -112,7 +112,7 @@ def test_a_job_to_which_slurm_gave_no_gpu_has_none_although_all_open(dev, variab
 
 def test_void_keeps_a_container_from_having_gpus_and_is_named(tmp_path):
     with pytest.raises(
-        WorkFailed, match="NVIDIA_VISIBLE_DEVICES=void keeps a container .* export NVIDIA_VISIBLE_DEVICES=all"
+        WorkFailed, match="NVIDIA_VISIBLE_DEVICES=void keeps a container .*`export NVIDIA_VISIBLE_DEVICES=all"
     ):
         given(tmp_path, 1, SLURM_JOB_ID="7", NVIDIA_VISIBLE_DEVICES="void", SLURM_JOB_GPUS="0")
 
