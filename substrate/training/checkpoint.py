@@ -10,7 +10,7 @@ in `complete.json` show whether it still is, because a full disk or a lost page 
 two are kept; if the newest is damaged, a warning is given and the one before it is used.
 
 Tensors are whole and have their published names (`exp_avg/...` for a moment of the optimizer), so a run may resume in another
-layout of ranks: in the same layout its numbers are equal to the last bit, in another up to rounding. `identity`, the
+layout of ranks: in the same layout its numbers are equal to the last bit on a CPU, in another up to rounding. `identity`, the
 configuration without the layout, must be equal, so another run's state is refused. No file is a pickle.
 """
 

@@ -3,7 +3,8 @@
     rows of the training file -> batch of a step -> gradients -> optimizer -> checkpoint, candidate -> the next step
 
 The recipe decides what is trained, on which rows and with which loss. The loop checks the stop file before every step.
-A run that resumes from a checkpoint makes the same adapter, to the last bit, as one that was never stopped.
+A run that resumes from a checkpoint goes on from exactly the state that was saved. On a CPU it makes the same adapter, to
+the last bit, as one that was never stopped (docs/exactness.md).
 """
 
 import math

@@ -18,6 +18,9 @@ def composed(path: Path) -> settings.Settings:
     if path == Path("campaign.yaml"):
         return settings.compose()
     group, option = path.parent.name, path.stem
+    if group == "sampling":  # chosen by the two that it is named after
+        experiment, _, recipe = option.rpartition("_")
+        return settings.compose([f"experiment={experiment}", f"recipe={recipe}"])
     needs = {"external/command": ["external.command=[score]"]}  # what only a site can say
     return settings.compose([f"{group}={option}", *needs.get(f"{group}/{option}", [])])
 
@@ -29,7 +32,18 @@ def files(*groups: str) -> pytest.MarkDecorator:
 def test_the_files_were_found():
     assert len(FILES) >= 20
     assert {path.parent.name for path in FILES} == GROUPS | {""}
-    assert GROUPS == {"arm", "cluster", "experiment", "external", "model", "parallelism", "policy", "recipe", "tasks"}
+    assert GROUPS == {
+        "arm",
+        "cluster",
+        "experiment",
+        "external",
+        "model",
+        "parallelism",
+        "policy",
+        "recipe",
+        "sampling",
+        "tasks",
+    }
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -37,7 +51,7 @@ def test_file_composes_and_validates(path):
     model_size.check_model(composed(path).to_dict()["model"])
 
 
-@files("experiment", "tasks", "policy", "recipe")
+@files("experiment", "tasks", "policy", "recipe", "sampling")
 def test_file_makes_a_plan_that_fits(path):
     fit.check_plan_fits(composed(path))
 
