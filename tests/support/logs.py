@@ -48,7 +48,9 @@ class LogCampaign:
     levels: Mapping[str, float] = field(default_factory=lambda: LEVELS)
     records: list[dict[str, Any]] = field(default_factory=list)
     derived: dict[str, derive.Derived] = field(default_factory=dict)
-    policy: Policy = field(default_factory=lambda: settings.policy_of(settings.compose(["experiment=nano_30b", "policy/axes=tiny"])))
+    policy: Policy = field(
+        default_factory=lambda: settings.policy_of(settings.compose(["experiment=nano_30b", "policy/axes=tiny"]))
+    )
     reference: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

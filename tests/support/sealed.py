@@ -123,7 +123,15 @@ class SealedCampaign(LogCampaign):
         items = [f"tasks.num_{each}_per_family={self.num_items}" for each in ("dev", "fresh")]
         if not self.config:
             chosen = settings.compose(
-                ["experiment=nano_30b", "policy=optuna", "policy/axes=tiny", f"external={self.external}", "seed=1", *GPUS, *items]
+                [
+                    "experiment=nano_30b",
+                    "policy=optuna",
+                    "policy/axes=tiny",
+                    f"external={self.external}",
+                    "seed=1",
+                    *GPUS,
+                    *items,
+                ]
             )
             self.config, self.cost = settings.to_yaml(chosen).encode(), cost_of(chosen)
         config = self.config
