@@ -15,6 +15,12 @@ CAMPAIGN ?= demo
 EXPERIMENT ?= demo
 OVERRIDES ?=
 ROUNDS ?= 4
+# The checkpoint of model=nano_mini: 24 million random weights in the published form of the 30B, outside of the image as the 30B's.
+MINIATURE ?= $(CURDIR)/build/nano_mini
+ifeq ($(EXPERIMENT),nano_mini)
+round campaign: $(MINIATURE)
+WEIGHTS := cluster.weights_dir=$(MINIATURE)
+endif
 
 PYTHON := .venv/bin/python
 # Two processes run the tests, each file in one of them, because tests of a file share their set-up. The Slurm tests share one cluster and
@@ -30,7 +36,7 @@ test test-long drill attacks testbed-up: NEEDS := testbed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup round campaign drill attacks status image simulate nulls test test-fast test-long lint types layers format testbed-up testbed-down clean
+.PHONY: help setup round campaign miniature drill attacks status image simulate nulls test test-fast test-long lint types layers format testbed-up testbed-down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
@@ -41,7 +47,12 @@ setup: ## Install system packages and .venv with pinned versions; does nothing i
 
 round: setup ## Freeze the campaign if it is new, then run its next round; CLUSTER=testbed starts a Slurm first
 	@$(NAME_SITES)
-	$(ENTER_TESTBED) $(PYTHON) -m pipeline round $(RUNS)/$(CAMPAIGN) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
+	$(ENTER_TESTBED) $(PYTHON) -m pipeline round $(RUNS)/$(CAMPAIGN) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(WEIGHTS) $(OVERRIDES)
+
+miniature: $(MINIATURE) ## Make the checkpoint of model=nano_mini, which has the 30B's shape in 24 million parameters
+
+$(MINIATURE): | setup
+	$(PYTHON) -m substrate.base.make_miniature $@
 
 status: setup ## Show what the campaign's newest round is doing
 	@$(ENTER_TESTBED) $(PYTHON) -m pipeline status $(RUNS)/$(CAMPAIGN)
@@ -60,7 +71,7 @@ attacks: setup ## Attack the sandbox in every way we know, and print how each at
 	$(PYTHON) -m pytest -q -m attack
 
 campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
-	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(OVERRIDES)
+	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(WEIGHTS) $(OVERRIDES)
 
 simulate: setup ## Measure false alarms and power of the tests, gain and regret of the decision, in simulated campaigns (half an hour)
 	$(PYTHON) -m pipeline evidence simulate

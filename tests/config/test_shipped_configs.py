@@ -9,7 +9,7 @@ import pytest
 from pipeline.config import fit, model_size, settings
 
 FILES = sorted(path.relative_to(settings.SOURCE) for path in settings.SOURCE.rglob("*.yaml"))
-GROUPS = {path.parts[0] for path in FILES if len(path.parts) == 2}
+GROUPS = {path.parent.as_posix() for path in FILES if len(path.parts) > 1}
 
 
 @cache
@@ -17,33 +17,26 @@ def composed(path: Path) -> settings.Settings:
     """The whole configuration with this file chosen for its group."""
     if path == Path("campaign.yaml"):
         return settings.compose()
-    group, option = path.parent.name, path.stem
+    group, option = path.parent.as_posix(), path.stem
     if group == "sampling":  # chosen by the two that it is named after
         experiment, _, recipe = option.rpartition("_")
         return settings.compose([f"experiment={experiment}", f"recipe={recipe}"])
-    needs = {"external/command": ["external.command=[score]"]}  # what only a site can say
+    needs = {
+        "external/command": ["external.command=[score]"],  # what only a site can say
+        "policy/axes/nano": ["experiment=nano_30b"],  # factors of its recipe's values
+    }
     return settings.compose([f"{group}={option}", *needs.get(f"{group}/{option}", [])])
 
 
 def files(*groups: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("path", [path for path in FILES if path.parent.name in groups], ids=str)
+    return pytest.mark.parametrize("path", [path for path in FILES if path.parent.as_posix() in groups], ids=str)
 
 
 def test_the_files_were_found():
     assert len(FILES) >= 20
-    assert {path.parent.name for path in FILES} == GROUPS | {""}
-    assert GROUPS == {
-        "arm",
-        "cluster",
-        "experiment",
-        "external",
-        "model",
-        "parallelism",
-        "policy",
-        "recipe",
-        "sampling",
-        "tasks",
-    }
+    assert {path.parent.as_posix() for path in FILES} == GROUPS | {"."}
+    groups = {"arm", "cluster", "experiment", "external", "model", "parallelism", "policy", "recipe", "sampling", "tasks"}
+    assert GROUPS == groups | {"policy/axes"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
