@@ -151,7 +151,7 @@ def test_uneven_batches_are_refused():
         _stream(dp_size=3)
 
 
-@pytest.mark.parametrize(("dp_size", "mean"), [(1, 300), (2, 300), (4, 300), (4, 0)])
+@pytest.mark.parametrize(("dp_size", "mean"), [(1, 300), (2, 300), (4, 300), (8, 300), (4, 0)])
 def test_less_than_a_twentieth_of_the_full_tasks_is_padding(dp_size, mean, full_lengths):
     """The steps of `experiment=nano_30b`, TP 2: rows as long as the full tasks write them, and scaled to 300 tokens on average."""
     recipe = trainings.config("experiment", "nano_30b")["recipe"]
