@@ -35,7 +35,18 @@ def files(*groups: str) -> pytest.MarkDecorator:
 def test_the_files_were_found():
     assert len(FILES) >= 20
     assert {path.parent.as_posix() for path in FILES} == GROUPS | {"."}
-    groups = {"arm", "cluster", "experiment", "external", "model", "parallelism", "policy", "recipe", "sampling", "tasks"}
+    groups = {
+        "arm",
+        "cluster",
+        "experiment",
+        "external",
+        "model",
+        "parallelism",
+        "policy",
+        "recipe",
+        "sampling",
+        "tasks",
+    }
     assert GROUPS == groups | {"policy/axes"}
 
 
