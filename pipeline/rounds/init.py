@@ -36,6 +36,7 @@ from pipeline.external import proposers
 from pipeline.rounds import arms
 from pipeline.rounds.freeze import freeze_plan, is_operational, plan_basis, write_overrides
 from pipeline.sandbox import entries, image
+from pipeline.sandbox.entries import run_substrate
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 
@@ -238,14 +239,6 @@ def name_base(chosen: settings.Settings, payload: Path) -> None:
     for name in ("tokenizer.json", "tokens.json", "chat_template.jinja"):
         described[Path(name).stem] = {"file": f"base/{name}", "sha256": files.file_digest(base / name)}
     write_file(payload / "manifest.yaml", dump_yaml(described))
-
-
-def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str) -> str:
-    """Run an entry of the payload's own code. Returns what it printed. what: begins the message of the WorkFailed that is raised if it fails."""
-    done = entries.run(payload, entry, arguments)
-    if done.returncode:
-        raise WorkFailed(f"{what}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
-    return done.stdout.strip()
 
 
 def freeze_code(code_dir: Path) -> str:

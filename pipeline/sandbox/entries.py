@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.campaign.layout import CODE_ROOT
 
 ITEM_FILES = ("prompts.jsonl", "answers.jsonl")
@@ -34,6 +34,14 @@ def run(
         environment |= {"SUBSTRATE_ROOT": str(root), "HOME": str(work)}
     command = [sys.executable, "-P", "-m", f"substrate.{entry}", *arguments]
     return subprocess.run(command, env=environment, cwd=work, capture_output=True, text=True, timeout=most_seconds)
+
+
+def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str) -> str:
+    """Run an entry of the payload's own code. Returns what it printed. what: begins the message of the WorkFailed that is raised if it fails."""
+    done = run(payload, entry, arguments)
+    if done.returncode:
+        raise WorkFailed(f"{what}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+    return done.stdout.strip()
 
 
 def describe_real_rows(path: str, families: Sequence[str], *, whole: bool = False) -> str:

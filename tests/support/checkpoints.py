@@ -28,6 +28,50 @@ CHAT = """\
 {%- endif -%}
 """
 
+# The same prompts by what the family's newer templates do on the way: macros, namespaces, effort, tools, thinking of earlier turns.
+NEWER = """\
+{% macro render_extra_keys(json_dict, handled_keys) %}
+    {%- if json_dict is mapping %}
+        {%- for json_key in json_dict if json_key not in handled_keys %}
+            {%- if json_dict[json_key] is mapping or (json_dict[json_key] is sequence and json_dict[json_key] is not string) %}
+                {{- '\\n<' ~ json_key ~ '>' ~ (json_dict[json_key] | tojson | safe) ~ '</' ~ json_key ~ '>' }}
+            {%- else %}
+                {{- '\\n<' ~ json_key ~ '>' ~ (json_dict[json_key] | string) ~ '</' ~ json_key ~ '>' }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+{% endmacro %}
+{%- set enable_thinking = enable_thinking if enable_thinking is defined else True %}
+{%- set low_effort = low_effort if low_effort is defined else False %}
+{%- set truncate_history_thinking = truncate_history_thinking if truncate_history_thinking is defined else True %}
+{%- set ns = namespace(last_user_idx = -1, system = none) %}
+{%- if messages[0]["role"] == "system" %}{% set ns.system = messages[0]["content"] %}{% set loop_messages = messages[1:] %}
+{%- else %}{% set loop_messages = messages %}{% endif %}
+{%- for m in loop_messages %}{% if m["role"] == "user" %}{% set ns.last_user_idx = loop.index0 %}{% endif %}{% endfor %}
+{{- "<|im_start|>system\\n" ~ (ns.system | default("", true)) }}
+{%- if tools is iterable and tools | length > 0 %}{{ render_extra_keys(tools[0], ["name"]) }}{% endif %}
+{{- "<|im_end|>\\n" }}
+{%- for message in loop_messages %}
+    {%- if message.role == "assistant" %}
+        {%- set content = message.content | default("", true) %}
+        {%- if message.reasoning_content is defined and message.reasoning_content is string %}
+            {%- set content = "<think>\\n" ~ message.reasoning_content ~ "\\n</think>\\n" ~ content %}
+        {%- elif "<think>" not in content and "</think>" not in content %}
+            {%- set content = "<think></think>" ~ content %}
+        {%- endif %}
+        {%- if truncate_history_thinking and loop.index0 < ns.last_user_idx and "</think>" in content %}
+            {%- set content = "<think></think>" ~ content.split("</think>")[-1] %}
+        {%- endif %}
+        {{- "<|im_start|>assistant\\n" }}{% generation %}{{ content ~ "<|im_end|>" }}{% endgeneration %}{{ "\\n" }}
+    {%- elif message.role == "user" %}
+        {{- "<|im_start|>user\\n" ~ message.content }}
+        {%- if loop.index0 == ns.last_user_idx and low_effort %}{{ "\\n\\n{reasoning effort: low}" }}{% endif %}
+        {{- "<|im_end|>\\n" }}
+    {%- else %}{{ raise_exception("unknown role " ~ message.role) }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ "<|im_start|>assistant\\n" ~ ("<think>\\n" if enable_thinking else "<think></think>") }}{% endif %}
+"""
+
 
 def make_folder(
     folder: Path,

@@ -7,7 +7,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from substrate.data.chat_template import ChatTemplate
 from substrate.interface.errors import DataError
-from tests.support.checkpoints import CHAT
+from tests.support.checkpoints import CHAT, NEWER
 
 VARIABLES = {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"}
 USER = {"role": "user", "content": '  5 < 7 & "caf\u00e9" it\'s {{ here }} \n'}
@@ -19,6 +19,7 @@ CHATS = [
 ]
 TEMPLATES = {
     "published form": CHAT,
+    "newer form": NEWER,
     "generation": (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}"
         "{% else %}{{ m.content }}{% endif %}{% endfor %}"

@@ -14,7 +14,7 @@ from substrate.data.tokenizer import SUFFIX, Tokenizer
 from substrate.formats import published_tokenizer
 from substrate.interface.errors import DataError
 from substrate.model import ModelConfig
-from tests.support.checkpoints import CHAT, make_folder, tiny_model, write
+from tests.support.checkpoints import CHAT, NEWER, make_folder, tiny_model, write
 from tests.support.paths import GOLDEN
 
 PROMPTS = [
@@ -96,6 +96,7 @@ FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "another template in tokenizer_config": (
         {"settings": {"chat_template": "{{ 1 }}"}}, {"not_compared": ("tokenizer_config.json",)}
     ),
+    "newer template": ({"template": NEWER}, {}),
     "template with a begin token": ({"template": "{{ bos_token }}" + CHAT}, {"prompt_has_begin": True}),
 }  # fmt: skip
 
@@ -250,6 +251,14 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
     (folder / name).write_text(content)
     with pytest.raises(DataError, match=rf"{name} (is not JSON: .*; take the published file again|cannot be read: .*)"):
         published_tokenizer.read(folder)
+
+
+def test_both_templates_give_the_same_prompts_and_answers(tmp_path):
+    plain = published_tokenizer.check(make_folder(tmp_path / "plain"))
+    newer = published_tokenizer.check(make_folder(tmp_path / "newer", template=NEWER))
+    for prompt in PROMPTS:
+        assert plain.encode_prompt(prompt) == newer.encode_prompt(prompt)
+    assert plain.encode_answer("the", "X") == newer.encode_answer("the", "X")
 
 
 def test_an_answer_may_be_cut_before_any_end_of_thinking(tmp_path):
