@@ -81,13 +81,14 @@ def job_states_are_read() -> Check:
 
 
 def _partitions(chosen: settings.Settings) -> Iterator[Check]:
-    """Check the partitions of workers, and of the reference's and meta jobs where they ask for something else."""
+    """Check the partition of workers, and that of each other role that asks for something else."""
     rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%P|%l|%D|%G|%a").splitlines()]
     default = [row[0] for row in rows if row[0].endswith("*")]  # a job that names no partition goes there
     lines = [[row[0].removesuffix("*"), *row[1:]] for row in rows]
-    arm = chosen.cluster.request("worker")
+    seen: list[requests.Request] = []
     for role in requests.ROLES:
-        if role == "worker" or chosen.cluster.request(role) != arm:
+        if (request := chosen.cluster.request(role)) not in seen:
+            seen.append(request)
             yield from _partition(chosen, role, lines, [name.removesuffix("*") for name in default])
 
 
@@ -121,9 +122,10 @@ def _partition(chosen: settings.Settings, role: str, lines: list[list[str]], def
             else {kind for _, kind, _ in requests.gres_entries(request.gres) or [] if kind}
         )
         gpus = max((_gpus(line[3], types) for line in usable), default=0)
-        yield make_check(f"GPUs a node{of}", gpus >= request.gpus,
-                         f"{request.gpus} {'or '.join(sorted(types))}{' ' if types else ''}are asked for, nodes have {gpus}",
-                         f"set {at}.gpus_per_node to as many as the nodes have them, or choose a layout of fewer ranks")  # fmt: skip
+        yield make_check(f"GPUs a node{of}", gpus >= request.gpus_per_node,
+                         f"{at}.gpus_per_node = {request.gpus_per_node}, of which {request.gpus} are asked for; nodes have {gpus}"
+                         f"{' ' if types else ''}{' or '.join(sorted(types))}",
+                         f"set {at}.gpus_per_node to as many as the nodes have them")  # fmt: skip
     yield _accepted(request, role)
 
 

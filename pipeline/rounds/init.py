@@ -232,10 +232,8 @@ def name_base(chosen: settings.Settings, payload: Path) -> None:
     manifest = base_weights.build_manifest(source)  # last, because it reads all bytes
     write_file(payload / chosen.model.weights, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     described = parse_yaml((payload / "manifest.yaml").read_text())
-    described |= {
-        "name": f"substrate-{chosen.model.name}",
-        "base": {"file": chosen.model.weights, "architecture": chosen.model.name},
-    }
+    described["name"] = f"substrate-{chosen.model.name}"
+    described["base"] = {"file": chosen.model.weights, "architecture": chosen.model.name}
     for name in ("tokenizer.json", "tokens.json", "chat_template.jinja"):
         described[Path(name).stem] = {"file": f"base/{name}", "sha256": files.file_digest(base / name)}
     write_file(payload / "manifest.yaml", dump_yaml(described))

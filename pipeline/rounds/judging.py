@@ -70,7 +70,7 @@ class Left:
             log.append_once("judge_request", round=name, what=wanted)
             chain = f"python -m pipeline chain {shlex.quote(str(self.campaign.folder))} --round {name} --meta"
             raise JudgeWanted(
-                f"{', '.join(wanted)} of {name} needs a GPU to be judged, and this process can open none that is its own",
+                f"{name} is not judged yet ({', '.join(wanted)}), judging needs a GPU, and this process can open none that is its own",
                 f"The meta job submits a judge job and another meta job after it; by hand `{chain}` does so",
             )
         if missing := [what for what in left if what in self.asked]:

@@ -106,11 +106,12 @@ def test_sbatch_is_asked_about_each_request_and_nothing_is_submitted(site, tmp_p
         for name in ("GPUs a node", "time limit", "time limit of meta", "request of worker", "request of meta")
     } == {"good"}
     assert {"runtime on a node", "runtime on a node of meta"} <= set(found)
-    assert "request of reference" not in found  # it is the worker's
+    assert "request of judge" not in found  # it is the reference's
     asked = (tmp_path / "bin" / "asked").read_text().splitlines()
-    assert len(asked) == 2 and all(line.startswith("--test-only ") for line in asked)
+    assert len(asked) == 3 and all(line.startswith("--test-only ") for line in asked)
     assert {"--gpus-per-node=h200:2", "--exclusive", "--partition=main,cpu", "--time=720"} <= set(asked[0].split())
-    assert "--partition=cpu" in asked[1] and "gpu" not in asked[1]
+    assert "--gpus-per-node=h200:1" in asked[1]
+    assert "--partition=cpu" in asked[2] and "gpu" not in asked[2]
 
 
 def test_all_that_sbatch_complains_of_is_shown_and_bounded(site, tmp_path):
@@ -146,7 +147,7 @@ def test_all_that_sbatch_complains_of_is_shown_and_bounded(site, tmp_path):
         ({"refuses": "--cpus-per-task=4 "}, [], "request of meta", "bad", "cluster.meta.partition"),
         ({}, ["external=command", "external.command=[score]", "external.timeout_seconds=7200"], "time of the meta job", "unknown",
          "cluster.meta.time_limit_minutes"),
-        ({}, ["cluster.gpus_per_node=2", "external=local", "external.rows=30"], "configuration", "bad", "cluster.meta.gpus_per_node=1"),
+        ({}, ["cluster.gpus_per_node=2", "cluster.judge.gpus=0"], "configuration", "bad", "cluster.judge.gpus=1"),
         ({}, ["cluster.runtime=[apptainer-of-the-site,exec,python3]"], "runtime on a node", "bad", "cluster.runtime"),
         ({}, ["cluster.scratch_dir=/absent"], "scratch on a node", "bad", "cluster.scratch_dir"),
         ({"srun": False}, [], "a node", "unknown", "the queue is full"),
@@ -171,7 +172,7 @@ def test_what_is_wrong_with_a_site_has_its_name_and_cure(site, wrong, overrides,
         ({"namespaces": "unshare: unshare failed: Operation not permitted"}, "user namespaces on a node", "bad"),
         ({"bytes": "1000"}, "scratch on a node", "bad"),
         ({"kind": "lustre"}, "scratch on a node", "bad"),
-        ({"gpus": "7"}, "GPUs on a node", "unknown"),
+        ({"gpus": "1"}, "GPUs on a node", "unknown"),
         ({"errors": "0 0 0 2 0 0 0 0"}, "GPU health", "bad"),
     ],
 )
@@ -281,4 +282,4 @@ def test_an_arm_is_weighed_against_this_machine():
 
     assert found("experiment=demo").verdict == "good"
     large = found("cluster=local", "experiment=nano_30b")
-    assert large.verdict == "bad" and "16 ranks need" in large.found and "plan-memory" in large.cure
+    assert large.verdict == "bad" and "2 ranks need" in large.found and "plan-memory" in large.cure

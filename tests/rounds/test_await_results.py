@@ -71,7 +71,7 @@ def close(campaign: Campaign, folder: Round) -> tuple[Decision, list[str], float
 @pytest.mark.parametrize("name", ["a2.h5", "reference.h5"])
 def test_case_15_the_meta_stage_waits_for_a_result_that_is_not_seen_yet(campaign, folder, monkeypatch, name):
     slurm_says(monkeypatch, folder, a2="COMPLETED", reference="COMPLETED")
-    monkeypatch.setattr(meta, "evaluate_reference", lambda *_: pytest.fail("the reference was judged a second time"))
+    monkeypatch.setattr(judging, "evaluate_reference", lambda *_: pytest.fail("the reference was judged a second time"))
     with late(folder.folder / name):
         decision, lines, _ = close(campaign, folder)
     assert (decision.state, decision.kept, lines) == ("decided", "a2", [])

@@ -19,7 +19,7 @@ from pipeline.cluster import slurm_clients, slurm_jobs
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import resume
 from pipeline.reporting import status
-from pipeline.rounds import chain, control, end_campaign, freeze, launch, meta
+from pipeline.rounds import chain, control, end_campaign, freeze, judging, launch, meta
 from tests.support.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
 from tests.support.paths import ROOT
 
@@ -286,10 +286,9 @@ def test_closing_by_hand_keeps_the_policy(campaign, folder, monkeypatch) -> None
     """Three arms of eight: below the quorum."""
     for arm in ("a0", "a1", "a2"):
         publish(folder, arm)
-    monkeypatch.setattr(meta, "evaluate_reference", lambda *a: pytest.fail("no reference is evaluated"))
-    monkeypatch.setattr(
-        meta, "reference_outcome", lambda *a: meta.Outcome("reference", "reference", "absent", "never_started")
-    )
+    absent = judging.Outcome("reference", "reference", "absent", "never_started")
+    monkeypatch.setattr(judging, "evaluate_reference", lambda *a: pytest.fail("no reference is evaluated"))
+    monkeypatch.setattr(judging, "reference_outcome", lambda *a, **k: absent)
     assert meta.close(campaign, folder).state == "undecided" and not folder.closed.exists()
     decision = meta.close(campaign, folder, by_person=True)
     assert decision.state == "closed" and "closed by hand" in decision.reasons[-1]

@@ -9,15 +9,19 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.audit import log_schema
 from pipeline.audit.findings import Report
+from pipeline.campaign import canonical
 from pipeline.campaign.errors import JudgeWanted, TrialFailed, WorkFailed
 from pipeline.campaign.files import read_json_lines
-from pipeline.campaign.layout import Round
+from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.cluster import slurm_jobs, slurm_submit
 from pipeline.cluster.slurm_jobs import Job
+from pipeline.decision import board_submissions
 from pipeline.rounds import control, freeze, judging, launch, meta
+from pipeline.rounds.init import init
 from tests.support.campaigns import OVERRIDES, fresh_campaign, publish, publish_reference
 
+SUBMISSIONS = ["submission 1", "submission 2", "submission 3"]  # the reference twice, and one arm
 GPUS = ["cluster=slurm", "cluster.gpus_per_node=8", "cluster.file_wait_seconds=0"]
 
 
@@ -90,7 +94,7 @@ def test_a_reference_that_nobody_judged_is_asked_for_once_and_then_done_without(
 ) -> None:
     unjudge(folder)
     for _ in range(2):  # killed before the submission, and run again: the same request
-        with pytest.raises(JudgeWanted, match="reference of r0001 needs a GPU to be judged"):
+        with pytest.raises(JudgeWanted, match=r"r0001 is not judged yet \(reference\), judging needs a GPU"):
             meta.close(folder.campaign, folder)
     assert events(folder, "judge_request", "unjudged") == [("judge_request", ["reference"])]
     ids = judging.submit(folder.campaign, folder)
@@ -262,3 +266,52 @@ def test_a_local_board_on_a_site_with_gpus_is_taken_at_init(tmp_path: Path, caps
     assert main(["round", str(tmp_path / "boarded"), *overrides, "--dry-run", "--json"]) == 0
     texts = json.loads(capsys.readouterr().out)["sbatch"]
     assert "#SBATCH --gpus-per-node=1\n" in texts["judge.sbatch"] and "gpus" not in texts["meta.sbatch"]
+
+
+@pytest.fixture
+def boarded(tmp_path: Path) -> Round:
+    """The first round of a campaign with a local board on a site with GPUs; its arms and reference are judged on dev and fresh."""
+    campaign = Campaign.at(tmp_path / "boarded")
+    overrides = [*OVERRIDES, *GPUS, "external=local", "external.rows=6", "external.submissions=1"]
+    init(campaign, overrides)
+    made = freeze.freeze(campaign, "r0001", overrides)
+    publish_reference(campaign, made)
+    for number in range(8):
+        publish(made, f"a{number}", 15 + number, adapter_digest=f"{number}" * 64)
+    return made
+
+
+def test_the_local_boards_submissions_go_to_the_judge_job_and_their_scores_into_the_decision(
+    boarded: Round, slurm: SimpleNamespace
+) -> None:
+    campaign = boarded.campaign
+    with pytest.raises(
+        JudgeWanted, match=r"not judged yet \(submission 1, submission 2, submission 3\), judging needs a GPU"
+    ):
+        meta.close(campaign, boarded)
+    ids = judging.submit(campaign, boarded)
+    assert ids is not None and ids["judges"] == SUBMISSIONS
+    sent = board_submissions.submissions_in(Log(campaign.log).records())
+    assert {each.state for each in sent} == {"reserved"}, "nothing was sent, so nothing failed"
+    # The judge job judged it; the second meta job's board gives the stored score without a GPU.
+    for each in sent:
+        folder = campaign.board_dir / f"{each.number:04d}"
+        folder.mkdir(parents=True)
+        score = {"number": each.number, "adapter_digest": each.adapter_digest, "score": "0.50"}
+        (folder / "score.json").write_bytes(canonical.encoded(score))
+    assert meta.close(campaign, boarded).state == "decided"
+    known = board_submissions.submissions_in(Log(campaign.log).records())
+    assert [(each.state, each.printed) for each in known] == [("scored", "0.50")] * 3, known[0].why
+
+
+def test_a_dead_judge_job_leaves_the_round_without_a_board_score(boarded: Round, slurm: SimpleNamespace) -> None:
+    campaign = boarded.campaign
+    with pytest.raises(JudgeWanted):
+        meta.close(campaign, boarded)
+    judging.submit(campaign, boarded)
+    assert meta.close(campaign, boarded).state == "decided"
+    known = board_submissions.submissions_in(Log(campaign.log).records())
+    assert all(each.state == "failed" and each.why.startswith("local_board: ") for each in known)
+    assert events(boarded, "judge_request", "unjudged") == [
+        ("judge_request", SUBMISSIONS), ("unjudged", SUBMISSIONS),
+    ]  # fmt: skip

@@ -144,7 +144,7 @@ def test_what_slurm_is_asked_for_is_what_was_frozen(campaign):
     folder = freeze.freeze(campaign, "r0001", own)
     asked = launch.resources(folder)
     assert {role: (request.partition, request.account) for role, request in asked.requests.items()} == {
-        "worker": ("batch", "lab"), "reference": ("batch", "lab"), "meta": ("cpu", "lab"),
+        "worker": ("batch", "lab"), "reference": ("batch", "lab"), "judge": ("batch", "lab"), "meta": ("cpu", "lab"),
     }  # fmt: skip
     texts = {path.stem: path.read_text() for path in folder.slurm_dir.glob("*.sbatch")}
     assert "#SBATCH --array=0-7" in texts["array_0"]
@@ -210,7 +210,9 @@ def test_a_round_that_slurm_refused_takes_other_slurm_settings(campaign, tmp_pat
     assert (folder.plan.read_bytes(), folder.config.read_bytes()) == sealed
     (record,) = (each for each in Log(campaign.log).records() if each["event"] == "slurm_request")
     assert set(record["changed"]) == {
-        f"cluster.{role}{key}" for role in ("", "reference.", "meta.") for key in ("partition", "cpus_per_task")
+        f"cluster.{role}{key}"
+        for role in ("", "reference.", "judge.", "meta.")
+        for key in ("partition", "cpus_per_task")
     }
     for of in (folder, campaign.round("r0000")):
         assert corrections.of_round(of).cluster.request("worker").partition == "cpu"
