@@ -241,9 +241,12 @@ class Training:
         with torch.no_grad(), Checkpoint(path) as saved:
             for place in self._placements():
                 fill(place, saved)
-            if self._random_name in saved.names:  # another layout of ranks has other names and draws anew
-                shape = tuple(torch.get_rng_state().shape)
-                torch.set_rng_state(saved.read(self._random_name, shape, slice(None)))
+            # Tensor-parallel ranks have equal states, so a rank that the saved layout lacked takes the first one's. Stages
+            # and data-parallel ranks that it lacked draw anew, all ranks of a tensor-parallel group alike.
+            for name in (self._random_name(self.parallel.tp_rank), self._random_name(0)):
+                if name in saved.names:
+                    torch.set_rng_state(saved.read(name, tuple(torch.get_rng_state().shape), slice(None)))
+                    break
         self.step, self.tokens, self.seconds, self.rates = (
             record[name] for name in ("step", "tokens", "seconds", "rates")
         )
@@ -259,7 +262,7 @@ class Training:
     def _written_here(self) -> "Iterator[tuple[str, Tensor]]":
         """Yields the tensors of the state that this rank writes, by name, whole and on the host."""
         yield from owned(self._placements(), self.parallel.groups)
-        yield self._random_name, torch.get_rng_state()
+        yield self._random_name(self.parallel.tp_rank), torch.get_rng_state()
 
     def _placements(self) -> "Iterator[Placement]":
         """Yields the placement of every trained tensor, of its moments and of its copies."""
@@ -272,11 +275,9 @@ class Training:
             for name, tensors in copies.items():
                 yield place.of(tensors[number_of[id(place.tensor)]], f"{name}/")
 
-    @property
-    def _random_name(self) -> str:
-        """Name of this rank's state of the host's generator, from which the seeds of dropout masks are drawn, on a GPU too."""
-        parallel = self.parallel
-        return f"random/pp{parallel.pp_rank}/dp{parallel.dp_rank}/tp{parallel.tp_rank}"
+    def _random_name(self, tp_rank: int) -> str:
+        """Name of a rank's state of the host's generator, from which the seeds of dropout masks are drawn, on a GPU too."""
+        return f"random/pp{self.parallel.pp_rank}/dp{self.parallel.dp_rank}/tp{tp_rank}"
 
     @property
     def checkpoints(self) -> Path:

@@ -145,26 +145,23 @@ def test_ten_killed_runs_resume_to_the_same_adapter(inputs, uninterrupted, tmp_p
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(alone, inputs, tmp_path, monkeypatch):
-    """TP=1 to 2, and TP=2 to 1, against a run that stayed; without dropout, whose numbers a layout deals out."""
-    plain = {"lora": trainings.config("recipe", "sft_lora")["lora"]}
-    expected = trainings.progress(trainings.train(trainings.write_task(tmp_path / "whole", inputs, **plain), alone))
-    narrow = trainings.write_task(tmp_path / "narrow", inputs, **plain)
+    """TP=1 to 2, and TP=2 to 1, against a run that stayed; with dropout, whose masks are those of one rank at any TP."""
+    expected = trainings.progress(trainings.train(trainings.write_task(tmp_path / "whole", inputs), alone))
+    narrow = trainings.write_task(tmp_path / "narrow", inputs)
     trainings.stop_after(monkeypatch, 5, tmp_path / "narrow" / "stop")
     with pytest.raises(Stopped):
         trainings.train(narrow, alone)
     monkeypatch.undo()
     (tmp_path / "narrow" / "stop").unlink()
-    widened = trainings.spawn(
-        ["-m", "substrate.train"], trainings.write_task(tmp_path / "narrow", inputs, tp=2, **plain)
-    )
+    widened = trainings.spawn(["-m", "substrate.train"], trainings.write_task(tmp_path / "narrow", inputs, tp=2))
     assert widened.returncode == 0, widened.stderr
 
     (tmp_path / "dying_rank.py").write_text(STOPPING_RANK)
-    wide, stop = trainings.write_task(tmp_path / "wide", inputs, tp=2, **plain), tmp_path / "wide" / "stop"
+    wide, stop = trainings.write_task(tmp_path / "wide", inputs, tp=2), tmp_path / "wide" / "stop"
     stopped = trainings.spawn(["-c", LAUNCHER], wide, PYTHONPATH=f"{tmp_path}:{ROOT}", STOP=str(stop))
     assert "stopped after step 5 of 10" in stopped.stderr
     stop.unlink()
-    trainings.train(trainings.write_task(tmp_path / "wide", inputs, **plain), alone)
+    trainings.train(trainings.write_task(tmp_path / "wide", inputs), alone)
     for name in ("narrow", "wide"):
         losses = [line["loss"] for line in trainings.progress(tmp_path / name / "out") if line["phase"] == "train"]
         assert losses == pytest.approx([line["loss"] for line in expected[1:]], abs=1e-6)
