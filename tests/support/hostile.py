@@ -129,7 +129,7 @@ HOSTILE: dict[str, list[Any]] = {
         proposal(value="0\u200b.003"),
         proposal(value="0.003\u202e"),
         proposal(value="−0.1"),
-        proposal(value="0" * 65),
+        proposal(value="0" * 97),
         proposal(value="\ud800"),
         proposal(value="9" * 60_000),
         proposal(key="recipe.lеarning_rate"),
@@ -221,7 +221,7 @@ HOSTILE: dict[str, list[Any]] = {
             "recipe.mix",
             "recipe..learning_rate",
             "model.weights",
-            "recipe.lora.targets",
+            "recipe.lora.dropout",
             "__class__",
         )
     ],
