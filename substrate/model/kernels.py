@@ -53,7 +53,9 @@ def _of_device(kind: str) -> Kernels:
 
 
 def _knows_unequal_lengths() -> bool:
-    """Whether this torch has `varlen_attn` with the arguments that we use; releases before 2.10 have none, and some others."""
+    """Whether this GPU runs flash attention (from Ampere on) and this torch has `varlen_attn` with the arguments that we use."""
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        return False
     try:
         arguments = inspect.signature(importlib.import_module(VARLEN_MODULE).varlen_attn).parameters
     except ImportError:
@@ -106,8 +108,9 @@ def triton_scan(
 
 
 def has_varlen(q: Tensor) -> bool:
-    """Whether packed queries like these are attended by `varlen_attention`, which has no float32."""
-    return of(q.device).packed == "varlen" and q.dtype in (torch.float16, torch.bfloat16)
+    """Whether packed queries like these are attended by `varlen_attention`, which takes neither float32 nor every head."""
+    fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return fits and of(q.device).packed == "varlen"
 
 
 def varlen_attention(q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor, ends: Tensor, longest: int) -> Tensor:

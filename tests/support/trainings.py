@@ -1,7 +1,9 @@
 """Trainings for tests: a random base of a few thousand parameters, a hundred puzzles, and task files of ten steps."""
 
+import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from substrate.data.rows import Row
 from substrate.interface.task import Task
 from tests.support.paths import ROOT
 
@@ -49,6 +52,18 @@ def inputs(alone, tmp_path_factory):
 
 def config(group: str, name: str) -> dict:
     return yaml.safe_load((ROOT / "hydra_conf" / group / f"{name}.yaml").read_text())
+
+
+def random_rows(lengths: list[int]) -> list[Row]:
+    """Rows that take these numbers of tokens in a line; about half of each is learned."""
+    chosen = random.Random(5)
+    ids = [[chosen.randint(3, 63) for _ in range(length + 1)] for length in lengths]
+    families = itertools.cycle(("roman", "text_cipher", "unit_conversion"))
+    halves = (len(each) // 2 or 1 for each in ids)
+    return [
+        Row(str(n), family, each[:half], each[half:], "")
+        for n, (each, family, half) in enumerate(zip(ids, families, halves, strict=False))
+    ]
 
 
 def write_task(folder: Path, inputs: Path, *, tp: int = 1, **recipe) -> Path:
