@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,17 +27,21 @@ def run_local(
 
     A failed stage does not stop the others. On Ctrl-C or SIGTERM this sends SIGTERM to every running stage, waits until it has saved its
     state, and raises KeyboardInterrupt.
+
+    A signal only sets a flag, which the loop looks at: a handler that raises may run anywhere, such as in a weakref callback, where Python
+    swallows what is raised, and the signal would be lost.
     """
     logs_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(code_dir)}
     waiting = [(stage, command(stage, runtime)) for stage in stages]
     running: dict[str, subprocess.Popen[bytes]] = {}
     codes: dict[str, int] = {}
-    earlier_handler = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # raises KeyboardInterrupt, as Ctrl-C does
+    stop = threading.Event()
+    earlier = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         while waiting or running:
+            if stop.is_set():
+                raise KeyboardInterrupt
             while waiting and len(running) < at_once:
                 stage, words = waiting.pop(0)
                 name = "_".join(stage[2:4]) if stage[0] == "worker" else stage[0]
@@ -49,12 +54,12 @@ def run_local(
             for name in [name for name, child in running.items() if child.poll() is not None]:
                 codes[name] = running.pop(name).returncode
     finally:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # a second one must not end this process before its arms are saved
         for child in running.values():
             child.terminate()
-        for child in running.values():
+        for child in (
+            running.values()
+        ):  # a second signal only sets the flag again, so that the arms are saved before this process ends
             child.wait()
-        signal.signal(signal.SIGTERM, earlier_handler)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
     return codes
