@@ -78,7 +78,7 @@ simulate: setup ## Measure false alarms and power of the tests, gain and regret 
 	$(PYTHON) -m pipeline evidence campaigns --campaigns 100
 
 nulls: setup ## Compute the critical values of constitution/nulls again (half an hour)
-	$(PYTHON) -m pipeline evidence nulls
+	$(PYTHON) -m pipeline evidence nulls --write
 
 test-fast: setup ## Run the tests that need no Slurm, without the slow ones
 	$(TESTS) -m 'not slurm and not slow'

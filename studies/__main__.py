@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, PipelineError
+from pipeline.campaign.facts import load_constitution
 from pipeline.stats.design import Design
+
+LEAST_TO_WRITE = 1000
+"""Campaigns of each null that critical values take before `init` may freeze them: the smallest level is a quantile at .4 %."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,11 +100,20 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
-    sub = act("nulls", nulls_verb, "Compute the critical values of every design that ships, or of one design.")
-    sub.add_argument("--campaigns", type=int, default=5000, help="campaigns to simulate of each null; default 5000")
-    sub.add_argument(
-        "--out", type=Path, default=Path("constitution/nulls"), help="folder to write to; default constitution/nulls"
+    sub = act(
+        "nulls",
+        nulls_verb,
+        "Compute the critical values of every design that ships, or of one design, and show them. With --write, campaigns that are frozen "
+        "from now on take them.",
     )
+    sub.add_argument("--campaigns", type=int, default=5000, help="campaigns to simulate of each null; default 5000")
+    where = sub.add_mutually_exclusive_group()
+    where.add_argument(
+        "--write",
+        action="store_true",
+        help=f"keep them in constitution/nulls, where `init` looks, also in place of those that ship; takes {LEAST_TO_WRITE} campaigns or more",
+    )
+    where.add_argument("--out", type=Path, help="write the files into this folder, where nothing reads them")
     sub.add_argument(
         "--design",
         help="one design, such as rounds=4,arms=8,families=6,dev_items=300,fresh_items=300,board_rows=0,submissions=0",
@@ -223,17 +236,36 @@ def replay_verb(arguments: argparse.Namespace) -> None:
 
 
 def nulls_verb(arguments: argparse.Namespace) -> None:
-    """Compute critical values and write a file for each design. Raises ConfigError for a design out of range."""
+    """Compute and show critical values, and write a file for each design where that is asked for.
+
+    Raises ConfigError for a design out of range and for too few campaigns: a test's level is a quantile of them, the smallest at .4 %.
+    """
     from pipeline.campaign.files import write_file
     from pipeline.stats import critical_values
     from studies.calibrate import calibrate
 
+    least = LEAST_TO_WRITE if arguments.write else 20
+    if arguments.campaigns < least:
+        raise ConfigError(
+            f"--campaigns {arguments.campaigns} {'makes no critical values to freeze' if arguments.write else 'says nothing'}",
+            f"Valid: {least} or more",
+        )
+    folder = critical_values.HERE if arguments.write else arguments.out
     for design in [design_of(arguments.design)] if arguments.design else critical_values.GRID:
-        path, began = arguments.out / critical_values.file_name(design), time.monotonic()
-        print(path, flush=True)
-        result = calibrate(design, arguments.campaigns, lambda line: print(f"  {line}", flush=True))
-        write_file(path, json.dumps(result, indent=1) + "\n")
-        print(f"  {time.monotonic() - began:.0f} s: {result['critical']}", flush=True)
+        name, began = critical_values.file_name(design), time.monotonic()
+        print(name, flush=True)
+        result = calibrate(design, arguments.campaigns, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
+        print(f"  {time.monotonic() - began:.0f} s, {arguments.campaigns} campaigns of each null", flush=True)
+        for label, value in result["critical"].items():
+            error = result["monte_carlo_95"].get(label)
+            print(f"  {label:<18} {value:<10}" + (f" (95 %: {error})" if error else " (no board: a bound)"), flush=True)
+        if folder:
+            write_file(folder / name, json.dumps(result, indent=1) + "\n")
+            print(f"  written to {folder / name}", flush=True)
+    if arguments.write:
+        print("campaigns that are frozen from now on take these values; an audit by a checkout with others names them")
+    elif not folder:
+        print("nothing was written; --write keeps them where `init` looks, --out FOLDER elsewhere")
     print("next: python -m pipeline evidence simulate")
 
 
@@ -245,10 +277,12 @@ def design_of(text: str) -> Design:
         design = Design(**{**Design().to_json(), **given})
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--design {text!r} is no design ({error})", f"Valid: {valid}") from error
-    smallest = Design(1, 3, 1, 2, 2, 0, 0).to_json()
+    smallest, most_rounds = Design(1, 3, 1, 2, 2, 0, 0).to_json(), load_constitution().num_rounds
     low = [name for name, value in design.to_json().items() if value < smallest[name]]
     if low or design.submissions > design.arms or 0 < design.board_rows < design.families:
         raise ConfigError(f"--design {text!r} is out of range", f"At least {smallest}; no more submissions than arms")
+    if design.rounds > most_rounds:
+        raise ConfigError(f"--design {text!r} is out of range", f"At most {most_rounds} rounds (article 4)")
     return design
 
 

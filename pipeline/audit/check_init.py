@@ -21,10 +21,15 @@ NEEDED = (
     "critical", "families", "public_key",
 )  # fmt: skip
 ARTICLES = "articles.json"
+STRANGE_CRITICAL = "the critical values are neither those simulated for this design (constitution/nulls) nor its bounds"
+"""How the finding begins that names critical values of a campaign which do not ship."""
 
 
 def check_init(records: Sequence[Record], report: Report) -> bool:
-    """Check the init record. Returns whether it is right, so that the rest of the audit can rely on it."""
+    """Check the init record. Returns whether the rest of the audit can rely on it.
+
+    It can even where the critical values are strange: what the campaign decided by them is derived by them.
+    """
     if records[0]["event"] != "init":
         return False  # log_schema reports it
     facts = records[0]["facts"]
@@ -44,8 +49,11 @@ def check_init(records: Sequence[Record], report: Report) -> bool:
         check_reveals(records, facts, report)
     except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError) as error:
         report.record(0, f"init does not have the form of an init record ({error!r})")
+    is_right = len(report.findings) == since
+    if is_right:
+        check_critical(facts, report)
     report.checked("what was frozen at init: articles, design and critical values, commitments and reveals", since)
-    return len(report.findings) == since
+    return is_right
 
 
 def check_articles(facts: Mapping[str, Any], report: Report) -> None:
@@ -57,7 +65,7 @@ def check_articles(facts: Mapping[str, Any], report: Report) -> None:
 
 
 def check_design(facts: Mapping[str, Any], report: Report) -> None:
-    """Check that rounds and arms are within the constitution, and the critical values those that ship for the design, or its bounds."""
+    """Check that rounds, arms and the way to confirm are within the constitution."""
     design = Design(**facts["design"])
     article = facts["articles"]["4"]
     within = 1 <= design.rounds <= article["rounds"]
@@ -65,15 +73,21 @@ def check_design(facts: Mapping[str, Any], report: Report) -> None:
         report.record(0, "the design has other rounds, arms or families than the articles and the campaign")
     if facts["confirmation"] not in CONFIRMATIONS:
         report.record(0, f"the campaign froze the confirmation {facts['confirmation']!r}, which is unknown")
-    known = [critical_values.bounds(design)]
+
+
+def check_critical(facts: Mapping[str, Any], report: Report) -> None:
+    """Check that the critical values are those that ship for the campaign's design, or its bounds, and name those that are not."""
+    design, frozen = Design(**facts["design"]), facts["critical"]
+    bounds = critical_values.bounds(design)
     try:
-        known.append(critical_values.read_critical_values(design)["critical"])
+        shipped = critical_values.read_critical_values(design)["critical"]
     except PipelineError:
-        pass  # no values were simulated for this design, so that only its bounds are valid
-    if facts["critical"] not in known:
-        report.record(
-            0, "the critical values are neither those simulated for this design (constitution/nulls) nor its bounds"
-        )
+        shipped = bounds  # no values were simulated for this design, so that only its bounds are valid
+    if frozen not in (bounds, shipped):
+        given = frozen if isinstance(frozen, Mapping) else {}
+        names = sorted(name for name in {*shipped, *given} if given.get(name) != shipped.get(name))
+        named = "; ".join(f"{name} is {given.get(name)}, and {shipped.get(name)} ships" for name in names)
+        report.record(0, f"{STRANGE_CRITICAL}: {named}")
 
 
 def check_reveals(records: Sequence[Record], facts: Mapping[str, Any], report: Report) -> None:

@@ -35,7 +35,8 @@ def examine(
     `check_outcomes.Deriver`. given, words: the path and the command that a person typed, for OtherRules; by default `audit` of the folder.
 
     Raises NotFound if the folder has no log. Raises OtherRules where the seal holds and the campaign has another constitution, or where
-    something does not follow from the log by this code and the campaign carries other code.
+    something does not follow from the log by this code and the campaign carries other code. Critical values alone that are not those that
+    ship are no such case: they are a finding, and the rest is derived by them.
     """
     given = given or folder
     log = folder / "log.jsonl"
@@ -62,8 +63,11 @@ def examine(
         return report
     num_of_seal = len(report.findings)
     check_what_follows(links, folder, report, known)
-    if len(report.findings) > num_of_seal and (why := other_rules.other_code(folder, facts)):
-        raise other(why)
+    found = report.findings[num_of_seal:]
+    if found and (why := other_rules.other_code(folder, facts)):
+        if any(not finding.what.startswith(check_init.STRANGE_CRITICAL) for finding in found):
+            raise other(why)
+        report.unknown(f"whether the critical values ship with the code that the campaign carries. {other(why).cure}")
     return report
 
 

@@ -14,6 +14,7 @@ from pipeline.cli.arguments import (
     next_command,
     next_round_command,
     quoted_campaign,
+    typed,
 )
 from pipeline.cli.job_stages import print_decision
 
@@ -46,7 +47,8 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "close",
         close_verb,
-        "Close a round with the arms that have a score; below the quorum the policy stays.",
+        "Close a round of which nothing runs any more. Below the quorum, or without a score of the recipe that the arms are compared with, "
+        "nothing is decided.",
         as_frozen=True,
     )
     add_campaign(sub)
@@ -65,6 +67,11 @@ def cancel_verb(arguments: argparse.Namespace) -> None:
     lines = control.cancel(campaign, folder, arguments.arms, dry_run=arguments.dry_run)
     what = f"{' and '.join(arguments.arms)} of {folder.name}" if arguments.arms else folder.name
     nothing = f"no job of {what} waits or runs in Slurm, and no process of it runs here"
+    if not lines and arguments.arms and (pid := control.round_pid(folder)):
+        nothing = (
+            f"{' and '.join(arguments.arms)} cannot be cancelled before the `round` here (process {pid}) begins them; "
+            f"this stops the whole round: {typed('cancel', quoted_campaign(arguments), '--round', folder.name)}"
+        )
     print_lines(lines, nothing, arguments.dry_run)
     print(next_command("status", quoted_campaign(arguments), "--round", folder.name))
 
@@ -98,6 +105,7 @@ def rerun_verb(arguments: argparse.Namespace) -> None:
 
 
 def close_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.campaign.errors import ConfigError
     from pipeline.campaign.facts import facts_of, load_constitution
     from pipeline.decision import decide
     from pipeline.execution.results import has_score
@@ -108,17 +116,31 @@ def close_verb(arguments: argparse.Namespace) -> int:
         print(f"{folder.name} is closed already; `close` would add scores that came later as late arms")
         print(next_round_command(arguments))
         return 0
+    running = [] if folder.closed.exists() else meta.still_running(folder)
+    cancel = typed("cancel", quoted_campaign(arguments), "--round", folder.name)
     if arguments.dry_run:
+        if running:
+            print(
+                f"`close` would refuse while {', '.join(running)} may still bring a score; this stops all of it: {cancel}"
+            )
         arms = folder.frozen_plan().arms
         scored = sum(has_score(folder.published(arm.name)) for arm in arms)
-        quorum = load_constitution(facts_of(campaign)["constitution_digest"]).quorum
-        fewer = "" if scored >= quorum else f", fewer than the quorum of {quorum}, so the policy would stay as it is"
+        why = meta.lacking(campaign, folder, load_constitution(facts_of(campaign)["constitution_digest"]).quorum)
         print(
-            f"`close` would close {folder.name} with {scored} of {len(arms)} arms that have a score{fewer}; "
-            "its fresh seed would become public"
+            f"`close` would close {folder.name} with {scored} of {len(arms)} arms that have a score; its fresh seed would become public"
+        )
+        print(
+            f"nothing would be decided, because {why}; the policy would stay as it is"
+            if why
+            else "the round would be decided"
         )
         print(next_command("status", quoted_campaign(arguments), "--round", folder.name))
         return 0
+    if running:
+        raise ConfigError(
+            f"{folder.name} still runs: {', '.join(running)}",
+            f"Wait, or stop all of it with `{cancel}` and close it then",
+        )
     frozen_code.run_frozen_code(campaign)
     decision = meta.close(campaign, folder, by_person=True, report_line=print)
     print_decision(folder, decision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ def run_local(
 
     A failed stage does not stop the others. On Ctrl-C or SIGTERM this sends SIGTERM to every running stage, waits until it has saved its
     state, and raises KeyboardInterrupt.
+
+    A signal only sets a flag, which the loop looks at: a handler that raises may run anywhere, such as in a weakref callback, where Python
+    swallows what is raised, and the signal would be lost.
     """
     logs_dir.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(code_dir)}
@@ -35,11 +39,12 @@ def run_local(
     running: dict[str, subprocess.Popen[bytes]] = {}
     free, held = list(gpus), {}
     codes: dict[str, int] = {}
-    earlier_handler = signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # raises KeyboardInterrupt, as Ctrl-C does
+    stop = threading.Event()
+    earlier = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         while waiting or running:
+            if stop.is_set():
+                raise KeyboardInterrupt
             while waiting and len(running) < at_once:
                 stage, words = waiting.pop(0)
                 name = "_".join(stage[2:4]) if stage[0] == "worker" else stage[0]
@@ -56,14 +61,14 @@ def run_local(
                 codes[name] = running.pop(name).returncode
                 free += [held.pop(name)] if name in held else []
     finally:
-        signal.signal(
-            signal.SIGTERM, signal.SIG_IGN
-        )  # a second one must not end this process before its arms are saved
         for child in running.values():
             child.terminate()
-        for child in running.values():
+        for child in (
+            running.values()
+        ):  # a second signal only sets the flag again, so that the arms are saved before this process ends
             child.wait()
-        signal.signal(signal.SIGTERM, earlier_handler)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
     return codes
 
 

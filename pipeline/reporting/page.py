@@ -82,7 +82,7 @@ def sections(
         f"{plan.round} is {decision.state}; "
         + (f"{decision.kept} is kept for now" if decision.kept else "nothing is kept"),
         *fence,
-        *(_said(evidence, plan.round == f"r{num_rounds:04d}") if decision.state == "decided" else []),
+        *_said(evidence, plan.round == f"r{num_rounds:04d}", said.why_nothing(decision)),
     ]
     if decision.winner:
         head.append(f"The best arm so far is {decision.winner[1]} of {decision.winner[0]}.")
@@ -138,8 +138,13 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
     return lines
 
 
-def _said(evidence: Evidence, is_last: bool) -> list[str]:
-    """What is claimed of the recipes that the search stood on, and which arms are shown to be worse, each with its error rate."""
+def _said(evidence: Evidence, is_last: bool, why_nothing: str) -> list[str]:
+    """What is claimed of the recipes that the search stood on, and which arms are shown to be worse, each with its error rate.
+
+    why_nothing: `said.why_nothing`; then nothing is said of any recipe.
+    """
+    if why_nothing:
+        return [f"No improvement is claimed, and nothing is set aside or shown to be worse, because {why_nothing}."]
     claims = evidence.claims
     lines = [wording.of_improvement(claims, is_last), wording.of_worse_standing(claims)]
     if claims.shown_worse:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.campaign.records import Setting
+from pipeline.campaign.records import Decision, Setting
 from pipeline.claims.claim_test import Comparison
 from pipeline.decision import derive
 from pipeline.decision.history import read_history
@@ -30,7 +30,8 @@ def as_json(records: Sequence[Mapping[str, Any]], round_name: str) -> dict[str, 
     derived = derive.derive(known_at_decision(records, round_name), round_name)
     plan, decision, claims = history.plans[round_name], derived.decision, derived.evidence.claims
     kept = next((arm for arm in plan.arms if arm.name == decision.kept), None)
-    is_decided = decision.state == "decided"
+    why = why_nothing(decision)
+    nothing = {"not_evaluated": why}
     return {
         "state": decision.state,
         "kept_for_now": _text(kept.overrides[-1]) if kept else None,
@@ -38,11 +39,18 @@ def as_json(records: Sequence[Mapping[str, Any]], round_name: str) -> dict[str, 
         "claimed_in": [name for name, each in sorted(history.decisions.items()) if each["claimed"]],
         "set_aside": [_text(each) for each in decision.policy.set_aside if each not in plan.policy.set_aside],
         "shown_worse": [_text(each) for each in decision.policy.dead_ends if each not in plan.policy.dead_ends],
-        "improvement": _comparison(claims.improvement) if is_decided else None,
-        "worse_standing": _comparison(claims.worse_standing) if is_decided else None,
+        "improvement": nothing if why else _comparison(claims.improvement),
+        "worse_standing": nothing if why else _comparison(claims.worse_standing),
         "confirmation": history.confirmation,
         "rounds": history.num_rounds,
     }
+
+
+def why_nothing(decision: Decision) -> str:
+    """Why a round says nothing of any recipe, as a clause; empty where it is decided."""
+    if decision.state == "decided":
+        return ""
+    return f"nothing {'was' if decision.state == 'closed' else 'is'} decided ({decision.reasons[0]})"
 
 
 def _text(setting: Setting) -> str:

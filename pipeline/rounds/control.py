@@ -133,14 +133,14 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
                 folder.slurm_dir, launch.job_names(folder), slurm_jobs.recorded_marks(folder)
             )
         lines += [f"{folder.name}: scancel {job_id}, of a submission that was cut short" for job_id in cut]
-    if not asked and (pid := _round_pid(folder)):
+    if not asked and (pid := round_pid(folder)):
         lines.append(f"{folder.name}: SIGTERM to process {pid}, the `round` here; its arms save their state")
         if not dry_run:
             os.kill(pid, signal.SIGTERM)
         return lines
     for arm in arms:
         for attempt in folder.attempts(arm)[-1:]:
-            pid = _local_pid(attempt)
+            pid = local_pid(attempt)
             if pid:
                 lines.append(f"{folder.name}/{arm}: SIGTERM to process {pid}, which saves its state")
                 if not dry_run:
@@ -148,7 +148,7 @@ def cancel(campaign: Campaign, folder: Round, asked: Sequence[str], *, dry_run: 
     return lines
 
 
-def _round_pid(folder: Round) -> int | None:
+def round_pid(folder: Round) -> int | None:
     """The process that runs the round's arms on this host now. It holds the round's lock."""
     holder = lock_holder(folder.lock)
     if holder is None or folder.closed.exists() or not launch.is_local(folder):
@@ -157,7 +157,7 @@ def _round_pid(folder: Round) -> int | None:
     return pid if host == platform.node() and pid != os.getpid() and is_alive(pid) else None
 
 
-def _local_pid(attempt: Attempt) -> int | None:
+def local_pid(attempt: Attempt) -> int | None:
     """The process of the attempt's worker if it still runs, on this host and outside of Slurm."""
     claim = read_json(attempt.claim) if attempt.claim.exists() else {}
     if claim.get("host") != platform.node() or claim.get("slurm_job_id") or attempt.result.exists():
@@ -283,7 +283,7 @@ def _check_may_run(folder: Round, arm: str, job: Job | None, complaints: Sequenc
             f"nobody knows whether job {job.job_id} of {folder.name}/{arm} waits or runs ({_why_unknown(job, complaints)})",
             "Make `squeue` and `scontrol show job` answer in this shell for the user who submitted it, then run `rerun` again",
         )
-    if (newest := folder.attempts(arm)[-1:]) and (pid := _local_pid(newest[0])):
+    if (newest := folder.attempts(arm)[-1:]) and (pid := local_pid(newest[0])):
         raise ConfigError(f"{folder.name}/{arm} runs here as process {pid}", "Wait, or `cancel` it first")
 
 

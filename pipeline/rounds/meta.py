@@ -27,7 +27,7 @@ from pipeline.config import settings
 from pipeline.decision import decide, derive, history
 from pipeline.execution import results
 from pipeline.external.round_submissions import RoundSubmissions
-from pipeline.rounds import anchors, control, judging, log_attempts
+from pipeline.rounds import anchors, control, judging, launch, log_attempts
 from pipeline.rounds.freeze import write_overrides
 
 
@@ -81,6 +81,34 @@ def close(
         for line in lines:
             report_line(line)
         return derived.decision
+
+
+def still_running(folder: Round) -> list[str]:
+    """The round's jobs and processes that wait or run, such as "r0002/a5 as job 7_5"; without those that Slurm or this machine does not know."""
+    known = slurm_jobs.all_ids(folder)
+    jobs = launch.query(folder, [job_id for _, job_id in known]).jobs
+    found = [f"{arm} as job {job_id}" for arm, job_id in known if jobs[job_id].waits or jobs[job_id].runs]
+    if pid := control.round_pid(folder):
+        found.append(f"`round` as process {pid}")
+    for arm in folder.frozen_plan().arms:
+        if (newest := folder.attempts(arm.name)[-1:]) and (pid := control.local_pid(newest[0])):
+            found.append(f"{folder.name}/{arm.name} as process {pid}")
+    return found
+
+
+def lacking(campaign: Campaign, folder: Round, quorum: int) -> str:
+    """Why nothing could be decided with the scores that are published, as a clause; empty where a decision is possible."""
+    frozen = folder.frozen_plan()
+    scored = {arm.name for arm in frozen.arms if results.has_score(folder.published(arm.name))}
+    standing = [arm.name for arm in frozen.arms if arm.replicate_of == "standing"]
+    if len(scored) < quorum:
+        return f"{len(scored)} of {len(frozen.arms)} arms have a score, fewer than the quorum of {quorum} (article 3)"
+    if frozen.policy.standing and not scored.intersection(standing):
+        return f"the standing recipe, which the axes are compared with, has no score ({', '.join(standing)}; article 7)"
+    has_reference = results.has_score(campaign.round("r0000").published("a0"))
+    return (
+        "" if has_reference else "the reference, which the arms are compared with, has no score (r0000/a0; article 7)"
+    )
 
 
 def await_results(campaign: Campaign, folder: Round, frozen: Plan, chosen: settings.Settings) -> list[str]:

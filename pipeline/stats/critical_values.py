@@ -73,7 +73,7 @@ def read_critical_values(design: Design, folder: Path = HERE) -> dict[str, Any]:
         nearest = min(GRID, key=lambda other: distance(design, other))
         raise NotFound(
             f"There are no simulated critical values for {design}",
-            f"The nearest of {len(known)} designs is {nearest}; `python -m pipeline evidence nulls` computes the missing one",
+            f"The nearest of {len(known)} designs is {nearest}; `python -m pipeline evidence nulls --write --design ...` computes the missing one",
         )
     try:
         content: dict[str, Any] = strict_json.read(path.read_bytes())
@@ -92,9 +92,11 @@ def of_design(design: Design) -> tuple[dict[str, str], str]:
     try:
         content = read_critical_values(design)
     except NotFound:
-        command = "`python -m pipeline evidence nulls --design` has sharper ones"
+        command = "`python -m pipeline evidence nulls --write --design ...` computes sharper ones"
         return bounds(design), f"bounds: Bonferroni and Ville; {command}"
-    return content["critical"], f"constitution/nulls/{file_name(design)}"
+    return content[
+        "critical"
+    ], f"constitution/nulls/{file_name(design)}: {content['campaigns_per_null']} campaigns of each null"
 
 
 def e_divisor(design: Design, folder: Path = HERE) -> Decimal:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.__main__ import main
 from pipeline.audit import bundle, examine
 from pipeline.campaign import canonical, facts, other_rules
 from pipeline.campaign.errors import OtherRules
+from pipeline.stats import critical_values
 from tests.support.campaigns import changed_byte, frozen_campaign
 from tests.support.paths import ROOT
 from tests.support.sealed import SealedCampaign, gains, played, rechained
@@ -201,6 +203,24 @@ def test_code_that_decides_otherwise_is_named_and_code_that_decides_alike_is_not
     assert run(worded, command_in(done.stderr)).returncode == 0
     noted = copied(tmp_path / "noted", ("pipeline/decision/decide.py", '"""', '"""Noted: '))
     assert run(noted, f"python -m pipeline audit {folder}").returncode == 0
+
+
+def test_critical_values_that_do_not_ship_are_named_and_the_rest_is_judged_by_them(
+    older: SealedCampaign, tmp_path: Path
+) -> None:
+    folder = older.write(tmp_path / "older")
+    stricter = copied(
+        tmp_path / "stricter", ("pipeline/stats/critical_values.py", "Fraction(44, 1000)", "Fraction(22, 1000)")
+    )
+    done = run(stricter, f"python -m pipeline audit {folder} --json")
+    assert done.returncode == 4, done.stderr
+    report = json.loads(done.stdout)
+    (finding,) = report["findings"]
+    frozen, ships = (critical_values.bounds(older.design, Fraction(alpha, 1000))["gap_level"] for alpha in (44, 22))
+    assert f"gap_level is {frozen}, and {ships} ships" in finding["what"] and "board_suspect" not in finding["what"]
+    assert any("2 decisions" in what for what in report["verified"])
+    (told,) = (what for what in report["not_verifiable"] if what.startswith("whether the critical values ship with"))
+    assert run(stricter, command_in(told)).returncode == 0
 
 
 def test_findings_stay_findings_where_the_code_is_ours_or_was_changed(older: SealedCampaign, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -249,6 +250,26 @@ run_local({arms(text, text, text)!r}, Path({str(code_dir)!r}), 2, Path({str(tmp_
     _, words = process.communicate(timeout=30)
     assert words.strip().endswith(b"KeyboardInterrupt")
     assert sorted(path.name for path in tmp_path.glob("saved-*")) == ["saved-a0", "saved-a1"]
+
+
+def test_a_signal_that_comes_where_python_swallows_exceptions_is_not_lost(code_dir, tmp_path):
+    """SIGTERM while a weakref callback runs: what a handler raises there never reaches the loop."""
+
+    class Thing:
+        pass
+
+    def watch() -> None:
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        del thing
+        assert reference() is None
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        local_runner.run_local(arms("time.sleep(60)"), code_dir, 1, tmp_path / "logs", watch)
+    assert time.monotonic() - began < 30
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def job(code_dir: Path, text: str, **environment: str) -> subprocess.Popen[bytes]:

@@ -153,4 +153,5 @@ def test_a_round_that_decided_nothing_claims_nothing():
     text = document.as_text(last)
     assert "r0003 is undecided" in text and "An improvement is claimed" not in text
     assert "An improvement was claimed in r0002; that stands, whatever later rounds claim." in text
-    assert said.as_json(campaign.records, "r0003")["improvement"] is None
+    why = said.as_json(campaign.records, "r0003")["improvement"]["not_evaluated"]
+    assert why.startswith("nothing is decided (article 3: 2 of 8 arms have a score") and f"because {why}." in text

@@ -94,7 +94,47 @@ def test_dry_runs_and_readers_write_nothing(campaign, folder, monkeypatch, capsy
     assert tree(campaign.folder) == before
     said = capsys.readouterr().out
     assert "would: r0001/a2: scancel 7_2" in said and "would: r0001/a1: again, on this machine" in said
-    assert "would close r0001 with 0 of 8 arms that have a score, fewer than the quorum of 5" in said
+    assert "would close r0001 with 0 of 8 arms that have a score; its fresh seed would become public" in said
+    assert "`close` would refuse while r0001/a2 as job 7_2, meta as job 8 may still bring a score" in said
+    assert "nothing would be decided, because 0 of 8 arms have a score, fewer than the quorum of 5 (article 3)" in said
+
+
+def test_close_refuses_while_something_of_the_round_runs_and_names_it(campaign, folder, no_slurm, capsys) -> None:
+    lock = folder.folder / ".lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, lock, "pipeline"], cwd=ROOT) as runner:
+        with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "pipeline"]) as worker:
+            _claimed(folder, "a5", pid=worker.pid)
+            while lock_holder(lock) is None and runner.poll() is None:
+                time.sleep(0.05)
+            assert main(["close", str(campaign.folder)]) == 2
+            said = capsys.readouterr().err
+            assert f"r0001 still runs: `round` as process {runner.pid}, r0001/a5 as process {worker.pid}" in said
+            assert f"`python -m pipeline cancel {campaign.folder} --round r0001`" in said and not folder.closed.exists()
+            assert main(["cancel", str(campaign.folder), "a6", "a7"]) == 0
+            said = capsys.readouterr().out
+            assert f"a6 and a7 cannot be cancelled before the `round` here (process {runner.pid}) begins them" in said
+            worker.kill()
+        runner.kill()
+    assert meta.still_running(folder) == []
+
+
+def test_what_a_decision_lacks_is_the_quorum_the_standing_recipe_or_the_reference(campaign, folder) -> None:
+    for arm in ("a0", "a1", "a2", "a3"):
+        publish(folder, arm)
+    assert meta.lacking(campaign, folder, 5).startswith("4 of 8 arms have a score, fewer than the quorum of 5")
+    publish(folder, "a4")
+    assert meta.lacking(campaign, folder, 5) == ""
+    plan = json.loads(folder.plan.read_text())
+    plan["policy"]["standing"] = [["recipe.lora.rank", "16"]]
+    plan["arms"][7]["replicate_of"] = "standing"
+    folder.plan.write_text(json.dumps(plan))
+    assert "the standing recipe, which the axes are compared with, has no score (a7; article 7)" in meta.lacking(
+        campaign, folder, 5
+    )
+    publish(folder, "a7")
+    assert meta.lacking(campaign, folder, 5) == ""
+    campaign.round("r0000").published("a0").unlink()
+    assert meta.lacking(campaign, folder, 5).startswith("the reference, which the arms are compared with")
 
 
 def test_cancel_takes_waiting_and_running_jobs_and_the_meta_job(campaign, folder, monkeypatch, tmp_path) -> None:

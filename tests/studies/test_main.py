@@ -57,11 +57,19 @@ def test_a_report_for_people(few_claims, capsys):
     assert "healthy: 20 campaigns" in shown.err
 
 
-def test_critical_values_of_one_design(tmp_path, capsys):
+def test_critical_values_of_one_design(tmp_path, capsys, monkeypatch):
     text = "rounds=2,arms=3,families=2,dev_items=20,fresh_items=20,board_rows=0,submissions=0"
     assert main(["nulls", "--campaigns", "50", "--out", str(tmp_path), "--design", text]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["r2_a3_f2_d20_s20_b0_k0.json"]
     assert "gap_level" in capsys.readouterr().out
+    assert not list(critical_values.HERE.glob("r2_*"))
+    assert main(["nulls", "--campaigns", "50", "--design", text]) == 0
+    assert "nothing was written; --write keeps them" in capsys.readouterr().out
+    monkeypatch.setattr(critical_values, "HERE", tmp_path / "where init looks")
+    monkeypatch.setattr("studies.__main__.LEAST_TO_WRITE", 50)
+    assert main(["nulls", "--campaigns", "50", "--write", "--design", text]) == 0
+    assert "frozen from now on take these values" in capsys.readouterr().out
+    assert [path.name for path in critical_values.HERE.iterdir()] == ["r2_a3_f2_d20_s20_b0_k0.json"]
     assert json.loads((tmp_path / "r2_a3_f2_d20_s20_b0_k0.json").read_text())["campaigns_per_null"] == 50
 
 
@@ -71,6 +79,8 @@ def test_critical_values_of_one_design(tmp_path, capsys):
         (["simulate", "--campaigns", "0"], "says nothing"), (["e-values", "--campaigns", "0"], "says nothing"),
         (["nulls", "--design", "round=3"], "is no design"), (["e-values", "--design", "arms=2"], "out of range"),
         (["nulls", "--design", "arms=2"], "out of range"), (["nulls", "--design", "rounds=x"], "is no design"),
+        (["nulls", "--design", "rounds=9"], "At most 8 rounds"), (["nulls", "--campaigns", "19"], "says nothing"),
+        (["nulls", "--campaigns", "999", "--write"], "makes no critical values to freeze. Valid: 1000 or more"),
         (["nulls", "--design", "submissions=9"], "out of range"), (["replay", "nothing.csv"], "cannot read"),
     ],
 )  # fmt: skip
