@@ -42,8 +42,8 @@ class Start:
 
 @cache
 def start() -> Start:
-    """Return the start of the shipped 30B experiment under the shipped constitution."""
-    chosen = settings.compose(["experiment=nano_30b"])
+    """Return the start of the shipped 30B experiment under the shipped constitution, with the seven axes that the claims' twin knows."""
+    chosen = settings.compose(["experiment=nano_30b", "policy/axes=tiny"])
     policy, rules = settings.policy_of(chosen), facts.load_constitution()
     keys = [axis.key for axis in policy.axes] + [f"recipe.mix.{family}" for family in chosen.tasks.families]
     values = {key: settings.value_of(chosen, key) for key in keys}

@@ -33,7 +33,7 @@ def test_it_says_what_was_seen_who_decided_what_was_refused_and_what_would_have_
     assert found["Plan of the round"].lines[0] == "The standing recipe, decided by r0001: recipe.lora.rank=8."
     assert found["Decision of r0002"].lines[1].startswith("Article 13: no human baseline")
     assert [row[0] for row in found["Scores of the arms"].table[1:]] == ["reference", *(f"a{n}" for n in range(8))]
-    assert "standing recipe: recipe.lora.rank=24" in found["Policy of the next round"].lines
+    assert "standing recipe: recipe.lora.rank=16" in found["Policy of the next round"].lines
     would = found["What would have changed the decision"].lines
     assert would[0] == (
         "The value of a3 is 3.00 points above the standing recipe's. It would not have been kept if it were 3.00 points lower."
@@ -129,7 +129,7 @@ def test_what_is_kept_claimed_set_aside_and_worse_is_told_apart_for_programs():
     walk_said = {name: said.as_json(walk().records, name) for name in ("r0001", "r0002", "r0003")}
     assert walk_said["r0001"]["shown_worse"] == ["recipe.clip_norm=0.14"] and not walk_said["r0001"]["claimed"]
     assert walk_said["r0003"]["set_aside"] == ["recipe.lora.alpha=128"]
-    assert walk_said["r0002"]["kept_for_now"] == "recipe.lora.rank=24"
+    assert walk_said["r0002"]["kept_for_now"] == "recipe.lora.rank=16"
     claimed = [name for name, found in walk_said.items() if found["claimed"]]
     assert claimed and walk_said["r0001"]["claimed_in"] == claimed
     improvement = walk_said["r0002"]["improvement"]
