@@ -154,7 +154,7 @@ def test_a_published_tokenizer_is_taken_as_it_is(site):
         ("chat_template.jinja", TEMPLATE.replace("<think>", "<thinking>"), "its chat template writes .*<thinking>"),
         ("chat_template.jinja", TEMPLATE.replace("system", "developer"), "its chat template writes"),
         ("chat_template.jinja", "{% for %}", "cannot be rendered"),
-        ("tokenizer_config.json", '{"eos_token": "<|im_end|>"}', r"eos is '<\|im_end\|>', ids .*; \[2\] is needed"),
+        ("tokenizer_config.json", '{"eos_token": "<|im_start|>"}', r"eos is '<\|im_start\|>', ids .*; \[2\] is needed"),
         ("tokenizer_config.json", "{", "is not JSON"),
         ("tokenizer.json", "{}", "cannot be read"),
     ],
