@@ -101,30 +101,36 @@ def _quoted(item: Any) -> str:
 
 
 def scalars(text: str) -> dict[str, str]:
-    """Map each dotted key of a frozen configuration to its value as text, without its quotes.
+    """Map each dotted key of a frozen configuration to its value as text, without its quotes; a list of texts is joined with commas.
 
-    Reads the block style in which configurations are frozen and no other YAML. It leaves out entries of lists, and keeps only the
+    Reads the block style in which configurations are frozen and no other YAML. It leaves out lists of mappings, and keeps only the
     first line of a folded text.
     """
     values: dict[str, str] = {}
     path: list[tuple[int, str]] = []  # (indentation, key) of the mappings around this line
     list_indent: int | None = None  # of the list that this line belongs to
     for line in text.splitlines():
-        indent = len(line) - len(line.lstrip())
-        if list_indent is not None and (indent > list_indent or line.lstrip().startswith("- ")):
+        indent, entry = len(line) - len(line.lstrip()), line.lstrip().startswith("- ")
+        if list_indent is not None and indent > list_indent:
             continue
-        list_indent = indent if line.lstrip().startswith("- ") else None
+        list_indent = indent if entry else None
+        if entry and path and not _SCALAR.fullmatch(line.lstrip()[2:]):
+            key, item = ".".join(name for _, name in path), _unquoted(line.lstrip()[2:])
+            values[key] = f"{values[key]},{item}" if key in values else item
         match = _SCALAR.fullmatch(line)
-        if list_indent is not None or not match:
+        if entry or not match:
             continue
         while path and path[-1][0] >= indent:
             path.pop()
         path.append((indent, match[3]))
         if match[4] is not None:
-            value = match[4]
-            quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-            values[".".join(name for _, name in path)] = value[1:-1] if quoted else value
+            values[".".join(name for _, name in path)] = _unquoted(match[4])
     return values
+
+
+def _unquoted(value: str) -> str:
+    quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+    return value[1:-1] if quoted else value
 
 
 def digest(value: Any) -> str:

@@ -104,6 +104,9 @@ def test_plain_lines_of_a_configuration_are_what_a_yaml_reader_finds():
         assert (
             found[key] == (str(value).lower() if isinstance(value, bool) else str(value)) or float(found[key]) == value
         ), key
+    assert found["recipe.lora.targets"] == ",".join(yaml.safe_load(text)["recipe"]["lora"]["targets"])
+    assert found["tasks.families"] == ",".join(yaml.safe_load(text)["tasks"]["families"])
+    assert "policy.axes" not in found  # a list of mappings
 
 
 def test_the_articles_are_there_without_yaml():
