@@ -75,6 +75,11 @@ def status_verb(arguments: argparse.Namespace) -> None:
     # r0000, the reference and the base, runs beside the first round.
     beside = status.round_status(campaign, campaign.round("r0000"), states) if folder.number == 1 else []
     jobs = other_jobs(states)
+    if "judge" in jobs:
+        from pipeline.rounds import judging
+
+        wanted = f"judges {', '.join(sorted(judging.submitted_for(folder)))}"
+        jobs["judge"]["detail"] = "; ".join(filter(None, (wanted, jobs["judge"]["detail"])))
     submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     troubles = outside.troubles(campaign)
     if arguments.json:

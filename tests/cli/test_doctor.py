@@ -41,7 +41,7 @@ def test_a_campaign_whose_first_round_is_not_frozen_yet_is_checked(tmp_path, cap
 
 def test_overrides_alone_are_checked_without_a_campaign(capsys):
     found = checks(capsys, "cluster=local", "experiment=nano_30b")
-    assert "16 ranks need" in found["memory of an arm"]["found"] and "frozen facts" not in found
+    assert "2 ranks need" in found["memory of an arm"]["found"] and "frozen facts" not in found
 
 
 def test_overrides_change_a_campaign_s_configuration_for_the_check_alone(campaign, capsys):

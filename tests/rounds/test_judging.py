@@ -146,6 +146,8 @@ def test_the_first_meta_job_run_again_leaves_the_round_to_the_judge_job(
         meta.close(folder.campaign, folder)
     judging.submit(folder.campaign, folder)
     slurm.states["06"] = state
+    assert main(["status", str(folder.campaign.folder)]) == 0
+    assert f"judge: job 06 {state} judges reference" in capsys.readouterr().out
     with pytest.raises(WorkFailed, match=f"judge job 06 of r0001 is {state.lower()}, and meta job 09 decides after it"):
         meta.close(folder.campaign, folder)
     assert main(["chain", str(folder.campaign.folder), "--round", "r0001", "--meta"]) == 0

@@ -149,7 +149,7 @@ def test_what_slurm_is_asked_for_is_what_was_frozen(campaign):
     texts = {path.stem: path.read_text() for path in folder.slurm_dir.glob("*.sbatch")}
     assert "#SBATCH --array=0-7" in texts["array_0"]
     assert {name: text.count("#SBATCH --partition=batch\n") for name, text in texts.items()} == {
-        "array_0": 1, "array_1": 1, "reference": 1, "meta": 0,
+        "array_0": 1, "array_1": 1, "reference": 1, "judge": 1, "meta": 0,
     }  # fmt: skip
     assert "#SBATCH --partition=cpu\n" in texts["meta"] and "#SBATCH --exclude=n3\n" in texts["meta"]
     assert read_json(folder.plan)["round"] == "r0001"
