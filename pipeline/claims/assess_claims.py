@@ -14,16 +14,19 @@ from pipeline.claims.worse_test import ArmComparison, worse_arms, worse_standing
 
 RUNNING, DOUBLED, FINAL_ROUND = "running", "doubled", "final_round"
 CONFIRMATIONS: Mapping[str, str] = {
-    RUNNING: "one run of the standing recipe in every round, tested from round 2 on",
-    DOUBLED: "two runs of the standing recipe and two of the reference in every round from round 2 on, so two axes fewer",
-    FINAL_ROUND: "the last round moves no axis: four runs of the standing recipe and four of the reference; tested only then",
+    RUNNING: "once something was kept, one run of the standing recipe in every round; tested from round 2 on",
+    DOUBLED: "from round 2 on two runs of the reference recipe in every round and, once something was kept, two of the standing recipe, so two "
+    "axes fewer; tested from round 2 on",
+    FINAL_ROUND: "if an earlier round kept something, the last round moves no axis and has four runs of the standing recipe and four of the "
+    "reference recipe; tested only then",
 }
 """How a campaign confirms an improvement. A person chooses at `init` (policy.confirmation), and the choice is frozen."""
 
 
 @dataclass(frozen=True)
 class Claims:
-    """The findings of one round. `level` is this round's part of the level of claims; 0 where none is tested in this round.
+    """The findings of one round. `level` is this round's part of the level of claims, and `worse_level` that of "the standing recipe is
+    shown to be worse"; 0 where nothing is tested in this round.
 
     `num_missing` is the number of planned runs of the standing recipe and of the reference recipe without a score (`runs`).
     """
@@ -33,6 +36,7 @@ class Claims:
     worse_standing: Comparison = Comparison(not_evaluated="no runs were compared")
     worse_arms: Mapping[str, ArmComparison] = field(default_factory=dict)
     num_missing: tuple[int, int] = (0, 0)
+    worse_level: Fraction = Fraction(0)
 
     @property
     def is_claimed(self) -> bool:
@@ -49,14 +53,12 @@ def check_confirmation(name: str, num_rounds: int, most_rounds: int) -> None:
     """Raise ConfigError for a name that is not in CONFIRMATIONS, or a number of rounds that it cannot have (0: `most_rounds`)."""
     if name not in CONFIRMATIONS:
         raise ConfigError(f"policy.confirmation = {name!r}", f"Valid: {', '.join(CONFIRMATIONS)}")
-    if not 0 <= num_rounds <= most_rounds:
+    least = 2 if name == FINAL_ROUND else 1
+    if num_rounds and not least <= num_rounds <= most_rounds:
+        why = " leaves no round before the one that confirms" if num_rounds == 1 else ""
         raise ConfigError(
-            f"policy.rounds = {num_rounds}",
-            f"Valid: 1 to {most_rounds}, or 0 for {most_rounds}, the constitution's number",
-        )
-    if name == FINAL_ROUND and num_rounds == 1:
-        raise ConfigError(
-            "policy.rounds = 1 leaves no round before the one that confirms", "Valid with final_round: 2 or more"
+            f"policy.rounds = {num_rounds}{why}",
+            f"Valid with policy.confirmation={name}: {least} to {most_rounds}, or 0 for {most_rounds}, the constitution's number",
         )
 
 
@@ -92,14 +94,21 @@ def claims_after(
         standing = [run for run in of_kind(runs, STANDING) if run.round > 1]
         level = level_of_round(rules.claim_level(num_rounds), round_number, num_rounds)
         worse_level = level_of_round(rules.worse_level, round_number, num_rounds)
+    if not standing:
+        nothing = Comparison(
+            not_evaluated="no earlier round kept anything, so the standing recipe is the reference recipe"
+        )
+        return Claims(level, nothing, nothing, worse, worse_level=worse_level)
     scored = [run for run in runs if not run.is_missing]
     worse_of_standing = worse_standing([run for run in standing if not run.is_missing], scored, worse_level)
     missing = sum(run.is_missing for run in standing), sum(run.is_missing for run in of_kind(runs, REFERENCE))
-    return Claims(level, compare(standing, runs, level), worse_of_standing, worse, missing)
+    return Claims(level, compare(standing, runs, level), worse_of_standing, worse, missing, worse_level)
 
 
 def _not_tested(round_number: int, num_rounds: int, confirmation: str, unpaired: Sequence[int]) -> str:
     """Why the standing recipe is not tested in a round; an empty string where it is."""
+    if num_rounds < 2:
+        return "it takes two rounds, and this campaign has one"
     if round_number < 2:
         return "it takes a run of the standing recipe, and so at least round 2"
     if unpaired:

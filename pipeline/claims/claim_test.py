@@ -100,9 +100,9 @@ def compare(standing: Sequence[Run], runs: Sequence[Run], level: Fraction, sign:
 def _missing(k: int, m: int, degrees: int) -> str:
     """Why S and B cannot be compared; an empty string where they can."""
     if not k:
-        return "the standing recipe has no scored run yet"
+        return "the standing recipe has no scored run"
     if m < 2:
-        return f"the reference recipe has {m} scored run(s), and two are needed"
+        return f"the reference recipe has {m} scored run{'' if m == 1 else 's'} beside the reference adapter, and two are needed"
     return "" if degrees else "fewer than two axis arms have a score in the rounds with a standing run"
 
 

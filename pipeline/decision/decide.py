@@ -18,7 +18,7 @@ from pipeline.campaign.records import Arm, Decision, Policy, with_setting
 from pipeline.claims import wording
 from pipeline.decision import family_states, policy_update, promotion
 from pipeline.decision.evidence import Evidence, Finalist
-from pipeline.stats.lifts import amount, show
+from pipeline.stats.lifts import amount
 
 EXPLORES, CONFIRMS, NONE = "explores", "confirms", "none"
 CLOSING = ("decided", "closed")  # the states of a decision that end a round
@@ -52,7 +52,13 @@ def decide(
     gains = promotion.gaining(values, arms, baseline, verdicts, constitution)
     alarmed = promotion.alarmed(evidence)
     kept = promotion.best(gains, evidence, baseline, alarmed)
-    reasons += [*compared, *_keeping(kept, gains, alarmed, arms, baseline), *_claims(evidence)]
+    has_next = following_round != NONE
+    against = promotion.baseline_in_words(values, arms, baseline)
+    reasons += [
+        *compared,
+        *_keeping(kept, gains, alarmed, arms, against, has_next),
+        *_claims(evidence, constitution, has_next),
+    ]
     changed = _with_results(policy, arms, kept, verdicts, evidence.claims.shown_worse)
     has_experiments = following_round == EXPLORES or (following_round == CONFIRMS and not changed.standing)
     following, learned = policy_update.following(
@@ -85,20 +91,24 @@ def _compare(
             verdicts[name] = promotion.compare(lift, evidence.seed_variance, constitution)
             limit = promotion.limit_of(lift, evidence.seed_variance, constitution)
             key, value = arms[name].overrides[-1]
-            worse = evidence.claims.worse_arms.get(name)
+            worse, z = evidence.claims.worse_arms.get(name), str(constitution.z)
             if worse and worse.is_shown:
-                result = wording.of_worse_arm(worse, baseline)
+                result = wording.of_worse_arm(worse, baseline, constitution.crash_allowance)
             elif verdicts[name] == promotion.BELOW:
-                result = wording.of_set_aside(lift.mean, limit, baseline)
+                result = wording.of_set_aside(lift.mean, limit, baseline, z)
             else:
-                result = f"fresh lift {show(lift.mean)} over the {baseline} is {verdicts[name]}; noise reaches to {show(limit)}"
+                result = wording.of_lift(lift.mean, limit, baseline, z, verdicts[name])
             reasons.append(f"article 7: {name} ({key}={value}) {result}")
     return verdicts, reasons
 
 
-def _claims(evidence: Evidence) -> list[str]:
+def _claims(evidence: Evidence, constitution: Constitution, has_next: bool) -> list[str]:
     """The reasons that say whether an improvement is claimed, and whether the standing recipe is shown to be worse."""
-    lines = [wording.of_improvement(evidence.claims), wording.of_worse_standing(evidence.claims)]
+    claims = evidence.claims
+    lines = [
+        wording.of_improvement(claims, is_last=not has_next),
+        wording.of_worse_standing(claims, constitution.crash_allowance),
+    ]
     return [f"article 7: {line}" for line in lines if line]
 
 
@@ -107,27 +117,28 @@ def _keeping(
     gains: Mapping[str, Fraction],
     alarmed: Mapping[str, str],
     arms: Mapping[str, Arm],
-    baseline: str,
+    against: str,
+    has_next: bool,
 ) -> list[str]:
-    """The reasons why an arm is kept, or none, and why others with a gain are not."""
+    """The reasons why an arm is kept, or none, and why others with a gain are not. `against` names the runs of the baseline."""
     reasons = [
         f"article 9: {arm} is not kept: its dev runs ahead of its fresh in {alarmed[arm]}"
         for arm in gains
         if arm in alarmed
     ]
     if not any(arm.role == "axis" for arm in arms.values()):
-        return ["article 7: the round moves no axis, so that nothing is kept; the standing recipe stays"]
+        return ["article 7: the round moves no axis, so nothing is kept; the standing recipe stays"]
     if kept is None:
         return [
             *reasons,
-            f"article 7: no axis is worth more than the {baseline} recipe: nothing is kept; the standing recipe stays",
+            f"article 7: no axis is worth more than {against}: nothing is kept; the standing recipe stays",
         ]
     key, value = arms[kept].overrides[-1]
+    then = "it is kept for now" if has_next else "no round follows that could test it"
     return [
         *reasons,
-        f"article 7: {kept} is worth most, {amount(gains[kept])} more than the {baseline} recipe; it is kept for now, and nothing is claimed "
-        "of it",
-        f"article 8: {kept}'s {key}={value} joins the standing recipe",
+        f"article 7: {kept} is worth most, {amount(gains[kept])} more than {against}; {then}, and nothing is claimed of it",
+        f"article 8: {kept}'s {key}={value} joins the standing recipe{'' if has_next else ', untested'}",
     ]
 
 
@@ -179,6 +190,8 @@ def _findings(evidence: Evidence) -> list[str]:
         family = max(gaps, key=lambda name: (gaps[name], name))
         lines.append(
             f"article 10: no alarm; a gap of {amount(gaps[family])} in {family} would have been seen with 80 %"
+            if gaps[family] <= 1
+            else f"article 10: no alarm; with these items no gap in {family} would have been seen with 80 %"
         )
     return lines
 

@@ -77,7 +77,8 @@ def _replicates(
     if largest <= 0 or 2 * evidence.seed_variance < largest**2:
         return replace(policy, replicates=0), []
     bought = min(policy.replicates + 1, rules.most_replicates)
-    reason = f"article 11: retraining alone moves a score as much as the largest gain ({show(largest)}): {bought} more replicate(s) instead of axes"
+    more = "1 more replicate instead of an axis" if bought == 1 else f"{bought} more replicates instead of axes"
+    reason = f"article 11: retraining alone moves a score as much as the largest gain ({show(largest)}): {more}"
     return replace(policy, replicates=bought), [reason]
 
 

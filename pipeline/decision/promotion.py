@@ -46,6 +46,15 @@ def baseline_value(values: Mapping[str, Decimal], arms: Mapping[str, Arm], basel
     return sum(runs, Fraction(0)) / len(runs)
 
 
+def baseline_in_words(values: Mapping[str, Decimal], arms: Mapping[str, Arm], baseline: str) -> str:
+    """What `baseline_value` is the value of, such as "the reference recipe's runs (a0, a7 and the reference adapter)"."""
+    runs = [name for name, arm in arms.items() if arm.replicate_of == baseline and name in values]
+    if not runs:
+        return "the reference adapter"
+    runs += ["the reference adapter"] if baseline == "reference" else []
+    return f"the {baseline} recipe's {'run' if len(runs) == 1 else 'runs'} ({' and '.join(filter(None, (', '.join(runs[:-1]), runs[-1])))})"
+
+
 def gaining(
     values: Mapping[str, Decimal],
     arms: Mapping[str, Arm],

@@ -23,6 +23,7 @@ def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) ->
         return []
     baseline = promotion.baseline_of(arms)
     base = promotion.baseline_value(look.values, arms, baseline)
+    against = promotion.baseline_in_words(look.values, arms, baseline)
     gains = {arm: Fraction(value) - base for arm, value in look.values.items() if arms[arm].role == "axis"}
     kept_gain = gains.pop(decision.kept or "", Fraction(0))
     runner_up = max(gains, key=lambda arm: (gains[arm], -arms[arm].index), default=None)
@@ -30,15 +31,15 @@ def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) ->
     lines = []
     if decision.kept:
         lines.append(
-            f"The value of {decision.kept} is {lifts.amount(kept_gain)} above the {baseline} recipe's. It would not have been kept "
-            f"if it were {lifts.amount(kept_gain - margin)} lower."
+            f"The value of {decision.kept} is {lifts.amount(kept_gain)} above that of {against}. It would not have been kept if it were "
+            f"{lifts.amount(kept_gain - margin)} lower."
         )
         if runner_up:
             ahead = lifts.amount(kept_gain - gains[runner_up])
             lines.append(f"{runner_up} comes next. It would have been kept if its value were {ahead} higher.")
     elif runner_up:
         lines.append(
-            f"{runner_up} comes nearest to being kept: its value minus the {baseline} recipe's is {lifts.show(gains[runner_up])}. "
+            f"{runner_up} comes nearest to being kept: its value minus that of {against} is {lifts.show(gains[runner_up])}. "
             f"An arm is kept if this difference is more than {lifts.amount(margin)}."
         )
     return lines + _finalists(look, rules)
@@ -62,7 +63,7 @@ def _finalists(look: Assessment, rules: Constitution) -> list[str]:
     )
     value = lifts.show(Fraction(first.value))
     return [
-        f"The largest value of the campaign so far is that of {first.arm} of {first.round}: {value} over the reference. {near}"
+        f"The largest value of the campaign so far is that of {first.arm} of {first.round}: {value} over the reference adapter. {near}"
     ]
 
 
@@ -87,7 +88,8 @@ def of_arms_and_families(derived: Derived, arms: Mapping[str, Arm], plan: Plan, 
                 f"than it has. Below {lifts.show(-limit)} its setting would be set aside."
             )
         else:
-            lines.append(f"The fresh lift of {run.arm} is {verdict} by {lifts.amount(abs(lift.mean) - limit)}.")
+            how = "above noise" if verdict == promotion.ABOVE else "set aside"
+            lines.append(f"{run.arm} is {how} by {lifts.amount(abs(lift.mean) - limit)}.")
     claim = evidence.claims.improvement
     if derived.decision.state == "decided" and not claim.not_evaluated:
         distance = lifts.amount(abs(claim.difference - claim.reach))

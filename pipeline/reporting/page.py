@@ -14,7 +14,7 @@ from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan, Policy
 from pipeline.claims import wording
-from pipeline.claims.assess_claims import CONFIRMATIONS
+from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
 from pipeline.config import settings
 from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
@@ -78,11 +78,11 @@ def sections(
         if rules.is_fenced(model)
         else []
     )
+    is_last = plan.round == f"r{num_rounds:04d}"
     head = [
-        f"{plan.round} is {decision.state}; "
-        + (f"{decision.kept} is kept for now" if decision.kept else "nothing is kept"),
+        f"{plan.round} is {decision.state}; " + _kept(decision.kept, is_last),
         *fence,
-        *_said(evidence, plan.round == f"r{num_rounds:04d}", said.why_nothing(decision)),
+        *_said(evidence, rules, is_last, said.why_nothing(decision)),
     ]
     if decision.winner:
         head.append(f"The best arm so far is {decision.winner[1]} of {decision.winner[0]}.")
@@ -115,10 +115,15 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
     origin = f"decided by {earlier[-1]}" if earlier else "with which the campaign began"
     lines = [f"The standing recipe, {origin}: {_settings(policy.standing) or 'the reference'}."]
     axes = [arm.axis or "" for arm in plan.arms if arm.role == "axis"]
+    number, num_rounds = int(round_name[1:]), history.num_rounds
     lines.append(
-        f"An improvement is confirmed by {history.confirmation}: {CONFIRMATIONS[history.confirmation]}. Its error rate is for "
-        f"{history.num_rounds} rounds."
+        f"An improvement is confirmed by {history.confirmation}: {CONFIRMATIONS[history.confirmation]}. Error rates are for a campaign of "
+        f"{num_rounds} round{'' if num_rounds == 1 else 's'}; this is round {number}."
     )
+    if history.confirmation == FINAL_ROUND and number == num_rounds and not policy.standing:
+        lines.append(
+            "No earlier round kept anything, so there is no standing recipe to confirm, and this last round moves axes as any other."
+        )
     lines.append(f"Axes that this round moves: {', '.join(axes)}." if axes else "This round moves no axis.")
     others = {
         "Retired axes": ", ".join(policy.retired),
@@ -138,7 +143,13 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
     return lines
 
 
-def _said(evidence: Evidence, is_last: bool, why_nothing: str) -> list[str]:
+def _kept(arm: str | None, is_last: bool) -> str:
+    if arm is None:
+        return "nothing is kept"
+    return f"{arm} is worth most, and no round follows that could test it" if is_last else f"{arm} is kept for now"
+
+
+def _said(evidence: Evidence, rules: Constitution, is_last: bool, why_nothing: str) -> list[str]:
     """What is claimed of the recipes that the search stood on, and which arms are shown to be worse, each with its error rate.
 
     why_nothing: `said.why_nothing`; then nothing is said of any recipe.
@@ -146,9 +157,11 @@ def _said(evidence: Evidence, is_last: bool, why_nothing: str) -> list[str]:
     if why_nothing:
         return [f"No improvement is claimed, and nothing is set aside or shown to be worse, because {why_nothing}."]
     claims = evidence.claims
-    lines = [wording.of_improvement(claims, is_last), wording.of_worse_standing(claims)]
+    lines = [wording.of_improvement(claims, is_last), wording.of_worse_standing(claims, rules.crash_allowance)]
     if claims.shown_worse:
-        lines.append(f"shown to be worse: {', '.join(claims.shown_worse)} ({wording.FALSE_WORSE})")
+        lines.append(
+            f"shown to be worse: {', '.join(claims.shown_worse)} ({wording.false_worse(rules.crash_allowance)})"
+        )
     return [f"{line[0].upper()}{line[1:]}." for line in lines if line]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from pipeline.campaign.records import Decision, Setting
@@ -20,11 +21,9 @@ def known_at_decision(records: Sequence[Mapping[str, Any]], round_name: str) -> 
 
 
 def as_json(records: Sequence[Mapping[str, Any]], round_name: str) -> dict[str, Any]:
-    """The statements of a round. Differences of accuracies are floats here, which decide nothing.
+    """The statements of a round (docs/report.md lists them). Differences of accuracies are floats here, which decide nothing.
 
-    kept_for_now: the setting that joins the standing recipe, as "key=value", or None. claimed: whether this round claims an improvement;
-    claimed_in: the rounds that did. set_aside, shown_worse: this round's settings. improvement, worse_standing: the comparison of runs, or
-    why there is none. Raises NotFound and IntegrityError as `derive.derive` does.
+    Raises NotFound and IntegrityError as `derive.derive` does.
     """
     history = read_history(records)
     derived = derive.derive(known_at_decision(records, round_name), round_name)
@@ -39,8 +38,8 @@ def as_json(records: Sequence[Mapping[str, Any]], round_name: str) -> dict[str, 
         "claimed_in": [name for name, each in sorted(history.decisions.items()) if each["claimed"]],
         "set_aside": [_text(each) for each in decision.policy.set_aside if each not in plan.policy.set_aside],
         "shown_worse": [_text(each) for each in decision.policy.dead_ends if each not in plan.policy.dead_ends],
-        "improvement": nothing if why else _comparison(claims.improvement),
-        "worse_standing": nothing if why else _comparison(claims.worse_standing),
+        "improvement": nothing if why else _comparison(claims.improvement, claims.level),
+        "worse_standing": nothing if why else _comparison(claims.worse_standing, claims.worse_level, -1),
         "confirmation": history.confirmation,
         "rounds": history.num_rounds,
     }
@@ -57,10 +56,12 @@ def _text(setting: Setting) -> str:
     return "=".join(setting)
 
 
-def _comparison(found: Comparison) -> dict[str, Any]:
+def _comparison(found: Comparison, level: Fraction, sign: int = 1) -> dict[str, Any]:
+    """`difference` is always the standing runs' mean minus the reference recipe's. sign: -1 where `found` asks whether it is lower."""
     if found.not_evaluated:
         return {"not_evaluated": found.not_evaluated}
     return {
-        "shown": found.is_shown, "difference": float(found.difference), "noise_reaches": float(found.reach), "rounds": list(found.rounds),
-        "standing_runs": found.num_standing, "reference_runs": found.num_reference, "degrees_of_freedom": found.degrees,
+        "shown": found.is_shown, "difference": sign * float(found.difference), "noise_reaches": float(found.reach),
+        "rounds": list(found.rounds), "standing_runs": found.num_standing, "reference_runs": found.num_reference,
+        "degrees_of_freedom": found.degrees, "level": float(level), "student_t": float(found.quantile),
     }  # fmt: skip

@@ -100,8 +100,11 @@ def test_an_axis_arm_that_replaces_a_standing_setting_is_no_measure_of_noise():
 @pytest.mark.parametrize(
     ("lifts", "why"),
     [
-        ({(1, REFERENCE): [0.0, 0.1], (2, AXIS): [0.0, 0.1]}, "no scored run yet"),
-        ({(1, REFERENCE): [0.0], (2, AXIS): [0.0, 0.1], (2, STANDING): [0.1]}, "1 scored run.s., and two are needed"),
+        ({(1, REFERENCE): [0.0, 0.1], (2, AXIS): [0.0, 0.1]}, "the standing recipe has no scored run$"),
+        (
+            {(1, REFERENCE): [0.0], (2, AXIS): [0.0, 0.1], (2, STANDING): [0.1]},
+            "1 scored run beside the reference adapter, and two are needed",
+        ),
         ({(2, AXIS): [0.0, 0.1], (2, STANDING): [0.1]}, "0 scored run"),
         ({(1, REFERENCE): [0.0, 0.1], (1, AXIS): [0.0, 0.1], (2, STANDING): [0.1]}, "fewer than two axis arms"),
     ],

@@ -36,7 +36,7 @@ def test_it_says_what_was_seen_who_decided_what_was_refused_and_what_would_have_
     assert "standing recipe: recipe.lora.rank=16" in found["Policy of the next round"].lines
     would = found["What would have changed the decision"].lines
     assert would[0] == (
-        "The value of a3 is 3.00 points above the standing recipe's. It would not have been kept if it were 3.00 points lower."
+        "The value of a3 is 3.00 points above that of the standing recipe's run (a7). It would not have been kept if it were 3.00 points lower."
     )
     assert any(
         line.startswith("The largest value of the campaign so far is that of a2 of r0001: +5.76") for line in would
@@ -134,6 +134,11 @@ def test_what_is_kept_claimed_set_aside_and_worse_is_told_apart_for_programs():
     assert claimed and walk_said["r0001"]["claimed_in"] == claimed
     improvement = walk_said["r0002"]["improvement"]
     assert improvement["shown"] == (improvement["difference"] > improvement["noise_reaches"])
+    worse = walk_said["r0003"]["worse_standing"]
+    assert not worse["shown"] and worse["difference"] > 0, (
+        "it is what is above the reference, not below it, in both comparisons"
+    )
+    assert 0 < worse["level"] < 0.05 and worse["student_t"] > 1
     assert json.loads(json.dumps(walk_said)) == walk_said
 
 
@@ -155,3 +160,32 @@ def test_a_round_that_decided_nothing_claims_nothing():
     assert "An improvement was claimed in r0002; that stands, whatever later rounds claim." in text
     why = said.as_json(campaign.records, "r0003")["improvement"]["not_evaluated"]
     assert why.startswith("nothing is decided (article 3: 2 of 8 arms have a score") and f"because {why}." in text
+
+
+def test_the_last_round_speaks_of_no_next_one_and_a_final_round_without_a_standing_recipe_says_so():
+    """One campaign whose last round keeps something, and one that confirms at the end and never kept anything."""
+    campaign = logs.LogCampaign(
+        lambda name, arm: logs.Truth(dict.fromkeys(logs.LEVELS, 0.04) if arm.axis == "lora_rank" else {}),
+        logs.Design(rounds=2, submissions=2),
+    )
+    for _ in range(2):
+        campaign.play()
+    text = document.as_text(page.of_log(campaign.records, "r0002", "tiny"))
+    kept = campaign.derived["r0002"].decision.kept
+    assert f"r0002 is decided; {kept} is worth most, and no round follows that could test it" in text
+    assert "No round follows" in text and "kept for now" not in text and "further runs" not in text
+
+    never = logs.LogCampaign(lambda name, arm: logs.Truth(), logs.Design(rounds=2, submissions=2))
+    never.records[0]["facts"]["confirmation"] = "final_round"
+    for _ in range(2):
+        never.play()
+        never.policy = replace(never.policy, standing=())
+    last = shown(never, "r0002")
+    plan = "\n".join(last["Plan of the round"].lines)
+    assert (
+        "if an earlier round kept something, the last round moves no axis" in plan
+        and "Axes that this round moves" in plan
+    )
+    assert "No earlier round kept anything, so there is no standing recipe to confirm" in plan
+    why = "no earlier round kept anything, so the standing recipe is the reference recipe"
+    assert f"No improvement can be claimed in this round: {why}." in last["Decision of r0002"].lines
