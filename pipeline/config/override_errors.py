@@ -18,7 +18,7 @@ from pipeline.campaign.errors import ConfigError
 from pipeline.config import credentials
 from pipeline.config.schema import Settings
 
-NOT_TOP = ("arm", "round")  # set by the pipeline and by a multirun
+NOT_TOP = ("arm", "round", "sampling")  # set by the pipeline, by a multirun, and by experiment and recipe together
 HIDDEN = "policy.proposals."  # a value there may be a credential in the wrong place
 NOT_SHOWN = "..."
 SCALARS = {
@@ -73,6 +73,10 @@ def of_hydra(error: Exception, overrides: Iterable[str], source: Path, known: It
             f"there is no file hydra_conf/{group}/{option}.yaml for {group}={option}",
             f"{meant}Valid: {', '.join(options)}",
         )
+    if unresolved := re.search(r"Error resolving interpolation '(.+?)', possible interpolation keys: (.*)", text):
+        present = re.findall(r"[\w/]+", unresolved[2])
+        absent = [name for name in re.findall(r"\$\{(\w+)\}", unresolved[1]) if name not in present]
+        return ConfigError(f"{', '.join(absent)} has no value", f"Valid: {form_of(absent[0]) or 'the name of a file'}")
     if merging := re.match(r"Error merging override \+*([\w.]+)=", text):
         came = (
             f"{merging[1]}={NOT_SHOWN}"

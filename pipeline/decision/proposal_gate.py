@@ -65,7 +65,7 @@ _UNPRINTABLE = re.compile(  # controls, surrogates, and characters that hide, jo
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\uffff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _BUDGET = re.compile(
-    r"recipe\.(num_steps|(micro_)?batch_size|sequence_length|checkpoint_every)|tasks\.(num_.*|max_new_tokens)"
+    r"recipe\.(num_steps|batch_size|micro_batch_tokens|sequence_length|checkpoint_every)|tasks\.(num_.*|max_new_tokens)"
     r"|(campaign|cluster|parallelism|budgets?)(\..*)?|.*(gpu_hours|rounds|submissions|num_arms|arms_per_round)"
 )
 _THRESHOLD = re.compile(

@@ -123,7 +123,7 @@ def test_a_value_that_the_image_refuses_is_refused_at_init(tmp_path):
     payload = tmp_path / "payload"
     payload.mkdir()
     (payload / "substrate").symlink_to(ROOT / "substrate")
-    with pytest.raises(ConfigError, match="a value of an axis in policy.axes is refused: .*warmup_steps is 30"):
+    with pytest.raises(ConfigError, match="a value of an axis is refused: .*warmup_steps is 30"):
         init.check_recipe(chosen, payload)
 
 
