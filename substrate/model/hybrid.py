@@ -25,7 +25,7 @@ from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.moe.moe_layer import MoELayer, MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -113,6 +113,11 @@ class HybridModel(MambaModel):
             pre_process=parallel.pp_rank == 0,
             post_process=parallel.pp_rank == parallel.pp - 1,
         )
+        self.expert_layers = [
+            layer.mlp for layer in self.decoder.layers if isinstance(getattr(layer, "mlp", None), MoELayer)
+        ]
+        for layer in self.expert_layers:
+            layer.__class__ = ExpertLayer
         if self.post_process:
             # The library hard-codes its own class here; ours is the same layer with room for an adapter.
             self.output_layer.__class__ = ColumnLinear
@@ -131,9 +136,8 @@ class HybridModel(MambaModel):
 
     def set_expert_room(self, num_tokens: int) -> None:
         """Sets the most tokens that a rank has in the next pass of decoding, where ranks with different numbers share experts."""
-        for layer in self.decoder.layers:
-            if isinstance(getattr(layer, "mlp", None), ExpertLayer):
-                layer.mlp.room = num_tokens
+        for layer in self.expert_layers:
+            layer.room = num_tokens
 
     def hidden_shape(self, tokens_BL: Tensor) -> tuple[int, int, int]:
         """Returns the shape (S, B, U) of these tokens' hidden states between two layers on this rank."""
@@ -248,7 +252,7 @@ def _stack_spec(config: ModelConfig) -> ModuleSpec:
         ),
     )
     experts = ModuleSpec(
-        module=ExpertLayer,
+        module=MoELayer,  # `HybridModel` makes it an ExpertLayer: the library gives the process groups to this name alone
         submodules=MoESubmodules(
             experts=ModuleSpec(module=Experts, submodules=mlp),
             shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=mlp),
