@@ -14,10 +14,10 @@ from tests.support.campaigns import frozen_campaign, publish, tree
 from tests.support.paths import ROOT
 
 TAKE_A_ROUND = {
-    "status": [], "logs": ["a1"], "report": [], "cancel": [], "rerun": [], "close": [], "worker": ["a1"], "reference": [], "meta": [],
+    "status": [], "logs": ["a1"], "report": [], "cancel": [], "rerun": [], "close": [], "worker": ["a1"], "reference": [], "judge": [], "meta": [],
     "chain": [],
 }  # fmt: skip
-NEED_IT = ("worker", "reference", "chain")
+NEED_IT = ("worker", "reference", "judge", "chain")
 
 
 @pytest.fixture
