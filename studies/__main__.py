@@ -210,7 +210,7 @@ def campaigns_verb(arguments: argparse.Namespace) -> None:
             "Points of the target: the true gain of the final adapter, and its regret to the best arm of the same path."
         )
         print(
-            f"Brackets hold the 95 % interval of the mean over {arguments.campaigns} campaigns; differences are paired by campaign."
+            f"Brackets hold the 95 % interval of the mean over {arguments.campaigns} campaigns (Student's t); differences are paired by campaign."
         )
         print("next: python -m pipeline evidence simulate")
 

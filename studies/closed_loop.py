@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from pipeline.campaign import canonical, constitution, facts
 from pipeline.campaign.records import Arm, Decision, Plan, Policy
@@ -184,8 +185,8 @@ def measure(
 
 
 def mean(values: Floats) -> dict[str, float]:
-    """The mean and its 95 % interval (normal approximation)."""
-    half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+    """The mean and its 95 % interval (Student's t)."""
+    half = float(student.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / len(values) ** 0.5
     middle = float(values.mean())
     return {"mean": round(middle, 3), "low": round(middle - half, 3), "high": round(middle + half, 3)}
 

@@ -93,7 +93,8 @@ def check_heads(chain: Chain, report: Report) -> None:
     if tail and closes:
         report.unknown(f"the last {tail} records come after the newest signed head, so only the chain protects them")
     if closes:
-        report.checked(f"{len(closes)} signed heads with their Merkle roots", since)
+        heads_of = "signed head with its Merkle root" if len(closes) == 1 else "signed heads with their Merkle roots"
+        report.checked(f"{len(closes)} {heads_of}", since)
 
 
 def _wrong(record: Record, chain: Chain, begin: int, numbers: dict[str, int], key: str) -> str:
@@ -129,10 +130,11 @@ def check_anchors(chain: Chain, anchors: Sequence[Anchor], report: Report) -> No
             )
         elif sha256(chain.lines[anchor.seq]) != anchor.head:
             report.record(
-                anchor.seq, f"is not the record that the anchor has ({anchor.head[:16]}), so history was rewritten"
+                anchor.seq,
+                f"is not the record that the anchor has ({anchor.head[:16]}), so history was rewritten, unless the anchor is not as it was printed",
             )
     if anchors:
-        report.checked(f"{len(anchors)} anchors from elsewhere", since)
+        report.checked(f"{len(anchors)} anchor{'' if len(anchors) == 1 else 's'} from elsewhere", since)
     newest = max((anchor.seq for anchor in anchors), default=-1)
     if newest < len(chain.lines) - 1:
         report.unknown(

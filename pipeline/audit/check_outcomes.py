@@ -225,7 +225,10 @@ def check_decisions(records: Sequence[Record], deriver: Deriver, report: Report)
         if why:
             report.record(record["seq"], why)
     if count:
-        report.checked(f"{count} decisions with evidence and overrides, derived again to the byte", since)
+        report.checked(
+            f"{count} decision{'' if count == 1 else 's'} with evidence, claims and overrides, derived again to the byte",
+            since,
+        )
 
 
 def _not_derived(record: Record, deriver: Deriver, position: int) -> str:

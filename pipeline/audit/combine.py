@@ -11,6 +11,7 @@ share. docs/evidence.md has the rates that simulations gave.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from typing import Any
 from pipeline.audit import bundle, chain, check_outcomes, examine
 from pipeline.audit.findings import Report
 from pipeline.campaign import keys, other_rules
-from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 from pipeline.campaign.heads import Anchor
 from pipeline.decision.derive import Derived
 from pipeline.stats import critical_values
@@ -111,7 +112,7 @@ class Combined:
 
 
 DOES_NOT_SAY = (
-    "It does not say in which campaign, and not that any one of them is wrong: it speaks of all of them together.",
+    "It does not say in which campaign, and does not say that a particular one is wrong: it speaks of all of them together.",
     "It does not say which family, and not why: learned items, a generator that drifted and a target of another kind look alike.",
     "Below the threshold it does not say that all is well: too few scores, or too small a fall, leave E near 1 or below it.",
     "It says nothing about campaigns that were left out. Choose which to combine before you know their E, or it means nothing.",
@@ -123,14 +124,14 @@ def combine(paths: Sequence[Path], anchors: Sequence[Anchor] = ()) -> Combined:
     """Audit campaigns and combine their E. paths: their folders or bundles. anchors: log anchors that were kept elsewhere, of any of them.
 
     Raises NotFound for a path without a campaign, OtherRules for campaigns under another constitution than this code's, ConfigError for
-    campaigns of several constitutions or that are not independent, and IntegrityError for one that the audit finds something in, or
-    of which no decided round is under a signed head.
+    campaigns of several constitutions or that are not independent, IntegrityError for one that the audit finds something in, and
+    WorkFailed for one of which no decided round is under a signed head.
     """
     words = ("evidence", "combine", *map(str, paths))
     with ExitStack() as stack:
         folders = {str(path): stack.enter_context(bundle.opened(path)) for path in paths}
-        if len(folders) < len(paths):
-            raise ConfigError("a path was given twice", "Valid: one bundle of each campaign")
+        if twice := [path for path, count in Counter(map(str, paths)).items() if count > 1]:
+            raise ConfigError(f"{twice[0]} was given twice", "Valid: one bundle of each campaign")
         facts = {given: named_facts(given, folder) for given, folder in folders.items()}
         check_one_constitution(facts)
         known: dict[str, tuple[chain.Chain, dict[tuple[str, str], Derived]]] = {}
@@ -179,13 +180,15 @@ def audited(
     derived: dict[tuple[str, str], Derived] = {}
     links = chain.read_chain((folder / "log.jsonl").read_bytes(), Report())
     own = [anchor for anchor in anchors if anchor.campaign == links.campaign]
+    options = [word for anchor in own for word in ("--anchor", str(anchor))]
     report = examine.examine(folder, own, derived, given=given, words=words)
     if not report.ok:
         more = f" and {len(report.findings) - 1} more" if len(report.findings) > 1 else ""
         first = str(report.findings[0]).encode("unicode_escape").decode()  # words of a log that nobody trusts
         raise IntegrityError(
             f"the audit of {given} has a finding ({first}){more}",
-            f"`python -m pipeline audit {given}` lists all; leave the campaign out, or get an undamaged bundle",
+            f"`{shlex.join(['python', '-m', 'pipeline', 'audit', str(given), *options])}` lists all; leave the campaign out, or get an undamaged "
+            f"bundle{' or the anchor as it was printed' if own else ''}",
         )
     return links, derived
 
@@ -216,12 +219,12 @@ def seeds_shared(left: chain.Chain, right: chain.Chain) -> set[str]:
 
 
 def evidence_of(given: str, links: chain.Chain, derived: dict[tuple[str, str], Derived]) -> CampaignEvidence:
-    """E of an audited campaign, at its newest decided round under a signed head. Raises IntegrityError without such a round."""
+    """E of an audited campaign, at its newest decided round under a signed head. Raises WorkFailed without such a round."""
     facts = links.facts
     closes = [record["seq"] for record in links.records if record["event"] == "close"]
     decisions = [record for record in links.records[: max(closes, default=0)] if record["event"] == "decision"]
     if not decisions:
-        raise IntegrityError(
+        raise WorkFailed(
             f"no decided round of {given} is under a signed head of its log",
             "Combine it once a round is closed; `python -m pipeline status` shows how far it is",
         )
@@ -245,7 +248,8 @@ def evidence_of(given: str, links: chain.Chain, derived: dict[tuple[str, str], D
         note = "its target has given no score yet, so E is 1"
     elif not known:
         note = (
-            f"no simulation says how large E is for its design where nothing is wrong, so its {board_e:.4g} counts as 1"
+            f"no simulation says how large E is for its design where nothing is wrong, so its {board_e:.4g} counts as 1; `python -m pipeline "
+            f"evidence e-values --write --design {','.join(f'{key}={value}' for key, value in facts['design'].items())}` simulates it"
         )
     elif int(name[1:]) < num_rounds:
         note = f"{int(name[1:])} of {num_rounds} rounds; E holds whenever one looks, and more rounds may change it"

@@ -46,7 +46,8 @@ def add(commands: Commands) -> None:
 def add_anchor(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--anchor", action="append", default=[], metavar="TEXT|FILE",
-        help="Check that the log still has an anchor that you kept: its text (postrain-log/...), or a file that holds anchors. "
+        help="Check that a log still has an anchor that you kept (of several campaigns, the log that it names): its text (postrain-log/...), "
+        "or a file that holds anchors. "
         "The option may be repeated.",
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.audit.combine import Combined
 
 STUDIES = {
-    "simulate": "Measure false alarms and power of the tests in simulated campaigns.",
+    "simulate": "Measure false alarms, false claims and power in simulated campaigns.",
     "e-values": "Measure E of the board test, and its product over several campaigns.",
     "campaigns": "Run the real plan and decision in simulated campaigns, beside four simple policies.",
     "replay": "Judge a table of scores from anywhere.",
@@ -56,19 +56,22 @@ def study_verb(arguments: argparse.Namespace) -> int:
 def combine_verb(arguments: argparse.Namespace) -> None:
     from pipeline.audit import combine
 
-    found = combine.combine(arguments.paths, anchors_of(arguments.anchor))
+    anchors = anchors_of(arguments.anchor)
+    found = combine.combine(arguments.paths, anchors)
     if arguments.json:
         print(json.dumps(found.to_json(), indent=1))
         return
-    for line in lines_of(found):
+    for line in lines_of(found, len(anchors)):
         print(printable(line))
     print(next_command("audit", shlex.quote(str(arguments.paths[0])), "--rescore"))
 
 
-def lines_of(found: Combined) -> list[str]:
-    """What `combine` prints for people, line by line."""
+def lines_of(found: Combined, num_anchors: int = 0) -> list[str]:
+    """What `combine` prints for people, line by line. num_anchors: of the log anchors that were given, all of which hold."""
     from pipeline.audit import combine
 
+    if all(each.target == "none" for each in found.campaigns):
+        return ["None of these campaigns has an external target, so there is nothing to combine: E is 1 for each."]
     lines = [
         f"E {show(each.e_value):>10}  {each.given}: {each.campaign}, {each.round}, {each.num_scores} scores of {each.target}"
         + (f"; E of the board test, {show(each.board_e)}, is divided by {each.divisor}" if each.divisor > 1 else "")
@@ -87,7 +90,15 @@ def lines_of(found: Combined) -> list[str]:
         lines.append(f"The {found.decides} is above {found.threshold}, so it is said: {claim}.")
     else:
         lines.append(f'The {found.decides} is not above {found.threshold}, so it is not said that "{claim}".')
-    lines.append(f"Where every gain arrives, that is said of at most {float(combine.ALPHA):.0%} of such combinations.")
+    lines.append(
+        f"Where every gain arrives, that is said of at most {float(100 * combine.ALPHA):.0f} % of such combinations."
+    )
+    if num_anchors:
+        lines.append(
+            f"{'The anchor that was given is' if num_anchors == 1 else f'All {num_anchors} anchors that were given are'} in the logs."
+        )
+    if len(found.campaigns) == 1:
+        lines.append("One campaign is no combination: its own board test has sharper critical values for it.")
     return [*lines, *found.shared, *combine.DOES_NOT_SAY]
 
 

@@ -6,28 +6,80 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from pipeline.campaign.facts import read_plan
+from pipeline.campaign.facts import facts_of, read_plan
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.records import Outcome
+from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
 from pipeline.cli.arguments import next_command, typed
 from pipeline.config import settings
 from pipeline.reporting import live_view, status
 from pipeline.reporting.cost import memory_and_cost, show_cost, targets_in_words
 from pipeline.rounds import freeze, judging, launch
 from pipeline.rounds.init import init
-from pipeline.stats import lifts
+from pipeline.stats import critical_values, lifts
+from pipeline.stats.design import Design
+
+
+def frozen_choices(facts: Mapping[str, Any], stop_after: int = 0) -> list[str]:
+    """What a campaign froze about its claims and tests, and what follows for it, in lines.
+
+    facts: of campaign.yaml. stop_after: the number of rounds that the campaign will run; 0 where nobody said.
+    """
+    design, confirmation = Design(**facts["design"]), facts["confirmation"]
+    num = design.rounds
+    simulated = [each.rounds for each in critical_values.GRID if each == replace(design, rounds=each.rounds)]
+    ships = (
+        f"for {' and '.join(map(str, sorted(simulated)))} rounds of this design"
+        if simulated
+        else "for no number of rounds of this design"
+    )
+    lines = [
+        f"an improvement is confirmed by {confirmation}: {CONFIRMATIONS[confirmation]} (policy.confirmation)",
+        f"error rates are for a campaign of {num} round{'' if num == 1 else 's'} (policy.rounds); simulated critical values ship {ships}",
+        f"critical values: {facts['critical_source']}",
+    ]
+    if facts["critical_source"].startswith("bounds"):
+        cost = (
+            "; bounds cost power, the board test half of its own, and `evidence combine` may count the campaign as E = 1"
+            if design.board_rows
+            else "; bounds cost power"
+        )
+        lines[-1] += cost
+    if num == 1:
+        lines.append("no improvement can be claimed: that takes two rounds")
+    return [*lines, *early_end(facts, stop_after)]
+
+
+def early_end(facts: Mapping[str, Any], stop_after: int) -> list[str]:
+    """The line that says what a campaign loses which ends after `stop_after` rounds, before its frozen number; none where it does not."""
+    num, confirmation = facts["design"]["rounds"], facts["confirmation"]
+    if not 0 < stop_after < num:
+        return []
+    spent = round(100 * stop_after * (stop_after - 1) / (num * (num - 1)))
+    never = (
+        "its one test for claims, in the last round, never comes"
+        if confirmation == FINAL_ROUND
+        else f"it will have spent {spent} % of its level for claims"
+    )
+    return [
+        f"this campaign ends after round {stop_after}, and its error rates are for {num} rounds, so {never}; a new campaign with "
+        f"policy.rounds={stop_after} has them for what it runs"
+    ]
 
 
 def show_plan(folder: Round, *, targets: bool = True) -> None:
     """Print a frozen round's arms, and how many modules its LoRA targets match."""
     frozen, digest = read_plan(folder)
-    print(f"round {folder.name}, plan {digest[:16]}:")
+    num_rounds = facts_of(folder.campaign)["design"]["rounds"]
+    print(f"round {folder.name} of {num_rounds}, plan {digest[:16]}:")
     for arm in frozen.arms:
         moved = ", ".join(f"{key}={value}" for key, value in arm.overrides) or f"repeats the {arm.replicate_of} recipe"
         print(f"  {arm.name}  {arm.role:<9}  {moved}")
@@ -54,9 +106,13 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
         }
         if as_json:
             costs = memory_and_cost(chosen, num_arms, earlier)
-            print(json.dumps({"plan": frozen.frozen_plan().to_json(), "costs": costs, "sbatch": texts}, indent=2))
+            choices = {name: facts_of(draft)[name] for name in ("confirmation", "design", "critical_source")}
+            plan = frozen.frozen_plan().to_json()
+            print(json.dumps({"plan": plan, "frozen": choices, "costs": costs, "sbatch": texts}, indent=2))
             return
         show_plan(frozen, targets=False)  # the costs have them
+        for line in frozen_choices(facts_of(draft), chosen.campaign.rounds):
+            print(line)
         weights_dir = chosen.cluster.weights_dir
         if weights_dir and not Path(weights_dir).is_dir():
             print(

@@ -51,22 +51,34 @@ def add(commands: Commands) -> None:
     add_overrides(sub, "Hydra overrides, as of `round`.")
     sub.add_argument(
         "--rounds", type=int, metavar="N",
-        help="Stop after round N. The default is the budget of the constitution's article 4, which is 8 rounds.",
+        help="Stop after round N. The default is the budget of the constitution's article 4, which is 8 rounds. A new campaign's error rates are "
+        "then for N rounds (policy.rounds=N), unless you choose another number or no simulated critical values ship for N.",
     )  # fmt: skip
 
 
 def init_verb(arguments: argparse.Namespace) -> None:
+    campaign = Campaign.at(arguments.campaign)
+    freeze_campaign(campaign, arguments.overrides)
+    print(next_command("round", quoted_campaign(arguments)))
+
+
+def freeze_campaign(campaign: Campaign, overrides: list[str]) -> None:
+    """Freeze a new campaign, and print what was chosen for good."""
+    from pipeline.campaign.facts import facts_of
+    from pipeline.cli.round_display import frozen_choices
+    from pipeline.config import settings
     from pipeline.rounds.init import init
 
-    init(Campaign.at(arguments.campaign), arguments.overrides)
-    print(f"campaign {arguments.campaign} is frozen")
-    print(next_command("round", quoted_campaign(arguments)))
+    init(campaign, overrides)
+    print(f"campaign {shlex.quote(str(campaign.folder))} is frozen (image, code, constitution, commitments)")
+    stop_after = settings.load(campaign.round("r0000").config).campaign.rounds
+    for line in frozen_choices(facts_of(campaign), stop_after):
+        print(line)
 
 
 def round_verb(arguments: argparse.Namespace) -> int | None:
     from pipeline.cli.round_display import follow_slurm, run_local, show_dry_run, show_plan
     from pipeline.rounds import freeze, launch
-    from pipeline.rounds.init import init
 
     campaign, name = Campaign.at(arguments.campaign), quoted_campaign(arguments)
     if arguments.json and not arguments.dry_run:
@@ -79,8 +91,7 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
             print(next_command("round", name, *map(shlex.quote, arguments.overrides)))
         return None
     if not campaign.folder.exists():
-        init(campaign, arguments.overrides)
-        print(f"campaign {name} is frozen (image, code, constitution, commitments)")
+        freeze_campaign(campaign, arguments.overrides)
     folder = freeze.freeze(campaign, freeze.next_round(campaign), arguments.overrides)
     show_plan(folder)
     if arguments.no_submit:
@@ -104,12 +115,14 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
 
     campaign = Campaign.at(arguments.campaign)
     last = last_round(campaign, arguments.rounds)
-    if (
-        arguments.rounds
-        and not campaign.folder.exists()
-        and not any("policy.rounds=" in x for x in arguments.overrides)
-    ):
-        print(f"error rates are for the whole budget of rounds; policy.rounds={last} would make them for {last}")
+    if arguments.rounds and campaign.folder.exists():
+        from pipeline.campaign.facts import facts_of
+        from pipeline.cli.round_display import early_end
+
+        for line in early_end(facts_of(campaign), last):
+            print(line)
+    elif arguments.rounds:
+        arguments.overrides = [*arguments.overrides, *chosen_rounds(arguments.overrides, last)]
     arguments.overrides = [*arguments.overrides, "campaign.auto=true", f"campaign.rounds={arguments.rounds or 0}"]
     arguments.dry_run = arguments.no_submit = arguments.wait = arguments.json = False
     while True:
@@ -122,6 +135,26 @@ def campaign_verb(arguments: argparse.Namespace) -> int | None:
         code = round_verb(arguments)
         if code or not launch.is_local(campaign.round(newest_frozen(campaign))):
             return code
+
+
+def chosen_rounds(overrides: list[str], last: int) -> list[str]:
+    """The override that makes a new campaign's error rates for the `last` rounds that it runs, where nothing else was chosen and simulated
+    critical values ship for them; it prints the choice."""
+    from pipeline.campaign import facts
+    from pipeline.config import settings
+    from pipeline.rounds.init import design_of
+    from pipeline.stats import critical_values
+
+    rules = facts.load_constitution()
+    if any("policy.rounds=" in word for word in overrides) or last == rules.num_rounds:
+        return []
+    word = f"policy.rounds={last}"
+    if design_of(settings.compose([*overrides, word]), rules) not in critical_values.GRID:
+        return []  # `init` says what that costs
+    print(
+        f"error rates are for the {last} rounds that this campaign runs ({word}); policy.rounds={rules.num_rounds} would leave room for more"
+    )
+    return [word]
 
 
 def last_round(campaign: Campaign, asked: int | None) -> int:

@@ -81,8 +81,12 @@ def levels(
             counts = {key: int(np.concatenate(flags).sum()) for key, flags in said.items()}
             upper = {key: round(upper_95(counts[key], num), 4) for key in LIMITS}
             limited = [key for key in LIMITS if not (key == "claimed" and world.recipe_sd)]
-            beyond = tuple(key for key in limited if upper[key] > LIMITS[key])
             shares = {key: round(count / num, 4) for key, count in counts.items()}
+            beyond = tuple(
+                key
+                for key in limited
+                if upper[key] > LIMITS[key] and (is_enough(num, key) or shares[key] > LIMITS[key])
+            )
             yield Level(design, confirmation, rounds, name, num, **shares, upper=upper, beyond=beyond)
 
 
@@ -206,7 +210,8 @@ def explained(tables: Mapping[str, Any]) -> Iterator[tuple[list[list[str]], str]
     yield (
         level_lines(tables),
         "Shares of campaigns, with the one-sided 95 % bound. claimed: an improvement, at most 5 % where nothing has an effect. worse: something is "
-        "shown to be worse, at most 5 %. suspect: two canaries fire for a family, at most 1 %. set aside has no error rate.",
+        "shown to be worse, at most 5 %. suspect: two canaries fire for a family, at most 1 %. BEYOND: the bound is above that limit. too few: so "
+        "few campaigns cannot tell, because the bound would be above the limit even if none of them said it. set aside has no error rate.",
     )
     yield (
         power_lines(tables),
@@ -231,14 +236,23 @@ def explained(tables: Mapping[str, Any]) -> Iterator[tuple[list[list[str]], str]
 
 
 def level_lines(tables: Mapping[str, Any]) -> list[list[str]]:
-    """A header, then a line for each world, with "BEYOND" and what is beyond its limit."""
+    """A header, then a line for each world, with "BEYOND" and what is beyond its limit, or what so few campaigns cannot tell."""
     rows = [["design", "confirmation", "rounds", "world", "claimed", "worse", "suspect", "set aside", ""]]
     for row in tables["levels"]:
         shares = [f"{row[key]:.4f} ({row['upper'][key]:.4f})" for key in LIMITS]
-        verdict = f"BEYOND {', '.join(row['beyond'])}" if row["beyond"] else ""
+        few = [key for key in LIMITS if not is_enough(row["campaigns"], key) and key not in row["beyond"]]
+        words = [f"BEYOND {', '.join(row['beyond'])}"] * bool(row["beyond"]) + [f"too few for {', '.join(few)}"] * bool(
+            few
+        )
+        verdict = "; ".join(words)
         named = [row["design"], row["confirmation"], str(row["rounds"]), row["world"]]
         rows.append([*named, *shares, f"{row['set_aside']:.2f}", verdict])
     return rows
+
+
+def is_enough(campaigns: int, key: str) -> bool:
+    """Whether so many campaigns can show that a share is within its limit: the bound is below it if none of them says it."""
+    return upper_95(0, campaigns) <= LIMITS[key]
 
 
 def power_lines(tables: Mapping[str, Any]) -> list[list[str]]:

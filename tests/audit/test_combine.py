@@ -13,8 +13,9 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.audit import bundle, combine
 from pipeline.campaign import heads
-from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, OtherRules, PipelineError
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, OtherRules, PipelineError, WorkFailed
 from pipeline.cli import evidence
+from pipeline.cli.evidence import lines_of
 from pipeline.decision import derive, history
 from pipeline.stats import critical_values
 from tests.support.sealed import SealedCampaign, gains, rechained
@@ -238,15 +239,27 @@ def test_a_round_that_no_signed_head_covers_does_not_count(keys: Path, tmp_path:
     found = combine.combine([open_yet.write(tmp_path / "open")])
     assert [(each.round, each.board_e) for each in found.campaigns] == [("r0001", e_value(open_yet, "r0001"))]
     none_yet = made(keys, "open-0002", rounds=1, unclosed="r0001")
-    assert "no decided round of" in refused(IntegrityError, none_yet.write(tmp_path / "none"))
+    assert "no decided round of" in refused(WorkFailed, none_yet.write(tmp_path / "none"))
 
 
-def test_anchors_are_those_of_any_of_the_campaigns(first: Related, second: Related, tmp_path: Path) -> None:
+def test_anchors_are_those_of_any_of_the_campaigns(
+    first: Related, second: Related, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     paths = [first.write(tmp_path / "first"), second.write(tmp_path / "second")]
     kept = [heads.newest_anchor(each.lines, each.campaign) for each in (first, second)]
     assert combine.combine(paths, kept).product == combine.combine(paths).product
     wrong = replace(kept[1], head="0" * 64)
-    assert "history was rewritten" in refused(IntegrityError, *paths, anchors=[kept[0], wrong])
+    message = refused(IntegrityError, *paths, anchors=[kept[0], wrong])
+    assert "history was rewritten, unless the anchor is not as it was printed" in message
+    assert f"audit {paths[1]} --anchor {wrong}` lists all" in message and "or the anchor as it was printed" in message
+    assert main(["evidence", "combine", *map(str, paths), "--anchor", str(kept[0]), "--anchor", str(kept[1])]) == 0
+    assert "All 2 anchors that were given are in the logs." in capsys.readouterr().out
+    found = combine.combine(paths[:1])
+    assert any(line.startswith("One campaign is no combination") for line in lines_of(found))
+    without = replace(found, campaigns=tuple(replace(each, target="none") for each in found.campaigns))
+    assert lines_of(without) == [
+        "None of these campaigns has an external target, so there is nothing to combine: E is 1 for each."
+    ]
     assert "none of these campaigns" in refused(ConfigError, paths[0], anchors=kept)
 
 
@@ -266,4 +279,4 @@ def test_the_command_prints_sentences_or_json(
     assert report["threshold"] == "20" and report["alpha"] == "1/20" and len(report["does_not_say"]) == 5
     assert Decimal(report["campaigns"][0]["board_e"]) == e_value(first, "r0002")
     assert main(["evidence", "combine", paths[0], paths[0]]) == 2
-    assert capsys.readouterr().err.startswith("ConfigError: a path was given twice")
+    assert capsys.readouterr().err.startswith(f"ConfigError: {paths[0]} was given twice")

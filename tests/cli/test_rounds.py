@@ -9,7 +9,9 @@ import pytest
 from pipeline.__main__ import declared, main, parse
 from pipeline.campaign import facts
 from pipeline.campaign.log import Log
+from pipeline.cli import round_display
 from pipeline.rounds import meta
+from pipeline.stats.design import Design
 from tests.support.campaigns import frozen_campaign, publish, tree
 from tests.support.paths import ROOT
 
@@ -127,3 +129,40 @@ def test_closing_ends_no_campaign(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(["close", "runs/x", "--end"])
     assert stop.value.code == 2
+
+
+def test_a_new_campaign_of_so_many_rounds_has_error_rates_for_them_where_values_ship(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pipeline.cli.run_rounds.round_verb", lambda arguments: seen.append(arguments.overrides) or 7)
+    seen: list[list[str]] = []
+    for words in (["--rounds", "4"], ["--rounds", "8"], ["--rounds", "3"], ["--rounds", "4", "policy.rounds=8"]):
+        assert main(["campaign", str(tmp_path / "new"), "experiment=demo", *words]) == 7
+    assert [[word for word in words if word.startswith("policy.rounds")] for words in seen] == [
+        ["policy.rounds=4"], [], [], ["policy.rounds=8"],
+    ]  # fmt: skip
+    assert capsys.readouterr().out.count("error rates are for the 4 rounds that this campaign runs") == 1
+
+
+def test_what_was_frozen_is_said_with_its_price(campaign, capsys):
+    frozen = facts.facts_of(campaign)
+    assert frozen["confirmation"] == "running"
+    lines = "\n".join(round_display.frozen_choices(frozen))
+    assert "error rates are for a campaign of 8 rounds (policy.rounds)" in lines and "confirmed by running: " in lines
+    assert "critical values: bounds" in lines and "bounds cost power" in lines and "ends after" not in lines
+    demo = {
+        **frozen,
+        "design": Design(8, 8, 3, 100, 100, 0, 0).to_json(),
+        "critical_source": "constitution/nulls/x: 5000",
+    }
+    (*others, last) = round_display.frozen_choices(demo, 4)
+    assert "ship for 4 and 8 rounds of this design" in others[1] and others[2].endswith("x: 5000")
+    assert "ends after round 4, and its error rates are for 8 rounds, so it will have spent 21 % of its level" in last
+    final = {**demo, "confirmation": "final_round"}
+    assert "its one test for claims, in the last round, never comes" in round_display.frozen_choices(final, 4)[-1]
+    assert round_display.early_end(demo, 8) == round_display.early_end(demo, 0) == []
+    one = {**demo, "design": {**demo["design"], "rounds": 1}}
+    assert "no improvement can be claimed: that takes two rounds" in round_display.frozen_choices(one)
+    assert main(["round", str(campaign.folder), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "of 8, plan " in said and lines in said
+    assert main(["round", str(campaign.folder), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["frozen"]["confirmation"] == "running"

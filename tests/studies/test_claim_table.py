@@ -31,6 +31,13 @@ def test_a_level_beyond_its_limit_is_said():
     assert lines[1][-1] == "BEYOND worse" and len(lines[0]) == len(lines[1])
 
 
+def test_campaigns_that_are_too_few_to_tell_are_called_so_and_not_beyond():
+    (level,) = claim_table.levels({"sd .01": NULLS["sd .01"]}, [SMALL], "running", 4, 50)
+    assert level.suspect == 0 and level.upper["suspect"] > claim_table.LIMITS["suspect"] and level.beyond == ()
+    assert claim_table.level_lines({"levels": [asdict(level)]})[1][-1] == "too few for claimed, worse, suspect"
+    assert [claim_table.is_enough(n, "suspect") for n in (298, 299)] == [False, True]
+
+
 def test_power_grows_with_the_effect_and_with_the_runs_that_confirm(monkeypatch):
     monkeypatch.setattr(claim_table, "PLANTED_SD", {SMALL: (0.01,)})
     found = {name: list(claim_table.powers(name, 1500)) for name in ("running", "doubled", "final_round")}
