@@ -70,7 +70,7 @@ drill: setup ## Cause real faults on a real Slurm, as an ordinary user of it, an
 attacks: setup ## Attack the sandbox in every way we know, and print how each attack ended and where it ran
 	$(PYTHON) -m pytest -q -m attack
 
-campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next)
+campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next); a new campaign's error rates are for ROUNDS
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(WEIGHTS) $(OVERRIDES)
 
 simulate: setup ## Measure false alarms and power of the tests, gain and regret of the decision, in simulated campaigns (half an hour)
