@@ -23,8 +23,6 @@ MS_REMOUNT, MS_BIND, MNT_DETACH, CLONE_NEWNS, CLONE_NEWUSER = 0x20, 0x1000, 0x2,
 KEYCTL = {"x86_64": 250, "aarch64": 219}  # the system call's number
 BASIC_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
 GPU_MAJOR = 195
-BASIC_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "console", "ptmx")
-GPU_MAJOR = 195
 KEYCTL_READ, SESSION_KEYRING = 11, -3
 # Paths through which a node's services can be reached: the scheduler and its credentials, the message bus, container engines.
 SOCKETS = (
