@@ -73,9 +73,9 @@ attacks: setup ## Attack the sandbox in every way we know, and print how each at
 campaign: setup ## Run ROUNDS rounds one after the other (on Slurm each meta job submits the next); a new campaign's error rates are for ROUNDS
 	$(ENTER_TESTBED) $(PYTHON) -m pipeline campaign $(RUNS)/$(CAMPAIGN) --rounds $(ROUNDS) cluster=$(CLUSTER) experiment=$(EXPERIMENT) $(WEIGHTS) $(OVERRIDES)
 
-simulate: setup ## Measure false alarms and power of the tests, gain and regret of the decision, in simulated campaigns (half an hour)
+simulate: setup ## Measure false alarms and power of the tests, gain and regret of the decision, in simulated campaigns (an hour)
 	$(PYTHON) -m pipeline evidence simulate
-	$(PYTHON) -m pipeline evidence campaigns --campaigns 100
+	$(PYTHON) -m pipeline evidence campaigns
 
 nulls: setup ## Compute the critical values of constitution/nulls again (half an hour)
 	$(PYTHON) -m pipeline evidence nulls --write

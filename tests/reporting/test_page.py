@@ -12,8 +12,9 @@ from pipeline.__main__ import main
 from pipeline.campaign.log import Log
 from pipeline.reporting import document, figures, page, said
 from pipeline.reporting.document import Section
-from tests.support import logs
+from tests.support import example_page, logs
 from tests.support.campaigns import frozen_campaign, publish
+from tests.support.paths import ROOT
 
 walk = cache(lambda: logs.scripted("walk", 3))
 leaky = cache(lambda: logs.scripted("leaky", 3))
@@ -189,3 +190,13 @@ def test_the_last_round_speaks_of_no_next_one_and_a_final_round_without_a_standi
     assert "No earlier round kept anything, so there is no standing recipe to confirm" in plan
     why = "no earlier round kept anything, so the standing recipe is the reference recipe"
     assert f"No improvement can be claimed in this round: {why}." in last["Decision of r0002"].lines
+
+
+def test_the_page_that_is_explained_is_the_one_that_the_code_makes():
+    made = {line.rstrip() for line in example_page.text().splitlines()}
+    shown = [
+        line[4:].rstrip() for line in (ROOT / "docs/report.md").read_text().splitlines() if line.startswith("    ")
+    ]
+    lora = [line for line in shown if line.split()[0] in ("LoRA", "q_proj", "in_proj")]
+    assert len(lora) == 3 and len(shown) > 40
+    assert not [line for line in shown if line not in made and line not in lora]

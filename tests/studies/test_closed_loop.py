@@ -6,6 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
 
 from pipeline.campaign import canonical
 from pipeline.decision import derive
@@ -67,7 +68,7 @@ def test_rows_hold_means_their_intervals_and_paired_differences():
     assert [row["policy"] for row in rows] == list(POLICIES)
     gains = [campaign(World(), SMALL, "max dev", n).gain for n in range(4)]
     row = next(row for row in rows if row["policy"] == "max dev")
-    half = 1.96 * np.std(gains, ddof=1) / 2
+    half = student.ppf(0.975, 3) * np.std(gains, ddof=1) / 2
     assert row["gain"] == {
         "mean": pytest.approx(np.mean(gains), abs=1e-3),
         "low": pytest.approx(np.mean(gains) - half, abs=2e-3),
