@@ -1,17 +1,22 @@
 """Test the walk through the gates: order, stops, what is kept, and that each gate can fail and then names its cure."""
 
 import json
+import os
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.errors import ConfigError, PipelineError
 from pipeline.campaign.layout import Campaign
 from pipeline.cluster import doctor, site_check
 from pipeline.first_contact import checkpoint_gates, forward_pass, gates
 from pipeline.first_contact.visit import PROBE_ITEMS, Visit, paths_of
+from tests.support.published import published_folder
 
+TOKENS = [1, 300, 301, 302]
 SMOKE = ["experiment=smoke", "parallelism.tp=1", "parallelism.judge_tp=1"]
 
 
@@ -111,6 +116,27 @@ def test_image_is_bad_with_the_sentence_of_what_is_refused(tmp_path: Path) -> No
     assert "policy.rounds = 99" in found.found and found.cure
 
 
+def test_checkpoint_and_tokenizer_are_bad_with_the_file_and_the_cure(tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    published = a_visit(tmp_path, "model.weights=base/weights.json", f"cluster.weights_dir={folder}")
+
+    def said(gate: Callable[[Visit], site_check.Check]) -> str:
+        with pytest.raises(PipelineError) as refused:
+            gate(published)
+        assert refused.value.cure
+        return str(refused.value)
+
+    assert "is not a folder" in said(checkpoint_gates.checkpoint)
+    published_folder(folder)
+    assert "tensors" in checkpoint_gates.checkpoint(published).found
+    assert "token ids" in checkpoint_gates.tokenizer(published).found
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|nothing|>"}')
+    assert "<|nothing|>" in said(checkpoint_gates.tokenizer)
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])  # a copy that was cut short
+    assert weights.name in said(checkpoint_gates.checkpoint)
+
+
 def test_a_wrong_gate_is_refused_with_the_valid_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["first-contact", str(tmp_path / "mine"), *SMOKE, "--until", "moon"]) == 2
     assert ", ".join(gates.NAMES) in capsys.readouterr().err
@@ -181,26 +207,45 @@ def test_without_stored_rows_a_guessing_model_is_unknown(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_site_passes_all_gates_and_each_gate_on_the_node_can_fail(tmp_path: Path) -> None:
     """The tiny model on this machine, whole. Before each node's gate something is broken, and mended when the gate has named it."""
     stored = tmp_path / "stored.jsonl"
-    stored.write_text(json.dumps({"tokens": [1, 300, 301, 302], "log_probs": [-0.1, -0.1, -0.1]}) + "\n")
-    visit = a_visit(tmp_path, "recipe.learning_rate=0.01", log_probs=stored)
+    stored.write_text(json.dumps({"tokens": TOKENS, "log_probs": [-0.1, -0.1, -0.1]}) + "\n")
+    visit = a_visit(tmp_path, log_probs=stored)
     *good, last = gates.walk(visit, "arm")
     assert [each.verdict for each in good] == ["good"] * 4
     assert (last.gate, last.verdict) == ("forward", "bad") and "checkpoint" in last.cure
 
     theirs = json.loads((paths_of(visit.probe)[1] / "log_probs.jsonl").read_text())["log_probs"]
-    stored.write_text(json.dumps({"tokens": [1, 300, 301, 302], "log_probs": theirs}) + "\n")
-    visit = a_visit(tmp_path, "recipe.learning_rate=0.01", log_probs=stored)
+    stored.write_text(json.dumps({"tokens": TOKENS, "log_probs": theirs}) + "\n")
     assert [each.verdict for each in gates.walk(visit, "forward")] == ["good"] * 5
 
-    broken, config = visit.probe_round.config, visit.probe_round.config.read_text()
-    broken.write_text(config.replace("num_steps: 10", "num_steps: 11"))
+    visit.say = killing("r0000/a0: train")
     *_, last = gates.walk(visit, "steps")
-    assert (last.gate, last.verdict) == ("steps", "bad") and "config" in last.found
-    broken.write_text(config)
+    assert (last.gate, last.verdict) == ("steps", "bad") and "0 of 10 steps" in last.found and "trial.log" in last.cure
 
+    visit.say = killing("r0000/a0: generate_start")
+    *_, steps, last = gates.walk(visit, "items")
+    assert (steps.gate, steps.verdict) == ("steps", "good") and "10 steps" in steps.found
+    assert (last.gate, last.verdict) == ("items", "bad") and "judge.log" in last.cure
+
+    visit.say = killing("r0000/a0: check")
+    *_, items, last = gates.walk(visit, "arm")
+    assert items.gate == "items" and items.verdict in ("good", "unknown")
+    assert (last.gate, last.verdict) == ("arm", "bad") and "no score" in last.found
+
+    visit.say = lambda line: None
     *_, last = gates.walk(visit, "arm")
     assert (last.gate, last.verdict) == ("arm", "good")
     assert visit.campaign.round("r0000").published("a0").exists()
+
+
+def killing(word: str) -> Callable[[str], None]:
+    """A `say` that kills the worker as soon as it is told that a phase began."""
+
+    def say(line: str) -> None:
+        if line.strip() == word:
+            subprocess.run(["pkill", "-KILL", "-P", str(os.getpid()), "-f", "pipeline worker"], check=True)
+
+    return say
