@@ -161,7 +161,7 @@ def train(
 
     taken = seconds(device, step, repeats=3)
     recipe = {
-        **{"method": "sft_lora", "lora": LORA, "selection": {"choice": "last"}, "options": {}},
+        **{"method": "sft_lora", "optimizer": "adamw", "lora": LORA, "selection": {"choice": "last"}, "options": {}},
         **{"micro_batch_tokens": length, "batch_size": 1, "sequence_length": length},
     }
     plan = footprint.training(values, {**ALONE, "recompute": recompute}, recipe).peak

@@ -18,8 +18,9 @@ from tests.support.paths import ROOT
 TAKE_A_ROUND = {
     "status": [], "logs": ["a1"], "report": [], "cancel": [], "rerun": [], "close": [], "worker": ["a1"], "reference": [], "judge": [], "meta": [],
     "chain": [],
+    "forward": [],
 }  # fmt: skip
-NEED_IT = ("worker", "reference", "judge", "chain")
+NEED_IT = ("worker", "reference", "forward", "judge", "chain")
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from pipeline.campaign import files
 from pipeline.campaign.layout import Campaign
 from pipeline.execution.results import read_attributes
 from substrate.base import make_miniature
-from substrate.data.tokenizer import Tokenizer
 from substrate.distributed.groups import start
 from substrate.formats import published_tokenizer
 from substrate.items import draw_items
@@ -97,7 +96,7 @@ def test_its_tokenizer_and_template_are_read_by_transformers_as_by_us(folder: Pa
 
 def test_log_probabilities_equal_those_of_transformers(folder: Path, config: ModelConfig) -> None:
     torch.set_num_threads(1)
-    ids = Tokenizer.from_file(folder / "tokenizer.json").encode_prompt(PROMPT)
+    ids = published_tokenizer.check(folder).encode_prompt(PROMPT)
     tokens = torch.tensor([ids])
     with torch.no_grad():
         logits = load_reference(folder)(tokens[:, :-1]).logits

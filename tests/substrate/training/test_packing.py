@@ -36,7 +36,7 @@ LAYOUTS = {
     "dp2_ep2": ONE | {"dp": 2, "ep": 2},
     "tp2_ep2": ONE | {"tp": 2, "ep": 2},
 }
-ROLLOUTS = {"sft_steps": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "decode_batch_size": 16}
+ROLLOUTS = {"sft_steps": 4, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 48, "decode_batch_size": 16}
 OPTIONS = {
     "rft": {**ROLLOUTS, "num_prompts": 6, "samples_per_prompt": 2, "keep_per_prompt": 1, "learning_rate_scale": 0.5},
     "grpo": {**ROLLOUTS, "samples_per_prompt": 2, "updates_per_rollout": 2, "clip": 0.2, "kl_weight": 0.1}

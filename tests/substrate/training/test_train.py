@@ -170,9 +170,10 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone, inputs, tmp_path, mon
         )
         assert ours.keys() == theirs.keys()
         # By norm: Adam divides by the root of a gradient's own square, so one element with next to none moves by 1.4e-6 on some processors.
-        # The gradient of keys is a difference of nearly equal terms: .7e-6 with a pass for each row, 1.1e-6 to 1.3e-6 packed.
+        # The gradient of keys is a difference of nearly equal terms: .7e-6 with a pass for each row, 1.1e-6 to 1.3e-6 packed, 4.2e-6 with
+        # dropout too. Another mask on one rank would be whole percents.
         apart = {key: float((ours[key] - theirs[key]).norm() / theirs[key].norm()) for key in ours}
-        assert max(apart.values()) < 2e-6, max(apart.items(), key=lambda item: item[1])
+        assert max(apart.values()) < 1e-5, max(apart.items(), key=lambda item: item[1])
 
 
 def test_damaged_checkpoint_is_passed_over(alone, inputs, uninterrupted, tmp_path, monkeypatch):
