@@ -140,11 +140,12 @@ def work(visit: Visit, campaign: Campaign, folder: Round) -> tuple[Attempt, str]
 
 
 def phases_of(folder: Round, say: Callable[[str], None]) -> Callable[[], None]:
-    """A function that says each phase of the reference's newest attempt once, when called again and again."""
+    """A function that says each phase of the reference's attempts from now on once, when called again and again."""
     said: set[tuple[int, str]] = set()
+    before = len(folder.attempts(REFERENCE))
 
     def watch() -> None:
-        for attempt in folder.attempts(REFERENCE)[-1:]:
+        for attempt in folder.attempts(REFERENCE)[before:]:
             for mark in read_json_lines(attempt.phases) if attempt.phases.exists() else []:
                 if (attempt.number, mark["phase"]) not in said:
                     said.add((attempt.number, mark["phase"]))

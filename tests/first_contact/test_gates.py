@@ -221,7 +221,7 @@ def test_a_site_passes_all_gates_and_each_gate_on_the_node_can_fail(tmp_path: Pa
     stored.write_text(json.dumps({"tokens": TOKENS, "log_probs": theirs}) + "\n")
     assert [each.verdict for each in gates.walk(visit, "forward")] == ["good"] * 5
 
-    visit.say = killing("r0000/a0: train")
+    visit.say = killing("r0000/a0: train_start")
     *_, last = gates.walk(visit, "steps")
     assert (last.gate, last.verdict) == ("steps", "bad") and "0 of 10 steps" in last.found and "trial.log" in last.cure
 

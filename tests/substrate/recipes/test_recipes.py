@@ -291,7 +291,7 @@ def test_ratios_and_gradient_are_those_of_the_distribution_that_was_sampled(alon
     z = logits.clone().requires_grad_()
     rows = [Row(str(n), "roman", [1], [int(token)], "") for n, token in enumerate(tokens)]
     weights, advantages = torch.full((num, 1), 1 / num), advantage_of[tokens].unsqueeze(1)
-    batch = PolicyBatch(tokens.unsqueeze(1), tokens.unsqueeze(1), weights, rows, advantages, old, old)
+    batch = PolicyBatch(tokens.unsqueeze(1), tokens.unsqueeze(1), weights, rows, [1] * num, advantages, old, old)
     _recipe("grpo").loss(scored(z, temperature), batch).backward()
     p = (logits / temperature).softmax(-1)
     testing.assert_close(-z.grad, p * (advantage_of - p @ advantage_of) / temperature, rtol=0, atol=1e-3)
