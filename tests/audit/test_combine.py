@@ -159,6 +159,11 @@ def refused(error: type[PipelineError], *paths: Path, **options: Any) -> str:
     return str(caught.value)
 
 
+def test_nothing_to_combine_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no campaign was given"):
+        combine.combine([])
+
+
 def test_one_campaign_twice_is_refused(first: Related, tmp_path: Path) -> None:
     path, copy = first.write(tmp_path / "first"), first.write(tmp_path / "copy")
     assert "are one campaign, first-0001. Valid: one bundle of each campaign" in refused(ConfigError, path, copy)
