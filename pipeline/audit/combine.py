@@ -123,15 +123,9 @@ DOES_NOT_SAY = (
 def combine(paths: Sequence[Path], anchors: Sequence[Anchor] = ()) -> Combined:
     """Audit campaigns and combine their E. paths: their folders or bundles. anchors: log anchors that were kept elsewhere, of any of them.
 
-<<<<<<< ours
-    Raises NotFound for a path without a campaign, OtherRules for campaigns under another constitution than this code's, ConfigError for
-    campaigns of several constitutions or that are not independent, IntegrityError for one that the audit finds something in, and
-    WorkFailed for one of which no decided round is under a signed head.
-=======
-    Raises NotFound for a path without a campaign, OtherRules for campaigns under another constitution than this code's, ConfigError without a
-    path and for campaigns of several constitutions or that are not independent, and IntegrityError for one that the audit finds something in, or
-    of which no decided round is under a signed head.
->>>>>>> theirs
+    Raises ConfigError without a path, NotFound for a path without a campaign, OtherRules for campaigns under another constitution than this
+    code's, ConfigError for campaigns of several constitutions or that are not independent, IntegrityError for one that the audit finds
+    something in, and WorkFailed for one of which no decided round is under a signed head.
     """
     if not paths:
         raise ConfigError("no campaign was given", "Give the folder or the bundle of at least one campaign")
