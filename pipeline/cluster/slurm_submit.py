@@ -92,8 +92,7 @@ def submit(
     Raises NotFound if sbatch or srun is missing. Raises WorkFailed with Slurm's own sentence if Slurm refuses a job, after cancelling the
     jobs that it had accepted.
     """
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise NotFound("sbatch and srun are not on PATH", "Run on a login node, or use cluster=local")
+    check_clients()
     from pipeline.cluster import slurm_sbatch
 
     names = [f"{resources.job_name}-{role}" for role in ("arms", *ROLES[1:])]
@@ -137,8 +136,7 @@ def submit_stage(folder: Path, code_dir: Path, stage: Stage, resources: Resource
 
     Raises as `submit`.
     """
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise NotFound("sbatch and srun are not on PATH", "Run on a login node, or use cluster=local")
+    check_clients()
     from pipeline.cluster import slurm_sbatch
 
     take_back_open(folder, [f"{resources.job_name}-arms"], ())
@@ -149,6 +147,12 @@ def submit_stage(folder: Path, code_dir: Path, stage: Stage, resources: Resource
         with executor.batch():
             job = executor.submit(run_stage, *stage)
     return job.job_id, mark.word
+
+
+def check_clients() -> None:
+    """Raise NotFound where this machine cannot submit jobs."""
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise NotFound("sbatch and srun are not on PATH", "Run on a login node, or use cluster=local")
 
 
 def keep(folder: Path, submission: str) -> None:

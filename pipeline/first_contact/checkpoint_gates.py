@@ -39,16 +39,19 @@ def site(visit: Visit) -> Check:
 
 
 def reading(visit: Visit) -> str:
-    """What reading the published files takes."""
+    """What comparing the published files takes: their bytes are read only for digests."""
     folder = Path(visit.chosen.cluster.weights_dir)
-    if not base_weights.are_outside(visit.chosen.to_dict()["model"]) or not folder.is_dir():
+    if not visit.sha256 or not base_weights.are_outside(visit.chosen.to_dict()["model"]) or not folder.is_dir():
         return "seconds"
     gigabytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
     return f"reads {gigabytes:.1f} GB once: a minute for each 60 GB at 1 GB/s"
 
 
 def checkpoint(visit: Visit) -> Check:
-    """Names, shapes and sizes of the published files against the model, then every file's digest, against those given if there are some."""
+    """Names, shapes and sizes of the published files against the model, then their digests against a list, if one was given.
+
+    The gate `image` takes the digests of all files, so without a list none is taken here.
+    """
     model = visit.chosen.to_dict()["model"]
     if not base_weights.are_outside(model):
         return Check("checkpoint", "good", IN_THE_IMAGE)
@@ -56,11 +59,11 @@ def checkpoint(visit: Visit) -> Check:
     base_weights.published_files(folder)
     with model_file(visit) as path:
         found = substrate("formats.published_weights", folder, "--model", path)
-    manifest = base_weights.build_manifest(folder)
     if not visit.sha256:
         return Check(
             "checkpoint", "good", f"{found}; their digests are taken as they are (--sha256 FILE compares them)"
         )
+    manifest = base_weights.build_manifest(folder)
     compared = compare_digests(visit.sha256, {name: entry["sha256"] for name, entry in manifest["files"].items()})
     return Check("checkpoint", "good", f"{found}; {compared} digests are those of {visit.sha256}")
 
@@ -132,7 +135,5 @@ def substrate(entry: str, *arguments: str) -> str:
     """Run an entry of this checkout's substrate and return what it printed. Raises ConfigError with its sentence and cure."""
     done = entries.run(CODE_ROOT, entry, arguments)
     if done.returncode:
-        said = " ".join(done.stderr.strip().splitlines()[-1:]).removeprefix("error: ")
-        what, _, cure = said.rpartition("; ")
-        raise ConfigError(what or said, cure[:1].upper() + cure[1:])
+        raise ConfigError(*entries.refusal_of(done))
     return done.stdout.strip()

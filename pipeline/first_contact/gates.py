@@ -1,9 +1,9 @@
 """The gates in their order, and the walk through them: it stops at the first that is bad, and does not repeat those that were passed.
 
     site         the checks of `doctor`                                         seconds
-    checkpoint   names, shapes and digests of the published files               a reading of the files
+    checkpoint   names and shapes of the published files, digests on demand     seconds
     tokenizer    special ids and chat template                                  seconds
-    image        the image, and a small campaign, are frozen                    a minute
+    image        the image, and a small campaign, are frozen                    a reading of the files
     forward      one forward pass, against stored log-probabilities if given    one job: the weights are loaded once
     steps        ten training steps by a worker                                 one job
     items        some twenty items that the worker judged                       the same job
@@ -51,7 +51,7 @@ GATES = (
     Gate("checkpoint", "Are the published files whole, and of the configured model?", checkpoint_gates.reading,
          checkpoint_gates.checkpoint),
     Gate("tokenizer", "Do special ids and chat template fit our prompts?", _words("seconds"), checkpoint_gates.tokenizer),
-    Gate("image", "Can the image be built and a campaign be frozen?", _words("about a minute"), checkpoint_gates.freeze_probe),
+    Gate("image", "Can the image be built and a campaign be frozen?", _words("a minute, and a reading of the files"), checkpoint_gates.freeze_probe),
     Gate("forward", "Does the model compute what others compute?", node_gates.one_job, node_gates.forward),
     Gate("steps", "Does it train?", node_gates.one_job, node_gates.steps),
     Gate("items", "Does it answer, and does an answer end?", _words("in the job of `steps`"), node_gates.items),

@@ -59,9 +59,16 @@ def describe_real_rows(path: str, families: Sequence[str], *, whole: bool = Fals
     words = ["check", str(Path(path).resolve()), "--families", *families, *(["--whole"] if whole else [])]
     done = run(CODE_ROOT, "families", words)
     if done.returncode:
-        what, _, cure = " ".join(done.stderr.strip().splitlines()[-1:]).removeprefix("error: ").rpartition("; ")
-        raise ConfigError(f"tasks.train_csv: {what}", cure[:1].upper() + cure[1:])
+        what, cure = refusal_of(done)
+        raise ConfigError(f"tasks.train_csv: {what}", cure)
     return done.stdout.strip()
+
+
+def refusal_of(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
+    """(what came, the cure) of an entry that failed with the line `error: what came; what is valid` (docs/contract.md)."""
+    said = " ".join(done.stderr.strip().splitlines()[-1:]).removeprefix("error: ")
+    what, found, cure = said.rpartition("; ")
+    return (what, cure[:1].upper() + cure[1:]) if found else (said, "")
 
 
 def task_text(kind: str, config: Mapping[str, Any], paths: Mapping[str, Any]) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from substrate.distributed.groups import start
 from substrate.formats.export import merge
 from substrate.formats.export import submission as pack
 from substrate.interface.errors import DataError
@@ -67,16 +66,8 @@ def base(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def parallel():
-    torch.set_num_threads(1)
-    parallel = start({axis: 1 for axis in ("tp", "pp", "ep", "cp", "dp")})
-    yield parallel
-    parallel.shutdown()
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_a_form_is_added_as_its_fields_say(base, parallel, tmp_path, form):
+def test_a_form_is_added_as_its_fields_say(base, alone, tmp_path, form):
     """W + alpha / r B A, by hand, is what `merge` writes; and the model with the adapter computes what the merged one does."""
     folder = adapter_of(tmp_path / "adapter", **FORMS[form])
     merge(folder, base, vars(CONFIG), tmp_path / "merged")
@@ -92,7 +83,7 @@ def test_a_form_is_added_as_its_fields_say(base, parallel, tmp_path, form):
     tokens = torch.randint(3, 64, (2, 17), generator=torch.Generator().manual_seed(4))
     logits = []
     for weights, adapter in ((base, folder), (tmp_path / "merged", None)):
-        model = build_model(CONFIG, parallel).eval()
+        model = build_model(CONFIG, alone).eval()
         load_base(model, weights)
         if adapter is not None:
             load_adapter(model, adapter)

@@ -38,14 +38,6 @@ NAMES = ["q_proj", "k_proj", "v_proj", "in_proj", "up_proj"]
 
 
 @pytest.fixture(scope="module")
-def parallel():
-    torch.set_num_threads(1)
-    parallel = start({axis: 1 for axis in ("tp", "pp", "ep", "cp", "dp")})
-    yield parallel
-    parallel.shutdown()
-
-
-@pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     random_reference(small_config()).save_pretrained(folder)
@@ -95,14 +87,14 @@ def made_by_peft(base: Path, folder: Path, **fields: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", IMPLEMENTED)
-def test_case_09_merge_and_load_compute_what_peft_computes(base, parallel, tmp_path, name):
+def test_case_09_merge_and_load_compute_what_peft_computes(base, alone, tmp_path, name):
     adapted = made_by_peft(base, tmp_path / "adapter", **IMPLEMENTED[name])
     with torch.no_grad():
         expected = adapted(tokens()).logits
         close = 1e-4 * expected.abs().max()
         export.merge(tmp_path / "adapter", base, model_values(), tmp_path / "merged")
         assert (load_reference(tmp_path / "merged")(tokens()).logits - expected).abs().max() < close
-        model = build_model(small_config(), parallel)
+        model = build_model(small_config(), alone)
         load_base(model, base)
         load_adapter(model, tmp_path / "adapter")
         assert (model.eval()(tokens(), None, None) - expected).abs().max() < close
@@ -150,7 +142,7 @@ def test_case_09_empty_fields_pass_and_change_no_byte(base, tmp_path):
     assert few.keys() == many.keys() and all(torch.equal(few[name], many[name]) for name in few)
 
 
-def test_case_09_a_pair_of_lower_rank_in_a_fused_weight_survives_a_save(parallel, tmp_path):
+def test_case_09_a_pair_of_lower_rank_in_a_fused_weight_survives_a_save(alone, tmp_path):
     """q, k and v are one matrix here: the smaller ranks are padded, and what is saved again is one rank and one scale."""
     config = small_config()
     modules = {
@@ -161,7 +153,7 @@ def test_case_09_a_pair_of_lower_rank_in_a_fused_weight_survives_a_save(parallel
         tmp_path / "adapter", modules=modules, target_modules=["v_proj", "q_proj", "k_proj"],
         rank_pattern={"k_proj": 2}, alpha_pattern={"v_proj": 3}, use_rslora=True,
     )  # fmt: skip
-    model = build_model(config, parallel)
+    model = build_model(config, alone)
     load_adapter(model, folder)
     save_adapter(model, tmp_path / "again")
     again = PeftConfig.read(tmp_path / "again")
@@ -174,13 +166,13 @@ def test_case_09_a_pair_of_lower_rank_in_a_fused_weight_survives_a_save(parallel
         torch.testing.assert_close(again.scale_of(module) * new[B] @ new[A], delta)
 
 
-def test_case_09_a_model_that_has_an_adapter_takes_its_like_alone(parallel, tmp_path):
-    model = build_model(small_config(), parallel)
+def test_case_09_a_model_that_has_an_adapter_takes_its_like_alone(alone, tmp_path):
+    model = build_model(small_config(), alone)
     add_lora(model, 4, 8, 0.0, ["q_proj"], seed=1)
     save_adapter(model, tmp_path / "same")
     load_adapter(model, tmp_path / "same")
     for number, (rank, targets) in enumerate([(8, ["q_proj"]), (4, ["q_proj", "k_proj"]), (4, ["in_proj"])]):
-        other = build_model(small_config(), parallel)
+        other = build_model(small_config(), alone)
         add_lora(other, rank, 8, 0.0, targets, seed=1)
         save_adapter(other, tmp_path / str(number))
         with pytest.raises(DataError, match="not of the adapter that the model has already"):
@@ -213,14 +205,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_case_09_what_is_not_implemented_is_refused_by_name_by_every_reader(base, parallel, tmp_path, name):
+def test_case_09_what_is_not_implemented_is_refused_by_name_by_every_reader(base, alone, tmp_path, name):
     fields, words = REFUSED[name]
     folder = adapters.write(tmp_path / "adapter")
     adapters.configure(folder, **fields)
     readers = [
         lambda: export.submission(folder, tmp_path / "submission.zip"),
         lambda: export.merge(folder, base, model_values(), tmp_path / "merged"),
-        lambda: load_adapter(build_model(small_config(), parallel), folder),
+        lambda: load_adapter(build_model(small_config(), alone), folder),
     ]
     for read in readers:
         with pytest.raises(DataError, match=words) as refused:
@@ -230,24 +222,24 @@ def test_case_09_what_is_not_implemented_is_refused_by_name_by_every_reader(base
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float64])
-def test_case_09_factors_of_another_type_are_refused_by_every_reader(base, parallel, tmp_path, dtype):
+def test_case_09_factors_of_another_type_are_refused_by_every_reader(base, alone, tmp_path, dtype):
     folder = adapters.write(tmp_path / "adapter")
     save_file({name: each.to(dtype) for name, each in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
     with pytest.raises(DataError, match="save it as"):
         export.merge(folder, base, model_values(), tmp_path / "merged")
     adapters.configure(folder, target_modules=sorted(MODULES))
     with pytest.raises(DataError, match="save it as"):
-        load_adapter(build_model(small_config(), parallel), folder)
+        load_adapter(build_model(small_config(), alone), folder)
 
 
-def test_case_09_weights_that_are_no_numbers_are_neither_merged_nor_loaded(base, parallel, tmp_path):
+def test_case_09_weights_that_are_no_numbers_are_neither_merged_nor_loaded(base, alone, tmp_path):
     folder = adapters.write(tmp_path / "adapter", target_modules=sorted(MODULES))
-    load_adapter(build_model(small_config(), parallel), folder)
+    load_adapter(build_model(small_config(), alone), folder)
     adapters.change(folder, lambda found: found[f"base_model.model.{ENDS[-1]}.lora_A.weight"].fill(math.nan))
     with pytest.raises(DataError, match="NaN or infinity"):
         export.merge(folder, base, model_values(), tmp_path / "merged")
     with pytest.raises(DataError, match="NaN or infinity"):
-        load_adapter(build_model(small_config(), parallel), folder)
+        load_adapter(build_model(small_config(), alone), folder)
 
 
 segments = st.sampled_from(
