@@ -20,7 +20,7 @@ HEX = re.compile("[0-9a-f]{64}")
 HEX_OR_NONE = re.compile("([0-9a-f]{64})?")
 ROUND = re.compile("r[0-9]{4}")
 ARM = re.compile("a[0-9]+|reference")
-JUDGED = re.compile("reference|submission [0-9]+")
+JUDGED = re.compile("reference|submission ([1-9][0-9]{0,8})")
 DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _ATTEMPT: dict[str, Form] = {
     "round": ROUND, "arm": ARM, "attempt": int, "status": str, "exit_class": str, "role": str, "seed": int, "gpu_seconds": int,
@@ -73,7 +73,11 @@ class RecordsSoFar:
 
     basis: set[str] = field(default_factory=set)
     plans: dict[str, str] = field(default_factory=dict)
-    judged: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # what a judge job was asked for
+    asked: set[str] = field(default_factory=set)  # of a judge job: "r0001/reference", "submission 3"
+    num_submissions: int = 0
+    settled: set[int] = field(default_factory=set)  # submissions that have a score or were withdrawn
+    references: set[str] = field(default_factory=set)  # rounds whose reference has a score
+    by_hand: set[str] = field(default_factory=set)
     outcomes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     evidence: set[str] = field(default_factory=set)
     decisions: dict[str, int] = field(default_factory=dict)
@@ -159,24 +163,73 @@ def _requested(record: Record, seen: RecordsSoFar) -> str:
     return _submitted(record, seen)
 
 
+def _of_campaign(what: str, round_name: str) -> str:
+    """The name of a thing to judge in the whole campaign: each round judges the reference anew, and a submission is judged once."""
+    return f"{round_name}/{what}" if what == "reference" else what
+
+
+def _not_to_judge(record: Record, seen: RecordsSoFar) -> str:
+    """Why a record names something that nobody could have judged at its place; empty where all is well."""
+    if not record["what"]:
+        return "it names nothing"
+    for what in record["what"]:
+        match = JUDGED.fullmatch(what) if isinstance(what, str) else None
+        if not match:
+            return f"{what!r} is nothing that a judge job judges"
+        if record["what"].count(what) > 1:
+            return f"it names {what} twice"
+        if match[1] and int(match[1]) > seen.num_submissions:
+            return f"{what} is not reserved"
+        if int(match[1]) in seen.settled if match[1] else record["round"] in seen.references:
+            return f"{what} has its score"
+    return ""
+
+
 def _judge_request(record: Record, seen: RecordsSoFar) -> str:
-    named = {str(what) for what in record["what"]}
-    if strange := [what for what in record["what"] if not (isinstance(what, str) and JUDGED.fullmatch(what))]:
-        return f"{strange[0]!r} is nothing that a judge job judges"
-    if again := sorted(named & seen.judged[record["round"]]):
-        return f"{again[0]} was asked for before"
-    seen.judged[record["round"]] |= named
+    if why := _not_to_judge(record, seen):
+        return why
+    for what in record["what"]:
+        name = _of_campaign(what, record["round"])
+        if name in seen.asked:
+            return f"{what} was asked for before"
+        seen.asked.add(name)
     return _planned(record, seen)
 
 
 def _unjudged(record: Record, seen: RecordsSoFar) -> str:
-    missing = sorted(str(what) for what in record["what"] if what not in seen.judged[record["round"]])
+    if why := _not_to_judge(record, seen):
+        return why
+    missing = [what for what in record["what"] if _of_campaign(what, record["round"]) not in seen.asked]
     return f"no judge job was asked for {missing[0]}" if missing else _planned(record, seen)
 
 
 def _outcome(record: Record, seen: RecordsSoFar) -> str:
-    seen.outcomes[record["round"]].add(record["arm"])
+    name, arm, outcome = record["round"], record["arm"], record["outcome"]
+    seen.outcomes[name].add(arm)
+    if arm == "reference" and outcome.get("status") == "completed":
+        seen.references.add(name)
+    if arm == "reference" and outcome.get("exit_class") == "not_judged":
+        if name in seen.references:
+            return "its reference has its score"
+        if _of_campaign(arm, name) not in seen.asked and name not in seen.by_hand:
+            return "nobody was asked to judge it, and no person closes the round"
     return _planned(record, seen)
+
+
+def _by_hand(record: Record, seen: RecordsSoFar) -> str:
+    seen.by_hand.add(record["round"])
+    return _planned(record, seen)
+
+
+def _submission(record: Record, seen: RecordsSoFar) -> str:
+    seen.num_submissions = max(seen.num_submissions, record["number"])
+    return _planned(record, seen)
+
+
+def _board_score(record: Record, seen: RecordsSoFar) -> str:
+    has_end = record.get("withdrawn") or record.get("score") is not None
+    (seen.settled.add if has_end else seen.settled.discard)(record["number"])
+    return ""
 
 
 def _late_arm(record: Record, seen: RecordsSoFar) -> str:
@@ -238,7 +291,7 @@ def _end(record: Record, seen: RecordsSoFar) -> str:
 ORDER: Mapping[str, Callable[[Record, RecordsSoFar], str]] = {
     "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "slurm_request": _requested,
     "judge_request": _judge_request, "unjudged": _unjudged, "attempt": _planned,
-    "outcome": _outcome, "late_arm": _late_arm, "by_hand": _planned, "evidence": _evidence, "decision": _decision,
-    "overrides": _overrides, "reveal": _reveal, "close": _close, "submission": _planned,
+    "outcome": _outcome, "late_arm": _late_arm, "by_hand": _by_hand, "evidence": _evidence, "decision": _decision,
+    "overrides": _overrides, "reveal": _reveal, "close": _close, "submission": _submission, "board_score": _board_score,
     "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,
 }  # fmt: skip

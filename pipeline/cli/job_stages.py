@@ -6,9 +6,10 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipeline.campaign.errors import NotFound, SlurmRefused
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import CODE_ROOT, Campaign, Round
 from pipeline.campaign.records import Decision
@@ -73,7 +74,10 @@ def add(commands: Commands) -> None:
 def add_asked(sub: argparse.ArgumentParser) -> None:
     """Declare what a meta job that follows a judge job is told."""
     sub.add_argument(
-        "--asked", action="append", default=[], metavar="WHAT", help="What a judge job was submitted for before."
+        "--asked",
+        action="append",
+        default=[],
+        help=argparse.SUPPRESS,  # of the meta job that follows a judge job
     )
 
 
@@ -167,7 +171,7 @@ def meta_verb(arguments: argparse.Namespace) -> int:
         again = {"slurm": typed("rerun", *words), "local": typed("round", words[0])}
         kind = read_json(folder.submitted)["kind"] if folder.submitted.exists() else ""
         one_by_one = f"run the missing arms (`{typed('worker', *words, 'aN')}`), then the meta stage again"
-        print(f"next: {f'{again[kind]}    (the missing arms, and then the meta stage)' if kind else one_by_one}")
+        print(f"next: {f'{again[kind]}    (what is missing, and then the meta stage)' if kind else one_by_one}")
         return 1
     print(next_round_command(arguments))
     return 0
@@ -190,21 +194,33 @@ def chain_verb(arguments: argparse.Namespace) -> int:
     from pipeline.cluster import stage_command
     from pipeline.sandbox import namespace
 
-    asked = [f"--asked={what}" for what in arguments.asked]
-    command = stage_command.command(("meta", str(arguments.campaign), arguments.round, *asked))
-    if command[0] == sys.executable:  # in a site's runtime, the stage makes its namespace inside the runtime instead
-        command = namespace.privately(command)
-    # `python -P` finds the package through PYTHONPATH alone, which slurm/meta.sbatch does not set.
+    def started(asked: Sequence[str]) -> subprocess.Popen[bytes]:
+        words = [f"--asked={what}" for what in asked]
+        command = stage_command.command(("meta", str(arguments.campaign), arguments.round, *words))
+        if (
+            command[0] == sys.executable
+        ):  # in a site's runtime, the stage makes its namespace inside the runtime instead
+            command = namespace.privately(command)
+        # `python -P` finds the package through PYTHONPATH alone, which slurm/meta.sbatch does not set.
+        return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)})
+
     if arguments.meta and (why := awaited_judge(arguments)):
         print(why)
         return 0
-    stage = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(CODE_ROOT)}) if arguments.meta else None
+    stage = started(arguments.asked) if arguments.meta else None
     from pipeline.rounds import chain  # imported while the meta stage starts
 
     if stage:
         chain.preload_next_round(Campaign.at(arguments.campaign), arguments.round)
         if code := stage.wait():
-            return 0 if has_submitted_judge(arguments) else code
+            try:
+                if has_submitted_judge(arguments):
+                    return 0
+            except (SlurmRefused, NotFound) as error:
+                print(f"no judge job is submitted, and the round goes on without what it would judge: {error}")
+                code = started([*arguments.asked, *requested_of(arguments)]).wait()
+            if code:
+                return code
     campaign, folder = campaign_and_round(arguments, arguments.round)
     print_next_round(chain.chain(campaign, folder), arguments)
     return 0
@@ -214,11 +230,20 @@ def awaited_judge(arguments: argparse.Namespace) -> str:
     """Why this meta job has nothing to do: the round's judge job waits or runs, and another meta job follows it. Else empty."""
     campaign = Campaign.at(arguments.campaign)
     folder = campaign.round(arguments.round)
-    if not folder.jobs.exists():
+    if not folder.slurm_dir.exists():
         return ""
     from pipeline.rounds import judging
 
-    return judging.awaited(folder)
+    judging.record_own(folder, arguments.asked)
+    return judging.awaited(campaign, folder)
+
+
+def requested_of(arguments: argparse.Namespace) -> list[str]:
+    """What the log asks a judge job for."""
+    from pipeline.rounds import judging
+
+    campaign = Campaign.at(arguments.campaign)
+    return judging.requested(campaign, campaign.round(arguments.round))
 
 
 def has_submitted_judge(arguments: argparse.Namespace) -> bool:

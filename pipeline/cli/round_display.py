@@ -20,9 +20,10 @@ from pipeline.campaign.records import Outcome
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
 from pipeline.cli.arguments import next_command, typed
 from pipeline.config import settings
+from pipeline.execution import results
 from pipeline.reporting import live_view, status
 from pipeline.reporting.cost import memory_and_cost, show_cost, targets_in_words
-from pipeline.rounds import freeze, judging, launch
+from pipeline.rounds import freeze, launch
 from pipeline.rounds.init import init
 from pipeline.stats import critical_values, lifts
 from pipeline.stats.design import Design
@@ -188,7 +189,7 @@ def report_end(name: str, campaign: Campaign, folder: Round, seconds: float, ear
 
 def show_scores(campaign: Campaign, folder: Round) -> None:
     """Print the accuracies of every arm, the reference and the base, and what the reference gained over the base."""
-    base = judging.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
+    base = results.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
     outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
     Console(width=120).print(live_view.scores([base, *outcomes]))
     if base.scored("dev") and outcomes[0].scored("dev"):

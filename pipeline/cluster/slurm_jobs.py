@@ -119,7 +119,7 @@ def record_submission(
 ) -> None:
     """Add a submission to `jobs.jsonl`; whoever calls this holds the round's lock. Raises WorkFailed where it cannot be written whole.
 
-    tasks: "r0001/a3" -> job id. why: `round` or `rerun`. ids: what slurm_submit.submit returned.
+    tasks: "r0001/a3" -> job id. why: `round`, `rerun`, `judge`, `first-contact`, or `found` by a job of it. ids: what slurm_submit.submit returned.
     """
     content: dict[str, Any] = {"tasks": dict(tasks), "meta": meta_id, "why": why, "at": round(time.time(), 3)}
     content |= {"uid": os.getuid(), "cluster": slurm_clients.cluster_name(), "ids": dict(ids or {})}

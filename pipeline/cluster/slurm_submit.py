@@ -175,7 +175,8 @@ def was_refused(folder: Path) -> bool:
 def take_back_open(folder: Path, names: Sequence[str], recorded: Collection[str]) -> list[str]:
     """Cancel the jobs of submissions that were cut short and that nobody recorded. Returns their ids.
 
-    folder: of the round's jobs. names: of the jobs. recorded: the marks that the campaign's files name; they are kept.
+    folder: of the round's jobs. names: of the jobs. recorded: the marks that the campaign's files name; they are kept. The submission of
+    the job that this process runs in stays as it is, because its jobs are known: this one is among them.
 
     Raises WorkFailed if Slurm does not answer or does not cancel them.
     """
@@ -185,9 +186,15 @@ def take_back_open(folder: Path, names: Sequence[str], recorded: Collection[str]
     for mark in slurm_sbatch.open_marks(folder):
         if mark.word in recorded:
             mark.keep()
-        else:
+        elif mark.word != own_mark(folder):
             cancelled += mark.take_back(names)
     return cancelled
+
+
+def own_mark(folder: Path) -> str:
+    """The mark of the submission that the job of this process belongs to, while nobody has recorded it; else empty. folder: of the round's jobs."""
+    word = Path(os.environ.get("POSTRAIN_TAKEN_BACK", "")).stem
+    return word if word and (folder / "submissions" / f"{word}.open").exists() else ""
 
 
 def _after(job_ids: Sequence[str]) -> str:

@@ -185,3 +185,18 @@ def read_history(records: Sequence[Record]) -> History:
     reader = Reader()
     reader.add(records)
     return reader.history
+
+
+def asked_of_judges(records: Iterable[Record], round_name: str) -> frozenset[str]:
+    """What the log asks a judge job for: the reference of this round, and submissions, which any round may ask for."""
+    asked = [record for record in records if record["event"] == "judge_request"]
+    return frozenset(
+        what for record in asked for what in record["what"] if what != REFERENCE or record["round"] == round_name
+    )
+
+
+def is_reference_judged(records: Iterable[Record], round_name: str) -> bool:
+    """Whether the newest outcome that the log has of a round's reference is a score."""
+    about = ("outcome", round_name, REFERENCE)
+    found = [each["outcome"] for each in records if (each["event"], each.get("round"), each.get("arm")) == about]
+    return bool(found) and found[-1]["status"] == "completed"

@@ -28,8 +28,9 @@ import h5py
 import numpy as np
 
 from pipeline.campaign.errors import IntegrityError
-from pipeline.campaign.files import read_bytes, write_file
-from pipeline.campaign.records import Outcome
+from pipeline.campaign.files import file_digest, read_bytes, write_file
+from pipeline.campaign.layout import Round
+from pipeline.campaign.records import Outcome, Plan
 
 SCHEMA = 1
 USER_BLOCK = 512
@@ -106,6 +107,30 @@ def read_outcome(path: Path, result_digest: str) -> Outcome:
             outcomes[item_set] = {family: "".join(text) for family, text in sorted(by_family.items())}
     names = ("arm", "role", "status", "exit_class", "adapter_digest")
     return Outcome(**{name: attributes[name] for name in names}, result_digest=result_digest, outcomes=outcomes)
+
+
+def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
+    """The outcome of one arm, as it was published. If it has no score, `exit_class` says why.
+
+    The exit classes are `never_started`, `unfinished` (an attempt was claimed and left no result), `integrity: ...` (the file is damaged
+    or belongs to another plan), and those that a worker records.
+    """
+    path = folder.published(arm)
+    if not path.exists():
+        return Outcome(arm, role, "absent", "unfinished" if folder.attempts(arm) else "never_started")
+    try:
+        attributes = read_attributes(path)
+        expected = {
+            "campaign": frozen.campaign, "round": frozen.round, "arm": arm, "image_digest": frozen.image_digest,
+            "constitution_digest": frozen.constitution_digest, "config_digest": frozen.config_digest,
+        }  # fmt: skip
+        wrong = sorted(name for name, value in expected.items() if attributes[name] != value)
+        if not wrong:
+            return read_outcome(path, file_digest(path))
+        why = f"made for another plan, {', '.join(wrong)} differ"
+    except IntegrityError:
+        why = "not a readable result file"  # the error's own message holds a path, and no record may
+    return Outcome(arm, role, "failed", f"integrity: {why}", file_digest(path))
 
 
 def num_tokens(path: Path) -> tuple[int, int]:

@@ -38,6 +38,7 @@ def run(probe: Campaign) -> None:
     chosen = corrections.of_round(folder)
     rows, answer = paths_of(probe)
     shutil.rmtree(answer, ignore_errors=True)
+    folder.logs_dir.mkdir(parents=True, exist_ok=True)  # only a round on this machine has made it
     with namespace.scratch_folder(chosen.cluster.scratch_dir or None, "forward-") as scratch:
         with image.mounted(probe.image, facts_of(probe)["image"]["tree_digest"], scratch) as mount:
             base, bound = image_process.base_of(mount.root, chosen)

@@ -8,8 +8,9 @@ and submissions to the local board. Where this process can open no GPU of its ow
     judge    judges what it finds unjudged; a killed one is requeued and goes on
     meta     goes on with what there is. It logs `unjudged` with what the judge job did not judge, and asks for none of it again
 
-Each thing is asked for once, so a dead judge job costs one job. The decision then follows by article 3 without what is missing, and a score
-that comes later is taken up by the next meta stage. A campaign on one machine, or on a site without GPUs, is judged by the meta stage itself.
+Each thing is asked for once in a campaign, so a dead judge job costs one job. Then the round is decided without what is missing. A round
+without a standing recipe needs the reference for that, and stays undecided without it (docs/decisions/0020). A score that comes later is
+taken up by the next meta stage. A campaign on one machine, or on a site without GPUs, is judged by the meta stage itself.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.files import exclusive_lock, file_digest, read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
-from pipeline.campaign.records import Outcome, Plan
+from pipeline.campaign.records import Outcome
 from pipeline.cluster import slurm_jobs, slurm_submit
 from pipeline.config import settings
-from pipeline.decision import board_submissions
+from pipeline.decision import board_submissions, history
 from pipeline.execution import judge, results
 from pipeline.external import local_board
 from pipeline.rounds import control, launch
@@ -54,27 +55,53 @@ class Left:
     ) -> Left:
         """Look at the job and the round. asked: what a judge job was submitted for, beside what `jobs.jsonl` says.
 
-        Raises WorkFailed while the round's judge job waits or runs.
+        Raises WorkFailed while a job of the round that judges waits or runs, IntegrityError where reference.h5 was lost.
         """
         is_here = is_possible_here(chosen)
-        if not is_here and (why := awaited(folder)):
-            raise WorkFailed(why, f"`python -m pipeline status {shlex.quote(str(campaign.folder))}` shows both")
-        return cls(campaign, folder, is_here, frozenset(asked) | submitted_for(folder), asks)
+        if not is_here and (why := awaited(campaign, folder)):
+            raise WorkFailed(why, f"`python -m pipeline status {shlex.quote(str(campaign.folder))}` shows them")
+        records = Log(campaign.log).records()
+        if (
+            not is_here
+            and not (folder.folder / "reference.h5").exists()
+            and history.is_reference_judged(records, folder.name)
+        ):
+            raise IntegrityError(
+                f"{folder.folder}/reference.h5 is missing, although the log has its outcome",
+                f"Restore it from a copy, or have it judged again: `python -m pipeline rerun {shlex.quote(str(campaign.folder))}`",
+            )
+        known = history.asked_of_judges(
+            records, folder.name
+        )  # what somebody typed and no meta stage asked for is not believed
+        return cls(campaign, folder, is_here, known.intersection(asked) | submitted_before(campaign, folder), asks)
 
     def ask(self) -> None:
-        """Log what is unjudged. Raises JudgeWanted where a judge job has not been submitted for some of it."""
-        left = [] if self.is_here else unjudged(self.campaign, self.folder)
-        wanted = [what for what in left if what not in self.asked] if self.asks else []
+        """Log what is unjudged, or that a person closes the round. Raises JudgeWanted where no judge job was submitted for some of it."""
+        if self.is_here:
+            return
         log, name = Log(self.campaign.log), self.folder.name
-        if wanted:
-            log.append_once("judge_request", round=name, what=wanted)
+        left = unjudged(self.campaign, self.folder, log.append_from(self._news))
+        wanted = [what for what in left if what not in self.asked]
+        if wanted and self.asks:
             chain = f"python -m pipeline chain {shlex.quote(str(self.campaign.folder))} --round {name} --meta"
             raise JudgeWanted(
                 f"{name} is not judged yet ({', '.join(wanted)}), judging needs a GPU, and this process can open none that is its own",
                 f"The meta job submits a judge job and another meta job after it; by hand `{chain}` does so",
             )
-        if missing := [what for what in left if what in self.asked]:
-            log.append_news("unjudged", {"round": name}, what=missing)
+
+    def _news(self, records: list[dict[str, Any]]) -> tuple[str, dict[str, Any]] | None:
+        """The record that says what is unjudged, where the log does not say it yet. records: all of the log, whose lock is held."""
+        left, name = unjudged(self.campaign, self.folder, records), self.folder.name
+        wanted = [what for what in left if what not in self.asked]
+        if wanted and self.asks:
+            new = [what for what in wanted if what not in history.asked_of_judges(records, name)]
+            return ("judge_request", {"round": name, "what": new}) if new else None
+        if not self.asks and REFERENCE in wanted and REFERENCE not in history.asked_of_judges(records, name):
+            is_said = any(record["event"] == "by_hand" and record["round"] == name for record in records)
+            return None if is_said else ("by_hand", {"round": name})
+        missing = [what for what in left if what in self.asked]
+        said = [record["what"] for record in records if record["event"] == "unjudged" and record["round"] == name]
+        return ("unjudged", {"round": name, "what": missing}) if missing and said[-1:] != [missing] else None
 
 
 def is_possible_here(chosen: settings.Settings) -> bool:
@@ -89,20 +116,29 @@ def is_possible_here(chosen: settings.Settings) -> bool:
     return True
 
 
-def unjudged(campaign: Campaign, folder: Round) -> list[str]:
-    """What has no score yet and can get one: "reference" on the round's fresh items, and "submission 3" to the local board."""
+def unjudged(campaign: Campaign, folder: Round, records: Sequence[Mapping[str, Any]] | None = None) -> list[str]:
+    """What has no score yet and can get one: "reference" on the round's fresh items, and "submission 3" to the local board.
+
+    records: of the log, which is read without them.
+    """
     has_adapter = results.has_score(campaign.round("r0000").published("a0"))
     is_judged = (folder.folder / "reference.h5").exists() or folder.closed.exists()
     found = [REFERENCE] if has_adapter and not is_judged else []
-    known = board_submissions.submissions_in(Log(campaign.log).records())
+    known = board_submissions.submissions_in(Log(campaign.log).records() if records is None else records)
     return found + [f"submission {each.number}" for each in known if local_board.is_unscored(campaign, each)]
 
 
 def requested(campaign: Campaign, folder: Round) -> list[str]:
     """What the log asks a judge job for and is still unjudged, without that for which one was submitted."""
-    log = [record for record in Log(campaign.log).records() if record["event"] == "judge_request"]
-    asked = {what for record in log if record["round"] == folder.name for what in record["what"]}
-    return [what for what in unjudged(campaign, folder) if what in asked - submitted_for(folder)]
+    records = Log(campaign.log).records()
+    asked = history.asked_of_judges(records, folder.name) - submitted_before(campaign, folder)
+    return [what for what in unjudged(campaign, folder, records) if what in asked]
+
+
+def submitted_before(campaign: Campaign, folder: Round) -> frozenset[str]:
+    """What judge jobs were submitted for: this round's for its reference, those of any round for submissions."""
+    others = [submitted_for(each) - {REFERENCE} for each in campaign.frozen_rounds() if each.name != folder.name]
+    return submitted_for(folder).union(*others)
 
 
 def submitted_for(folder: Round) -> frozenset[str]:
@@ -110,18 +146,34 @@ def submitted_for(folder: Round) -> frozenset[str]:
     return frozenset(what for each in slurm_jobs.submissions(folder) for what in each.get("ids", {}).get("judges", []))
 
 
-def awaited(folder: Round) -> str:
-    """A sentence that says that the round's judge job waits or runs, and who decides after it; empty if none does, or if that is this job."""
-    newest = [each for each in slurm_jobs.submissions(folder) if "judge" in each["tasks"]][-1:]
-    if not newest or slurm_submit.this_job() == newest[0]["meta"]:
-        return ""
-    job_id = newest[0]["tasks"]["judge"]
-    job = launch.query(folder, [job_id]).jobs[job_id]
-    if not (job.waits or job.runs):
-        return ""
-    return (
-        f"judge job {job_id} of {folder.name} is {job.state.lower()}, and meta job {newest[0]['meta']} decides after it"
-    )
+def awaited(campaign: Campaign, folder: Round) -> str:
+    """A sentence that says that a job which judges waits or runs, and who decides after it; empty if none does, or if that is this job."""
+    for role in ["judge", REFERENCE] if REFERENCE in unjudged(campaign, folder) else ["judge"]:
+        newest = [each for each in slurm_jobs.submissions(folder) if role in each["tasks"]][-1:]
+        if not newest or slurm_submit.this_job() == newest[0]["meta"]:
+            continue
+        job_id, meta_id = newest[0]["tasks"][role], newest[0]["meta"]
+        jobs = launch.query(folder, [job_id, meta_id]).jobs
+        if jobs[job_id].waits or jobs[job_id].runs:
+            then = "has ended, so run the meta stage again after it" if jobs[meta_id].ended else "decides after it"
+            state = jobs[job_id].state.lower()
+            return f"{role} job {job_id} of {folder.name} is {state}, and meta job {meta_id} {then}"
+    return ""
+
+
+def record_own(folder: Round, asked: Sequence[str]) -> None:
+    """Record the submission of the meta job that this process runs in, if nobody did: its process was killed after sbatch.
+
+    Else the next submission would cancel its jobs, this one among them. asked: what its judge job was submitted for.
+    """
+    mark = slurm_submit.own_mark(folder.slurm_dir)
+    if not mark:
+        return
+    with launch.patient_round_lock(folder, control.LOCK_SECONDS):
+        if mark not in slurm_jobs.recorded_marks(folder):
+            ids = {"submission": mark, "judges": list(asked)}
+            slurm_jobs.record_submission(folder, {}, slurm_submit.this_job(), "found", ids)
+        slurm_submit.keep(folder.slurm_dir, mark)
 
 
 def submit(campaign: Campaign, folder: Round) -> Mapping[str, Any] | None:
@@ -172,30 +224,6 @@ def judge_left(
     return failed
 
 
-def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
-    """The outcome of one arm, as it was published. If it has no score, `exit_class` says why.
-
-    The exit classes are `never_started`, `unfinished` (an attempt was claimed and left no result), `integrity: ...` (the file is damaged
-    or belongs to another plan), and those that a worker records.
-    """
-    path = folder.published(arm)
-    if not path.exists():
-        return Outcome(arm, role, "absent", "unfinished" if folder.attempts(arm) else "never_started")
-    try:
-        attributes = results.read_attributes(path)
-        expected = {
-            "campaign": frozen.campaign, "round": frozen.round, "arm": arm, "image_digest": frozen.image_digest,
-            "constitution_digest": frozen.constitution_digest, "config_digest": frozen.config_digest,
-        }  # fmt: skip
-        wrong = sorted(name for name, value in expected.items() if attributes[name] != value)
-        if not wrong:
-            return results.read_outcome(path, file_digest(path))
-        why = f"made for another plan, {', '.join(wrong)} differ"
-    except IntegrityError:
-        why = "not a readable result file"  # the error's own message holds a path, and no record may
-    return Outcome(arm, role, "failed", f"integrity: {why}", file_digest(path))
-
-
 def reference_outcome(
     campaign: Campaign,
     folder: Round,
@@ -213,7 +241,7 @@ def reference_outcome(
     """
     first = campaign.round("r0000")
     frozen, _ = read_plan(first)
-    reference = read_arm(first, frozen, "a0", "reference")
+    reference = results.read_arm(first, frozen, "a0", "reference")
     if reference.status != "completed":
         return reference
     path = folder.folder / "reference.h5"

@@ -12,6 +12,7 @@ the pristine image, as every arm is: on Slurm in a job beside the arms, else her
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,7 +56,7 @@ def close(
         chosen = settings.load(folder.config)
         for line in await_results(campaign, folder, frozen, chosen):
             report_line(line)
-        outcomes = [judging.read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
+        outcomes = [results.read_arm(folder, frozen, arm.name, arm.role) for arm in frozen.arms]
         left = judging.Left.of(campaign, folder, chosen, asked, asks=not by_person)
         left.ask()
         reference = judging.reference_outcome(campaign, folder, facts, chosen, is_judged_here=left.is_here)
@@ -97,7 +98,7 @@ def still_running(folder: Round) -> list[str]:
 
 
 def lacking(campaign: Campaign, folder: Round, quorum: int) -> str:
-    """Why nothing could be decided with the scores that are published, as a clause; empty where a decision is possible."""
+    """Why nothing could be decided by this process with the scores that are published, as a clause; empty where a decision is possible."""
     frozen = folder.frozen_plan()
     scored = {arm.name for arm in frozen.arms if results.has_score(folder.published(arm.name))}
     standing = [arm.name for arm in frozen.arms if arm.replicate_of == "standing"]
@@ -105,10 +106,15 @@ def lacking(campaign: Campaign, folder: Round, quorum: int) -> str:
         return f"{len(scored)} of {len(frozen.arms)} arms have a score, fewer than the quorum of {quorum} (article 3)"
     if frozen.policy.standing and not scored.intersection(standing):
         return f"the standing recipe, which the axes are compared with, has no score ({', '.join(standing)}; article 7)"
-    has_reference = results.has_score(campaign.round("r0000").published("a0"))
-    return (
-        "" if has_reference else "the reference, which the arms are compared with, has no score (r0000/a0; article 7)"
-    )
+    if frozen.policy.standing:
+        return ""
+    reference = "the reference, which the arms are compared with while no recipe stands,"
+    if not results.has_score(campaign.round("r0000").published("a0")):
+        return f"{reference} has no score (r0000/a0; article 7)"
+    if (folder.folder / "reference.h5").exists() or judging.is_possible_here(settings.load(folder.config)):
+        return ""
+    again = f"`python -m pipeline rerun {shlex.quote(str(campaign.folder))} --round {folder.name}` has a job judge it"
+    return f"{reference} has no score on this round's fresh items (article 7; {again})"
 
 
 def await_results(campaign: Campaign, folder: Round, frozen: Plan, chosen: settings.Settings) -> list[str]:

@@ -145,7 +145,7 @@ def test_the_first_meta_job_run_again_leaves_the_round_to_the_judge_job(
     with pytest.raises(JudgeWanted):
         meta.close(folder.campaign, folder)
     judging.submit(folder.campaign, folder)
-    slurm.states["06"] = state
+    slurm.states |= {"06": state, "09": "PENDING"}
     assert main(["status", str(folder.campaign.folder)]) == 0
     assert f"judge: job 06 {state} judges reference" in capsys.readouterr().out
     with pytest.raises(WorkFailed, match=f"judge job 06 of r0001 is {state.lower()}, and meta job 09 decides after it"):
@@ -207,11 +207,16 @@ def test_one_thing_that_cannot_be_judged_does_not_stop_the_rest(folder: Round, m
     ("records", "words"),
     [
         ([("judge_request", ["weather"])], "'weather' is nothing that a judge job judges"),
+        ([("judge_request", [["reference"]])], "['reference'] is nothing that a judge job judges"),
+        ([("unjudged", [[]])], "[] is nothing that a judge job judges"),
+        ([("unjudged", [])], "it names nothing"),
+        ([("judge_request", ["reference", "reference"])], "it names reference twice"),
+        ([("judge_request", ["submission 99999"])], "submission 99999 is not reserved"),
         (
-            [("judge_request", ["reference"]), ("judge_request", ["submission 1", "reference"])],
+            [("judge_request", ["reference"]), ("judge_request", ["reference"])],
             "reference was asked for before",
         ),
-        ([("unjudged", ["submission 2"])], "no judge job was asked for submission 2"),
+        ([("unjudged", ["reference"])], "no judge job was asked for reference"),
     ],
 )
 def test_the_audit_knows_where_a_request_may_stand(
