@@ -12,17 +12,13 @@ from pipeline.audit.findings import Report
 from pipeline.campaign import canonical
 from pipeline.campaign.errors import JudgeWanted, TrialFailed, WorkFailed
 from pipeline.campaign.files import read_json_lines
-from pipeline.campaign.layout import Campaign, Round
+from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
-from pipeline.cluster import slurm_jobs, slurm_submit
-from pipeline.cluster.slurm_jobs import Job
 from pipeline.decision import board_submissions
 from pipeline.rounds import control, freeze, judging, launch, meta
-from pipeline.rounds.init import init
-from tests.support.campaigns import OVERRIDES, fresh_campaign, publish, publish_reference
+from tests.support.campaigns import GPUS, OVERRIDES, fresh_campaign, publish, publish_reference
 
 SUBMISSIONS = ["submission 1", "submission 2", "submission 3"]  # the reference twice, and one arm
-GPUS = ["cluster=slurm", "cluster.gpus_per_node=8", "cluster.file_wait_seconds=0"]
 
 
 @pytest.fixture
@@ -34,33 +30,6 @@ def folder(tmp_path: Path) -> Round:
     for number in range(8):
         publish(made, f"a{number}", 15 + number)
     return made
-
-
-@pytest.fixture
-def slurm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A Slurm that takes every job: calls are what was submitted, states what it says of a job (COMPLETED by default)."""
-    said = SimpleNamespace(calls=[], states={}, kept=[])
-
-    def submit(slurm_dir, code_dir, arrays, meta_stage, resources, reference=None, recorded=(), judge=None):
-        number = len(said.calls)
-        call = SimpleNamespace(
-            arrays=arrays, meta=meta_stage, reference=reference, judge=judge, requests=resources.requests
-        )
-        said.calls.append(call)
-        tasks = [[f"{number}70_{n}" for n in range(len(stages))] for stages in arrays]
-        return {
-            "kind": "slurm", "array_job_ids": [f"{number}70"] if arrays else [], "task_job_ids": tasks,
-            "reference_job_id": f"{number}8" if reference else "", "judge_job_id": f"{number}6" if judge else "",
-            "meta_job_id": f"{number}9", "submission": f"mark {number}",
-        }  # fmt: skip
-
-    def query_jobs(ids, names, since):
-        return slurm_jobs.Report({each: Job(each, said.states.get(each, "FAILED")) for each in ids})
-
-    monkeypatch.setattr(slurm_submit, "submit", submit)
-    monkeypatch.setattr(slurm_submit, "keep", lambda folder, mark: said.kept.append(mark))
-    monkeypatch.setattr(slurm_jobs, "query_jobs", query_jobs)
-    return said
 
 
 def events(folder: Round, *kinds: str) -> list[tuple[str, list[str]]]:
@@ -273,19 +242,6 @@ def test_a_local_board_on_a_site_with_gpus_is_taken_at_init(tmp_path: Path, caps
     assert main(["round", str(tmp_path / "boarded"), *overrides, "--dry-run", "--json"]) == 0
     texts = json.loads(capsys.readouterr().out)["sbatch"]
     assert "#SBATCH --gpus-per-node=1\n" in texts["judge.sbatch"] and "gpus" not in texts["meta.sbatch"]
-
-
-@pytest.fixture
-def boarded(tmp_path: Path) -> Round:
-    """The first round of a campaign with a local board on a site with GPUs; its arms and reference are judged on dev and fresh."""
-    campaign = Campaign.at(tmp_path / "boarded")
-    overrides = [*OVERRIDES, *GPUS, "external=local", "external.rows=6", "external.submissions=1"]
-    init(campaign, overrides)
-    made = freeze.freeze(campaign, "r0001", overrides)
-    publish_reference(campaign, made)
-    for number in range(8):
-        publish(made, f"a{number}", 15 + number, adapter_digest=f"{number}" * 64)
-    return made
 
 
 def test_the_local_boards_submissions_go_to_the_judge_job_and_their_scores_into_the_decision(

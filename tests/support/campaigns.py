@@ -16,6 +16,7 @@ from pipeline.rounds import freeze
 from pipeline.rounds.init import init
 
 OVERRIDES = ["experiment=smoke"]
+GPUS = ["cluster=slurm", "cluster.gpus_per_node=8", "cluster.file_wait_seconds=0"]  # a site whose meta jobs have none
 NUM_ITEMS = 40
 _KEEP: list[TemporaryDirectory[str]] = []
 
