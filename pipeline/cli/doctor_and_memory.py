@@ -131,6 +131,10 @@ def first_contact_verb(arguments: argparse.Namespace) -> int:
     visit = Visit(Campaign.at(arguments.campaign), arguments.overrides, arguments.log_probs, arguments.sha256, say=say)
     wanted = gates.GATES[: gates.NAMES.index(arguments.until) + 1]
     words = [quoted_campaign(arguments), *map(shlex.quote, arguments.overrides)]
+    given = {"--log-probs": arguments.log_probs, "--sha256": arguments.sha256}
+    options = [word for name, path in given.items() if path for word in (name, shlex.quote(str(path)))]
+    until = ["--until", arguments.until] if arguments.until != gates.DEFAULT_UNTIL else []
+    visit.check()
     if arguments.dry_run:
         rows = [{"gate": gate.name, "question": gate.question, "cost": gate.cost(visit)} for gate in wanted]
         print(
@@ -138,6 +142,8 @@ def first_contact_verb(arguments: argparse.Namespace) -> int:
             if arguments.json
             else "\n".join(f"{r['gate']:<11} {r['question']} ({r['cost']})" for r in rows)
         )
+        visit.check_can_be_planned()
+        say(next_command("first-contact", *words, *options, *until))
         return 0
     passed = []
     for each in gates.walk(visit, arguments.until, again=arguments.again):
@@ -149,13 +155,16 @@ def first_contact_verb(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([vars(each) for each in passed], indent=1))
     if passed[-1].verdict == "bad":
-        say(f"stopped at the gate {passed[-1].gate}; the same command goes on there")
+        say(
+            f"stopped at the gate {passed[-1].gate}; the same command goes on there, or from the first gate where a setting or a file has changed"
+        )
         return 1
     if arguments.until == gates.NAMES[-1]:
         say(next_command("round", *words))
     else:
         following = gates.GATES[len(passed)]
-        say(f"{next_command('first-contact', *words, '--until', following.name)}    ({following.cost(visit)})")
+        again = next_command("first-contact", *words, *options, "--until", following.name)
+        say(f"{again}    ({following.cost(visit)})")
     return 0
 
 

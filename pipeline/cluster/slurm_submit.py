@@ -131,15 +131,17 @@ def submit(
             "judge_job_id": judge_id, "meta_job_id": meta_id, "submission": mark.word}  # fmt: skip
 
 
-def submit_stage(folder: Path, code_dir: Path, stage: Stage, resources: Resources) -> tuple[str, str]:
-    """Submit one worker's stage by itself, as an array of one. Returns (job id, mark), for which the caller calls `keep` as after `submit`.
+def submit_stage(
+    folder: Path, code_dir: Path, stage: Stage, resources: Resources, recorded: Collection[str]
+) -> tuple[str, str]:
+    """Submit one stage by itself, with the resources of an arm. Returns (job id, mark), for which the caller calls `keep` as after `submit`.
 
-    Raises as `submit`.
+    recorded: as `submit`. Raises as `submit`.
     """
     check_clients()
     from pipeline.cluster import slurm_sbatch
 
-    take_back_open(folder, [f"{resources.job_name}-arms"], ())
+    take_back_open(folder, [f"{resources.job_name}-arms"], recorded)
     mark = slurm_sbatch.Mark(folder)
     mark.open()
     with clean_environment():

@@ -16,6 +16,7 @@ from pipeline.campaign.layout import CODE_ROOT
 from pipeline.cluster import doctor
 from pipeline.cluster.site_check import Check
 from pipeline.execution import base_weights
+from pipeline.first_contact import stages
 from pipeline.first_contact.visit import Visit
 from pipeline.rounds import init
 from pipeline.sandbox import entries
@@ -41,7 +42,11 @@ def site(visit: Visit) -> Check:
 def reading(visit: Visit) -> str:
     """What comparing the published files takes: their bytes are read only for digests."""
     folder = Path(visit.chosen.cluster.weights_dir)
-    if not visit.sha256 or not base_weights.are_outside(visit.chosen.to_dict()["model"]) or not folder.is_dir():
+    if (
+        not visit.sha256
+        or not visit.chosen.cluster.weights_dir
+        or not base_weights.are_outside(visit.chosen.to_dict()["model"])
+    ):
         return "seconds"
     gigabytes = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e9
     return f"reads {gigabytes:.1f} GB once: a minute for each 60 GB at 1 GB/s"
@@ -123,12 +128,19 @@ def model_file(visit: Visit) -> Iterator[str]:
 
 def freeze_probe(visit: Visit) -> Check:
     """Freeze the small campaign, as `init` freezes a real one. One that was cut short is made anew."""
-    if visit.probe.folder.exists():
-        shutil.rmtree(visit.probe.folder)
+    remove_probe(visit)
     init.init(visit.probe, visit.probe_overrides)
     size = visit.probe.image.stat().st_size / 2**20
     digest = facts_of(visit.probe)["image"]["tree_digest"]
     return Check("image", "good", f"an image of {size:.1f} MiB with tree digest {digest[:16]}; {visit.probe.folder}")
+
+
+def remove_probe(visit: Visit) -> None:
+    """Remove the small campaign, after its jobs have ended. Raises as `stages.end_jobs`."""
+    if visit.probe.folder.exists():
+        if visit.probe_round.config.exists():
+            stages.end_jobs(visit.probe_round)
+        shutil.rmtree(visit.probe.folder)
 
 
 def substrate(entry: str, *arguments: str) -> str:

@@ -9,13 +9,12 @@
     items        some twenty items that the worker judged                       the same job
     arm          the reference of the real campaign, which its first round uses the hours of one arm
 
-The person says how far to go. What was passed is kept in `gates.json` and holds as long as configuration and files stay the same.
+The person says how far to go. What was passed is kept in `gates.json` and holds as long as configuration, code and files stay the same.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,11 +24,14 @@ from typing import Any
 
 from pipeline.campaign import canonical
 from pipeline.campaign.errors import PipelineError
-from pipeline.campaign.files import exclusive_lock, read_json, write_file
+from pipeline.campaign.files import exclusive_lock, file_digest, read_json, write_file
+from pipeline.campaign.layout import CODE_ROOT
 from pipeline.cluster.site_check import Check
+from pipeline.config import settings
 from pipeline.execution import base_weights
 from pipeline.first_contact import checkpoint_gates, node_gates
 from pipeline.first_contact.visit import Visit
+from pipeline.rounds import init
 
 
 @dataclass(frozen=True)
@@ -76,15 +78,16 @@ class Passed:
 def walk(visit: Visit, until: str = DEFAULT_UNTIL, *, again: bool = False) -> Iterator[Passed]:
     """Yield what each gate says, up to `until` or the first that is bad. again: repeat the gates that were passed before.
 
-    Raises ConfigError while another first contact works in the same folder, and what composing the configuration raises.
+    Raises ConfigError while another first contact works in the same folder, and as `visit.check`.
     """
+    visit.check()
     key = key_of(visit)
     visit.folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(visit.folder / ".lock", "`first-contact`"):
         known = _known(visit)
         if again or known.get("key") != key:
+            checkpoint_gates.remove_probe(visit)
             known = {"key": key, "passed": {}}
-            shutil.rmtree(visit.probe.folder, ignore_errors=True)
             _save(visit, known)
         for gate in GATES[: NAMES.index(until) + 1]:
             if gate.name in known["passed"]:
@@ -106,7 +109,10 @@ def walk(visit: Visit, until: str = DEFAULT_UNTIL, *, again: bool = False) -> It
 
 
 def key_of(visit: Visit) -> str:
-    """A digest of what the verdicts rest on: the configuration, sizes and times of the checkpoint's files, and the files to compare with."""
+    """A digest of what the verdicts rest on: the composed configuration, the code, and the files of the checkpoint and to compare with.
+
+    The two kinds of files count with their sizes and times, because reading a checkpoint takes minutes.
+    """
     given = [str(path.resolve()) for path in (visit.log_probs, visit.sha256) if path]
     files = [path for path in given if Path(path).is_file()]
     weights_dir = visit.chosen.cluster.weights_dir
@@ -114,7 +120,15 @@ def key_of(visit: Visit) -> str:
         with suppress(PipelineError):  # the gate `checkpoint` says what is wrong with the folder
             files += [str(Path(weights_dir, name)) for name in base_weights.published_files(weights_dir)]
     stats = {path: [Path(path).stat().st_size, str(Path(path).stat().st_mtime_ns)] for path in files}
-    return canonical.digest({"overrides": list(visit.overrides), "given": given, "files": stats})
+    code = {str(path): file_digest(path) for path in _code()}
+    configuration = canonical.digest_text(settings.to_yaml(visit.chosen))
+    return canonical.digest({"configuration": configuration, "code": code, "given": given, "files": stats})
+
+
+def _code() -> Iterator[Path]:
+    """The files of this checkout that the probe freezes or puts into its image."""
+    for name in (*init.FROZEN_CODE, "substrate"):
+        yield from (path for path in sorted((CODE_ROOT / name).rglob("*")) if path.is_file() and path.suffix != ".pyc")
 
 
 def _known(visit: Visit) -> dict[str, Any]:

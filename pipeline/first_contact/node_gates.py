@@ -10,13 +10,13 @@ from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.files import read_json_lines, write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.records import NUM_ARMS
-from pipeline.cluster import forecast
+from pipeline.campaign.shared_path import wait_until
 from pipeline.cluster.site_check import Check
 from pipeline.execution import results
 from pipeline.execution.trial import number, progress_lines
-from pipeline.first_contact import forward_pass, stages
+from pipeline.first_contact import forward_pass, probe_speed, stages
 from pipeline.first_contact.visit import PROBE_STEPS, Visit, paths_of
-from pipeline.rounds import freeze, init, launch
+from pipeline.rounds import control, freeze, init, launch
 
 REFERENCE = "a0"
 """The arm of r0000 that trains the reference recipe."""
@@ -41,10 +41,9 @@ def one_job(visit: Visit) -> str:
 
 def one_arm(visit: Visit) -> str:
     """What one arm takes, by the rates that the probe measured."""
-    expected = forecast.forecast(visit.chosen, 1, [visit.probe_round] if visit.probe_round.plan.exists() else [])
-    return (
-        f"about {expected.hours:.2f} device-hours, {expected.source}" if expected else "unknown: no rate is known yet"
-    )
+    attempts = visit.probe_round.attempts(REFERENCE) if visit.probe_round.plan.exists() else []
+    hours, source = probe_speed.expected_hours(visit.chosen, attempts[-1] if attempts else None, 1)
+    return f"about {probe_speed.in_words(hours)} device-hours, {source}" if hours else f"unknown: {source}"
 
 
 def forward(visit: Visit) -> Check:
@@ -52,12 +51,9 @@ def forward(visit: Visit) -> Check:
     rows, answer = paths_of(visit.probe)
     stored = forward_pass.read_stored(visit.log_probs) if visit.log_probs else None
     write_file(rows, "".join(json.dumps({"tokens": row["tokens"]}) + "\n" for row in stored or []))
-    stages.run_stage(
-        visit.probe_round,
-        ("forward", str(visit.probe.folder), "r0000"),
-        visit.folder / "forward_job.json",
-        lambda: None,
-    )
+    stages.run_stage(visit.probe_round, ("forward", str(visit.probe.folder), "r0000"), lambda: None)
+    seconds = visit.chosen.cluster.file_wait_seconds  # the node wrote it, and this machine may not see it yet
+    wait_until((answer / "summary.json").exists, seconds, [answer.parent, answer])
     return forward_pass.compare(answer, stored, visit.chosen.model.dtype)
 
 
@@ -88,7 +84,7 @@ def items(visit: Visit) -> Check:
     tokens, num_items = results.num_tokens(attempt.result)
     found = (
         f"{num_items} items: {marks.count('1')} right, {marks.count('T')} truncated, {tokens / num_items:,.0f} tokens a completion; "
-        f"{expected_round(visit)}"
+        f"{expected_round(visit, attempt)}"
     )
     if marks.count("T") < len(marks):
         return Check("items", "good", found)
@@ -98,10 +94,10 @@ def items(visit: Visit) -> Check:
     )  # fmt: skip
 
 
-def expected_round(visit: Visit) -> str:
-    """What a round will take by the probe's rates, in words."""
-    expected = forecast.forecast(visit.chosen, NUM_ARMS, [visit.probe_round])
-    return f"a round will take about {expected.hours:,.1f} device-hours" if expected else "no rate was measured"
+def expected_round(visit: Visit, attempt: Attempt) -> str:
+    """What a round will take by the probe's speed, in words."""
+    hours, source = probe_speed.expected_hours(visit.chosen, attempt, NUM_ARMS)
+    return f"a round will take about {probe_speed.in_words(hours)} device-hours ({source})" if hours else source
 
 
 def arm(visit: Visit) -> Check:
@@ -131,11 +127,12 @@ def work(visit: Visit, campaign: Campaign, folder: Round) -> tuple[Attempt, str]
     if not results.has_score(folder.published(REFERENCE)):
         (stage,) = launch.worker_stages(campaign, folder, [REFERENCE], freeze.read_plan(folder)[1])
         try:
-            stages.run_stage(folder, stage, visit.folder / f"{campaign.name}_job.json", phases_of(folder, visit.say))
+            stages.run_stage(folder, stage, phases_of(folder, visit.say))
         except PipelineError as error:
             if not folder.attempts(REFERENCE):  # else the attempt says more than the exit code of its process
                 raise
             failure = str(error)
+        control.await_results(folder, [(folder, REFERENCE)], visit.chosen.cluster.file_wait_seconds)
     return folder.attempts(REFERENCE)[-1], failure
 
 

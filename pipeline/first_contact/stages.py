@@ -1,29 +1,34 @@
-"""Run one stage of a frozen round by itself and wait for it: as a child process here, or as a job on Slurm."""
+"""Run one stage of a frozen round by itself and wait for it: as a child process here, or as a job on Slurm.
+
+A job is named in the round's `jobs.jsonl`, as those of `round` and `rerun` are. So a call that follows an interrupted one waits for the job
+that runs, `round` sees it too, and no arm is trained twice at once.
+"""
 
 from __future__ import annotations
 
-import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from pipeline.campaign.errors import PipelineError, WorkFailed
-from pipeline.campaign.files import read_json, write_file
+from pipeline.campaign.errors import WorkFailed
+from pipeline.campaign.files import is_alive
 from pipeline.campaign.layout import Round
 from pipeline.cluster import local_runner, slurm_clients, slurm_jobs, slurm_submit
 from pipeline.cluster.stage_command import Stage
 from pipeline.config import corrections
-from pipeline.rounds import launch
+from pipeline.rounds import control, launch
 
-POLL_SECONDS = 5.0
+POLL_SECONDS = 2.0
+STOP_SECONDS = 300.0  # the longest wait for a job that was cancelled: it saves its state, and Slurm ends it at the latest after KillWait
+SLURMS = ("srun:", "slurmstepd:")
+"""How lines of a job's log begin that say that a task failed, and not why."""
 
 
-def run_stage(folder: Round, stage: Stage, job_file: Path, watch: Callable[[], None]) -> None:
-    """Run a stage of the round and return when it has ended well.
-
-    job_file: keeps the job's id, so that after an interruption the same job is waited for and no second one is submitted. watch: called
-    again and again meanwhile.
+def run_stage(folder: Round, stage: Stage, watch: Callable[[], None]) -> None:
+    """Run a stage of the round and return when it has ended well. watch: called again and again meanwhile.
 
     Raises WorkFailed with the place of the log if the stage ends badly, and what submitting raises. Ctrl-C stops the stage.
     """
@@ -37,11 +42,7 @@ def run_stage(folder: Round, stage: Stage, job_file: Path, watch: Callable[[], N
         if code:
             raise WorkFailed(f"{stage[0]} ended with exit code {code}: {last_line(log)}", f"Read {log}")
         return
-    job_id = running_job(folder, job_file)
-    if not job_id:
-        job_id, mark = slurm_submit.submit_stage(folder.slurm_dir, code_dir, stage, launch.resources(folder))
-        write_file(job_file, json.dumps({"job_id": job_id, "at": time.time()}))
-        slurm_submit.keep(folder.slurm_dir, mark)
+    job_id = job_of(folder, code_dir, stage)
     try:
         job = await_job(folder, job_id, watch)
     except KeyboardInterrupt:
@@ -50,37 +51,68 @@ def run_stage(folder: Round, stage: Stage, job_file: Path, watch: Callable[[], N
     if job.state != "COMPLETED":
         logs = sorted(folder.slurm_dir.glob(f"{job_id}_*_log.*"))
         told = last_line(logs[0]) if logs else job.reason
-        raise WorkFailed(f"job {job_id} is {job.state}: {told}", f"Read {folder.slurm_dir}/{job_id}_*_log.err")
+        where = f"Read {logs[0]}" if logs else f"`sacct -j {job_id}` and `scontrol show job {job_id}` say more"
+        raise WorkFailed(f"job {job_id} is {job.state}: {told}", where)
 
 
-def running_job(folder: Round, job_file: Path) -> str:
-    """The id of a job that an earlier call submitted and that waits or runs; empty without one."""
-    with suppress(OSError, PipelineError, KeyError, TypeError):
-        known = read_json(job_file)
-        job = slurm_jobs.query_jobs([known["job_id"]], [stage_name(folder)], known["at"]).jobs[known["job_id"]]
-        if not (job.ended or job.absent):
-            return str(known["job_id"])
-    return ""
+def job_of(folder: Round, code_dir: Path, stage: Stage) -> str:
+    """The id of the job that runs the stage: one that waits or runs, else one that is submitted now."""
+    name = f"{folder.name}/{stage[3] if stage[0] == 'worker' else stage[0]}"
+    with launch.patient_round_lock(folder, control.LOCK_SECONDS):
+        known = control.ask_slurm(folder).jobs.get(name)
+        if known and not (known.ended or known.absent):
+            return known.job_id
+        recorded = slurm_jobs.recorded_marks(folder)
+        asked = launch.resources(folder)
+        job_id, mark = slurm_submit.submit_stage(folder.slurm_dir, code_dir, stage, asked, recorded)
+        slurm_jobs.record_submission(folder, {name: job_id}, "", "first-contact", {"submission": mark})
+        slurm_submit.keep(folder.slurm_dir, mark)
+        return job_id
 
 
 def await_job(folder: Round, job_id: str, watch: Callable[[], None]) -> slurm_jobs.Job:
     """Wait until Slurm says that the job has ended, and return it."""
-    since = time.time()
     while True:
-        job = slurm_jobs.query_jobs([job_id], [stage_name(folder)], since).jobs[job_id]
+        job = launch.query(folder, [job_id]).jobs[job_id]
         if job.ended or job.absent:
             return job
         watch()
         time.sleep(POLL_SECONDS)
 
 
-def stage_name(folder: Round) -> str:
-    """The name under which Slurm knows the job."""
-    return f"{launch.job_name(folder)}-arms"
+def end_jobs(folder: Round) -> None:
+    """Stop what works for the round, before its folder is removed: its jobs, recorded or not, and a worker on this machine.
+
+    Else a job that holds an older configuration would work on in the folder that is made next. Raises WorkFailed for one that does not end.
+    """
+    left = [job_id for _, job_id in slurm_jobs.all_ids(folder)]
+    if folder.slurm_dir.exists():
+        left += slurm_submit.take_back_open(
+            folder.slurm_dir, launch.job_names(folder), slurm_jobs.recorded_marks(folder)
+        )
+    pids = [pid for attempt in folder.attempts("a0")[-1:] if (pid := control.local_pid(attempt))]
+    deadline = time.monotonic() + STOP_SECONDS
+    for number in range(1 << 30):
+        jobs = launch.query(folder, left).jobs
+        left = [job_id for job_id in left if not (jobs[job_id].ended or jobs[job_id].absent)]
+        pids = [pid for pid in pids if is_alive(pid)]
+        if not (left or pids):
+            return
+        if number == 0:
+            slurm_clients.cancel_jobs(left)
+            for pid in pids:
+                os.kill(pid, signal.SIGTERM)
+        if time.monotonic() > deadline:
+            which = ", ".join([*(f"job {job_id}" for job_id in left), *(f"process {pid}" for pid in pids)])
+            raise WorkFailed(
+                f"{which} works for an earlier first contact, and does not end", "End it, then run the command again"
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log; empty if there is none."""
+    """The last line of a log that the stage itself wrote; empty if there is none."""
     with suppress(OSError):
-        return " ".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+        return next((line for line in reversed(lines) if line and not line.startswith(SLURMS)), "")
     return ""

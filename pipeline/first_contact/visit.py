@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.config import settings
 from pipeline.config.settings import Settings
+from pipeline.rounds import init
 
 PROBE_STEPS = 10
 PROBE_ITEMS = 20
@@ -38,6 +40,16 @@ class Visit:
     def chosen(self) -> Settings:
         """The configuration that the overrides compose. Raises as `settings.compose`."""
         return settings.compose(self.overrides)
+
+    def check(self) -> None:
+        """Raise ConfigError for a name that the campaign cannot have, and what composing the configuration raises."""
+        if not self.campaign.frozen.exists():
+            init.check_is_new(self.campaign)
+        _ = self.chosen
+
+    def check_can_be_planned(self) -> None:
+        """Raise what `round` would raise for this configuration, without a look at the files of the checkpoint."""
+        init.check_can_be_planned(self.chosen, load_constitution(), is_draft=False)
 
     @property
     def folder(self) -> Path:

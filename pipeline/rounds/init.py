@@ -94,7 +94,12 @@ def check_is_new(campaign: Campaign) -> None:
     if not NAME.fullmatch(campaign.name):
         raise ConfigError(
             f"{campaign.name!r} cannot name a campaign",
-            "Valid are letters, digits and the signs . _ -, beginning with a letter or digit, such as demo-2",
+            "Valid are letters, digits and the signs . _ -, beginning with a letter or digit, such as demo-2"
+            + (
+                "; the folder of the campaign comes first, such as runs/nano, and then the settings"
+                if "=" in campaign.name
+                else ""
+            ),
         )
 
 

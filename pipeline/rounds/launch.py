@@ -85,13 +85,15 @@ def adopt(folder: Round) -> None:
 
 
 def check_no_job_is_left(folder: Round) -> None:
-    """Raise ConfigError if a job of the round may wait or run although the round was not submitted: `rerun` starts such jobs."""
-    ids = slurm_jobs.task_ids(folder)
+    """Raise ConfigError if a job of the round may wait or run although the round was not submitted: others start such jobs too."""
+    first = folder.campaign.round("r0000")  # `first-contact` may have submitted its arms
+    ids = slurm_jobs.task_ids(folder) | (slurm_jobs.task_ids(first) if folder.number == 1 else {})
     jobs = query(folder, list(ids.values())).jobs
     if left := sorted(arm for arm, job_id in ids.items() if not (jobs[job_id].ended or jobs[job_id].absent)):
+        of = left[0].partition("/")[0] if "/" in left[0] else folder.name
         raise ConfigError(
-            f"jobs of {folder.name} may wait or run already ({', '.join(f'{arm} as {ids[arm]}' for arm in left)})",
-            f"Wait, or `python -m pipeline cancel {folder.campaign.folder} --round {folder.name}` first",
+            f"jobs of {of} may wait or run already ({', '.join(f'{arm} as {ids[arm]}' for arm in left)})",
+            f"Wait, or `python -m pipeline cancel {folder.campaign.folder} --round {of}` first",
         )
 
 
@@ -140,7 +142,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
         gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node)
-        at_once = chosen.cluster.arms_at_once or max(1, available_cores() // chosen.parallelism.world_size)
+        at_once = chosen.cluster.arms_at_once or max(1, len(os.sched_getaffinity(0)) // chosen.parallelism.world_size)
         at_once = min(at_once, len(gpus)) if gpus else at_once
         local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime, gpus)
         codes = local_runner.run_local(
@@ -226,10 +228,6 @@ def anchor_of_plan(folder: Round) -> heads.Anchor:
         record["seq"] for record in log.records() if (record["event"], record.get("round")) == ("plan", folder.name)
     ]
     return log.anchor(plans[-1])
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def reference_stage(campaign: Campaign, folder: Round) -> stage_command.Stage:
