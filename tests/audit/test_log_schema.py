@@ -1,6 +1,7 @@
 """Test form and order of records: for each rule a log that breaks it and nothing else."""
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -69,3 +70,49 @@ def test_records_of_a_later_version_are_told_and_left_alone() -> None:
     report = Report()
     assert log_schema.check_records(renumbered([*records, {"event": "weather", "round": "r0004"}]), report)
     assert report.ok and "records of kind 'weather' are not known to this version" in report.not_verifiable
+
+
+JUNK = (
+    [],
+    [[]],
+    {},
+    {"a": [{}]},
+    "",
+    "r0001",
+    "r9999",
+    "submission 1",
+    ["submission 1"],
+    [None],
+    None,
+    True,
+    -1,
+    0,
+    99999,
+    "x" * 64,
+)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_a_log_with_any_value_in_any_place_gives_findings_and_no_traceback(seed: int) -> None:
+    """Some values of some records are replaced, and records that a judge job brings are put anywhere."""
+    draw, records = random.Random(seed), [json.loads(line) for line in played().lines]
+    for _ in range(draw.randint(1, 3)):
+        record = draw.choice(records)
+        names = [name for name in record if name not in ("seq", "previous", "event")]
+        record[draw.choice(names)] = draw.choice(JUNK)
+        event = draw.choice(["judge_request", "unjudged", "by_hand", "board_score", "outcome"])
+        form = {
+            "what": draw.choice(JUNK),
+            "number": draw.choice(JUNK),
+            "score": draw.choice(JUNK),
+            "arm": "reference",
+            "outcome": {},
+        }
+        fields = {*log_schema.FIELDS[event], *log_schema.MAY_HAVE.get(event, ())} & set(form)
+        made = {"event": event, "previous": "", **({"round": "r0001"} if event != "board_score" else {})}
+        records.insert(draw.randint(1, len(records)), made | {name: form[name] for name in fields})
+    wrong = {"event": draw.choice(["judge_request", "unjudged"]), "previous": "", "round": "r0001"}
+    records.insert(draw.randint(1, len(records)), wrong | {"what": draw.choice([[], [[]], [{}], [None], ["weather"]])})
+    report = Report()
+    log_schema.check_records(renumbered(records), report)
+    assert any(wrong["event"] in finding.what for finding in report.findings)

@@ -133,3 +133,17 @@ def test_case_14_other_paths_pass(name: str) -> None:
 def test_case_14_a_comma_in_a_job_s_name_is_refused() -> None:
     with pytest.raises(ConfigError, match=re.escape("'a,b-r0001' holds ','")):
         slurm_submit.check_names([Path("/data/x")], "a,b-r0001")
+
+
+def test_a_job_does_not_cancel_its_own_submission_although_nobody_recorded_it(
+    cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cluster('take; echo "Submitted batch job $count"')
+    first = submit(tmp_path)  # never kept
+    mark = tmp_path / "slurm" / "submissions" / f"{first['submission']}.taken_back"
+    monkeypatch.setenv("POSTRAIN_TAKEN_BACK", str(mark))
+    submit(tmp_path)
+    assert not lines(folder / "cancelled") and not mark.exists()
+    monkeypatch.delenv("POSTRAIN_TAKEN_BACK")
+    submit(tmp_path)
+    assert set(lines(folder / "cancelled")) >= {"101", "102"} and mark.exists()

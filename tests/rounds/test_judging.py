@@ -10,10 +10,11 @@ from pipeline.__main__ import main
 from pipeline.audit import log_schema
 from pipeline.audit.findings import Report
 from pipeline.campaign import canonical
-from pipeline.campaign.errors import JudgeWanted, TrialFailed, WorkFailed
+from pipeline.campaign.errors import IntegrityError, JudgeWanted, SlurmRefused, TrialFailed, WorkFailed
 from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
+from pipeline.cluster import slurm_submit, stage_command
 from pipeline.decision import board_submissions
 from pipeline.rounds import control, freeze, judging, launch, meta
 from tests.support.campaigns import GPUS, OVERRIDES, fresh_campaign, publish, publish_reference
@@ -278,3 +279,135 @@ def test_a_dead_judge_job_leaves_the_round_without_a_board_score(boarded: Round,
     assert events(boarded, "judge_request", "unjudged") == [
         ("judge_request", SUBMISSIONS), ("unjudged", SUBMISSIONS),
     ]  # fmt: skip
+
+
+def test_a_submission_that_could_not_be_judged_costs_no_judge_job_in_a_later_round(
+    boarded: Round, slurm: SimpleNamespace
+) -> None:
+    campaign = boarded.campaign
+    with pytest.raises(JudgeWanted):
+        meta.close(campaign, boarded)
+    judging.submit(campaign, boarded)
+    assert meta.close(campaign, boarded).state == "decided"
+    overrides = [*OVERRIDES, *GPUS, "external=local", "external.rows=6", "external.submissions=1"]
+    second = freeze.freeze(campaign, "r0002", overrides)
+    publish_reference(campaign, second)
+    for number in range(8):
+        publish(second, f"a{number}", 15 + number, adapter_digest=f"{number + 8:x}" * 64)
+    with pytest.raises(JudgeWanted, match=r"r0002 is not judged yet \(submission 4\)"):
+        meta.close(campaign, second)
+    ids = judging.submit(campaign, second)
+    assert ids is not None and ids["judges"] == ["submission 4"]
+    assert meta.close(campaign, second).state == "decided"
+    report = Report()
+    assert log_schema.check_records(Log(campaign.log).records(), report) and not report.findings
+
+
+def test_an_earlier_meta_job_leaves_the_round_to_the_one_after_a_waiting_reference_job(
+    folder: Round, slurm: SimpleNamespace
+) -> None:
+    unjudge(folder)
+    assert rerun(folder) == ["reference: job 08"]
+    slurm.states |= {"08": "PENDING", "09": "PENDING"}
+    with pytest.raises(WorkFailed, match="reference job 08 of r0001 is pending, and meta job 09 decides after it"):
+        meta.close(folder.campaign, folder)
+    slurm.states["09"] = "CANCELLED"
+    with pytest.raises(WorkFailed, match="meta job 09 has ended, so run the meta stage again after it"):
+        meta.close(folder.campaign, folder)
+    assert events(folder, "judge_request", "unjudged") == []
+    slurm.states["08"] = "FAILED"
+    with pytest.raises(JudgeWanted):
+        meta.close(folder.campaign, folder)
+
+
+def test_what_somebody_types_as_asked_for_and_nobody_asked_for_is_not_believed(folder: Round) -> None:
+    unjudge(folder)
+    with pytest.raises(JudgeWanted):
+        meta.close(folder.campaign, folder, asked=["reference", "submission 1"])
+    assert events(folder, "judge_request", "unjudged") == [("judge_request", ["reference"])]
+
+
+def test_a_reference_file_that_was_lost_after_its_outcome_was_logged_is_named(folder: Round) -> None:
+    judged = (folder.folder / "reference.h5").read_bytes()
+    folder.published("a0").rename(folder.folder / "kept")
+    for number in range(1, 4):  # below the quorum, so the round stays open
+        folder.published(f"a{number}").unlink()
+    assert meta.close(folder.campaign, folder).state == "undecided"
+    unjudge(folder)
+    with pytest.raises(IntegrityError, match="reference.h5 is missing, although the log has its outcome"):
+        meta.close(folder.campaign, folder)
+    assert events(folder, "judge_request", "unjudged") == []
+    (folder.folder / "reference.h5").write_bytes(judged)
+    assert meta.close(folder.campaign, folder).state == "undecided"
+
+
+def test_close_says_that_a_round_without_a_standing_recipe_needs_the_reference(
+    folder: Round, slurm: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    close = ["close", str(folder.campaign.folder), "--dry-run"]
+    assert main(close) == 0 and "the round would be decided" in capsys.readouterr().out
+    unjudge(folder)
+    assert main(close) == 0
+    said = capsys.readouterr().out
+    assert "nothing would be decided, because the reference" in said and "pipeline rerun" in said
+    assert "the round would be decided" not in said
+    assert meta.close(folder.campaign, folder, by_person=True).state == "closed"
+    report = Report()
+    assert log_schema.check_records(Log(folder.campaign.log).records(), report) and not report.findings
+
+
+def test_an_outcome_that_nobody_was_asked_for_is_found(folder: Round) -> None:
+    log = Log(folder.campaign.log)
+    missing = {"arm": "reference", "role": "reference", "status": "absent", "exit_class": "not_judged"}
+    log.append("outcome", round="r0001", arm="reference", outcome=missing)
+    report = Report()
+    log_schema.check_records(log.records(), report)
+    assert "nobody was asked to judge it" in str(report.findings)
+    log.append("judge_request", round="r0001", what=["reference"])
+    log.append("outcome", round="r0001", arm="reference", outcome=missing | {"status": "completed", "exit_class": ""})
+    log.append("unjudged", round="r0001", what=["reference"])
+    log.append("outcome", round="r0001", arm="reference", outcome=missing)
+    report = Report()
+    log_schema.check_records(log.records(), report)
+    assert ["reference has its score" in found.what for found in report.findings] == [False, True, True]
+
+
+def test_a_meta_job_records_the_submission_that_it_belongs_to(
+    folder: Round, slurm: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain that submitted it was killed before its record: nothing of it is asked for, or cancelled, again."""
+    monkeypatch.setattr(slurm_submit, "keep", lambda place, mark: (place / "submissions" / f"{mark}.open").unlink())
+    unjudge(folder)
+    with pytest.raises(JudgeWanted):
+        meta.close(folder.campaign, folder)
+    assert judging.requested(folder.campaign, folder) == ["reference"]
+    mark = folder.slurm_dir / "submissions" / "5f0c.open"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    monkeypatch.setenv("POSTRAIN_TAKEN_BACK", str(mark.with_suffix(".taken_back")))
+    monkeypatch.setenv("SLURM_JOB_ID", "09")
+    for _ in range(2):
+        judging.record_own(folder, ["reference"])
+    (line,) = read_json_lines(folder.jobs)
+    assert (line["meta"], line["why"], line["ids"]) == ("09", "found", {"submission": "5f0c", "judges": ["reference"]})
+    assert judging.submit(folder.campaign, folder) is None and slurm.calls == []
+    assert not mark.exists()
+
+
+def test_a_round_goes_on_where_no_judge_job_can_be_submitted(
+    folder: Round, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = tmp_path / "calls"
+    script = f'echo "$*" >> {calls}; case "$*" in *--asked*) exit 0;; esac; exit 1'
+    monkeypatch.setattr(stage_command, "command", lambda stage: ["/bin/sh", "-c", script, *stage])
+    unjudge(folder)
+    with pytest.raises(JudgeWanted):
+        meta.close(folder.campaign, folder)
+
+    def refuse(*words: object, **options: object) -> None:
+        raise SlurmRefused("sbatch refused judge: Invalid partition")
+
+    monkeypatch.setattr(slurm_submit, "submit", refuse)
+    assert main(["chain", str(folder.campaign.folder), "--round", "r0001", "--meta"]) == 0
+    assert calls.read_text().splitlines()[1].endswith("r0001 --asked=reference")
+    assert "no judge job is submitted, and the round goes on without what it would judge" in capsys.readouterr().out
