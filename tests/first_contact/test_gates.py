@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,15 +65,21 @@ def test_an_unknown_gate_does_not_stop(tmp_path: Path, answers: dict[str, str]) 
     assert [each.verdict for each in gates.walk(a_visit(tmp_path), "tokenizer")] == ["good", "unknown", "good"]
 
 
-@pytest.mark.parametrize("change", ["overrides", "file", "again", "damaged"])
-def test_what_was_passed_holds_only_for_the_same_configuration_and_files(
-    tmp_path: Path, answers: dict[str, str], change: str
+@pytest.mark.parametrize("change", ["overrides", "site", "code", "file", "again", "damaged"])
+def test_what_was_passed_holds_only_for_the_same_configuration_code_and_files(
+    tmp_path: Path, answers: dict[str, str], change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """site: the person edits the site's file as a cure says, and types the same words again."""
     stored = tmp_path / "stored.jsonl"
     stored.write_text("x")
     first = a_visit(tmp_path, log_probs=stored)
     assert len(list(gates.walk(first, "image"))) == 4
     second = a_visit(tmp_path, *(["seed=7"] if change == "overrides" else []), log_probs=stored)
+    if change == "site":
+        cluster = replace(second.chosen.cluster, scratch_dir="/large")
+        vars(second)["chosen"] = replace(second.chosen, cluster=cluster)
+    if change == "code":
+        monkeypatch.setattr(gates, "_code", lambda: [stored])
     if change == "file":
         stored.write_text("other")
     if change == "damaged":
@@ -148,6 +155,26 @@ def test_a_dry_run_says_what_each_gate_takes_and_writes_nothing(
     assert main(["first-contact", str(tmp_path / "mine"), *SMOKE, "--until", "arm", "--dry-run", "--json"]) == 0
     assert [row["gate"] for row in json.loads(capsys.readouterr().out)] == list(gates.NAMES)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["mine", "policy.rounds=99"], "policy.rounds = 99"),
+    (["mine", "experiment=nano_mini", "cluster.weights_dir=/no/such"], "/no/such is not a folder"),
+    (["experiment=nano_mini", "seed=1"], "the folder of the campaign comes first"),
+])  # fmt: skip
+def test_a_dry_run_refuses_what_the_gates_would_refuse_later(
+    tmp_path: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["first-contact", *words, "--dry-run"]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_names_the_command_that_it_stands_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "mine")
+    assert main(["first-contact", folder, *SMOKE, "--until", "steps", "--dry-run"]) == 0
+    assert capsys.readouterr().err.endswith(f"pipeline first-contact {folder} {' '.join(SMOKE)} --until steps\n")
 
 
 def test_digests_are_compared_with_a_list(tmp_path: Path) -> None:
