@@ -142,8 +142,10 @@ def first_contact_verb(arguments: argparse.Namespace) -> int:
             if arguments.json
             else "\n".join(f"{r['gate']:<11} {r['question']} ({r['cost']})" for r in rows)
         )
-        visit.check_can_be_planned()
-        say(next_command("first-contact", *words, *options, *until))
+        same = next_command("first-contact", *words, *options, *until)
+        if why := visit.check_can_be_planned():
+            say(f"here the gates would stop: {why}")
+        say(f"{same}{'    (once that is mended)' if why else ''}")
         return 0
     passed = []
     for each in gates.walk(visit, arguments.until, again=arguments.again):

@@ -77,7 +77,8 @@ def add_asked(sub: argparse.ArgumentParser) -> None:
         "--asked",
         action="append",
         default=[],
-        help=argparse.SUPPRESS,  # of the meta job that follows a judge job
+        metavar="WHAT",
+        help="What a judge job was submitted for before, as the log asked for it. The meta job after it is told so.",
     )
 
 

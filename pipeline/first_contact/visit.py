@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.config import settings
@@ -47,9 +48,18 @@ class Visit:
             init.check_is_new(self.campaign)
         _ = self.chosen
 
-    def check_can_be_planned(self) -> None:
-        """Raise what `round` would raise for this configuration, without a look at the files of the checkpoint."""
-        init.check_can_be_planned(self.chosen, load_constitution(), is_draft=False)
+    def check_can_be_planned(self) -> str:
+        """Raise what `round` would raise for this configuration on any machine.
+
+        Returns why this machine could not freeze it, if the checkpoint is not here or lacks files; else an empty string.
+        """
+        rules = load_constitution()
+        init.check_can_be_planned(self.chosen, rules, is_draft=True)
+        try:
+            init.check_can_be_planned(self.chosen, rules, is_draft=False)
+        except PipelineError as error:
+            return str(error)
+        return ""
 
     @property
     def folder(self) -> Path:

@@ -159,7 +159,7 @@ def test_a_dry_run_says_what_each_gate_takes_and_writes_nothing(
 
 @pytest.mark.parametrize(("words", "said"), [
     (["mine", "policy.rounds=99"], "policy.rounds = 99"),
-    (["mine", "experiment=nano_mini", "cluster.weights_dir=/no/such"], "/no/such is not a folder"),
+    (["mine", "experiment=nano_mini"], "cluster.weights_dir is empty"),
     (["experiment=nano_mini", "seed=1"], "the folder of the campaign comes first"),
 ])  # fmt: skip
 def test_a_dry_run_refuses_what_the_gates_would_refuse_later(
@@ -175,6 +175,14 @@ def test_a_dry_run_names_the_command_that_it_stands_for(tmp_path: Path, capsys: 
     folder = str(tmp_path / "mine")
     assert main(["first-contact", folder, *SMOKE, "--until", "steps", "--dry-run"]) == 0
     assert capsys.readouterr().err.endswith(f"pipeline first-contact {folder} {' '.join(SMOKE)} --until steps\n")
+
+
+def test_a_dry_run_says_that_the_checkpoint_is_not_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=nano_mini", "cluster.weights_dir=/no/such"]
+    assert main(["first-contact", str(tmp_path / "mine"), *words, "--dry-run"]) == 0
+    *_, told, following = capsys.readouterr().err.splitlines()
+    assert "here the gates would stop: cluster.weights_dir = /no/such is not a folder" in told
+    assert following.startswith("next: ") and following.endswith("(once that is mended)")
 
 
 def test_digests_are_compared_with_a_list(tmp_path: Path) -> None:
