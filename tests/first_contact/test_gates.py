@@ -258,7 +258,7 @@ def test_a_site_passes_all_gates_and_each_gate_on_the_node_can_fail(tmp_path: Pa
 
     visit.say = killing("r0000/a0: train_start")
     *_, last = gates.walk(visit, "steps")
-    assert (last.gate, last.verdict) == ("steps", "bad") and "0 of 10 steps" in last.found and "trial.log" in last.cure
+    assert (last.gate, last.verdict) == ("steps", "bad") and "0 of 10 steps" in last.found and "Read " in last.cure
 
     visit.say = killing("r0000/a0: generate_start")
     *_, steps, last = gates.walk(visit, "items")

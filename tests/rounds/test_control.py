@@ -124,7 +124,8 @@ def test_what_a_decision_lacks_is_the_quorum_the_standing_recipe_or_the_referenc
     assert meta.lacking(campaign, folder, 5).startswith("4 of 8 arms have a score, fewer than the quorum of 5")
     publish(folder, "a4")
     assert meta.lacking(campaign, folder, 5) == ""
-    plan = json.loads(folder.plan.read_text())
+    without_standing = folder.plan.read_text()
+    plan = json.loads(without_standing)
     plan["policy"]["standing"] = [["recipe.lora.rank", "16"]]
     plan["arms"][7]["replicate_of"] = "standing"
     folder.plan.write_text(json.dumps(plan))
@@ -134,6 +135,8 @@ def test_what_a_decision_lacks_is_the_quorum_the_standing_recipe_or_the_referenc
     publish(folder, "a7")
     assert meta.lacking(campaign, folder, 5) == ""
     campaign.round("r0000").published("a0").unlink()
+    assert meta.lacking(campaign, folder, 5) == "", "a standing recipe is compared with its own runs"
+    folder.plan.write_text(without_standing)
     assert meta.lacking(campaign, folder, 5).startswith("the reference, which the arms are compared with")
 
 
