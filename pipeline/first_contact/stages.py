@@ -91,17 +91,18 @@ def end_jobs(folder: Round) -> None:
             folder.slurm_dir, launch.job_names(folder), slurm_jobs.recorded_marks(folder)
         )
     pids = [pid for attempt in folder.attempts("a0")[-1:] if (pid := control.local_pid(attempt))]
-    deadline = time.monotonic() + STOP_SECONDS
-    for number in range(1 << 30):
+    deadline, is_told = time.monotonic() + STOP_SECONDS, False
+    while True:
         jobs = launch.query(folder, left).jobs
         left = [job_id for job_id in left if not (jobs[job_id].ended or jobs[job_id].absent)]
         pids = [pid for pid in pids if is_alive(pid)]
         if not (left or pids):
             return
-        if number == 0:
+        if not is_told:
             slurm_clients.cancel_jobs(left)
             for pid in pids:
                 os.kill(pid, signal.SIGTERM)
+            is_told = True
         if time.monotonic() > deadline:
             which = ", ".join([*(f"job {job_id}" for job_id in left), *(f"process {pid}" for pid in pids)])
             raise WorkFailed(

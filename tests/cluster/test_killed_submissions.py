@@ -10,6 +10,7 @@ from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign
 from pipeline.cluster import slurm_clients, slurm_jobs, slurm_sbatch
+from pipeline.first_contact import stages
 from pipeline.rounds import control, freeze, launch
 from tests.support.campaigns import OVERRIDES, fresh_campaign
 from tests.support.slurm_stand_ins import Queue
@@ -135,3 +136,25 @@ def test_another_cluster_s_login_node_neither_cancels_nor_starts(
     with pytest.raises(WorkFailed, match=f"does not answer .{said}"):
         control.rerun(campaign, folder, ["a3"], failed=False, dry_run=False, watch=lambda: None)
     assert queued(slurm) == before
+
+
+def test_the_job_of_a_first_contact_is_submitted_once_wherever_its_command_was_killed(
+    campaign: Campaign, cluster: Queue
+) -> None:
+    slurm, first = cluster(TAKES), campaign.round("r0000")
+    code_dir, digest = launch.verify_frozen(campaign, first)
+    (stage,) = launch.worker_stages(campaign, first, ["a0"], digest)
+    step = 1
+    while killed_at(step, lambda: stages.job_of(first, code_dir, stage)):
+        job_id = stages.job_of(first, code_dir, stage)
+        assert queued(slurm) == [job_id] and slurm_jobs.task_ids(first) == {"r0000/a0": job_id}, step
+        for path in (first.jobs, slurm / "queue", *(first.slurm_dir / "submissions").glob("*")):
+            path.unlink()
+        step += 1
+    assert step > 10
+    job_id = stages.job_of(first, code_dir, stage)
+    with pytest.raises(
+        ConfigError, match=f"jobs of r0000 may wait or run already .r0000/a0 as {job_id}.*--round r0000"
+    ):
+        launch.submit(campaign, campaign.round("r0001"))
+    assert queued(slurm) == [job_id], "the reference is not trained twice at once"
