@@ -1,6 +1,6 @@
-"""Entry: check that a folder's weights are those of a model, by names and shapes alone; no value is read.
+"""Entry: check that a folder's weights are those of a model, by config.json, names and shapes; no weight is read.
 
-    python -m substrate.formats.published_weights FOLDER --model model.json
+    python -m substrate.formats.published_weights FOLDER --model hydra_conf/model/nemotron3_nano_30b.yaml
     6243 tensors in 13 files; an output layer of its own; 0 of multi-token prediction left out
 
 The 6,243 tensors of the 30B take a tenth of a second of CPU beside the imports, so that `init` knows it before it hashes
@@ -10,20 +10,23 @@ The 6,243 tensors of the 30B take a tenth of a second of CPU beside the imports,
 import sys
 from pathlib import Path
 
-from substrate.interface.command_line import Parser, read_json
+from substrate.formats.published_files import check_model, read_model
+from substrate.interface.command_line import Parser
 from substrate.interface.errors import exit_code_of
 
 
 def check(folder: Path, model: dict[str, object]) -> str:
     """Returns what was found in one line. model: the values of hydra_conf/model.
 
-    Raises DataError that names the first missing, surplus or misshapen tensor, or says what is wrong with a file.
+    Raises DataError that names the first key of config.json that differs, the first missing, surplus or misshapen tensor, or says what is
+    wrong with a file.
     """
     from substrate.model import ModelConfig
     from substrate.model.published import published_tensors
     from substrate.model.tensors import OUTPUT, Checkpoint
 
     config = ModelConfig.from_dict(model)
+    check_model(folder, config.to_transformers())
     with Checkpoint(folder) as checkpoint:
         checkpoint.check_names(config)
         for name, (shape, _) in published_tensors(config).items():
@@ -41,9 +44,9 @@ def main() -> None:
         prog="substrate.formats.published_weights", description="Check names and shapes of published weights."
     )
     parser.add_argument("folder", type=Path, help="folder of the published checkpoint")
-    parser.add_argument("--model", type=Path, required=True, help="JSON file with the values of hydra_conf/model")
+    parser.add_argument("--model", type=Path, required=True, help="a file of hydra_conf/model, or its values as JSON")
     arguments = parser.parse_args()
-    print(check(arguments.folder, read_json(arguments.model)))
+    print(check(arguments.folder, read_model(arguments.model)))
 
 
 if __name__ == "__main__":
