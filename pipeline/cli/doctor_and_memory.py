@@ -93,8 +93,8 @@ def doctor_verb(arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
         Console(width=None if sys.stdout.isatty() else 160).print(doctor.table(checks))
-        again = ["doctor", *map(shlex.quote, arguments.overrides)]
-        print(next_command(*(dry_run(campaign, overrides) if is_fit else again)))
+        again = next_command("doctor", *map(shlex.quote, arguments.overrides))
+        print(next_command(*dry_run(campaign, overrides)) if is_fit else f"{again}    (once that is mended)")
     return int(not is_fit)
 
 

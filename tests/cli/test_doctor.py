@@ -33,7 +33,10 @@ def test_a_campaign_is_checked_with_its_frozen_configuration(campaign, capsys, m
     with changed_byte(campaign.image):
         assert main(["doctor", str(campaign.folder)]) == 1
     said = capsys.readouterr().out
-    assert "bad" in said and said.splitlines()[-1] == f"next: python -m pipeline doctor {campaign.folder}"
+    assert (
+        "bad" in said
+        and said.splitlines()[-1] == f"next: python -m pipeline doctor {campaign.folder}    (once that is mended)"
+    )
 
 
 def test_a_campaign_whose_first_round_is_not_frozen_yet_is_checked(tmp_path, capsys):
@@ -122,7 +125,6 @@ def test_a_check_of_a_wrong_folder_is_that_of_the_round(tmp_path, capsys, monkey
     for command in (
         ["plan-memory", *words],
         ["round", str(tmp_path / "c"), *words, "--dry-run"],
-        ["round", str(tmp_path / "c"), *words],
     ):
         code = main(command)
         printed = capsys.readouterr()
