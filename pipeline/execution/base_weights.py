@@ -100,26 +100,18 @@ def describe(weights_dir: str, model: Mapping[str, Any], root: Path = CODE_ROOT,
     files. Raises as `published_files`, and ConfigError with that code's sentence, whose cure names the experiments whose models fit.
     """
     published_files(weights_dir)
+    known = {f"experiment={name}": other for name, other in fit.models_of_experiments().items() if are_outside(other)}
+    with tempfile.TemporaryDirectory(prefix="models-") as scratch:
+        question, others = Path(scratch, "model.json"), Path(scratch, "known.json")
+        question.write_text(json.dumps(model))
+        others.write_text(json.dumps(known))
 
-    def ask(entry: str, asked: Mapping[str, Any], *more: str) -> str:
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as question:
-            question.write(json.dumps(asked))
-            question.flush()
-            words = [str(weights_dir), "--model", question.name, *more]
+        def ask(entry: str, *more: str) -> str:
+            words = [str(weights_dir), "--model", str(question), *more]
             return entries.run_substrate(root, f"formats.{entry}", words, f"cluster.weights_dir = {weights_dir}")
 
-    def fits(other: Mapping[str, Any]) -> bool:
-        with suppress(PipelineError):
-            return other != model and are_outside(other) and bool(ask("published_weights", other))
-        return False
-
-    try:
-        weights = ask("published_weights", model)
-    except ConfigError as error:
-        fitting = [f"experiment={name}" for name, other in fit.models_of_experiments().items() if fits(other)]
-        cure = f"It is a checkpoint for {' or '.join(fitting)}: choose that, or name another folder"
-        raise ConfigError(error.what, cure if fitting else error.cure) from None
-    return [weights, ask("published_tokenizer", model, *(["--out", str(out)] if out else []))]
+        weights = ask("published_weights", "--known", str(others))
+        return [weights, ask("published_tokenizer", *(["--out", str(out)] if out else []))]
 
 
 def unused(weights_dir: str, model: Mapping[str, Any]) -> str:

@@ -8,11 +8,12 @@ The 6,243 tensors of the 30B take a tenth of a second of CPU beside the imports,
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from substrate.formats.published_files import check_model, read_model
-from substrate.interface.command_line import Parser
-from substrate.interface.errors import exit_code_of
+from substrate.interface.command_line import Parser, read_json
+from substrate.interface.errors import DataError, SubstrateError, exit_code_of
 
 
 def check(folder: Path, model: dict[str, object]) -> str:
@@ -38,6 +39,26 @@ def check(folder: Path, model: dict[str, object]) -> str:
         )
 
 
+def check_or_name(folder: Path, model: dict[str, object], known: Mapping[str, dict[str, object]]) -> str:
+    """Returns as `check`. known: what chooses a model, such as `experiment=nano_mini` -> its values; a refusal names those that fit."""
+    try:
+        return check(folder, model)
+    except DataError as error:
+        fitting = [words for words, other in known.items() if other != model and _fits(folder, other)]
+        if not fitting:
+            raise
+        what = str(error).rpartition("; ")[0] or str(error)
+        cure = f"it is a checkpoint for {' or '.join(fitting)}: choose that, or name another folder"
+        raise DataError(f"{what}; {cure}") from None
+
+
+def _fits(folder: Path, model: dict[str, object]) -> bool:
+    try:
+        return bool(check(folder, model))
+    except SubstrateError:
+        return False
+
+
 def main() -> None:
     """Reads the command line and prints what was found."""
     parser = Parser(
@@ -45,8 +66,12 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help="folder of the published checkpoint")
     parser.add_argument("--model", type=Path, required=True, help="a file of hydra_conf/model, or its values as JSON")
+    parser.add_argument(
+        "--known", type=Path, help="JSON of other models, by what chooses them; a refusal names those that fit"
+    )
     arguments = parser.parse_args()
-    print(check(arguments.folder, read_model(arguments.model)))
+    known = read_json(arguments.known) if arguments.known else {}
+    print(check_or_name(arguments.folder, read_model(arguments.model), known))
 
 
 if __name__ == "__main__":
