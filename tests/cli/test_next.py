@@ -22,11 +22,11 @@ def following(text: str) -> tuple[list[str], bool]:
     "words",
     [
         ["plan-memory", "experiment=smoke"],
-        ["plan-memory", "experiment=smoke", "tasks.families=[roman]", "recipe.mix={roman: 1.0}"],
+        ["plan-memory", "experiment=smoke", "policy.confirmation=doubled"],
         ["plan-memory", "experiment=nano_30b", "cluster=slurm"],
         ["round", "runs/new", "experiment=smoke", "--dry-run"],
         ["round", "runs/new", "experiment=nano_30b", "cluster=slurm", "cluster.weights_dir=/no/such", "--dry-run"],
-        ["round", "runs/my round", "experiment=smoke", "--dry-run"],
+        ["round", "my runs/new", "experiment=smoke", "--dry-run"],
     ],
     ids=" ".join,
 )
