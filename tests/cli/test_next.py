@@ -57,3 +57,24 @@ def test_a_command_in_a_cure_is_taken(words, tmp_path, capsys, monkeypatch):
     command = re.search(r"`python -m pipeline ([^`]+)`", capsys.readouterr().err)
     assert command
     assert main([*shlex.split(command[1]), "--dry-run"]) == 0
+
+
+def test_a_dry_run_shows_the_jobs_in_the_order_of_their_submission(tmp_path, capsys):
+    assert main(["round", str(tmp_path / "new"), "experiment=smoke", "cluster=slurm", "--dry-run"]) == 0
+    shown = re.findall(r"^--- (\w+)\.sbatch: (.*)$", capsys.readouterr().out, re.M)
+    assert [name for name, _ in shown] == ["array_0", "array_1", "reference", "meta", "judge"]
+    assert "not submitted now" in shown[-1][1]
+
+
+def test_hours_are_those_of_gpus_where_there_are_any_and_money_is_said_of_every_round(capsys):
+    priced = ["experiment=nano_30b", "cluster=slurm", "cluster.capacity.price_per_gpu_hour=2.5"]
+    main(["plan-memory", *priced])
+    said = " ".join(capsys.readouterr().out.split())
+    first, later = re.findall(r"([\d.]+)(?: GPU-hours)? \((\d+) USD\)", said)
+    assert [round(2.5 * float(hours)) for hours in (first[0], later[0])] == pytest.approx(
+        [int(first[1]), int(later[1])], abs=1
+    )
+    assert "device-hours" not in said and "includes a reserve of 3.00 GiB" in said
+    main(["plan-memory", "experiment=smoke", "cluster=slurm", "cluster.gpus_per_node=0"])
+    said = capsys.readouterr().out
+    assert "cluster.gpus_per_node is 0, so arms compute on cores" in said and "GPU-hours" not in said
