@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pipeline.campaign.errors import NotFound
+from pipeline.cluster import doctor
 from pipeline.sandbox import runtime_needs
 from tests.support.paths import ROOT
 
@@ -85,3 +86,18 @@ def test_no_code_is_newer_than_the_first_python():
     assert len(files) > 200
     for path in files:
         ast.parse(path.read_text(), feature_version=runtime_needs.FIRST_PYTHON)
+
+
+def test_a_container_s_recipe_brings_what_is_needed_and_neither_torch_nor_cuda():
+    folder = ROOT / "slurm" / "runtime"
+    lines = (
+        line for line in (folder / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")
+    )
+    named = {line.partition("==")[0].lower() for line in lines}
+    assert {need.name.lower() for need in runtime_needs.NEEDS} - named == {"torch", "numpy"}  # the container has them
+    assert not [name for name in named if name.startswith(("torch=", "nvidia", "cuda", "triton"))]
+    for recipe in ("Dockerfile", "runtime.def"):
+        text = (folder / recipe).read_text()
+        assert all(f" {package}" in text for package in {*doctor.PROGRAMS.values(), *doctor.USER_PROGRAMS.values()}), (
+            recipe
+        )
