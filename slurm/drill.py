@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline.cluster import slurm_answers, slurm_clients  # noqa: E402
+from pipeline.cluster import site_check, slurm_answers, slurm_clients  # noqa: E402
 
 LEAD_SECONDS = 30
 LIMIT_SECONDS = 60  # the shortest time limit that Slurm accepts
@@ -82,7 +82,8 @@ class Site:
         done = subprocess.run(command, input=f"#!/bin/bash\n{text}", env=environment, capture_output=True, text=True)
         if done.returncode:
             self.cancel()
-            raise SystemExit(f"sbatch refused: {done.stderr.strip()}. Check cluster.account and cluster.partition")
+            said = " ".join(done.stderr.split())
+            raise SystemExit(f"sbatch refused: {said}. Check cluster.account and cluster.partition")
         job_id = slurm_answers.parse_sbatch(done.stdout)
         if not job_id:
             self.cancel()
@@ -211,6 +212,8 @@ def main() -> int:
     )
     parser.add_argument("--wait", type=float, default=600.0, help="seconds to wait for the queue")
     arguments = parser.parse_args()
+    if not slurm_clients.controller_answers():
+        raise SystemExit("; ".join(site_check.NO_CONTROLLER))
     rows = play(arguments.overrides, arguments.wait)
     for row in rows:
         print(f"{row.name:<10} {row.verdict:<8} {row.seen}")

@@ -75,7 +75,7 @@ def of_set_aside(difference: Fraction, limit: Fraction, baseline: str, z: str) -
 def of_lift(difference: Fraction, limit: Fraction, baseline: str, z: str, verdict: str) -> str:
     """The clause about an axis arm that is neither set aside nor shown to be worse. `verdict` says where its lift lies, such as "within noise"."""
     if not limit and not difference:
-        return f"answers the same fresh items as {ONE_RUN[baseline]}: no run differs from another, so nothing tells how far chance reaches"
+        return f"gets the same fresh items right as {ONE_RUN[baseline]}: no run differs from another, so nothing tells how far chance reaches"
     return f"has a fresh lift of {show(difference)} over {ONE_RUN[baseline]}, {verdict}; {z} standard errors reach to {amount(limit)} on either side"
 
 

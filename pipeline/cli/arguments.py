@@ -113,7 +113,7 @@ def campaign_and_round(arguments: argparse.Namespace, name: str | None) -> tuple
         cure = (
             f"Name one of the campaigns near it: {', '.join(map(str, near))}"
             if near
-            else f"`{typed('round', quoted_campaign(arguments))}` makes a campaign there"
+            else f"`{typed('round', quoted_campaign(arguments))}` makes one there: the demo here, unless you add experiment=... cluster=..."
         )
         raise NotFound(f"{arguments.campaign} is not a campaign", cure)
     folder = round_of(campaign, name or newest_frozen(campaign))
@@ -175,6 +175,14 @@ def jobs_of(submitted: Mapping[str, Any]) -> str:
 def next_command(*words: str) -> str:
     """The last line that a command prints: which command to type next."""
     return f"next: {typed(*words)}"
+
+
+def told_next(refusal: str, following: str, found: str = "") -> None:
+    """Print the end of a check: what `round` refuses, if it does, and the next command. found: what the check itself found."""
+    refused = f"`round` refuses it on this machine: {refusal}" if refusal else ""
+    if told := ", but ".join(filter(None, (found, refused))):
+        print(told)
+    print(f"{following}    (once that is mended)" if refusal else following)
 
 
 def next_round_command(arguments: argparse.Namespace) -> str:

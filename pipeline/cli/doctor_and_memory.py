@@ -24,6 +24,7 @@ from pipeline.cli.arguments import (
     add_overrides,
     next_command,
     quoted_campaign,
+    told_next,
 )
 
 
@@ -80,7 +81,11 @@ def doctor_verb(arguments: argparse.Namespace) -> int:
         from pipeline.rounds import freeze
 
         freeze.check_overrides(campaign, facts_of(campaign), overrides)
-    checks = doctor.examine(configuration(campaign, overrides), campaign)
+    chosen = configuration(campaign, overrides)
+    checks = doctor.examine(chosen, campaign)
+    refusal = refusal_of(chosen, campaign, overrides, with_weights=False)  # doctor has looked at them
+    if refusal and refusal.what not in [check.found for check in checks]:
+        checks.append(doctor.Check("the first round", "bad", f"`round` refuses it: {refusal.what}", refusal.cure))
     is_fit = all(check.verdict != "bad" for check in checks)
     if arguments.json:
         print(json.dumps([vars(check) for check in checks], indent=1))
@@ -88,8 +93,8 @@ def doctor_verb(arguments: argparse.Namespace) -> int:
         from rich.console import Console
 
         Console(width=None if sys.stdout.isatty() else 160).print(doctor.table(checks))
-        again = ["doctor", *map(shlex.quote, arguments.overrides)]
-        print(next_command(*(dry_run(campaign, overrides) if is_fit else again)))
+        again = next_command("doctor", *map(shlex.quote, arguments.overrides))
+        print(next_command(*dry_run(campaign, overrides)) if is_fit else f"{again}    (once that is mended)")
     return int(not is_fit)
 
 
@@ -102,7 +107,8 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
     chosen = configuration(campaign, overrides)
     check_sizes(chosen)
     rounds = campaign.frozen_rounds() if campaign else ()
-    refusal = refusal_of(chosen, campaign)
+    refused = refusal_of(chosen, campaign, overrides)
+    refusal = f"{type(refused).__name__}: {refused}" if refused else ""
     if arguments.json:
         print(json.dumps({**cost.memory_and_cost(chosen, NUM_ARMS, rounds), "refusal": refusal}, indent=1))
     else:
@@ -115,11 +121,7 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
             if known
             else "whether it fits is not known; cluster.capacity.gpu_memory_gib can say how much a GPU has"
         )
-        if refusal:
-            print(f"{fits}, but `round` refuses it: {refusal}")
-            print(f"{next_command(*dry_run(campaign, overrides))}    (once that is mended)")
-        else:
-            print(f"{fits}; {next_command(*dry_run(campaign, overrides))}")
+        told_next(refusal, next_command(*dry_run(campaign, overrides)), fits)
 
 
 def first_contact_verb(arguments: argparse.Namespace) -> int:
@@ -175,27 +177,36 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def refusal_of(chosen: Any, campaign: Campaign | None) -> str:
-    """What `round` would say of a configuration that it refuses, beside the memory; empty if it would take it."""
+def refusal_of(
+    chosen: Any, campaign: Campaign | None, overrides: Sequence[str], *, with_weights: bool = True
+) -> PipelineError | None:
+    """What `round` would say of a configuration that it refuses, beside the memory; None if it would take it.
+
+    with_weights: also compare the published checkpoint with the model.
+    """
     from pipeline.campaign.facts import load_constitution
     from pipeline.campaign.records import NUM_ARMS
-    from pipeline.config.fit import check_plan_fits
+    from pipeline.config.fit import check_experiment, check_plan_fits
+    from pipeline.execution import base_weights
     from pipeline.rounds import freeze, init
 
     try:
         check_plan_fits(chosen)
     except PipelineError:
-        return ""  # told as such
+        return None  # told as such
     try:
         rules = load_constitution()
         if campaign is None:
+            check_experiment(chosen, overrides)
             init.check_can_be_planned(chosen, rules, is_draft=False)
+            if with_weights and base_weights.are_outside(chosen.to_dict()["model"]):
+                base_weights.describe(chosen.cluster.weights_dir, chosen.to_dict()["model"])
             freeze.check_cost(chosen, NUM_ARMS, rules, 0)
         else:
             freeze.check_budget(campaign, chosen, NUM_ARMS, rules)
     except PipelineError as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return error
+    return None
 
 
 def campaign_and_overrides(command: str, words: Sequence[str]) -> tuple[Campaign | None, list[str]]:
@@ -211,14 +222,18 @@ def campaign_and_overrides(command: str, words: Sequence[str]) -> tuple[Campaign
         elif "=" in word or word.startswith("~"):  # Hydra's `~key` removes a key
             overrides.append(word)
         else:
+            there = [str(path.parent) for path in sorted(Path().glob("*/*/campaign.yaml"))]
             what = (
                 "is a folder, and no campaign"
                 if Path(word).is_dir()
                 else "is neither a campaign's folder nor an override"
             )
+            campaigns_here = (
+                f"campaigns here are {', '.join(there)}" if there else "there is none below this folder yet"
+            )
             raise ConfigError(
                 f"{word} {what}",
-                f"Valid: `{command} runs/demo`, the folder of a campaign, or `{command} cluster=slurm_pyxis`, overrides as key=value",
+                f"Valid: the folder of a campaign ({campaigns_here}), or overrides as key=value, such as `{command} cluster=slurm_pyxis`",
             )
     if len(campaigns) > 1:
         raise ConfigError(f"{command} was given {len(campaigns)} campaigns", "Valid: one at a time")

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.facts import facts_of, read_plan
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign, Round
@@ -20,13 +21,22 @@ from pipeline.campaign.records import Outcome
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
 from pipeline.cli.arguments import next_command, typed
 from pipeline.config import settings
-from pipeline.execution import results
+from pipeline.execution import base_weights, results
 from pipeline.reporting import live_view, status
 from pipeline.reporting.cost import memory_and_cost, show_cost, targets_in_words
 from pipeline.rounds import freeze, launch
 from pipeline.rounds.init import init
 from pipeline.stats import critical_values, lifts
 from pipeline.stats.design import Design
+
+SUBMITTED = {
+    "array_0": "the eight workers",
+    "array_1": "with them in the first round: trains the reference recipe and judges the base",
+    "reference": "judges the reference adapter on the fresh items, in the first round after array_1",
+    "meta": "decides, after all of them",
+    "judge": "not submitted now: a meta job submits it where something is left to judge, and another meta job after it",
+}
+"""Job -> what it does and when it is submitted, in this order."""
 
 
 def frozen_choices(facts: Mapping[str, Any], stop_after: int = 0) -> list[str]:
@@ -88,8 +98,11 @@ def show_plan(folder: Round, *, targets: bool = True) -> None:
         print(f"  {targets_in_words(settings.load(folder.config))}")
 
 
-def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool = False) -> None:
-    """Print plan, costs and, for a Slurm site, the sbatch texts of the next round, made in a temporary copy: the campaign stays as it is."""
+def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool = False) -> str:
+    """Print plan, costs and, for a Slurm site, the sbatch texts of the next round, made in a temporary copy: the campaign stays as it is.
+
+    Returns what `round` would refuse on this machine and a draft does without, empty if nothing.
+    """
     with tempfile.TemporaryDirectory() as folder:
         draft = Campaign.at(Path(folder, campaign.name))
         if campaign.folder.exists():
@@ -100,25 +113,23 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
             init(draft, overrides, is_draft=True)
         frozen = freeze.freeze(draft, freeze.next_round(draft), overrides, is_draft=True)
         chosen = settings.load(frozen.config)
+        refusal = absent_weights(campaign, chosen)
         num_arms, earlier = len(frozen.frozen_plan().arms), campaign.frozen_rounds()
+        written = {path.stem: path for path in sorted(frozen.slurm_dir.glob("*.sbatch"))}
         texts = {
-            path.name: path.read_text().replace(str(draft.folder), str(campaign.folder))
-            for path in sorted(frozen.slurm_dir.glob("*.sbatch"))
+            written[name].name: written[name].read_text().replace(str(draft.folder), str(campaign.folder))
+            for name in sorted(written, key=list(SUBMITTED).index)
         }
         if as_json:
             costs = memory_and_cost(chosen, num_arms, earlier)
             choices = {name: facts_of(draft)[name] for name in ("confirmation", "design", "critical_source")}
             plan = frozen.frozen_plan().to_json()
-            print(json.dumps({"plan": plan, "frozen": choices, "costs": costs, "sbatch": texts}, indent=2))
-            return
+            told = {"plan": plan, "frozen": choices, "costs": costs, "sbatch": texts, "refusal": refusal}
+            print(json.dumps(told, indent=2))
+            return refusal
         show_plan(frozen, targets=False)  # the costs have them
         for line in frozen_choices(facts_of(draft), chosen.campaign.rounds):
             print(line)
-        weights_dir = chosen.cluster.weights_dir
-        if weights_dir and not Path(weights_dir).is_dir():
-            print(
-                f"cluster.weights_dir = {weights_dir} is not a folder on this machine; the machine that freezes the campaign must have it"
-            )
         proposer = chosen.policy.proposals
         if proposer.kind != "none":
             print(f"the round would also ask {proposer.kind} ({proposer.mode}) for proposals; a dry run asks nobody")
@@ -126,7 +137,21 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
         if chosen.cluster.kind == "local":
             print("the stages run on this machine (cluster=local), so sbatch gets nothing")
         for name, text in texts.items():
-            print(f"\n--- {name}\n{text}")
+            print(f"\n--- {name}: {SUBMITTED[Path(name).stem]}\n{text}")
+        if unread := base_weights.unused(chosen.cluster.weights_dir, chosen.to_dict()["model"]):
+            print(f"note: {unread}")
+        return refusal
+
+
+def absent_weights(campaign: Campaign, chosen: settings.Settings) -> str:
+    """Why `round` would refuse the folder of the weights on this machine, on which a dry run needs none; empty if it would not."""
+    if campaign.frozen.exists() or not base_weights.are_outside(chosen.to_dict()["model"]):
+        return ""
+    try:
+        base_weights.published_files(chosen.cluster.weights_dir)
+    except PipelineError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def run_local(name: str, campaign: Campaign, folder: Round) -> int:

@@ -16,6 +16,7 @@ from pipeline.cli.arguments import (
     newest_frozen,
     next_command,
     quoted_campaign,
+    told_next,
     typed,
 )
 
@@ -67,12 +68,15 @@ def freeze_campaign(campaign: Campaign, overrides: list[str]) -> None:
     from pipeline.campaign.facts import facts_of
     from pipeline.cli.round_display import frozen_choices
     from pipeline.config import settings
+    from pipeline.execution import base_weights
     from pipeline.rounds.init import init
 
     init(campaign, overrides)
+    chosen = settings.load(campaign.round("r0000").config)
+    if unread := base_weights.unused(chosen.cluster.weights_dir, chosen.to_dict()["model"]):
+        print(f"note: {unread}")
     print(f"campaign {shlex.quote(str(campaign.folder))} is frozen (image, code, constitution, commitments)")
-    stop_after = settings.load(campaign.round("r0000").config).campaign.rounds
-    for line in frozen_choices(facts_of(campaign), stop_after):
+    for line in frozen_choices(facts_of(campaign), chosen.campaign.rounds):
         print(line)
 
 
@@ -86,9 +90,9 @@ def round_verb(arguments: argparse.Namespace) -> int | None:
             "--json goes with --dry-run", f"`{typed('report', name, '--json')}` prints the result of a round"
         )
     if arguments.dry_run:
-        show_dry_run(campaign, arguments.overrides, as_json=arguments.json)
+        refusal = show_dry_run(campaign, arguments.overrides, as_json=arguments.json)
         if not arguments.json:
-            print(next_command("round", name, *map(shlex.quote, arguments.overrides)))
+            told_next(refusal, next_command("round", name, *map(shlex.quote, arguments.overrides)))
         return None
     if not campaign.folder.exists():
         freeze_campaign(campaign, arguments.overrides)

@@ -40,7 +40,7 @@ USER_PROGRAMS = {"squashfuse": "squashfuse", "fuse-overlayfs": "fuse-overlayfs"}
 def examine(chosen: settings.Settings, campaign: Campaign | None = None, *, with_weights: bool = True) -> list[Check]:
     """All checks of a configuration, and of a campaign's frozen digests if one is given, the most important first.
 
-    with_weights: also read the whole published checkpoint, which takes minutes.
+    with_weights: also compare the published checkpoint with the model, by names and shapes; no weight is read.
     """
     checks = [
         *_machine(),
@@ -52,11 +52,8 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None, *, with
         *_memory(chosen),
     ]
     checks += outside_check.examine(chosen)
-    weights_dir = chosen.cluster.weights_dir
-    if with_weights and (weights_dir or base_weights.are_outside(chosen.to_dict()["model"])):
-        checks.append(
-            _check_of("base weights", lambda: f"{len(base_weights.build_manifest(weights_dir)['files'])} files")
-        )
+    if with_weights:
+        checks += _weights(chosen.cluster.weights_dir, chosen.to_dict()["model"])
     if chosen.tasks.train_csv:
         tasks = chosen.tasks
         checks.append(
@@ -168,6 +165,14 @@ def _fits(chosen: settings.Settings) -> Check:
         return f"model {chosen.model.name}, {ranks} ranks an arm{gpus}"
 
     return _check_of("configuration", describe)
+
+
+def _weights(weights_dir: str, model: Mapping[str, Any]) -> Iterator[Check]:
+    """Whether the published checkpoint is one of the model, or whether a folder is named that nobody reads."""
+    if base_weights.are_outside(model):
+        yield _check_of("base weights", lambda: "; ".join(base_weights.describe(weights_dir, model)))
+    elif unread := base_weights.unused(weights_dir, model):
+        yield Check("base weights", "unknown", unread, "choose that experiment, or leave cluster.weights_dir out")
 
 
 def _layouts(chosen: settings.Settings) -> Iterator[Check]:

@@ -196,7 +196,8 @@ class Layout:
         size = footprint.in_units(max(self.bytes_per_gpu.values()))
         where = "" if self.gpus == 1 else " of one node" if self.nodes == 1 else f" of {self.nodes} whole nodes"
         each = f"{self.gpus} GPU{'s' * (self.gpus > 1)}{where} with {size}{' each' * (self.gpus > 1)}"
-        return f"{each} for an arm; all {num_arms} at once: {num_arms * self.gpus}"
+        fabric = " and cluster.network=fabric" if self.nodes > 1 else ""
+        return f"{each}{fabric} for an arm; {num_arms * self.gpus} GPUs for all {num_arms} arms at once"
 
 
 def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:

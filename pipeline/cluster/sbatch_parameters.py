@@ -88,8 +88,10 @@ def sbatch_texts(
         given = parameters(code_dir, resources, name.split("_")[0])
         if stages:
             given["map_count"] = len(stages)
-        elif name == "meta" or (name == "reference" and arrays[1:]):
-            given["dependency"] = "afterany:<array ids>"
+        elif name == "reference" and arrays[1:]:
+            given["dependency"] = "afterany:<id of array_1>"
+        elif name == "meta":
+            given["dependency"] = "afterany:<ids of the arrays and of the reference job>"
         body = f"{shlex.quote(sys.executable)} -P -u -m submitit.core._submit {shlex.quote(str(folder))}"
         text[name] = _make_sbatch_string(command=body, folder=folder, **given)
     return text

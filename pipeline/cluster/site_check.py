@@ -30,6 +30,12 @@ NAMESPACES_CURE = (
     "as root: sysctl user.max_user_namespaces=10000 (on Ubuntu also kernel.apparmor_restrict_unprivileged_userns=0)"
 )
 
+NO_CONTROLLER = (
+    "no Slurm controller answers here",
+    "run on a login node, or set SLURM_CONF; `make testbed-up` starts a Slurm to try it with",
+)
+"""What is found, and the cure."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -49,8 +55,7 @@ def make_check(name: str, is_good: bool, found: str, cure: str, otherwise: str =
 def examine(chosen: settings.Settings) -> Iterator[Check]:
     """Check the controller, the partition and one node. If no controller answers, that is the only check, and it is bad."""
     if not slurm_clients.controller_answers():
-        yield Check("slurmctld", "bad", "no Slurm controller answers here",
-                    "run on a login node, or set SLURM_CONF; `make testbed-up` starts a Slurm to try it with")  # fmt: skip
+        yield Check("slurmctld", "bad", *NO_CONTROLLER)
         return
     config = dict(re.findall(r"^(\S+)\s*= (.*)$", _ask("scontrol", "show", "config"), re.MULTILINE))
     yield Check(
@@ -197,7 +202,7 @@ def questions(cluster: Any, canary: Path) -> str:
     lines = {
         "seen": f"cat '{canary}'",
         "clock": "date +%s.%N",
-        "runtime": f"{runtime} '{runtime_needs.__file__}' 2>&1 | tail -n 1",
+        "runtime": f"{runtime} '{runtime_needs.__file__}' 2>&1 | grep -v '^cure: ' | tail -n 1",
         "absent": "for each in bwrap squashfuse; do command -v $each > /dev/null || printf '%s ' $each; done",
         "fuse": "[ -w /dev/fuse ] && echo open || echo closed",
         "namespaces": "unshare --user --map-root-user --mount echo open 2>&1 | tail -n 1",
@@ -229,6 +234,10 @@ def checks_of_answers(answers: dict[str, str], cluster: Any, before: float, afte
     yield make_check("runtime on a node", works, found or "it printed nothing",
                      f"check cluster.runtime and what cluster.setup exports for it; without one, the .venv must lie on a shared path; "
                      f"{runtime_needs.CURE}")  # fmt: skip
+    if cluster.gpus and works:
+        scan = found.rpartition("; ")[2]
+        yield make_check("kernel of the scan", runtime_needs.PLAIN_SCAN not in scan, scan,
+                         "docs/containers.md has mamba-ssm; slurm.yaml's rates were measured with its kernel", "unknown")  # fmt: skip
     inside = " (of the node itself; the runtime brings its own)" if cluster.runtime else ""
     fit = not answers["absent"] and answers["fuse"] == "open"
     found = f"absent programs: {answers['absent'].strip() or 'none'}; /dev/fuse is {answers['fuse']}{inside}"

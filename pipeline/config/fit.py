@@ -1,10 +1,58 @@
-"""Check that the parts of a composed configuration fit together: model, layout, what jobs ask for, adapter targets, axes and memory."""
+"""Check that the parts of a composed configuration fit together: model, experiment, layout, what jobs ask for, adapter targets, axes and memory."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.config import footprint, model_size, settings
 from pipeline.config.requests import ROLES
+
+DEFAULT_EXPERIMENT = "demo"
+"""What hydra_conf/campaign.yaml chooses where no word does."""
+OTHER_SIZE = 16
+"""A model with so many times more or fewer parameters than the one that an experiment is made for needs a learning rate of its own.
+
+The best rate of Adam falls about as one over the width of the layers (Yang and others, Tensor Programs V, 2022), and parameters grow as its square,
+so beyond this ratio it lies outside of the factor of 4 in which axes look for it.
+"""
+
+
+@functools.cache
+def models_of_experiments() -> Mapping[str, model_size.Model]:
+    """Name -> the model that each file of hydra_conf/experiment chooses."""
+    names = sorted(path.stem for path in (settings.SOURCE / "experiment").glob("*.yaml"))
+    return {name: settings.compose([f"experiment={name}"]).to_dict()["model"] for name in names}
+
+
+def check_experiment(chosen: settings.Settings, overrides: Sequence[str]) -> None:
+    """Refuse a model that was chosen beside an experiment for a model of another size, unless a learning rate was chosen too.
+
+    overrides: the words that composed `chosen`. Raises ConfigError, whose cure names the experiments for models of this size.
+    """
+    words = [word.lstrip("+") for word in overrides]
+    is_own_model = any(word.startswith(("model=", "model.")) for word in words)
+    if not is_own_model or any(word.startswith("recipe.learning_rate=") for word in words):
+        return
+    known = {name: model_size.num_parameters(model) for name, model in models_of_experiments().items()}
+    name = next(
+        (word.partition("=")[2] for word in reversed(words) if word.startswith("experiment=")), DEFAULT_EXPERIMENT
+    )
+    size = model_size.num_parameters(chosen.to_dict()["model"])
+    if name not in known or not _are_far(size, known[name]):
+        return
+    fitting = [f"experiment={each}" for each, other in known.items() if not _are_far(size, other)]
+    others = f"Choose {' or '.join(fitting)}, made for this size, or your own" if fitting else "Choose your own"
+    raise ConfigError(
+        f"the model {chosen.model.name} has {size / 1e6:,.1f} million parameters, but experiment={name} is made for "
+        f"{known[name] / 1e6:,.1f} million: its recipe.learning_rate = {chosen.recipe.learning_rate:g} and its axes do not fit",
+        f"{others} recipe.learning_rate=..., and with it policy/axes, tasks and the length of training",
+    )
+
+
+def _are_far(size: int, other: int) -> bool:
+    return max(size, other) > OTHER_SIZE * min(size, other)
 
 
 def check_plan_fits(chosen: settings.Settings) -> None:

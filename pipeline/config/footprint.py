@@ -83,7 +83,7 @@ def check_memory(config: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"{work} needs {needed} on each GPU and a reserve of {in_units(DEVICE_RESERVE_BYTES)}, but "
                 f"cluster.capacity.gpu_memory_gib = {limit / 2**30:g}",
-                f"What lowers it: {CURES[work]}",
+                f"What lowers it: {CURES[work]}. If the site's GPUs have more memory, say so there (an H200: 139)",
             )
 
 

@@ -62,6 +62,11 @@ def of_hydra(error: Exception, overrides: Iterable[str], source: Path, known: It
         return unknown(missing[1], source, known)
     if missing := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
         group, option = missing.groups()
+        while (
+            "/" in option and (source / group / option).parent.is_dir()
+        ):  # a group inside of a group, such as policy/axes
+            inner, option = option.split("/", 1)
+            group = f"{group}/{inner}"
         if group == "round":
             return ConfigError(f"there is no round {option}", "A round is known once the one before it is decided")
         if not (source / group).is_dir():

@@ -211,9 +211,10 @@ def _check(settings: Settings) -> None:
         (min(recipe.mix.values(), default=-1) >= 0 < sum(recipe.mix.values()), "recipe.mix", recipe.mix,
          "shares >= 0 that sum to more than 0"),
         (settings.num_nodes == 1 or cluster.network == "fabric", "cluster.network", cluster.network,
-         f"fabric: an arm of {settings.parallelism.world_size} ranks takes {settings.num_nodes} nodes"),
+         f"fabric, because an arm of {settings.parallelism.world_size} ranks takes {settings.num_nodes} nodes here; or a layout (parallelism=...) "
+         f"of at most {cluster.gpus} ranks, which fits into a node"),
         (cluster.network == "loopback" or cluster.gpus == cluster.gpus_per_node or cluster.kind == "local", "cluster.network", cluster.network,
-         f"loopback: an arm takes {cluster.gpus} of a node's {cluster.gpus_per_node} GPUs, and fabric is the network of the jobs beside it"),
+         f"loopback, because an arm takes {cluster.gpus} of a node's {cluster.gpus_per_node} GPUs, and fabric is the network of the jobs beside it"),
         (settings.num_nodes == 1 or cluster.kind == "slurm", "cluster.ranks_per_node", cluster.ranks_per_node,
          "0 on one machine: only Slurm starts an arm on several nodes"),
         (settings.policy.rounds >= 0, "policy.rounds", settings.policy.rounds,
@@ -221,7 +222,8 @@ def _check(settings: Settings) -> None:
         (settings.campaign.rounds >= 0, "campaign.rounds", settings.campaign.rounds, "0 (the constitution's budget) or more"),
         *((value > 0, key, value, "a number > 0") for key in POSITIVE for value in [attrgetter(key)(settings)]),
         (0 < recipe.sequence_length <= settings.model.max_sequence_length, "recipe.sequence_length", recipe.sequence_length,
-         f"1 to model.max_sequence_length = {settings.model.max_sequence_length}"),
+         f"1 to model.max_sequence_length = {settings.model.max_sequence_length}. An experiment brings a length for its own model: choose the "
+         f"experiment of the model {settings.model.name}, or leave model=... out"),
         (recipe.optimizer in MOMENTS, "recipe.optimizer", recipe.optimizer, ", ".join(MOMENTS)),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
         *_external(settings),

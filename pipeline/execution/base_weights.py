@@ -24,27 +24,23 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, WorkFailed
 from pipeline.campaign.files import file_digest, read_json, write_file
+from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
+from pipeline.config import fit
+from pipeline.sandbox import entries
 
 MANIFEST = "weights.json"
 PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "additional_chat_templates/*.jinja",
-)
+    "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "additional_chat_templates/*.jinja",
+)  # fmt: skip
 POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a file
 BLOCK = 2**23
 READERS = 4  # files hashed at once: sha256 leaves the interpreter's lock
@@ -62,12 +58,12 @@ def build_manifest(weights_dir: str) -> dict[str, Any]:
     """
     folder, files = _folder(weights_dir), published_files(weights_dir)
     with ThreadPoolExecutor(READERS) as pool:
-        digests = pool.map(lambda name: _sha256(folder / name), files)
-        entries = {
+        digests = pool.map(lambda name: file_digest(folder / name), files)
+        named = {
             name: {"sha256": digest, "size_bytes": (folder / name).stat().st_size}
             for name, digest in zip(files, digests, strict=True)
         }
-    return {"schema": 1, "files": entries}
+    return {"schema": 1, "files": named}
 
 
 def published_files(weights_dir: str) -> list[str]:
@@ -97,10 +93,36 @@ def _named_shards(folder: Path) -> set[str]:
         raise IntegrityError(f"{index} is no index of shards: {error}", "Copy the published file again") from None
 
 
-def check_named(weights_dir: str, is_draft: bool) -> None:
-    """Raise as `published_files`. A draft may be made on a machine that does not have the folder, but must name one."""
-    if not is_draft or not weights_dir or Path(weights_dir).exists():
-        published_files(weights_dir)
+def describe(weights_dir: str, model: Mapping[str, Any], root: Path = CODE_ROOT, out: Path | None = None) -> list[str]:
+    """Check a published checkpoint against a model, and return what was found in two lines: its weights, its special tokens.
+
+    The image's own code at `root` compares names, shapes and config.json; no weight is read. out: the folder that gets the tokenizer's
+    files. Raises as `published_files`, and ConfigError with that code's sentence, whose cure names the experiments whose models fit.
+    """
+    published_files(weights_dir)
+    known = {f"experiment={name}": other for name, other in fit.models_of_experiments().items() if are_outside(other)}
+    with tempfile.TemporaryDirectory(prefix="models-") as scratch:
+        question, others = Path(scratch, "model.json"), Path(scratch, "known.json")
+        question.write_text(json.dumps(model))
+        others.write_text(json.dumps(known))
+
+        def ask(entry: str, *more: str) -> str:
+            words = [str(weights_dir), "--model", str(question), *more]
+            return entries.run_substrate(root, f"formats.{entry}", words, f"cluster.weights_dir = {weights_dir}")
+
+        weights = ask("published_weights", "--known", str(others))
+        return [weights, ask("published_tokenizer", *(["--out", str(out)] if out else []))]
+
+
+def unused(weights_dir: str, model: Mapping[str, Any]) -> str:
+    """Say that a model reads no weights_dir, because its weights are in the image; empty where it does, or none is named."""
+    if not weights_dir or are_outside(model):
+        return ""
+    readers = [f"experiment={name}" for name, other in fit.models_of_experiments().items() if are_outside(other)]
+    inside = f"the weights of the model {model['name']} are in the image"
+    return (
+        f"cluster.weights_dir = {weights_dir} is not read, because {inside}; {' and '.join(readers)} read such a folder"
+    )
 
 
 def verified_folder(manifest_path: Path, weights_dir: str, stage_dir: str) -> Path:
@@ -135,7 +157,7 @@ def _verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     if _read_proof(proof) == stats:
         return
     with ThreadPoolExecutor(READERS) as pool:
-        for name, digest in zip(stats, pool.map(lambda name: _sha256(folder / name), stats), strict=True):
+        for name, digest in zip(stats, pool.map(lambda name: file_digest(folder / name), stats), strict=True):
             if digest != manifest["files"][name]["sha256"]:
                 raise IntegrityError(
                     f"{folder / name} has sha256 {digest[:16]}, but the image names {manifest['files'][name]['sha256'][:16]}",
@@ -223,8 +245,7 @@ def _alone(target: Path) -> Iterator[bool]:
 
 def _proof_path(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """Return the proof's path, in this user's private folder on the node's disk. Raises IntegrityError where others may write there."""
-    own = Path(tempfile.gettempdir(), f"postrain-{os.getuid()}")
-    own.mkdir(mode=0o700, exist_ok=True)
+    (own := Path(tempfile.gettempdir(), f"postrain-{os.getuid()}")).mkdir(mode=0o700, exist_ok=True)
     status = own.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise IntegrityError(
@@ -236,10 +257,8 @@ def _proof_path(folder: Path, manifest: Mapping[str, Any]) -> Path:
 
 def _read_proof(proof: Path) -> Any:
     """Return the proof's content, None where it is absent or damaged."""
-    try:
+    with suppress(OSError, PipelineError):
         return read_json(proof)
-    except (OSError, PipelineError):
-        return None
 
 
 def _stat(path: Path) -> list[int]:
@@ -250,10 +269,6 @@ def _stat(path: Path) -> list[int]:
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    return file_digest(path)
 
 
 def _folder(weights_dir: str) -> Path:

@@ -71,8 +71,14 @@ def steps(visit: Visit) -> Check:
     return Check(
         "steps",
         "good",
-        f"{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f} nats{rate}; the adapter is sealed",
+        f"{len(losses)} steps, loss {losses[0]:.3f} to {losses[-1]:.3f} nats{rate}; the adapter is sealed{kernels(attempt)}",
     )
+
+
+def kernels(attempt: Attempt) -> str:
+    """What the trial's log says of its kernels, such as `; kernels on NVIDIA H200: scan triton, ...`; empty where it has no such line."""
+    lines = attempt.trial_log.read_text("utf-8", errors="replace").splitlines() if attempt.trial_log.exists() else []
+    return next((f"; {line}" for line in lines if line.startswith("kernels on ")), "")
 
 
 def items(visit: Visit) -> Check:

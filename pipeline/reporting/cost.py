@@ -29,9 +29,16 @@ def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] 
         f"An arm trains {cost['adapter_parameters'] / 1e6:,.2f} million parameters for {recipe.num_steps} steps. It writes a checkpoint of "
         f"{cost['checkpoint_bytes'] / 1e6:,.1f} MB every {recipe.checkpoint_every} steps and keeps the last two."
     )
-    print(live_view.forecast(cost["forecast"]))
-    if chosen.cluster.gpus_per_node:
-        print(f"\nThe layouts that ship, on nodes of {chosen.cluster.gpus_per_node} GPUs (parallelism=...):")
+    has_gpus = bool(chosen.cluster.gpus_per_node)
+    print(live_view.forecast(cost["forecast"], has_gpus=has_gpus))
+    if chosen.cluster.kind == "slurm" and not has_gpus and chosen.cluster.capacity.train_tokens_per_second:
+        print(
+            "note: cluster.gpus_per_node is 0, so arms compute on cores, but the rates of cluster.capacity may be those of a GPU"
+        )
+    if has_gpus:
+        reserve = footprint.in_units(footprint.DEVICE_RESERVE_BYTES)
+        print(f"\nThe layouts that ship, on nodes of {chosen.cluster.gpus_per_node} GPUs (parallelism=...), with GPU-hours of a round. Memory is of "
+              f"a GPU and includes a reserve of {reserve} for the driver and libraries, which `peak` above leaves out:")  # fmt: skip
         Console(width=160).print(live_view.layouts(forecast.layouts(chosen, num_arms), num_arms))
 
 

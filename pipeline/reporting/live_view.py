@@ -108,28 +108,32 @@ def footprints(bytes_per_rank: Mapping[str, Mapping[str, int]]) -> Any:
     return view
 
 
-def forecast(expected: Mapping[str, Any] | None) -> str:
-    """Device-hours and money in a sentence. `expected` is a forecast as plain values, or None where no speed is known."""
+def forecast(expected: Mapping[str, Any] | None, *, has_gpus: bool) -> str:
+    """Hours of GPUs (else of ranks) and money in a sentence. expected: a forecast as plain values, or None where no speed is known."""
     if expected is None:
         return "The hours are unknown until a round has measured them or cluster.capacity gives tokens per second."
-    money = f", {expected['cost']:,.0f} {expected['currency']}" if expected["cost"] else ""
+    hours = "GPU-hours" if has_gpus else "hours of a rank"
+    first = expected["first_round_hours"]
+    cost, first_cost = expected["cost"], expected["cost"] * first / (expected["hours"] or 1)
+    costs = [f" ({each:,.0f} {expected['currency']})" if each else "" for each in (first_cost, cost)]
     return (
-        f"A round of {expected['num_arms']} arms takes {expected['hours']:,.3g} device-hours{money}; the first, with the reference's training and "
-        f"the base, {expected['first_round_hours']:,.3g}. Of one arm, training takes {expected['train_hours_per_arm']:,.3g} and judging "
-        f"{expected['judge_hours_per_arm']:,.3g} device-hours, and it lasts {expected['wall_hours']:,.3g} hours ({expected['source']})."
+        f"The first round of {expected['num_arms']} arms, with the reference's training and the base, takes {first:,.3g} {hours}{costs[0]}, "
+        f"and each later one {expected['hours']:,.3g}{costs[1]}. Of one arm, training takes {expected['train_hours_per_arm']:,.3g} and judging "
+        f"{expected['judge_hours_per_arm']:,.3g} {hours}, and it lasts {expected['wall_hours']:,.3g} hours ({expected['source']})."
     )
 
 
 def layouts(found: Iterable[Layout], num_arms: int) -> Any:
-    """A rich table of layouts: memory of a GPU, GPU-hours of a round, what the site must have, or why a layout cannot be used."""
+    """A rich table of layouts: memory of a GPU, GPU-hours of a later and of the first round, what the site must have, or a refusal."""
     from rich.table import Table
 
     view = Table(box=None, pad_edge=False)
-    for column in ("layout", "GPUs an arm", "arms a node", "training", "decoding", "GPU-hours", "first round"):
+    for column in ("layout", "GPUs an arm", "arms a node", "training", "decoding", "later round", "first round"):
         view.add_column(column, justify="left" if column == "layout" else "right")
     view.add_column("the site must have")
     for each in found:
-        sizes = [in_units(each.bytes_per_gpu[work]) for work in ("training", "decoding")]
+        held = [in_units(each.bytes_per_gpu[work]) for work in ("training", "decoding")]
+        sizes = ["", ""] if each.refusal else held  # of a layout that the model cannot have they mean nothing
         hours = (
             [f"{each.expected.hours:,.3g}", f"{each.expected.first_round_hours:,.3g}"] if each.expected else ["", ""]
         )

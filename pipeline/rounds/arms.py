@@ -36,7 +36,10 @@ def check_axes(chosen: settings.Settings, rules: Constitution) -> None:
             rules.check_settings([setting])
             check_plan_fits(settings.with_overrides(chosen, [setting]))
         except (ConfigError, Refused) as error:
-            what = f"The axis {axis.name} reaches {setting[0]} = {setting[1]}, which is refused: {error.what}"
+            reference = f"of which the reference has {settings.value_of(chosen, axis.key)}"
+            what = (
+                f"The axis {axis.name} reaches {setting[0]} = {setting[1]}, {reference}, which is refused: {error.what}"
+            )
             raise ConfigError(what, error.cure) from None
     for number in range(1, (chosen.policy.rounds or rules.num_rounds) + 1):
         _planned(chosen, number, rules)

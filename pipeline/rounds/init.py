@@ -29,7 +29,7 @@ from pipeline.campaign.records import Plan
 from pipeline.claims.assess_claims import check_confirmation
 from pipeline.cluster import slurm_submit
 from pipeline.config import settings
-from pipeline.config.fit import check_plan_fits
+from pipeline.config.fit import check_experiment, check_plan_fits
 from pipeline.decision import family_states, plan
 from pipeline.execution import base_weights
 from pipeline.external import proposers
@@ -59,6 +59,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
     check_is_new(campaign)
     rules = load_constitution()
     chosen = settings.compose(overrides)
+    check_experiment(chosen, overrides)
     check_can_be_planned(chosen, rules, is_draft)
     if chosen.cluster.kind == "slurm":
         slurm_submit.check_names([campaign.folder], campaign.name)
@@ -107,7 +108,8 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
     """Raise ConfigError or Refused for a configuration whose first round could not be planned."""
     check_plan_fits(chosen)
     if base_weights.are_outside(chosen.to_dict()["model"]):
-        base_weights.check_named(chosen.cluster.weights_dir, is_draft)
+        if not is_draft or not is_elsewhere(chosen):
+            base_weights.published_files(chosen.cluster.weights_dir)
     if chosen.tasks.train_csv:
         entries.describe_real_rows(chosen.tasks.train_csv, chosen.tasks.families)
     if chosen.policy.proposals.kind == "llm":
@@ -115,6 +117,11 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
     check_confirmation(chosen.policy.confirmation, chosen.policy.rounds, rules.num_rounds)
     arms.check_axes(chosen, rules)
     family_states.check_article(rules)
+
+
+def is_elsewhere(chosen: settings.Settings) -> bool:
+    """Whether the published checkpoint is named and not on this machine, where a draft may be made even so."""
+    return bool(chosen.cluster.weights_dir) and not Path(chosen.cluster.weights_dir).exists()
 
 
 def freeze_facts(
@@ -181,8 +188,8 @@ def build_image(
         for name in ("base", "manifest.yaml"):  # the checkout has them inside the package, the image beside it
             shutil.move(payload / "substrate" / name, payload / name)
         check_recipe(chosen, payload)
-        if not is_draft and base_weights.are_outside(chosen.to_dict()["model"]):
-            name_base(chosen, payload)
+        if base_weights.are_outside(chosen.to_dict()["model"]) and not (is_draft and is_elsewhere(chosen)):
+            name_base(chosen, payload, is_draft)
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
         num_puzzles = 1 if is_draft else chosen.tasks.num_train_per_family
         arguments += ["--level", chosen.tasks.level, "--num-per-family", str(num_puzzles)]
@@ -209,31 +216,24 @@ def check_recipe(chosen: settings.Settings, payload: Path) -> None:
         question.write_text(json.dumps({"recipes": asked, "parallelism": chosen.to_dict()["parallelism"]}))
         try:
             run_substrate(payload, "recipes", [str(question)], what)
-        except WorkFailed as error:
-            raise ConfigError(
-                error.what, f"hydra_conf/recipe/{chosen.recipe.method}.yaml explains every key and its valid values"
-            ) from None
+        except ConfigError as error:
+            explained = f"hydra_conf/recipe/{chosen.recipe.method}.yaml explains every key and its valid values"
+            raise ConfigError(error.what, f"{error.cure}. {explained}" if error.cure else explained) from None
 
 
-def name_base(chosen: settings.Settings, payload: Path) -> None:
+def name_base(chosen: settings.Settings, payload: Path, is_draft: bool) -> None:
     """Replace the tiny base in the payload by the names and digests of the site's checkpoint, and by its tokenizer.
 
-    The image's own code compares names and shapes of the weights with the model, and derives tokens.json. Raises WorkFailed if the
-    checkpoint cannot be used.
+    The image's own code compares names and shapes of the weights with the model, and derives tokens.json. A draft stops before the bytes
+    are hashed. Raises as `base_weights.describe`.
     """
-    source = chosen.cluster.weights_dir
-    base_weights.published_files(source)
-    base = payload / "base"
+    source, base = chosen.cluster.weights_dir, payload / "base"
     shutil.rmtree(base)
     base.mkdir()
-    question = Path(payload.parent, "model.json")
-    question.write_text(json.dumps(chosen.to_dict()["model"]))
-    arguments = [source, "--model", str(question)]
-    said = run_substrate(payload, "formats.published_weights", arguments, "the published weights cannot be used")
-    print(f"weights: {said}", file=sys.stderr)
-    arguments += ["--out", str(base)]
-    said = run_substrate(payload, "formats.published_tokenizer", arguments, "the published tokenizer cannot be used")
-    print(f"tokenizer: {said}", file=sys.stderr)
+    weights, tokens = base_weights.describe(source, chosen.to_dict()["model"], payload, base)
+    print(f"weights: {weights}\ntokenizer: {tokens}", file=sys.stderr)
+    if is_draft:
+        return
     manifest = base_weights.build_manifest(source)  # last, because it reads all bytes
     write_file(payload / chosen.model.weights, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     described = parse_yaml((payload / "manifest.yaml").read_text())

@@ -17,6 +17,8 @@ from typing import Any
 from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.campaign.layout import CODE_ROOT
 
+REFUSALS = (64, 65)
+"""Exit codes of an entry that refuses its words (64) or its data (65); docs/contract.md."""
 ITEM_FILES = ("prompts.jsonl", "answers.jsonl")
 EXCLUDED = "data/train_prompts.sha256"  # in the image: digests of the training prompts, of which no item is made
 
@@ -37,11 +39,18 @@ def run(
 
 
 def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str) -> str:
-    """Run an entry of the payload's own code. Returns what it printed. what: begins the message of the WorkFailed that is raised if it fails."""
+    """Run an entry of the payload's own code. Returns what it printed.
+
+    what: begins the error's message. Raises ConfigError with the entry's sentence and cure where it refuses its words or its data
+    (docs/contract.md), WorkFailed where it crashed.
+    """
     done = run(payload, entry, arguments)
-    if done.returncode:
-        raise WorkFailed(f"{what}: {' '.join(done.stderr.strip().splitlines()[-1:])}")
-    return done.stdout.strip()
+    if not done.returncode:
+        return done.stdout.strip()
+    said, cure = refusal_of(done)
+    if done.returncode in REFUSALS:
+        raise ConfigError(f"{what}: {said}", cure)
+    raise WorkFailed(f"{what}: substrate.{entry} ended with code {done.returncode}: {said}")
 
 
 def describe_real_rows(path: str, families: Sequence[str], *, whole: bool = False) -> str:

@@ -1,13 +1,14 @@
 """What the Python that trains and judges must have, in `.venv` or in a site's container (cluster.runtime). Standard library only.
 
     $RUNTIME pipeline/sandbox/runtime_needs.py
-    Python 3.12.3: torch 2.9.0, megatron-core 0.16.1, ...
+    Python 3.12.3: torch 2.9.0, megatron-core 0.16.1, ...; mamba-ssm 2.3.2, whose Triton kernel runs the scan on a GPU if it can be imported there
 
 A runtime is asked for packages and for versions that the code rests on, never for those of constraints.txt, with which the tests ran. No
 package is imported, because torch alone takes seconds. On a node the file itself is run, so it imports nothing of this project.
 """
 
 import importlib.metadata
+import importlib.util
 import platform
 import re
 import sys
@@ -17,7 +18,10 @@ FIRST_PYTHON, LAST_PYTHON = (
     (3, 11),
     (3, 13),
 )  # 3.11: tomllib, typing.Self. Versions after the last have not been looked at
-CURE = 'docs/sites.md, "A container as the runtime", has the line that installs what a PyTorch or NeMo container lacks'
+CURE = "docs/containers.md has the lines that install what a PyTorch or NeMo container lacks"
+SCAN = "mamba_ssm"
+"""The package whose Triton kernel runs Mamba's scan on a GPU. Without it the scan is plain torch: right, and slower (substrate/model/kernels.py)."""
+PLAIN_SCAN = "on a GPU Mamba's scan runs in plain torch, because mamba-ssm is missing"
 
 
 class Need(NamedTuple):
@@ -44,14 +48,14 @@ NEEDS = (
 
 
 def lacking() -> list[str]:
-    """Return what this Python lacks, each as "h5py 3.0 (result files; ...)", with the version found where it is too old."""
+    """Return what this Python lacks, each as "h5py 3.0 or newer (result files; ...)", with the version found where it is too old."""
     missing = []
     if not FIRST_PYTHON <= sys.version_info[:2]:
-        missing.append(f"Python {'.'.join(map(str, FIRST_PYTHON))}")
+        missing.append(f"Python {'.'.join(map(str, FIRST_PYTHON))} or newer")
     for need in NEEDS:
         found = version(need.name)
         if found is None or numbers(found) < numbers(need.least):
-            wanted = f"{need.name} {need.least}".strip()
+            wanted = f"{need.name} {need.least} or newer" if need.least else need.name
             missing.append(f"{wanted} ({need.why}{'' if found is None else f'; it is {found}'})")
     return missing
 
@@ -71,13 +75,23 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def describe() -> str:
-    """Return one line: the Python, and what it has, or what it lacks."""
+    """Return one line: the Python, and what it has, or what it lacks; at last how Mamba's scan will run on a GPU."""
     python = f"Python {platform.python_version()}"
     if missing := lacking():
         return f"{python} lacks {', '.join(missing)}"
     newer = " (newer than any that was looked at)" if sys.version_info[:2] > LAST_PYTHON else ""
-    return f"{python}{newer}: {', '.join(f'{need.name} {version(need.name)}' for need in NEEDS)}"
+    has = ", ".join(f"{need.name} {version(need.name)}" for need in NEEDS)
+    return f"{python}{newer}: {has}; {scan()}"
+
+
+def scan() -> str:
+    """Return how Mamba's scan will run on a GPU. Only a GPU's own process knows whether a package that is found can be imported."""
+    if importlib.util.find_spec(SCAN) is None:
+        return PLAIN_SCAN
+    return f"mamba-ssm {version('mamba-ssm') or 'of an unknown version'}, whose Triton kernel runs the scan on a GPU if it can be imported there"
 
 
 if __name__ == "__main__":
     print(describe())
+    if lacking():
+        sys.exit(f"cure: {CURE}")

@@ -211,6 +211,10 @@ def main() -> None:
     asked = parser.parse_args()
     config = ModelConfig.from_dict(yaml.safe_load(asked.model.read_text()))
     make_miniature(asked.folder, config, asked.seed)
+    size = sum(path.stat().st_size for path in asked.folder.iterdir())
+    print(
+        f"{asked.folder}: {size / 1e6:.0f} MB in {NUM_SHARDS} shards; read with experiment=nano_mini cluster.weights_dir={asked.folder}"
+    )
 
 
 if __name__ == "__main__":

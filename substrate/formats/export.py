@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from substrate.formats.adapter_file import Proved, prove
-from substrate.formats.published_files import settings_of
-from substrate.interface.command_line import Parser, as_umask_says, read_small, write_text
-from substrate.interface.errors import DataError, UsageError, exit_code_of
+from substrate.formats.published_files import read_model, settings_of
+from substrate.interface.command_line import Parser, as_umask_says, write_text
+from substrate.interface.errors import DataError, exit_code_of
 from substrate.interface.peft_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftConfig, published_name
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # of config.json, 
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 MAX_RANK = 32
 MAX_ARCHIVE_BYTES = 1_500_000_000
-MAX_MODEL_BYTES = 2**20  # of the file behind --model, which has some kilobytes
 
 
 def submission(adapter: Path, archive: Path, model: dict[str, Any] | None = None) -> int:
@@ -228,23 +227,6 @@ def _merged(
         yield name, tensor
 
 
-def _read_model(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        model = yaml.safe_load(read_small(path, MAX_MODEL_BYTES))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not YAML: {' '.join(str(error).split())}; a file of hydra_conf/model is needed"
-        ) from None
-    model = (
-        model.get("model", model) if isinstance(model, dict) else model
-    )  # a campaign's config.yaml has the key `model`
-    if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
-        raise UsageError(f"{path} is not a mapping of names; a file of hydra_conf/model is needed")
-    return model
-
-
 def main() -> None:
     """Reads the command line and writes the archive or the model."""
     parser = Parser(
@@ -264,13 +246,13 @@ def main() -> None:
     whole.add_argument("--model", type=Path, required=True, help="hydra_conf/model/*.yaml, or a campaign's config.yaml")
     arguments = parser.parse_args()
     if arguments.act == "submission":
-        model = _read_model(arguments.model) if arguments.model else None
+        model = read_model(arguments.model) if arguments.model else None
         proved = proved_for_submission(arguments.adapter, model)
         print(
             f"{arguments.out}: {_pack(arguments.adapter, arguments.out, arguments.model)} bytes of at most {MAX_ARCHIVE_BYTES}"
         )
     else:
-        proved = merge(arguments.adapter, arguments.base, _read_model(arguments.model), arguments.out)
+        proved = merge(arguments.adapter, arguments.base, read_model(arguments.model), arguments.out)
         if not any((arguments.out / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             print(
                 f"warning: no tokenizer lies beside {arguments.base}; put the model's into {arguments.out}",

@@ -8,6 +8,7 @@ Where two files disagree, that one counts which transformers 5 reads. What this 
 sentence that names the file and the cure.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from substrate.interface.command_line import open_plain, parse_object
-from substrate.interface.errors import DataError
+from substrate.interface.command_line import open_plain, parse_object, read_small
+from substrate.interface.errors import DataError, UsageError
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 MAX_BYTES = 16 * 2**20  # added tokens of a large vocabulary take some megabytes
+MAX_MODEL_BYTES = 2**20  # of the file behind --model, which has some kilobytes
 # Of these keys of config.json the campaign decides, or they change no weight and no logit.
 OWN = {"architectures", "chunk_size", "dtype", "max_position_embeddings", "tie_word_embeddings", "time_step_min"}
 AGAIN = "take the published file again"
@@ -53,6 +55,26 @@ def settings_of(folder: Path, name: str) -> dict[str, Any]:
         return parse_object(text_of(path))
     except ValueError as error:
         raise DataError(f"{path} is not JSON: {error}; {AGAIN}") from None
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """Returns a model's values from a file of hydra_conf/model, a campaign's config.yaml, or JSON. Raises DataError, UsageError."""
+    import yaml
+
+    text = read_small(path, MAX_MODEL_BYTES)
+    try:
+        try:
+            model = json.loads(text)  # YAML 1.1 takes JSON's 1e-05 for a word
+        except ValueError:
+            model = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is neither JSON nor YAML: {' '.join(str(error).split())}; a file of hydra_conf/model is needed"
+        ) from None
+    model = model.get("model", model) if isinstance(model, dict) else model  # config.yaml has the key `model`
+    if not isinstance(model, dict) or not all(isinstance(key, str) for key in model):
+        raise UsageError(f"{path} is not a mapping of names; a file of hydra_conf/model is needed")
+    return model
 
 
 def text_of(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Derives `base/tokens.json` from the files of a published checkpoint, and checks that we can train and judge in its chat form.
 
-    python -m substrate.formats.published_tokenizer FOLDER [--out BASE] [--model model.json]
+    python -m substrate.formats.published_tokenizer FOLDER [--out BASE] [--model FILE]
 
 It renders the checkpoint's chat template with thinking on and looks at what it wrote: the prompt must stand in it whole
 and the assistant's thinking must be open at its end. What follows an assistant's text, up to the first special token,
@@ -20,8 +20,8 @@ import tokenizers
 from substrate.data.chat_template import RENDERER, ChatTemplate, fallback
 from substrate.data.special_tokens import SpecialTokens, TemplateFacts, digest
 from substrate.data.tokenizer import SUFFIX, Tokenizer, num_ids, read_encoder
-from substrate.formats.published_files import Named, check_model, ids_of, named_tokens, templates_of
-from substrate.interface.command_line import Parser, read_json, write_text
+from substrate.formats.published_files import Named, check_model, ids_of, named_tokens, read_model, templates_of
+from substrate.interface.command_line import Parser, write_text
 from substrate.interface.errors import DataError, exit_code_of
 
 TAGS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>")
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder that gets tokenizer.json, chat_template.jinja and tokens.json")
     parser.add_argument("--model", type=Path, help="JSON file with the values of hydra_conf/model, to compare with")
     arguments = parser.parse_args()
-    found = read(arguments.folder, read_json(arguments.model) if arguments.model else None)
+    found = read(arguments.folder, read_model(arguments.model) if arguments.model else None)
     if arguments.out is not None:
         write(found, arguments.folder, arguments.out)
     print(as_text(found))

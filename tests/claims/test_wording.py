@@ -54,7 +54,7 @@ def test_what_is_shown_to_be_worse_names_its_runs_and_the_condition_of_its_rate(
 
 def test_one_run_that_answers_as_its_baseline_does_says_nothing_of_noise():
     said = wording.of_lift(Fraction(0), Fraction(0), "reference", "2.45", "within noise")
-    assert said.startswith("answers the same fresh items as the reference adapter") and "within noise" not in said
+    assert said.startswith("gets the same fresh items right as the reference adapter") and "within noise" not in said
     said = wording.of_lift(Fraction(-1, 10), Fraction(1, 8), "standing", "2.45", "within noise")
     assert (
         "a fresh lift of -10.00 points over this round's standing run, within noise; 2.45 standard errors reach to 12.50 points on either"

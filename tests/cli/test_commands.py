@@ -71,7 +71,7 @@ def test_status_shows_a_pause(campaign, capsys):
     [
         (["status", "{}/nothing"], 2, "is not a campaign"),
         (["round", "{}/new", "recipe.num_stepz=3"], 2, "num_stepz"),
-        (["round", "{}/new", "recipe.warmup_steps=1000"], 2, "recipe.warmup_steps is 1000; valid is 0 to num_steps - 1"),
+        (["round", "{}/new", "recipe.warmup_steps=1000"], 2, "recipe.warmup_steps is 1000. Valid is 0 to num_steps - 1"),
         (["round", "{}/new", "tasks.train_csv=/absent.csv", "--dry-run"], 2, "/absent.csv is not a file"),
         (["round", "{}/new", "model.weights=base/weights.json", "--dry-run"], 2, "cluster.weights_dir is empty"),
         (["init", "{}/new", "model.weights=base/weights.json", "cluster.weights_dir=/absent"], 2, "is not a folder here"),

@@ -8,6 +8,7 @@ from pipeline.__main__ import main
 from pipeline.campaign.layout import Campaign
 from pipeline.cluster import doctor
 from tests.support.campaigns import changed_byte, fresh_campaign, frozen_campaign, tree
+from tests.support.published import published_folder
 
 
 @pytest.fixture
@@ -32,7 +33,10 @@ def test_a_campaign_is_checked_with_its_frozen_configuration(campaign, capsys, m
     with changed_byte(campaign.image):
         assert main(["doctor", str(campaign.folder)]) == 1
     said = capsys.readouterr().out
-    assert "bad" in said and said.splitlines()[-1] == f"next: python -m pipeline doctor {campaign.folder}"
+    assert (
+        "bad" in said
+        and said.splitlines()[-1] == f"next: python -m pipeline doctor {campaign.folder}    (once that is mended)"
+    )
 
 
 def test_a_campaign_whose_first_round_is_not_frozen_yet_is_checked(tmp_path, capsys):
@@ -69,7 +73,7 @@ def test_a_word_that_is_neither_is_told_both_forms(name, tmp_path, capsys):
     ):
         assert main([name, word]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"ConfigError: {word} {said}. Valid: `{name} runs/demo`")
+        assert error.startswith(f"ConfigError: {word} {said}. Valid: the folder of a campaign (")
         assert f"`{name} cluster=slurm_pyxis`" in error
 
 
@@ -93,3 +97,53 @@ def test_what_a_campaign_takes_is_shown_by_its_folder(campaign, capsys):
     more = json.loads(capsys.readouterr().out)
     assert main(["plan-memory", str(campaign.folder), "--json"]) == 0
     assert more["adapter_parameters"] > json.loads(capsys.readouterr().out)["adapter_parameters"]
+
+
+ABSENT = ["experiment=nano_30b", "cluster=slurm", "cluster.weights_dir=/no/such"]
+READ_BY = "experiment=nano_30b and experiment=nano_mini read such a folder"
+
+
+def test_a_dry_run_without_the_weights_ends_with_what_round_refuses(tmp_path, capsys):
+    assert main(["round", str(tmp_path / "nano"), *ABSENT, "--dry-run"]) == 0
+    refusal, following = capsys.readouterr().out.splitlines()[-2:]
+    assert refusal.startswith(
+        "`round` refuses it on this machine: ConfigError: cluster.weights_dir = /no/such is not a folder here"
+    )
+    assert following.endswith("    (once that is mended)")
+    assert main(["round", str(tmp_path / "nano"), *ABSENT]) == 2
+    assert refusal.partition(": ")[2] == capsys.readouterr().err.strip()
+
+
+def test_a_check_of_a_wrong_folder_is_that_of_the_round(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_machine", lambda: [])
+    outside = ["experiment=smoke", "model.weights=base/weights.json"]
+    words = [*outside, f"cluster.weights_dir={published_folder(tmp_path / 'site')}"]
+    assert checks(capsys, *words)["base weights"]["verdict"] == "good"
+    (tmp_path / "site" / "config.json").write_text('{"hidden_size": 97}')
+    found = checks(capsys, *words)
+    assert found["base weights"]["verdict"] == "bad" and "the first round" not in found
+    for command in (
+        ["plan-memory", *words],
+        ["round", str(tmp_path / "c"), *words, "--dry-run"],
+    ):
+        code = main(command)
+        printed = capsys.readouterr()
+        assert found["base weights"]["found"] in printed.out + printed.err and code == (
+            0 if command[0] == "plan-memory" else 2
+        )
+
+
+def test_weights_that_nobody_reads_are_told_by_every_check(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_machine", lambda: [])
+    words = ["experiment=smoke", f"cluster.weights_dir={tmp_path}"]
+    assert READ_BY in checks(capsys, *words)["base weights"]["found"]
+    assert main(["round", str(tmp_path / "c"), *words, "--dry-run"]) == 0
+    assert READ_BY in capsys.readouterr().out.splitlines()[-2]
+    assert main(["init", str(tmp_path / "c"), *words]) == 0
+    assert READ_BY in capsys.readouterr().out
+
+
+def test_doctor_tells_what_round_refuses_beside_the_machine(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_machine", lambda: [])
+    found = checks(capsys, "model=small")["the first round"]
+    assert found["verdict"] == "bad" and "experiment=demo is made for 0.7 million" in found["found"]

@@ -123,7 +123,8 @@ def test_what_is_submitted_is_what_is_shown(stand_in, tmp_path):
         given, expected = (set(text.split("\n")) for text in ((cluster / f"{number}.sh").read_text(), shown[name]))
         (comment,) = (line for line in given if line.startswith(f"#SBATCH --comment=submission={mark}."))
         directives = {line for line in given ^ expected if line.startswith("#SBATCH")} - {comment}
-        assert directives == ({"#SBATCH --dependency='afterany:<array ids>'", f"#SBATCH --dependency=afterany:{waits[name]}"}
+        shown_waits = {"reference": "<id of array_1>", "meta": "<ids of the arrays and of the reference job>"}
+        assert directives == ({f"#SBATCH --dependency='afterany:{shown_waits[name]}'", f"#SBATCH --dependency=afterany:{waits[name]}"}
                               if name in waits else set())  # fmt: skip
         assert {line for line in expected if line.startswith("export")} <= given
 

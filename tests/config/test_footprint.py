@@ -204,7 +204,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys, ov
 
 def test_the_shipped_30b_layout_fits(capsys):
     assert main(["plan-memory", *NANO]) == 0
-    assert "it fits, but `round` refuses it: " in capsys.readouterr().out  # it names no weights
+    assert "it fits, but `round` refuses it on this machine: " in capsys.readouterr().out  # it names no weights
 
 
 def test_the_refusal_that_comes_next_is_told(tmp_path, capsys):
@@ -220,14 +220,14 @@ def test_the_refusal_that_comes_next_is_told(tmp_path, capsys):
     ):
         assert main(["plan-memory", *words]) == 0
         said = capsys.readouterr().out.splitlines()
-        assert said[-2].startswith(f"it fits, but `round` refuses it: {refusal}"), said[-2:]
+        assert said[-2].startswith(f"it fits, but `round` refuses it on this machine: {refusal}"), said[-2:]
         assert said[-1].startswith("next: python -m pipeline round runs/NAME ") and said[-1].endswith(
             "--dry-run    (once that is mended)"
         )
         assert main(["plan-memory", *words, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["refusal"].startswith(refusal)
     assert main(["plan-memory", *fits]) == 0
-    assert "it fits; next: python -m pipeline round runs/NAME " in capsys.readouterr().out
+    assert "it fits\nnext: python -m pipeline round runs/NAME " in capsys.readouterr().out
 
 
 def test_for_programs(capsys):

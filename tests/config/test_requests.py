@@ -107,7 +107,7 @@ def test_what_a_role_says_itself_is_asked_for_as_it_is():
 
 def test_the_fabric_network_is_refused_where_arms_share_a_node():
     with pytest.raises(
-        ConfigError, match="cluster.network = fabric. Valid: loopback: an arm takes 2 of a node's 8 GPUs"
+        ConfigError, match="cluster.network = fabric. Valid: loopback, because an arm takes 2 of a node's 8 GPUs"
     ):
         composed("cluster.network=fabric")
 

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from pipeline.campaign.errors import ConfigError
 from pipeline.config import fit, model_size, settings
 
 FILES = sorted(path.relative_to(settings.SOURCE) for path in settings.SOURCE.rglob("*.yaml"))
@@ -66,3 +68,52 @@ def test_cluster_runs_the_experiment_of_its_size(path):
     experiment = "nano_30b" if chosen.cluster.gpus_per_node else "demo"
     fit.check_plan_fits(replace(composed(Path("experiment", f"{experiment}.yaml")), cluster=chosen.cluster))
     assert chosen.cluster.signal_lead_seconds < 60 * chosen.cluster.time_limit_minutes
+
+
+def options(group: str) -> list[str]:
+    return [path.stem for path in FILES if path.parent.as_posix() == group]
+
+
+@cache
+def size_of(option: str) -> int:
+    """Parameters of the model that a choice such as model=tiny or experiment=demo brings."""
+    return model_size.num_parameters(settings.compose([option]).to_dict()["model"])
+
+
+@pytest.mark.parametrize("experiment,model", list(product(options("experiment"), options("model"))))
+def test_every_experiment_and_model_and_recipe_have_a_verdict(experiment, model):
+    """A model of another size is refused, and the cure is a choice that is taken; every other combination is taken, with each recipe."""
+    ratio = size_of(f"model={model}") / size_of(f"experiment={experiment}")
+    is_far = not 1 / fit.OTHER_SIZE <= ratio <= fit.OTHER_SIZE
+    for recipe in options("recipe"):
+        words = [f"experiment={experiment}", f"model={model}", f"recipe={recipe}"]
+        if not is_far:
+            fit.check_experiment(settings.compose(words), words)
+            continue
+        with pytest.raises(ConfigError) as refused:
+            fit.check_experiment(settings.compose(words), words)
+        for cure in [word for word in refused.value.cure.replace(",", "").split() if word.startswith("experiment=")]:
+            fitting = [cure, f"model={model}"]
+            fit.check_experiment(settings.compose(fitting), fitting)
+
+
+def test_the_30b_without_its_experiment_is_told_the_experiment_and_may_have_a_rate_of_its_own():
+    words = ["model=nemotron3_nano_30b", "cluster=slurm"]
+    with pytest.raises(
+        ConfigError, match="31,577.9 million parameters, but experiment=demo .* Choose experiment=nano_30b, "
+    ):
+        fit.check_experiment(settings.compose(words), words)
+    own = [*words, "recipe.learning_rate=2e-4"]
+    fit.check_experiment(settings.compose(own), own)
+    sized = ["model.hidden_size=128", "recipe.lora.rank=8"]  # within the factor of the axes
+    fit.check_experiment(settings.compose(sized), sized)
+
+
+def test_the_default_experiment_is_the_one_that_campaign_yaml_chooses():
+    assert settings.compose() == settings.compose([f"experiment={fit.DEFAULT_EXPERIMENT}"])
+
+
+def test_experiments_and_recipes_that_are_chosen_together_fit():
+    for experiment, recipe in product(options("experiment"), options("recipe")):
+        words = [f"experiment={experiment}", f"recipe={recipe}"]
+        fit.check_experiment(settings.compose(words), words)

@@ -43,8 +43,8 @@ def ready(site: Path, stage: str = "") -> Path:
 def hashed(monkeypatch) -> list[str]:
     """Names of the files that are hashed from now on."""
     names: list[str] = []
-    real = base_weights._sha256
-    monkeypatch.setattr(base_weights, "_sha256", lambda path: names.append(path.name) or real(path))
+    real = base_weights.file_digest
+    monkeypatch.setattr(base_weights, "file_digest", lambda path: names.append(path.name) or real(path))
     return names
 
 
@@ -180,18 +180,35 @@ def test_an_image_is_not_built_from_a_tokenizer_that_the_model_has_no_rows_for(s
     encoder.add_tokens([f"word{number}" for number in range(512)])
     encoder.save(str(site / "checkpoint" / "tokenizer.json"))
     chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}"])
-    with pytest.raises(WorkFailed, match="the published tokenizer cannot be used: .* token ids, the model 512 rows"):
+    with pytest.raises(ConfigError, match=f"cluster.weights_dir = {site}/checkpoint: .* token ids, the model 512 rows"):
         build_image(chosen, site / "substrate.sqsh")
 
 
 def test_an_image_is_not_built_from_weights_of_another_model(site, monkeypatch):
     names = hashed(monkeypatch)
     chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}", "model.moe_ffn_size=192"])
-    with pytest.raises(
-        WorkFailed, match=r"the published weights cannot be used: .*experts.0.up_proj.weight has shape \[96, 96\]"
-    ):
+    with pytest.raises(ConfigError, match=r"experts.0.up_proj.weight has shape \[96, 96\]"):
         build_image(chosen, site / "substrate.sqsh")
     assert names == []
+
+
+def test_a_refusal_of_the_image_s_code_is_one_of_the_configuration(site):
+    (site / "checkpoint" / "config.json").write_text('{"hidden_size": 97}')
+    chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}"])
+    with pytest.raises(ConfigError) as refused:
+        build_image(chosen, site / "substrate.sqsh", is_draft=True)
+    assert "config.json: hidden_size is 97, but 96 in the model's configuration" in refused.value.what
+    assert refused.value.cure.startswith("Choose the configuration of this checkpoint") and "error:" not in str(
+        refused.value
+    )
+
+
+def test_a_folder_that_nobody_reads_is_told(site):
+    inside, outside = settings.compose().to_dict()["model"], settings.compose(OUTSIDE).to_dict()["model"]
+    assert base_weights.unused(str(site), inside).startswith(
+        f"cluster.weights_dir = {site} is not read, because the weights of the model tiny"
+    )
+    assert base_weights.unused(str(site), outside) == base_weights.unused("", inside) == ""
 
 
 def test_the_tiny_tokenizer_is_not_taken_for_a_published_one(site):

@@ -14,7 +14,10 @@ import yaml
 from safetensors import safe_open
 
 from pipeline.campaign import files
+from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import Campaign
+from pipeline.config import settings
+from pipeline.execution import base_weights
 from pipeline.execution.results import read_attributes
 from substrate.base import make_miniature
 from substrate.distributed.groups import start
@@ -71,6 +74,15 @@ def test_it_has_the_shape_of_the_30b_and_its_files(folder: Path, config: ModelCo
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"]) == set(found)
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [2, 11]
+
+
+def test_the_experiment_of_its_files_is_told_where_another_is_chosen(folder: Path) -> None:
+    nano, mini = (settings.compose([f"experiment={name}"]).to_dict()["model"] for name in ("nano_30b", "nano_mini"))
+    with pytest.raises(
+        ConfigError, match="config.json: head_dim is 16, but 128 .* It is a checkpoint for experiment=nano_mini: choose"
+    ):
+        base_weights.describe(str(folder), nano)
+    assert base_weights.describe(str(folder), mini)[0].startswith("6243 tensors in 13 files")
 
 
 def test_the_same_seed_gives_the_same_files(folder: Path, config: ModelConfig, tmp_path: Path) -> None:

@@ -100,7 +100,10 @@ def test_launchers_of_two_nodes_start_the_ranks_of_one_world(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["cluster=testbed", "cluster.ranks_per_node=1"], "fabric: an arm of 2 ranks takes 2 nodes"),
+        (
+            ["cluster=testbed", "cluster.ranks_per_node=1"],
+            "fabric, because an arm of 2 ranks takes 2 nodes here; or a layout",
+        ),
         (["cluster.ranks_per_node=1", "cluster.network=fabric"], "only Slurm starts an arm on several nodes"),
         (["cluster.ranks_per_node=-1"], "a number >= 0"),
     ],

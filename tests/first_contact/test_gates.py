@@ -263,6 +263,7 @@ def test_a_site_passes_all_gates_and_each_gate_on_the_node_can_fail(tmp_path: Pa
     visit.say = killing("r0000/a0: generate_start")
     *_, steps, last = gates.walk(visit, "items")
     assert (steps.gate, steps.verdict) == ("steps", "good") and "10 steps" in steps.found
+    assert "; kernels on CPU: scan torch" in steps.found
     assert (last.gate, last.verdict) == ("items", "bad") and "judge.log" in last.cure
 
     visit.say = killing("r0000/a0: check")

@@ -95,7 +95,7 @@ def test_factors_give_exact_decimals(value, low, high):
         ),
         (["recipe.lora.rank=12"], r"The axis lora_rank has the choices 8, 32, 16, and .*rank = 12.*Add 12 to them"),
         (with_axis("lora_rank", choices=["16"]), "The axis lora_rank has no choice but 16"),
-        (with_axis("lora_rank", choices=["16", "x"]), r"axis lora_rank reaches recipe\.lora\.rank = x, which is refused"),
+        (with_axis("lora_rank", choices=["16", "x"]), r"axis lora_rank reaches recipe\.lora\.rank = x, of which the reference has 16, .*refused"),
         (with_axis("clip_norm", high="20"), r"axis clip_norm reaches recipe\.clip_norm = 20, .*Valid: 0\.01 to 10"),
         (with_axis("lora_rank", key="recipe.num_steps", choices=["150", "9"]), "recipe.num_steps' may not change"),
         (with_axis("clip_norm", low=None, high=None, factors=["2", "4"]), r"range from 2 to 4, .*clip_norm = 1\.0"),

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from substrate.formats import export
 from substrate.formats.adapter_file import MAX_HEADER_BYTES
+from substrate.formats.published_files import read_model
 from substrate.interface.errors import DataError, UsageError
 from substrate.interface.peft_config import MAX_CONFIG_BYTES, TARGETS, PeftConfig
 from substrate.model import ModelConfig
@@ -192,14 +193,14 @@ def test_case_08_a_model_file_that_never_ends_is_refused_at_once(tmp_path, what)
     (tmp_path / "model.yaml").write_text("name: x\n")
     ODD_FILES[what](tmp_path / "model.yaml")
     with pytest.raises(DataError, match="cannot read .*model.yaml"):
-        export._read_model(tmp_path / "model.yaml")
+        read_model(tmp_path / "model.yaml")
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, "a: 2020-99-99", "a: b: c", "? [1]\n: 2"])
 def test_case_08_a_model_file_that_is_no_yaml_is_refused_in_one_line(tmp_path, text):
     (tmp_path / "model.yaml").write_text(text)
-    with pytest.raises(DataError, match="is not YAML") as found:
-        export._read_model(tmp_path / "model.yaml")
+    with pytest.raises(DataError, match="is neither JSON nor YAML") as found:
+        read_model(tmp_path / "model.yaml")
     assert "\n" not in str(found.value)
 
 
@@ -207,7 +208,7 @@ def test_case_08_a_model_file_that_is_no_yaml_is_refused_in_one_line(tmp_path, t
 def test_case_08_a_model_file_without_a_mapping_is_refused(tmp_path, text):
     (tmp_path / "model.yaml").write_text(text)
     with pytest.raises(UsageError, match="is not a mapping of names; a file of hydra_conf/model is needed"):
-        export._read_model(tmp_path / "model.yaml")
+        read_model(tmp_path / "model.yaml")
 
 
 @pytest.mark.parametrize("text", ["[]," * 13_000_000 + "[]", '"x":{},' * 700_000])
