@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.cluster.stage_command import Stage
 from pipeline.config.requests import ROLES, Request, has_gpu_flag
+from pipeline.sandbox.devices import REQUESTED
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, Any
             *resources.setup,
             # From Slurm 22.05 on srun does not take the number of cores from the job, and would bind the stage to one.
             *([] if request.cpus_per_gpu else [f"export SRUN_CPUS_PER_TASK={request.cpus_per_task}"]),
+            f"export {REQUESTED}={request.gpus}",
             f"export PYTHONPATH={shlex.quote(str(code_dir))}",
             *([f"export POSTRAIN_RUNTIME={shlex.quote(shlex.join(resources.runtime))}"] if resources.runtime else []),
         ],

@@ -209,14 +209,13 @@ def test_arms_that_run_at_the_same_time_on_one_machine_have_gpus_of_their_own(co
     running = tmp_path / "running"
     running.mkdir()
     text = f"""
-me = Path({str(running)!r}, os.environ["CUDA_VISIBLE_DEVICES"])
+me = Path({str(running)!r}, os.environ["POSTRAIN_GPUS"])
 me.touch(exist_ok=False)
 time.sleep(0.2)
 me.unlink()"""
-    codes = local_runner.run_local(
-        arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=local_runner.gpus_by_arm(2, 5)
-    )
-    assert local_runner.gpus_by_arm(2, 5) == ["0,1", "2,3"] and local_runner.gpus_by_arm(0, 0) == []
+    shares = local_runner.shared_out((1, 2, 4, 5, 7), 2)
+    codes = local_runner.run_local(arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=shares)
+    assert shares == ["1,2", "4,5"] and local_runner.gpus_by_arm(0, 0) == []
     assert list(codes.values()) == [0] * 5
 
 
