@@ -77,17 +77,18 @@ def gpus_by_arm(gpus: int, gpus_per_node: int) -> list[str]:
     """The GPUs of each arm that this machine can run at the same time, as numbers on it, such as 4,5 and 6,7 for two GPUs an arm.
 
     Only those are shared out that this process was given: by CUDA_VISIBLE_DEVICES, by a job, by a container. gpus_per_node: at most so many
-    are used. Parts of a GPU (MIG) are not told apart, so one arm at a time has them all. Raises as `devices.of_node`.
+    are used. Raises as `devices.of_node`.
     """
-    if not gpus:
-        return []
-    node = devices.of_node(gpus, "loopback")
+    return shared_out(devices.of_node(gpus, "loopback"), gpus, gpus_per_node) if gpus else []
+
+
+def shared_out(node: devices.NodeDevices, gpus: int, most: int) -> list[str]:
+    """The GPUs of a node, at most so many, shared out to arms that need `gpus` each. What is left over goes to nobody.
+
+    Parts of a GPU (MIG) are not told apart, so one arm at a time has them all, for which the share is empty.
+    """
     if "MIG-" in node.env["CUDA_VISIBLE_DEVICES"]:
         return [""]
-    return shared_out(node.gpus[:gpus_per_node], gpus)
-
-
-def shared_out(numbers: Sequence[int], gpus: int) -> list[str]:
-    """GPUs by number, shared out to arms that need so many each. What is left over goes to nobody."""
+    numbers = node.gpus[:most]
     firsts = range(0, len(numbers) - gpus + 1, gpus)
     return [",".join(map(str, numbers[first : first + gpus])) for first in firsts]

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.campaign.errors import NotFound, WorkFailed
 from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_submit, stage_command
+from pipeline.sandbox.devices import NodeDevices
 from tests.support.paths import GOLDEN, ROOT
 from tests.support.resources import CPU, SMALL
 
@@ -213,7 +214,7 @@ me = Path({str(running)!r}, os.environ["POSTRAIN_GPUS"])
 me.touch(exist_ok=False)
 time.sleep(0.2)
 me.unlink()"""
-    shares = local_runner.shared_out((1, 2, 4, 5, 7), 2)
+    shares = local_runner.shared_out(NodeDevices(gpus=(1, 2, 4, 5, 7), env={"CUDA_VISIBLE_DEVICES": "0,1,2,3,4"}), 2, 8)
     codes = local_runner.run_local(arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=shares)
     assert shares == ["1,2", "4,5"] and local_runner.gpus_by_arm(0, 0) == []
     assert list(codes.values()) == [0] * 5

@@ -118,6 +118,8 @@ def test_a_part_of_a_gpu_needs_a_cgroup_that_keeps_its_siblings_out(parts):
     found = given(parts, 1, **MIG)
     assert gpus(found) == ((0,), "MIG-5c1f")
     assert names(found) == ["nvidia-cap30", "nvidia-cap31", "nvidia-uvm", "nvidia0", "nvidiactl"]
+    assert local_runner.shared_out(found, 1, 8) == [""], "one arm at a time"
+    assert given(parts, 1, **MIG, POSTRAIN_GPUS="") == found
     with pytest.raises(WorkFailed, match="this work needs 2 GPUs"):
         given(parts, 2, **MIG)
 
@@ -159,15 +161,17 @@ def test_arms_of_one_machine_have_gpus_of_their_own_and_all_that_were_given(numb
             (node / f"nvidia{number}").touch()
         places = sorted(data.draw(st.sets(st.sampled_from(range(len(numbers))), min_size=1)))
         variables = data.draw(st.sampled_from([{}, {"CUDA_VISIBLE_DEVICES": ",".join(map(str, places))}]))
-        mine = devices.of_node(1, "loopback", node, variables).gpus
+        parent = devices.of_node(1, "loopback", node, variables)
+        mine = parent.gpus
         assert mine == (tuple(numbers[place] for place in places) if variables else tuple(numbers))
         size = data.draw(st.integers(1, len(mine)))
-        shares = local_runner.shared_out(mine, size)
+        most = data.draw(st.integers(size, len(mine)))
+        shares = local_runner.shared_out(parent, size, most)
         arms = [devices.of_node(size, "loopback", node, {**variables, "POSTRAIN_GPUS": share}) for share in shares]
         assert all(len(arm.gpus) == size for arm in arms)
         assert all(arm.env["CUDA_VISIBLE_DEVICES"] == ",".join(map(str, range(size))) for arm in arms)
         held = [gpu for arm in arms for gpu in arm.gpus]
-        assert held == list(mine[: len(shares) * size]) and len(mine) - len(held) < size
+        assert held == list(mine[: len(shares) * size]) and most - len(held) < size
 
 
 def test_a_share_is_part_of_what_the_parent_was_given(dev):
