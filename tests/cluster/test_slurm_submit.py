@@ -144,6 +144,8 @@ def test_the_caller_s_slurm_variables_and_secrets_do_not_leak(stand_in, tmp_path
         "SBATCH_PARTITION",
         "SLURM_JOB_ID",
         "SRUN_DEBUG",
+        "CUDA_VISIBLE_DEVICES",
+        "POSTRAIN_GPUS",
         "HF_TOKEN",
         "KAGGLE_API_KEY",
         "AWS_SECRET_ACCESS_KEY",
