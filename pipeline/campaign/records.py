@@ -74,7 +74,8 @@ class Policy:
     """Everything that passes from one round to the next. It holds settings and never weights.
 
     `dead_ends`: settings that are shown to be worse; nobody tries them again. `set_aside`: settings that one run suggests to be worse;
-    the planner skips them, and a proposal may try them again. `quiet`: for each axis, in how many looks in a row it gained nothing.
+    the planner skips them, and a proposal may try them again. `tried`: every setting that an axis arm was given, oldest first; one that
+    came twice is there twice. `quiet`: for each axis, in how many looks in a row it gained nothing.
     `retired`: axes that get no more arms. `replicates`: arms that repeat the standing recipe in place of axis arms. `control`: the recipe
     that the old objective, before a family became suspect, would keep; None while both objectives keep the same. `repaired`: (family,
     round) of families with new dev items, and the first round that uses them.
@@ -84,6 +85,7 @@ class Policy:
     axes: tuple[Axis, ...]
     dead_ends: tuple[Setting, ...] = ()
     set_aside: tuple[Setting, ...] = ()
+    tried: tuple[Setting, ...] = ()
     quiet: tuple[tuple[str, int], ...] = ()
     retired: tuple[str, ...] = ()
     replicates: int = 0
@@ -95,6 +97,7 @@ class Policy:
         "standing": ("key", "value"),
         "dead_ends": ("key", "value"),
         "set_aside": ("key", "value"),
+        "tried": ("key", "value"),
         "quiet": ("axis", "looks"),
         "repaired": ("family", "round"),
     }

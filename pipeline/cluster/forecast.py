@@ -221,7 +221,8 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
             refusal = error.what
         sizes = {work: held.peak + footprint.DEVICE_RESERVE_BYTES for work, held in footprint.of_arm(config).items()}
         expected = None if refusal else forecast(changed, num_arms)
-        yield Layout(name, world, max(1, world // here), on_node // here, sizes, expected, refusal)
+        arms_on_node = 1 if chosen.cluster.is_exclusive else on_node // here
+        yield Layout(name, world, max(1, world // here), arms_on_node, sizes, expected, refusal)
 
 
 def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:

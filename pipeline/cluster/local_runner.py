@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.cluster.stage_command import Stage, command
+from pipeline.sandbox import devices
 
 
 def run_local(
@@ -25,7 +26,7 @@ def run_local(
     """Run stages as child processes, at most `at_once` at the same time. Returns log name (such as r0001_a3) -> exit code.
 
     watch: called about ten times a second. runtime: as in `stage_command.command`, whose errors are raised before anything runs.
-    gpus: for each of the stages that run at the same time its own CUDA_VISIBLE_DEVICES; none on a machine without GPUs.
+    gpus: for each of the stages that run at the same time its own GPUs (`gpus_by_arm`); none on a machine without GPUs.
 
     A failed stage does not stop the others. On Ctrl-C or SIGTERM this sends SIGTERM to every running stage, waits until it has saved its
     state, and raises KeyboardInterrupt.
@@ -50,7 +51,7 @@ def run_local(
                 name = "_".join(stage[2:4]) if stage[0] == "worker" else stage[0]
                 if free:
                     held[name] = free.pop(0)
-                own = {"CUDA_VISIBLE_DEVICES": held[name]} if name in held else {}
+                own = {devices.SHARE: held[name]} if name in held else {}
                 with open(logs_dir / f"{name}.log", "ab") as log:
                     running[name] = subprocess.Popen(
                         words, env=environment | own, stdout=log, stderr=log, stdin=subprocess.DEVNULL
@@ -73,6 +74,21 @@ def run_local(
 
 
 def gpus_by_arm(gpus: int, gpus_per_node: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each arm that this machine can run at the same time: 0,1 and 2,3 for two GPUs an arm of four."""
-    firsts = range(0, gpus_per_node - gpus + 1, gpus) if gpus else ()
-    return [",".join(map(str, range(first, first + gpus))) for first in firsts]
+    """The GPUs of each arm that this machine can run at the same time, as numbers on it, such as 4,5 and 6,7 for two GPUs an arm.
+
+    Only those are shared out that this process was given: by CUDA_VISIBLE_DEVICES, by a job, by a container. gpus_per_node: at most so many
+    are used. Raises as `devices.of_node`.
+    """
+    return shared_out(devices.of_node(gpus, "loopback"), gpus, gpus_per_node) if gpus else []
+
+
+def shared_out(node: devices.NodeDevices, gpus: int, most: int) -> list[str]:
+    """The GPUs of a node, at most so many, shared out to arms that need `gpus` each. What is left over goes to nobody.
+
+    Parts of a GPU (MIG) are not told apart, so one arm at a time has them all, for which the share is empty.
+    """
+    if "MIG-" in node.env["CUDA_VISIBLE_DEVICES"]:
+        return [""]
+    numbers = node.gpus[:most]
+    firsts = range(0, len(numbers) - gpus + 1, gpus)
+    return [",".join(map(str, numbers[first : first + gpus])) for first in firsts]

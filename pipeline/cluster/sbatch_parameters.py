@@ -1,4 +1,4 @@
-"""What the jobs of a round ask of Slurm, as submitit's parameters, and the sbatch texts that follow from them.
+"""What the jobs of a round ask of Slurm, as submitit's parameters, the sbatch texts that follow from them, and how many jobs share a node.
 
 submitit puts each value into quotes as a shell needs them, and sbatch reads an #SBATCH line likewise. Only a backslash is read otherwise;
 config/requests.py refuses it.
@@ -6,6 +6,7 @@ config/requests.py refuses it.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from pipeline.cluster.stage_command import Stage
 from pipeline.config.requests import ROLES, Request, has_gpu_flag
+from pipeline.sandbox.devices import REQUESTED
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,60 @@ def parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, Any
             *resources.setup,
             # From Slurm 22.05 on srun does not take the number of cores from the job, and would bind the stage to one.
             *([] if request.cpus_per_gpu else [f"export SRUN_CPUS_PER_TASK={request.cpus_per_task}"]),
+            f"export {REQUESTED}={request.gpus}",
             f"export PYTHONPATH={shlex.quote(str(code_dir))}",
             *([f"export POSTRAIN_RUNTIME={shlex.quote(shlex.join(resources.runtime))}"] if resources.runtime else []),
         ],
-        "additional_parameters": {"requeue": True, **alone, **flags_of(request, resources.excluded_nodes)},
+        "additional_parameters": {"requeue": True, **flags_of(request, resources.excluded_nodes), **alone},
     }
     if resources.comment:
         given["comment"] = resources.comment
     if resources.arms_at_once:
         given["array_parallelism"] = resources.arms_at_once
     return given
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many jobs of one request a node takes at once, and what limits that, in words."""
+
+    jobs: int
+    why: str
+
+
+def room_on_node(
+    request: Request, cores: int, megabytes: int, partition: Mapping[str, str], config: Mapping[str, str]
+) -> Room:
+    """What a node has room for, at least one job. cores, megabytes: that it has, 0 where the site does not say so.
+
+    partition, config: what scontrol prints of both, in which memory that nobody asks for has its default.
+    """
+    if request.is_exclusive:
+        return Room(1, "cluster.sbatch.exclusive gives a job the whole node")
+    limits = {}
+    if request.gpus:
+        limits[f"{request.gpus} of {request.gpus_per_node} GPUs"] = request.gpus_per_node // request.gpus
+    if cores:
+        limits[f"{request.cpus_per_task} of {cores} cores"] = cores // request.cpus_per_task
+    asked = request.megabytes or _default_memory(request, partition, config)
+    if asked and megabytes:
+        size = f"{min(asked, megabytes) / 1024:,.0f} of {megabytes / 1024:,.0f} GiB of memory"
+        by_default = "" if request.megabytes else ", the site's default, because cluster.mem is empty"
+        limits[size + by_default] = int(megabytes // asked)
+    return Room(max(1, min(limits.values(), default=1)), f"each takes {', '.join(limits)}")
+
+
+def _default_memory(request: Request, partition: Mapping[str, str], config: Mapping[str, str]) -> float:
+    """The megabytes that Slurm gives to a job which asks for none: 0 where it does not count memory, infinity for all of the node."""
+    if "MEMORY" not in config.get("SelectTypeParameters", "MEMORY").upper():
+        return 0
+    times = {"DefMemPerGPU": request.gpus, "DefMemPerCPU": request.cpus_per_task, "DefMemPerNode": 1}
+    for said in (partition, config):
+        given = {**said, **dict(re.findall(r"(\w+)=(\d+)", said.get("JobDefaults", "")))}
+        for name, number in times.items():
+            if given.get(name, "").isdigit() and int(given[name]) * number:
+                return int(given[name]) * number
+    return float("inf")
 
 
 def sbatch_texts(

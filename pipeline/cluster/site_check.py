@@ -9,13 +9,14 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.records import NUM_ARMS
 from pipeline.cluster import sbatch_parameters, slurm_clients, slurm_jobs
+from pipeline.cluster.sbatch_parameters import Room, room_on_node
 from pipeline.config import requests, settings
 from pipeline.sandbox import runtime_needs
 
@@ -70,7 +71,7 @@ def examine(chosen: settings.Settings) -> Iterator[Check]:
                      config.get("AccountingStorageType", "?"),
                      "none is needed: job states come from files, squeue and scontrol", "unknown")  # fmt: skip
     yield job_states_are_read()
-    yield from _partitions(chosen)
+    yield from _partitions(chosen, config)
     yield from _nodes(chosen.cluster)
 
 
@@ -85,20 +86,23 @@ def job_states_are_read() -> Check:
                       "unknown" if queues else "bad")  # fmt: skip
 
 
-def _partitions(chosen: settings.Settings) -> Iterator[Check]:
-    """Check the partition of workers, and that of each other role that asks for something else."""
-    rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%P|%l|%D|%G|%a").splitlines()]
+def _partitions(chosen: settings.Settings, config: Mapping[str, str]) -> Iterator[Check]:
+    """Check the partition of workers, and that of each other role that asks for something else. config: what scontrol says of the site."""
+    rows = [line.split("|") for line in _ask("sinfo", "--noheader", "--format=%P|%l|%D|%G|%a|%c|%m").splitlines()]
     default = [row[0] for row in rows if row[0].endswith("*")]  # a job that names no partition goes there
     lines = [[row[0].removesuffix("*"), *row[1:]] for row in rows]
     seen: list[requests.Request] = []
     for role in requests.ROLES:
         if (request := chosen.cluster.request(role)) not in seen:
             seen.append(request)
-            yield from _partition(chosen, role, lines, [name.removesuffix("*") for name in default])
+            yield from _partition(chosen, role, lines, [name.removesuffix("*") for name in default], config)
 
 
-def _partition(chosen: settings.Settings, role: str, lines: list[list[str]], default: list[str]) -> Iterator[Check]:
-    """Check one role's request against the site. lines: what sinfo says of each partition: name, time limit, nodes, gres, state.
+def _partition(
+    chosen: settings.Settings, role: str, lines: list[list[str]], default: list[str], config: Mapping[str, str]
+) -> Iterator[Check]:
+    """Check one role's request against the site. lines: what sinfo says of each partition: name, time limit, nodes, gres, state, and of a
+    node cores and megabytes.
 
     default: the site's default partition, if it has one.
     """
@@ -117,9 +121,16 @@ def _partition(chosen: settings.Settings, role: str, lines: list[list[str]], def
                      f"set a lower {at}.time_limit_minutes{saves}")  # fmt: skip
     if is_worker:
         nodes, nodes_per_arm = sum(int(line[2]) for line in usable), chosen.num_nodes
+        room = max((_room(request, line, config) for line in usable), key=lambda each: each.jobs, default=Room(1, ""))
+        on_node = room.jobs if nodes_per_arm == 1 else 1
         yield make_check("nodes", nodes >= nodes_per_arm,
-                         f"{nodes}; an arm needs {nodes_per_arm}, all arms at once need {NUM_ARMS * nodes_per_arm}",
+                         f"{nodes}; an arm needs {nodes_per_arm}, all arms at once need {-(-NUM_ARMS // on_node) * nodes_per_arm}",
                          "choose another cluster.partition, or a parallelism of fewer ranks")  # fmt: skip
+        if request.gpus and nodes_per_arm == 1:
+            fills = room.jobs >= request.gpus_per_node // request.gpus or request.is_exclusive
+            yield make_check("arms a node", fills, f"{room.jobs}: {room.why}",
+                             "set cluster.mem (such as 900G) and cluster.cpus_per_task to what a node has: a job gets the share of its GPUs",
+                             "unknown")  # fmt: skip
     if request.gpus:
         types = (
             {request.gpu_type}
@@ -132,6 +143,13 @@ def _partition(chosen: settings.Settings, role: str, lines: list[list[str]], def
                          f"{' ' if types else ''}{' or '.join(sorted(types))}",
                          f"set {at}.gpus_per_node to as many as the nodes have them")  # fmt: skip
     yield _accepted(request, role)
+
+
+def _room(request: requests.Request, line: list[str], config: Mapping[str, str]) -> Room:
+    """What a node of a partition has room for. line, config: as `_partition` has them."""
+    cores, megabytes = (int(text.rstrip("+")) if text.rstrip("+").isdigit() else 0 for text in (*line[5:7], "", "")[:2])
+    said = _ask("scontrol", "--oneliner", "show", "partition", line[0]) if not request.megabytes else ""
+    return room_on_node(request, cores, megabytes, dict(re.findall(r"(\w+)=(\S+)", said)), config)
 
 
 def _gpus(gres: str, types: set[str]) -> int:

@@ -27,12 +27,14 @@ from pipeline.cluster import slurm_answers, slurm_clients
 from pipeline.cluster.sbatch_parameters import Resources, parameters
 from pipeline.cluster.stage_command import Stage, command
 from pipeline.config.requests import ROLES
+from pipeline.sandbox import devices
 
 if TYPE_CHECKING:
     from pipeline.cluster import slurm_sbatch
 
 REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
 UNSAFE, UNSAFE_NAME = re.compile(r"[%\\\x00-\x1f\x7f]"), re.compile(r"[^\w.+:@~^-]")
+OF_GPUS = (*devices.VISIBLE, devices.SHARE, devices.REQUESTED)
 SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
 """Matches the name of an environment variable whose value is likely to be a secret."""
 
@@ -245,13 +247,14 @@ def this_job() -> str:
 def clean_environment() -> Iterator[None]:
     """Hide the caller's SBATCH_*, SLURM_* and SRUN_* variables, which would change a submission. SLURM_CONF stays.
 
+    Variables that say which GPUs the caller may use are hidden too: a job would take them for its own.
     Variables whose names look like secrets are hidden too, because sbatch copies its environment into job records. A job reads what it
     needs from files. The environment is restored afterwards.
     """
     before = dict(os.environ)
     for name in before:
         leaks = name.startswith(("SBATCH_", "SLURM_", "SRUN_")) and name != "SLURM_CONF"
-        if leaks or SECRET.search(name):
+        if leaks or name in OF_GPUS or SECRET.search(name):
             del os.environ[name]
     try:
         yield

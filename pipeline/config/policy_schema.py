@@ -89,6 +89,7 @@ class PolicySetting:
     standing: list[SettingEntry] = field(default_factory=list)
     dead_ends: list[SettingEntry] = field(default_factory=list)
     set_aside: list[SettingEntry] = field(default_factory=list)
+    tried: list[SettingEntry] = field(default_factory=list)
     quiet: list[QuietEntry] = field(default_factory=list)
     retired: list[str] = field(default_factory=list)
     replicates: int = 0

@@ -6,7 +6,7 @@ Every rule is (whether it holds, key, value, what is valid), as settings.py repo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.config.requests import FLAGS_FOR_GPUS, MEMORY, Request, gpus_of, gres_entries
 
@@ -47,6 +47,25 @@ def of_setup(setup: Iterable[str]) -> Rule:
         flags,
         "shell lines; a flag of sbatch belongs into cluster.sbatch, where it is checked",
     )
+
+
+def of_whole_nodes(flags: Mapping[str, str]) -> Iterator[Rule]:
+    """Yield the rules of free flags for an arm of several nodes, whose ranks have the host's network: no other job may be there.
+
+    flags: of `cluster.sbatch`.
+    """
+    for flag, valid in (
+        ("exclusive", "true, or leave it out; the pipeline asks for whole nodes"),
+        ("oversubscribe", "not set"),
+    ):
+        value = flags.get(flag)
+        holds = value is None or (flag == "exclusive" and value == "")
+        yield (
+            holds,
+            f"cluster.sbatch.{flag}",
+            value or "true",
+            f"{valid}: an arm of several nodes shares them with nobody, nor with its own user",
+        )
 
 
 def of_request(request: Request, role: str) -> Iterator[Rule]:

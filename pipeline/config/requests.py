@@ -41,6 +41,20 @@ class Request:
     time_limit_minutes: int
     sbatch: dict[str, str] = field(default_factory=dict)  # further flags; an empty text is a flag without a value
 
+    @property
+    def is_exclusive(self) -> bool:
+        """Whether no other job may share its nodes; `exclusive: user` lets those of the same user."""
+        return self.sbatch.get("exclusive") == ""
+
+    @property
+    def megabytes(self) -> float:
+        """The memory that it asks for on a node; 0 for the site's default, infinity for all that the node has."""
+        if self.mem == "0":
+            return float("inf")
+        each = {self.mem: 1, self.mem_per_gpu: self.gpus, self.mem_per_cpu: self.cpus_per_task}
+        sizes = [(re.fullmatch(r"(\d+)([KMGT])B?", text, re.IGNORECASE), times) for text, times in each.items() if text]
+        return sum(int(size[1]) * 1024.0 ** (UNITS.index(size[2].upper()) - 1) * times for size, times in sizes if size)
+
 
 UNITS = "KMGT"  # of memory, each 1,024 times the one before
 MEMORY, CORES = ("mem", "mem_per_gpu", "mem_per_cpu"), ("cpus_per_task", "cpus_per_gpu")

@@ -215,6 +215,7 @@ def _check(settings: Settings) -> None:
          f"of at most {cluster.gpus} ranks, which fits into a node"),
         (cluster.network == "loopback" or cluster.gpus == cluster.gpus_per_node or cluster.kind == "local", "cluster.network", cluster.network,
          f"loopback, because an arm takes {cluster.gpus} of a node's {cluster.gpus_per_node} GPUs, and fabric is the network of the jobs beside it"),
+        *(request_rules.of_whole_nodes(cluster.sbatch) if settings.num_nodes > 1 else ()),
         (settings.num_nodes == 1 or cluster.kind == "slurm", "cluster.ranks_per_node", cluster.ranks_per_node,
          "0 on one machine: only Slurm starts an arm on several nodes"),
         (settings.policy.rounds >= 0, "policy.rounds", settings.policy.rounds,

@@ -230,6 +230,9 @@ def ladder(board: Mapping[str, Mapping[str, str]], step: Decimal) -> str:
 
 
 def by_hand(decision: Decision, policy: Policy) -> Decision:
-    """The decision of an undecided round that a person closes. The policy stays the same, and the next round may be planned."""
+    """The decision of an undecided round that a person closes. The policy stays the same, and the next round may be planned.
+
+    policy: the round's own, in which the settings of its arms count as tried.
+    """
     reasons = (*decision.reasons, "closed by hand: nothing was decided, the policy stays as it was")
     return replace(decision, state="closed", policy=policy, reasons=reasons)

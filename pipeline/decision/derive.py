@@ -18,6 +18,7 @@ from pipeline.decision import assess, decide, policy_update
 from pipeline.decision.evidence import Evidence, of_one_round
 from pipeline.decision.family_states import EXTERNAL_CLEAR, StateRules
 from pipeline.decision.history import CHOSEN, FINALISTS, REFERENCE, History, Reader, Record, read_history
+from pipeline.decision.plan import with_tried
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def derive_round(history: History, round_name: str) -> Derived:
         )
     plan, rules = history.plans[round_name], history.rules
     evidence = evidence_of(history, round_name)
-    arms, policy = {arm.name: arm for arm in plan.arms}, with_dead_ends(history, round_name)
+    arms = {arm.name: arm for arm in plan.arms}
+    policy = with_tried(with_dead_ends(history, round_name), plan.arms)
     decision = decide.decide(evidence, arms, policy, rules, following_round(history, round_name))
     if decision.state == "undecided" and round_name in history.by_hand:
         decision = decide.by_hand(decision, policy)

@@ -7,16 +7,22 @@ replicates. A campaign that chose another way to confirm (`claims.assess_claims`
 every round from the second on, or four times each in its last round, which then moves no axis. Every other arm runs the standing recipe
 with one axis moved. An axis takes its values from the van der Corput sequence (the radical inverse in one prime base for each axis, as in
 Halton 1960), which fills a range evenly however many rounds there are.
+
+`Policy.tried` has every setting that axis arms were given so far. Turns and values follow from it and not from the round's number, because
+the number of slots changes from round to round: those axes move that have waited longest, and no value comes again before an axis's others
+are used up.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from decimal import ROUND_HALF_EVEN, Context, Decimal, InvalidOperation, localcontext
 from fractions import Fraction
-from itertools import count, islice
+from functools import lru_cache
+from itertools import islice
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.records import NUM_ARMS, Arm, Axis, Policy, Setting, with_setting
@@ -25,6 +31,8 @@ from pipeline.claims.assess_claims import DOUBLED, FINAL_ROUND, RUNNING
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53)
 KINDS = ("log", "linear", "int", "choice")
 EXACT = Context(prec=28, rounding=ROUND_HALF_EVEN)
+MOST_INDICES = 256
+"""How far the sequence of an axis is followed. A campaign has fewer than 64 axis arms; a range with fewer values than that ends before."""
 
 
 def radical_inverse(index: int, base: int) -> Fraction:
@@ -71,9 +79,10 @@ def check_contains(axis: Axis, value: str) -> None:
             f"The axis {axis.name} has {held}, and the reference has {axis.key} = {value}, which is not among them",
             f"{cure}; or choose the axes of this model, such as policy/axes=nano",
         )
-    if axis.kind == "choice" and all(same_value(choice, value) for choice in axis.choices):
+    if next(other_values(axis, 2, value), None) is None:
+        what, cure = ("choice", "Add another one") if axis.kind == "choice" else ("value", "Widen its range")
         raise ConfigError(
-            f"The axis {axis.name} has no choice but {value}, which the reference has", "Add another one, or drop it"
+            f"The axis {axis.name} has no {what} but {value}, which the reference has", f"{cure}, or drop it"
         )
 
 
@@ -82,6 +91,7 @@ def ends(axis: Axis) -> tuple[str, ...]:
     return axis.choices if axis.kind == "choice" else (axis.low, axis.high)
 
 
+@lru_cache(maxsize=4096)
 def axis_value(axis: Axis, index: int, base: int) -> str:
     """The index-th value of an axis, counted from 1: a choice, or a plain decimal string with three significant digits."""
     place = radical_inverse(index, base)
@@ -106,23 +116,42 @@ def arm_seed(campaign_seed: int, round_name: str, arm: str) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def move(policy: Policy, axis: Axis, look: int, base: int, reference: Mapping[str, str]) -> Setting | None:
-    """The setting of an axis at its `look`-th look, from 1: its next value that is not closed; None where no value is left.
+def other_values(axis: Axis, base: int, current: str) -> Iterator[str]:
+    """The different values of an axis without the current one, in the order in which a campaign tries them. base: the axis's prime."""
+    seen = {_comparable(current)}
+    last = len(axis.choices) if axis.kind == "choice" else MOST_INDICES
+    for index in range(1, last + 1):
+        value = axis_value(axis, index, base)
+        if _comparable(value) not in seen:
+            seen.add(_comparable(value))
+            yield value
 
-    The values are those of the axis without the standing recipe's, so that what stands costs no look. A value is closed if it is a dead
-    end or was set aside. `base` is the axis's prime. `reference` maps every axis key to its value in the reference recipe; standing
-    settings replace these.
+
+def move(policy: Policy, axis: Axis, base: int, reference: Mapping[str, str]) -> Setting | None:
+    """The next setting of an axis: of its values that are not closed, the first of those that were tried least; None where no value is left.
+
+    The value that stands costs no turn. A value is closed if it is a dead end or was set aside. `base` is the axis's prime. `reference`
+    maps every axis key to its value in the reference recipe; standing settings replace these.
     """
     current = {**reference, **dict(policy.standing)}[axis.key]
-    closed = {value for key, value in (*policy.dead_ends, *policy.set_aside) if key == axis.key}
-    if axis.kind == "choice":
-        axis = replace(axis, choices=tuple(choice for choice in axis.choices if not same_value(choice, current)))
-        if not axis.choices:
-            return None
-    every = (axis_value(axis, index, base) for index in count(1))
-    values = (value for value in every if not same_value(value, current))
-    tries = islice(values, look - 1, look + len(closed) + len(axis.choices))
-    return next(((axis.key, value) for value in tries if value not in closed), None)
+    closed = {_comparable(value) for key, value in (*policy.dead_ends, *policy.set_aside) if key == axis.key}
+    # The anchor of every round runs the reference's value, so it is not new where another one stands.
+    earlier = [reference[axis.key], *(value for key, value in policy.tried if key == axis.key)]
+    tried = Counter(map(_comparable, earlier))
+    left: list[str] = []
+    for value in other_values(axis, base, current):
+        if _comparable(value) in closed:
+            continue
+        if not tried[_comparable(value)]:
+            return axis.key, value
+        left.append(value)
+    return (axis.key, min(left, key=lambda value: tried[_comparable(value)])) if left else None
+
+
+def with_tried(policy: Policy, arms: Iterable[Arm]) -> Policy:
+    """The policy after a round with these arms was planned: what its axis arms were given counts as tried, whoever proposed it."""
+    given = tuple(arm.overrides[-1] for arm in arms if arm.role == "axis")
+    return replace(policy, tried=policy.tried + given)
 
 
 def is_number(text: str) -> bool:
@@ -135,10 +164,12 @@ def is_number(text: str) -> bool:
 
 def same_value(first: str, second: str) -> bool:
     """Whether two values are equal as numbers, such as "0.004" and "4e-3", or as text where one is no number."""
-    try:
-        return Decimal(first) == Decimal(second)
-    except InvalidOperation:
-        return first == second
+    return _comparable(first) == _comparable(second)
+
+
+def _comparable(value: str) -> Decimal | str:
+    """What is equal for equal values: the number, or the text where it is none."""
+    return Decimal(value) if is_number(value) else value
 
 
 def make_arms(
@@ -171,7 +202,7 @@ def make_arms(
             f"policy.axes has {len(policy.axes)} axes", f"Round {round_number} needs {num_slots} to {len(PRIMES)} axes"
         )
     arms = [Arm(0, "anchor", 0, replicate_of="reference")]
-    moves = _moves(policy, round_number, num_slots, reference) if num_slots else []
+    moves = _moves(policy, num_slots, reference) if num_slots else []
     for index, (axis, setting) in enumerate(moves, 1):
         arms.append(Arm(index, "axis", 0, with_setting(policy.standing, setting), axis=axis.name))
     others += [_replicate(policy)] * (num_slots - len(moves))  # retired axes may leave slots free
@@ -207,28 +238,22 @@ def _other_arms(policy: Policy, num_replicates: int, reference: Mapping[str, str
     return arms + [_replicate(policy)] * wanted
 
 
-def _moves(
-    policy: Policy, round_number: int, num_slots: int, reference: Mapping[str, str]
-) -> list[tuple[Axis, Setting]]:
-    """At most one move for each slot. Where there are more axes than slots, they take turns; an axis without values left is skipped.
+def _moves(policy: Policy, num_slots: int, reference: Mapping[str, str]) -> list[tuple[Axis, Setting]]:
+    """At most one move for each slot. The axes that have waited longest move; an axis without values left is skipped.
 
-    Where axes outnumber a round's arms, an axis's look is the number of its turns, because with a look in every second round it would get
-    every second value: only high ones, or only some choices. Raises ConfigError where no axis has a value left.
+    Raises ConfigError where no axis has a value left.
     """
+    newest = {key: place for place, (key, _) in enumerate(policy.tried)}
     open_axes = [(PRIMES[n], axis) for n, axis in enumerate(policy.axes) if axis.name not in policy.retired]
-    turn = (round_number - 1) * num_slots
-    moves = []
-    for number in range(turn, turn + len(open_axes)):
-        base, axis = open_axes[number % len(open_axes)]
-        look = round_number if len(open_axes) < NUM_ARMS else 1 + number // len(open_axes)
-        if setting := move(policy, axis, look, base, reference):
-            moves.append((axis, setting))
+    open_axes.sort(key=lambda each: newest.get(each[1].key, -1))  # those that never moved stay in their order
+    possible = ((axis, setting) for base, axis in open_axes if (setting := move(policy, axis, base, reference)))
+    moves = list(islice(possible, num_slots))
     if not moves:
         raise ConfigError(
             "No axis has a value left that is neither in the standing recipe nor closed (a dead end, or set aside)",
             "Start another campaign with other axes or wider ranges",
         )
-    return moves[:num_slots]
+    return moves
 
 
 def reference_arms(campaign_seed: int) -> tuple[Arm, ...]:

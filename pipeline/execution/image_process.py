@@ -50,7 +50,8 @@ def sandbox_of(
     gpus: how many the work needs here where the site has GPUs. how: further arguments of `Sandbox`. Raises as `devices.of_node`.
     """
     cluster = chosen.cluster
-    node = devices.of_node(gpus if cluster.gpus_per_node else 0, how.get("network", "loopback"))
+    needed, network = gpus if cluster.gpus_per_node else 0, how.get("network", "loopback")
+    node = devices.of_node(needed, network, on_node=cluster.gpus_per_node)
     given: dict[str, Any] = {"env": {**SUBSTRATE_ENV, **node.env}, "devices": node.devices}
     given["limits"] = Limits(shm_size_bytes=cluster.shm_size_gib * 2**30)
     return Sandbox({**read_only, **node.read_only}, read_write, **(given | how))

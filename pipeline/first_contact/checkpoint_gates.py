@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.campaign.errors import ConfigError, IntegrityError
-from pipeline.campaign.facts import facts_of
+from pipeline.campaign.facts import facts_of, load_constitution
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.cluster import doctor
 from pipeline.cluster.site_check import Check
 from pipeline.execution import base_weights
 from pipeline.first_contact import stages
 from pipeline.first_contact.visit import Visit
-from pipeline.rounds import init
+from pipeline.rounds import arms, init
 from pipeline.sandbox import entries
 
 IN_THE_IMAGE = "the weights are in the image, so there is no folder to compare"
@@ -127,9 +127,10 @@ def model_file(visit: Visit) -> Iterator[str]:
 
 
 def freeze_probe(visit: Visit) -> Check:
-    """Freeze the small campaign, as `init` freezes a real one. One that was cut short is made anew."""
+    """Freeze the small campaign, as `init` freezes a real one, whose axes are checked here too. One that was cut short is made anew."""
     remove_probe(visit)
-    init.init(visit.probe, visit.probe_overrides)
+    arms.check_axes(visit.chosen, load_constitution())
+    init.init(visit.probe, visit.probe_overrides, is_probe=True)
     size = visit.probe.image.stat().st_size / 2**20
     digest = facts_of(visit.probe)["image"]["tree_digest"]
     return Check("image", "good", f"an image of {size:.1f} MiB with tree digest {digest[:16]}; {visit.probe.folder}")

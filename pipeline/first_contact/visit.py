@@ -76,7 +76,11 @@ class Visit:
 
     @cached_property
     def probe_overrides(self) -> list[str]:
-        """The person's overrides, made small: ten steps, some twenty items, no board, and no more training puzzles than ten steps read."""
+        """The person's overrides, made small: ten steps, some twenty items, no board, and no more training puzzles than ten steps read.
+
+        The axes are left out. The probe moves none, and their ranges are for the recipe as the person has it, such as warm-ups of 10 to 90
+        steps.
+        """
         recipe, tasks = self.chosen.recipe, self.chosen.tasks
         per_family = -(-PROBE_ITEMS // len(tasks.families))
         rows = PROBE_STEPS * recipe.batch_size + recipe.holdout_per_family
@@ -89,7 +93,7 @@ class Visit:
         }
         if "sft_steps" in recipe.options:  # methods that sample begin with steps on worked solutions
             small["recipe.options.sft_steps"] = PROBE_STEPS // 2
-        return [*self.overrides, "external=none", *(f"{key}={value}" for key, value in small.items())]
+        return [*self.overrides, "external=none", "policy.axes=[]", *(f"{key}={value}" for key, value in small.items())]
 
 
 def paths_of(probe: Campaign) -> tuple[Path, Path]:

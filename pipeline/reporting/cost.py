@@ -40,6 +40,24 @@ def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] 
         print(f"\nThe layouts that ship, on nodes of {chosen.cluster.gpus_per_node} GPUs (parallelism=...), with GPU-hours of a round. Memory is of "
               f"a GPU and includes a reserve of {reserve} for the driver and libraries, which `peak` above leaves out:")  # fmt: skip
         Console(width=160).print(live_view.layouts(forecast.layouts(chosen, num_arms), num_arms))
+        if shared := sharing_in_words(chosen):
+            print(shared)
+
+
+def sharing_in_words(chosen: settings.Settings) -> str:
+    """What keeps arms from sharing a node though its GPUs would do; empty for nothing. What the site adds to it, `doctor` says."""
+    cluster = chosen.cluster
+    if cluster.kind != "slurm" or not 0 < cluster.gpus < cluster.gpus_per_node:
+        return ""
+    if cluster.is_exclusive:
+        return "An arm has its node alone, because cluster.sbatch.exclusive is set: the GPUs that it does not use stay idle."
+    if not cluster.megabytes:
+        return (
+            "cluster.mem is empty, so an arm gets the memory that the site gives by default. Where that is all of a node, one arm takes a node, "
+            "whatever the column `arms a node` says; where it is a few GB a core, reading the weights may fail. Set cluster.mem to what a "
+            "node has, such as 900G: an arm asks for the share of its GPUs. `doctor` says how many arms a node of the site takes."
+        )
+    return ""
 
 
 def targets_in_words(chosen: settings.Settings) -> str:

@@ -48,10 +48,11 @@ TRAINING_SEED = 20260602
 """Seed of the training puzzles in the image. It is public; the seeds of dev and fresh items are secret."""
 
 
-def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False) -> None:
+def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False, is_probe: bool = False) -> None:
     """Make the folder of `campaign` with everything that must be fixed before round 1.
 
-    is_draft: for a dry run, which trains nothing: the image has one puzzle a family and names no checkpoint of the site.
+    is_draft: for a dry run, which trains nothing: the image has one puzzle a family and names no checkpoint of the site. is_probe: for a
+    first contact, which runs r0000 alone, so nothing moves an axis.
 
     Raises ConfigError if the folder exists or the configuration does not fit, Refused if the constitution does not allow the
     configuration, IntegrityError if the constitution was changed, and WorkFailed if a file cannot be written.
@@ -60,7 +61,7 @@ def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False
     rules = load_constitution()
     chosen = settings.compose(overrides)
     check_experiment(chosen, overrides)
-    check_can_be_planned(chosen, rules, is_draft)
+    check_can_be_planned(chosen, rules, is_draft, is_probe)
     if chosen.cluster.kind == "slurm":
         slurm_submit.check_names([campaign.folder], campaign.name)
     aside = None
@@ -93,19 +94,15 @@ def check_is_new(campaign: Campaign) -> None:
         )
         raise ConfigError(f"{campaign.folder} exists", f"{cure}; for a new campaign choose another name (CAMPAIGN=...)")
     if not NAME.fullmatch(campaign.name):
-        raise ConfigError(
-            f"{campaign.name!r} cannot name a campaign",
-            "Valid are letters, digits and the signs . _ -, beginning with a letter or digit, such as demo-2"
-            + (
-                "; the folder of the campaign comes first, such as runs/nano, and then the settings"
-                if "=" in campaign.name
-                else ""
-            ),
-        )
+        order = "; the folder of the campaign comes first, such as runs/nano, and then the settings"
+        valid = "Valid are letters, digits and the signs . _ -, beginning with a letter or digit, such as demo-2"
+        raise ConfigError(f"{campaign.name!r} cannot name a campaign", valid + order * ("=" in campaign.name))
 
 
-def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitution, is_draft: bool) -> None:
-    """Raise ConfigError or Refused for a configuration whose first round could not be planned."""
+def check_can_be_planned(
+    chosen: settings.Settings, rules: constitution.Constitution, is_draft: bool, is_probe: bool = False
+) -> None:
+    """Raise ConfigError or Refused for a configuration of which a round could not be planned."""
     check_plan_fits(chosen)
     if base_weights.are_outside(chosen.to_dict()["model"]):
         if not is_draft or not is_elsewhere(chosen):
@@ -115,7 +112,8 @@ def check_can_be_planned(chosen: settings.Settings, rules: constitution.Constitu
     if chosen.policy.proposals.kind == "llm":
         proposers.endpoint_of(chosen.policy.proposals)
     check_confirmation(chosen.policy.confirmation, chosen.policy.rounds, rules.num_rounds)
-    arms.check_axes(chosen, rules)
+    if not is_probe:
+        arms.check_axes(chosen, rules)
     family_states.check_article(rules)
 
 
@@ -209,7 +207,8 @@ def check_recipe(chosen: settings.Settings, payload: Path) -> None:
 
     Only that code knows the keys of a training method.
     """
-    changed = [settings.with_overrides(chosen, [setting]) for _, setting in arms.ends_of_axes(chosen)]
+    given = arms.values_of_axes(chosen, load_constitution())
+    changed = [settings.with_overrides(chosen, [setting]) for _, setting in given]
     for recipes, what in (([chosen], "the recipe is refused"), (changed, "a value of an axis is refused")):
         question = Path(payload.parent, "recipes.json")
         asked = [each.to_dict()["recipe"] for each in recipes]

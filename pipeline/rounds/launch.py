@@ -123,7 +123,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
 
     watch: called about ten times a second. only: run these arms of the round alone; all by default.
 
-    Raises WorkFailed if the meta stage fails, ConfigError if the round was submitted to Slurm or runs already.
+    Raises WorkFailed if the meta stage fails or this machine lacks the GPUs, ConfigError if the round was submitted to Slurm or runs already.
     """
     with round_lock(folder):
         if folder.submitted.exists() and read_json(folder.submitted)["kind"] == "slurm":
@@ -131,9 +131,10 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
                 f"round {folder.name} was submitted to Slurm", f"`python -m pipeline status {campaign.folder}` shows it"
             )
         code_dir, digest = verify_frozen(campaign, folder)
+        chosen = settings.load(folder.config)
+        gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node)
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="local")
         write_file(folder.submitted, canonical.encoded({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
-        chosen = settings.load(folder.config)
         stages = [
             stage
             for array in arrays(campaign, folder)
@@ -141,7 +142,6 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             if not results.has_score(campaign.round(stage[2]).published(stage[3]))
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
-        gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node)
         at_once = chosen.cluster.arms_at_once or max(1, len(os.sched_getaffinity(0)) // chosen.parallelism.world_size)
         at_once = min(at_once, len(gpus)) if gpus else at_once
         local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime, gpus)

@@ -2,10 +2,13 @@
 
 Several jobs may share a node, so only the GPUs that Slurm gave this job are bound. Sites say which those are in different ways:
 
-    Slurm's cgroup (ConstrainDevices)     the other nodes of /dev do not open, and CUDA_VISIBLE_DEVICES counts from 0 among those that do
+    Slurm's cgroup (ConstrainDevices)     the other nodes of /dev do not open
+    a container                           the other nodes of /dev are not there
     SLURM_STEP_GPUS, SLURM_JOB_GPUS       numbers of the node's GPUs, where every node of /dev opens
-    CUDA_VISIBLE_DEVICES                  such numbers, or UUIDs (GPU-5c1f...), which /proc/driver/nvidia/gpus maps to numbers
+    CUDA_VISIBLE_DEVICES                  numbers from 0 among the GPUs that open, as CUDA reads it; or UUIDs (GPU-5c1f...), which
+                                          /proc/driver/nvidia/gpus maps to numbers. In a job that did not ask for GPUs it says nothing
     MIG-...                               a part of a GPU: only a cgroup can keep its siblings out, so one is required
+    POSTRAIN_GPUS                         ours: which of these this arm has, where one process starts several arms (local_runner.py)
 
 Inside a sandbox the GPUs are numbered anew, because CUDA counts those whose node is there. A driver's libraries lie where the loader finds
 them, mostly below /usr, which every sandbox has. A folder elsewhere (/usr/local/nvidia of a container, /opt) is bound and added to
@@ -23,7 +26,9 @@ from pathlib import Path
 
 from pipeline.campaign.errors import WorkFailed
 
-CONTROLS = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "nvidia-caps/*")
+CONTROLS = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")
+PARTS = "nvidia-caps/nvidia-cap*"  # a part of a GPU (MIG) has two: of its GPU instance and of its compute instance
+NOT_PARTS = ("nvidia-cap1", "nvidia-cap2")  # those that divide and watch GPUs
 FABRIC_NODES = ("infiniband/*", "gdrdrv")
 DRIVER_FOLDERS = (
     "/usr/local/nvidia/lib64",
@@ -33,6 +38,16 @@ DRIVER_FOLDERS = (
 )
 INFORMATION = Path("/proc/driver/nvidia/gpus")
 NUMBERED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")  # numbers on the node, whatever a cgroup hides; the step's come first
+SHARE = "POSTRAIN_GPUS"  # numbers on the node
+REQUESTED = "POSTRAIN_REQUESTED_GPUS"  # how many this job asked for; its script exports it
+VISIBLE = (
+    "CUDA_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+)
+"""Variables with which Slurm, or a person, says which GPUs a process may use. They are true of the job that has them alone."""
 NONE_GIVEN = ("", "void", "none", "NoDevFiles", "-1")
 PASSED_PREFIXES = ("NCCL_", "FI_", "UCX_")  # a site's network variables, set in cluster.setup
 
@@ -53,10 +68,12 @@ def of_node(
     dev: Path = Path("/dev"),
     environment: Mapping[str, str] | None = None,
     information: Path = INFORMATION,
+    on_node: int = 0,
 ) -> NodeDevices:
     """What sandboxes of this job get on this node. It is empty where the work needs no GPU (`needed` 0).
 
-    environment: of the job, this process's by default. information: the driver's folder that describes each GPU.
+    environment: of the job, this process's by default. information: the driver's folder that describes each GPU. on_node: how many GPUs the
+    site's nodes have, because a container shows no others than the job's.
 
     Raises WorkFailed where Slurm gave fewer GPUs than are needed, where it does not say which, and for the network level `fabric` on a node
     that other jobs share.
@@ -65,9 +82,14 @@ def of_node(
         return NodeDevices()
     variables = os.environ if environment is None else environment
     there, openable = _numbers(dev), [number for number in _numbers(dev) if _opens(dev / f"nvidia{number}")]
-    has_closed_parts = any(not _opens(path) for path in dev.glob("nvidia-caps/*"))
-    given, visible = _given(there, openable, variables, information, has_closed_parts=has_closed_parts)
-    if len(visible.split(",")) < needed or not given:
+    words = [word for word in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if word not in NONE_GIVEN]
+    parts: tuple[str, ...] = ()
+    if openable and any(word.startswith("MIG-") for word in words):
+        parts = _parts(dev, openable, words)
+        given, visible = openable, words
+    else:
+        given, visible = _given(there, openable, words, variables, information)
+    if len(visible) < needed or not given:
         nodes = ", ".join(sorted(path.name for path in dev.glob("nvidia*"))) or "none"
         hidden = variables.get("NVIDIA_VISIBLE_DEVICES", "")
         void = (
@@ -80,18 +102,19 @@ def of_node(
             "Request GPUs from Slurm (they follow from parallelism and cluster.gpus_per_node), or check the node with nvidia-smi"
             + ("; `export NVIDIA_VISIBLE_DEVICES=all` in cluster.setup" if void else ""),
         )
-    if network == "fabric" and len(given) < len(there):
+    whole = max(len(there), on_node)
+    if network == "fabric" and len(given) < whole:
         raise WorkFailed(
-            f"this job has {len(given)} of this node's {len(there)} GPUs, so other jobs share the node, and network=fabric would give a trial "
+            f"this job has {len(given)} of this node's {whole} GPUs, so other jobs share the node, and network=fabric would give a trial "
             "their network",
             "Use network=loopback for arms that fit into a node; arms of several nodes take whole nodes",
         )
     fabric = _openable(dev, FABRIC_NODES) if network == "fabric" else ()
-    bound = (*(str(dev / f"nvidia{number}") for number in given), *_openable(dev, CONTROLS), *fabric)
+    bound = (*(str(dev / f"nvidia{number}") for number in given), *_openable(dev, CONTROLS), *parts, *fabric)
     drivers = {folder: Path(folder) for folder in DRIVER_FOLDERS if Path(folder).is_dir()}
     library_path = {"LD_LIBRARY_PATH": ":".join(drivers)} if drivers else {}
     outside = {folder: path for folder, path in drivers.items() if not folder.startswith("/usr/")}
-    env = {**library_path, **passed(variables), "CUDA_VISIBLE_DEVICES": visible}
+    env = {**library_path, **passed(variables), "CUDA_VISIBLE_DEVICES": ",".join(visible)}
     return NodeDevices(tuple(sorted(bound)), {"/sys": Path("/sys"), **outside}, env, tuple(given))
 
 
@@ -105,35 +128,26 @@ def passed(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _given(
-    there: Sequence[int],
-    openable: Sequence[int],
-    variables: Mapping[str, str],
-    information: Path,
-    *,
-    has_closed_parts: bool,
-) -> tuple[list[int], str]:
-    """(numbers of the GPUs that this job was given, CUDA_VISIBLE_DEVICES inside the sandbox).
+    there: Sequence[int], openable: Sequence[int], words: Sequence[str], variables: Mapping[str, str], information: Path
+) -> tuple[list[int], list[str]]:
+    """(numbers of the GPUs that this process was given, CUDA_VISIBLE_DEVICES inside the sandbox).
 
-    there: the node's GPUs. openable: those that open. has_closed_parts: whether a cgroup hides parts of GPUs (MIG). Raises WorkFailed where
-    the variables and /dev contradict one another.
+    there: the node's GPUs. openable: those that open. words: of CUDA_VISIBLE_DEVICES. Raises WorkFailed where the variables and /dev
+    contradict one another.
     """
     if not openable:
-        return [], ""
+        return [], []
     is_constrained = len(openable) < len(there)
-    words = [word for word in variables.get("CUDA_VISIBLE_DEVICES", "").split(",") if word not in NONE_GIVEN]
     numbered = next((variables[name] for name in NUMBERED if variables.get(name)), "")
     job = _expanded(numbered)
-    if any(word.startswith("MIG-") for word in words):
-        if variables.get("SLURM_JOB_ID") and not has_closed_parts:
-            raise WorkFailed(
-                f"CUDA_VISIBLE_DEVICES = {','.join(words)} names parts of a GPU, and every part of it opens here, so nothing would keep this arm "
-                "out of the others",
-                "The site sets ConstrainDevices=yes in cgroup.conf, or ask for whole GPUs (cluster.gpu_type)",
-            )
-        return list(openable), ",".join(words)
     given = list(openable)
     if job and not is_constrained:
         given = _among(job, openable, numbered)
+    elif variables.get("SLURM_JOB_ID") and not is_constrained:
+        # The node's GPUs open, and Slurm names none: a variable that a login shell exported would name somebody else's.
+        has_asked = any(variables.get(name, "0") != "0" for name in (REQUESTED, "SLURM_GPUS_ON_NODE"))
+        if not (has_asked and words):
+            return [], []
     uuids = [word for word in words if not word.isdigit()]
     if uuids:
         by_uuid = _by_uuid(information)
@@ -142,27 +156,53 @@ def _given(
                 f"CUDA_VISIBLE_DEVICES names {unknown[0]}, which is no GPU that {information} lists",
                 "Let the site's prolog name GPUs by number, or mount /proc/driver/nvidia",
             )
-        return _among([by_uuid[word] for word in uuids], given, ",".join(uuids)), ",".join(uuids)
-    if words:
-        chosen = [int(word) for word in words]
-        # A cgroup makes CUDA count from 0 among the GPUs that open. Else these are the node's own numbers.
-        is_own = not is_constrained and set(chosen) <= set(given)
-        if not is_own and max(chosen) >= len(given):
-            raise WorkFailed(
-                f"CUDA_VISIBLE_DEVICES = {','.join(words)}, but this job has the GPUs {given}",
-                "Check what the site's prolog or cluster.setup exports",
-            )
-        given = sorted(chosen) if is_own else [given[number] for number in sorted(chosen)]
-    elif variables.get("SLURM_JOB_ID") and not job and not is_constrained:
-        given = []  # the node's GPUs open, but Slurm gave this job none of them
-    return given, ",".join(map(str, range(len(given))))
+        given = _among([by_uuid[word] for word in uuids], given, ",".join(uuids))
+    elif words:
+        given = _counted(sorted(set(map(int, words))), openable, given)
+    if share := variables.get(SHARE):
+        return (shared := _among(_expanded(share), given, share)), _from_0(shared)
+    return given, uuids or _from_0(given)
+
+
+def _counted(chosen: list[int], openable: Sequence[int], given: list[int]) -> list[int]:
+    """The GPUs that numbers in CUDA_VISIBLE_DEVICES mean. Raises WorkFailed where they mean others than the job's."""
+    if chosen in (given, list(range(len(given)))):  # all of them, by number or counted among the job's
+        return given
+    meant = [openable[number] for number in chosen if number < len(openable)]
+    if len(meant) < len(chosen) or not set(meant) <= set(given):
+        raise WorkFailed(
+            f"CUDA_VISIBLE_DEVICES = {','.join(map(str, chosen))}, but this job has the GPUs {given}",
+            f"CUDA counts from 0 among the GPUs that open here ({list(openable)}). Check what the site's prolog or cluster.setup exports",
+        )
+    return meant
+
+
+def _parts(dev: Path, openable: Sequence[int], words: Sequence[str]) -> tuple[str, ...]:
+    """The device nodes that open parts of GPUs (MIG) to this job. words: the parts' names.
+
+    The driver lets everybody read them, so only a cgroup keeps a job out of others. Raises WorkFailed where more opens than the parts have:
+    two nodes each, and one GPU.
+    """
+    nodes = [path for path in sorted(dev.glob(PARTS)) if path.name not in NOT_PARTS and _opens(path, os.O_RDONLY)]
+    if not nodes or len(nodes) > 2 * len(words) or len(openable) > len(words):
+        raise WorkFailed(
+            f"CUDA_VISIBLE_DEVICES = {','.join(words)} names parts of a GPU, and {len(openable)} GPUs and {len(nodes)} nodes of parts open here, "
+            "so nothing would keep this arm out of the others",
+            "The site sets ConstrainDevices=yes in cgroup.conf and names each part's nodes in gres.conf, or ask for whole GPUs "
+            "(cluster.gpu_type)",
+        )
+    return tuple(map(str, nodes))
+
+
+def _from_0(given: Sequence[int]) -> list[str]:
+    return [str(number) for number in range(len(given))]
 
 
 def _among(wanted: Sequence[int], usable: Sequence[int], named: str) -> list[int]:
     """The wanted numbers, sorted. Raises WorkFailed where one of them does not open. named: the variable's text."""
     if missing := sorted(set(wanted) - set(usable)):
         raise WorkFailed(
-            f"Slurm names the GPUs {named}, but /dev/nvidia{missing[0]} does not open here (these do: {list(usable)})",
+            f"the GPUs {named} are named, but /dev/nvidia{missing[0]} does not open here or is not this job's (these are: {list(usable)})",
             "The numbers in the site's gres.conf must be those of the device files (AutoDetect=nvml does that)",
         )
     return sorted(wanted)
@@ -198,9 +238,9 @@ def _openable(dev: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(str(path) for path in paths if not path.is_dir() and _opens(path))
 
 
-def _opens(path: Path) -> bool:
+def _opens(path: Path, how: int = os.O_RDWR) -> bool:
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+        os.close(os.open(path, how | os.O_NONBLOCK))
     except OSError:
         return False
     return True

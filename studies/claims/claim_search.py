@@ -54,6 +54,9 @@ class Search:
     effects: Floats = field(init=False)  # (C, X, F) of the settings that stand
     choice: Ints = field(init=False)  # (C, X) which value stands, -1 for the reference's
     closed: Flags = field(init=False)  # (C, X, values) set aside
+    tries: Ints = field(init=False)  # (C, X, values) how often a choice was tried
+    looks: Ints = field(init=False)  # (C, X) how often an axis moved
+    newest: Ints = field(init=False)  # (C, X) the place in time of its last move, -1 for none
     quiet: Ints = field(init=False)  # (C, X) looks without a gain
     retired: Flags = field(init=False)  # (C, X)
     bought: Ints = field(init=False)  # (C,) replicates
@@ -62,7 +65,8 @@ class Search:
         shape = (self.num, len(CHOICES))
         self.stands, self.retired = np.zeros(shape, bool), np.zeros(shape, bool)
         self.effects, self.choice = np.zeros((*shape, self.families)), np.full(shape, -1)
-        self.closed = np.zeros((*shape, max(CHOICES)), bool)
+        self.closed, self.tries = np.zeros((*shape, max(CHOICES)), bool), np.zeros((*shape, max(CHOICES)), int)
+        self.looks, self.newest = np.zeros(shape, int), np.full(shape, -1)
         self.quiet, self.bought = np.zeros(shape, int), np.zeros(self.num, int)
 
     def plan(self, number: int, rounds: int, confirmation: str) -> Planned:
@@ -75,7 +79,7 @@ class Search:
         standing = np.where(any_stands, 1 + is_doubled + bought, 0)
         repeats, standing = np.where(confirms, 4, repeats), np.where(confirms, 4, standing)
         slots = NUM_ARMS - repeats - standing
-        order, value = self._moves(number, slots)
+        order, value = self._moves()
         moves = np.minimum((order >= 0).sum(1), slots)
         repeats = repeats + np.where(any_stands, 0, slots - moves)
         arm = np.arange(NUM_ARMS)
@@ -88,29 +92,38 @@ class Search:
         kind = np.where(moved, np.where(overwrites, OVERWRITES, AXIS), others)
         return Planned(kind, axis, np.where(moved, value[:, at], 0))
 
-    def _moves(self, number: int, slots: Ints) -> tuple[Ints, Ints]:
-        """(C, X) the axes that have a value left, in turn, -1 behind them; and the number of that value."""
-        value = np.full(self.stands.shape, number)
+    def _moves(self) -> tuple[Ints, Ints]:
+        """(C, X) the axes that have a value left, those that waited longest first, -1 behind them; and the number of that value."""
+        value = self.looks + 1
         has_value = ~self.retired
         for axis, choices in enumerate(CHOICES):
             if choices:
-                places = (number - 1 + np.arange(choices)) % choices
-                free = ~self.closed[:, axis, places] & (places != self.choice[:, axis, None])
-                value[:, axis] = places[free.argmax(1)]
+                free = ~self.closed[:, axis, :choices] & (np.arange(choices) != self.choice[:, axis, None])
+                tries = np.where(free, self.tries[:, axis, :choices], np.iinfo(int).max)
+                value[:, axis] = tries.argmin(1)
                 has_value[:, axis] &= free.any(1)
-        num_open = np.maximum(1, (~self.retired).sum(1))
-        first = (number - 1) * slots % num_open
-        turn = (np.cumsum(~self.retired, 1) - 1 - first[:, None]) % num_open[:, None]
-        key = np.where(has_value, turn, len(CHOICES))
+        key = np.where(has_value, self.newest, np.iinfo(int).max)
         order = np.argsort(key, 1, kind="stable")
         has_value = np.take_along_axis(has_value, order, 1)
         return np.where(has_value, order, -1), np.take_along_axis(value, order, 1)
+
+    def count_turns(self, plan: Planned) -> None:
+        """Note what the axes were given in a round."""
+        now = self.newest.max() + 1
+        for arm in range(plan.axis.shape[1]):
+            rows = np.nonzero(plan.axis[:, arm] >= 0)[0]
+            axis = plan.axis[rows, arm]
+            is_choice = np.array(CHOICES)[axis] > 0
+            self.newest[rows, axis] = now + arm
+            self.looks[rows, axis] += 1
+            self.tries[rows[is_choice], axis[is_choice], plan.value[rows, arm][is_choice]] += 1
 
     def take(self, plan: Planned, judged: Judged, kept_effect: Floats) -> Flags:
         """Change the search by a round's result. Returns (C,) whether a setting was kept.
 
         kept_effect: (C, A, F) the effect that each arm's moved setting has once it stands.
         """
+        self.count_turns(plan)
         every, best = np.arange(self.num), judged.gains.argmax(1)
         kept = judged.gains[every, best] > -np.inf
         self._retire(plan, judged.gains)

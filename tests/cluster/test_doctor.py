@@ -114,6 +114,41 @@ def test_sbatch_is_asked_about_each_request_and_nothing_is_submitted(site, tmp_p
     assert "--partition=cpu" in asked[2] and "gpu" not in asked[2]
 
 
+SHARED = ["cluster.gpus_per_node=8", "parallelism=tp2", "cluster.cpus_per_task=64"]  # two GPUs and 16 cores an arm
+BIG = "main|1-00:00:00|2|gpu:8|up|{}|2000000\n"
+
+
+@pytest.mark.parametrize(
+    ("row", "config", "overrides", "arms", "nodes", "why"),
+    [
+        (BIG.format(64), "", ["cluster.mem=1600G"], 4, 2, "400 of 1,953 GiB of memory"),
+        (BIG.format("64+"), "", ["cluster.mem=1600G"], 4, 2, "16 of 64 cores"),
+        (BIG.format(64), "", [], 1, 8, "1,953 of 1,953 GiB of memory, the site's default"),
+        (BIG.format(64), "DefMemPerCPU = 4000", [], 4, 2, "62 of 1,953 GiB of memory, the site's default"),
+        (BIG.format(64), "DefMemPerNode = 900000", [], 2, 4, "879 of 1,953"),
+        (BIG.format(64), "JobDefaults = DefCpuPerGPU=8,DefMemPerGPU=400000", [], 2, 4, "781 of 1,953"),
+        (BIG.format(64), "SelectTypeParameters = CR_CORE", [], 4, 2, "2 of 8 GPUs, 16 of 64 cores$"),
+        (BIG.format(32), "", ["cluster.mem=1600G"], 2, 4, "16 of 32 cores"),
+        (BIG.format(64), "", ["cluster.mem=1600G", "+cluster.sbatch.exclusive=true"], 1, 8, "gives a job the whole node"),
+        (BIG.format(64), "", ["cluster.mem=1600G", "+cluster.sbatch.exclusive=user"], 4, 2, "2 of 8 GPUs"),
+        (BIG.format(64), "", ["cluster.mem=1600G", "parallelism=tp1"], 8, 1, "1 of 8 GPUs"),
+        ("main|1-00:00:00|2|gpu:8|up\n", "", ["cluster.mem=1600G"], 4, 2, "2 of 8 GPUs$"),
+    ],
+)  # fmt: skip
+def test_doctor_counts_the_arms_that_a_node_takes_and_the_nodes_of_a_round(
+    site, tmp_path, row, config, overrides, arms, nodes, why
+):
+    site(partitions=row)
+    (tmp_path / "bin" / "config").write_text(f"{CONFIG.format(requeue=1, size=1001)}{config}\n")
+    chosen = settings.compose([*SITE, *SHARED, *overrides])
+    found = {check.name: check for check in site_check.examine(chosen)}
+    assert found["arms a node"].found.startswith(f"{arms}: ") and re.search(why, found["arms a node"].found)
+    assert found["nodes"].found == f"2; an arm needs 1, all arms at once need {nodes}"
+    fills = arms == 8 // chosen.cluster.gpus or chosen.cluster.is_exclusive
+    assert found["arms a node"].verdict == ("good" if fills else "unknown")
+    assert fills or "cluster.mem" in found["arms a node"].cure
+
+
 def test_all_that_sbatch_complains_of_is_shown_and_bounded(site, tmp_path):
     site(refuses="--cpus-per-task=4 ")
     sbatch = tmp_path / "bin" / "sbatch"

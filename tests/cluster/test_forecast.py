@@ -1,6 +1,7 @@
 """Test forecasts of hours and money: with assumed rates by hand, and with rates measured from made-up attempts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pipeline.campaign.layout import Campaign
 from pipeline.cluster import forecast
 from pipeline.config import settings
 from pipeline.execution import results
+from pipeline.reporting import cost
 from tests.support.campaigns import attributes, frozen_campaign, scored
 
 NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
@@ -81,6 +83,25 @@ def test_every_layout_that_ships_says_what_a_site_must_have():
     small = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=39"])
     refusals = {each.name: each.refusal for each in forecast.layouts(small, 8)}
     assert refusals["tp2"].startswith("training needs 70.0 GiB") and not refusals["tp4_dp2"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "arms", "words"),
+    [
+        ([], 4, "cluster.mem is empty, .* one arm takes a node, .*Set cluster.mem to what a node has"),
+        (["cluster.mem=900G"], 4, ""),
+        (["cluster.worker.mem_per_gpu=100G"], 4, ""),
+        (["cluster.mem=900G", "+cluster.sbatch.exclusive=true"], 1, "An arm has its node alone, because cluster.sbatch.exclusive is set"),
+        (["cluster.mem=900G", "+cluster.sbatch.exclusive=user"], 4, ""),
+        (["parallelism=tp4_dp2"], 4, ""),  # an arm fills the node
+    ],
+)  # fmt: skip
+def test_what_keeps_arms_from_sharing_a_node_is_said(overrides, arms, words):
+    chosen = settings.compose([*NANO, *overrides])
+    found = {layout.name: layout for layout in forecast.layouts(chosen, 8)}
+    assert found["tp2"].arms_on_node == arms
+    said = cost.sharing_in_words(chosen)
+    assert re.match(words, said) if words else said == ""
 
 
 def test_without_rates_there_is_no_forecast(tmp_path):

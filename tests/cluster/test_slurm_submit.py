@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.campaign.errors import NotFound, WorkFailed
 from pipeline.cluster import local_runner, sbatch_parameters, slurm_clients, slurm_submit, stage_command
+from pipeline.sandbox.devices import NodeDevices
 from tests.support.paths import GOLDEN, ROOT
 from tests.support.resources import CPU, SMALL
 
@@ -144,6 +145,8 @@ def test_the_caller_s_slurm_variables_and_secrets_do_not_leak(stand_in, tmp_path
         "SBATCH_PARTITION",
         "SLURM_JOB_ID",
         "SRUN_DEBUG",
+        "CUDA_VISIBLE_DEVICES",
+        "POSTRAIN_GPUS",
         "HF_TOKEN",
         "KAGGLE_API_KEY",
         "AWS_SECRET_ACCESS_KEY",
@@ -210,14 +213,13 @@ def test_arms_that_run_at_the_same_time_on_one_machine_have_gpus_of_their_own(co
     running = tmp_path / "running"
     running.mkdir()
     text = f"""
-me = Path({str(running)!r}, os.environ["CUDA_VISIBLE_DEVICES"])
+me = Path({str(running)!r}, os.environ["POSTRAIN_GPUS"])
 me.touch(exist_ok=False)
 time.sleep(0.2)
 me.unlink()"""
-    codes = local_runner.run_local(
-        arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=local_runner.gpus_by_arm(2, 5)
-    )
-    assert local_runner.gpus_by_arm(2, 5) == ["0,1", "2,3"] and local_runner.gpus_by_arm(0, 0) == []
+    shares = local_runner.shared_out(NodeDevices(gpus=(1, 2, 4, 5, 7), env={"CUDA_VISIBLE_DEVICES": "0,1,2,3,4"}), 2, 8)
+    codes = local_runner.run_local(arms(*[text] * 5), code_dir, 2, tmp_path / "logs", gpus=shares)
+    assert shares == ["1,2", "4,5"] and local_runner.gpus_by_arm(0, 0) == []
     assert list(codes.values()) == [0] * 5
 
 

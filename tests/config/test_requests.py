@@ -254,6 +254,20 @@ def test_ranks_gpus_and_what_the_meta_job_judges_are_compared_before_a_round(ove
         fit.check_sizes(composed(*overrides))
 
 
+@pytest.mark.parametrize(
+    "flags", ["exclusive: user", "exclusive: mcs", "oversubscribe: true", "oversubscribe: true, exclusive: true"]
+)
+def test_an_arm_of_several_nodes_has_them_alone(flags):
+    large = ["parallelism=tp4_ep8", "cluster.network=fabric", "cluster.gpus_per_node=8", f"cluster.sbatch={{{flags}}}"]
+    with pytest.raises(
+        ConfigError,
+        match=r"cluster.sbatch.(exclusive|oversubscribe) = \w+. Valid: .*shares them with nobody, nor with its own user",
+    ):
+        composed(*large)
+    assert composed(*large[:-1], "cluster.sbatch={exclusive: true}").cluster.is_exclusive
+    assert composed("parallelism=tp1", "cluster.gpus_per_node=8", f"cluster.sbatch={{{flags}}}").num_nodes == 1
+
+
 def test_the_local_board_needs_no_gpu_of_the_meta_job():
     fit.check_sizes(composed("external=local"))
     fit.check_sizes(composed("cluster.gpus_per_node=0", "external=local"))

@@ -255,6 +255,7 @@ def test_next_overrides_are_the_policy_and_nothing_else():
             "standing": [{"key": RANK[0], "value": "8"}],
             "dead_ends": [{"key": RATE[0], "value": "0.008"}],
             "set_aside": [],
+            "tried": [],
             "quiet": [],
             "retired": ["alpha"],
             "replicates": 1,

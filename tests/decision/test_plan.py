@@ -218,20 +218,96 @@ def test_what_is_set_aside_is_skipped(default):
     assert first.axis == skipped.axis and first.overrides != skipped.overrides
 
 
-def test_where_axes_outnumber_arms_every_axis_gets_its_turn(default):
-    policy, reference = default
-    plans = [plan.make_arms(policy, number, 0, 2, reference) for number in range(1, 8)]
-    names = [[arm.axis for arm in arms if arm.axis] for arms in plans]
-    assert {name for axes in names for name in axes} == {axis.name for axis in policy.axes}
-    counts = [sum(axis.name in axes for axes in names) for axis in policy.axes]
-    assert counts == [5] * 7  # seven rounds of five turns over seven axes
+COARSE = Axis("coarse", "recipe.batch_size", "int", "1", "3")
+MANY = tuple(
+    replace(axis, name=f"{axis.name}{copy}", key=f"{axis.key}.{copy}")
+    for copy in range(3)
+    for axis in (RATE, RANK, COARSE, LINEAR)
+)
+AT_FIRST = {axis.key: {"log": "0.004", "choice": "24", "int": "2", "linear": "1"}[axis.kind] for axis in MANY}
 
 
-@given(rounds, st.sampled_from(["8", "32", "24"]), st.sets(st.sampled_from(["8", "32", "24"]), max_size=2))
-def test_a_choice_is_found_while_one_is_left(round_number, current, dead):
-    policy = Policy((), (RANK,), tuple((RANK.key, value) for value in sorted(dead)))
+@given(st.data(), st.integers(4, 12), st.integers(1, 16))
+def test_no_value_comes_again_before_the_others_and_no_axis_moves_twice_while_another_waits(data, num_axes, num_rounds):
+    """Slots rise and fall with replicates, and axes retire and are kept, as decisions do it."""
+    policy = Policy((), MANY[:num_axes])
+    tried: dict[str, Counter[str]] = {axis.name: Counter([AT_FIRST[axis.key]]) for axis in policy.axes}
+    since: dict[str, Counter[str]] = {axis.name: Counter() for axis in policy.axes}  # moves of others since its own
+    for number in range(1, num_rounds + 1):
+        slots = data.draw(st.integers(1, min(NUM_ARMS - 1 - bool(policy.standing), num_axes)))
+        arms = plan.make_arms(policy, number, 0, NUM_ARMS - 1 - slots, AT_FIRST)
+        axes = {axis.name: (plan.PRIMES[n], axis) for n, axis in enumerate(policy.axes)}
+        moved = [(arm.axis, arm.overrides[-1][1]) for arm in arms if arm.role == "axis"]
+        current = {**AT_FIRST, **dict(policy.standing)}
+        assert len({name for name, _ in moved}) == len(moved) == min(slots, num_axes - len(policy.retired))
+        for name, value in moved:
+            base, axis = axes[name]
+            values = set(plan.other_values(axis, base, current[axis.key]))
+            assert value in values
+            assert tried[name][value] == min(tried[name][each] for each in values)
+            tried[name][value] += 1
+            since[name].clear()
+            for other in set(axes) - {name} - set(policy.retired):
+                since[other][name] += 1
+                assert since[other][name] < 2, f"{name} moved twice, {other} waits"
+        policy = plan.with_tried(policy, arms)
+        if moved and data.draw(st.booleans()):
+            name, value = data.draw(st.sampled_from(moved))
+            policy = replace(policy, standing=with_setting(policy.standing, (axes[name][1].key, value)))
+        if num_axes - len(policy.retired) > 4 and data.draw(st.booleans()):
+            policy = replace(
+                policy, retired=(*policy.retired, data.draw(st.sampled_from(sorted(set(axes) - set(policy.retired)))))
+            )
+
+
+def test_bought_replicates_make_no_axis_repeat_its_setting():
+    """Seen with twelve axes when slots followed each other as 6, 7, 7, 6, 5: half of a round's settings were those of the round before."""
+    policy, given = Policy((), MANY), []
+    for number, slots in enumerate((6, 7, 7, 6, 5), 1):
+        arms = plan.make_arms(policy, number, 0, NUM_ARMS - 1 - slots, AT_FIRST)
+        given += [arm.overrides[-1] for arm in arms if arm.role == "axis"]
+        policy = plan.with_tried(policy, arms)
+    assert [key for key, _ in given] == [MANY[place % 12].key for place in range(31)]
+    ranges = [setting for setting in given if setting[0].startswith(("recipe.learning_rate", "recipe.mix"))]
+    assert len(set(ranges)) == len(ranges)
+
+
+def test_a_value_that_was_proposed_counts_as_tried_and_its_axis_waits():
+    proposed = replace(plan.reference_arms(1)[0], role="axis", overrides=((RATE.key, "4.0e-3"),), axis="rate")
+    policy = plan.with_tried(Policy((), (RATE, LINEAR, STEPS, RANK)), [proposed])
+    assert plan.move(policy, RATE, 2, {RATE.key: "0.001"}) == (RATE.key, "0.002")
+    reference = {RATE.key: "0.001", LINEAR.key: "1", STEPS.key: "1", RANK.key: "24"}
+    arms = plan.make_arms(policy, 2, 0, 4, reference)
+    assert [arm.axis for arm in arms if arm.axis] == ["share", "steps", "rank"]
+
+
+@pytest.mark.parametrize("kind", ["log", "linear"])
+def test_an_axis_without_another_value_is_refused_and_never_searched_for_ever(kind):
+    flat = Axis("flat", "recipe.learning_rate", kind, "0.0002", "0.00020005")
+    with pytest.raises(ConfigError, match=r"The axis flat has no value but 0\.0002, .*Widen its range, or drop it"):
+        plan.check_contains(flat, "0.0002")
+    assert plan.move(Policy((), (flat,)), flat, 2, {flat.key: "0.0002"}) is None
+
+
+def test_the_reference_s_value_comes_after_those_that_no_arm_had():
+    policy = Policy(((RANK.key, "8"),), (RANK,), tried=((RANK.key, "8"),))
+    assert plan.move(policy, RANK, 3, {RANK.key: "32"}) == (RANK.key, "24")
+    assert plan.move(replace(policy, tried=(*policy.tried, (RANK.key, "24"))), RANK, 3, {RANK.key: "32"}) == (
+        RANK.key,
+        "32",
+    )
+
+
+@given(
+    st.lists(st.sampled_from(["8", "32", "24"])),
+    st.sampled_from(["8", "32", "24"]),
+    st.sets(st.sampled_from(["8", "32", "24"]), max_size=2),
+)
+def test_a_choice_is_found_while_one_is_left(earlier, current, dead):
+    closed = tuple((RANK.key, value) for value in sorted(dead))
+    policy = Policy((), (RANK,), closed, tried=tuple((RANK.key, value) for value in earlier))
     left = set(RANK.choices) - dead - {current}
-    setting = plan.move(policy, RANK, round_number, 3, {RANK.key: current})
+    setting = plan.move(policy, RANK, 3, {RANK.key: current})
     assert setting[1] in left if left else setting is None
 
 

@@ -11,10 +11,13 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.campaign.errors import ConfigError, PipelineError
+from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.layout import Campaign
 from pipeline.cluster import doctor, site_check
+from pipeline.config import settings
 from pipeline.first_contact import checkpoint_gates, forward_pass, gates
 from pipeline.first_contact.visit import PROBE_ITEMS, Visit, paths_of
+from pipeline.rounds import arms, init
 from tests.support.published import published_folder
 
 TOKENS = [1, 300, 301, 302]
@@ -106,6 +109,31 @@ def test_the_probe_is_small_and_else_what_the_person_configured(tmp_path: Path) 
     same = ("model", "parallelism", "cluster")
     assert all(getattr(small, name) == getattr(visit.chosen, name) for name in same)
     assert small.recipe.learning_rate == visit.chosen.recipe.learning_rate
+
+
+WARMUP = "{name: warmup, key: recipe.warmup_steps, kind: int, low: '10', high: '90'}"
+
+
+def test_axes_are_checked_for_the_recipe_as_it_is_and_the_probe_has_none(tmp_path: Path) -> None:
+    """A range of whole steps does not contain the probe's one step of warm-up, and need not."""
+    chosen = settings.compose(SMOKE)
+    others = [
+        f"{{name: {axis.name}, key: {axis.key}, kind: {axis.kind}, low: '{axis.low}', high: '{axis.high}', "
+        f"choices: [{','.join(axis.choices)}]}}"
+        for axis in chosen.policy.axes
+    ]
+    axes = f"policy.axes=[{','.join([*others, WARMUP])}]"
+    visit = a_visit(tmp_path, "recipe.num_steps=200", "recipe.warmup_steps=30", axes)
+    rules = load_constitution()
+    arms.check_axes(visit.chosen, rules)
+    small = settings.compose(visit.probe_overrides)
+    assert (small.recipe.warmup_steps, small.policy.axes) == (1, [])
+    init.check_can_be_planned(small, rules, is_draft=False, is_probe=True)
+    with pytest.raises(ConfigError, match="policy.axes has 0 axes"):
+        init.check_can_be_planned(small, rules, is_draft=False)
+    wrong = a_visit(tmp_path, axes, "recipe.warmup_steps=5")
+    (found,) = [each for each in gates.walk(wrong, "image") if each.verdict == "bad"]
+    assert found.gate == "image" and "the reference has recipe.warmup_steps = 5" in found.found
 
 
 def test_site_is_bad_with_the_cure_of_the_first_bad_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_a_model_with_a_human_baseline_is_not_fenced():
 def test_what_is_kept_claimed_set_aside_and_worse_is_told_apart_for_programs():
     walk_said = {name: said.as_json(walk().records, name) for name in ("r0001", "r0002", "r0003")}
     assert walk_said["r0001"]["shown_worse"] == ["recipe.clip_norm=0.14"] and not walk_said["r0001"]["claimed"]
-    assert walk_said["r0003"]["set_aside"] == ["recipe.lora.alpha=128"]
+    assert walk_said["r0003"]["set_aside"] == ["recipe.lora.alpha=16"]
     assert walk_said["r0002"]["kept_for_now"] == "recipe.lora.rank=16"
     claimed = [name for name, found in walk_said.items() if found["claimed"]]
     assert claimed and walk_said["r0001"]["claimed_in"] == claimed

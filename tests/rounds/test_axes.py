@@ -1,6 +1,7 @@
 """Test the axes of a campaign: ranges relative to the reference, and what `init` refuses so that no later round has to."""
 
 from collections import Counter
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.records import NUM_ARMS
-from pipeline.config import policy_schema, settings
+from pipeline.config import footprint, policy_schema, settings
 from pipeline.decision import plan
 from pipeline.rounds import arms, init
 from tests.support.paths import ROOT
@@ -127,6 +128,57 @@ def test_a_value_that_the_image_refuses_is_refused_at_init(tmp_path):
         init.check_recipe(chosen, payload)
 
 
+def test_whole_numbers_between_the_ends_are_shown_to_the_image(tmp_path):
+    """Two data-parallel ranks share the held-out rows: they divide 2 and 16, and not 9."""
+    layout = ["recipe.selection.choice=best", "recipe.holdout_per_family=16", "parallelism.dp=2", "recipe.batch_size=4"]
+    range_of_rows = {"key": "recipe.holdout_per_family", "kind": "int", "low": "2", "high": "16"}
+    chosen = settings.compose([*with_axis("weak_family_share", **range_of_rows), *layout])
+    arms.check_axes(chosen, RULES)
+    payload = tmp_path / "payload"
+    payload.mkdir()
+    (payload / "substrate").symlink_to(ROOT / "substrate")
+    with pytest.raises(ConfigError, match=r"a value of an axis is refused: .*dp=2, holdout_per_family=\d*[13579];"):
+        init.check_recipe(chosen, payload)
+
+
+@pytest.fixture(scope="module")
+def nano() -> settings.Settings:
+    return settings.compose(["experiment=nano_30b"])
+
+
+@pytest.fixture(scope="module")
+def shown(nano: settings.Settings) -> set[tuple[str, str]]:
+    return {setting for _, setting in arms.values_of_axes(nano, RULES)}
+
+
+@given(st.lists(st.integers(1, 7), min_size=8, max_size=8))
+def test_every_whole_number_that_a_round_plans_was_shown_to_the_image(nano, shown, slots):
+    policy = settings.policy_of(nano)
+    reference = {axis.key: settings.value_of(nano, axis.key) for axis in policy.axes}
+    whole = {axis.key for axis in policy.axes if axis.kind in ("int", "choice")}
+    for number, slot in enumerate(slots, 1):
+        made = plan.make_arms(policy, number, 0, NUM_ARMS - 1 - slot, reference)
+        planned = {arm.overrides[-1] for arm in made if arm.role == "axis"}
+        assert {setting for setting in planned if setting[0] in whole} <= shown
+        policy = plan.with_tried(policy, made)
+
+
+def test_axes_that_fit_one_by_one_must_fit_together():
+    """Rank 32 and all targets each need more memory than the reference, and one can join the other in the standing recipe."""
+    smallest = ["recipe.lora.rank=8", "recipe.lora.targets=[q_proj,k_proj,v_proj,o_proj]"]
+    site = ["experiment=nano_30b", "cluster=slurm", "cluster.capacity.gpu_memory_gib=0", *smallest]
+    chosen = settings.compose(site)
+    alone = [settings.with_overrides(chosen, [setting]) for _, setting in arms.values_of_axes(chosen, RULES)]
+    peaks = [held.peak for each in alone for held in footprint.of_arm(each.to_dict()).values()]
+    limit = (max(peaks) + footprint.DEVICE_RESERVE_BYTES) / 2**30
+    chosen = settings.compose([*site, f"cluster.capacity.gpu_memory_gib={limit}"])
+    with pytest.raises(
+        ConfigError,
+        match=r"The axes together reach recipe.lora.rank = 32 and .*, each of which fits alone: (training|decoding) needs",
+    ):
+        arms.check_axes(chosen, RULES)
+
+
 def test_lora_targets_are_a_list_that_an_axis_can_move():
     chosen = settings.compose(["experiment=nano_30b"])
     key = "recipe.lora.targets"
@@ -138,13 +190,15 @@ def test_lora_targets_are_a_list_that_an_axis_can_move():
 
 
 def test_where_axes_outnumber_arms_each_axis_gets_all_of_its_values():
-    """With a look in every second round, an axis would get every second value: the rate only values above the reference's."""
+    """By the round's number an axis that moves in every second round would get every second value: the rate only values above the reference's."""
     chosen = settings.compose(["experiment=nano_30b"])
     values: dict[str, list[str]] = {}
+    policy = settings.policy_of(chosen)
+    reference = {axis.key: settings.value_of(chosen, axis.key) for axis in policy.axes}
     for number in range(1, 9):
-        policy = settings.policy_of(chosen)
-        reference = {axis.key: settings.value_of(chosen, axis.key) for axis in policy.axes}
-        for arm in plan.make_arms(policy, number, 0, 1, reference):
+        made = plan.make_arms(policy, number, 0, 1, reference)
+        policy = plan.with_tried(policy, made)
+        for arm in made:
             if arm.role == "axis":
                 values.setdefault(arm.axis or "", []).append(arm.overrides[-1][1])
     assert set(map(len, values.values())) == {8 * (NUM_ARMS - 2) // len(chosen.policy.axes)}
@@ -157,12 +211,15 @@ def test_where_axes_outnumber_arms_each_axis_gets_all_of_its_values():
             assert max(Counter(values[axis.name]).values()) == 1
 
 
-def test_a_value_that_stands_costs_no_look():
+def test_a_value_that_stands_costs_no_turn():
     chosen = settings.compose()
     axis = next(axis for axis in settings.policy_of(chosen).axes if axis.name == "lora_rank")
     policy = settings.policy_of(chosen)
     for current, others in (("16", ["8", "32"]), ("32", ["8", "16"])):
-        moves = [plan.move(policy, axis, look, 3, {axis.key: current}) for look in range(1, 7)]
+        moves: list[tuple[str, str]] = []
+        for _ in range(6):
+            tried = replace(policy, tried=tuple(moves))
+            moves.append(plan.move(tried, axis, 3, {axis.key: current}) or ("", ""))
         assert [setting[1] for setting in moves] == others * 3
 
 

@@ -14,15 +14,15 @@ from studies.closed_loop import start
 ROUNDS = 4
 
 
-def real_arms(search: Search, number: int, confirmation: str, value: str):
-    """The real plan's arms from the same policy: kinds and the names of the moved axes."""
+def real_arms(search: Search, number: int, confirmation: str, tried):
+    """The real plan from the same policy: the kinds of its arms, the names of the moved axes, and what was tried after it."""
     begin = start()
     axes = begin.policy.axes
     standing = tuple(
-        (axes[at].key, axes[at].choices[0] if axes[at].choices else value) for at in np.flatnonzero(search.stands[0])
+        (axes[at].key, axes[at].choices[0] if axes[at].choices else "0.123") for at in np.flatnonzero(search.stands[0])
     )
     retired = tuple(axes[at].name for at in np.flatnonzero(search.retired[0]))
-    policy = replace(begin.policy, standing=standing, retired=retired, replicates=int(search.bought[0]))
+    policy = replace(begin.policy, standing=standing, retired=retired, replicates=int(search.bought[0]), tried=tried)
     replicates = begin.rules.first_round_replicates if number == 1 else 0
     made = plan.make_arms(policy, number, 0, replicates, begin.reference, confirmation, number == ROUNDS)
     kept = {key for key, _ in standing}
@@ -34,7 +34,7 @@ def real_arms(search: Search, number: int, confirmation: str, value: str):
         return repeated[arm.replicate_of]
 
     kinds = [kind(arm) for arm in made]
-    return kinds, [arm.axis for arm in made if arm.role == "axis"]
+    return kinds, [arm.axis for arm in made if arm.role == "axis"], plan.with_tried(policy, made).tried
 
 
 @pytest.mark.parametrize("confirmation", CONFIRMATIONS)
@@ -46,16 +46,20 @@ def test_the_arms_are_those_of_the_real_plan(confirmation, number, stands, retir
     if number == 1 and (stands or retired or bought):
         return
     search = Search(3, 2)
-    search.stands[:, stands], search.retired[:, retired], search.bought[:] = True, True, bought
-    for at in stands:
-        if CHOICES[at]:
-            search.choice[:, at] = 0
-    planned = search.plan(number, ROUNDS, confirmation)
-    kinds, axes = real_arms(search, number, confirmation, "0.123")
     names = [axis.name for axis in start().policy.axes]
-    assert sorted(planned.kind[1]) == sorted(kinds)
-    assert [names[axis] for axis in planned.axis[1] if axis >= 0] == axes
-    assert (planned.kind == planned.kind[0]).all() and planned.kind.shape == (3, 8)
+    tried = ()
+    for each in range(1, number + 1):
+        if each == number:
+            search.stands[:, stands], search.retired[:, retired], search.bought[:] = True, True, bought
+            for at in stands:
+                if CHOICES[at]:
+                    search.choice[:, at] = 0
+        planned = search.plan(each, ROUNDS, confirmation)
+        search.count_turns(planned)
+        kinds, axes, tried = real_arms(search, each, confirmation, tried)
+        assert sorted(planned.kind[1]) == sorted(kinds)
+        assert [names[axis] for axis in planned.axis[1] if axis >= 0] == axes
+        assert (planned.kind == planned.kind[0]).all() and planned.kind.shape == (3, 8)
 
 
 def test_the_largest_gain_is_kept_and_replaces_what_its_axis_had():
@@ -86,5 +90,9 @@ def test_a_choice_that_is_set_aside_is_not_tried_again():
     planned = search.plan(1, ROUNDS, "running")
     aside = planned.axis == 1  # the rank, which has two more values
     search.take(planned, Judged(aside, np.full((1, 8), -np.inf), np.zeros(1, bool)), np.zeros((1, 8, 1)))
-    tried = {int(search.plan(number, ROUNDS, "running").value[0, 2]) for number in (1, 3, 5)}
+    tried = set()
+    for number in range(2, 8):
+        later = search.plan(number, ROUNDS, "running")
+        search.count_turns(later)
+        tried |= set(later.value[later.axis == 1])
     assert planned.value[0, 2] not in tried and len(tried) == 1
