@@ -421,6 +421,31 @@ def test_stopped_run_goes_on_to_the_same_adapter(alone, inputs, tmp_path, monkey
         assert sampled["step"] == 5 and sum(sampled["kept"].values()) > 0
 
 
+@pytest.mark.parametrize(("method", "every"), [("grpo", 3), ("grpo", 5), ("rft", 3)])
+def test_a_run_that_is_killed_after_every_step_ends_in_the_same_adapter(
+    alone, inputs, tmp_path, monkeypatch, method, every
+):
+    """Each start goes one step further than the one before, so some resume inside of a rollout that is long over."""
+    _every_sample_is_right(monkeypatch)
+    options = OPTIONS[method] | ({"updates_per_rollout": 3} if method == "grpo" else {})
+    changes = {"method": method, "options": options, "lora": NO_DROPOUT, "checkpoint_every": every}
+    whole = trainings.train(trainings.write_task(tmp_path / "whole", inputs, **changes), alone)
+    task = trainings.write_task(tmp_path / "killed", inputs, **changes)
+    for step in range(1, 10):
+        with monkeypatch.context() as patch:
+            trainings.kill_after(patch, step)
+            with pytest.raises(trainings.Killed):
+                trainings.train(task, alone)
+    out = trainings.train(task, alone)
+    assert trainings.adapter(out) == trainings.adapter(whole)
+    taught = [[(each["loss"], each["grad_norm"]) for each in _steps(folder)] for folder in (whole, out)]
+    assert taught[0] == taught[1] and len(taught[0]) == 10
+
+
+def _steps(out: Path) -> list[dict]:
+    return [line for line in trainings.progress(out) if line["phase"] == "train"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
