@@ -45,6 +45,8 @@ PATTERNS = (
     "chat_template.jinja",
     "additional_chat_templates/*.jinja",
 )
+INDEX = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 2**24  # that of the published 30B has 0.6 MB
 POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a file
 BLOCK = 2**23
 READERS = 4  # files hashed at once: sha256 leaves the interpreter's lock
@@ -71,14 +73,25 @@ def build_manifest(weights_dir: str) -> dict[str, Any]:
 
 
 def published_files(weights_dir: str) -> list[str]:
-    """Return the names of the files that belong to a published checkpoint. Raises as `build_manifest`, without reading them."""
+    """Return the names of the files that belong to a published checkpoint. Raises as `build_manifest`, without reading them.
+
+    A link to nothing counts as a file that is damaged, and a pipe or a device too: neither is read.
+    """
     folder = _folder(weights_dir)
-    files = sorted({path.relative_to(folder).as_posix() for pattern in PATTERNS for path in folder.glob(pattern)})
+    found = {path.relative_to(folder).as_posix() for pattern in PATTERNS for path in folder.glob(pattern)}
+    files = sorted(found | {name for name in PATTERNS if os.path.lexists(folder / name)})  # glob leaves out a dead link
     if not any(name.endswith(".safetensors") for name in files) or "tokenizer.json" not in files:
         raise NotFound(
             f"{folder} is not a published checkpoint: it has {', '.join(files) or 'none of its files'}",
             "Name a folder with *.safetensors and tokenizer.json",
         )
+    for name in files:
+        if not (folder / name).is_file():
+            what = "a folder, pipe or device" if (folder / name).exists() else "a link to nothing"
+            raise NotFound(
+                f"{folder / name} is {what}",
+                "Copy the published folder again: `cp -rL` follows the links of a snapshot",
+            )
     for name in sorted({*_named_shards(folder), *files}):
         if not (folder / name).is_file():
             raise NotFound(f"{folder} lacks {name}, which its index names", "Copy the published file again")
@@ -89,11 +102,18 @@ def published_files(weights_dir: str) -> list[str]:
 
 
 def _named_shards(folder: Path) -> set[str]:
-    """Return the files that the index of the shards names. Raises IntegrityError where it is no index."""
-    index = folder / "model.safetensors.index.json"
+    """Return the files that the index of the shards names. Raises IntegrityError where it is no index of files of the folder itself."""
+    index = folder / INDEX
     try:
-        return set(read_json(index)["weight_map"].values()) if index.exists() else set()
-    except (PipelineError, KeyError, TypeError, AttributeError) as error:
+        if not index.exists():
+            return set()
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"it has more than {MAX_INDEX_BYTES} bytes")
+        names = set(read_json(index)["weight_map"].values())
+        if odd := [name for name in names if Path(name).name != name or name in ("", "..")]:
+            raise ValueError(f"it names {odd[0]!r}, which is no file of its own folder")
+        return names
+    except (PipelineError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"{index} is no index of shards: {error}", "Copy the published file again") from None
 
 
