@@ -16,7 +16,9 @@ from pipeline.config import footprint, settings
 from substrate.distributed.groups import Parallel, start
 from substrate.model import ModelConfig, add_lora, build_model, init_weights, token_log_probs
 from substrate.model.full import add_full
+from substrate.recipes.grpo import Grpo
 from substrate.training.pipeline_stages import accumulate_gradients
+from tests.support import trainings
 from tests.support.live_bytes import LiveBytes
 from tests.support.paths import ROOT
 from tests.support.ports import free_ports
@@ -183,6 +185,53 @@ def test_the_published_30b_on_one_gpu():
     plan = footprint.of_arm(config)["decoding"]
     assert plan.weights / 1e9 == pytest.approx(63.2, abs=0.05)
     assert plan.activations / config["tasks"]["decode_batch_size"] == pytest.approx(6144 * 8192 + 48.2e6, rel=0.02)
+
+
+def test_a_row_that_grpo_draws_is_planned_as_a_row_of_the_file_is():
+    """1,024 tokens of a prompt and 7,680 of its completion are more than the model takes, which bounds them."""
+    short = [*NANO, "parallelism=tp1", "recipe.micro_batch_tokens=1024", "recipe.sequence_length=1024"]
+    grpo = ["recipe=grpo", "recipe.options.decode_batch_size=1"]
+    for drawn, longest in ((7680, 8192), (1024, 2048)):
+        limit = f"recipe.options.max_new_tokens={drawn}"
+        sampled, learned, kept = (
+            settings.compose([*short, *own]).to_dict()
+            for own in ([*grpo, limit], [f"recipe.sequence_length={longest}"], ["recipe=rft", limit])
+        )
+        assert footprint.longest_row(sampled["model"], sampled["recipe"]) == longest
+        plans = [footprint.of_arm(config)["training"] for config in (sampled, learned)]
+        assert plans[0].activations + plans[0].working >= plans[1].activations + plans[1].working
+        assert footprint.longest_row(kept["model"], kept["recipe"]) == 1024, "rft keeps no longer one"
+
+
+@pytest.mark.parametrize("method", ["rft", "grpo"])
+def test_slots_that_sample_in_training_need_what_slots_of_judging_need(method):
+    """With so many slots that decoding is the larger part, caches and working memory of both are the same."""
+    config = settings.compose([*NANO, "parallelism=tp1", f"recipe={method}", "recipe.options.decode_batch_size=64"]).to_dict()  # fmt: skip
+    sampling, judging = footprint.of_arm(config).values()
+    assert (sampling.activations, sampling.working) == (judging.activations, judging.working)
+
+
+def test_no_pass_of_a_real_grpo_run_is_longer_than_planned(inputs, alone, tmp_path, monkeypatch):
+    """Completions of a random model reach their limit, so its passes are longer than any row of the training file."""
+    lengths = []
+    outputs = Grpo.outputs
+    monkeypatch.setattr(
+        Grpo, "outputs", lambda self, model, batch, *rest: lengths.append(batch.tokens_1L.shape[1]) or outputs(self, model, batch, *rest)
+    )  # fmt: skip
+    options = {"sft_steps": 2, "samples_per_prompt": 2, "updates_per_rollout": 1, "temperature": 1.0, "top_p": 1.0}
+    options |= {
+        "max_new_tokens": 150,
+        "decode_batch_size": 8,
+        "clip": 0.2,
+        "kl_weight": 0.1,
+        "learning_rate_scale": 0.5,
+    }
+    lora = trainings.config("recipe", "sft_lora")["lora"]
+    changes = {"sequence_length": 110, "micro_batch_tokens": 110, "num_steps": 4, "warmup_steps": 1}
+    task = trainings.write_task(tmp_path, inputs, method="grpo", options=options, lora=lora, **changes)
+    trainings.train(task, alone)
+    config = json.loads(task.read_text())["config"]
+    assert 110 < max(lengths) <= footprint.longest_row(config["model"], config["recipe"]) == 260
 
 
 @pytest.mark.parametrize(
