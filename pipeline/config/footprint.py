@@ -111,7 +111,8 @@ def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) 
     else:
         activations = in_flight * (sum(saved[kind] for kind in rank.layers) + 2 * boundary)
         working = logits
-    if slots := int(recipe["options"].get("decode_batch_size", 0)):  # a recipe that samples from the model, between steps
+    # A recipe that samples from the model decodes between steps, when no activations wait.
+    if slots := int(recipe["options"].get("decode_batch_size", 0)):
         activations, working = max((activations, working), _of_slots(rank, slots), key=sum)
     optimizer = FLOAT * ((MOMENTS[recipe["optimizer"]] + copies) * factors + num_factors)
     return Footprint(weights_bytes(rank), FLOAT * (factors + masks), FLOAT * factors, optimizer, activations, working)

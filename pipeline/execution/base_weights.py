@@ -31,8 +31,9 @@ from typing import Any
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, PipelineError, WorkFailed
 from pipeline.campaign.files import file_digest, read_json, write_file
 from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
+from pipeline.sandbox import entries
 
-MANIFEST = "weights.json"
+MANIFEST = entries.OUTSIDE
 PATTERNS = (
     "*.safetensors",
     "*.safetensors.index.json",

@@ -46,12 +46,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a campaign may be called: its name stands in job names, commands and records."""
 TRAINING_SEED = 20260602
 """Seed of the training puzzles in the image. It is public; the seeds of dev and fresh items are secret."""
+DRAFT_PUZZLES = 32  # of a family, enough to see how long solutions are
 
 
 def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False) -> None:
     """Make the folder of `campaign` with everything that must be fixed before round 1.
 
-    is_draft: for a dry run, which trains nothing: the image has one puzzle a family and names no checkpoint of the site.
+    is_draft: for a dry run, which trains nothing: the image has few puzzles and names no checkpoint of the site.
 
     Raises ConfigError if the folder exists or the configuration does not fit, Refused if the constitution does not allow the
     configuration, IntegrityError if the constitution was changed, and WorkFailed if a file cannot be written.
@@ -179,7 +180,7 @@ def build_image(
         if not is_draft and base_weights.are_outside(chosen.to_dict()["model"]):
             name_base(chosen, payload)
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
-        num_puzzles = 1 if is_draft else chosen.tasks.num_train_per_family
+        num_puzzles = DRAFT_PUZZLES if is_draft else chosen.tasks.num_train_per_family
         arguments += ["--level", chosen.tasks.level, "--num-per-family", str(num_puzzles)]
         arguments += ["--families", *chosen.tasks.families]
         for path in chosen.tasks.registered:
@@ -189,6 +190,8 @@ def build_image(
             arguments += ["--held-out", str(held_out or Path(folder, "held-out"))]
         if said := run_substrate(payload, "payload", arguments, "the training puzzles could not be made"):
             print(f"real rows: {said}", file=sys.stderr)
+        if told := entries.check_solutions(payload, chosen.to_dict()):
+            print(f"note: {told}", file=sys.stderr)
         return image.build(payload, out)
 
 

@@ -350,21 +350,19 @@ def test_family_that_comes_only_once_is_not_missed():
     assert [row.item_id for row in _filled(kept, coming[:30])] == ["own"] * 30
 
 
-def _row(family: str, length: int) -> Row:
-    return Row(family, family, [1, 2], [9] * length, "")
-
-
 def test_solutions_that_are_longer_than_a_completion_may_be_are_told_and_refused_where_they_are_most():
-    rows = [_row("roman", 20), _row("gravity", 800), _row("gravity", 64), _row("roman", 21)]
-    check_limit(rows, 800, refuses=True)
+    lengths, shares = {"roman": [20, 21], "gravity": [800, 64], "equation": []}, {"roman": 1.0, "gravity": 1.0}
+    check_limit(lengths, shares, 800, refuses=True)
     with pytest.warns(
         RuntimeWarning, match=r"max_new_tokens is 64, and 25% of .* \(gravity 50%\); .* valid is 800, the"
     ):
-        check_limit(rows, 64, refuses=True)
+        check_limit(lengths, shares, 64, refuses=True)
     with pytest.raises(DataError, match=r"max_new_tokens is 20, and 75% of .* longer \(gravity 100%, roman 50%\)"):
-        check_limit(rows, 20, refuses=True)
+        check_limit(lengths, shares, 20, refuses=True)
     with pytest.warns(RuntimeWarning, match="is 20, and 75%"):  # the model is not taught them
-        check_limit(rows, 20, refuses=False)
+        check_limit(lengths, shares, 20, refuses=False)
+    with pytest.warns(RuntimeWarning, match="is 20, and 55%"):  # half of nine tenths, and all of one
+        check_limit(lengths, {"roman": 0.9, "gravity": 0.1}, 20, refuses=False)
 
 
 @pytest.mark.parametrize("method", ["rft", "grpo"])
