@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError
-from pipeline.config.model_size import MOMENTS, Model
+from pipeline.config.model_size import MOMENTS, Model, lora_shapes, matched_modules
 from pipeline.config.rank_sizes import (
     FLOAT,
     Rank,
@@ -94,8 +94,8 @@ def training(model: Model, layout: Mapping[str, Any], recipe: Mapping[str, Any])
 
 
 def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) -> Footprint:
-    lora = {**recipe["lora"], "is_full": recipe["method"] == "sft_full"}
-    factors, masks, num_factors = adapter_elements(rank, lora["rank"], lora["targets"], is_full=lora["is_full"])
+    lora = {**recipe["lora"], "is_full": is_full(recipe)}
+    factors, masks, num_factors = adapter_elements(rank, lora["rank"], lora["targets"], is_full=is_full(recipe))
     # Choosing among states keeps the best one; grpo keeps the reference policy, and its own factors while it scores that one.
     copies = (recipe["selection"]["choice"] != "last") + 2 * (recipe["method"] == "grpo")
     longest, budget = longest_row(rank.model, recipe), recipe["micro_batch_tokens"]
@@ -116,6 +116,34 @@ def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) 
         activations, working = max((activations, working), _of_slots(rank, slots), key=sum)
     optimizer = FLOAT * ((MOMENTS[recipe["optimizer"]] + copies) * factors + num_factors)
     return Footprint(weights_bytes(rank), FLOAT * (factors + masks), FLOAT * factors, optimizer, activations, working)
+
+
+def is_full(recipe: Mapping[str, Any]) -> bool:
+    """Whether whole weights of the targets are trained, and not low-rank factors."""
+    return bool(recipe["method"] == "sft_full")
+
+
+def trained_parameters(model: Model, recipe: Mapping[str, Any]) -> int:
+    """Return how many numbers a recipe trains: low-rank factors of its targets, or their whole matrices."""
+    shapes, lora = lora_shapes(model), recipe["lora"]
+    return sum(
+        found.modules * (wide_in * wide_out if is_full(recipe) else lora["rank"] * (wide_in + wide_out))
+        for target, found in matched_modules(model, lora["targets"]).items()
+        for _, wide_in, wide_out in [shapes[target]]
+    )
+
+
+def checkpoint_bytes(model: Model, recipe: Mapping[str, Any]) -> int:
+    """Return the size of a training checkpoint in bytes: what is trained in float32, its moments, and the copies that the recipe keeps.
+
+    A factor of a fused matrix is stored whole, also where not all of its modules are targets.
+    """
+    lora = recipe["lora"]
+    elements, _, _ = adapter_elements(Rank(model, 1, 1, 1, 0), lora["rank"], lora["targets"], is_full=is_full(recipe))
+    copies = (recipe["selection"]["choice"] != "last") + (
+        recipe["method"] == "grpo"
+    )  # the choice so far; the reference
+    return FLOAT * (1 + MOMENTS[recipe["optimizer"]] + copies) * elements
 
 
 def longest_row(model: Model, recipe: Mapping[str, Any]) -> int:
