@@ -80,7 +80,8 @@ def table() -> str:
 def sampling_table() -> str:
     """What recipes that sample take beside sft_lora, as Markdown."""
     lines = [
-        "| recipe | GPUs | completions drawn | drawing and scoring, GPU-hours an arm | training of an arm | later rounds | first round | hours of the first |",
+        "| recipe | GPUs | completions drawn | drawing and scoring, GPU-hours an arm | training of an arm | later rounds | first round "
+        "| hours of the first |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method in METHODS:
