@@ -74,10 +74,7 @@ def build_manifest(weights_dir: str) -> dict[str, Any]:
 
 
 def published_files(weights_dir: str) -> list[str]:
-    """Return the names of the files that belong to a published checkpoint. Raises as `build_manifest`, without reading them.
-
-    A link to nothing counts as a file that is damaged, and a pipe or a device too: neither is read.
-    """
+    """Return the names of a published checkpoint's files. Raises as `build_manifest`, without reading them; a link to nothing is damaged."""
     folder = _folder(weights_dir)
     found = {path.relative_to(folder).as_posix() for pattern in PATTERNS for path in folder.glob(pattern)}
     files = sorted(found | {name for name in PATTERNS if os.path.lexists(folder / name)})  # glob leaves out a dead link
@@ -86,19 +83,15 @@ def published_files(weights_dir: str) -> list[str]:
             f"{folder} is not a published checkpoint: it has {', '.join(files) or 'none of its files'}",
             "Name a folder with *.safetensors and tokenizer.json",
         )
-    for name in files:
-        if not (folder / name).is_file():
-            what = "a folder, pipe or device" if (folder / name).exists() else "a link to nothing"
-            raise NotFound(
-                f"{folder / name} is {what}",
-                "Copy the published folder again: `cp -rL` follows the links of a snapshot",
-            )
     for name in sorted({*_named_shards(folder), *files}):
-        if not (folder / name).is_file():
-            raise NotFound(f"{folder} lacks {name}, which its index names", "Copy the published file again")
-        with open(folder / name, "rb") as file:
+        path = folder / name
+        if not path.is_file():
+            kind = "a folder, pipe or device" if path.exists() else "a link to nothing" if path.is_symlink() else ""
+            what = f"{path} is {kind}" if kind else f"{folder} lacks {name}, which its index names"
+            raise NotFound(what, "Copy the published files again; `cp -rL` follows the links of a snapshot")
+        with open(path, "rb") as file:
             if file.read(len(POINTER)) == POINTER:
-                raise NotFound(f"{folder / name} is a pointer of Git LFS", "Run `git lfs pull` in its repository")
+                raise NotFound(f"{path} is a pointer of Git LFS", "Run `git lfs pull` in its repository")
     return files
 
 
@@ -106,7 +99,7 @@ def _named_shards(folder: Path) -> set[str]:
     """Return the files that the index of the shards names. Raises IntegrityError where it is no index of files of the folder itself."""
     index = folder / INDEX
     try:
-        if not index.exists():
+        if not index.is_file():
             return set()
         if index.stat().st_size > MAX_INDEX_BYTES:
             raise ValueError(f"it has more than {MAX_INDEX_BYTES} bytes")
