@@ -120,7 +120,8 @@ def arithmetic() -> str:
             f"judging an arm       {items:,} items, {decoded / 1e3:,.0f} thousand tokens in {tasks.decode_batch_size} slots = "
             f"{both:,.0f} s, + {start:.0f} s",
             f"the longest alone    {tasks.max_new_tokens:,} steps of {steps[0]:.0f} to {steps[1]:.0f} ms",
-            f"eight arms           8 x ({train + start:,.0f} + {both + start:,.0f}) s = {8 * expected.wall_hours:.2f} h",
+            f"eight arms           8 x ({train + start:,.0f} + {both + start:,.0f}) s = "
+            f"{8 * (round(train + start) + round(both + start)) / 3600:.2f} h",
             f"the reference        {train + start:,.0f} s of training, {half + start:,.0f} s of dev, {half + start:,.0f} s of fresh",
             f"the base             {half + start:,.0f} s of dev",
             f"together             {expected.first_round_hours:.2f} h; a later round, without the reference's training and the base, "
