@@ -179,10 +179,9 @@ def build_image(
         check_recipe(chosen, payload)
         if not is_draft and base_weights.are_outside(chosen.to_dict()["model"]):
             name_base(chosen, payload)
-        arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
         num_puzzles = DRAFT_PUZZLES if is_draft else chosen.tasks.num_train_per_family
-        arguments += ["--level", chosen.tasks.level, "--num-per-family", str(num_puzzles)]
-        arguments += ["--families", *chosen.tasks.families]
+        arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED), "--num-per-family", str(num_puzzles)]
+        arguments += ["--level", chosen.tasks.level, "--families", *chosen.tasks.families]
         for path in chosen.tasks.registered:
             arguments += ["--registered", str(Path(path).resolve())]
         if chosen.tasks.train_csv and not is_draft:
@@ -196,10 +195,7 @@ def build_image(
 
 
 def check_recipe(chosen: settings.Settings, payload: Path) -> None:
-    """Raise ConfigError for a recipe that the image's own code refuses: the reference, or one that an axis could make of it.
-
-    Only that code knows the keys of a training method.
-    """
+    """Raise ConfigError for a recipe that the image's code, which knows the methods' keys, refuses: the reference, or what an axis makes of it."""
     changed = [settings.with_overrides(chosen, [setting]) for _, setting in arms.ends_of_axes(chosen)]
     for recipes, what in (([chosen], "the recipe is refused"), (changed, "a value of an axis is refused")):
         question = Path(payload.parent, "recipes.json")
