@@ -33,6 +33,8 @@ ROWS = {
 }
 """What the row is -> (overrides, GPUs of the site)."""
 BASE_ITEMS = 300
+METHODS = ("sft_lora", "rft", "grpo")
+SITES = {"two GPUs an arm": (AFTER, 16), "one H200": ([*AFTER, "parallelism=tp1"], 1)}
 
 
 def wall_hours(chosen: Settings, expected: forecast.Forecast, gpus: int) -> float:
@@ -75,6 +77,28 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def sampling_table() -> str:
+    """What recipes that sample take beside sft_lora, as Markdown."""
+    lines = [
+        "| recipe | GPUs | completions drawn | drawing and scoring, GPU-hours an arm | training of an arm | later rounds | first round "
+        "| hours of the first |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in METHODS:
+        for name, (overrides, gpus) in SITES.items():
+            chosen = settings.compose([*overrides, f"recipe={method}"])
+            expected = forecast.forecast(chosen, NUM_ARMS)
+            assert expected is not None
+            times, number = chosen.recipe.drawn
+            drawn = f"{times} x {number:,}" if times else "none"
+            hours = [
+                expected.sample_hours_per_arm, expected.train_hours_per_arm, expected.hours, expected.first_round_hours,
+                wall_hours(chosen, expected, gpus),
+            ]  # fmt: skip
+            lines.append(f"| `{method}`, {name} | {gpus} | {drawn} | {' | '.join(f'{each:.2f}' for each in hours)} |")
+    return "\n".join(lines)
+
+
 def arithmetic() -> str:
     """How the row of one H200 comes about, as lines of text."""
     chosen = settings.compose(ROWS["after, one GPU an arm, **on one H200**"][0])
@@ -96,7 +120,8 @@ def arithmetic() -> str:
             f"judging an arm       {items:,} items, {decoded / 1e3:,.0f} thousand tokens in {tasks.decode_batch_size} slots = "
             f"{both:,.0f} s, + {start:.0f} s",
             f"the longest alone    {tasks.max_new_tokens:,} steps of {steps[0]:.0f} to {steps[1]:.0f} ms",
-            f"eight arms           8 x ({train + start:,.0f} + {both + start:,.0f}) s = {8 * expected.wall_hours:.2f} h",
+            f"eight arms           8 x ({train + start:,.0f} + {both + start:,.0f}) s = "
+            f"{8 * (round(train + start) + round(both + start)) / 3600:.2f} h",
             f"the reference        {train + start:,.0f} s of training, {half + start:,.0f} s of dev, {half + start:,.0f} s of fresh",
             f"the base             {half + start:,.0f} s of dev",
             f"together             {expected.first_round_hours:.2f} h; a later round, without the reference's training and the base, "
@@ -106,4 +131,4 @@ def arithmetic() -> str:
 
 
 if __name__ == "__main__":
-    print(table(), arithmetic(), sep="\n\n")
+    print(table(), arithmetic(), sampling_table(), sep="\n\n")

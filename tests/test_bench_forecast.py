@@ -10,6 +10,7 @@ from tests.support.paths import ROOT
 def test_the_page_has_what_the_command_prints() -> None:
     text = (ROOT / "docs" / "forecast.md").read_text()
     assert bench.table() in text
+    assert bench.sampling_table() in text
     assert bench.arithmetic() in text.replace("\n    ", "\n")
 
 

@@ -6,6 +6,10 @@ there is no forecast.
 
 Decoding is forecast by playing it: each of `decode_batch_size` slots takes the next item as soon as its own has ended, and a step takes as long
 as the rate for the number of busy slots says. So the few completions that reach the limit cost what they hold up, which is the end of the set.
+
+A recipe that samples decodes in training too, and is played likewise. Its completions are expected to be as long as the judged ones, and cut at the
+recipe's own limit. A rollout of n has none that reaches it with the probability (1 - share)^n, else the expected number, at least one. Measured
+rates of training hold all of that already.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.facts import parse_yaml
@@ -46,7 +51,8 @@ class Forecast:
     """Device-hours and cost of a round. A device is a GPU; on a machine without GPUs it is the cores of one rank.
 
     reference_hours: of judging the reference on the round's fresh items. first_hours: of what the first round has beside its arms, which is
-    the reference's training and its dev, and the base's. wall_hours: of one arm, from its start to its result.
+    the reference's training and its dev, and the base's. wall_hours: of one arm, from its start to its result. sample_hours_per_arm: the part of
+    the training in which completions are drawn and scored; 0 where rates were measured, because it is in them.
     """
 
     train_hours_per_arm: float
@@ -58,6 +64,7 @@ class Forecast:
     reference_hours: float = 0.0
     first_hours: float = 0.0
     wall_hours: float = 0.0
+    sample_hours_per_arm: float = 0.0
 
     @property
     def hours(self) -> float:
@@ -73,68 +80,76 @@ class Forecast:
 def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> Forecast | None:
     """The forecast for a round of `num_arms` arms; None if no rate is known. rounds: earlier rounds, whose attempts give measured rates."""
     rates = measured(chosen, rounds)
-    if rates is None and not _has_rates(chosen):
+    if rates is None and not chosen.cluster.capacity.has_rates:
         return None
     tasks, recipe, capacity = chosen.tasks, chosen.recipe, chosen.cluster.capacity
-    world = chosen.parallelism.world_size
+    world, sampling = chosen.parallelism.world_size, 0.0
     num_dev, num_fresh = (len(tasks.families) * n for n in (tasks.num_dev_per_family, tasks.num_fresh_per_family))
+    judged = (num_dev + num_fresh, num_dev, num_fresh)
     if rates:
         train = recipe.num_steps * rates.train_tokens_per_step / rates.train_tokens_per_second / world / 3600
         item = rates.tokens_per_item / rates.decode_tokens_per_second / chosen.parallelism.judge_tp / 3600
-        both, dev, fresh = (n * item for n in (num_dev + num_fresh, num_dev, num_fresh))
+        both, dev, fresh = (n * item for n in judged)
         source = rates.source
     else:
-        train = (capacity.start_seconds + assumed_training(chosen)) / 3600
-        both, dev, fresh = (
-            (capacity.start_seconds + assumed_decoding(chosen, n)) / 3600
-            for n in (num_dev + num_fresh, num_dev, num_fresh)
-        )
+        sampling = assumed_sampling(chosen) / 3600
+        train = (
+            capacity.start_seconds + assumed_training(chosen, recipe.num_steps * recipe.batch_size)
+        ) / 3600 + sampling
+        both, dev, fresh = ((capacity.start_seconds + assumed_decoding(chosen, n)) / 3600 for n in judged)
         lengths = tasks.expected.row_tokens and tasks.expected.completion_tokens
         source = "assumed (cluster.capacity), " + (
             "with the lengths of tasks.expected" if lengths else "every sequence and completion as long as it may be"
         )
+        if sampling:
+            source += f"; drawing and scoring {math.prod(recipe.drawn):,} completions is {sampling / train:.0%} of the training"
     # Decoding uses judge_tp devices, but the job of an arm holds all of its devices while it is judged.
     judge_hours, train_hours = world * both, world * train
     reference_hours = chosen.parallelism.judge_tp * fresh
     cost = (num_arms * (train_hours + judge_hours) + reference_hours) * capacity.price_per_gpu_hour
     first_hours = world * (train + 2 * dev)
     return Forecast(
-        train_hours, judge_hours, num_arms, cost, capacity.currency, source, reference_hours, first_hours, train + both
+        train_hours, judge_hours, num_arms, cost, capacity.currency, source, reference_hours, first_hours, train + both,
+        world * sampling,
+    )  # fmt: skip
+
+
+def assumed_training(chosen: Settings, num_rows: int) -> float:
+    """Seconds of training on so many rows, by the rates of the site's file. Rows are packed, so only their own tokens count."""
+    capacity, tokens = chosen.cluster.capacity, chosen.tasks.expected.row_tokens or chosen.recipe.sequence_length
+    return num_rows * tokens / capacity.train_tokens_per_second / capacity.speed_up(chosen.parallelism.world_size)
+
+
+def assumed_sampling(chosen: Settings) -> float:
+    """Seconds in which an arm draws completions in training and scores them, by the rates of the site's file.
+
+    Data-parallel ranks share the completions. A rollout is scored under two policies without gradients; both together count as one training pass.
+    """
+    recipe, capacity, layout, expected = chosen.recipe, chosen.cluster.capacity, chosen.parallelism, chosen.tasks.expected  # fmt: skip
+    times, number = recipe.drawn
+    if not times:
+        return 0.0
+    slots, limit = (int(recipe.options[name]) for name in ("decode_batch_size", "max_new_tokens"))
+    mine, longest = (-(-each // layout.dp) for each in (number, max(1, round(expected.share_at_limit * number))))
+    without, with_long = (
+        played(expected.lengths(mine, limit, count), slots, capacity.decode_tokens_per_second) for count in (0, longest)
     )
-
-
-def _has_rates(chosen: Settings) -> bool:
-    capacity = chosen.cluster.capacity
-    return bool(capacity.train_tokens_per_second and capacity.decode_tokens_per_second)
-
-
-def assumed_training(chosen: Settings) -> float:
-    """Seconds that an arm trains, by the rates of the site's file. Rows are packed, so only their own tokens count."""
-    recipe, capacity = chosen.recipe, chosen.cluster.capacity
-    tokens = recipe.num_steps * recipe.batch_size * (chosen.tasks.expected.row_tokens or recipe.sequence_length)
-    return tokens / capacity.train_tokens_per_second / speed_up(chosen.parallelism.world_size, capacity.scaling)
+    share = (1 - expected.share_at_limit) ** number
+    drawing = (share * without + (1 - share) * with_long) / capacity.speed_up(layout.world_size // layout.dp)
+    return times * (drawing + (assumed_training(chosen, number) if "updates_per_rollout" in recipe.options else 0.0))
 
 
 def assumed_decoding(chosen: Settings, num_items: int) -> float:
     """Seconds that judging an adapter decodes so many items, by the rates of the site's file."""
-    tasks, capacity = chosen.tasks, chosen.cluster.capacity
-    lengths = expected_lengths(chosen, num_items)
-    seconds = played(lengths, tasks.decode_batch_size, capacity.decode_tokens_per_second)
-    return seconds / speed_up(chosen.parallelism.judge_tp, capacity.scaling)
-
-
-def speed_up(devices: int, scaling: float) -> float:
-    """How much faster so many devices are than one. scaling: the share of its rate that each keeps at a doubling."""
-    return devices * scaling ** math.log2(devices)
+    capacity, lengths = chosen.cluster.capacity, expected_lengths(chosen, num_items)
+    seconds = played(lengths, chosen.tasks.decode_batch_size, capacity.decode_tokens_per_second)
+    return seconds / capacity.speed_up(chosen.parallelism.judge_tp)
 
 
 def expected_lengths(chosen: Settings, num_items: int) -> list[int]:
-    """The tokens of each completion: those that reach the limit are spread evenly among the others."""
-    expected, limit = chosen.tasks.expected, chosen.tasks.max_new_tokens
-    usual = min(limit, round(expected.completion_tokens) or limit)
-    longest = round(expected.share_at_limit * num_items)
-    ends = {(2 * each + 1) * num_items // (2 * longest) for each in range(longest)}
-    return [limit if each in ends else usual for each in range(num_items)]
+    """The tokens of each completion that is judged."""
+    expected = chosen.tasks.expected
+    return expected.lengths(num_items, chosen.tasks.max_new_tokens, round(expected.share_at_limit * num_items))
 
 
 def played(lengths: Iterable[int], slots: int, rates: Mapping[int, float]) -> float:
@@ -143,9 +158,7 @@ def played(lengths: Iterable[int], slots: int, rates: Mapping[int, float]) -> fl
     slots: how many at once. rates: tokens per second by the number of sequences at once.
     """
     waiting = iter(lengths)
-    ends = [
-        length for _, length in zip(range(slots), waiting, strict=False)
-    ]  # the step at which each slot is free again
+    ends = list(islice(waiting, slots))  # the step at which each slot is free again
     heapq.heapify(ends)
     step, seconds = 0, 0.0
     while ends:
@@ -203,9 +216,8 @@ class Layout:
 def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
     """Yield every layout that ships, the smallest first, for the nodes that the configuration has."""
     on_node = chosen.cluster.gpus_per_node
-    files = [
-        (path.stem, Parallelism(**parse_yaml(path.read_text()))) for path in (SOURCE / "parallelism").glob("*.yaml")
-    ]
+    paths = (SOURCE / "parallelism").glob("*.yaml")
+    files = [(path.stem, Parallelism(**parse_yaml(path.read_text()))) for path in paths]
     for name, layout in sorted(files, key=lambda each: (each[1].world_size, each[0])):
         world = layout.world_size
         here = min(world, on_node) or world

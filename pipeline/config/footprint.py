@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError
-from pipeline.config.model_size import MOMENTS, Model
+from pipeline.config.model_size import MOMENTS, Model, lora_shapes, matched_modules
 from pipeline.config.rank_sizes import (
     FLOAT,
     Rank,
@@ -32,7 +32,7 @@ PROMPT_TOKENS = 16384  # in one forward pass over prompts: substrate/inference/d
 DEVICE_RESERVE_BYTES = 3 * 2**30  # CUDA context, NCCL buffers, the allocator's fragments (assumed)
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 CURES = {
-    "training": "parallelism.recompute=true, a smaller recipe.micro_batch_tokens, a larger tp or ep",
+    "training": "parallelism.recompute=true, smaller recipe.micro_batch_tokens and recipe.sequence_length, a larger tp or ep",
     "decoding": "a smaller tasks.decode_batch_size, a larger parallelism.judge_tp",
 }
 
@@ -94,11 +94,11 @@ def training(model: Model, layout: Mapping[str, Any], recipe: Mapping[str, Any])
 
 
 def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) -> Footprint:
-    lora = {**recipe["lora"], "is_full": recipe["method"] == "sft_full"}
-    factors, masks, num_factors = adapter_elements(rank, lora["rank"], lora["targets"], is_full=lora["is_full"])
+    lora = {**recipe["lora"], "is_full": is_full(recipe)}
+    factors, masks, num_factors = adapter_elements(rank, lora["rank"], lora["targets"], is_full=is_full(recipe))
     # Choosing among states keeps the best one; grpo keeps the reference policy, and its own factors while it scores that one.
     copies = (recipe["selection"]["choice"] != "last") + 2 * (recipe["method"] == "grpo")
-    longest, budget = recipe["sequence_length"], recipe["micro_batch_tokens"]
+    longest, budget = longest_row(rank.model, recipe), recipe["micro_batch_tokens"]
     tokens = max(longest, budget)  # a row that is longer than the budget has a pass of its own
     passes = -(-recipe["batch_size"] // (max(1, budget // longest) * layout["dp"]))  # of the longest rows
     in_flight = min(rank.pp - rank.stage, passes)
@@ -111,23 +111,66 @@ def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) 
     else:
         activations = in_flight * (sum(saved[kind] for kind in rank.layers) + 2 * boundary)
         working = logits
-    # A recipe that samples from the model needs the caches of all slots between steps.
-    activations = max(activations, int(recipe["options"].get("decode_batch_size", 0)) * cache_bytes(rank))
+    # A recipe that samples from the model decodes between steps, when no activations wait.
+    if slots := int(recipe["options"].get("decode_batch_size", 0)):
+        activations, working = max((activations, working), _of_slots(rank, slots), key=sum)
     optimizer = FLOAT * ((MOMENTS[recipe["optimizer"]] + copies) * factors + num_factors)
     return Footprint(weights_bytes(rank), FLOAT * (factors + masks), FLOAT * factors, optimizer, activations, working)
+
+
+def is_full(recipe: Mapping[str, Any]) -> bool:
+    """Whether whole weights of the targets are trained, and not low-rank factors."""
+    return bool(recipe["method"] == "sft_full")
+
+
+def trained_parameters(model: Model, recipe: Mapping[str, Any]) -> int:
+    """Return how many numbers a recipe trains: low-rank factors of its targets, or their whole matrices."""
+    shapes, lora = lora_shapes(model), recipe["lora"]
+    return sum(
+        found.modules * (wide_in * wide_out if is_full(recipe) else lora["rank"] * (wide_in + wide_out))
+        for target, found in matched_modules(model, lora["targets"]).items()
+        for _, wide_in, wide_out in [shapes[target]]
+    )
+
+
+def checkpoint_bytes(model: Model, recipe: Mapping[str, Any]) -> int:
+    """Return the size of a training checkpoint in bytes: what is trained in float32, its moments, and the copies that the recipe keeps.
+
+    A factor of a fused matrix is stored whole, also where not all of its modules are targets.
+    """
+    lora = recipe["lora"]
+    elements, _, _ = adapter_elements(Rank(model, 1, 1, 1, 0), lora["rank"], lora["targets"], is_full=is_full(recipe))
+    copies = (recipe["selection"]["choice"] != "last") + (
+        recipe["method"] == "grpo"
+    )  # the choice so far; the reference
+    return FLOAT * (1 + MOMENTS[recipe["optimizer"]] + copies) * elements
+
+
+def longest_row(model: Model, recipe: Mapping[str, Any]) -> int:
+    """Return the most tokens that a row may have in training.
+
+    `sequence_length` bounds the training file's rows, and the completions that rft keeps. grpo learns from every completion that it draws, after
+    a prompt of that file.
+    """
+    longest = int(recipe["sequence_length"])
+    drawn = int(recipe["options"]["max_new_tokens"]) if recipe["method"] == "grpo" else 0
+    return max(longest, min(longest + drawn, model["max_sequence_length"]))
+
+
+def _of_slots(rank: Rank, slots: int) -> tuple[int, int]:
+    """Return (bytes of the caches of all slots, bytes of a pass over prompts or of the logits, whichever is larger) while a rank decodes."""
+    no_lora = {"rank": 0, "targets": ()}
+    prompt_pass = max(
+        transient_bytes(rank, kind, PROMPT_TOKENS) + saved_bytes(rank, kind, PROMPT_TOKENS, no_lora)
+        for kind in set(rank.layers)
+    )
+    logits = 3 * FLOAT * slots * rank.model["vocab_size"]  # gathered, as float32, and a copy
+    return slots * cache_bytes(rank), max(prompt_pass, logits)
 
 
 def decoding(model: Model, judge_tp: int, tasks: Mapping[str, Any], lora: Mapping[str, Any]) -> Footprint:
     """Return the footprint of one rank that decodes. `activations` are the caches of all slots, `working` a pass over prompts."""
     rank = Rank(model, judge_tp, 1, 1, 0)
     factors, masks, _ = adapter_elements(rank, lora["rank"], lora["targets"])
-    no_lora = {"rank": 0, "targets": ()}
-    slots = tasks["decode_batch_size"]
-    prompt_pass = max(
-        transient_bytes(rank, kind, PROMPT_TOKENS) + saved_bytes(rank, kind, PROMPT_TOKENS, no_lora)
-        for kind in set(rank.layers)
-    )
-    logits = 3 * FLOAT * slots * model["vocab_size"]  # gathered, as float32, and a copy
-    return Footprint(
-        weights_bytes(rank), FLOAT * (factors + masks), 0, 0, slots * cache_bytes(rank), max(prompt_pass, logits)
-    )
+    caches, working = _of_slots(rank, tasks["decode_batch_size"])
+    return Footprint(weights_bytes(rank), FLOAT * (factors + masks), 0, 0, caches, working)

@@ -7,7 +7,6 @@ over all other ranks, and the pipeline splits the layers evenly.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -127,18 +126,6 @@ def adapter_shapes(model: Model, rank: int, targets: list[str]) -> dict[str, tup
                 tensors[f"base_model.model.{prefix}{module}.lora_A.weight"] = (rank, width_in)
                 tensors[f"base_model.model.{prefix}{module}.lora_B.weight"] = (width_out, rank)
     return tensors
-
-
-def checkpoint_bytes(model: Model, rank: int, targets: list[str], optimizer: str = "adamw") -> int:
-    """Return the size of a training checkpoint in bytes: an adapter's float32 factors and the optimizer's moments of each.
-
-    rank: of LoRA; 0 for the whole model, with bfloat16 weights, float32 master weights and AdamW's moments, 14 bytes per parameter.
-    """
-    if not rank:
-        return 14 * num_parameters(model)
-    return (
-        4 * (1 + MOMENTS[optimizer]) * sum(math.prod(shape) for shape in adapter_shapes(model, rank, targets).values())
-    )
 
 
 def check_model(model: Model) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -84,6 +85,16 @@ class Recipe:
     mix: dict[str, float]
     options: dict[str, float]  # the method's own numbers
 
+    @property
+    def drawn(self) -> tuple[int, int]:
+        """(times that completions are drawn in training, how many each time); (0, 0) for a method that draws none."""
+        own = {name: int(value) for name, value in self.options.items()}
+        if "samples_per_prompt" not in own:
+            return 0, 0
+        if updates := own.get("updates_per_rollout"):
+            return -(-(self.num_steps - own["sft_steps"]) // updates), self.batch_size * updates
+        return 1, own["num_prompts"] * own["samples_per_prompt"]
+
 
 @dataclass
 class Parallelism:
@@ -110,6 +121,12 @@ class Expected:
     row_tokens: float = 0.0
     completion_tokens: float = 0.0  # of a completion that ends by itself
     share_at_limit: float = 0.0  # of completions that reach max_new_tokens
+
+    def lengths(self, number: int, limit: int, longest: int) -> list[int]:
+        """The tokens of so many completions: `longest` of them reach the limit, spread evenly among the others."""
+        usual = min(limit, round(self.completion_tokens) or limit)
+        ends = {(2 * each + 1) * number // (2 * longest) for each in range(longest)}
+        return [limit if each in ends else usual for each in range(number)]
 
 
 @dataclass
@@ -141,6 +158,14 @@ class Capacity:
     currency: str
     scaling: float = 1.0  # share of its rate that a GPU keeps at each doubling of an arm's GPUs
     start_seconds: float = 0.0  # from the start of a process to its first step
+
+    @property
+    def has_rates(self) -> bool:
+        return bool(self.train_tokens_per_second and self.decode_tokens_per_second)
+
+    def speed_up(self, devices: int) -> float:
+        """How much faster so many devices are than one."""
+        return devices * self.scaling ** math.log2(devices)
 
 
 @dataclass

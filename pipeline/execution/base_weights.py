@@ -35,12 +35,14 @@ from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
 from pipeline.config import fit
 from pipeline.sandbox import entries
 
-MANIFEST = "weights.json"
+MANIFEST = entries.OUTSIDE
 PATTERNS = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "additional_chat_templates/*.jinja",
 )  # fmt: skip
+INDEX = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 2**24  # that of the published 30B has 0.6 MB
 POINTER = b"version https://git-lfs"  # what a clone without Git LFS has in place of a file
 BLOCK = 2**23
 READERS = 4  # files hashed at once: sha256 leaves the interpreter's lock
@@ -67,29 +69,40 @@ def build_manifest(weights_dir: str) -> dict[str, Any]:
 
 
 def published_files(weights_dir: str) -> list[str]:
-    """Return the names of the files that belong to a published checkpoint. Raises as `build_manifest`, without reading them."""
+    """Return the names of a published checkpoint's files. Raises as `build_manifest`, without reading them; a link to nothing is damaged."""
     folder = _folder(weights_dir)
-    files = sorted({path.relative_to(folder).as_posix() for pattern in PATTERNS for path in folder.glob(pattern)})
+    found = {path.relative_to(folder).as_posix() for pattern in PATTERNS for path in folder.glob(pattern)}
+    files = sorted(found | {name for name in PATTERNS if os.path.lexists(folder / name)})  # glob leaves out a dead link
     if not any(name.endswith(".safetensors") for name in files) or "tokenizer.json" not in files:
         raise NotFound(
             f"{folder} is not a published checkpoint: it has {', '.join(files) or 'none of its files'}",
             "Name a folder with *.safetensors and tokenizer.json",
         )
     for name in sorted({*_named_shards(folder), *files}):
-        if not (folder / name).is_file():
-            raise NotFound(f"{folder} lacks {name}, which its index names", "Copy the published file again")
-        with open(folder / name, "rb") as file:
+        path = folder / name
+        if not path.is_file():
+            kind = "a folder, pipe or device" if path.exists() else "a link to nothing" if path.is_symlink() else ""
+            what = f"{path} is {kind}" if kind else f"{folder} lacks {name}, which its index names"
+            raise NotFound(what, "Copy the published files again; `cp -rL` follows the links of a snapshot")
+        with open(path, "rb") as file:
             if file.read(len(POINTER)) == POINTER:
-                raise NotFound(f"{folder / name} is a pointer of Git LFS", "Run `git lfs pull` in its repository")
+                raise NotFound(f"{path} is a pointer of Git LFS", "Run `git lfs pull` in its repository")
     return files
 
 
 def _named_shards(folder: Path) -> set[str]:
-    """Return the files that the index of the shards names. Raises IntegrityError where it is no index."""
-    index = folder / "model.safetensors.index.json"
+    """Return the files that the index of the shards names. Raises IntegrityError where it is no index of files of the folder itself."""
+    index = folder / INDEX
     try:
-        return set(read_json(index)["weight_map"].values()) if index.exists() else set()
-    except (PipelineError, KeyError, TypeError, AttributeError) as error:
+        if not index.is_file():
+            return set()
+        if index.stat().st_size > MAX_INDEX_BYTES:
+            raise ValueError(f"it has more than {MAX_INDEX_BYTES} bytes")
+        names = set(read_json(index)["weight_map"].values())
+        if odd := [name for name in names if Path(name).name != name or name in ("", "..")]:
+            raise ValueError(f"it names {odd[0]!r}, which is no file of its own folder")
+        return names
+    except (PipelineError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise IntegrityError(f"{index} is no index of shards: {error}", "Copy the published file again") from None
 
 

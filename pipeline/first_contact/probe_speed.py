@@ -59,8 +59,8 @@ def as_measured(chosen: Settings, speed: Speed) -> Settings:
     # Without rates of the site's file a step takes as long with fewer sequences, and longer in proportion with more.
     shape = dict(capacity.decode_tokens_per_second) or {slots: 1.0}
     slower = speed.decode_seconds / forecast.played(speed.lengths, tasks.decode_batch_size, shape)
-    slower *= forecast.speed_up(layout.judge_tp, capacity.scaling)
-    train = speed.train_tokens_per_second / forecast.speed_up(layout.world_size, capacity.scaling)
+    slower *= capacity.speed_up(layout.judge_tp)
+    train = speed.train_tokens_per_second / capacity.speed_up(layout.world_size)
     expected = replace(tasks.expected, row_tokens=speed.row_tokens)
     if not tasks.expected.completion_tokens:
         ended = [length for length in speed.lengths if length < tasks.max_new_tokens] or speed.lengths

@@ -26,8 +26,7 @@ def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] 
     recipe = chosen.recipe
     print(targets_in_words(chosen))
     print(
-        f"An arm trains {cost['adapter_parameters'] / 1e6:,.2f} million parameters for {recipe.num_steps} steps. It writes a checkpoint of "
-        f"{cost['checkpoint_bytes'] / 1e6:,.1f} MB every {recipe.checkpoint_every} steps and keeps the last two."
+        f"An arm trains {cost['trained_parameters'] / 1e6:,.2f} million parameters for {recipe.num_steps} steps. {checkpoints_in_words(chosen, cost)}"
     )
     has_gpus = bool(chosen.cluster.gpus_per_node)
     print(live_view.forecast(cost["forecast"], has_gpus=has_gpus))
@@ -60,6 +59,15 @@ def sharing_in_words(chosen: settings.Settings) -> str:
     return ""
 
 
+def checkpoints_in_words(chosen: settings.Settings, cost: dict[str, Any]) -> str:
+    """When an arm writes checkpoints, and how large they are."""
+    every, steps, minutes = chosen.recipe.checkpoint_every, chosen.recipe.num_steps, chosen.cluster.checkpoint_minutes
+    due = [f"every {every} steps"] * (steps > every) + [f"at least every {minutes:g} minutes"] * bool(minutes)
+    never = "" if steps > every else f" (its steps are over before recipe.checkpoint_every = {every})"
+    size = f"{cost['checkpoint_bytes'] / 1e6:,.1f} MB"
+    return f"It writes a checkpoint of {size} {', '.join([*due, 'when it is told to stop'])}{never}, and keeps the last two."
+
+
 def targets_in_words(chosen: settings.Settings) -> str:
     """How many modules the LoRA targets match in each kind of layer: `LoRA targets match 14 modules: mamba 4 (in_proj 4); ...`."""
     matched = model_size.matched_modules(chosen.to_dict()["model"], chosen.recipe.lora.targets)
@@ -77,7 +85,6 @@ def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[R
     """The values that `show_cost` prints: bytes, device-hours and money. `forecast` is None where no speed is known."""
     config, lora = chosen.to_dict(), chosen.recipe.lora
     model = config["model"]
-    checkpoint = model_size.checkpoint_bytes(model, lora.rank, lora.targets, chosen.recipe.optimizer)
     expected = forecast.forecast(chosen, num_arms, rounds)
     return {
         "parameters": model_size.num_parameters(model),
@@ -88,7 +95,8 @@ def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[R
         "layout": config["parallelism"],
         "bytes_per_rank": {work: asdict(held) | {"peak": held.peak} for work, held in footprint.of_arm(config).items()},
         "gpu_memory_bytes": int(chosen.cluster.capacity.gpu_memory_gib * 2**30),
-        "checkpoint_bytes": checkpoint,
+        "trained_parameters": footprint.trained_parameters(model, config["recipe"]),
+        "checkpoint_bytes": footprint.checkpoint_bytes(model, config["recipe"]),
         "forecast": _with_sums(expected),
         "layouts": [
             {name: value for name, value in vars(layout).items() if name != "expected"}

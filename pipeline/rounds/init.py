@@ -46,13 +46,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a campaign may be called: its name stands in job names, commands and records."""
 TRAINING_SEED = 20260602
 """Seed of the training puzzles in the image. It is public; the seeds of dev and fresh items are secret."""
+DRAFT_PUZZLES = 32  # of a family, enough to see how long solutions are
 
 
 def init(campaign: Campaign, overrides: Sequence[str], *, is_draft: bool = False, is_probe: bool = False) -> None:
     """Make the folder of `campaign` with everything that must be fixed before round 1.
 
-    is_draft: for a dry run, which trains nothing: the image has one puzzle a family and names no checkpoint of the site. is_probe: for a
-    first contact, which runs r0000 alone, so nothing moves an axis.
+    is_draft: for a dry run, which trains nothing: the image has few puzzles. is_probe: for a first contact, which runs r0000 alone, so nothing
+    moves an axis.
 
     Raises ConfigError if the folder exists or the configuration does not fit, Refused if the constitution does not allow the
     configuration, IntegrityError if the constitution was changed, and WorkFailed if a file cannot be written.
@@ -188,10 +189,9 @@ def build_image(
         check_recipe(chosen, payload)
         if base_weights.are_outside(chosen.to_dict()["model"]) and not (is_draft and is_elsewhere(chosen)):
             name_base(chosen, payload, is_draft)
-        arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED)]
-        num_puzzles = 1 if is_draft else chosen.tasks.num_train_per_family
-        arguments += ["--level", chosen.tasks.level, "--num-per-family", str(num_puzzles)]
-        arguments += ["--families", *chosen.tasks.families]
+        num_puzzles = DRAFT_PUZZLES if is_draft else chosen.tasks.num_train_per_family
+        arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED), "--num-per-family", str(num_puzzles)]
+        arguments += ["--level", chosen.tasks.level, "--families", *chosen.tasks.families]
         for path in chosen.tasks.registered:
             arguments += ["--registered", str(Path(path).resolve())]
         if chosen.tasks.train_csv and not is_draft:
@@ -199,14 +199,13 @@ def build_image(
             arguments += ["--held-out", str(held_out or Path(folder, "held-out"))]
         if said := run_substrate(payload, "payload", arguments, "the training puzzles could not be made"):
             print(f"real rows: {said}", file=sys.stderr)
+        if told := entries.check_solutions(payload, chosen.to_dict()):
+            print(f"note: {told}", file=sys.stderr)
         return image.build(payload, out)
 
 
 def check_recipe(chosen: settings.Settings, payload: Path) -> None:
-    """Raise ConfigError for a recipe that the image's own code refuses: the reference, or one that an axis could make of it.
-
-    Only that code knows the keys of a training method.
-    """
+    """Raise ConfigError for a recipe that the image's code, which knows the methods' keys, refuses: the reference, or what an axis makes of it."""
     given = arms.values_of_axes(chosen, load_constitution())
     changed = [settings.with_overrides(chosen, [setting]) for _, setting in given]
     for recipes, what in (([chosen], "the recipe is refused"), (changed, "a value of an axis is refused")):

@@ -6,11 +6,13 @@ the image, and an auditor who has no sandbox. All judging of a campaign goes thr
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pipeline.campaign.layout import CODE_ROOT
 
 REFUSALS = (64, 65)
 """Exit codes of an entry that refuses its words (64) or its data (65); docs/contract.md."""
+OUTSIDE = "weights.json"  # names the base weights by digest, in an image that does not hold them
 ITEM_FILES = ("prompts.jsonl", "answers.jsonl")
 EXCLUDED = "data/train_prompts.sha256"  # in the image: digests of the training prompts, of which no item is made
 
@@ -51,6 +54,36 @@ def run_substrate(payload: Path, entry: str, arguments: Sequence[str], what: str
     if done.returncode in REFUSALS:
         raise ConfigError(f"{what}: {said}", cure)
     raise WorkFailed(f"{what}: substrate.{entry} ended with code {done.returncode}: {said}")
+
+
+def check_solutions(payload: Path, chosen: Mapping[str, Any]) -> str:
+    """Let the image's own code compare the worked solutions of its training file with what the recipe can learn from them.
+
+    chosen: a whole configuration as plain dictionaries. Both styles of solutions are looked at where an axis moves them. Returns a warning,
+    what could not be compared, or "".
+
+    Raises ConfigError with the reader's sentence, such as for completions that would all be cut.
+    """
+    recipe, model = chosen["recipe"], chosen["model"]
+    if "max_new_tokens" not in recipe["options"]:
+        return ""
+    tokenizer = payload / "base" / "tokenizer.json"
+    is_outside = Path(model["weights"]).name == OUTSIDE
+    if is_outside and filecmp.cmp(tokenizer, CODE_ROOT / "substrate" / "base" / "tokenizer.json", shallow=False):
+        return (
+            f"whether recipe.options.max_new_tokens = {recipe['options']['max_new_tokens']:g} is enough for the worked solutions is seen where "
+            "cluster.weights_dir has the checkpoint, whose tokenizer counts them"
+        )
+    question = payload.parent / "solutions.json"
+    moved = [axis["choices"] for axis in chosen["policy"]["axes"] if axis["key"] == "recipe.trace_style"]
+    recipes = [{**recipe, "trace_style": style} for style in dict.fromkeys([recipe["trace_style"], *chain(*moved)])]
+    paths = {"train_data": str(payload / "data" / "train.jsonl"), "tokenizer": str(tokenizer)}
+    question.write_text(json.dumps({"recipes": recipes, "parallelism": chosen["parallelism"], **paths}))
+    done = run(payload, "recipes", [str(question)])
+    if done.returncode:
+        what, cure = refusal_of(done)
+        raise ConfigError(what, cure)
+    return " ".join(done.stderr.partition("RuntimeWarning: ")[2].splitlines()[:1])
 
 
 def describe_real_rows(path: str, families: Sequence[str], *, whole: bool = False) -> str:

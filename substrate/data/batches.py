@@ -113,22 +113,23 @@ def make_batch(rows: Sequence[Row], shape: Shape, weighting: str = "uniform") ->
 
 
 def pack(lengths: Sequence[int], budget: int, dp_size: int = 1) -> list[list[int]]:
-    """Divides rows into lines of at most `budget` tokens, where no row is longer. Returns the numbers of each line's rows.
+    """Divides rows into lines of at most `budget` tokens. Returns the numbers of each line's rows.
+
+    A row that is longer than the budget has a line of its own, so it costs at most one line more than the others take.
 
     The number of lines is the smallest multiple of `dp_size` that suffices for "longest row first, each into the line
     that is emptiest so far" (Graham 1969), which leaves lines of nearly equal length, so that ranks wait little for one
     another. Lines come in falling order of length. A line is empty only where there are fewer rows than lines.
     """
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    most = max(1, -(-len(lengths) // dp_size))
-    num_passes = min(most, max(1, -(-sum(lengths) // (budget * dp_size))))
+    num_passes = max(1, -(-sum(min(length, budget) for length in lengths) // (budget * dp_size)))
     while True:
         lines = [(0, index, list[int]()) for index in range(num_passes * dp_size)]
         for number in order:
             length, index, line = lines[0]
             line.append(number)
             heapq.heapreplace(lines, (length + lengths[number], index, line))
-        if num_passes == most or max(lines)[0] <= budget:
+        if all(length <= budget or len(line) == 1 for length, _, line in lines):
             return [line for _, _, line in sorted(lines, key=lambda each: (-each[0], each[1]))]
         num_passes += 1
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from substrate.formats.adapter_file import Proved, prove
 from substrate.formats.published_files import read_model, settings_of
-from substrate.interface.command_line import Parser, as_umask_says, write_text
+from substrate.interface.command_line import Parser, as_umask_says, open_plain, write_text
 from substrate.interface.errors import DataError, exit_code_of
 from substrate.interface.peft_config import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PeftConfig, published_name
 
@@ -195,11 +195,12 @@ def _copy_beside(base: Path, out: Path) -> None:
     folder = base if base.is_dir() else base.parent
     beside = [path for path in folder.iterdir() if path.name in BESIDE]
     for path in sorted([*beside, *folder.glob("additional_chat_templates/*.jinja")]):
-        if path.is_file():
-            target = out / path.relative_to(folder)
+        target = out / path.relative_to(folder)
+        with open_plain(path) as source:
             try:
                 target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)
+                with target.open("wb") as copy:
+                    shutil.copyfileobj(source, copy)
             except OSError as error:
                 raise DataError(
                     f"cannot copy {path} to {out}: {error.strerror}; free space or get rights there"

@@ -9,6 +9,7 @@ sentence that names the file and the cure.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class Templates:
 def settings_of(folder: Path, name: str) -> dict[str, Any]:
     """Returns the object of a JSON file; an empty one if the file is absent. Raises DataError for other content."""
     path = folder / name
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     try:
         return parse_object(text_of(path))
@@ -151,12 +152,15 @@ def templates_of(folder: Path) -> Templates:
     inside = _inside(
         folder / "tokenizer_config.json", settings_of(folder, "tokenizer_config.json").get("chat_template")
     )
-    beside = {f"{TEMPLATE}": folder / TEMPLATE} if (folder / TEMPLATE).exists() else {}
-    beside |= {f"{MORE_TEMPLATES}/{each.name}": each for each in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    more = folder / MORE_TEMPLATES
+    if os.path.lexists(more) and not more.is_dir():
+        raise DataError(f"{more} is no folder, so that its templates cannot be read; {AGAIN}")
+    beside = {TEMPLATE: folder / TEMPLATE} if os.path.lexists(folder / TEMPLATE) else {}
+    beside |= {f"{MORE_TEMPLATES}/{each.name}": each for each in sorted(more.glob("*.jinja"))}
     unread = {
         each.relative_to(folder).as_posix() for pattern in ("*.jinja", "*/*.jinja") for each in folder.glob(pattern)
     }
-    unread |= {each for each in ("chat_template.json",) if (folder / each).exists()}
+    unread |= {each for each in ("chat_template.json",) if os.path.lexists(folder / each)}
     found = {name: text_of(path) for name, path in beside.items()} or inside
     if not found and unread:
         raise DataError(

@@ -29,10 +29,17 @@ def read_text(path: Path) -> str:
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Opens a file for reading bytes. Raises DataError for what could hang or never end: a pipe, a device, a folder."""
+    """Opens a file for reading bytes. Raises DataError for a link to nothing and for what could hang: a pipe, device or folder.
+
+    Whether a file is there ask `os.path.lexists`: a link to nothing is a damaged file, and no absent one.
+    """
     try:
         file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # a FIFO would wait for its writer
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise DataError(
+                f"cannot read {path}: it is a link to nothing; copy the folder with `cp -rL`, which follows links"
+            ) from None
         raise DataError(f"cannot read {path}: {error.strerror}; give a readable file") from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

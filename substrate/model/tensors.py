@@ -81,7 +81,8 @@ class Checkpoint:
         """Whether config.json beside the files says that the output layer is the embedding."""
         path = (self._path if self._path.is_dir() else self._path.parent) / "config.json"
         try:
-            return path.exists() and parse_object(read_small(path, MAX_JSON_BYTES)).get("tie_word_embeddings") is True
+            is_there = os.path.lexists(path)
+            return is_there and parse_object(read_small(path, MAX_JSON_BYTES)).get("tie_word_embeddings") is True
         except ValueError as error:
             raise DataError(f"{path} is not JSON: {error}; take the published file again") from None
 
@@ -118,7 +119,7 @@ def _files(path: Path) -> list[Path]:
     if not files or not all(file.is_file() for file in files):
         raise DataError(f"{path} is neither a .safetensors file nor a folder with one; give one of the two")
     index = path / INDEX
-    if not path.is_dir() or not index.exists():
+    if not path.is_dir() or not os.path.lexists(index):
         return files
     try:
         named = sorted(set(parse_object(read_small(index, MAX_JSON_BYTES))["weight_map"].values()))

@@ -133,6 +133,9 @@ class BaseRecipe(Recipe):
         )
         return prepare(read_examples(train_data), lambda example: self._encode(example, encoder), plan)
 
+    def check_solutions(self, train_data: Path, encoder: "Tokenizer") -> None:
+        """Raises DataError if the method cannot learn from the solutions of the training file; by default it can."""
+
     def attach(self, model: "torch.nn.Module", seed: int) -> None:
         """Freezes the model and adds a LoRA pair to each target module."""
         from substrate.model import add_lora

@@ -19,7 +19,7 @@ log-probability, computed before the rollout's first update. Its difference to t
 (`log_prob_difference`): if it grows, the samples no longer come from the policy that is trained. The router has no
 adapter, so its choice changes only with its input.
 
-A rollout is written to /out/rollout.json before its first update, so that a run can resume between two updates.
+A checkpoint between two updates holds the rollout, because a resumed run could not draw it again: its weights have moved.
 """
 
 import time
@@ -29,7 +29,6 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from substrate.data.rows import Row
-from substrate.interface.command_line import read_json, write_json
 from substrate.recipes.base_recipe import require
 from substrate.recipes.own_samples import OwnSamples, SamplingOptions
 
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from substrate.training.run import Training
 
 EPS = 1e-6  # added to the group's deviation, so that a group of equal rewards has advantages of zero
-REFERENCE = "reference"
+REFERENCE, ROLLOUT = "reference", "rollout"
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,11 @@ class Grpo(OwnSamples):
         if REFERENCE not in run.copies:
             run.copy(REFERENCE)
         number, update = divmod(run.step - self.own.sft_steps, self.own.updates_per_rollout)
-        path = run.task.out / "rollout.json"
-        found = run.parallel.share(read_json(path) if run.parallel.rank == 0 and path.exists() else None)
-        if not found or found["number"] != number:
-            found = {"number": number, "samples": [asdict(each) for each in self._roll_out(run, number)]}
-            if run.parallel.rank == 0:
-                write_json(path, found)
-        part = found["samples"][update * self.batch_size : (update + 1) * self.batch_size]
+        if update == 0:
+            run.kept[ROLLOUT] = [asdict(each) for each in self._roll_out(run, number)]
+        part = run.kept[ROLLOUT][update * self.batch_size : (update + 1) * self.batch_size]
+        if update == self.own.updates_per_rollout - 1:
+            del run.kept[ROLLOUT]
         return _batch([Scored(**{**each, "row": Row(*each["row"])}) for each in part], run.shape)
 
     def outputs(self, model: "HybridModel", batch: "MicroBatch", temperature: float = 1.0) -> "torch.Tensor":

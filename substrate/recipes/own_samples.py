@@ -4,16 +4,16 @@
     the steps after              on completions that the model in training draws
 
 A completion that reaches `max_new_tokens` is cut and has reward 0. So where the worked solutions that the model learns to
-write are longer, nearly every sample is cut and nothing is learned. `prepare` compares the two before the model is built.
+write are longer, nearly every sample is cut and nothing is learned. `check_solutions` compares the two before a campaign
+is made, and `prepare` before the model is built.
 """
 
 import warnings
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from substrate.data.rows import Prepared, Row
+from substrate.data.rows import Prepared, read_examples
 from substrate.interface.errors import DataError
 from substrate.recipes.base_recipe import require
 from substrate.recipes.sft_lora import SftLora
@@ -63,23 +63,38 @@ class OwnSamples(SftLora):
     def prepare(self, train_data: "Path", encoder: "Tokenizer", seed: int) -> Prepared:
         """Chooses the rows, and raises DataError where most of their solutions are longer than a completion may be."""
         prepared = super().prepare(train_data, encoder, seed)
-        check_limit(prepared.rows, self.own.max_new_tokens, refuses=self.own.sft_steps > 0)
+        lengths: dict[str, list[int]] = {}
+        for row in prepared.rows:
+            lengths.setdefault(row.family, []).append(len(row.learned))
+        shares = {family: float(len(found)) for family, found in lengths.items()}
+        check_limit(lengths, shares, self.own.max_new_tokens, refuses=self.own.sft_steps > 0)
         return prepared
 
+    def check_solutions(self, train_data: "Path", encoder: "Tokenizer") -> None:
+        """Compares all solutions of the file, in the shares of the mix. Raises and warns as `prepare`."""
+        lengths: dict[str, list[int]] = {family: [] for family, share in self.mix.items() if share > 0}
+        for example in read_examples(train_data):
+            if example.family in lengths:
+                lengths[example.family].append(len(self._encode(example, encoder)[1]))
+        check_limit(lengths, self.mix, self.own.max_new_tokens, refuses=self.own.sft_steps > 0)
 
-def check_limit(rows: Sequence[Row], limit: int, *, refuses: bool) -> None:
-    """Warns of rows whose solution is longer than `limit` tokens.
 
-    refuses: whether the model is first taught these solutions. Then it raises DataError if they are more than half.
+def check_limit(
+    lengths: Mapping[str, Sequence[int]], shares: Mapping[str, float], limit: int, *, refuses: bool
+) -> None:
+    """Warns of solutions that are longer than `limit` tokens.
+
+    lengths: of solutions in tokens, by family. shares: of the families in training, normalised here. refuses: whether the
+    model is first taught these solutions. Then it raises DataError if they are more than half.
     """
-    too_long, all_of = (
-        Counter(row.family for row in chosen) for chosen in ([row for row in rows if len(row.learned) > limit], rows)
-    )
-    share = too_long.total() / len(rows)
+    found = {family: mine for family, mine in lengths.items() if mine}
+    too_long = {family: sum(length > limit for length in mine) / len(mine) for family, mine in found.items()}
+    total = sum(shares[family] for family in found)
+    share = sum(shares[family] / total * part for family, part in too_long.items())
     if not share:
         return
-    longest = max(len(row.learned) for row in rows)
-    families = ", ".join(f"{family} {too_long[family] / all_of[family]:.0%}" for family in sorted(too_long))
+    longest = max(max(mine) for mine in found.values())
+    families = ", ".join(f"{family} {too_long[family]:.0%}" for family in sorted(found) if too_long[family])
     words = (
         f"recipe.options.max_new_tokens is {limit}, and {share:.0%} of the worked solutions are longer ({families}); a "
         f"completion of such a length is cut and has reward 0; valid is {longest}, the longest solution, or more"

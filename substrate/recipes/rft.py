@@ -5,8 +5,8 @@
                                  for each prompt the `keep_per_prompt` shortest different correct ones are kept
     the steps after              sft_lora's loss on the kept completions, in the same shares of families
 
-A family without a correct completion keeps its worked solutions: without any rows it would be forgotten. The kept rows
-are written to /out/samples.jsonl, so that a resumed run does not sample again.
+A family without a correct completion keeps its worked solutions: without any rows it would be forgotten. Checkpoints hold
+the kept rows, because a resumed run could not draw them again: its weights have moved.
 
 Sources: STaR, arXiv:2203.14465 (learn from own correct solutions); RFT, arXiv:2308.01825 (several different ones).
 """
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from substrate.data.rows import Row
-from substrate.interface.command_line import read_json_lines, write_json_lines
 from substrate.interface.errors import DataError
 from substrate.recipes.base_recipe import require
 from substrate.recipes.own_samples import OwnSamples, SamplingOptions
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from substrate.training.rollouts import Sample
     from substrate.training.run import Training
 
-KEPT_FIELDS: dict[str, type] = {"item_id": str, "family": str, "prompt": list, "learned": list, "answer": str}
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -54,22 +53,12 @@ class Rft(OwnSamples):
     def batch(self, run: "Training") -> "Batch":
         if run.step < self.own.sft_steps:
             return run.stream[run.step]
+        if run.step == self.own.sft_steps:
+            run.kept[SAMPLES] = self._kept(run)
         if run.sampled is None:
-            run.sampled = run.stream_of(self._after_sampling(run))
+            coming = run.rows[self.own.sft_steps * self.batch_size :]
+            run.sampled = run.stream_of(_filled([Row(*each) for each in run.kept[SAMPLES]], coming))
         return run.sampled[run.step - self.own.sft_steps]
-
-    def _after_sampling(self, run: "Training") -> list[Row]:
-        """Returns the rows of all steps after the sampling."""
-        path = run.task.out / "samples.jsonl"
-        # Only rank 0 looks: it may be ahead and have written the file that the others have yet to sample for.
-        if not run.parallel.share(path.exists()):
-            kept = self._kept(run)
-            if run.parallel.rank == 0:
-                write_json_lines(path, (row._asdict() for row in kept))
-        else:
-            kept = [Row(*(line[name] for name in Row._fields)) for line in read_json_lines(path, KEPT_FIELDS)]
-        coming = run.rows[self.own.sft_steps * self.batch_size :]
-        return _filled(kept, coming)
 
     def _kept(self, run: "Training") -> list[Row]:
         """Samples the coming prompts and returns the kept completions as rows. Raises DataError if none is correct."""

@@ -155,6 +155,6 @@ def _fingerprint(path: Path) -> list[int | str]:
 
 def _write_durably(path: Path, content: dict[str, Any]) -> None:
     with path.open("w") as file:
-        json.dump(content, file, indent=1)
+        file.write(json.dumps(content))  # not indented, which is three times slower, and a rollout is a million numbers
         file.flush()
         os.fsync(file.fileno())

@@ -73,6 +73,7 @@ class Training:
         every, last = recipe.checkpoint_every, recipe.num_steps
         self._selector = Selector(recipe.selection, sorted({*range(every, last, every), last}), self.trainable)
         self.copies: dict[str, list[Tensor]] = {}  # of the trainable tensors, by name, kept in checkpoints (`copy`)
+        self.kept: dict[str, Any] = {}  # a recipe's own state in checkpoints, as JSON, equal on all ranks
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self._saver = checkpoint.Saver.from_environment(recipe.checkpoint_every)
         self.rates = [0.0] * recipe.num_steps
@@ -235,6 +236,7 @@ class Training:
         path, record = found
         for name in record["copies"]:
             self.copy(name)
+        self.kept = record["recipe"]
         self._selector.restore(record["selection"])
         if record["step"]:
             allocate(self.optimizer, record["step"])
@@ -255,7 +257,7 @@ class Training:
 
     def _save_checkpoint(self) -> None:
         numbers = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds, "rates": self.rates}
-        kept = {"copies": list(self.copies), "selection": self._selector.record()}
+        kept = {"copies": list(self.copies), "recipe": self.kept, "selection": self._selector.record()}
         record = {**numbers, **kept, "identity": self._identity(), "layout": self.task.parallelism}
         self._saver.save(self.checkpoints, self._written_here(), record)
 

@@ -1,11 +1,14 @@
 """Test forecasts of hours and money: with assumed rates by hand, and with rates measured from made-up attempts."""
 
+import functools
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
 from pipeline.campaign.layout import Campaign
@@ -69,6 +72,53 @@ def test_one_slot_and_slots_for_all_by_hand():
     assert forecast.played([30] * 8, 8, {8: 80.0}) == pytest.approx(3.0)
     assert forecast.step_seconds(16, {8: 80.0}) == pytest.approx(0.2), "beyond the largest, in proportion"
     assert forecast.step_seconds(6, {4: 40.0, 8: 40.0}) == pytest.approx(0.15), "on the line between 0.1 and 0.2 s"
+
+
+def test_a_recipe_that_samples_by_hand():
+    """rft draws 2,400 completions once. grpo draws 100 rollouts of 64, and scores each under two policies."""
+    one = [*NANO, "parallelism=tp1", "cluster.capacity.start_seconds=0"]
+    rates, learned = {1: 14.0, 64: 844.0, 256: 2906.0}, 600 * 32 * 300 / 9547
+    rft = forecast.forecast(settings.compose([*one, "recipe=rft"]), num_arms=8)
+    drawn = forecast.played([1024 if i % 100 == 50 else 150 for i in range(2400)], 64, rates)
+    assert rft is not None and rft.sample_hours_per_arm == pytest.approx(drawn / 3600)
+    assert rft.train_hours_per_arm == pytest.approx((learned + drawn) / 3600)
+    grpo = forecast.forecast(settings.compose([*one, "recipe=grpo"]), num_arms=8)
+    short, long = (forecast.played([150] * (64 - count) + [1024] * count, 64, rates) for count in (0, 1))
+    sampled = 100 * (0.99**64 * short + (1 - 0.99**64) * long) + 6400 * 300 / 9547
+    assert grpo is not None and grpo.sample_hours_per_arm == pytest.approx(sampled / 3600)
+    assert grpo.train_hours_per_arm == pytest.approx((learned + sampled) / 3600)
+    assert "drawing and scoring 6,400 completions is 88% of the training" in grpo.source
+    assert grpo.wall_hours == pytest.approx(grpo.train_hours_per_arm + grpo.judge_hours_per_arm)
+
+
+@functools.cache
+def drawing() -> settings.Settings:
+    return settings.compose([*NANO, "recipe=grpo", "parallelism=tp1"])
+
+
+@settings_of(deadline=None)
+@given(st.integers(1, 64), st.sampled_from([0.0, 0.003, 0.01, 0.05, 1.0]), st.sampled_from([1, 2]))
+def test_a_rollout_s_seconds_are_the_mean_over_how_many_are_long(prompts, share, dp):
+    """Against the sum over the binomial distribution, for rollouts that all slots hold at once; dp ranks wait for the slowest."""
+    chosen, number = drawing(), 8 * prompts
+    chosen.recipe.batch_size, chosen.parallelism.dp, chosen.tasks.expected.share_at_limit = number, dp, share
+    chosen.recipe.options |= {"updates_per_rollout": 1, "decode_batch_size": number}
+    chosen.tasks.expected.row_tokens = 1e-9  # so that scoring takes no time
+    rates, mine, mean = chosen.cluster.capacity.decode_tokens_per_second, number // dp, 0.0
+    for count in range(number + 1):
+        likelihood = math.comb(number, count) * share**count * (1 - share) ** (number - count)
+        long = min(mine, -(-count // dp))
+        mean += (
+            likelihood * forecast.played([150] * (mine - long) + [1024] * long, number, rates) if likelihood else 0.0
+        )
+    times = chosen.recipe.num_steps - int(chosen.recipe.options["sft_steps"])
+    assert forecast.assumed_sampling(chosen) == pytest.approx(times * mean, rel=0.06)
+
+
+def test_no_method_that_learns_from_the_file_alone_draws_anything():
+    for method in ("sft_lora", "sft_full"):
+        chosen = settings.compose([*NANO, f"recipe={method}"])
+        assert chosen.recipe.drawn == (0, 0) and forecast.assumed_sampling(chosen) == 0
 
 
 def test_every_layout_that_ships_says_what_a_site_must_have():

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 import yaml
+from safetensors.torch import load_file
 
 from pipeline.__main__ import main
 from pipeline.campaign.errors import ConfigError
@@ -16,7 +17,9 @@ from pipeline.config import footprint, settings
 from substrate.distributed.groups import Parallel, start
 from substrate.model import ModelConfig, add_lora, build_model, init_weights, token_log_probs
 from substrate.model.full import add_full
+from substrate.recipes.grpo import Grpo
 from substrate.training.pipeline_stages import accumulate_gradients
+from tests.support import trainings
 from tests.support.live_bytes import LiveBytes
 from tests.support.paths import ROOT
 from tests.support.ports import free_ports
@@ -27,6 +30,8 @@ pytestmark = [
 ]
 CONFIGS = ROOT / "hydra_conf" / "model"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
+OPTIONS = {"sft_steps": 2, "samples_per_prompt": 2, "updates_per_rollout": 1, "temperature": 1.0, "top_p": 1.0}
+OPTIONS |= {"max_new_tokens": 60, "decode_batch_size": 8, "clip": 0.2, "kl_weight": 0.1, "learning_rate_scale": 0.5}
 ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1, "recompute": False}
 NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
 # model file, what is changed in it, layout, sequences x tokens of a micro-batch
@@ -183,6 +188,103 @@ def test_the_published_30b_on_one_gpu():
     plan = footprint.of_arm(config)["decoding"]
     assert plan.weights / 1e9 == pytest.approx(63.2, abs=0.05)
     assert plan.activations / config["tasks"]["decode_batch_size"] == pytest.approx(6144 * 8192 + 48.2e6, rel=0.02)
+
+
+def test_a_row_that_grpo_draws_is_planned_as_a_row_of_the_file_is():
+    """1,024 tokens of a prompt and 7,680 of its completion are more than the model takes, which bounds them."""
+    short = [*NANO, "parallelism=tp1", "recipe.micro_batch_tokens=1024", "recipe.sequence_length=1024"]
+    grpo = ["recipe=grpo", "recipe.options.decode_batch_size=1"]
+    for drawn, longest in ((7680, 8192), (1024, 2048)):
+        limit = f"recipe.options.max_new_tokens={drawn}"
+        sampled, learned, kept = (
+            settings.compose([*short, *own]).to_dict()
+            for own in ([*grpo, limit], [f"recipe.sequence_length={longest}"], ["recipe=rft", limit])
+        )
+        assert footprint.longest_row(sampled["model"], sampled["recipe"]) == longest
+        plans = [footprint.of_arm(config)["training"] for config in (sampled, learned)]
+        assert plans[0].activations + plans[0].working >= plans[1].activations + plans[1].working
+        assert footprint.longest_row(kept["model"], kept["recipe"]) == 1024, "rft keeps no longer one"
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("sft_lora", {}),
+        ("sft_lora", {"optimizer": "adagrad"}),
+        ("sft_lora", {"selection": {"choice": "average", "last_k": 3, "family_weights": {}}}),
+        ("sft_full", {}),
+        ("grpo", {"options": OPTIONS}),
+    ],
+)
+@pytest.mark.parametrize("targets", [TARGETS, ["q_proj", "in_proj"]], ids=["all", "one of three in a fused matrix"])
+def test_a_real_checkpoint_has_the_size_that_is_told(inputs, alone, tmp_path, method, changes, targets):
+    """Its last one, of step 9 of 10; the states of generators, of some kilobytes, are not counted."""
+    lora = trainings.config("recipe", "sft_lora")["lora"] | {"targets": targets}
+    task = trainings.write_task(tmp_path, inputs, method=method, lora=lora, **changes)
+    out = trainings.train(task, alone)
+    config = json.loads(task.read_text())["config"]
+    saved = load_file(out / "checkpoints" / "step_000009" / "state-00000-00000.safetensors")
+    numbers = sum(tensor.nbytes for name, tensor in saved.items() if not name.startswith("random/"))
+    assert numbers == footprint.checkpoint_bytes(config["model"], config["recipe"])
+    if method != "sft_full":
+        handed_out = load_file(out / "adapter" / "adapter_model.safetensors")
+        trained = sum(tensor.numel() for tensor in handed_out.values())
+        assert trained == footprint.trained_parameters(config["model"], config["recipe"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiment=nano_mini"], "told to stop (its steps are over before recipe.checkpoint_every = 50), and keeps"),
+        (
+            ["experiment=smoke", "cluster.checkpoint_minutes=5"],
+            "MB at least every 5 minutes, when it is told to stop (",
+        ),
+        (
+            ["recipe=sft_full", "cluster.checkpoint_minutes=0"],
+            "MB every 50 steps, when it is told to stop, and keeps the last two.",
+        ),
+    ],
+)
+def test_what_an_arm_trains_and_saves_is_told(capsys, words, said):
+    main(["plan-memory", *words])
+    config = settings.compose(words).to_dict()
+    printed, sizes = capsys.readouterr().out, (config["model"], config["recipe"])
+    assert said in printed
+    assert f"An arm trains {footprint.trained_parameters(*sizes) / 1e6:,.2f} million parameters" in printed
+    assert f"a checkpoint of {footprint.checkpoint_bytes(*sizes) / 1e6:,.1f} MB" in printed
+
+
+def test_whole_weights_are_more_than_their_factors():
+    """The targets' matrices of the 30B by hand: hidden size 2,688, six attention, 23 Mamba and 23 expert layers."""
+    model = settings.compose(NANO).to_dict()["model"]
+    recipe = settings.compose([*NANO, "recipe=sft_full"]).to_dict()["recipe"]
+    attention, mamba = 2688 * (2 * 4096 + 2 * 256), 2688 * (2 * 4096 + 2 * 8 * 128 + 64)
+    assert footprint.trained_parameters(model, recipe) == 6 * attention + 23 * mamba + 23 * 2 * 2688 * 3712
+
+
+@pytest.mark.parametrize("method", ["rft", "grpo"])
+def test_slots_that_sample_in_training_need_what_slots_of_judging_need(method):
+    """With so many slots that decoding is the larger part, caches and working memory of both are the same."""
+    config = settings.compose([*NANO, "parallelism=tp1", f"recipe={method}", "recipe.options.decode_batch_size=64"]).to_dict()  # fmt: skip
+    sampling, judging = footprint.of_arm(config).values()
+    assert (sampling.activations, sampling.working) == (judging.activations, judging.working)
+
+
+def test_no_pass_of_a_real_grpo_run_is_longer_than_planned(inputs, alone, tmp_path, monkeypatch):
+    """Completions of a random model reach their limit, so its passes are longer than any row of the training file."""
+    lengths = []
+    outputs = Grpo.outputs
+    monkeypatch.setattr(
+        Grpo, "outputs", lambda self, model, batch, *rest: lengths.append(batch.tokens_1L.shape[1]) or outputs(self, model, batch, *rest)
+    )  # fmt: skip
+    options = OPTIONS | {"max_new_tokens": 150}
+    lora = trainings.config("recipe", "sft_lora")["lora"]
+    changes = {"sequence_length": 110, "micro_batch_tokens": 110, "num_steps": 4, "warmup_steps": 1}
+    task = trainings.write_task(tmp_path, inputs, method="grpo", options=options, lora=lora, **changes)
+    trainings.train(task, alone)
+    config = json.loads(task.read_text())["config"]
+    assert 110 < max(lengths) <= footprint.longest_row(config["model"], config["recipe"]) == 260
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,6 @@ def test_the_published_sizes_of_its_adapters():
     assert num_lora(NANO, 32, ["lm_head"]) / 1e6 == pytest.approx(4.28, abs=0.005)
 
 
-def test_the_size_of_checkpoints():
-    """A full fine-tune of the 30B is about 440 GB; an adapter's is three float32 numbers a parameter."""
-    assert model_size.checkpoint_bytes(NANO, 0, []) / 1e9 == pytest.approx(442, abs=1)
-    assert model_size.checkpoint_bytes(NANO, 32, ATTENTION) == 12 * num_lora(NANO, 32, ATTENTION)
-
-
 def test_the_base_checkpoint_has_what_is_counted():
     """The file in the image, by its own header: every tensor counted, every LoRA pair around a real weight."""
     if not CHECKPOINT.exists():

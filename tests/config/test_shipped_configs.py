@@ -1,5 +1,6 @@
 """Test that every shipped configuration composes, is typed, and fits if it says so."""
 
+import shutil
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -9,6 +10,7 @@ import pytest
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.config import fit, model_size, settings
+from substrate.recipes import load_recipe
 
 FILES = sorted(path.relative_to(settings.SOURCE) for path in settings.SOURCE.rglob("*.yaml"))
 GROUPS = {path.parent.as_posix() for path in FILES if len(path.parts) > 1}
@@ -21,11 +23,12 @@ def composed(path: Path) -> settings.Settings:
         return settings.compose()
     group, option = path.parent.as_posix(), path.stem
     if group == "sampling":  # chosen by the two that it is named after
-        experiment, _, recipe = option.rpartition("_")
-        return settings.compose([f"experiment={experiment}", f"recipe={recipe}"])
+        model, _, recipe = option.rpartition("_")
+        return settings.compose([f"model={model}", f"recipe={recipe}"])
     needs = {
         "external/command": ["external.command=[score]"],  # what only a site can say
         "policy/axes/nano": ["experiment=nano_30b"],  # factors of its recipe's values
+        "policy/axes/grpo": ["recipe=grpo"],
     }
     return settings.compose([f"{group}={option}", *needs.get(f"{group}/{option}", [])])
 
@@ -60,6 +63,33 @@ def test_file_composes_and_validates(path):
 @files("experiment", "tasks", "policy", "recipe", "sampling")
 def test_file_makes_a_plan_that_fits(path):
     fit.check_plan_fits(composed(path))
+
+
+@pytest.mark.parametrize(("experiment", "method"), [("nano_30b", "grpo"), ("nano_30b", "rft"), ("nano_mini", "grpo")])
+def test_what_a_model_samples_fits_the_experiment_that_ships_for_it(experiment, method):
+    chosen = settings.compose([f"experiment={experiment}", f"recipe={method}"])
+    assert (settings.SOURCE / "sampling" / f"{chosen.model.name}_{method}.yaml").exists()
+    layout = chosen.parallelism
+    load_recipe(chosen.to_dict()["recipe"]).check_layout(layout.pp, layout.dp)
+
+
+def test_an_experiment_of_any_name_has_what_its_model_samples_and_its_own_values_win(tmp_path):
+    source = shutil.copytree(settings.SOURCE, tmp_path / "hydra_conf")
+    text = (source / "experiment" / "nano_30b.yaml").read_text()
+    (source / "experiment" / "mine.yaml").write_text(text)
+    (source / "experiment" / "longer.yaml").write_text(f"{text}  options: {{max_new_tokens: 2048}}\n")
+    shipped, mine, longer, typed = (
+        settings.compose([f"experiment={name}", "recipe=grpo", *words], source).recipe
+        for name, words in (
+            ("nano_30b", []),
+            ("mine", []),
+            ("longer", []),
+            ("longer", ["recipe.options.max_new_tokens=3000"]),
+        )
+    )
+    assert mine == shipped and mine.options["max_new_tokens"] == 1024
+    assert longer.options == shipped.options | {"max_new_tokens": 2048}
+    assert typed.options["max_new_tokens"] == 3000
 
 
 @files("cluster")

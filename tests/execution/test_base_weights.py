@@ -106,6 +106,40 @@ def test_what_is_missing_of_the_shards_is_said_before_anything_is_hashed(site, m
     assert names == []
 
 
+@pytest.mark.parametrize("name", [pattern.replace("*", "other") for pattern in base_weights.PATTERNS])
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.symlink_to("../../blobs/ab12"), "is a link to nothing"),
+        (os.mkfifo, "is a folder, pipe or device"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a folder, pipe or device"),
+    ],
+    ids=["a dead link", "a pipe", "a device"],
+)
+def test_what_is_no_plain_file_is_named_and_never_read(site, name, make, words):
+    path = site / "checkpoint" / name
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    make(path)
+    with pytest.raises(NotFound, match=rf"{name} {words}.*`cp -rL` follows the links"):
+        base_weights.published_files(str(site / "checkpoint"))
+
+
+@pytest.mark.parametrize("named", ["../checkpoint/model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", 5])
+def test_an_index_names_files_of_its_own_folder_alone(site, named):
+    index = site / "checkpoint" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": named}}))
+    with pytest.raises(IntegrityError, match="is no index of shards"):
+        base_weights.published_files(str(site / "checkpoint"))
+
+
+def test_an_index_has_a_size_that_an_index_can_have(site):
+    with open(site / "checkpoint" / "model.safetensors.index.json", "wb") as file:
+        file.truncate(2**40)  # a file with a hole, which has no blocks
+    with pytest.raises(IntegrityError, match="has more than 16777216 bytes"):
+        base_weights.published_files(str(site / "checkpoint"))
+
+
 def test_what_a_killed_worker_left_is_replaced(site):
     partial = site / "stage" / f".{ready(site, 'stage').name}.partial"
     shutil.rmtree(ready(site, "stage"))

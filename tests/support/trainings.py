@@ -125,6 +125,24 @@ def stop_after(monkeypatch, step: int, stop: Path) -> None:
     monkeypatch.setattr(Progress, "write", writing)
 
 
+class Killed(BaseException):
+    """What `kill_after` raises; nothing in the trainer catches it."""
+
+
+def kill_after(monkeypatch, step: int) -> None:
+    """Ends the training when the line of `step` has been written, before anything of that step is saved."""
+    from substrate.interface.progress import Progress
+
+    write = Progress.write
+
+    def writing(self, phase, **values):
+        write(self, phase, **values)
+        if phase == "train" and values["step"] == step:
+            raise Killed
+
+    monkeypatch.setattr(Progress, "write", writing)
+
+
 def spawn(code: list[str], task: Path, **env: str) -> subprocess.CompletedProcess:
     environment = {
         **os.environ,

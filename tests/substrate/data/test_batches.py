@@ -101,9 +101,25 @@ def test_packing_takes_every_row_once_within_the_budget(lengths, budget, dp_size
     longest = max(lengths, default=0)
     assert max(loads) <= max(budget, longest)
     assert max(loads) <= sum(loads) / len(lines) + longest  # the lines are even: Graham's bound
+    assert all(load <= budget or len(line) == 1 for load, line in zip(loads, lines, strict=True))
     if longest <= budget / 2:  # by that bound
         assert len(lines) <= 2 * sum(lengths) / budget + 2 * dp_size
     assert all(lines) or len(lengths) < len(lines)
+
+
+@given(
+    st.lists(st.integers(1, 900), max_size=60),
+    st.lists(st.integers(1, 3000), max_size=5),
+    st.integers(900, 3000),
+    st.sampled_from([1, 2, 4, 8]),
+)
+@example([300] * 31, [4], 4096, 1)
+def test_rows_over_the_budget_cost_at_most_a_line_each(short, beyond, budget, dp_size):
+    """Graham's rule gives each long row a line that takes nothing else, and packs the others as it packs them alone."""
+    long = [budget + more for more in beyond]
+    lines = pack([*long, *short], budget, dp_size)
+    assert all([number] in lines for number in range(len(long)))
+    assert len(lines) // dp_size <= len(pack(short, budget, dp_size)) // dp_size + -(-len(long) // dp_size)
 
 
 def test_a_rank_without_rows_has_a_line_of_padding():

@@ -253,6 +253,35 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
         published_tokenizer.read(folder)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer_config.json",
+        "config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "additional_chat_templates/rag.jinja",
+    ],
+)
+def test_a_link_to_nothing_is_no_absent_file(tmp_path, name):
+    """A snapshot that was copied without what its links lead to would lose a template, or an end id, in silence."""
+    folder = make_folder(tmp_path / "folder")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("../../blobs/ab12")
+    with pytest.raises(DataError, match=rf"{name}: it is a link to nothing; copy the folder with `cp -rL`"):
+        published_tokenizer.read(folder)
+
+
+def test_a_folder_of_templates_that_is_none_is_refused(tmp_path):
+    folder = make_folder(tmp_path / "folder")
+    (folder / "additional_chat_templates").symlink_to("../../nowhere")
+    with pytest.raises(DataError, match="additional_chat_templates is no folder"):
+        published_tokenizer.read(folder)
+
+
 def test_both_templates_give_the_same_prompts_and_answers(tmp_path):
     plain = published_tokenizer.check(make_folder(tmp_path / "plain"))
     newer = published_tokenizer.check(make_folder(tmp_path / "newer", template=NEWER))

@@ -350,21 +350,19 @@ def test_family_that_comes_only_once_is_not_missed():
     assert [row.item_id for row in _filled(kept, coming[:30])] == ["own"] * 30
 
 
-def _row(family: str, length: int) -> Row:
-    return Row(family, family, [1, 2], [9] * length, "")
-
-
 def test_solutions_that_are_longer_than_a_completion_may_be_are_told_and_refused_where_they_are_most():
-    rows = [_row("roman", 20), _row("gravity", 800), _row("gravity", 64), _row("roman", 21)]
-    check_limit(rows, 800, refuses=True)
+    lengths, shares = {"roman": [20, 21], "gravity": [800, 64], "equation": []}, {"roman": 1.0, "gravity": 1.0}
+    check_limit(lengths, shares, 800, refuses=True)
     with pytest.warns(
         RuntimeWarning, match=r"max_new_tokens is 64, and 25% of .* \(gravity 50%\); .* valid is 800, the"
     ):
-        check_limit(rows, 64, refuses=True)
+        check_limit(lengths, shares, 64, refuses=True)
     with pytest.raises(DataError, match=r"max_new_tokens is 20, and 75% of .* longer \(gravity 100%, roman 50%\)"):
-        check_limit(rows, 20, refuses=True)
+        check_limit(lengths, shares, 20, refuses=True)
     with pytest.warns(RuntimeWarning, match="is 20, and 75%"):  # the model is not taught them
-        check_limit(rows, 20, refuses=False)
+        check_limit(lengths, shares, 20, refuses=False)
+    with pytest.warns(RuntimeWarning, match="is 20, and 55%"):  # half of nine tenths, and all of one
+        check_limit(lengths, {"roman": 0.9, "gravity": 0.1}, 20, refuses=False)
 
 
 @pytest.mark.parametrize("method", ["rft", "grpo"])
@@ -419,6 +417,31 @@ def test_stopped_run_goes_on_to_the_same_adapter(alone, inputs, tmp_path, monkey
     else:
         (sampled,) = [line for line in lines if line["phase"] == "samples"]
         assert sampled["step"] == 5 and sum(sampled["kept"].values()) > 0
+
+
+@pytest.mark.parametrize(("method", "every"), [("grpo", 3), ("grpo", 5), ("rft", 3)])
+def test_a_run_that_is_killed_after_every_step_ends_in_the_same_adapter(
+    alone, inputs, tmp_path, monkeypatch, method, every
+):
+    """Each start goes one step further than the one before, so some resume inside of a rollout that is long over."""
+    _every_sample_is_right(monkeypatch)
+    options = OPTIONS[method] | ({"updates_per_rollout": 3} if method == "grpo" else {})
+    changes = {"method": method, "options": options, "lora": NO_DROPOUT, "checkpoint_every": every}
+    whole = trainings.train(trainings.write_task(tmp_path / "whole", inputs, **changes), alone)
+    task = trainings.write_task(tmp_path / "killed", inputs, **changes)
+    for step in range(1, 10):
+        with monkeypatch.context() as patch:
+            trainings.kill_after(patch, step)
+            with pytest.raises(trainings.Killed):
+                trainings.train(task, alone)
+    out = trainings.train(task, alone)
+    assert trainings.adapter(out) == trainings.adapter(whole)
+    taught = [[(each["loss"], each["grad_norm"]) for each in _steps(folder)] for folder in (whole, out)]
+    assert taught[0] == taught[1] and len(taught[0]) == 10
+
+
+def _steps(out: Path) -> list[dict]:
+    return [line for line in trainings.progress(out) if line["phase"] == "train"]
 
 
 @pytest.mark.slow
