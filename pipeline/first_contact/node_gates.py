@@ -43,7 +43,7 @@ def one_arm(visit: Visit) -> str:
     """What one arm takes, by the rates that the probe measured."""
     attempts = visit.probe_round.attempts(REFERENCE) if visit.probe_round.plan.exists() else []
     hours, source = probe_speed.expected_hours(visit.chosen, attempts[-1] if attempts else None, 1)
-    return f"about {probe_speed.in_words(hours)} device-hours, {source}" if hours else f"unknown: {source}"
+    return f"about {probe_speed.in_words(hours)} GPU-hours, {source}" if hours else f"unknown: {source}"
 
 
 def forward(visit: Visit) -> Check:
@@ -103,7 +103,7 @@ def items(visit: Visit) -> Check:
 def expected_round(visit: Visit, attempt: Attempt) -> str:
     """What a round will take by the probe's speed, in words."""
     hours, source = probe_speed.expected_hours(visit.chosen, attempt, NUM_ARMS)
-    return f"a round will take about {probe_speed.in_words(hours)} device-hours ({source})" if hours else source
+    return f"a round will take about {probe_speed.in_words(hours)} GPU-hours ({source})" if hours else source
 
 
 def arm(visit: Visit) -> Check:
