@@ -93,9 +93,7 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
         source = rates.source
     else:
         sampling = assumed_sampling(chosen) / 3600
-        train = (
-            capacity.start_seconds + assumed_training(chosen, recipe.num_steps * recipe.batch_size)
-        ) / 3600 + sampling
+        train = (capacity.start_seconds + assumed_training(chosen)) / 3600 + sampling
         both, dev, fresh = ((capacity.start_seconds + assumed_decoding(chosen, n)) / 3600 for n in judged)
         lengths = tasks.expected.row_tokens and tasks.expected.completion_tokens
         source = "assumed (cluster.capacity), " + (
@@ -114,10 +112,13 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
     )  # fmt: skip
 
 
-def assumed_training(chosen: Settings, num_rows: int) -> float:
-    """Seconds of training on so many rows, by the rates of the site's file. Rows are packed, so only their own tokens count."""
-    capacity, tokens = chosen.cluster.capacity, chosen.tasks.expected.row_tokens or chosen.recipe.sequence_length
-    return num_rows * tokens / capacity.train_tokens_per_second / capacity.speed_up(chosen.parallelism.world_size)
+def assumed_training(chosen: Settings, num_rows: int = 0) -> float:
+    """Seconds of training on so many rows (0: on those of all steps), by the rates of the site's file. Rows are packed, so their tokens count."""
+    recipe, capacity = chosen.recipe, chosen.cluster.capacity
+    tokens = (num_rows or recipe.num_steps * recipe.batch_size) * (
+        chosen.tasks.expected.row_tokens or recipe.sequence_length
+    )
+    return tokens / capacity.train_tokens_per_second / capacity.speed_up(chosen.parallelism.world_size)
 
 
 def assumed_sampling(chosen: Settings) -> float:
