@@ -39,7 +39,7 @@ def test_the_probe_itself_would_be_forecast_as_it_was(chosen: Settings) -> None:
         at = probe_speed.as_measured(chosen, speed)
         capacity, layout = at.cluster.capacity, at.parallelism
         played = forecast.played(lengths, at.tasks.decode_batch_size, capacity.decode_tokens_per_second)
-        assert played / forecast.speed_up(layout.judge_tp, capacity.scaling) == pytest.approx(speed.decode_seconds)
+        assert played / capacity.speed_up(layout.judge_tp) == pytest.approx(speed.decode_seconds)
         ten = replace(at, recipe=replace(at.recipe, num_steps=10))
         assert forecast.assumed_training(ten) == pytest.approx(80)
         assert capacity.start_seconds == 100
