@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from substrate.model.sequences import DecodeCache
+from substrate.inference.engine import InferenceModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +55,9 @@ class Completion:
     draws: random.Random = field(default_factory=random.Random, repr=False)
 
 
+@torch.inference_mode()
 def decode(
-    model: "HybridModel",
+    hybrid: "HybridModel",
     prompts: Sequence[tuple[str, Sequence[int]]],
     decoding: Decoding,
     end_ids: Collection[int],
@@ -71,6 +72,7 @@ def decode(
     together: needed where ranks with prompts of their own share experts, which work on all ranks' tokens in one pass.
     It returns the largest number that a rank passes. Every rank then makes as many passes as the busiest one.
     """
+    model = InferenceModel(hybrid)
     longest = model.architecture.max_sequence_length
     # random.Random hashes a string seed with SHA-512: the same on every host and rank.
     waiting = deque(
@@ -78,7 +80,7 @@ def decode(
     )
     room = max((len(ids) for _, ids in prompts), default=0) + decoding.max_new_tokens
     num_slots = min(decoding.batch_size, len(prompts))
-    cache = DecodeCache(num_slots, min(room, longest), next(model.parameters()).device)
+    cache = model.new_cache(num_slots, min(room, longest))
     active: list[Completion] = []
     while waiting or active:
         num_free = num_slots - len(active)
@@ -86,18 +88,17 @@ def decode(
             rows = _next_prompts(waiting, num_free)
             first = len(active)
             active += rows
-            tokens = cache.begin_prompts([row.prompt for row in rows])
+            prompt_pass = cache.take([row.prompt for row in rows])
+            if together:
+                model.set_room(together(prompt_pass.tokens_BS.numel()))
+            _write(rows, model.prompts(prompt_pass, cache), decoding)
         else:
             first, rows = 0, active
-            cache.begin_step()
-            tokens = torch.tensor([[row.ids[-1]] for row in rows], device=cache.device)
-        # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of that mode they
-        # could not be written to again.
-        with torch.no_grad():
             if together:
-                model.set_expert_room(together(tokens.numel()))
-            logits_BV = model.last_logits(tokens, cache)
-            _write(rows, logits_BV, decoding)
+                model.set_room(together(len(rows)))
+            tokens_B = torch.tensor([row.ids[-1] for row in rows], device=cache.device)
+            at = cache.step(len(rows), max(len(row.prompt) + len(row.ids) for row in rows))
+            _write(rows, model.step(tokens_B, at, cache), decoding)
         ended = []
         for slot, row in enumerate(rows, start=first):
             limit = min(decoding.max_new_tokens, longest - len(row.prompt))
@@ -110,9 +111,8 @@ def decode(
             active[hole] = active[source]
         del active[cache.num_active :]
     while together and (num_tokens := together(0)):  # another rank is not done, and needs this rank's experts
-        model.set_expert_room(num_tokens)
-        with torch.no_grad():
-            model.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=cache.device), None)
+        model.set_room(num_tokens)
+        model.idle()
 
 
 def _next_prompts(waiting: deque[Completion], num_free: int) -> list[Completion]:
@@ -134,7 +134,8 @@ def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) 
         tokens_B, log_probs_B = sample(logits_BV / decoding.temperature, decoding.top_p, draws)
     else:
         tokens_B = logits_BV.argmax(-1)
-        log_probs_B = logits_BV.log_softmax(-1).gather(1, tokens_B.unsqueeze(1)).squeeze(1)
+        if decoding.log_probs:
+            log_probs_B = logits_BV.log_softmax(-1).gather(1, tokens_B.unsqueeze(1)).squeeze(1)
     for row, token in zip(rows, tokens_B.tolist(), strict=True):
         row.ids.append(token)
     if decoding.log_probs:

@@ -64,7 +64,7 @@ class Experts(SequentialMLP):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._up_EFU, self._down_EUF = (
+        self.up_EFU, self.down_EUF = (
             self._stacked([getattr(expert, name) for expert in self.local_experts])
             for name in ("linear_fc1", "linear_fc2")
         )
@@ -83,8 +83,8 @@ class Experts(SequentialMLP):
         """Returns weight x expert(token). tokens_TU are sorted by expert; weights_T are the router's."""
         if kernels.of(tokens_TU.device).experts == "grouped" and self._are_plain():
             ends_E = tokens_per_expert.to(tokens_TU.device).cumsum(0).to(torch.int32)
-            hidden = squared_relu(kernels.grouped_linear(tokens_TU, self._up_EFU, ends_E)) * weights_T.unsqueeze(-1)
-            return kernels.grouped_linear(hidden.to(tokens_TU.dtype), self._down_EUF, ends_E), None
+            hidden = squared_relu(kernels.grouped_linear(tokens_TU, self.up_EFU, ends_E)) * weights_T.unsqueeze(-1)
+            return kernels.grouped_linear(hidden.to(tokens_TU.dtype), self.down_EUF, ends_E), None
         counts = tokens_per_expert.tolist()
         if self.training:
             # One number for all experts, because ranks have different experts, and some of those have no tokens.

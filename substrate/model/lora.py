@@ -104,6 +104,10 @@ class Adapter(nn.Module):
         """Returns what merging adds to this rank's part of W: (alpha / r) B A, (O, I) in float32."""
         return self._wide_B() @ self.A_RI
 
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Returns A_RI and the scaled B_OR, with R = rank x adapted modules, so that B A is `delta`; in this type."""
+        return self.A_RI.detach().to(dtype), self._wide_B().detach().to(dtype)
+
     def _wide_B(self) -> Tensor:
         """Repeats B for every block of A, scaled by alpha / r, with zeros where a row belongs to another block."""
         return self.B_OR.repeat(1, len(self.active)) * self.mask_OR
