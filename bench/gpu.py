@@ -109,7 +109,7 @@ def recurrence(x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, b: torch.Tens
 
 def random_model(config: ModelConfig, parallel: Parallel, recompute: bool, for_decoding: bool = False) -> HybridModel:
     """A model with random weights, made on the device, so that nobody has to read 63 GB."""
-    model = build_model(config, parallel, recompute=recompute, sequence_parallel=False)
+    model = build_model(config, parallel, recompute=recompute)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if name.endswith("A_log_H"):

@@ -24,7 +24,9 @@ class Prompts:
     tokens_BS: Tensor  # 0 where a position is padding
     lengths: tuple[int, ...]  # tokens of each prompt
     valid_BS: Tensor  # False where a position is padding
-    mask_B1SS: Tensor | None  # 0 where a position sees another, else -inf; None: no padding, so that it sees all before it
+    mask_B1SS: (
+        Tensor | None
+    )  # 0 where a position sees another, else -inf; None: no padding, so that it sees all before it
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class Decoding:
 class Completion:
     """One item and its ids so far; the end id is last if the model wrote one."""
 
+    number: int  # of its prompt
     item_id: str
     prompt: Sequence[int]
     ids: list[int] = field(default_factory=list)
@@ -76,7 +77,8 @@ def decode(
     longest = model.architecture.max_sequence_length
     # random.Random hashes a string seed with SHA-512: the same on every host and rank.
     waiting = deque(
-        Completion(item_id, ids, draws=random.Random(f"{decoding.seed}/{item_id}")) for item_id, ids in prompts
+        Completion(number, item_id, ids, draws=random.Random(f"{decoding.seed}/{item_id}"))
+        for number, (item_id, ids) in enumerate(prompts)
     )
     room = max((len(ids) for _, ids in prompts), default=0) + decoding.max_new_tokens
     num_slots = min(decoding.batch_size, len(prompts))

@@ -13,7 +13,6 @@ N rows, B sequences, S positions, U hidden size, V vocabulary.
 
 from typing import TYPE_CHECKING
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -37,13 +36,15 @@ class InferenceModel:
         self.mixers: list[Mamba | Attention | Experts] = []
         for letter, layer in zip(self.architecture.pattern, model.decoder.layers, strict=True):
             if letter == "M":
-                norm, mixer = layer.norm, Mamba(layer.mixer)
+                norm = layer.norm
+                self.mixers.append(Mamba(layer.mixer))
             elif letter == "*":
-                norm, mixer = layer.input_layernorm, Attention(layer.self_attention)
+                norm = layer.input_layernorm
+                self.mixers.append(Attention(layer.self_attention))
             else:
-                norm, mixer = layer.pre_mlp_layernorm, Experts(layer.mlp, groups)
+                norm = layer.pre_mlp_layernorm
+                self.mixers.append(Experts(layer.mlp, groups))
             self.norms.append(norm.weight.detach())
-            self.mixers.append(mixer)
         self.final_norm = model.decoder.final_norm.weight.detach()
         self.output = Projection(model.output_layer)
 

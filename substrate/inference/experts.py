@@ -40,8 +40,7 @@ class Experts:
         self.shared_up, self.shared_down = Projection(shared.linear_fc1), Projection(shared.linear_fc2)
         self.numbers_E = torch.arange(self.num_here, device=self.gate_EU.device)
         self.room = 0  # most tokens of a rank in this pass, where ranks with different tokens share experts
-        weight = self.up.weight_EOI
-        self.dense = self._stack() if weight.device.type == "cpu" and weight.numel() <= DENSE_WEIGHTS and not self.spread else None
+        self.dense = self._stack() if self._is_small() else None
 
     def new_cache(self, num_slots: int, max_length: int) -> tuple[Tensor, ...]:
         return ()
@@ -90,6 +89,12 @@ class Experts:
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         return y[back].view(-1, k, y.shape[1]).sum(1)
+
+    def _is_small(self) -> bool:
+        """Whether the layer has a dense form. It has no room for an adapter that is not merged."""
+        weight, parts = self.up.weight_EOI, (self.up, self.down, self.shared_up, self.shared_down)
+        fits = weight.device.type == "cpu" and weight.numel() <= DENSE_WEIGHTS
+        return fits and self.spread is None and all(part.pair is None for part in parts)
 
     def _stack(self) -> tuple[Tensor, Tensor]:
         """Returns all experts' and the shared one's weights as the two factors of a dense product."""

@@ -27,13 +27,21 @@ class Mamba:
     """The Mamba-2 mixer (`substrate.model.mamba`). Its cache: the last K - 1 inputs of the convolution, and the state."""
 
     def __init__(self, mixer: Any) -> None:
-        self.enter, self.leave, self.group = Projection(mixer.in_proj), Projection(mixer.out_proj), mixer.out_proj.tp_group
+        self.enter, self.leave, self.group = (
+            Projection(mixer.in_proj),
+            Projection(mixer.out_proj),
+            mixer.out_proj.tp_group,
+        )
         self.sizes, self.parts = mixer.split_sizes, mixer.conv_split_sizes
         self.shape = (mixer.num_groups, mixer.num_heads // mixer.num_groups, mixer.head_dim, mixer.state_dim)
         self.taps_KI = mixer.conv_weight_I1K.detach()[:, 0].T.contiguous()
         self.bias_I, self.dt_bias_H = mixer.conv_bias_I.detach(), mixer.dt_bias_H.detach()
         self.A_H, self.D_H1 = -mixer.A_log_H.detach().exp(), mixer.D_H.detach().unsqueeze(-1)
-        self.norm_I, self.eps, self.chunk = mixer.norm_weight_I.detach(), mixer.config.layernorm_epsilon, mixer.chunk_size
+        self.norm_I, self.eps, self.chunk = (
+            mixer.norm_weight_I.detach(),
+            mixer.config.layernorm_epsilon,
+            mixer.chunk_size,
+        )
 
     def new_cache(self, num_slots: int, max_length: int) -> Kept:
         G, Q, P, N = self.shape
@@ -53,7 +61,8 @@ class Mamba:
         x, b, c = self._heads(convolved)
         dt = F.softplus(dt.float() + self.dt_bias_H) * valid_BS1
         scan = kernels.triton_scan if kernels.of(x.device).scan == "triton" else chunked_scan
-        y, h_BHPN = scan(*(t.transpose(0, 1) for t in (x, dt)), self.A_H, b.transpose(0, 1), c.transpose(0, 1), self.chunk)
+        x_SBHP, dt_SBH, b_SBGN, c_SBGN = (t.transpose(0, 1) for t in (x, dt, b, c))
+        y, h_BHPN = scan(x_SBHP, dt_SBH, self.A_H, b_SBGN, c_SBGN, self.chunk)
         kept[0][at.rows] = window[:, S:]
         kept[1][at.rows] = h_BHPN
         return self._leave(y.transpose(0, 1).float(), x, z)
@@ -128,6 +137,8 @@ class Attention:
         qkv = self.enter(x_NU)
         if self.sharing == 1:
             return qkv.view(len(qkv), self.num_groups, -1, self.dim).split([self.heads, 1, 1], 2)
-        group = joined(qkv, self.group, 1).unflatten(1, (-1, self.heads * self.sharing + 2, self.dim))[:, self.number : self.number + 1]
+        group = joined(qkv, self.group, 1).unflatten(1, (-1, self.heads * self.sharing + 2, self.dim))[
+            :, self.number : self.number + 1
+        ]
         q, k, v = group.split([self.heads * self.sharing, 1, 1], 2)
         return q[:, :, self.place * self.heads : (self.place + 1) * self.heads], k, v

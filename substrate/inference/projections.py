@@ -56,7 +56,10 @@ class GroupedProjection:
                 self.weight_EOI = self.weight_EOI + torch.stack([adapter.delta() for adapter in adapters])
             else:
                 pairs = [adapter.factors(self.weight_EOI.dtype) for adapter in adapters]
-                self.pair = torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+                A_ERI, B_EOR = torch.stack([a for a, _ in pairs]), torch.stack([b for _, b in pairs])
+                # A grouped product wants rows of a multiple of 16 bytes, which a low rank is not.
+                surplus = -A_ERI.shape[1] % (kernels.ALIGNMENT // A_ERI.element_size())
+                self.pair = F.pad(A_ERI, (0, 0, 0, surplus)), F.pad(B_EOR, (0, surplus))
 
     def __call__(self, x_NI: Tensor, ends_E: Tensor) -> Tensor:
         """(N, I) -> (N, O). Rows are sorted by expert; `ends_E` (int32) has the end of each expert's rows."""

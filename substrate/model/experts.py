@@ -3,60 +3,18 @@
 A layer has hundreds of small matrix products, which are slow on a GPU; `torch.nn.functional.grouped_mm` computes those
 of all experts in one call. For this the weights of a layer lie in one tensor, and each expert's weights are a view of it.
 
-In training, tensor-parallel ranks hold parts of the sequence, so each sends its own tokens to the experts. In decoding
-all of them hold every token. Then each sends a share, and gets the others' results (`ExpertLayer`).
-
 T rows (a token once for each expert it goes to), U hidden size, F hidden units of an expert, E experts here.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.activations import squared_relu
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.moe.experts import SequentialMLP
-from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor
 
 from substrate.model import kernels
 from substrate.model.lora import draw_seed
-
-
-class ExpertLayer(MoELayer):
-    """megatron-core's mixture of experts. Without sequence parallelism, tensor-parallel ranks share the tokens of a pass.
-
-    The library would send every token once for each of them. It also needs equally many tokens from all ranks that share
-    experts. `room` is the largest number of tokens of a rank in this pass, and 0 where all ranks have the same tokens;
-    rows that fill it up go to no expert.
-    """
-
-    room = 0
-
-    def preprocess(self, hidden_states: Tensor, probs: Tensor, routing_map: Tensor) -> Any:
-        """Takes this rank's share of the tokens (S, B, U), of their weights and of their chosen experts (S x B, experts)."""
-        ranks = self.tp_group
-        num_tokens = hidden_states.shape[:-1].numel()
-        self._shape = hidden_states.shape
-        self._is_shared = not self.config.sequence_parallel and (ranks.size() > 1 or self.room > 0)
-        if self._is_shared:
-            share = -(-max(num_tokens, self.room) // ranks.size())
-            surplus = share * ranks.size() - num_tokens
-            whole = (hidden_states.flatten(0, 1), probs, routing_map)
-            mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
-            rows_TU, probs, routing_map = (F.pad(part, (0, 0, 0, surplus))[mine].contiguous() for part in whole)
-            hidden_states = rows_TU.unsqueeze(1)
-        return super().preprocess(hidden_states, probs, routing_map)
-
-    def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
-        """Returns the output (S, B, U) of all tokens on every rank, with the shared expert's."""
-        if not self._is_shared:
-            return super().postprocess(output, shared_expert_output)
-        rows_TU = super().postprocess(output, None).squeeze(1)
-        if self.tp_group.size() > 1:
-            rows_TU = gather_from_sequence_parallel_region(rows_TU, group=self.tp_group)
-        routed = rows_TU[: self._shape[:-1].numel()].view(self._shape)
-        return routed if shared_expert_output is None else routed + shared_expert_output
 
 
 class Experts(SequentialMLP):

@@ -122,6 +122,12 @@ def varlen_attention(q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor, ends: Tensor, 
     return context
 
 
+ALIGNMENT = 16  # bytes of which a row's size must be a multiple in a grouped product
+
+
 def grouped_linear(x_TI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """Returns each row of x_TI times its expert's W^T. Rows are sorted by expert; `ends_E` (int32) has each one's end."""
+    if any(size * x_TI.element_size() % ALIGNMENT for size in weight_EOI.shape[1:]):
+        parts = x_TI.split(ends_E.diff(prepend=ends_E.new_zeros(1)).tolist())
+        return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weight_EOI, strict=True)])
     return F.grouped_mm(x_TI.contiguous(), weight_EOI.transpose(1, 2), offs=ends_E)

@@ -1,4 +1,4 @@
-"""The Mamba-2 mixer in plain torch, sharded over tensor-parallel ranks, with a single-step form for decoding.
+"""The Mamba-2 mixer in plain torch, sharded over tensor-parallel ranks. Decoding has a form of its own (`inference/layers.py`).
 
 A head keeps a P x N state that decays by a scalar and takes in one outer product per token (Mamba-2, arXiv:2405.21060,
 eq. 1 and 6):
@@ -30,7 +30,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from substrate.model import kernels
-from substrate.model.sequences import DecodeCache, Packing
+from substrate.model.sequences import Packing
 
 
 def chunked_scan(
@@ -100,18 +100,6 @@ def _chunked_documents(document_SB: Tensor, num_chunks: int, L: int) -> Tensor:
     """(S, B) -> (B, C, 1, 1, L); the tail of the last chunk has the last token's document."""
     tail = document_SB[-1:].expand(num_chunks * L - document_SB.shape[0], -1)
     return torch.cat([document_SB, tail]).T.unflatten(1, (num_chunks, 1, 1, L))
-
-
-def scan_step(
-    h_BHPN: Tensor, x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Runs one token of the recurrence, in float32. Returns y_BHP without the D term, and the new state."""
-    heads_per_group = x_BHP.shape[1] // B_BGN.shape[1]
-    b_BHN = B_BGN.float().repeat_interleave(heads_per_group, dim=1)
-    c_BHN = C_BGN.float().repeat_interleave(heads_per_group, dim=1)
-    xdt_BHP = x_BHP.float() * dt_BH.unsqueeze(-1)
-    h_BHPN = h_BHPN * (dt_BH * A_H).exp()[..., None, None] + xdt_BHP.unsqueeze(-1) * b_BHN.unsqueeze(-2)
-    return (h_BHPN @ c_BHN.unsqueeze(-1)).squeeze(-1), h_BHPN
 
 
 def causal_conv(window_SBI: Tensor, weight_I1K: Tensor, bias_I: Tensor, packing: Packing | None = None) -> Tensor:
@@ -187,27 +175,17 @@ class MambaMixer(MegatronModule):
     ) -> tuple[Tensor, None]:
         """u_SBU -> (output_SBU, no bias). With sequence parallelism S is this rank's part; between the projections it is whole.
 
-        packed_seq_params: a `Packing`, whose documents each start from an empty window and a zero state; a
-        `DecodeCache`, which keeps window and state between calls; or None.
+        packed_seq_params: a `Packing`, whose documents each start from an empty window and a zero state, or None.
         """
         zxbcdt, _ = self.in_proj(u_SBU)
         z_SBI, xbc_SBI, dt_SBH = zxbcdt.split(self.split_sizes, dim=-1)
         dt_SBH = F.softplus(dt_SBH.float() + self.dt_bias_H)
-        if isinstance(packed_seq_params, DecodeCache):
-            if packed_seq_params.valid_SB is None:
-                y_SBI, window, h_BHPN = self._step(xbc_SBI, dt_SBH, *packed_seq_params.state(self.layer_number))
-            else:
-                # Padding is on the left; set to zero, it leaves window and state as at the start of a sequence.
-                valid_SB1 = packed_seq_params.valid_SB.unsqueeze(-1)
-                y_SBI, window, h_BHPN = self._scan(xbc_SBI * valid_SB1, dt_SBH * valid_SB1)
-            packed_seq_params.keep(self.layer_number, window, h_BHPN)
-        else:
-            y_SBI, _, _ = self._scan(xbc_SBI, dt_SBH, packed_seq_params)
+        y_SBI = self._scan(xbc_SBI, dt_SBH, packed_seq_params)
         output, _ = self.out_proj(self._gated_norm(y_SBI, z_SBI))
         return output, None
 
-    def _scan(self, xbc_SBI: Tensor, dt_SBH: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs all tokens at once. Returns y_SBI, the last K - 1 inputs of the convolution, and the last state."""
+    def _scan(self, xbc_SBI: Tensor, dt_SBH: Tensor, packing: Packing | None = None) -> Tensor:
+        """Runs all tokens at once. Returns y_SBI, with the D term."""
         taps = self.conv_weight_I1K.shape[-1]
         window = F.pad(xbc_SBI, (0, 0, 0, 0, taps - 1, 0))
         convolved = causal_conv(window, self.conv_weight_I1K, self.conv_bias_I, packing)
@@ -215,17 +193,9 @@ class MambaMixer(MegatronModule):
         A_H = -self.A_log_H.exp()
         scan = kernels.triton_scan if kernels.of(x_SBHP.device).scan == "triton" else chunked_scan
         documents = packing.document_SB if packing is not None else None
-        y_SBHP, h_BHPN = scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, documents)
+        y_SBHP, _ = scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, documents)
         y_SBHP = torch.addcmul(y_SBHP.float(), x_SBHP.float(), self.D_H.unsqueeze(-1))
-        return y_SBHP.flatten(-2), window[-(taps - 1) :], h_BHPN
-
-    def _step(self, xbc_1BI: Tensor, dt_1BH: Tensor, window: Tensor, h_BHPN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Runs one token from the kept window and state. Returns the same as `_scan`."""
-        window = torch.cat([window, xbc_1BI])
-        x_1BHP, B_1BGN, C_1BGN = self._heads(causal_conv(window, self.conv_weight_I1K, self.conv_bias_I))
-        y_BHP, h_BHPN = scan_step(h_BHPN, x_1BHP[0], dt_1BH[0], -self.A_log_H.exp(), B_1BGN[0], C_1BGN[0])
-        y_BHP = torch.addcmul(y_BHP, x_1BHP[0].float(), self.D_H.unsqueeze(-1))
-        return y_BHP.flatten(-2).unsqueeze(0), window[1:], h_BHPN
+        return y_SBHP.flatten(-2)
 
     def _heads(self, xbc_SBI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, b, c = F.silu(xbc_SBI).split(self.conv_split_sizes, dim=-1)
