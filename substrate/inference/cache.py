@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-KEYS = 64  # attention in a step reads a multiple of this many positions; surplus ones are masked
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -49,6 +47,9 @@ class Cache:
         device = like.device
         self.num_active = 0
         self.lengths_B = torch.zeros(num_slots, dtype=torch.int64, device=device)  # tokens stored in each slot
+        self.tokens_B = torch.zeros(
+            num_slots, dtype=torch.int64, device=device
+        )  # each slot's newest token, not stored yet
         self._slots_B = torch.arange(num_slots, device=device)
         self._positions_L = torch.arange(max_length, device=device)
 
@@ -69,15 +70,15 @@ class Cache:
             mask_B1SS = self._additive((causal & valid_BS[:, None, None]) | itself)
         return Prompts(rows, tokens_BS, lengths, valid_BS, mask_B1SS)
 
-    def step(self, num_rows: int, longest: int) -> Step:
-        """Begins a pass of one token of each of the first `num_rows` slots.
+    def step(self, num_rows: int, num_positions: int) -> Step:
+        """Begins a pass of one token of each of the first `num_rows` slots, which may be more than are active.
 
-        longest: tokens of the longest active sequence, with the one that enters.
+        num_positions: how many positions of a slot attention reads, at least those of the longest active sequence with
+        the token that enters. What a surplus row computes, no other row reads.
         """
-        L = min(-(-longest // KEYS) * KEYS, self.max_length)
-        positions_B = self.lengths_B[:num_rows].clone()
+        positions_B = self.lengths_B[:num_rows].clamp(max=self.max_length - 1)
         self.lengths_B[:num_rows] += 1
-        mask_BL = self._additive(self._positions_L[:L] <= positions_B.unsqueeze(1))
+        mask_BL = self._additive(self._positions_L[:num_positions] <= positions_B.unsqueeze(1))
         return Step(slice(0, num_rows), self._slots_B[:num_rows], positions_B, mask_BL[:, None, None])
 
     def _additive(self, seen: Tensor) -> Tensor:
@@ -94,6 +95,6 @@ class Cache:
         self.num_active = kept
         if holes:
             into, source = (torch.tensor(slots, device=self.device) for slots in (holes, last))
-            for tensor in [self.lengths_B, *(tensor for layer in self.layers for tensor in layer)]:
+            for tensor in [self.lengths_B, self.tokens_B, *(tensor for layer in self.layers for tensor in layer)]:
                 tensor[into] = tensor[source]
         return list(zip(last, holes, strict=True))

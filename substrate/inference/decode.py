@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from substrate.inference.engine import InferenceModel
+from substrate.inference.steps import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +84,7 @@ def decode(
     room = max((len(ids) for _, ids in prompts), default=0) + decoding.max_new_tokens
     num_slots = min(decoding.batch_size, len(prompts))
     cache = model.new_cache(num_slots, min(room, longest))
+    steps = Steps(model, cache, use_graphs=False if together else None)
     active: list[Completion] = []
     while waiting or active:
         num_free = num_slots - len(active)
@@ -93,14 +95,13 @@ def decode(
             prompt_pass = cache.take([row.prompt for row in rows])
             if together:
                 model.set_room(together(prompt_pass.tokens_BS.numel()))
-            _write(rows, model.prompts(prompt_pass, cache), decoding)
+            logits_BV = model.prompts(prompt_pass, cache)
         else:
             first, rows = 0, active
             if together:
                 model.set_room(together(len(rows)))
-            tokens_B = torch.tensor([row.ids[-1] for row in rows], device=cache.device)
-            at = cache.step(len(rows), max(len(row.prompt) + len(row.ids) for row in rows))
-            _write(rows, model.step(tokens_B, at, cache), decoding)
+            logits_BV = steps.run(max(len(row.prompt) + len(row.ids) for row in rows))
+        cache.tokens_B[first : first + len(rows)] = _write(rows, logits_BV, decoding)
         ended = []
         for slot, row in enumerate(rows, start=first):
             limit = min(decoding.max_new_tokens, longest - len(row.prompt))
@@ -129,8 +130,8 @@ def _next_prompts(waiting: deque[Completion], num_free: int) -> list[Completion]
     return rows
 
 
-def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) -> None:
-    """Chooses the next token of each row and appends it."""
+def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) -> "Tensor":
+    """Chooses the next token of each row and appends it. Returns tokens_B."""
     if decoding.temperature:
         draws = torch.tensor([row.draws.random() for row in rows], device=logits_BV.device)
         tokens_B, log_probs_B = sample(logits_BV / decoding.temperature, decoding.top_p, draws)
@@ -143,6 +144,7 @@ def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) 
     if decoding.log_probs:
         for row, log_prob in zip(rows, log_probs_B.tolist(), strict=True):
             row.log_probs.append(log_prob)
+    return tokens_B
 
 
 def sample(logits_BV: "Tensor", top_p: float, draws_B: "Tensor") -> tuple["Tensor", "Tensor"]:

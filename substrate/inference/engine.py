@@ -3,7 +3,7 @@
     model = InferenceModel(hybrid)           # takes its tensors; adapters are merged or cast once
     cache = model.new_cache(num_slots=64, max_length=1024)
     logits_BV = model.prompts(cache.take(prompts), cache)
-    logits_BV = model.step(tokens_B, cache.step(len(tokens_B), longest), cache)
+    logits_BV = Steps(model, cache).run(longest)    # steps.py
 
 The hybrid model may be one in training, with sequence parallelism: decoding needs no second set of modules. It must have
 all its layers on this rank. What is trained afterwards, the inference model does not follow; make a new one.

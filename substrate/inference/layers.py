@@ -74,6 +74,10 @@ class Mamba:
         taps_BKI = torch.cat([window, xbc.unsqueeze(1)], 1)
         window.copy_(taps_BKI[:, 1:])
         x, b, c = self._heads((taps_BKI * self.taps_KI).sum(1).add_(self.bias_I))
+        if kernels.of(x.device).scan == "triton":
+            y_BHP = kernels.triton_step(h_BHPN, x, dt, self.dt_bias_H, self.A_H, self.D_H1[:, 0], b, c)
+            normed = kernels.triton_gated_norm(y_BHP.flatten(1), z, self.norm_I, self.eps, G)
+            return summed(self.leave(normed), self.group)
         dt_BH = F.softplus(dt.float() + self.dt_bias_H)
         h_BHPN.mul_((dt_BH * self.A_H).exp_()[..., None, None])
         xdt = (x.float() * dt_BH.unsqueeze(-1)).view(B, G, Q, P, 1)

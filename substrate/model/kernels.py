@@ -1,6 +1,6 @@
 """Chooses the kernels of a device, once, and logs the choice: fused ones where the device has them, else plain torch.
 
-    scan      triton       mamba-ssm's `mamba_chunk_scan_combined`, if it is installed and there is a GPU
+    scan      triton       mamba-ssm's scan, its step and its gated norm, if it is installed and there is a GPU
               torch        `mamba.chunked_scan`
     experts   grouped      one `torch.nn.functional.grouped_mm` for all experts of a layer, on a GPU
               sequential   one product per expert: faster on a CPU, and the only kernel for trained or adapted experts
@@ -36,6 +36,8 @@ class Kernels:
 
 
 SCAN_MODULE = "mamba_ssm.ops.triton.ssd_combined"
+STEP_MODULE = "mamba_ssm.ops.triton.selective_state_update"
+NORM_MODULE = "mamba_ssm.ops.triton.layernorm_gated"
 VARLEN_MODULE = "torch.nn.attention.varlen"
 _forced: dict[str, str] = {}
 
@@ -46,7 +48,8 @@ def _of_device(kind: str) -> Kernels:
         return Kernels("torch", "sequential", "padded", "no GPU")
     packed = "varlen" if _knows_unequal_lengths() else "padded"
     try:  # imported, because a package without its CUDA extension is found but cannot be used
-        importlib.import_module(SCAN_MODULE)
+        for module in (SCAN_MODULE, STEP_MODULE, NORM_MODULE):
+            importlib.import_module(module)
     except ImportError as error:
         return Kernels("torch", "grouped", packed, f"mamba-ssm cannot be used: {error}")
     return Kernels("triton", "grouped", packed)
@@ -105,6 +108,49 @@ def triton_scan(
         x, dt, A_H.float(), b, c, chunk_size, seq_idx=documents, return_final_states=True
     )
     return y_BSHP.transpose(0, 1), h_BHPN
+
+
+def triton_step(
+    h_BHPN: Tensor,
+    x_BHP: Tensor,
+    dt_BH: Tensor,
+    dt_bias_H: Tensor,
+    A_H: Tensor,
+    D_H: Tensor,
+    B_BGN: Tensor,
+    C_BGN: Tensor,
+) -> Tensor:
+    """Runs one token of the recurrence with mamba-ssm's kernel, which changes the state. Returns y_BHP with the D term.
+
+    dt_BH: before its bias and softplus.
+    """
+    H, P, N = h_BHPN.shape[1:]
+    y_BHP: Tensor = importlib.import_module(STEP_MODULE).selective_state_update(
+        h_BHPN,
+        x_BHP.contiguous(),
+        dt_BH.unsqueeze(-1).expand(-1, H, P),
+        A_H.view(H, 1, 1).expand(H, P, N),
+        B_BGN.contiguous(),
+        C_BGN.contiguous(),
+        D=D_H.view(H, 1).expand(H, P),
+        dt_bias=dt_bias_H.view(H, 1).expand(H, P),
+        dt_softplus=True,
+    )
+    return y_BHP
+
+
+def triton_gated_norm(y_NI: Tensor, z_NI: Tensor, weight_I: Tensor, eps: float, num_groups: int) -> Tensor:
+    """RMS norm of y * silu(z) within each group times the weight, by mamba-ssm's kernel, in z's type."""
+    y: Tensor = importlib.import_module(NORM_MODULE).rmsnorm_fn(
+        y_NI,
+        weight_I,
+        None,
+        z=z_NI.contiguous(),
+        eps=eps,
+        group_size=y_NI.shape[-1] // num_groups,
+        norm_before_gate=False,
+    )
+    return y.to(z_NI.dtype)
 
 
 def has_varlen(q: Tensor) -> bool:

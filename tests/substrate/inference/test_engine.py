@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from substrate.distributed.groups import start
+from substrate.inference import decode as decode_module
 from substrate.inference.cache import Cache
 from substrate.inference.decode import Decoding, decode
 from substrate.inference.engine import InferenceModel
 from substrate.inference.experts import DENSE_ROWS, Experts
+from substrate.inference.steps import Steps, rounded_positions, rounded_rows
 from substrate.model import ModelConfig, add_lora, build_model, init_weights
 from substrate.model.lora import adapters, named_generator
 from tests.support.paths import ROOT
@@ -68,15 +70,16 @@ def prompts_of(lengths: tuple[int, ...]) -> list[list[int]]:
     return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in lengths]
 
 
-def stepwise(model, prompts: list[list[int]], num_given: int) -> torch.Tensor:
+def stepwise(model, prompts: list[list[int]], num_given: int, rounds_sizes: bool = False) -> torch.Tensor:
     """Logits (B, positions, V) after a prompt and after each of the tokens that follow it, which are fed one by one."""
     engine = InferenceModel(model)
-    cache = engine.new_cache(len(prompts), max(map(len, prompts)) + 1)
+    cache = engine.new_cache(len(prompts) + 3, max(map(len, prompts)) + 1)
+    steps = Steps(engine, cache, use_graphs=rounds_sizes)
     found = [engine.prompts(cache.take([prompt[:-num_given] for prompt in prompts]), cache)]
     for left in range(num_given, 0, -1):
         longest = max(map(len, prompts)) - left + 1
-        tokens_B = torch.tensor([prompt[-left] for prompt in prompts])
-        found.append(engine.step(tokens_B, cache.step(len(prompts), longest), cache))
+        cache.tokens_B[: len(prompts)] = torch.tensor([prompt[-left] for prompt in prompts])
+        found.append(steps.run(longest))
     return torch.stack(found, 1)
 
 
@@ -97,6 +100,27 @@ def test_a_step_has_the_logits_of_a_whole_pass(parallel, pattern, targets, dtype
             expected = model(torch.tensor([prompt]), None, None)[0, -6:].float()
             close = 1e-4 if dtype == "float32" else 0.03 * float(expected.abs().max())
             torch.testing.assert_close(found[row], expected, rtol=0, atol=close)
+
+
+def test_the_surplus_rows_and_positions_of_a_graph_change_nothing(parallel):
+    """Steps in the sizes of graphs, run eagerly: three prompts in four rows, of which the fourth holds another's leavings."""
+    model = adapted(parallel, VALUES, TARGETS)
+    prompts = prompts_of((9, 30, 17))
+    with torch.no_grad():
+        torch.testing.assert_close(stepwise(model, prompts, 4, True), stepwise(model, prompts, 4), rtol=0, atol=1e-5)
+    named = [(str(number), prompt) for number, prompt in enumerate(prompts_of((3, 20, 41, 9, 30)))]
+    plain = {one.number: one.ids for one in decode(model, named, Decoding(24, 3), (2, 5, 7, 9))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode_module, "Steps", lambda *given, **_: Steps(*given, use_graphs=True))
+        assert {one.number: one.ids for one in decode(model, named, Decoding(24, 3), (2, 5, 7, 9))} == plain
+
+
+@given(st.integers(1, 9000), st.integers(1, 600), st.integers(1, 600))
+def test_sizes_of_graphs_are_few_and_large_enough(longest, active, more):
+    slots = active + more
+    assert active <= rounded_rows(active, slots) <= min(2 * active, slots)
+    assert longest <= rounded_positions(longest, 9000) <= min(max(2 * longest, 512), 9000)
+    assert len({rounded_positions(each, 9000) for each in range(1, 9001)}) <= 8
 
 
 @pytest.mark.parametrize("num_rows", [1, DENSE_ROWS, DENSE_ROWS + 1])
