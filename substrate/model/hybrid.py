@@ -36,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from substrate.distributed.groups import Parallel
 from substrate.interface.errors import UsageError
 from substrate.model.config import ModelConfig
-from substrate.model.experts import Experts
+from substrate.model.experts import ExpertLayer, Experts
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
@@ -111,6 +111,9 @@ class HybridModel(MambaModel):
             pre_process=parallel.pp_rank == 0,
             post_process=parallel.pp_rank == parallel.pp - 1,
         )
+        for layer in self.decoder.layers:
+            if isinstance(getattr(layer, "mlp", None), MoELayer):
+                layer.mlp.__class__ = ExpertLayer
         if self.post_process:
             # The library hard-codes its own class here; ours is the same layer with room for an adapter.
             self.output_layer.__class__ = ColumnLinear
@@ -229,7 +232,7 @@ def _stack_spec(config: ModelConfig) -> ModuleSpec:
         ),
     )
     experts = ModuleSpec(
-        module=MoELayer,
+        module=MoELayer,  # `HybridModel` makes it an ExpertLayer: the library gives the process groups to this name alone
         submodules=MoESubmodules(
             experts=ModuleSpec(module=Experts, submodules=mlp),
             shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=mlp),
