@@ -49,11 +49,13 @@ class ExpertLayer(MoELayer):
         back[order] = torch.arange(len(order), device=order.device)
         numbers_E = torch.arange(self.num_local_experts, device=order.device)
         ends_E = torch.searchsorted(ids_Nk.flatten()[order], numbers_E, right=True)
+        # The shared expert comes first, as in the library's layer: masks of dropout are drawn in this order.
+        up, down = self.shared_experts.linear_fc1, self.shared_experts.linear_fc2
+        shared_NU = down.product(squared_relu(up.product(x_NU)))
         weights_T = _Sorted.apply(weights_Nk.reshape(-1, 1), order, back, 1).squeeze(1)
         rows_TU = self.experts.apply_sorted(_Sorted.apply(x_NU, order, back, k), ends_E, weights_T)
         routed_NU = _Combined.apply(rows_TU, order, back, k)
-        up, down = self.shared_experts.linear_fc1, self.shared_experts.linear_fc2
-        sum_SBU = (routed_NU + down.product(squared_relu(up.product(x_NU)))).view(hidden_states.shape)
+        sum_SBU = (routed_NU + shared_NU).view(hidden_states.shape)
         if ranks.size() > 1:
             sum_SBU = reduce_scatter_to_sequence_parallel_region(sum_SBU, group=ranks)
         return sum_SBU, None

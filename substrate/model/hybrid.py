@@ -37,6 +37,7 @@ from substrate.distributed.groups import Parallel
 from substrate.interface.errors import UsageError
 from substrate.model.config import ModelConfig
 from substrate.model.experts import ExpertLayer, Experts
+from substrate.model.fused import rms_norm
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
@@ -57,7 +58,7 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class AttentionCore(nn.Module):

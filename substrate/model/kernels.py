@@ -1,7 +1,7 @@
 """Chooses the kernels of a device, once, and logs the choice: fused ones where the device has them, else plain torch.
 
     scan      triton       mamba-ssm's scan, its step and its gated norm, if it is installed and there is a GPU
-              torch        `mamba.chunked_scan`
+              torch        `scan.chunked_scan`
     experts   grouped      one `torch.nn.functional.grouped_mm` for all experts of a layer, on a GPU
               sequential   one product per expert: faster on a CPU, and the only kernel for trained or adapted experts
     packed    varlen       attention of packed documents by torch's `varlen_attn`, in half precision on a GPU
@@ -101,7 +101,7 @@ def triton_scan(
     chunk_size: int,
     document_SB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`mamba.chunked_scan` with mamba-ssm's Triton kernels; y has the type of x."""
+    """`scan.chunked_scan` with mamba-ssm's Triton kernels; y has the type of x."""
     x, dt, b, c = (t.transpose(0, 1).contiguous() for t in (x_SBHP, dt_SBH, B_SBGN, C_SBGN))
     documents = document_SB.T.to(torch.int32).contiguous() if document_SB is not None else None
     y_BSHP, h_BHPN = importlib.import_module(SCAN_MODULE).mamba_chunk_scan_combined(
