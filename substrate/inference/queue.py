@@ -11,6 +11,7 @@ go on. Each replica appends finished items to a journal of its own, one line eac
 what none of them has. An item is decoded whole: a line that a kill cut off is not read.
 """
 
+import itertools
 import json
 import time
 from collections.abc import Collection, Mapping
@@ -111,12 +112,14 @@ class Queue:
 
 
 class Journal:
-    """The rows of one replica, in the order in which its sequences end."""
+    """The rows of one replica since its start, in the order in which its sequences end.
+
+    Each start has a file of its own: those of earlier ones may belong to another user, and a kill may have cut their end.
+    """
 
     def __init__(self, out: Path, replica: int) -> None:
-        self._file: IO[bytes] = (out / f"journal.{replica:02d}.jsonl").open("a+b")
-        self._file.seek(0)
-        self._file.truncate(self._file.read().rfind(b"\n") + 1)  # a kill may have cut the last line
+        names = (out / f"journal.{replica:02d}.{start}.jsonl" for start in itertools.count())
+        self._file: IO[bytes] = next(path for path in names if not path.exists()).open("xb")
 
     def add(self, item: Item, row: Mapping[str, Any]) -> None:
         """Appends the row of one finished item."""
