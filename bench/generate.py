@@ -39,7 +39,7 @@ TIE = 1e-4
 def both_models(config: ModelConfig, tp: int) -> tuple[HybridModel, transformers.PreTrainedModel]:
     """Our model over `tp` ranks and transformers' model, with the same random weights. Every rank has all of transformers' model."""
     parallel = start({"tp": tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
-    ours = build_model(config, parallel, sequence_parallel=False)
+    ours = build_model(config, parallel)
     init_weights(ours, seed=1)
     with tempfile.TemporaryDirectory() as own:
         folder = parallel.share(own)

@@ -28,7 +28,7 @@ from pipeline.config import footprint  # noqa: E402
 from substrate.distributed.groups import Parallel, start  # noqa: E402
 from substrate.inference.decode import Decoding, decode  # noqa: E402
 from substrate.model import HybridModel, ModelConfig, add_lora, build_model, kernels, token_log_probs  # noqa: E402
-from substrate.model.mamba import chunked_scan  # noqa: E402
+from substrate.model.scan import chunked_scan  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hydra_conf" / "model"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
@@ -109,7 +109,7 @@ def recurrence(x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, b: torch.Tens
 
 def random_model(config: ModelConfig, parallel: Parallel, recompute: bool, for_decoding: bool = False) -> HybridModel:
     """A model with random weights, made on the device, so that nobody has to read 63 GB."""
-    model = build_model(config, parallel, recompute=recompute, sequence_parallel=False)
+    model = build_model(config, parallel, recompute=recompute)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if name.endswith("A_log_H"):

@@ -176,6 +176,18 @@ def copy_file(source: Path, target: Path) -> None:
     patiently(source, lambda: shutil.copyfile(source, target))
 
 
+def append_new(source: Path, target: Path) -> None:
+    """Append to `target` what `source`, which only grows, has got since the last call. A kill leaves the beginning of it."""
+
+    def append() -> None:
+        with open(source, "rb") as new, open(target, "ab") as kept:
+            new.seek(kept.tell())
+            shutil.copyfileobj(new, kept)
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    patiently(target, append)
+
+
 @contextmanager
 def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     """Hold the lock file `path` while the block runs.

@@ -10,6 +10,7 @@ Prompts and answers are separate files from the start. The completions are kept,
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.campaign.errors import IntegrityError, Interrupted
-from pipeline.campaign.files import copy_file, copy_tree, read_json, rows_of, write_file
+from pipeline.campaign.files import append_new, copy_file, copy_tree, read_json, rows_of, write_file
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
 from pipeline.execution.data_card import refuse_overlap
@@ -47,41 +48,45 @@ class Judged:
     engine: str = ""  # name and version, on which a score depends
 
 
+COPY_SECONDS = 2.0  # between two copies of the journals: a lost node costs at most the items that ended in that time
+
+
 @dataclass
 class Decoding:
-    """Copies finished shards of completions out of the node, so that a later judging resumes from them.
+    """Copies the journals of finished items out of the node, so that a later judging decodes the others alone.
 
-    The pristine process renames each shard to its name when it is complete, so every shard that exists is complete. `sampling` holds
-    temperature and seed; decoding is greedy without them.
+    A journal grows by one line for each item. A copy may end in the middle of a line; the process that decodes reads whole lines
+    only. `sampling` holds temperature and seed; decoding is greedy without them.
     """
 
     out_dir: Path
-    sets: list[str]
     kept_dir: Path | None
     stop_wanted: Callable[[], bool]
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    _copied: float = -math.inf  # when the journals were copied last
 
     def restore(self) -> None:
-        """Make the process's /out with the shards that an earlier judging kept."""
+        """Make the process's /out with the journals that an earlier judging kept."""
         self.out_dir.mkdir(parents=True)
-        for path in self._shards(self.kept_dir):
+        for path in self._journals(self.kept_dir):
             copy_file(path, self.out_dir / path.name)
 
     def watch(self) -> None:
-        """Copy out the shards that are new. Raises Interrupted when the job is to stop."""
-        if self.kept_dir:
-            for path in self._shards(self.out_dir):
-                if not (self.kept_dir / path.name).exists():
-                    with suppress(FileNotFoundError):  # the process removes its shards once it has joined them
-                        write_file(self.kept_dir / path.name, path.read_bytes())
-        if self.stop_wanted():
+        """Copy out what is new. Raises Interrupted when the job is to stop."""
+        is_stopped = self.stop_wanted()
+        if self.kept_dir and (is_stopped or time.monotonic() - self._copied >= COPY_SECONDS):
+            self._copied = time.monotonic()
+            for path in self._journals(self.out_dir):
+                with suppress(FileNotFoundError):  # the process removes its journals once every set has its file
+                    append_new(path, self.kept_dir / path.name)
+        if is_stopped:
             raise Interrupted(
-                "the arm was stopped while judging, and its finished shards are kept",
+                "the arm was stopped while judging, and its finished items are kept",
                 "Start the arm again and it resumes",
             )
 
-    def _shards(self, folder: Path | None) -> list[Path]:
-        return [path for name in self.sets for path in sorted(folder.glob(f"{name}.*jsonl"))] if folder else []
+    def _journals(self, folder: Path | None) -> list[Path]:
+        return sorted(folder.glob("journal.*.jsonl")) if folder else []
 
 
 def judge(
@@ -100,7 +105,7 @@ def judge(
 ) -> Judged:
     """Score an adapter, or the base model for None, on the sets in `seeds` and in `item_folders`.
 
-    root: of the mounted image. mark: called as each phase begins. decoded_dir: keeps finished shards of completions, from which an
+    root: of the mounted image. mark: called as each phase begins. decoded_dir: keeps journals of finished items, from which an
     interrupted judging of the same adapter resumes. data_card: of the adapter's trial. item_folders: set -> folder with prompts.jsonl
     and answers.jsonl that exist already. sampling: temperature and seed of the decoding; greedy without.
     Raises TrialFailed (judge_failed) with the end of the log, or (contaminated) where the card names an item; IntegrityError where a
@@ -122,7 +127,7 @@ def judge(
         if adapter_dir is not None:
             copy_tree(adapter_dir, inputs / "adapter")
         mark("generate_start")
-        decoding = Decoding(work / "generate" / "out", sets, decoded_dir, stop_wanted, sampling or {})
+        decoding = Decoding(work / "generate" / "out", decoded_dir, stop_wanted, sampling or {})
         completions = generate(
             root, chosen, sets, adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
         )
@@ -148,7 +153,7 @@ def judge_once(
     log_dir: Path,
     stop_wanted: Callable[[], bool] = lambda: False,
 ) -> Judged:
-    """Mount the image, judge once as `judge`, and unmount. log_dir: gets judge.log, and shards of completions meanwhile."""
+    """Mount the image, judge once as `judge`, and unmount. log_dir: gets judge.log, and journals of finished items meanwhile."""
     log_dir.mkdir(parents=True, exist_ok=True)
     log_path, kept = log_dir / "judge.log", log_dir / "decoded"
     with tempfile.TemporaryDirectory(prefix="judge-", dir=chosen.cluster.scratch_dir or None) as scratch:
@@ -222,11 +227,7 @@ def generate(
     out = image_process.run(
         root, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen
     )
-    progress = out / "progress.jsonl"  # absent where an earlier attempt had decoded every set
-    decoding_seconds = (
-        sum({row["set"]: row["seconds"] for row in rows_of(progress)}.values()) if progress.exists() else 0.0
-    )
-    mark("generate", at=time.time() - decoding_seconds)
+    mark("generate", at=time.time() - rows_of(out / "progress.jsonl")[-1]["seconds"])
     return out
 
 

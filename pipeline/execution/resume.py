@@ -61,7 +61,7 @@ def restore_sealed(attempt: Attempt, before: Sequence[Attempt], plan_digest: str
 
 
 def restore_decoded(attempt: Attempt, before: Sequence[Attempt], plan_digest: str, adapter_digest: str) -> None:
-    """Copy the shards of completions that the newest earlier attempt with the same adapter and plan decoded."""
+    """Copy the journals of items that the newest earlier attempt with the same adapter and plan decoded."""
     for earlier in before:
         record = sealed_record(earlier)
         same = record and (record["plan_digest"], record["adapter_digest"]) == (plan_digest, adapter_digest)
@@ -155,10 +155,10 @@ def _newest_checkpoint(out_dir: Path) -> str:
 
 
 def reached(attempt: Attempt) -> tuple[bool, int, str]:
-    """Return how far an attempt got, to compare: (whether it sealed an adapter, shards decoded, newest checkpoint kept)."""
+    """Return how far an attempt got, to compare: (whether it sealed an adapter, bytes of decoded items, newest checkpoint kept)."""
     kept = _saved(attempt.saved_dir)
-    shards = len(list(attempt.decoded_dir.glob("*.jsonl"))) if attempt.decoded_dir.exists() else 0
-    return bool(sealed_record(attempt)), shards, _newest_checkpoint(kept[-1]) if kept else ""
+    decoded = sum(path.stat().st_size for path in attempt.decoded_dir.glob("*.jsonl"))
+    return bool(sealed_record(attempt)), decoded, _newest_checkpoint(kept[-1]) if kept else ""
 
 
 def check_progress(before: Sequence[Attempt], num_restarts: int, file_wait_seconds: float = 0.0) -> None:

@@ -28,11 +28,24 @@ def run_ranks(module: str, arguments: list[str], num_ranks: int) -> int:
     common = {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_local)}
     if num_nodes == 1:
         common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    ranks = [common | {"RANK": str(node * num_local + n), "LOCAL_RANK": str(n)} for n in range(num_local)]
+    return run_processes(module, arguments, ranks)
+
+
+def run_replicas(module: str, arguments: list[str], num_replicas: int, devices_each: int) -> int:
+    """Runs the module once for each replica of a model, with REPLICA and GPUs of its own. Returns as `run_ranks` does."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(number) for number in range(num_replicas * devices_each)]
+    own = [",".join(devices[n * devices_each : (n + 1) * devices_each]) for n in range(num_replicas)]
+    return run_processes(
+        module, arguments, [{"REPLICA": str(n), "CUDA_VISIBLE_DEVICES": names} for n, names in enumerate(own)]
+    )
+
+
+def run_processes(module: str, arguments: list[str], environments: list[dict[str, str]]) -> int:
+    """Runs `python -P -m module arguments` once with each set of further variables. Returns as `run_ranks` does."""
     command = [sys.executable, "-P", "-m", module, *arguments]
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(node * num_local + n), "LOCAL_RANK": str(n)})
-        for n in range(num_local)
-    ]
+    ranks = [subprocess.Popen(command, env={**os.environ, **variables}) for variables in environments]
     first_failure, deadline = 0, float("inf")
     try:
         while any(rank.poll() is None for rank in ranks):

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from substrate.model.sequences import DecodeCache
+from substrate.inference.engine import InferenceModel
+from substrate.inference.steps import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,7 @@ class Decoding:
 class Completion:
     """One item and its ids so far; the end id is last if the model wrote one."""
 
+    number: int  # of its prompt
     item_id: str
     prompt: Sequence[int]
     ids: list[int] = field(default_factory=list)
@@ -55,8 +57,9 @@ class Completion:
     draws: random.Random = field(default_factory=random.Random, repr=False)
 
 
+@torch.inference_mode()
 def decode(
-    model: "HybridModel",
+    hybrid: "HybridModel",
     prompts: Sequence[tuple[str, Sequence[int]]],
     decoding: Decoding,
     end_ids: Collection[int],
@@ -71,14 +74,17 @@ def decode(
     together: needed where ranks with prompts of their own share experts, which work on all ranks' tokens in one pass.
     It returns the largest number that a rank passes. Every rank then makes as many passes as the busiest one.
     """
+    model = InferenceModel(hybrid)
     longest = model.architecture.max_sequence_length
     # random.Random hashes a string seed with SHA-512: the same on every host and rank.
     waiting = deque(
-        Completion(item_id, ids, draws=random.Random(f"{decoding.seed}/{item_id}")) for item_id, ids in prompts
+        Completion(number, item_id, ids, draws=random.Random(f"{decoding.seed}/{item_id}"))
+        for number, (item_id, ids) in enumerate(prompts)
     )
     room = max((len(ids) for _, ids in prompts), default=0) + decoding.max_new_tokens
     num_slots = min(decoding.batch_size, len(prompts))
-    cache = DecodeCache(num_slots, min(room, longest), next(model.parameters()).device)
+    cache = model.new_cache(num_slots, min(room, longest))
+    steps = Steps(model, cache, use_graphs=False if together else None)
     active: list[Completion] = []
     while waiting or active:
         num_free = num_slots - len(active)
@@ -86,18 +92,16 @@ def decode(
             rows = _next_prompts(waiting, num_free)
             first = len(active)
             active += rows
-            tokens = cache.begin_prompts([row.prompt for row in rows])
+            prompt_pass = cache.take([row.prompt for row in rows])
+            if together:
+                model.set_room(together(prompt_pass.tokens_BS.numel()))
+            logits_BV = model.prompts(prompt_pass, cache)
         else:
             first, rows = 0, active
-            cache.begin_step()
-            tokens = torch.tensor([[row.ids[-1]] for row in rows], device=cache.device)
-        # Not inference_mode: megatron-core keeps communication buffers between calls, and outside of that mode they
-        # could not be written to again.
-        with torch.no_grad():
             if together:
-                model.set_expert_room(together(tokens.numel()))
-            logits_BV = model.last_logits(tokens, cache)
-            _write(rows, logits_BV, decoding)
+                model.set_room(together(len(rows)))
+            logits_BV = steps.run(max(len(row.prompt) + len(row.ids) for row in rows))
+        cache.tokens_B[first : first + len(rows)] = _write(rows, logits_BV, decoding)
         ended = []
         for slot, row in enumerate(rows, start=first):
             limit = min(decoding.max_new_tokens, longest - len(row.prompt))
@@ -110,9 +114,8 @@ def decode(
             active[hole] = active[source]
         del active[cache.num_active :]
     while together and (num_tokens := together(0)):  # another rank is not done, and needs this rank's experts
-        model.set_expert_room(num_tokens)
-        with torch.no_grad():
-            model.hidden_states(torch.zeros(1, 1, dtype=torch.int64, device=cache.device), None)
+        model.set_room(num_tokens)
+        model.idle()
 
 
 def _next_prompts(waiting: deque[Completion], num_free: int) -> list[Completion]:
@@ -127,19 +130,21 @@ def _next_prompts(waiting: deque[Completion], num_free: int) -> list[Completion]
     return rows
 
 
-def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) -> None:
-    """Chooses the next token of each row and appends it."""
+def _write(rows: Sequence[Completion], logits_BV: "Tensor", decoding: Decoding) -> "Tensor":
+    """Chooses the next token of each row and appends it. Returns tokens_B."""
     if decoding.temperature:
         draws = torch.tensor([row.draws.random() for row in rows], device=logits_BV.device)
         tokens_B, log_probs_B = sample(logits_BV / decoding.temperature, decoding.top_p, draws)
     else:
         tokens_B = logits_BV.argmax(-1)
-        log_probs_B = logits_BV.log_softmax(-1).gather(1, tokens_B.unsqueeze(1)).squeeze(1)
+        if decoding.log_probs:
+            log_probs_B = logits_BV.log_softmax(-1).gather(1, tokens_B.unsqueeze(1)).squeeze(1)
     for row, token in zip(rows, tokens_B.tolist(), strict=True):
         row.ids.append(token)
     if decoding.log_probs:
         for row, log_prob in zip(rows, log_probs_B.tolist(), strict=True):
             row.log_probs.append(log_prob)
+    return tokens_B
 
 
 def sample(logits_BV: "Tensor", top_p: float, draws_B: "Tensor") -> tuple["Tensor", "Tensor"]:

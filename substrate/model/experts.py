@@ -1,20 +1,25 @@
-"""Routed experts: megatron-core's, computed one by one or, if frozen and on a GPU, as one grouped product.
+"""The mixture of experts in training: tokens sorted by expert, and routed experts that are one grouped product if frozen.
 
 A layer has hundreds of small matrix products, which are slow on a GPU; `torch.nn.functional.grouped_mm` computes those
 of all experts in one call. For this the weights of a layer lie in one tensor, and each expert's weights are a view of it.
 
-In training, tensor-parallel ranks hold parts of the sequence, so each sends its own tokens to the experts. In decoding
-all of them hold every token. Then each sends a share, and gets the others' results (`ExpertLayer`).
+megatron-core's dispatcher builds a map of tokens x experts and reads it on the host. Where every rank has all experts,
+`ExpertLayer` sorts the tokens instead. There are always N x k sorted rows, so no shape depends on the routing, and each
+permutation is read by its inverse in the backward pass, without atomic additions. Tensor-parallel ranks gather the
+tokens once for the routed experts and the shared one, and scatter the sum of both once.
 
-T rows (a token once for each expert it goes to), U hidden size, F hidden units of an expert, E experts here.
+N tokens, k experts of a token, T = N x k rows, U hidden size, F hidden units of an expert, E experts here. S positions of
+this rank's part of the sequence, B sequences.
 """
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.activations import squared_relu
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.tensor_parallel import (
+    gather_from_sequence_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor
@@ -24,39 +29,100 @@ from substrate.model.lora import draw_seed
 
 
 class ExpertLayer(MoELayer):
-    """megatron-core's mixture of experts. Without sequence parallelism, tensor-parallel ranks share the tokens of a pass.
+    """megatron-core's mixture of experts, with a dispatch of our own where every rank has all experts."""
 
-    The library would send every token once for each of them. It also needs equally many tokens from all ranks that share
-    experts. `room` is the largest number of tokens of a rank in this pass, and 0 where all ranks have the same tokens;
-    rows that fill it up go to no expert.
-    """
-
-    room = 0
-
-    def preprocess(self, hidden_states: Tensor, probs: Tensor, routing_map: Tensor) -> Any:
-        """Takes this rank's share of the tokens (S, B, U), of their weights and of their chosen experts (S x B, experts)."""
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        """(S, B, U) -> (S, B, U), no bias."""
+        if self.ep_group.size() > 1:
+            output: tuple[Tensor, None] = super().forward(hidden_states, *args, **kwargs)
+            return output
+        weights_Nk, ids_Nk = self._route(hidden_states.flatten(0, 1))
         ranks = self.tp_group
-        num_tokens = hidden_states.shape[:-1].numel()
-        self._shape = hidden_states.shape
-        self._is_shared = not self.config.sequence_parallel and (ranks.size() > 1 or self.room > 0)
-        if self._is_shared:
-            share = -(-max(num_tokens, self.room) // ranks.size())
-            surplus = share * ranks.size() - num_tokens
-            whole = (hidden_states.flatten(0, 1), probs, routing_map)
-            mine = slice(ranks.rank() * share, (ranks.rank() + 1) * share)
-            rows_TU, probs, routing_map = (F.pad(part, (0, 0, 0, surplus))[mine].contiguous() for part in whole)
-            hidden_states = rows_TU.unsqueeze(1)
-        return super().preprocess(hidden_states, probs, routing_map)
+        if ranks.size() > 1:
+            hidden_states, weights_Nk = (
+                gather_from_sequence_parallel_region(part, group=ranks) for part in (hidden_states, weights_Nk)
+            )
+            ids_Nk = gather_from_sequence_parallel_region(ids_Nk, tensor_parallel_output_grad=False, group=ranks)
+        x_NU, k = hidden_states.flatten(0, 1), ids_Nk.shape[1]
+        order = ids_Nk.flatten().argsort(stable=True)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        numbers_E = torch.arange(self.num_local_experts, device=order.device)
+        ends_E = torch.searchsorted(ids_Nk.flatten()[order], numbers_E, right=True)
+        # The shared expert comes first, as in the library's layer: masks of dropout are drawn in this order.
+        up, down = self.shared_experts.linear_fc1, self.shared_experts.linear_fc2
+        shared_NU = down.product(squared_relu(up.product(x_NU)))
+        weights_T = _Sorted.apply(weights_Nk.reshape(-1, 1), order, back, 1).squeeze(1)
+        rows_TU = self.experts.apply_sorted(_Sorted.apply(x_NU, order, back, k), ends_E, weights_T)
+        routed_NU = _Combined.apply(rows_TU, order, back, k)
+        sum_SBU = (routed_NU + shared_NU).view(hidden_states.shape)
+        if ranks.size() > 1:
+            sum_SBU = reduce_scatter_to_sequence_parallel_region(sum_SBU, group=ranks)
+        return sum_SBU, None
 
-    def postprocess(self, output: Tensor, shared_expert_output: Tensor | None) -> Tensor:
-        """Returns the output (S, B, U) of all tokens on every rank, with the shared expert's."""
-        if not self._is_shared:
-            return super().postprocess(output, shared_expert_output)
-        rows_TU = super().postprocess(output, None).squeeze(1)
-        if self.tp_group.size() > 1:
-            rows_TU = gather_from_sequence_parallel_region(rows_TU, group=self.tp_group)
-        routed = rows_TU[: self._shape[:-1].numel()].view(self._shape)
-        return routed if shared_expert_output is None else routed + shared_expert_output
+    def _route(self, x_NU: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the weights (float32) and the numbers of each token's experts; the bias affects the choice alone."""
+        scores_NE = F.linear(x_NU.float(), self.router.weight.float()).sigmoid()
+        ids_Nk = (scores_NE.detach() + self.router.expert_bias).topk(self.config.moe_router_topk, -1).indices
+        weights_Nk = scores_NE.gather(1, ids_Nk)
+        if ids_Nk.shape[1] > 1:
+            weights_Nk = weights_Nk / (weights_Nk.sum(-1, keepdim=True) + 1e-20)
+        return weights_Nk * self.config.moe_router_topk_scaling_factor, ids_Nk
+
+
+class _Sorted(torch.autograd.Function):
+    """Each token's row once for each of its k experts, in the order of the experts: (N, U) -> (T, U)."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NU: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
+        ctx.back, ctx.k = back, k
+        return x_NU.index_select(0, order // k if k > 1 else order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradient.index_select(0, ctx.back)
+        return gradient.unflatten(0, (-1, ctx.k)).sum(1) if ctx.k > 1 else gradient, None, None, None
+
+
+class _Combined(torch.autograd.Function):
+    """The sum of a token's k rows: (T, U) -> (N, U)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_TU: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
+        ctx.order, ctx.k = order, k
+        return rows_TU.index_select(0, back).unflatten(0, (-1, k)).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient.index_select(0, ctx.order // ctx.k), None, None, None
+
+
+class _SquaredRelu(torch.autograd.Function):
+    """relu(x)^2, times a weight (float32) for each row or None, in x's type."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TF: Tensor, weights_T1: Tensor | None) -> Tensor:
+        positive = F.relu(x_TF)
+        ctx.save_for_backward(positive, weights_T1)
+        y = positive * positive
+        return y if weights_T1 is None else (y * weights_T1).to(x_TF.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        positive, weights_T1 = ctx.saved_tensors
+        gradient = gradient * positive
+        if weights_T1 is None:
+            return gradient.mul_(2), None
+        of_weights = (
+            (gradient * positive).sum(-1, keepdim=True, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        )
+        return (gradient * (2 * weights_T1)).to(positive.dtype), of_weights
+
+
+def squared_relu(x: Tensor, weights_T1: Tensor | None = None) -> Tensor:
+    """Returns relu(x)^2, times `weights_T1` if given: one step of the backward pass, where separate ones keep three tensors."""
+    y: Tensor = _SquaredRelu.apply(x, weights_T1)
+    return y
 
 
 class Experts(SequentialMLP):
@@ -64,7 +130,7 @@ class Experts(SequentialMLP):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._up_EFU, self._down_EUF = (
+        self.up_EFU, self.down_EUF = (
             self._stacked([getattr(expert, name) for expert in self.local_experts])
             for name in ("linear_fc1", "linear_fc2")
         )
@@ -80,12 +146,17 @@ class Experts(SequentialMLP):
         return stacked
 
     def forward(self, tokens_TU: Tensor, tokens_per_expert: Tensor, weights_T: Tensor) -> tuple[Tensor, None]:
-        """Returns weight x expert(token). tokens_TU are sorted by expert; weights_T are the router's."""
-        if kernels.of(tokens_TU.device).experts == "grouped" and self._are_plain():
-            ends_E = tokens_per_expert.to(tokens_TU.device).cumsum(0).to(torch.int32)
-            hidden = squared_relu(kernels.grouped_linear(tokens_TU, self._up_EFU, ends_E)) * weights_T.unsqueeze(-1)
-            return kernels.grouped_linear(hidden.to(tokens_TU.dtype), self._down_EUF, ends_E), None
-        counts = tokens_per_expert.tolist()
+        """Does what `apply_sorted` says, in the form in which megatron-core's layer calls it."""
+        return self.apply_sorted(tokens_TU, tokens_per_expert.cumsum(0), weights_T), None
+
+    def apply_sorted(self, rows_TU: Tensor, ends_E: Tensor, weights_T: Tensor) -> Tensor:
+        """Returns weight x expert(row). Rows are sorted by expert; ends_E has the end of each expert's; weights_T are float32."""
+        weights_T1 = weights_T.unsqueeze(-1)
+        if kernels.of(rows_TU.device).experts == "grouped" and self._are_plain():
+            ends_E = ends_E.to(rows_TU.device, torch.int32)
+            hidden = squared_relu(kernels.grouped_linear(rows_TU, self.up_EFU, ends_E), weights_T1)
+            return kernels.grouped_linear(hidden, self.down_EUF, ends_E)
+        counts = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
         if self.training:
             # One number for all experts, because ranks have different experts, and some of those have no tokens.
             seed = draw_seed()
@@ -93,14 +164,11 @@ class Experts(SequentialMLP):
                 if layer.adapter is not None:
                     layer.adapter.pass_seed = seed
         outputs = []
-        for expert, x, weights in zip(
-            self.local_experts, tokens_TU.split(counts), weights_T.split(counts), strict=True
-        ):
+        for expert, x, weights in zip(self.local_experts, rows_TU.split(counts), weights_T1.split(counts), strict=True):
             if len(x):  # an expert without tokens is skipped
                 hidden, _ = expert.linear_fc1(x)
-                hidden = squared_relu(hidden) * weights.unsqueeze(-1)
-                outputs.append(expert.linear_fc2(hidden.to(x.dtype))[0])
-        return torch.cat(outputs) if outputs else torch.zeros_like(tokens_TU), None
+                outputs.append(expert.linear_fc2(squared_relu(hidden, weights))[0])
+        return torch.cat(outputs) if outputs else torch.zeros_like(rows_TU)
 
     def _are_plain(self) -> bool:
         """Whether no expert has an adapter or is trained in this pass. Without gradients, weights need not be frozen."""

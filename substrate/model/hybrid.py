@@ -37,10 +37,11 @@ from substrate.distributed.groups import Parallel
 from substrate.interface.errors import UsageError
 from substrate.model.config import ModelConfig
 from substrate.model.experts import ExpertLayer, Experts
+from substrate.model.fused import rms_norm
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
-from substrate.model.sequences import DecodeCache, Packing
+from substrate.model.sequences import Packing
 
 # The option that turns CUDA graphs off, by its name in the installed megatron-core; its default is deprecated.
 NO_GRAPHS = "cuda_graph_modules" if hasattr(TransformerConfig, "cuda_graph_modules") else "cuda_graph_scope"
@@ -57,7 +58,7 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class AttentionCore(nn.Module):
@@ -76,9 +77,7 @@ class AttentionCore(nn.Module):
         packed_seq_params: Any = None,
         **_: Any,
     ) -> Tensor:
-        """q, k, v: (S, B, heads, dim) -> (S, B, heads x dim). packed_seq_params: a Packing, a DecodeCache, or None."""
-        if isinstance(packed_seq_params, DecodeCache):
-            return packed_seq_params.attend(self.layer_number, q, k, v)
+        """q, k, v: (S, B, heads, dim) -> (S, B, heads x dim). packed_seq_params: a Packing or None."""
         if packed_seq_params is not None:
             context: Tensor = packed_seq_params.attend(q, k, v)
             return context
@@ -100,10 +99,10 @@ class HybridStack(MambaStack):
 class HybridModel(MambaModel):
     """A `MambaModel` built from a `ModelConfig`, which is `architecture`; `pg_collection` has its process groups."""
 
-    def __init__(self, architecture: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> None:
+    def __init__(self, architecture: ModelConfig, parallel: Parallel) -> None:
         self.architecture = architecture
         super().__init__(
-            config=_transformer_config(architecture, parallel, sequence_parallel),
+            config=_transformer_config(architecture, parallel),
             mamba_stack_spec=_stack_spec(architecture),
             vocab_size=architecture.vocab_size,
             max_sequence_length=architecture.max_sequence_length,
@@ -113,31 +112,18 @@ class HybridModel(MambaModel):
             pre_process=parallel.pp_rank == 0,
             post_process=parallel.pp_rank == parallel.pp - 1,
         )
-        self.expert_layers = [
-            layer.mlp for layer in self.decoder.layers if isinstance(getattr(layer, "mlp", None), MoELayer)
-        ]
-        for layer in self.expert_layers:
-            layer.__class__ = ExpertLayer
+        for layer in self.decoder.layers:
+            if isinstance(getattr(layer, "mlp", None), MoELayer):
+                layer.mlp.__class__ = ExpertLayer
         if self.post_process:
             # The library hard-codes its own class here; ours is the same layer with room for an adapter.
             self.output_layer.__class__ = ColumnLinear
             self.output_layer.adapter = None
 
-    def last_logits(self, tokens_BS: Tensor, cache: DecodeCache) -> Tensor:
-        """Runs the pass that the cache has begun. Returns the logits_BV after its last position, whole and in float32."""
-        hidden_SBU = self.hidden_states(tokens_BS, cache)
-        logits, _ = self.output_layer(hidden_SBU[-1:], runtime_gather_output=True)
-        return logits[0].float()
-
-    def hidden_states(self, tokens_BL: Tensor, sequences: Packing | DecodeCache | None) -> Tensor:
+    def hidden_states(self, tokens_BL: Tensor, packing: Packing | None) -> Tensor:
         """Returns hidden states (S, B, U) after this stage's layers; on the last stage after the final norm."""
         entering = self.embedding(input_ids=tokens_BL, position_ids=None) if self.pre_process else None
-        return self.decoder(hidden_states=entering, attention_mask=None, packed_seq_params=sequences)
-
-    def set_expert_room(self, num_tokens: int) -> None:
-        """Sets the most tokens that a rank has in the next pass of decoding, where ranks with different numbers share experts."""
-        for layer in self.expert_layers:
-            layer.room = num_tokens
+        return self.decoder(hidden_states=entering, attention_mask=None, packed_seq_params=packing)
 
     def hidden_shape(self, tokens_BL: Tensor) -> tuple[int, int, int]:
         """Returns the shape (S, B, U) of these tokens' hidden states between two layers on this rank."""
@@ -152,14 +138,11 @@ def build_model(
     parallel: Parallel,
     *,
     device: torch.device | str | None = None,
-    sequence_parallel: bool | None = None,
     recompute: bool = False,
 ) -> HybridModel:
     """Builds this rank's part of the model, uninitialised: `init_weights` or `load_base` comes next.
 
     device: where parameters are allocated, `parallel.device` by default; "meta" allocates nothing.
-    sequence_parallel: shard activations along the sequence between the matrix products; the default is tp > 1, which
-    training with experts requires. Decoding needs False, because one token cannot be sharded.
     recompute: keep only the input of each layer and run the layer again in the backward pass, for a third more work.
     Raises UsageError if the tensor-, expert- or pipeline-parallel size does not fit the model.
     """
@@ -168,10 +151,8 @@ def build_model(
         raise UsageError(f"pp is {parallel.pp}; it must divide the {len(config.pattern)} layers of model.pattern")
     if config.num_experts % parallel.ep:
         raise UsageError(f"ep is {parallel.ep}; it must divide model.num_experts {config.num_experts}")
-    if sequence_parallel is None:
-        sequence_parallel = parallel.tp > 1
     with torch.device(device or parallel.device):
-        model = HybridModel(config, parallel, sequence_parallel)
+        model = HybridModel(config, parallel)
     if recompute:
         for layer in model.decoder.layers:
             layer.forward = functools.partial(_recomputed, layer.forward)
@@ -189,7 +170,7 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     )
 
 
-def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parallel: bool) -> TransformerConfig:
+def _transformer_config(config: ModelConfig, parallel: Parallel) -> TransformerConfig:
     """Returns megatron-core's configuration; other options keep their defaults, such as no fusions."""
     return TransformerConfig(
         num_layers=len(config.pattern),
@@ -225,7 +206,7 @@ def _transformer_config(config: ModelConfig, parallel: Parallel, sequence_parall
         pipeline_dtype=config.torch_dtype,
         expert_model_parallel_size=parallel.ep,
         expert_tensor_parallel_size=parallel.groups.expt_tp.size(),
-        sequence_parallel=sequence_parallel,
+        sequence_parallel=parallel.tp > 1,  # activations are sharded along the sequence between the matrix products
         **{NO_GRAPHS: []},
         params_dtype=config.torch_dtype,
         bf16=config.torch_dtype is torch.bfloat16,

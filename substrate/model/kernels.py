@@ -1,7 +1,7 @@
 """Chooses the kernels of a device, once, and logs the choice: fused ones where the device has them, else plain torch.
 
-    scan      triton       mamba-ssm's `mamba_chunk_scan_combined`, if it is installed and there is a GPU
-              torch        `mamba.chunked_scan`
+    scan      triton       mamba-ssm's scan, its step and its gated norm, if it is installed and there is a GPU
+              torch        `scan.chunked_scan`
     experts   grouped      one `torch.nn.functional.grouped_mm` for all experts of a layer, on a GPU
               sequential   one product per expert: faster on a CPU, and the only kernel for trained or adapted experts
     packed    varlen       attention of packed documents by torch's `varlen_attn`, in half precision on a GPU
@@ -36,6 +36,8 @@ class Kernels:
 
 
 SCAN_MODULE = "mamba_ssm.ops.triton.ssd_combined"
+STEP_MODULE = "mamba_ssm.ops.triton.selective_state_update"
+NORM_MODULE = "mamba_ssm.ops.triton.layernorm_gated"
 VARLEN_MODULE = "torch.nn.attention.varlen"
 _forced: dict[str, str] = {}
 
@@ -46,7 +48,8 @@ def _of_device(kind: str) -> Kernels:
         return Kernels("torch", "sequential", "padded", "no GPU")
     packed = "varlen" if _knows_unequal_lengths() else "padded"
     try:  # imported, because a package without its CUDA extension is found but cannot be used
-        importlib.import_module(SCAN_MODULE)
+        for module in (SCAN_MODULE, STEP_MODULE, NORM_MODULE):
+            importlib.import_module(module)
     except ImportError as error:
         return Kernels("torch", "grouped", packed, f"mamba-ssm cannot be used: {error}")
     return Kernels("triton", "grouped", packed)
@@ -98,13 +101,56 @@ def triton_scan(
     chunk_size: int,
     document_SB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`mamba.chunked_scan` with mamba-ssm's Triton kernels; y has the type of x."""
+    """`scan.chunked_scan` with mamba-ssm's Triton kernels; y has the type of x."""
     x, dt, b, c = (t.transpose(0, 1).contiguous() for t in (x_SBHP, dt_SBH, B_SBGN, C_SBGN))
     documents = document_SB.T.to(torch.int32).contiguous() if document_SB is not None else None
     y_BSHP, h_BHPN = importlib.import_module(SCAN_MODULE).mamba_chunk_scan_combined(
         x, dt, A_H.float(), b, c, chunk_size, seq_idx=documents, return_final_states=True
     )
     return y_BSHP.transpose(0, 1), h_BHPN
+
+
+def triton_step(
+    h_BHPN: Tensor,
+    x_BHP: Tensor,
+    dt_BH: Tensor,
+    dt_bias_H: Tensor,
+    A_H: Tensor,
+    D_H: Tensor,
+    B_BGN: Tensor,
+    C_BGN: Tensor,
+) -> Tensor:
+    """Runs one token of the recurrence with mamba-ssm's kernel, which changes the state. Returns y_BHP with the D term.
+
+    dt_BH: before its bias and softplus.
+    """
+    H, P, N = h_BHPN.shape[1:]
+    y_BHP: Tensor = importlib.import_module(STEP_MODULE).selective_state_update(
+        h_BHPN,
+        x_BHP.contiguous(),
+        dt_BH.unsqueeze(-1).expand(-1, H, P),
+        A_H.view(H, 1, 1).expand(H, P, N),
+        B_BGN.contiguous(),
+        C_BGN.contiguous(),
+        D=D_H.view(H, 1).expand(H, P),
+        dt_bias=dt_bias_H.view(H, 1).expand(H, P),
+        dt_softplus=True,
+    )
+    return y_BHP
+
+
+def triton_gated_norm(y_NI: Tensor, z_NI: Tensor, weight_I: Tensor, eps: float, num_groups: int) -> Tensor:
+    """RMS norm of y * silu(z) within each group times the weight, by mamba-ssm's kernel, in z's type."""
+    y: Tensor = importlib.import_module(NORM_MODULE).rmsnorm_fn(
+        y_NI,
+        weight_I,
+        None,
+        z=z_NI.contiguous(),
+        eps=eps,
+        group_size=y_NI.shape[-1] // num_groups,
+        norm_before_gate=False,
+    )
+    return y.to(z_NI.dtype)
 
 
 def has_varlen(q: Tensor) -> bool:
@@ -122,6 +168,12 @@ def varlen_attention(q_SHD: Tensor, k_SGD: Tensor, v_SGD: Tensor, ends: Tensor, 
     return context
 
 
+ALIGNMENT = 16  # bytes of which a row's size must be a multiple in a grouped product
+
+
 def grouped_linear(x_TI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """Returns each row of x_TI times its expert's W^T. Rows are sorted by expert; `ends_E` (int32) has each one's end."""
+    if any(size * x_TI.element_size() % ALIGNMENT for size in weight_EOI.shape[1:]):
+        parts = x_TI.split(ends_E.diff(prepend=ends_E.new_zeros(1)).tolist())
+        return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weight_EOI, strict=True)])
     return F.grouped_mm(x_TI.contiguous(), weight_EOI.transpose(1, 2), offs=ends_E)

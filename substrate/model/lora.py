@@ -104,6 +104,10 @@ class Adapter(nn.Module):
         """Returns what merging adds to this rank's part of W: (alpha / r) B A, (O, I) in float32."""
         return self._wide_B() @ self.A_RI
 
+    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Returns A_RI and the scaled B_OR, with R = rank x adapted modules, so that B A is `delta`; in this type."""
+        return self.A_RI.detach().to(dtype), self._wide_B().detach().to(dtype)
+
     def _wide_B(self) -> Tensor:
         """Repeats B for every block of A, scaled by alpha / r, with zeros where a row belongs to another block."""
         return self.B_OR.repeat(1, len(self.active)) * self.mask_OR
@@ -180,12 +184,16 @@ class RowLinear(RowParallelLinear):
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.adapter is None and torch.is_grad_enabled() and self.weight.requires_grad:
             return super().forward(input_)
-        partial = F.linear(input_, self.weight) if self.adapter is None else self.adapter(input_)
+        partial = self.product(input_)
         if self.tp_group.size() == 1 or self.explicit_expert_comm:
             return partial, None
         if self.sequence_parallel:
             return reduce_scatter_to_sequence_parallel_region(partial, group=self.tp_group), None
         return reduce_from_tensor_model_parallel_region(partial, group=self.tp_group), None
+
+    def product(self, x: Tensor) -> Tensor:
+        """(..., I here) -> (..., O): this rank's part of the sum W x, with the adapter's."""
+        return F.linear(x, self.weight) if self.adapter is None else self.adapter(x)
 
 
 def add_lora(

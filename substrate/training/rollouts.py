@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from substrate.answers import extract, is_correct
 from substrate.data.rows import Row
 from substrate.inference.decode import Decoding, decode
-from substrate.inference.twin import decoding_twin
 from substrate.interface.progress import Progress
 
 if TYPE_CHECKING:
@@ -62,7 +61,6 @@ class Sampler:
     ) -> None:
         self._progress = progress or Progress(Path(), rank=1, done_steps=0)  # rank 1, so that it writes nothing
         self._model, self._parallel, self._tokenizer, self._how = model, parallel, tokenizer, how
-        self._twin = decoding_twin(model, parallel)
 
     def sample(self, rows: Sequence[Row], num_each: int, seed: str) -> list[list[Sample]]:
         """Returns `num_each` completions of each row's prompt, equal on every rank; model and `seed` determine them."""
@@ -81,7 +79,7 @@ class Sampler:
         done: dict[str, Sample] = {}
         heard = time.monotonic()
         together = parallel.largest if parallel.ep > 1 and parallel.dp > 1 else None
-        for each in decode(self._twin, asked, decoding, self._tokenizer.end_ids, together=together):
+        for each in decode(self._model, asked, decoding, self._tokenizer.end_ids, together=together):
             row = rows[int(each.item_id.partition("/")[0])]
             done[each.item_id] = self._scored(row, each.ids, each.log_probs, each.truncated)
             if time.monotonic() - heard >= HEARTBEAT_SECONDS:

@@ -166,14 +166,14 @@ def test_case_15_an_adapter_is_copied_whole_or_not_at_all(tmp_path, failing):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "next"]
 
 
-def test_shards_of_a_killed_copy_are_not_taken_for_whole_ones(tmp_path, monkeypatch):
-    """A second start is killed while it copies what the first has decoded; the third must see no half shard."""
+def test_journals_of_a_killed_copy_are_not_taken_for_whole_ones(tmp_path, monkeypatch):
+    """A second start is killed while it copies what the first has decoded; the third must see no half journal."""
     round_folder = Campaign.at(tmp_path / "c").round("r0001")
     first, second, third = (round_folder.claim_attempt("a1") for _ in range(3))
     for attempt in (first, second):
         files.write_new_file(attempt.sealed, '{"plan_digest":"p","adapter_digest":"d"}')
     first.decoded_dir.mkdir()
-    (first.decoded_dir / "dev.000.jsonl").write_text("whole\n")
+    (first.decoded_dir / "journal.00.jsonl").write_text("whole\n")
     copy = files.shutil.copyfile
 
     def killed(source, target):
@@ -185,7 +185,7 @@ def test_shards_of_a_killed_copy_are_not_taken_for_whole_ones(tmp_path, monkeypa
         resume.restore_decoded(second, [first], "p", "d")
     monkeypatch.setattr(files.shutil, "copyfile", copy)
     resume.restore_decoded(third, [second, first], "p", "d")
-    assert (third.decoded_dir / "dev.000.jsonl").read_text() == "whole\n"
+    assert (third.decoded_dir / "journal.00.jsonl").read_text() == "whole\n"
 
 
 def test_a_whole_write_is_repeated_and_a_lasting_failure_leaves_the_earlier_file(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 from pipeline.campaign.errors import ConfigError, IntegrityError
 from pipeline.config import settings
 from pipeline.execution import judge
+from substrate.data.tokenizer import Tokenizer
 from substrate.inference import agreement
 from substrate.interface.errors import DataError
 from tests.support.paths import ROOT
@@ -19,29 +20,47 @@ VLLM = ["tasks.engine=vllm", "tasks.engine_version=0.9.9", "cluster.vllm_runtime
 # What of vLLM's interface the entry uses. Every other sequence writes ENDS[number] third, of the ids that it was told to
 # stop at, as vLLM returns it; an engine that ignores one of them writes on to the limit.
 ENGINE = """
-import json, sys, types
+import json, os, sys, types
 __version__ = "0.9.9"
 class SamplingParams:
     def __init__(self, **how): self.__dict__.update(how)
 class LLM:
     def __init__(self, **how):
         print("LLM", json.dumps(how), file=sys.stderr)
-        self.llm_engine = types.SimpleNamespace(add_lora=self.add_lora)
+        print("GPUs", os.environ.get("CUDA_VISIBLE_DEVICES"), file=sys.stderr)
+        self.llm_engine = Engine(how["max_num_seqs"])
+class Engine:
+    def __init__(self, slots):
+        self.slots, self.waiting, self.running = slots, [], []
     def add_lora(self, request):
         if not (__import__("pathlib").Path(request.path) / "adapter_config.json").exists():
             raise ValueError("adapter_config.json is not there")
         return True
-    def generate(self, prompts, sampling, lora_request=None, use_tqdm=True):
-        rows = []
-        for number, (prompt, how) in enumerate(zip(prompts, sampling, strict=True)):
-            assert (how.temperature, how.detokenize) == (0.0, False) and not hasattr(how, "ignore_eos")
-            ids = ([50, 51, (2, 2, 11, 11)[number % 4]] if number % 2 else [40]) + [60] * how.max_tokens
-            ids = ids[: how.max_tokens]
-            end = next((place for place, token in enumerate(ids) if token in how.stop_token_ids), None)
-            row = types.SimpleNamespace(token_ids=ids[: None if end is None else end + 1])
-            row.finish_reason = "length" if end is None else "stop"
-            rows.append(types.SimpleNamespace(outputs=[row]))
-        return rows
+    def add_request(self, request_id, prompt, params, arrival_time=None, lora_request=None):
+        assert (params.temperature, params.detokenize) == (0.0, False) and not hasattr(params, "ignore_eos")
+        number = len(prompt["prompt_token_ids"])
+        ids = ([50, 51, (2, 2, 11, 11)[number % 4]] if number % 2 else [40]) + [60] * params.max_tokens
+        self.waiting.append((request_id, iter(ids), params, []))
+    def abort_request(self, request_ids):
+        self.running = [each for each in self.running if each[0] not in request_ids]
+    def has_unfinished_requests(self):
+        return bool(self.waiting or self.running)
+    def step(self):
+        while self.waiting and len(self.running) < self.slots:
+            self.running.append(self.waiting.pop(0))
+        outputs = []
+        for each in list(self.running):
+            request_id, ids, params, written = each
+            written.append(next(ids))
+            row = types.SimpleNamespace(token_ids=list(written), finish_reason=None)
+            if written[-1] in params.stop_token_ids:
+                row.finish_reason = "stop"
+            elif len(written) == params.max_tokens:
+                row.finish_reason = "length"
+            if row.finish_reason:
+                self.running.remove(each)
+            outputs.append(types.SimpleNamespace(request_id=request_id, finished=bool(row.finish_reason), outputs=[row]))
+        return outputs
 """
 LORA = """
 class LoRARequest:
@@ -81,8 +100,9 @@ def run(tmp_path):
         },
     }
 
-    def start(**decoding) -> subprocess.CompletedProcess[str]:
+    def start(judge_replicas=1, **decoding) -> subprocess.CompletedProcess[str]:
         task["config"]["decoding"] |= decoding
+        task["config"]["parallelism"]["judge_replicas"] = judge_replicas
         (tmp_path / "task.json").write_text(json.dumps(task))
         command = [sys.executable, "-P", "-m", "substrate.generate_vllm", str(tmp_path / "task.json")]
         environment = {"PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}", "PATH": "/usr/bin:/bin"}
@@ -105,7 +125,27 @@ def test_the_entry_writes_what_the_native_one_writes(run, tmp_path, end_ids, end
         (5, True), (3, False), (5, True)
     ]  # fmt: skip
     assert json.loads((tmp_path / "out" / "engine.json").read_text()) == {"engine": "vllm", "version": "0.9.9"}
-    assert not list((tmp_path / "out").glob("dev.0*"))
+    assert not list((tmp_path / "out").glob("journal.*"))
+
+
+def test_a_stop_text_ends_a_sequence_of_vllm_before_it(run, tmp_path):
+    stop = Tokenizer.from_file(tmp_path / "base" / "tokenizer.json").decode([60, 60])
+    assert run(stop=[stop]).returncode == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "dev.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert not row["truncated"] and stop not in row["completion"]
+        assert row["num_tokens"] in (3, 5)  # 40 60 60; 50 51 and its end; 50 51 11 60 60, where 11 ends nothing
+
+
+def test_replicas_share_the_items_and_the_gpus(run, tmp_path):
+    alone = run()
+    assert alone.returncode == 0, alone.stderr
+    expected = (tmp_path / "out" / "dev.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "out")
+    done = run(judge_replicas=2)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "dev.jsonl").read_bytes() == expected
+    assert sorted(line for line in done.stderr.splitlines() if line.startswith("GPUs")) == ["GPUs 0,1", "GPUs 2,3"]
 
 
 def test_an_adapter_that_does_not_load_is_a_fault_of_data(run, tmp_path):
@@ -116,7 +156,7 @@ def test_an_adapter_that_does_not_load_is_a_fault_of_data(run, tmp_path):
 
 
 def test_what_only_the_native_engine_does_is_refused(run):
-    done = run(stop=["\n"])
+    done = run(log_probs=True)
     assert done.returncode == 64
     assert "tasks.engine=native has them" in done.stderr
 

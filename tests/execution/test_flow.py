@@ -18,7 +18,7 @@ from pipeline.campaign import files
 from pipeline.campaign.errors import Interrupted
 from pipeline.campaign.files import read_json, read_json_lines
 from pipeline.campaign.layout import Attempt, Campaign
-from pipeline.execution import adapter
+from pipeline.execution import adapter, judge
 from pipeline.execution.judge import Decoding
 from pipeline.execution.results import read_attributes, read_outcome
 from tests.support.paths import ROOT
@@ -128,33 +128,55 @@ def test_an_arm_cut_short_between_decoding_and_its_result_is_published_by_the_ne
     whole = read_outcome(folder.published("a2"), "")
     folder.published("a2").unlink()
     first.result.unlink()
-    first.completions_dir.rename(first.decoded_dir)
+    first.decoded_dir.mkdir()
+    with (first.decoded_dir / "journal.00.jsonl").open("w") as journal:
+        for path in first.completions_dir.glob("*.jsonl"):
+            rows = (json.loads(line) for line in path.read_text().splitlines())
+            journal.writelines(json.dumps({"set": path.stem, **row}) + "\n" for row in rows)
     done = pipeline("worker", copy.folder, "--round", "r0001", "a2")
     assert done.returncode == 0, done.stderr
     assert read_attributes(folder.published("a2"))["attempt"] == 1
     assert read_outcome(folder.published("a2"), "").outcomes == whole.outcomes
 
 
-def test_finished_shards_of_completions_outlive_the_node(tmp_path: Path) -> None:
-    first = Decoding(tmp_path / "out", ["dev"], tmp_path / "kept", lambda: False)
+def test_finished_items_outlive_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "COPY_SECONDS", 0.0)
+    first, journal = Decoding(tmp_path / "out", tmp_path / "kept", lambda: False), tmp_path / "out" / "journal.00.jsonl"
     first.restore()
-    (tmp_path / "out" / "dev.0000.jsonl").write_text("whole\n")
-    (tmp_path / "out" / ".dev.0001.jsonl.7.part").write_text("ha")
+    journal.write_text('{"item_id": "1"}\n')
     (tmp_path / "out" / "progress.jsonl").write_text("{}\n")
     first.watch()
-    second = Decoding(tmp_path / "again", ["dev"], tmp_path / "kept", lambda: True)
+    with journal.open("a") as file:
+        file.write('{"item_id": "2"}\n{"it')
+    first.watch()
+    second = Decoding(tmp_path / "again", tmp_path / "kept", lambda: True)
     second.restore()
-    assert [path.name for path in (tmp_path / "again").iterdir()] == ["dev.0000.jsonl"]
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["journal.00.jsonl"]
+    assert (tmp_path / "again" / "journal.00.jsonl").read_bytes() == journal.read_bytes()
     with pytest.raises(Interrupted, match="was stopped while judging"):
         second.watch()
 
 
-def test_a_shard_that_is_joined_while_it_is_looked_at_is_no_fault(tmp_path: Path) -> None:
-    decoding = Decoding(tmp_path / "out", ["dev"], tmp_path / "kept", lambda: False)
+def test_journals_are_copied_now_and_then_and_once_more_at_a_stop(tmp_path: Path) -> None:
+    stops: list[bool] = []
+    decoding = Decoding(tmp_path / "out", tmp_path / "kept", lambda: bool(stops))
     decoding.restore()
-    (tmp_path / "out" / "dev.0000.jsonl").symlink_to("gone")  # listed, and not there when it is opened
     decoding.watch()
+    (tmp_path / "out" / "journal.00.jsonl").write_text("row\n")
+    decoding.watch()  # too soon after the one before
     assert not (tmp_path / "kept").exists()
+    stops.append(True)
+    with pytest.raises(Interrupted):
+        decoding.watch()
+    assert (tmp_path / "kept" / "journal.00.jsonl").read_text() == "row\n"
+
+
+def test_a_journal_that_is_removed_while_it_is_looked_at_is_no_fault(tmp_path: Path) -> None:
+    decoding = Decoding(tmp_path / "out", tmp_path / "kept", lambda: False)
+    decoding.restore()
+    (tmp_path / "out" / "journal.00.jsonl").symlink_to("gone")  # listed, and not there when it is opened
+    decoding.watch()
+    assert not list((tmp_path / "kept").glob("*"))
 
 
 def test_a_published_arm_is_not_run_again(campaign: Campaign, attempt: Attempt) -> None:

@@ -13,9 +13,9 @@ import yaml
 
 from substrate.data.tokenizer import Tokenizer
 from substrate.distributed.groups import start
-from substrate.generate import Task, decode_shard, generate, shards
+from substrate.generate import Task, generate
 from substrate.inference.decode import Decoding, decode, sample
-from substrate.interface.command_line import write_json_lines
+from substrate.inference.queue import Queue
 from substrate.interface.errors import DataError, UsageError
 from substrate.model import ModelConfig, add_lora, build_model, init_weights, save_adapter, save_base
 from substrate.model.lora import adapters
@@ -46,7 +46,7 @@ def parallel():
 
 @pytest.fixture(scope="module")
 def model(parallel):
-    model = build_model(ModelConfig.from_dict(VALUES), parallel, sequence_parallel=False)
+    model = build_model(ModelConfig.from_dict(VALUES), parallel)
     init_weights(model, seed=1)
     return model.eval()
 
@@ -163,50 +163,62 @@ def test_only_the_facts_beside_the_tokenizer_of_the_image_end_a_completion(task,
     assert {(row["num_tokens"], row["truncated"], row["completion"]) for row in rows} == {(1, False, "")}
 
 
-def test_killed_anywhere_the_same_bytes_come_out(task, parallel, monkeypatch):
-    """Stopped at each write in turn, as by SIGKILL: a new start decodes only the shards that are missing."""
-    from substrate import generate as generate_module
+def test_killed_anywhere_only_missing_items_are_decoded(task, parallel, monkeypatch):
+    """Stopped at each row in turn, as by SIGKILL in the middle of its line: a new start decodes what has no whole line."""
+    from substrate.inference import queue
 
-    monkeypatch.setattr(generate_module, "SHARD_BATCHES", 1)
     out = Path(json.loads(task.read_text())["paths"]["out"])
     generate(Task.read(task), parallel)
     expected = {name: (out / f"{name}.jsonl").read_bytes() for name in ("dev", "fresh")}
-    num_decoded = []
-    for allowed in range(6):  # 3 + 1 shards and 2 sets are 6 writes
+    add, num_decoded = queue.Journal.add, []
+    for allowed in range(8):  # 7 items; the last time the kill comes between the rows and the sets
         shutil.rmtree(out)
-        writes = iter(range(100))
-        decoded: list[str] = []
+        rows = iter(range(100))
 
-        def write(path, rows, writes=writes, allowed=allowed):
-            if next(writes) == allowed:
+        def cut(journal, item, row, rows=rows, allowed=allowed):
+            if next(rows) == allowed:
+                journal._file.write(b'{"set": "dev", "item_id": "rom')
+                journal._file.flush()
                 raise KeyboardInterrupt
-            write_json_lines(path, rows)
+            add(journal, item, row)
 
-        def recorded(model, tokenizer, prompts, values, progress, decoded=decoded):
-            decoded += [item_id for item_id, _ in prompts]
-            return decode_shard(model, tokenizer, prompts, values, progress)
-
-        monkeypatch.setattr(generate_module, "write_json_lines", write)
+        monkeypatch.setattr(queue.Journal, "add", cut)
+        if allowed == 7:
+            monkeypatch.setattr(queue, "write_json_lines", interrupted)
         with pytest.raises(KeyboardInterrupt):
             generate(Task.read(task), parallel)
-        monkeypatch.setattr(generate_module, "write_json_lines", write_json_lines)
-        monkeypatch.setattr(generate_module, "decode_shard", recorded)
+        monkeypatch.undo()
+        decoded: list[str] = []
+
+        def counted(journal, item, row, decoded=decoded):
+            decoded.append(item.item_id)
+            add(journal, item, row)
+
+        monkeypatch.setattr(queue.Journal, "add", counted)
         generate(Task.read(task), parallel)
-        monkeypatch.setattr(generate_module, "decode_shard", decode_shard)
+        monkeypatch.undo()
         assert {name: (out / f"{name}.jsonl").read_bytes() for name in expected} == expected
-        assert sorted(path.name for path in out.iterdir()) == [
-            "dev.jsonl",
-            "engine.json",
-            "fresh.jsonl",
-            "progress.jsonl",
-        ]
+        left = sorted(path.name for path in out.iterdir())
+        assert left == ["dev.jsonl", "engine.json", "fresh.jsonl", "progress.jsonl"]
         num_decoded.append(len(decoded))
-    assert num_decoded == [7, 5, 3, 2, 2, 0]
+    assert num_decoded == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
+def interrupted(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def test_rows_of_another_task_are_refused(task, parallel):
+    out = Path(json.loads(task.read_text())["paths"]["out"])
+    out.mkdir()
+    (out / "journal.00.jsonl").write_text('{"set": "dev", "item_id": "text-000001", "num_tokens": 3}\n')
+    with pytest.raises(DataError, match="a row of dev/text-000001, which the task does not ask for"):
+        generate(Task.read(task), parallel)
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_decoding_stops_at_each_end_and_at_the_limit(parallel, end):
-    model = build_model(ModelConfig.from_dict(VALUES), parallel, sequence_parallel=False).eval()
+    model = build_model(ModelConfig.from_dict(VALUES), parallel).eval()
     init_weights(model, seed=1)
     ((first, *_),) = _decode(model, [[5, 6, 7]], 1)
     with torch.no_grad():  # the token that comes first is now an end
@@ -221,10 +233,11 @@ def test_decoding_stops_at_each_end_and_at_the_limit(parallel, end):
     assert len(longest) <= VALUES["max_sequence_length"] - 150
 
 
-def test_a_prompt_that_does_not_fit_is_named(task, tokenizer):
-    items = [{"item_id": "roman-000003", "family": "roman", "prompt": "7 " * 200}]
+def test_a_prompt_that_does_not_fit_is_named(tokenizer, tmp_path):
+    row = {"item_id": "roman-000003", "family": "roman", "prompt": "7 " * 200}
+    (tmp_path / "dev.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError, match="roman-000003 has 4.. tokens; the model's longest sequence is 160"):
-        shards(Task.read(task), "dev", items, tokenizer, 160)
+        Queue({"dev": tmp_path / "dev.jsonl"}, tokenizer, 160, tmp_path)
 
 
 @pytest.fixture
@@ -273,11 +286,11 @@ def _run(task: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_entry_writes_the_contract_alike_at_one_and_two_ranks(task):
+def test_entry_writes_the_contract_alike_with_ranks_and_replicas(task):
     outputs = []
-    for judge_tp in (1, 2):
+    for judge_tp, judge_replicas in ((1, 1), (2, 1), (1, 2)):
         body = json.loads(task.read_text())
-        body["config"]["parallelism"]["judge_tp"] = judge_tp
+        body["config"]["parallelism"] |= {"judge_tp": judge_tp, "judge_replicas": judge_replicas}
         task.write_text(json.dumps(body))
         ran = _run(task)
         assert ran.returncode == 0, ran.stderr
@@ -286,13 +299,15 @@ def test_entry_writes_the_contract_alike_at_one_and_two_ranks(task):
         out = Path(body["paths"]["out"])
         outputs.append([json.loads(line) for line in (out / "dev.jsonl").read_text().splitlines()])
         progress = [json.loads(line) for line in (out / "progress.jsonl").read_text().splitlines()]
-        ends = [(line["set"], line["done"], line["total"]) for line in progress if line["done"] == line["total"]]
-        assert ends == [("dev", 5, 5), ("fresh", 2, 2)]
+        assert (progress[-1]["done"], progress[-1]["total"]) == (7, 7)
+        assert progress[-1]["tokens"] == sum(row["num_tokens"] for row in outputs[-1]) + sum(
+            json.loads(line)["num_tokens"] for line in (out / "fresh.jsonl").read_text().splitlines()
+        )
         assert set(progress[0]) == {
-            "phase", "set", "done", "total", "tokens", "seconds", "items_per_second", "seconds_left"
+            "phase", "done", "total", "tokens", "seconds", "items_per_second", "seconds_left"
         }  # fmt: skip
         shutil.rmtree(out)
-    assert outputs[0] == outputs[1]
+    assert outputs[0] == outputs[1] == outputs[2]
     assert [row["item_id"] for row in outputs[0]] == [f"roman-{n:06d}" for n in range(5)]
     for row in outputs[0]:
         assert set(row) == {"item_id", "completion", "num_tokens", "truncated"}

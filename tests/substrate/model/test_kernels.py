@@ -9,7 +9,7 @@ import torch
 
 from substrate.distributed.groups import start
 from substrate.model import add_lora, build_model, init_weights, kernels, token_log_probs
-from substrate.model.mamba import chunked_scan
+from substrate.model.scan import chunked_scan
 from tests.support.reference import small_config
 
 pytestmark = [
@@ -90,9 +90,9 @@ def test_the_weights_of_experts_lie_in_one_piece(parallel):
     model = build_model(small_config(pattern="E"), parallel)
     init_weights(model, seed=1)
     experts = model.decoder.layers[0].mlp.experts
-    torch.testing.assert_close(experts._up_EFU[1], experts.local_experts[1].linear_fc1.weight)
+    torch.testing.assert_close(experts.up_EFU[1], experts.local_experts[1].linear_fc1.weight)
     experts.local_experts[1].linear_fc2.weight.data.fill_(7.0)
-    assert (experts._down_EUF[1] == 7.0).all()
+    assert (experts.down_EUF[1] == 7.0).all()
 
 
 def test_what_runs_is_told_with_its_reason(capsys):

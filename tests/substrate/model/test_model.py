@@ -31,8 +31,8 @@ from substrate.model import (
 from substrate.model.layout import layout, named_generator
 from substrate.model.lora import TARGETS, adapters
 from substrate.model.losses import chunked_log_probs
-from substrate.model.mamba import chunked_scan, scan_step
 from substrate.model.published import published_tensors
+from substrate.model.scan import chunked_scan
 from substrate.training.pipeline_stages import accumulate_gradients
 from tests.support.paths import GOLDEN
 from tests.support.ports import free_ports
@@ -248,8 +248,10 @@ def test_scan_equals_the_recurrence():
     dt, A = torch.rand(S, B, H, generator=generator), -torch.rand(H, generator=generator) - 0.1
     state, expected = torch.zeros(B, H, P, N), []
     for s in range(S):
-        y, state = scan_step(state, x[s], dt[s], A, b[s], c[s])
-        expected.append(y)
+        b_BHN, c_BHN = (t[s].repeat_interleave(H // G, dim=1) for t in (b, c))
+        decay = (dt[s] * A).exp()[..., None, None]
+        state = decay * state + torch.einsum("bh,bhp,bhn->bhpn", dt[s], x[s], b_BHN)
+        expected.append(torch.einsum("bhpn,bhn->bhp", state, c_BHN))
     for chunk_size in (1, 16, 64):
         y, last = chunked_scan(x, dt, A, b, c, chunk_size)
         torch.testing.assert_close(y, torch.stack(expected), rtol=1e-5, atol=1e-5)

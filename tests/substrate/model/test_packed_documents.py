@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from substrate.data.batches import Shape, by_row, make_batch
-from substrate.model import build_model, init_weights, kernels, mamba, token_log_probs
+from substrate.model import build_model, init_weights, kernels, token_log_probs
+from substrate.model.fused import conv_silu
 from substrate.model.sequences import SHORT, Packing
 from tests.support import trainings
 from tests.support.reference import small_config
@@ -85,22 +86,20 @@ def test_another_document_s_token_changes_no_bit_of_attention_and_convolution():
     others[changed] = False
     results = []
     for is_changed in (False, True):
-        heads, window = (
-            _heads(sum(lengths), dtype=torch.float32),
-            torch.randn(sum(lengths) + 3, 1, 6, generator=torch.Generator().manual_seed(1)),
-        )
+        heads = _heads(sum(lengths), dtype=torch.float32)
+        rows = torch.randn(sum(lengths), 1, 6, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
             if is_changed:
                 for tensor in heads:
                     tensor[80] += 5.0
-                window[3 + 80] += 5.0
-        window.requires_grad_()
+                rows[80] += 5.0
+        rows.requires_grad_()
         context = packing.attend(*heads)
         generator = torch.Generator().manual_seed(2)
-        taps, bias = torch.randn(6, 1, 4, generator=generator), torch.randn(6, generator=generator)
-        convolved = mamba.causal_conv(window, taps, bias, packing)
+        taps, bias = torch.randn(6, 4, generator=generator), torch.randn(6, generator=generator)
+        convolved = conv_silu(rows, taps, bias, packing)
         (context.square().sum() + convolved.square().sum()).backward()
-        results.append([context, convolved, *(t.grad for t in heads), window.grad[3:]])
+        results.append([context, convolved, *(t.grad for t in heads), rows.grad])
     for before, after in zip(*results, strict=True):
         assert torch.equal(before[others], after[others])
         assert not torch.equal(before[changed], after[changed])

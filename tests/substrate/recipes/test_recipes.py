@@ -471,7 +471,7 @@ def test_rollouts_are_those_of_one_rank(alone, inputs, tmp_path, layout):
 
 
 def test_samples_are_those_of_the_judge_s_engine(alone, inputs, tmp_path):
-    """The model in training, through its twin, writes what the saved adapter writes in a model of its own."""
+    """The model in training writes what the saved adapter writes in a model of its own."""
     from substrate.generate import load_model
     from substrate.inference.decode import Decoding, decode
     from substrate.interface.task import Task
