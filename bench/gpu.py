@@ -27,8 +27,9 @@ import yaml  # noqa: E402
 from pipeline.config import footprint  # noqa: E402
 from substrate.distributed.groups import Parallel, start  # noqa: E402
 from substrate.inference.decode import Decoding, decode  # noqa: E402
-from substrate.model import HybridModel, ModelConfig, add_lora, build_model, kernels, token_log_probs  # noqa: E402
-from substrate.model.scan import chunked_scan  # noqa: E402
+from substrate.model import HybridModel, ModelConfig, add_lora, build_model, token_log_probs  # noqa: E402
+from substrate.ops import kernels  # noqa: E402
+from substrate.ops.scan import chunked_scan  # noqa: E402
 
 CONFIGS = Path(__file__).resolve().parent.parent / "hydra_conf" / "model"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]

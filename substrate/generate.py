@@ -105,7 +105,8 @@ def generate(task: Task, parallel: "Parallel") -> None:
     import torch
 
     from substrate.data.tokenizer import Tokenizer
-    from substrate.model import ModelConfig, kernels
+    from substrate.model import ModelConfig
+    from substrate.ops import kernels
 
     if parallel.rank == 0:
         kernels.tell(parallel.device)

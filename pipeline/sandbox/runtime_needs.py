@@ -20,7 +20,7 @@ FIRST_PYTHON, LAST_PYTHON = (
 )  # 3.11: tomllib, typing.Self. Versions after the last have not been looked at
 CURE = "docs/containers.md has the lines that install what a PyTorch or NeMo container lacks"
 SCAN = "mamba_ssm"
-"""The package whose Triton kernel runs Mamba's scan on a GPU. Without it the scan is plain torch: right, and slower (substrate/model/kernels.py)."""
+"""The package whose Triton kernel runs Mamba's scan on a GPU. Without it the scan is plain torch: right, and slower (substrate/ops/kernels.py)."""
 PLAIN_SCAN = "on a GPU Mamba's scan runs in plain torch, because mamba-ssm is missing"
 
 

@@ -8,7 +8,7 @@ Batch `k` of a stream depends on the rows alone, not on whether earlier batches 
 state but its step.
 
 A micro-batch is one line of tokens, in which the rows that it takes follow one another; the model keeps them apart
-(`substrate/model/sequences.py`, which calls them documents). `pack` cuts a batch into as few lines as the token budget
+(`substrate/ops/sequences.py`, which calls them documents). `pack` cuts a batch into as few lines as the token budget
 allows, of nearly equal length. All data-parallel ranks have equally many lines, and those of a pass are padded to one
 length, because ranks that share experts exchange tensors of one shape.
 Shape suffix: L tokens of the line, of which there is one (the model's B is 1).

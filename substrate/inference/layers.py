@@ -17,8 +17,8 @@ from torch import Tensor
 
 from substrate.inference.cache import Prompts, Step
 from substrate.inference.projections import Projection, joined, summed
-from substrate.model import kernels
-from substrate.model.scan import chunked_scan
+from substrate.ops import kernels
+from substrate.ops.scan import chunked_scan
 
 Kept = tuple[Tensor, ...]
 

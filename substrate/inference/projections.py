@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from substrate.model import kernels
+from substrate.ops import kernels
 
 
 class Projection:

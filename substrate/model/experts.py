@@ -24,8 +24,8 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from torch import Tensor
 
-from substrate.model import kernels
 from substrate.model.lora import draw_seed
+from substrate.ops import kernels
 
 
 class ExpertLayer(MoELayer):

@@ -37,11 +37,11 @@ from substrate.distributed.groups import Parallel
 from substrate.interface.errors import UsageError
 from substrate.model.config import ModelConfig
 from substrate.model.experts import ExpertLayer, Experts
-from substrate.model.fused import rms_norm
 from substrate.model.layout import layout
 from substrate.model.lora import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
-from substrate.model.sequences import Packing
+from substrate.ops.fused import rms_norm
+from substrate.ops.sequences import Packing
 
 # The option that turns CUDA graphs off, by its name in the installed megatron-core; its default is deprecated.
 NO_GRAPHS = "cuda_graph_modules" if hasattr(TransformerConfig, "cuda_graph_modules") else "cuda_graph_scope"

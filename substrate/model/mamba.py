@@ -29,10 +29,10 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from substrate.model import kernels
-from substrate.model.fused import conv_silu, gated_norm
-from substrate.model.scan import chunked_scan
-from substrate.model.sequences import Packing
+from substrate.ops import kernels
+from substrate.ops.fused import conv_silu, gated_norm
+from substrate.ops.scan import chunked_scan
+from substrate.ops.sequences import Packing
 
 
 @dataclass

@@ -22,8 +22,9 @@ from substrate.interface.command_line import write_json
 from substrate.interface.errors import Diverged, Stopped, UsageError
 from substrate.interface.progress import Progress
 from substrate.interface.task import Task
-from substrate.model import ModelConfig, build_model, kernels, learning_targets, load_base, trainable_placements
+from substrate.model import ModelConfig, build_model, learning_targets, load_base, trainable_placements
 from substrate.model.tensors import Checkpoint, fill, owned
+from substrate.ops import kernels
 from substrate.training import checkpoint
 from substrate.training.optimizer import allocate, make_optimizer, moments
 from substrate.training.pipeline_stages import accumulate_gradients
@@ -204,7 +205,7 @@ class Training:
             raise UsageError(
                 f"no gradient reaches the LoRA target {', '.join(silent)} in step {self.step + 1}, in any layer, so it would "
                 "never be trained; a kernel that computes with the weight alone bypasses its adapter: leave it out of "
-                "recipe.lora.targets, or use a kernel that calls the layer (substrate/model/kernels.py)"
+                "recipe.lora.targets, or use a kernel that calls the layer (substrate/ops/kernels.py)"
             )
         return True
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from substrate.distributed import cpu  # noqa: F401  before megatron-core
-from substrate.model import fused, scan
 from substrate.model.experts import squared_relu
-from substrate.model.sequences import Packing
+from substrate.ops import fused, scan
+from substrate.ops.sequences import Packing
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from substrate.distributed.groups import start
-from substrate.model import add_lora, build_model, init_weights, kernels, token_log_probs
-from substrate.model.scan import chunked_scan
+from substrate.model import add_lora, build_model, init_weights, token_log_probs
+from substrate.ops import kernels
+from substrate.ops.scan import chunked_scan
 from tests.support.reference import small_config
 
 pytestmark = [

@@ -32,7 +32,7 @@ from substrate.model.layout import layout, named_generator
 from substrate.model.lora import TARGETS, adapters
 from substrate.model.losses import chunked_log_probs
 from substrate.model.published import published_tensors
-from substrate.model.scan import chunked_scan
+from substrate.ops.scan import chunked_scan
 from substrate.training.pipeline_stages import accumulate_gradients
 from tests.support.paths import GOLDEN
 from tests.support.ports import free_ports

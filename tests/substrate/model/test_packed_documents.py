@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from substrate.data.batches import Shape, by_row, make_batch
-from substrate.model import build_model, init_weights, kernels, token_log_probs
-from substrate.model.fused import conv_silu
-from substrate.model.sequences import SHORT, Packing
+from substrate.model import build_model, init_weights, token_log_probs
+from substrate.ops import kernels
+from substrate.ops.fused import conv_silu
+from substrate.ops.sequences import SHORT, Packing
 from tests.support import trainings
 from tests.support.reference import small_config
 

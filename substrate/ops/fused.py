@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from substrate.model import kernels
-from substrate.model.sequences import Packing
+from substrate.ops import kernels
+from substrate.ops.sequences import Packing
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from substrate.model import kernels
+from substrate.ops import kernels
 
 SHORT = 64  # tokens of a document up to which attention pads it together with all shorter ones
 
