@@ -137,7 +137,7 @@ def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> 
     model, element, targets = rank.model, rank.element, set(lora["targets"])
     hidden, is_full = model["hidden_size"], lora.get("is_full", False)
     size = 0 if is_full else lora["rank"]
-    outside = hidden * FLOAT // rank.tp + FLOAT  # the norm's input, in float32, and its scale
+    outside = hidden * element // rank.tp + FLOAT  # the norm's input, and its scale
     inside, fixed = 0.0, 0
     for weights, width_in, width_out, copies in _modules(rank)[kind]:
         active = len(targets & set(weights))
@@ -155,21 +155,23 @@ def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> 
     else:
         num_experts, units = rank.experts
         top_k = model["moe_top_k"]
-        inside += element * model["moe_shared_expert_ffn_size"] // rank.tp + 2 * element * units * _expert_rows(rank)
-        inside += (9 * model["num_experts"] + 24 * top_k) * _gathered(rank)
+        inside += element * model["moe_shared_expert_ffn_size"] // rank.tp + element * units * _expert_rows(rank)
+        # Scores, and of each chosen expert its weights, number, place and row; the library's dispatcher also keeps its map.
+        inside += (9 * model["num_experts"] if rank.ep > 1 else FLOAT * model["num_experts"]) * _gathered(rank)
+        inside += 40 * top_k * _gathered(rank)
     return int(tokens * (outside + inside) + fixed)
 
 
 def _mamba_saved(rank: Rank) -> int:
-    """Return what the convolution and the chunked scan save; the L x L blocks of decays are the largest part."""
+    """Return what the convolution, the chunked scan and the gated norm save; the L x L blocks of decays are the largest part."""
     model, element = rank.model, rank.element
     inner, channels = _mamba_widths(rank)
     heads, groups = model["mamba_num_heads"] // rank.tp, model["mamba_num_groups"] // rank.tp
     chunk, state = model["mamba_chunk_size"], model["mamba_state_dim"]
-    blocks = 2 * heads * chunk + 2 * heads * state + groups * chunk + 2 * groups * state + 2 * inner * state // chunk
-    gate = 2 * FLOAT * inner if element == FLOAT else 4 * FLOAT * inner  # z, in the model's type and gated
-    projected = element * (inner + channels + heads) if element == FLOAT else 0
-    return FLOAT * (blocks + 5 * inner + 7 * heads + groups) + gate + projected + element * channels
+    blocks = heads * chunk + 2 * groups * state + 2 * inner * state // chunk  # decays, B and C, states
+    rows = 4 * inner + 4 * heads + groups  # the scan's input and output, the norm's input and gate; steps and decays; scales
+    projected = element * (2 * channels + inner + heads)  # z, [x | B | C] and dt; the convolution before its SiLU
+    return FLOAT * (blocks + rows) + projected
 
 
 def transient_bytes(rank: Rank, kind: str, tokens: int) -> int:

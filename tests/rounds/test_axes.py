@@ -137,7 +137,7 @@ def test_whole_numbers_between_the_ends_are_shown_to_the_image(tmp_path):
     payload = tmp_path / "payload"
     payload.mkdir()
     (payload / "substrate").symlink_to(ROOT / "substrate")
-    with pytest.raises(ConfigError, match=r"a value of an axis is refused: .*dp=2, holdout_per_family=\d*[13579];"):
+    with pytest.raises(ConfigError, match=r"a value of an axis is refused: .*dp=2, holdout_per_family=\d*[13579]\."):
         init.check_recipe(chosen, payload)
 
 
