@@ -169,7 +169,7 @@ def _mamba_saved(rank: Rank) -> int:
     heads, groups = model["mamba_num_heads"] // rank.tp, model["mamba_num_groups"] // rank.tp
     chunk, state = model["mamba_chunk_size"], model["mamba_state_dim"]
     blocks = heads * chunk + 2 * groups * state + 2 * inner * state // chunk  # decays, B and C, states
-    rows = 4 * inner + 4 * heads + groups  # the scan's input and output, the norm's input and gate; steps and decays; scales
+    rows = 4 * inner + 4 * heads + groups  # input and output of the scan and of the norm; steps and decays; scales
     projected = element * (2 * channels + inner + heads)  # z, [x | B | C] and dt; the convolution before its SiLU
     return FLOAT * (blocks + rows) + projected
 
