@@ -47,7 +47,7 @@ def wall_hours(chosen: Settings, expected: forecast.Forecast, gpus: int) -> floa
     for hours in [*[expected.wall_hours] * NUM_ARMS, train + dev, dev]:
         ends.append(heapq.heappop(free) + hours)
         heapq.heappush(free, ends[-1])
-    reference = max(ends[NUM_ARMS], min(free)) + expected.reference_hours / chosen.parallelism.judge_tp
+    reference = max(ends[NUM_ARMS], min(free)) + expected.reference_hours / chosen.devices_of("reference")
     return max(*ends, reference)
 
 

@@ -17,19 +17,18 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.facts import parse_yaml
-from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Attempt, Round
 from pipeline.config import footprint, model_size
 from pipeline.config.schema import Parallelism
 from pipeline.config.settings import SOURCE, Settings
 from pipeline.execution import results
-from pipeline.execution.trial import number, progress_lines
+from pipeline.execution.trial import number, phase_seconds, progress_lines
 
 LEAST_RATE, MOST_RATE = 1e-3, 1e9
 """Tokens per second of a whole arm. A trial that reports a rate outside of these is not believed."""
@@ -85,25 +84,29 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
     tasks, recipe, capacity = chosen.tasks, chosen.recipe, chosen.cluster.capacity
     world, sampling = chosen.parallelism.world_size, 0.0
     num_dev, num_fresh = (len(tasks.families) * n for n in (tasks.num_dev_per_family, tasks.num_fresh_per_family))
-    judged = (num_dev + num_fresh, num_dev, num_fresh)
+    judged = (
+        (num_dev + num_fresh, "worker"),
+        (num_dev, "worker"),
+        (num_fresh, "reference"),
+    )  # items, and whose job decodes them
     if rates:
         train = recipe.num_steps * rates.train_tokens_per_step / rates.train_tokens_per_second / world / 3600
-        item = rates.tokens_per_item / rates.decode_tokens_per_second / chosen.parallelism.judge_tp / 3600
-        both, dev, fresh = (n * item for n in judged)
+        item = rates.tokens_per_item / rates.decode_tokens_per_second / 3600
+        both, dev, fresh = (n * item / chosen.judging_devices(role) for n, role in judged)
         source = rates.source
     else:
         sampling = assumed_sampling(chosen) / 3600
         train = (capacity.start_seconds + assumed_training(chosen)) / 3600 + sampling
-        both, dev, fresh = ((capacity.start_seconds + assumed_decoding(chosen, n)) / 3600 for n in judged)
+        both, dev, fresh = ((capacity.start_seconds + assumed_decoding(chosen, *each)) / 3600 for each in judged)
         lengths = tasks.expected.row_tokens and tasks.expected.completion_tokens
         source = "assumed (cluster.capacity), " + (
             "with the lengths of tasks.expected" if lengths else "every sequence and completion as long as it may be"
         )
         if sampling:
             source += f"; drawing and scoring {math.prod(recipe.drawn):,} completions is {sampling / train:.0%} of the training"
-    # Decoding uses judge_tp devices, but the job of an arm holds all of its devices while it is judged.
+    # An arm of several nodes is judged on the first of them, but its job holds all of its devices meanwhile.
     judge_hours, train_hours = world * both, world * train
-    reference_hours = chosen.parallelism.judge_tp * fresh
+    reference_hours = chosen.devices_of("reference") * fresh
     cost = (num_arms * (train_hours + judge_hours) + reference_hours) * capacity.price_per_gpu_hour
     first_hours = world * (train + 2 * dev)
     return Forecast(
@@ -140,11 +143,11 @@ def assumed_sampling(chosen: Settings) -> float:
     return times * (drawing + (assumed_training(chosen, number) if "updates_per_rollout" in recipe.options else 0.0))
 
 
-def assumed_decoding(chosen: Settings, num_items: int) -> float:
-    """Seconds that judging an adapter decodes so many items, by the rates of the site's file."""
-    capacity, lengths = chosen.cluster.capacity, expected_lengths(chosen, num_items)
-    seconds = played(lengths, chosen.tasks.decode_batch_size, capacity.decode_tokens_per_second)
-    return seconds / capacity.speed_up(chosen.parallelism.judge_tp)
+def assumed_decoding(chosen: Settings, num_items: int, role: str = "worker") -> float:
+    """Seconds that judging an adapter decodes so many items in a job of this role, by the rates of the site's file."""
+    capacity, lengths, layout = chosen.cluster.capacity, expected_lengths(chosen, num_items), chosen.parallelism
+    slots, replicas = chosen.tasks.decode_batch_size, layout.replicas(chosen.devices_of(role))
+    return played(lengths, slots, capacity.decode_tokens_per_second, replicas) / capacity.speed_up(layout.judge_tp)
 
 
 def expected_lengths(chosen: Settings, num_items: int) -> list[int]:
@@ -153,11 +156,14 @@ def expected_lengths(chosen: Settings, num_items: int) -> list[int]:
     return expected.lengths(num_items, chosen.tasks.max_new_tokens, round(expected.share_at_limit * num_items))
 
 
-def played(lengths: Iterable[int], slots: int, rates: Mapping[int, float]) -> float:
+def played(lengths: Sequence[int], slots: int, rates: Mapping[int, float], replicas: int = 1) -> float:
     """Seconds of decoding with continuous batching. lengths: of the completions, in the order in which they are taken.
 
-    slots: how many at once. rates: tokens per second by the number of sequences at once.
+    slots: how many at once. rates: tokens per second by the number of sequences at once, both of one replica. Each replica takes every
+    so-manieth completion (substrate/inference/queue.py), and the last of them to end counts.
     """
+    if replicas > 1:
+        return max(played(lengths[first::replicas], slots, rates) for first in range(replicas))
     waiting = iter(lengths)
     ends = list(islice(waiting, slots))  # the step at which each slot is free again
     heapq.heapify(ends)
@@ -222,7 +228,10 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
     for name, layout in sorted(files, key=lambda each: (each[1].world_size, each[0])):
         world = layout.world_size
         here = min(world, on_node) or world
-        changed = replace(chosen, parallelism=layout)
+        cluster = chosen.cluster
+        if on_node:
+            cluster = replace(cluster, gpus=here, reference=replace(cluster.reference, gpus=layout.judge_tp))
+        changed = replace(chosen, parallelism=layout, cluster=cluster)
         config = changed.to_dict()
         refusal = ""
         try:
@@ -248,10 +257,10 @@ def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
                 _count_decoding(decoded, attempt)
     if not (trained.seconds and decoded.seconds):
         return None
-    world, judge_tp = chosen.parallelism.world_size, chosen.parallelism.judge_tp
+    world = chosen.parallelism.world_size
     return Rates(
         trained.tokens / trained.seconds / world, trained.tokens / trained.times,
-        decoded.tokens / decoded.seconds / judge_tp, decoded.tokens / decoded.times,
+        decoded.tokens / decoded.seconds / chosen.judging_devices("worker"), decoded.tokens / decoded.times,
         "measured in this campaign",
     )  # fmt: skip
 
@@ -281,14 +290,7 @@ def _count_decoding(count: _Count, attempt: Attempt) -> None:
 
     A later attempt may have reused completions of the first, so that its clock does not cover them all.
     """
-    seconds = _seconds(attempt, "generate") if attempt.number == 0 else 0.0
+    seconds = phase_seconds(attempt, "generate") if attempt.number == 0 else 0.0
     if seconds and results.has_score(attempt.result):
         tokens, items = results.num_tokens(attempt.result)
         count.tokens, count.times, count.seconds = count.tokens + tokens, count.times + items, count.seconds + seconds
-
-
-def _seconds(attempt: Attempt, phase: str) -> float:
-    """How long a phase lasted, in seconds of the worker's clock; 0 if it has not ended."""
-    marks = read_json_lines(attempt.phases)
-    pairs = zip(marks, marks[1:], strict=False)
-    return float(sum(following["at"] - mark["at"] for mark, following in pairs if mark["phase"] == phase))

@@ -113,6 +113,10 @@ class Parallelism:
         """Number of ranks of one arm; ep divides the same ranks."""
         return self.tp * self.pp * self.cp * self.dp
 
+    def replicas(self, devices: int) -> int:
+        """How many replicas of the model decode on so many devices of a node: one for each judge_tp of them."""
+        return max(1, devices // self.judge_tp)
+
 
 @dataclass
 class Expected:
@@ -251,6 +255,16 @@ class Settings:
     external: External = field(default_factory=External)
     round: str = ""
     arm: str = ""
+
+    def devices_of(self, role: str) -> int:
+        """GPUs of a node that a job of this role has, or cores of ranks where the site has no GPUs; of an arm those of its first node."""
+        if not self.cluster.gpus_per_node:
+            return self.parallelism.world_size
+        return self.cluster.gpus if role == "worker" else self.cluster.request(role).gpus
+
+    def judging_devices(self, role: str) -> int:
+        """How many of these devices decode: those of all replicas."""
+        return self.parallelism.replicas(self.devices_of(role)) * self.parallelism.judge_tp
 
     @property
     def num_nodes(self) -> int:

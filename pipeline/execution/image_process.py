@@ -7,6 +7,7 @@ auditor compared its digest) and give it no secret and no adapter.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -55,6 +56,18 @@ def sandbox_of(
     given: dict[str, Any] = {"env": {**SUBSTRATE_ENV, **node.env}, "devices": node.devices}
     given["limits"] = Limits(shm_size_bytes=cluster.shm_size_gib * 2**30)
     return Sandbox({**read_only, **node.read_only}, read_write, **(given | how))
+
+
+def judge_replicas(chosen: Settings) -> int:
+    """Return how many replicas of the model decode here: one for each judge_tp devices of this job on this node.
+
+    The devices are the job's GPUs, or where the site has none as many cores as an arm has ranks. Raises as `devices.of_node`.
+    """
+    layout, on_node = chosen.parallelism, chosen.cluster.gpus_per_node
+    if on_node:
+        node = devices.of_node(layout.judge_tp, "loopback", on_node=on_node)
+        return layout.replicas(len(node.env["CUDA_VISIBLE_DEVICES"].split(",")))
+    return layout.replicas(min(layout.world_size, len(os.sched_getaffinity(0))))
 
 
 def run(

@@ -211,6 +211,7 @@ def generate(
 ) -> Path:
     """Decode the prompts of each set; returns the folder with `<set>.jsonl` of completions and engine.json."""
     layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
+    layout["judge_replicas"] = image_process.judge_replicas(chosen)
     how = {"max_new_tokens": chosen.tasks.max_new_tokens, "batch_size": chosen.tasks.decode_batch_size}
     how |= decoding.sampling
     config = {"model": asdict(chosen.model), "parallelism": layout, "decoding": how}

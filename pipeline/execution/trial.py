@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import Interrupted, NotFound, TrialFailed
-from pipeline.campaign.files import write_file
+from pipeline.campaign.files import read_json_lines, write_file
 from pipeline.campaign.layout import Attempt
 from pipeline.sandbox import entries
 from pipeline.sandbox.bubblewrap import Limits, open_output
@@ -198,6 +198,13 @@ def progress_lines(attempt: Attempt, phase: str) -> list[dict[str, Any]]:
         if isinstance(line, dict) and line.get("phase") == phase:
             lines.append(line)
     return lines
+
+
+def phase_seconds(attempt: Attempt, phase: str) -> float:
+    """Return how long a phase lasted, in seconds of the worker's clock; 0 if it has not ended."""
+    marks = read_json_lines(attempt.phases)
+    pairs = zip(marks, marks[1:], strict=False)
+    return float(sum(following["at"] - mark["at"] for mark, following in pairs if mark["phase"] == phase))
 
 
 def printable(text: str) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.campaign.errors import PipelineError
-from pipeline.campaign.files import read_json_lines, rows_of
+from pipeline.campaign.files import rows_of
 from pipeline.campaign.layout import Attempt
 from pipeline.cluster import forecast
 from pipeline.config.settings import Settings
 from pipeline.execution import results
-from pipeline.execution.trial import number, progress_lines
+from pipeline.execution.trial import number, phase_seconds, progress_lines
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def measured(attempt: Attempt, batch_size: int) -> Speed | None:
     if attempt.number or len(lines) < 2 or not results.has_score(attempt.result):
         return None
     (_, tokens_before, before), (step, tokens, seconds) = _counts(lines[0]), _counts(lines[-1])
-    began, rows = _seconds(attempt, "train_start"), rows_of(attempt.completions_dir / "dev.jsonl")
-    decode_seconds = _seconds(attempt, "generate")
+    began, rows = phase_seconds(attempt, "train_start"), rows_of(attempt.completions_dir / "dev.jsonl")
+    decode_seconds = phase_seconds(attempt, "generate")
     if tokens <= tokens_before or seconds <= before or decode_seconds <= 0 or not rows:
         return None
     return Speed(
@@ -55,10 +55,11 @@ def measured(attempt: Attempt, batch_size: int) -> Speed | None:
 def as_measured(chosen: Settings, speed: Speed) -> Settings:
     """The settings with the measured speed in place of the site's file's, and measured lengths where `tasks.expected` has none."""
     tasks, capacity, layout = chosen.tasks, chosen.cluster.capacity, chosen.parallelism
-    slots = min(tasks.decode_batch_size, len(speed.lengths))
+    replicas = layout.replicas(chosen.devices_of("worker"))
+    slots = min(tasks.decode_batch_size, -(-len(speed.lengths) // replicas))
     # Without rates of the site's file a step takes as long with fewer sequences, and longer in proportion with more.
     shape = dict(capacity.decode_tokens_per_second) or {slots: 1.0}
-    slower = speed.decode_seconds / forecast.played(speed.lengths, tasks.decode_batch_size, shape)
+    slower = speed.decode_seconds / forecast.played(speed.lengths, tasks.decode_batch_size, shape, replicas)
     slower *= capacity.speed_up(layout.judge_tp)
     train = speed.train_tokens_per_second / capacity.speed_up(layout.world_size)
     expected = replace(tasks.expected, row_tokens=speed.row_tokens)
@@ -107,11 +108,3 @@ def _counts(line: Mapping[str, Any]) -> tuple[float, float, float]:
     """(step, tokens, seconds) of a line of progress; 0 for what is no number."""
     step, tokens, seconds = (float(number(line.get(name)) or 0) for name in ("step", "tokens", "seconds"))
     return step, tokens, seconds
-
-
-def _seconds(attempt: Attempt, phase: str) -> float:
-    """How long a phase lasted, in seconds of the worker's clock; 0 if it has not ended."""
-    marks = read_json_lines(attempt.phases)
-    return float(
-        sum(then["at"] - mark["at"] for mark, then in zip(marks, marks[1:], strict=False) if mark["phase"] == phase)
-    )

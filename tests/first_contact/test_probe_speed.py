@@ -27,10 +27,15 @@ def chosen(request: pytest.FixtureRequest) -> Settings:
 
 def took(chosen: Settings, lengths: list[int]) -> Speed:
     """The speed of a node whose decoding steps take three times what the site's file says; a step of training 8 s."""
-    shape = chosen.cluster.capacity.decode_tokens_per_second or {len(lengths): 1.0}
-    seconds = 3 * forecast.played(lengths, chosen.tasks.decode_batch_size, shape)
+    replicas = replicas_of(chosen)
+    shape = chosen.cluster.capacity.decode_tokens_per_second or {-(-len(lengths) // replicas): 1.0}
+    seconds = 3 * forecast.played(lengths, chosen.tasks.decode_batch_size, shape, replicas)
     truncated = sum(length == 7680 for length in lengths)
     return Speed(chosen.recipe.batch_size * 300 / 8, 300.0, 100.0, lengths, truncated, seconds)
+
+
+def replicas_of(chosen: Settings) -> int:
+    return chosen.parallelism.replicas(chosen.devices_of("worker"))
 
 
 def test_the_probe_itself_would_be_forecast_as_it_was(chosen: Settings) -> None:
@@ -38,7 +43,8 @@ def test_the_probe_itself_would_be_forecast_as_it_was(chosen: Settings) -> None:
         speed = took(chosen, lengths)
         at = probe_speed.as_measured(chosen, speed)
         capacity, layout = at.cluster.capacity, at.parallelism
-        played = forecast.played(lengths, at.tasks.decode_batch_size, capacity.decode_tokens_per_second)
+        slots, rates = at.tasks.decode_batch_size, capacity.decode_tokens_per_second
+        played = forecast.played(lengths, slots, rates, replicas_of(at))
         assert played / capacity.speed_up(layout.judge_tp) == pytest.approx(speed.decode_seconds)
         ten = replace(at, recipe=replace(at.recipe, num_steps=10))
         assert forecast.assumed_training(ten) == pytest.approx(80)
