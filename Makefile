@@ -36,7 +36,7 @@ test test-long drill attacks testbed-up: NEEDS := testbed
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup round campaign miniature drill attacks status image simulate nulls test test-fast test-long lint types layers format testbed-up testbed-down clean
+.PHONY: help setup round campaign miniature drill attacks status image simulate nulls bench test test-fast test-long lint types layers format testbed-up testbed-down clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' $(MAKEFILE_LIST) | tr @ '\t' | expand -t 22
@@ -87,6 +87,9 @@ test-long: setup ## Run what is too long for CI: 2,000 ways to tamper with a cam
 	TAMPERINGS=2000 $(PYTHON) -m pytest -q -m slow tests/audit/test_examine.py
 	$(PYTHON) -m tests.support.ledgers 10000
 	$(MAKE) drill
+
+bench: setup ## Run the benchmarks that need no GPU on a quiet machine, and write docs/performance.md (ten minutes)
+	$(PYTHON) -m bench.report
 
 lint: setup ## Check the code with ruff
 	$(PYTHON) -m ruff check --quiet

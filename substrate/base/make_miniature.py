@@ -171,25 +171,30 @@ def _texts(seed: int) -> Iterator[str]:
 
 def write_weights(folder: Path, config: ModelConfig, seed: int) -> None:
     """Writes the shards, each with as many layers, and the index."""
-    tensors = published_tensors(config)
     kinds = {name: kind for kind, name in SAFETENSORS_DTYPES.items()}
     layers = len(config.pattern)
-    shards: list[dict[str, torch.Tensor]] = [{} for _ in range(NUM_SHARDS)]
-    for name, (shape, dtype) in tensors.items():
+    shards: list[dict[str, tuple[tuple[int, ...], str]]] = [{} for _ in range(NUM_SHARDS)]
+    for name, described in published_tensors(config).items():
         parts = name.split(".")
         layer = int(parts[2]) if parts[1] == "layers" else 0 if parts[1] == "embeddings" else layers - 1
-        if name.endswith("e_score_correction_bias"):  # not zero, so that a router without it would be found
-            value = torch.empty(shape).uniform_(-0.2, 0.2, generator=named_generator(seed, name))
-        else:
-            value = initial_tensor(name, shape, layers, seed)
-        shards[layer * NUM_SHARDS // layers][name] = value.to(kinds[dtype])
+        shards[layer * NUM_SHARDS // layers][name] = described
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
+    size = 0
+    for number, described_shard in enumerate(
+        shards, start=1
+    ):  # one at a time, because all together fill a host's memory
+        shard = {}
+        for name, (shape, dtype) in described_shard.items():
+            if name.endswith("e_score_correction_bias"):  # not zero, so that a router without it would be found
+                value = torch.empty(shape).uniform_(-0.2, 0.2, generator=named_generator(seed, name))
+            else:
+                value = initial_tensor(name, shape, layers, seed)
+            shard[name] = value.to(kinds[dtype])
         file = f"model-{number:05d}-of-{NUM_SHARDS:05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         as_umask_says(folder / file)
         weight_map |= dict.fromkeys(shard, file)
-    size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+        size += sum(tensor.nbytes for tensor in shard.values())
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / "model.safetensors.index.json", index)
 
