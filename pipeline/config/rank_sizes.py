@@ -111,7 +111,8 @@ def adapter_elements(rank: Rank, size: int, targets: Sequence[str], *, is_full: 
             if active:
                 times = copies * (rank.layers.count(kind) if kind else int(rank.is_last))
                 factors += times * (width_in * width_out if is_full else size * (active * width_in + width_out))
-                masks += times * width_out * (1 if is_full else size * active)
+                if is_full or len(weights) > 1:  # the rows of a fused weight belong to several modules
+                    masks += times * width_out * (1 if is_full else size * active)
                 number += times * (1 if is_full else 2)
     return factors, masks, number
 
@@ -144,9 +145,12 @@ def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> 
         routed = weights[0].startswith("experts.")
         share = _expert_rows(rank) / copies if routed else 1
         if active:
-            # Inputs, low-rank products, and the wide B in float32 and in the model's type; or the changed weight.
+            # Inputs and low-rank products; both factors in half precision, and B of a fused weight for each block; or the changed weight.
             inside += copies * share * (element * (width_in + active * size))
-            fixed += copies * width_out * int(width_in * element if is_full else active * size * 2 * FLOAT)
+            cast = element if element < FLOAT else 0
+            factors = active * size * width_in * cast
+            factors += width_out * size * (active * 2 * FLOAT if len(weights) > 1 else cast)
+            fixed += copies * (width_out * width_in * element if is_full else factors)
     if kind == "M":
         inside += _mamba_saved(rank)
     elif kind == "*":
@@ -180,7 +184,7 @@ def transient_bytes(rank: Rank, kind: str, tokens: int) -> int:
         return 3 * FLOAT * rank.model["hidden_size"] * tokens
     inner, _ = _mamba_widths(rank)
     heads, chunk = rank.model["mamba_num_heads"] // rank.tp, rank.model["mamba_chunk_size"]
-    return FLOAT * tokens * (heads * chunk + inner + 5 * inner * rank.model["mamba_state_dim"] // (2 * chunk))
+    return FLOAT * tokens * (heads * chunk + 2 * inner + 5 * inner * rank.model["mamba_state_dim"] // (2 * chunk))
 
 
 def logits_bytes(rank: Rank, tokens: int) -> int:

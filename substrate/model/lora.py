@@ -45,7 +45,7 @@ from substrate.model.published import published_tensors
 class Adapter(nn.Module):
     """The two factors of one weight: A_RI (R = rank x adapted modules, I inputs here) and B_OR (O outputs here)."""
 
-    mask_OR: Tensor  # alpha / rank where the row of B belongs to the block of A, else 0
+    mask_OR: Tensor | None  # of a fused weight: alpha / rank where the row of B belongs to the block of A, else 0
 
     def __init__(self, base: Placement, active: Sequence[str], rank: int, alpha: float, dropout: float) -> None:
         super().__init__()
@@ -70,9 +70,12 @@ class Adapter(nn.Module):
         whole.sequence_parallel = True  # type: ignore[attr-defined]
         for factor in (sharded, whole):  # False for a routed expert's, which differs between data-parallel ranks
             factor.allreduce = getattr(weight, "allreduce", True)  # type: ignore[attr-defined]
-        columns = torch.tensor([base.names.index(name) for name in active])
-        mask_OR = (base.local_parts().unsqueeze(1) == columns).repeat_interleave(rank, dim=1)
-        self.register_buffer("mask_OR", alpha / rank * mask_OR.to(**factory), persistent=False)
+        mask_OR = None
+        if len(base.names) > 1:
+            columns = torch.tensor([base.names.index(name) for name in active])
+            rows = (base.local_parts().unsqueeze(1) == columns).repeat_interleave(rank, dim=1)
+            mask_OR = alpha / rank * rows.to(**factory)
+        self.register_buffer("mask_OR", mask_OR, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O): this rank's part of W x + (alpha / r) B A x; in training with dropout on A's input."""
@@ -80,7 +83,10 @@ class Adapter(nn.Module):
         y = F.linear(rows, self.base.tensor)
         low_rank = F.linear(self._dropped(rows), self.A_RI.to(x.dtype))
         # In place, so the sum needs no second pass over y. y is not a view, whose gradient autograd would copy.
-        y.addmm_(low_rank, self._wide_B().to(x.dtype).T)
+        if self.mask_OR is None:
+            y.addmm_(low_rank, self.B_OR.to(x.dtype).T, alpha=self.alpha / self.rank)
+        else:
+            y.addmm_(low_rank, self._wide_B().to(x.dtype).T)
         return y.unflatten(0, x.shape[:-1])
 
     def _dropped(self, rows: Tensor) -> Tensor:
@@ -110,6 +116,8 @@ class Adapter(nn.Module):
 
     def _wide_B(self) -> Tensor:
         """Repeats B for every block of A, scaled by alpha / r, with zeros where a row belongs to another block."""
+        if self.mask_OR is None:
+            return self.B_OR * (self.alpha / self.rank)
         return self.B_OR.repeat(1, len(self.active)) * self.mask_OR
 
     def peft_targets(self) -> list[str]:
