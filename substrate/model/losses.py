@@ -5,6 +5,7 @@ sequences, U hidden size, V vocabulary here.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +26,13 @@ def token_log_probs(
     labels_BL: Tensor,
     lengths: Sequence[int] | None = None,
     temperature: float = 1.0,
+    wanted_BL: Tensor | None = None,
 ) -> Tensor:
     """Returns log p(label | tokens up to it), (B, L) in nats, float32. labels[:, i] is the token after tokens[:, i].
 
     lengths: if the only row (B = 1) holds several documents, the tokens of each; together L. No document sees another.
     temperature: p is softmax(logits / temperature), from which a sampler at this temperature draws.
+    wanted_BL: where it is False, no logits are computed, and 0 is returned. It is on the host, so that nothing waits.
     L is padded on the right to a multiple of the tensor-parallel size, which changes no value. A pipeline stage that is
     not the last returns its hidden states instead.
     """
@@ -44,7 +47,12 @@ def token_log_probs(
     hidden_SBU = model.hidden_states(tokens_BL, packing)
     if not model.post_process:
         return hidden_SBU
-    return chunked_log_probs(model.output_layer, hidden_SBU, labels_BL, temperature=temperature)[:, :length]
+    if wanted_BL is not None:
+        wanted_BL = F.pad(wanted_BL, (0, surplus))
+    log_probs_BL = chunked_log_probs(
+        model.output_layer, hidden_SBU, labels_BL, temperature=temperature, wanted_BL=wanted_BL
+    )
+    return log_probs_BL[:, :length]
 
 
 def chunked_log_probs(
@@ -53,14 +61,23 @@ def chunked_log_probs(
     labels_BL: Tensor,
     chunk_bytes: int = LOGITS_BYTES,
     temperature: float = 1.0,
+    wanted_BL: Tensor | None = None,
 ) -> Tensor:
     """Returns log p(label), (B, L), float32, from the last hidden states (this rank's part of the sequence).
 
+    wanted_BL: as `token_log_probs` says. A prompt's tokens are most of a row, and are not learned.
     Logits in float32 are the largest tensor of a step (4.3 GB for 8,192 tokens of the 30B). So they are computed for a
     few tokens at a time and, if there is more than one piece, computed again in the backward pass.
     """
     rows_TU = layer.enter(hidden_SBU).flatten(0, 1)
     labels_T = labels_BL.T.flatten()
+    num_tokens, places = len(labels_T), None
+    if wanted_BL is not None:
+        # One at least, because a rank without any must take part in the sums over ranks.
+        places = (
+            wanted_BL.T.flatten().nonzero().flatten() if wanted_BL.any() else torch.zeros(1, dtype=torch.int64)
+        ).to(rows_TU.device)
+        rows_TU, labels_T = _Picked.apply(rows_TU, places), labels_T[places]
     num_rows = max(1, chunk_bytes // (4 * layer.weight.shape[0]))
     pieces = zip(rows_TU.split(num_rows), labels_T.split(num_rows), strict=True)
     if len(labels_T) <= num_rows or not torch.is_grad_enabled():
@@ -69,7 +86,23 @@ def chunked_log_probs(
         losses = [
             checkpoint(_losses_of, layer, rows, labels, temperature, use_reentrant=False) for rows, labels in pieces
         ]
-    return -torch.cat(losses).unflatten(0, (-1, labels_BL.shape[0])).T
+    log_probs_T = -torch.cat(losses)
+    if places is not None:
+        log_probs_T = log_probs_T.new_zeros(num_tokens).index_put((places,), log_probs_T)
+    return log_probs_T.unflatten(0, (-1, labels_BL.shape[0])).T
+
+
+class _Picked(torch.autograd.Function):
+    """x[places] along the first dimension, each place once, so that the gradient is written and not added."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.places, ctx.shape = places, x.shape
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.new_zeros(ctx.shape).index_copy_(0, ctx.places, gradient), None
 
 
 def _losses_of(layer: ColumnLinear, rows_TU: Tensor, labels_T: Tensor, temperature: float) -> Tensor:

@@ -151,10 +151,11 @@ class BaseRecipe(Recipe):
         return 1.0
 
     def outputs(self, model: "HybridModel", batch: "MicroBatch", temperature: float = 1.0) -> "torch.Tensor":
-        """Returns log-probabilities of the labels, (1, L) in nats; hidden states unless this is the last stage."""
+        """Returns log-probabilities of the learned labels, (1, L) in nats, 0 elsewhere; hidden states unless this is the last stage."""
         from substrate.model import token_log_probs
 
-        return token_log_probs(model, batch.tokens_1L, batch.labels_1L, batch.lengths, temperature)
+        learned_1L = batch.weights_1L != 0
+        return token_log_probs(model, batch.tokens_1L, batch.labels_1L, batch.lengths, temperature, learned_1L)
 
     def teaches(self, batch: "Batch") -> bool:
         """Whether the loss of this batch has a gradient at all: a cross-entropy always has."""

@@ -310,6 +310,20 @@ def test_log_probabilities_in_pieces_are_those_of_the_whole(parallel):
     torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_only_wanted_log_probabilities_are_computed(parallel, share):
+    """With their gradients; the others are 0 and teach nothing."""
+    model = _model(parallel)
+    _randomised_lora(model)
+    tokens, labels, _ = _batch(seed=8)
+    wanted = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(1)) < share
+    whole, some = token_log_probs(model, tokens, labels), token_log_probs(model, tokens, labels, wanted_BL=wanted)
+    torch.testing.assert_close(some[wanted], whole[wanted])
+    assert not some[~wanted].any() or not share  # one row at least is computed where none is wanted
+    for ours, theirs in zip(_gradients(model, some * wanted), _gradients(model, whole * wanted), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+
+
 def test_recomputed_layers_give_the_same_gradients_from_less_memory(parallel):
     plain, recomputed = (build_model(small_config(), parallel, recompute=chosen) for chosen in (False, True))
     tokens, labels, _ = _batch(seed=9)
