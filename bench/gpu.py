@@ -84,6 +84,7 @@ def kernel_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     errors = {"scan torch": error(chunked_scan(*scan, chunk)[0], exact)}
     if kernels.of(device).scan == "triton":
         errors["scan triton"] = error(kernels.triton_scan(*scan, chunk)[0], exact)
+        errors |= step_errors(random, error, device)
     rows, weights, counts = random(96, 64), random(4, 128, 64), [40, 0, 50, 6]
     ends = torch.tensor(counts, device=device).cumsum(0).to(torch.int32)
     each = zip(rows.double().split(counts), weights.double(), strict=True)
@@ -95,6 +96,29 @@ def kernel_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     found = attend(q, k, v, is_causal=True, enable_gqa=True)
     errors["attention"] = error(found, attend(q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True))
     return errors
+
+
+def step_errors(
+    random: Callable[..., torch.Tensor], error: Callable[[torch.Tensor, torch.Tensor], float], device: torch.device
+) -> dict[str, float]:
+    """The same of the kernels of one decoding step: the recurrence of one token, and the gated norm."""
+    B, H, P, G, N = 2, 16, 64, 4, 128
+    state = torch.randn(B, H, P, N, device=device)
+    x, dt, b, c = random(B, H, P), random(B, H), random(B, G, N), random(B, G, N)
+    bias, A, D = torch.randn(H, device=device), -torch.rand(H, device=device) - 0.1, torch.randn(H, device=device)
+    width = torch.nn.functional.softplus(dt.double() + bias)
+    b_heads, c_heads = (t.double().repeat_interleave(H // G, 1) for t in (b, c))
+    after = (width * A).exp()[..., None, None] * state.double()
+    after = after + (width.unsqueeze(-1) * x.double()).unsqueeze(-1) * b_heads.unsqueeze(-2)
+    expected = (after @ c_heads.unsqueeze(-1)).squeeze(-1) + D.double().unsqueeze(-1) * x.double()
+    found = kernels.triton_step(state, x, dt, bias, A, D, b, c)
+    y, z, weight = random(B, H * P).float(), random(B, H * P), random(H * P)
+    gated = (y.double() * torch.nn.functional.silu(z.double())).unflatten(-1, (G, -1))
+    normed = torch.nn.functional.rms_norm(gated, gated.shape[-1:], eps=1e-5).flatten(-2) * weight.double()
+    return {
+        "step triton": max(error(found, expected), error(state, after)),
+        "norm triton": error(kernels.triton_gated_norm(y, z, weight, 1e-5, G), normed),
+    }
 
 
 def recurrence(x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -142,11 +166,18 @@ def empty(device: torch.device) -> None:
 
 
 def train(
-    config: ModelConfig, values: dict[str, Any], parallel: Parallel, length: int, rate: float, recompute: bool
+    config: ModelConfig,
+    values: dict[str, Any],
+    parallel: Parallel,
+    length: int,
+    rate: float,
+    recompute: bool,
+    document: int = 0,
 ) -> tuple[str, float]:
-    """Measure one LoRA step of one sequence of `length` tokens. Returns its row of the table and its tokens per second.
+    """Measure one LoRA step of `length` tokens. Returns its row of the table and its tokens per second.
 
-    rate: floating-point operations per second of one large matrix product.
+    rate: floating-point operations per second of one large matrix product. document: tokens of each of the documents that are packed; 0: one
+    sequence.
     """
     device = parallel.device
     empty(device)
@@ -154,10 +185,12 @@ def train(
     trainable = add_lora(model, LORA["rank"], 32, 0.0, TARGETS, seed=1)
     optimizer = torch.optim.AdamW(trainable, lr=1e-5)
     tokens = torch.randint(3, config.vocab_size, (1, length), device=device)
+    whole, left = divmod(length, document) if document else (0, length)
+    lengths = [document] * whole + [left] * bool(left)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        (-token_log_probs(model, tokens, tokens).mean()).backward()
+        (-token_log_probs(model, tokens, tokens, lengths).mean()).backward()
         optimizer.step()
 
     taken = seconds(device, step, repeats=3)
@@ -168,7 +201,7 @@ def train(
     plan = footprint.training(values, {**ALONE, "recompute": recompute}, recipe).peak
     peak = f"{torch.cuda.max_memory_allocated(device) / GIB:.2f}" if device.type == "cuda" else "-"
     share = 4 * active_parameters(config, values) * length / taken / rate
-    row = f"{length:>8}{length / taken:>12,.0f}{100 * share:>9.1f} %{peak:>10}{plan / GIB:>10.2f}"
+    row = f"{length:>8}{f' in {document}s' if document else '':<9}{length / taken:>12,.0f}{100 * share:>9.1f} %{peak:>10}{plan / GIB:>10.2f}"
     return row, length / taken
 
 
@@ -219,8 +252,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nemotron3_nano_30b")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 8192])
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256, 512])
     parser.add_argument("--new", type=int, default=128, help="tokens that each sequence writes")
+    parser.add_argument("--document", type=int, default=400, help="tokens of each document of the packed step")
     parser.add_argument("--no-recompute", action="store_true")
     parser.add_argument("--theirs", action="store_true", help="transformers and peft too, after ours is freed")
     arguments = parser.parse_args()
@@ -234,14 +268,21 @@ def main() -> None:
     for name, error in kernel_errors(device, config.torch_dtype).items():
         print(f"  {name:<16} {error:.1e} from float64")
     print(f"\nLoRA rank {LORA['rank']}, one sequence a step, {'no ' if arguments.no_recompute else ''}recompute")
-    print(f"{'length':>8}{'tokens/s':>12}{'share':>11}{'peak GiB':>10}{'plan GiB':>10}")
+    print(f"{'length':>8}{'':<9}{'tokens/s':>12}{'share':>11}{'peak GiB':>10}{'plan GiB':>10}")
     rates: Rates = {"lengths": {}, "batches": {}}
     for length in arguments.lengths:
         row, rates["lengths"][length] = train(config, values, parallel, length, rate, not arguments.no_recompute)
         print(row, flush=True)
+    packed = train(
+        config, values, parallel, max(arguments.lengths), rate, not arguments.no_recompute, arguments.document
+    )
+    print(packed[0], flush=True)
     empty(device)
-    print(f"\ndecoding, prompts of {PROMPT_TOKENS} tokens, {arguments.new} new\n{'batch':>8}{'tokens/s':>12}")
+    print(
+        f"\ndecoding with an adapter, prompts of {PROMPT_TOKENS} tokens, {arguments.new} new\n{'batch':>8}{'tokens/s':>12}"
+    )
     model = random_model(config, parallel, recompute=False, for_decoding=True)
+    add_lora(model, LORA["rank"], 32, 0.0, TARGETS, seed=1)
     for batch in arguments.batches:
         rates["batches"][batch] = decoding_rate(model, batch, arguments.new)
         print(f"{batch:>8}{rates['batches'][batch]:>12,.0f}", flush=True)
