@@ -38,7 +38,7 @@ from substrate.interface.errors import UsageError
 from substrate.model.config import ModelConfig
 from substrate.model.experts import ExpertLayer, Experts
 from substrate.model.layout import layout
-from substrate.model.lora import ColumnLinear, RowLinear
+from substrate.model.linear import ColumnLinear, RowLinear
 from substrate.model.mamba import MambaMixer, MambaMixerSubmodules
 from substrate.ops.fused import rms_norm
 from substrate.ops.sequences import Packing

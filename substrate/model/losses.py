@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from substrate.model.hybrid import HybridModel
-from substrate.model.lora import ColumnLinear
+from substrate.model.linear import ColumnLinear
 from substrate.ops.sequences import Packing
 
 LOGITS_BYTES = 2**28  # most bytes of logits that exist at a time on a rank

@@ -129,7 +129,7 @@ def test_every_layout_that_ships_says_what_a_site_must_have():
     ]  # fmt: skip
     assert not any(each.refusal for each in found.values())
     assert found["tp2"].expected is not None and found["tp2"].expected.first_round_hours < 10
-    assert found["tp1"].must_have(8) == "1 GPU with 89.8 GiB for an arm; 8 GPUs for all 8 arms at once"
+    assert found["tp1"].must_have(8) == "1 GPU with 90.0 GiB for an arm; 8 GPUs for all 8 arms at once"
     small = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=39"])
     refusals = {each.name: each.refusal for each in forecast.layouts(small, 8)}
     assert refusals["tp2"].startswith("training needs 52.5 GiB") and not refusals["tp4_dp2"]
