@@ -23,9 +23,9 @@ WEIGHTS := cluster.weights_dir=$(MINIATURE)
 endif
 
 PYTHON := .venv/bin/python
-# Two processes run the tests, each file in one of them, because tests of a file share their set-up. The Slurm tests share one cluster and
-# run in one process.
-TESTS := $(PYTHON) -m pytest -n 2 --dist loadfile
+# Three processes run the tests, each file in one of them, because tests of a file share their set-up, and many wait for other processes. The
+# Slurm tests share one cluster and run in one process.
+TESTS := $(PYTHON) -m pytest -n 3 --dist loadfile
 TESTBED := python3 slurm/testbed/testbed.py
 
 ifeq ($(CLUSTER),testbed)
