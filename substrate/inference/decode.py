@@ -68,9 +68,9 @@ def decode(
 ) -> Iterator[Completion]:
     """Completes prompts given as (item id, ids), in the given order, and yields each as it ends.
 
-    The model must be in eval mode, have all its layers on this rank and be built without sequence parallelism. Each
-    prompt has at least one token and fewer than the model's longest sequence. end_ids: each ends a completion
-    (`Tokenizer.end_ids`). stopped: whether ids hold a stop text.
+    The model must have all its layers on this rank; it may be in training. Each prompt has at least one token and fewer
+    than the model's longest sequence. end_ids: each ends a completion (`Tokenizer.end_ids`). stopped: whether ids hold a
+    stop text.
     together: needed where ranks with prompts of their own share experts, which work on all ranks' tokens in one pass.
     It returns the largest number that a rank passes. Every rank then makes as many passes as the busiest one.
     """

@@ -14,6 +14,7 @@ what none of them has. An item is decoded whole: a line that a kill cut off is n
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -58,9 +59,15 @@ class Queue:
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
         self._read: dict[Path, int] = {}  # journal -> bytes read of it
         self._wanted = {item[:2] for item in self.items}
+        if len(self._wanted) < len(self.items):
+            (twice, _), *_ = Counter(item[:2] for item in self.items).most_common(1)
+            raise DataError(f"the prompts of {twice[0]} name {twice[1]} twice; each item comes once")
 
     def refresh(self) -> None:
-        """Reads what all journals have got since the last call. Raises DataError for a row of an item that is not asked for."""
+        """Reads what all journals have got since the last call. A line that is damaged counts as none.
+
+        Raises DataError for a row of an item that is not asked for.
+        """
         for path in sorted(self._out.glob("journal.*.jsonl")):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -68,8 +75,11 @@ class Queue:
             whole = text[: text.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(whole)
             for line in whole.splitlines():
-                row = json.loads(line)
-                key = (row.pop("set"), row["item_id"])
+                try:
+                    row = json.loads(line)
+                    key = (row.pop("set"), row["item_id"])
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue
                 if key not in self._wanted:
                     raise DataError(
                         f"{path} has a row of {'/'.join(key)}, which the task does not ask for; empty {self._out}"

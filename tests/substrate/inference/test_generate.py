@@ -233,6 +233,24 @@ def test_decoding_stops_at_each_end_and_at_the_limit(parallel, end):
     assert len(longest) <= VALUES["max_sequence_length"] - 150
 
 
+def test_a_damaged_line_is_decoded_again(task, parallel):
+    out = Path(json.loads(task.read_text())["paths"]["out"])
+    generate(Task.read(task), parallel)
+    expected = (out / "dev.jsonl").read_bytes()
+    shutil.rmtree(out)
+    out.mkdir()
+    (out / "journal.00.0.jsonl").write_bytes(b'\0\0\0\n{"item_id": "roman-000001"}\n[1]\n"dev"\n')
+    generate(Task.read(task), parallel)
+    assert (out / "dev.jsonl").read_bytes() == expected
+
+
+def test_an_item_that_comes_twice_is_named(tokenizer, tmp_path):
+    row = {"item_id": "roman-000003", "family": "roman", "prompt": "7"}
+    (tmp_path / "dev.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row))
+    with pytest.raises(DataError, match="dev name roman-000003 twice"):
+        Queue({"dev": tmp_path / "dev.jsonl"}, tokenizer, 160, tmp_path)
+
+
 def test_a_prompt_that_does_not_fit_is_named(tokenizer, tmp_path):
     row = {"item_id": "roman-000003", "family": "roman", "prompt": "7 " * 200}
     (tmp_path / "dev.jsonl").write_text(json.dumps(row))
