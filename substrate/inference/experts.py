@@ -20,6 +20,7 @@ from torch import Tensor
 
 from substrate.inference.cache import Prompts, Step
 from substrate.inference.projections import GroupedProjection, Projection, joined, summed
+from substrate.ops.routing import route, sort_by_expert
 
 DENSE_ROWS = 32  # most rows of a dense product: with more, the surplus arithmetic costs more than the calls
 DENSE_WEIGHTS = 2**18  # most weights of one of its factors, E x F x U
@@ -38,7 +39,6 @@ class Experts:
         self.up = GroupedProjection(experts.up_EFU, [each.linear_fc1 for each in experts.local_experts])
         self.down = GroupedProjection(experts.down_EUF, [each.linear_fc2 for each in experts.local_experts])
         self.shared_up, self.shared_down = Projection(shared.linear_fc1), Projection(shared.linear_fc2)
-        self.numbers_E = torch.arange(self.num_here, device=self.gate_EU.device)
         self.room = 0  # most tokens of a rank in this pass, where ranks with different tokens share experts
         self.dense = self._stack() if self._is_small() else None
 
@@ -66,13 +66,7 @@ class Experts:
         return self._exchange(x_NU, weights_Nk, ids_Nk).add_(summed(shared_NU, self.tp))
 
     def _route(self, x_NU: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the weights (float32) and the numbers of each row's experts; the bias affects the choice alone."""
-        scores_NE = F.linear(x_NU.float(), self.gate_EU).sigmoid_()
-        ids_Nk = (scores_NE + self.bias_E).topk(self.top_k, -1).indices
-        weights_Nk = scores_NE.gather(1, ids_Nk)
-        if self.top_k > 1:
-            weights_Nk = weights_Nk / (weights_Nk.sum(-1, keepdim=True) + 1e-20)
-        return weights_Nk * self.scaling, ids_Nk
+        return route(x_NU, self.gate_EU, self.bias_E, self.top_k, self.scaling)
 
     def _routed(self, x_NU: Tensor, weights_Nk: Tensor, ids_Nk: Tensor) -> Tensor:
         """Returns the weighted sum of each row's experts on this rank; a row whose expert is elsewhere adds nothing."""
@@ -82,12 +76,10 @@ class Experts:
             # Rows of other ranks' experts go to the last expert here with weight 0: shapes stay the same.
             here = (ids >= 0) & (ids < self.num_here)
             ids, weights = ids.where(here, self.num_here - 1), weights * here
-        order = ids.argsort(stable=True)
-        ends_E = torch.searchsorted(ids[order], self.numbers_E, right=True).to(torch.int32)
+        order, back, ends_E = sort_by_expert(ids, self.num_here)
+        ends_E = ends_E.to(torch.int32)
         hidden = F.relu(self.up(x_NU[order // k], ends_E)).square_() * weights[order].unsqueeze(1)
         y = self.down(hidden.to(x_NU.dtype), ends_E)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
         return y[back].view(-1, k, y.shape[1]).sum(1)
 
     def _is_small(self) -> bool:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from substrate.model.lora import draw_seed
 from substrate.ops import kernels
+from substrate.ops.routing import route, sort_by_expert
 
 
 class ExpertLayer(MoELayer):
@@ -36,7 +37,14 @@ class ExpertLayer(MoELayer):
         if self.ep_group.size() > 1:
             output: tuple[Tensor, None] = super().forward(hidden_states, *args, **kwargs)
             return output
-        weights_Nk, ids_Nk = self._route(hidden_states.flatten(0, 1))
+        config, router = self.config, self.router
+        weights_Nk, ids_Nk = route(
+            hidden_states.flatten(0, 1),
+            router.weight,
+            router.expert_bias,
+            config.moe_router_topk,
+            config.moe_router_topk_scaling_factor,
+        )
         ranks = self.tp_group
         if ranks.size() > 1:
             hidden_states, weights_Nk = (
@@ -44,11 +52,7 @@ class ExpertLayer(MoELayer):
             )
             ids_Nk = gather_from_sequence_parallel_region(ids_Nk, tensor_parallel_output_grad=False, group=ranks)
         x_NU, k = hidden_states.flatten(0, 1), ids_Nk.shape[1]
-        order = ids_Nk.flatten().argsort(stable=True)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
-        numbers_E = torch.arange(self.num_local_experts, device=order.device)
-        ends_E = torch.searchsorted(ids_Nk.flatten()[order], numbers_E, right=True)
+        order, back, ends_E = sort_by_expert(ids_Nk.flatten(), self.num_local_experts)
         # The shared expert comes first, as in the library's layer: masks of dropout are drawn in this order.
         up, down = self.shared_experts.linear_fc1, self.shared_experts.linear_fc2
         shared_NU = down.product(squared_relu(up.product(x_NU)))
@@ -59,15 +63,6 @@ class ExpertLayer(MoELayer):
         if ranks.size() > 1:
             sum_SBU = reduce_scatter_to_sequence_parallel_region(sum_SBU, group=ranks)
         return sum_SBU, None
-
-    def _route(self, x_NU: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the weights (float32) and the numbers of each token's experts; the bias affects the choice alone."""
-        scores_NE = F.linear(x_NU.float(), self.router.weight.float()).sigmoid()
-        ids_Nk = (scores_NE.detach() + self.router.expert_bias).topk(self.config.moe_router_topk, -1).indices
-        weights_Nk = scores_NE.gather(1, ids_Nk)
-        if ids_Nk.shape[1] > 1:
-            weights_Nk = weights_Nk / (weights_Nk.sum(-1, keepdim=True) + 1e-20)
-        return weights_Nk * self.config.moe_router_topk_scaling_factor, ids_Nk
 
 
 class _Sorted(torch.autograd.Function):
