@@ -61,11 +61,14 @@ class Stage:
         with changed.start(arguments, self.log) as process:
             return answer(process, self.log)
 
-    def probe(self, forbidden: dict[str, str], show: dict[str, str] | None = None, network: str = "loopback") -> Any:
+    def probe(
+        self, forbidden: dict[str, str], show: dict[str, str] | None = None, network: str = "loopback",
+        sockets: tuple[str, ...] = (),
+    ) -> Any:  # fmt: skip
         shown = {inside: Path(path) for inside, path in (show or {}).items()}
         changed = replace(self.sandbox, read_only={**self.sandbox.read_only, **shown}, network=network)
         closed = {name: Path(path) for name, path in forbidden.items()}
-        return {"report": probe(changed, closed, "7", self.world / "probe.json")}
+        return {"report": probe(changed, closed, "7", self.world / "probe.json", sockets)}
 
     def read(self, name: str) -> dict[str, Any]:
         with open_output(self.world / "out", name) as file:
