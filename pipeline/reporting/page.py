@@ -57,7 +57,7 @@ def of_log(
     if of_agents := agents.section(records, round_name):
         page.insert(3, of_agents)
     sent = tables.of_submissions(board_submissions.submissions_in(records), history, round_name)
-    at = next(number for number, section in enumerate(page) if section.title == "Results of the tests")
+    at = next(number for number, section in enumerate(page) if section.title == "Reasons by article")
     page.insert(
         at, Section("Scores of the external target", _target(history, round_name), sent if len(sent) > 1 else [])
     )
