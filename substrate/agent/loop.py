@@ -19,8 +19,8 @@ MOST_BAD_ANSWERS = 4
 """Unreadable answers in a row that end a session. One is chance, and three more each came after a sentence on what was wrong."""
 MOST_SQUEEZES = 2
 """How often a session halves its requests because the model's context is smaller than assumed: from 100,000 tokens to 25,000."""
-FEW_STEPS = 3
-"""Steps left from which on the model is reminded to finish: a full run, a repair and the report."""
+FEW_STEPS = 5
+"""Steps left from which on the model is reminded of the end: a full run, two repairs, another run, the report."""
 SQUEEZED_BY = "endpoint_context"
 NUDGE = "Your answer had no tool call. Go on by calling a tool, or end by calling `finish`."
 
@@ -47,6 +47,7 @@ class Session:
         self._asked = 0  # requests, and so steps of the budget
         self._bad = 0  # unreadable answers in a row
         self._squeezes = 0
+        self._trained = False  # whether a full run has completed
         self._finished = False
 
     def run(self) -> Ending:
@@ -69,21 +70,10 @@ class Session:
         try:
             answer = read_answer(reply, self._asked)
         except BadAnswer as bad:
-            self._bad += 1
-            what = f"{self._bad} answers in a row could not be carried out; the last one: {bad} ({bad.code})"
-            self._turns.append(
-                conversation.turn_of_text(
-                    bad.text, self._remark(f"Nothing of your last answer was carried out: {bad}.")
-                )
-            )
-            return Ending(MALFORMED, what) if self._bad == MOST_BAD_ANSWERS else None
-        if answer.calls:
-            self._bad = 0
-            replies = self._carry_out(answer)
-            if self._finished:
-                return Ending(FINISHED, "the report was accepted")
-        else:
-            self._history.append([])
+            return self._correct(bad)
+        replies = self._carry_out(answer)
+        if self._finished:
+            return Ending(FINISHED, "the report was accepted")
         verdict = watchdog.judge(self._history)
         if verdict and verdict.ends:
             return Ending(verdict.outcome, verdict.what + _parser_hint(answer))
@@ -94,30 +84,44 @@ class Session:
             self._turns.append(conversation.turn_of_text(answer.text, self._remark(NUDGE, verdict)))
         return None
 
+    def _correct(self, bad: BadAnswer) -> Ending | None:
+        """Tells the model what was wrong with its answer; returns the end if that was often enough."""
+        self._bad += 1
+        if self._bad == MOST_BAD_ANSWERS:
+            return Ending(
+                MALFORMED, f"{self._bad} answers in a row could not be carried out; the last: {bad} ({bad.code})"
+            )
+        correction = self._remark(f"Nothing of your last answer was carried out: {bad}.")
+        self._turns.append(conversation.turn_of_text(bad.text, correction))
+        return None
+
     def _carry_out(self, answer: Answer) -> list[str]:
-        """Carries out the calls of an answer in order, up to an accepted `finish`; returns a reply to each."""
+        """Carries out the calls of an answer in order, up to an accepted `finish`; returns a reply to each, and notes what happened."""
         events: list[watchdog.Event] = []
         replies = []
         self._history.append(events)
         for call in answer.calls:
+            self._bad = 0
             fault = fault_of(call.name, call.arguments, self._task.arm.axis)
             result = Failure(*fault) if fault else self._relay.tool(call.name, call.arguments)
-            failed = isinstance(result, Failure)
-            if call.name == "finish" and not failed:
+            carried_out = not isinstance(result, Failure)
+            if call.name == "finish" and carried_out:
                 self._finished = True
                 break
+            if call.name == "train" and carried_out and call.arguments["num_steps"] is None:
+                self._trained = True
             replies.append(_reply(call, result))
             # A trial that failed was a try all the same; other failures say that nothing was done.
-            done = not isinstance(result, Failure) or result.code == "trial_failed"
-            events.append(watchdog.Event.of(call.name, call.arguments, replies[-1], carried_out=done))
+            acted = carried_out or (isinstance(result, Failure) and result.code == "trial_failed")
+            events.append(watchdog.Event.of(call.name, call.arguments, replies[-1], carried_out=acted))
         return replies
 
     def _remark(self, reply: str, verdict: watchdog.Verdict | None = None) -> str:
         """Returns a reply with what the loop itself tells the model: a warning of the watchdog, and the steps that are left."""
-        left = self._task.budget.steps - self._asked
+        left = max(self._task.budget.steps - self._asked, 0)
         warning = f"Warning: {verdict.what}. Do something else, or the session is ended." if verdict else ""
-        few = " Finish now what you have." if left <= FEW_STEPS else ""
-        return "\n".join(filter(None, (reply, warning, f"Steps left: {max(left, 0)}.{few}")))
+        urgent = " Call `finish` now." if self._trained else " Make the full run now."
+        return "\n".join(filter(None, (reply, warning, f"Steps left: {left}.{urgent if left <= FEW_STEPS else ''}")))
 
 
 def _reply(call: Call, result: str | Failure) -> str:

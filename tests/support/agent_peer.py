@@ -116,7 +116,7 @@ class Tools:
 
 
 class Peer:
-    """A server and the task file that names it. `lines` has every line that came, `wrong` what it could not serve."""
+    """A server and the task file that names it. `raw` and `lines` have every line that came, `wrong` what could not be served."""
 
     def __init__(
         self,
@@ -127,17 +127,19 @@ class Peer:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """answers: bytes go out as the whole line, for a peer that breaks the contract."""
-        self.tools, self.lines, self.wrong = Tools(files), list[dict[str, Any]](), list[str]()
+        self.tools, self.wrong = Tools(files), list[str]()
+        self.raw, self.lines = list[bytes](), list[dict[str, Any]]()
         self._answers = iter(answers)
-        self._socket = folder / "s"
+        self.socket = folder / "s"
         self.task = folder / "task.json"
-        content = TASK | {"config": TASK["config"] | dict(config or {}), "paths": {"socket": str(self._socket)}}
+        content = TASK | {"config": TASK["config"] | dict(config or {}), "paths": {"socket": str(self.socket)}}
         self.task.write_text(json.dumps(content))
         peer = self
 
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
-                line = json.loads(self.rfile.readline())
+                peer.raw.append(self.rfile.readline())
+                line = json.loads(peer.raw[-1])
                 peer.lines.append(line)
                 try:
                     reply = peer._serve(line)
@@ -148,7 +150,7 @@ class Peer:
                     reply = b""
                 self.wfile.write(reply + b"\n" if reply else b"")
 
-        self._server = socketserver.ThreadingUnixStreamServer(str(self._socket), Handler)
+        self._server = socketserver.ThreadingUnixStreamServer(str(self.socket), Handler)
         self._server.daemon_threads = True
 
     def _serve(self, line: dict[str, Any]) -> bytes:
