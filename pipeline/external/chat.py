@@ -5,10 +5,9 @@ What an answer with status 200 may lack is told in decision/proposals.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.model_calls.endpoint import Endpoint, Use, encoded
+from pipeline.model_calls.endpoint import Endpoint, Use, encoded, without
 from pipeline.model_calls.failures import cures
 
 USE = Use("policy.proposals", ("temperature", "seed", "response_format", "strict", "maxItems", "additionalProperties"))
@@ -28,14 +27,7 @@ def body(endpoint: Endpoint, system: str, user: str, schema_name: str, schema: A
             "json_schema": {"name": schema_name, "strict": True, "schema": schema},
         },
     }
-    request["response_format"] = _without(request["response_format"], endpoint.leave_out)
+    request["response_format"] = without(request["response_format"], endpoint.leave_out)
     return encoded(
         {name: value for name, value in request.items() if name not in endpoint.leave_out} | dict(endpoint.add)
     )
-
-
-def _without(value: Any, names: Sequence[str]) -> Any:
-    """Return a JSON value without the members of these names, at any depth."""
-    if isinstance(value, Mapping):
-        return {name: _without(member, names) for name, member in value.items() if name not in names}
-    return [_without(member, names) for member in value] if isinstance(value, list) else value

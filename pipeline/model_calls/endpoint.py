@@ -107,6 +107,13 @@ def encoded(request: Mapping[str, Any]) -> bytes:
     return json.dumps(request, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
+def without(value: Any, names: Sequence[str]) -> Any:
+    """Return a JSON value without the members of these names, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: without(member, names) for name, member in value.items() if name not in names}
+    return [without(member, names) for member in value] if isinstance(value, list) else value
+
+
 def post_chat(endpoint: Endpoint, request: bytes, seconds: float | None = None) -> bytes:
     """Send `request` and return the bytes of the answer. Raises EndpointFailed, and ConfigError as `Endpoint.check_settings`.
 
