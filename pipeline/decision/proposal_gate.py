@@ -21,7 +21,6 @@ from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.errors import Refused
 from pipeline.campaign.records import Policy, Setting, with_setting
 
-MAX_ANSWER_BYTES = 1 << 20
 MAX_BYTES = 65_536
 MAX_DEPTH = 8
 MAX_PROPOSALS = 7  # in the schema that is sent; article 14 has the number by which answers are judged

@@ -22,7 +22,8 @@ from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.records import Arm, Policy, Setting, with_setting
 from pipeline.decision import proposal_gate
-from pipeline.decision.proposal_gate import MAX_ANSWER_BYTES, ProposalVerdict
+from pipeline.decision.proposal_gate import ProposalVerdict
+from pipeline.model_calls.failures import MAX_ANSWER_BYTES, named_in
 
 READING = 2
 """How a model's text is taken out of its envelope now."""
@@ -43,13 +44,6 @@ ANSWER_CODES: Mapping[str, str] = {
     "answer_around": "Use a model or server that keeps to response_format, or another model",
 }  # fmt: skip
 """Code of an answer that holds no text to judge -> its cure. The codes are stable, and belong to article 14 (docs/proposals.md)."""
-PARAMETERS = (
-    "response_format", "json_schema", "max_completion_tokens", "max_tokens", "temperature", "seed", "additionalProperties", "maxItems",
-    "reasoning_effort", "top_p", "tool_choice", "model", "messages", "strict", "stream", "schema",
-)  # fmt: skip
-"""What an error of an endpoint may be about, as far as it is told: names of this list, never text of the endpoint's."""
-_NAMES = re.compile(rf"(?P<quote>[\"'`])?\b(?P<name>{'|'.join(PARAMETERS)})\b(?!\\?[\"']\s*:)")
-_PLAIN_WORDS = ("model", "messages", "strict", "stream", "schema")  # count only where they are quoted
 _FENCE = re.compile(r"```[A-Za-z]*\s(.*?)```", re.DOTALL)
 _ENDED = {
     "length": "answer_cut",
@@ -195,16 +189,6 @@ def _is_json(text: str) -> bool:
     except strict_json.BadJson as bad:
         return bad.code != "not_json"
     return True
-
-
-def named_in(error: bytes) -> str:
-    """Return the phrase " and names temperature, seed" with the PARAMETERS that an endpoint's error is about, "" for none.
-
-    It is made of this module's own words, because the error may hold anything: an address, a key, or instructions.
-    """
-    found = _NAMES.finditer(error.decode("utf-8", "replace"))
-    names = [match["name"] for match in found if match["quote"] or match["name"] not in _PLAIN_WORDS]
-    return f" and names {', '.join(dict.fromkeys(names))}" if names else ""
 
 
 def rejudged(

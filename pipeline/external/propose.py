@@ -14,7 +14,7 @@ from pipeline.campaign.log import Log
 from pipeline.campaign.records import Policy
 from pipeline.decision import proposal_gate
 from pipeline.decision.proposals import READING, Proposed, judge, reference_of, rejudged
-from pipeline.external.chat import EndpointFailed
+from pipeline.model_calls.failures import EndpointFailed
 
 Ask = Callable[[bytes], bytes]
 """A function from the exact bytes of a request to those of its answer. It raises EndpointFailed without an answer."""

@@ -21,6 +21,7 @@ from pipeline.config import settings
 from pipeline.config.policy_schema import Proposals
 from pipeline.decision import evidence, history, proposal_gate, proposals
 from pipeline.external import briefing, chat, optuna_sampler, propose
+from pipeline.model_calls.endpoint import Endpoint, post_chat
 
 
 def with_proposals(
@@ -74,14 +75,16 @@ def proposer(config: Proposals, facts: Mapping[str, Any]) -> tuple[bytes, propos
     if config.kind == "optuna":
         return user_message, lambda request: optuna_sampler.suggest(request, config.seed)
     endpoint = endpoint_of(config)
-    request = chat.body(endpoint, briefing.INSTRUCTIONS, user_message.decode(), "proposals", proposal_gate.SCHEMA)
-    return request, lambda content: chat.post_chat(endpoint, content)
+    request = chat.body(
+        endpoint, briefing.INSTRUCTIONS, user_message.decode(), "proposals", proposal_gate.SCHEMA, config.seed
+    )
+    return request, lambda content: post_chat(endpoint, content)
 
 
-def endpoint_of(config: Proposals) -> chat.Endpoint:
+def endpoint_of(config: Proposals) -> Endpoint:
     """Return the configured endpoint. Raises ConfigError as `Endpoint.check_settings`."""
-    endpoint = chat.Endpoint(
-        config.url, config.model, config.timeout_seconds, config.api_key_env, config.api_key_file, config.seed,
+    endpoint = Endpoint(
+        config.url, config.model, chat.USE, config.timeout_seconds, config.api_key_env, config.api_key_file,
         tuple(config.leave_out), dict(config.add),
     )  # fmt: skip
     endpoint.check_settings()

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.campaign import constitution, strict_json
 from pipeline.decision import proposal_gate, proposals
-from pipeline.external import chat
+from pipeline.model_calls import failures
 from tests.support.hostile import AXIS_OF, HOSTILE, OPEN, POLICY, REFERENCE, RULES, WHOLE, answer, proposal
 
 
@@ -237,7 +237,7 @@ def test_every_code_is_in_the_table_with_its_article():
         if not name.startswith(("endpoint_", "answer_")) and name not in ("shadow", "active")
     }
     assert ours == dict(proposal_gate.CODES)
-    assert {name for name in DOCUMENTED if name.startswith("endpoint_")} == set(chat.KINDS)
+    assert {name for name in DOCUMENTED if name.startswith("endpoint_")} == set(failures.KINDS)
     assert {name for name in DOCUMENTED if name.startswith("answer_")} == set(proposals.ANSWER_CODES)
 
 

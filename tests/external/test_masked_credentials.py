@@ -5,8 +5,9 @@ import pytest
 from pipeline.campaign.errors import ConfigError
 from pipeline.config import settings
 from pipeline.config.credentials import is_variable_name
-from pipeline.external.chat import Endpoint, post_chat
+from pipeline.external import chat
 from pipeline.external.target_client import kind_of_words, one_line
+from pipeline.model_calls.endpoint import Endpoint, post_chat
 
 SECRET = "Zq9vK2mXw7Lp4Rt8"
 JWT = f"eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.{SECRET}"
@@ -76,7 +77,7 @@ def test_case_11_a_key_in_the_wrong_setting_is_refused_and_not_shown(key, value)
 
 def test_case_11_a_key_in_the_wrong_setting_is_not_shown_where_it_would_be_used():
     with pytest.raises(ConfigError, match="api_key_env may be a key") as error:
-        post_chat(Endpoint("https://example.com/v1", "m", api_key_env=f"sk-{SECRET}"), b"{}")
+        post_chat(Endpoint("https://example.com/v1", "m", chat.USE, api_key_env=f"sk-{SECRET}"), b"{}")
     assert SECRET not in str(error.value)
 
 

@@ -26,8 +26,8 @@ from pipeline.external import briefing, optuna_sampler, propose, proposers
 from pipeline.rounds import freeze
 from pipeline.rounds.freeze import arms_of
 from pipeline.rounds.init import init
-from tests.external.test_chat import KEY, send, server, status
 from tests.support import logs
+from tests.support.endpoints import KEY, send, server, status
 
 RULES = load_constitution()
 

@@ -4,12 +4,8 @@ import datetime
 import ipaddress
 import json
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from cryptography import x509
@@ -18,61 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.external import chat
-
-KEY = "sk-test-0123456789abcdef"
-GOOD = b'{"choices": [{"message": {"content": "{\\"proposals\\": []}"}}]}'
-Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
-
-
-class Seen(list[tuple[dict[str, str], bytes]]):
-    """Headers and body of every request that came."""
-
-
-@contextmanager
-def server(answer: Answer, certificate: ssl.SSLContext | None = None) -> Iterator[tuple[str, Seen]]:
-    """A real HTTP server on a free port; gives its address and what was asked."""
-    seen = Seen()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            content = self.rfile.read(int(self.headers["Content-Length"]))
-            seen.append((dict(self.headers), content))
-            try:
-                answer(self, content)
-            except (BrokenPipeError, ConnectionResetError):
-                return  # the client has hung up, as it should
-
-        do_GET = do_POST
-
-        def log_message(self, *arguments: Any) -> None:
-            return
-
-    class Quiet(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *arguments: Any) -> None:
-            return  # a client that does not like our certificate
-
-    listening = Quiet(("127.0.0.1", 0), Handler)
-    if certificate:
-        listening.socket = certificate.wrap_socket(listening.socket, server_side=True)
-    thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield f"http{'s' if certificate else ''}://127.0.0.1:{listening.server_port}/v1/chat/completions", seen
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
-
-
-def send(handler: BaseHTTPRequestHandler, content: bytes, status: int = 200, **headers: str) -> None:
-    handler.send_response(status)
-    handler.send_header("Content-Length", str(len(content)))
-    for name, value in headers.items():
-        handler.send_header(name, value)
-    handler.end_headers()
-    handler.wfile.write(content)
+from pipeline.model_calls.endpoint import CHUNK, post_chat
+from pipeline.model_calls.secret import Secret
+from tests.support.endpoints import GOOD, KEY, Answer, endpoint, failure, send, server, status
 
 
 def good(handler: BaseHTTPRequestHandler, content: bytes) -> None:
@@ -105,7 +49,7 @@ def huge(handler: BaseHTTPRequestHandler, content: bytes) -> None:
     handler.send_response(200)
     handler.end_headers()
     for _ in range(200):
-        handler.wfile.write(b" " * chat.CHUNK)
+        handler.wfile.write(b" " * CHUNK)
 
 
 def malformed(handler: BaseHTTPRequestHandler, content: bytes) -> None:
@@ -123,28 +67,11 @@ def redirecting(status: int) -> Answer:
     return lambda handler, content: send(handler, b"", status, Location="http://localhost:1/elsewhere")
 
 
-def status(number: int) -> Answer:
-    return lambda handler, content: send(handler, f"no, {KEY}".encode(), number)
-
-
-def endpoint(url: str, **changes: Any) -> chat.Endpoint:
-    return chat.Endpoint(**{"url": url, "model": "small", "timeout_seconds": 5.0, **changes})
-
-
-def failure(asked: chat.Endpoint) -> chat.EndpointFailed:
-    with pytest.raises(chat.EndpointFailed) as failed:
-        chat.post_chat(asked, b"{}")
-    assert failed.value.kind in chat.KINDS
-    assert KEY not in str(failed.value) and KEY not in repr(failed.value.__dict__)
-    assert "127.0.0.1" not in str(failed.value)
-    return failed.value
-
-
 def test_the_answer_comes_back_byte_for_byte():
     with server(good) as (url, seen):
         asked = endpoint(url)
         request = chat.body(asked, "rules", "facts", "proposals", {"type": "object"})
-        assert chat.post_chat(asked, request) == GOOD
+        assert post_chat(asked, request) == GOOD
     headers, content = seen[0]
     assert content == request and "Authorization" not in headers
     assert json.loads(content)["response_format"]["json_schema"]["strict"] is True
@@ -189,20 +116,20 @@ def test_a_key_is_sent_in_the_header_and_nowhere_else(monkeypatch, tmp_path):
     path.write_text(KEY + "\n")
     with server(good) as (url, seen):
         for asked in (endpoint(url, api_key_env="MODEL_KEY"), endpoint(url, api_key_file=str(path))):
-            chat.post_chat(asked, chat.body(asked, "rules", "facts", "proposals", {}))
+            post_chat(asked, chat.body(asked, "rules", "facts", "proposals", {}))
             assert KEY not in repr(asked)
     for headers, content in seen:
         assert headers["Authorization"] == f"Bearer {KEY}"
         assert KEY.encode() not in content
-    assert KEY not in repr(chat.read_key(asked))
+    assert KEY not in repr(asked.read_key())
 
 
 def test_the_key_is_read_when_the_call_is_made(monkeypatch):
     asked = endpoint("http://127.0.0.1:1", api_key_env="MODEL_KEY")
     monkeypatch.setenv("MODEL_KEY", "one")
-    assert chat.read_key(asked) == chat.Secret("one")
+    assert asked.read_key() == Secret("one")
     monkeypatch.setenv("MODEL_KEY", "two")
-    assert chat.read_key(asked) == chat.Secret("two")
+    assert asked.read_key() == Secret("two")
 
 
 @pytest.mark.parametrize("text", [None, "", " \n", "kéy", "a\nb", "a\rInjected: 1"])
@@ -263,7 +190,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_a_sites_own_serves
         assert failure(endpoint(url)).kind == "endpoint_tls"
         assert not seen
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-        assert chat.post_chat(endpoint(url), b"{}") == GOOD
+        assert post_chat(endpoint(url), b"{}") == GOOD
 
 
 @pytest.mark.parametrize(
@@ -293,7 +220,7 @@ def test_a_key_may_go_in_clear_to_this_machine_alone():
 
 
 def test_the_same_question_is_the_same_bytes():
-    asked = endpoint("http://127.0.0.1", seed=3)
-    one = chat.body(asked, "rules", "fäcts", "proposals", {"b": 1, "a": [2]})
-    assert one == chat.body(asked, "rules", "fäcts", "proposals", {"a": [2], "b": 1})
+    asked = endpoint("http://127.0.0.1")
+    one = chat.body(asked, "rules", "fäcts", "proposals", {"b": 1, "a": [2]}, 3)
+    assert one == chat.body(asked, "rules", "fäcts", "proposals", {"a": [2], "b": 1}, 3)
     assert one.isascii() and b'"temperature":0' in one and b'"seed":3' in one

@@ -1,0 +1,126 @@
+"""What an agent did, from its transcript alone: the accepted manifest, how it ended, what it used. An audit compares the report with this.
+
+The outcome follows from events in this order:
+
+    a manifest was accepted, and a full run made an adapter       completed
+    a manifest was accepted, and no full run made one             agent_no_adapter
+    the loop said why it ended                                    agent_watchdog, agent_budget, agent_gpu_seconds, agent_endpoint, ...
+    none of these: the loop's process ended otherwise             agent_contract
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.campaign import strict_json
+from pipeline.campaign.errors import IntegrityError
+from pipeline.model_calls.budget import Charge, charge_of
+from pipeline.model_calls.chat_request import prompt_bound
+from pipeline.model_calls.manifest import BadManifest, Manifest, read_manifest
+from pipeline.model_calls.transcript import content_of
+
+ENDINGS: Sequence[tuple[str, str]] = (
+    ("watchdog", "agent_watchdog"),
+    ("budget_gpu_seconds", "agent_gpu_seconds"),
+    ("budget", "agent_budget"),
+    ("closed_path", "agent_closed_path"),
+    ("endpoint", "agent_endpoint"),
+    ("replay_ended", "agent_endpoint"),
+    ("malformed", "agent_malformed"),
+    ("no_adapter", "agent_no_adapter"),
+)
+"""(beginning of the outcome that a loop says, the arm's outcome); the first that fits counts."""
+STARTED = ("trial_failed", "nothing_trained")
+"""Failures of `train` after which a process had run; every other failure is a refusal before that."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a run used, as far as its transcript says it."""
+
+    steps: int
+    prompt_tokens: int
+    answer_tokens: int
+    tool_calls: int
+    full_runs: int
+    smoke_runs: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an agent did. manifest: None where none was accepted."""
+
+    manifest: Manifest | None
+    outcome: str
+    usage: Usage
+
+
+def of_transcript(records: Sequence[Mapping[str, Any]], axis: str | None) -> Run:
+    """Derive a run from the events of its transcript. axis: the arm's axis, or None.
+
+    Raises IntegrityError where an accepted manifest is none, or a recorded charge does not follow from the bytes of its answer.
+    """
+    requests = {record["call"]: record for record in records if record["kind"] == "request"}
+    answers = [record for record in records if record["kind"] == "answer"]
+    charges = [_charge(requests.get(answer["call"]), answer) for answer in answers]
+    results = {record["tool"]: record for record in records if record["kind"] == "tool_result"}
+    tools = [(record, results.get(record["tool"])) for record in records if record["kind"] == "tool"]
+    manifest, full, smoke, adapters = None, 0, 0, 0
+    for call, result in tools:
+        if call["name"] == "finish" and result and result["ok"]:
+            manifest = _accepted(call, axis)
+        if call["name"] == "train" and result and (result["ok"] or result["failure"] in STARTED):
+            is_full = _arguments(call).get("num_steps") is None
+            full, smoke = full + is_full, smoke + (not is_full)
+            adapters += is_full and result["ok"]
+    usage = Usage(
+        len(answers), sum(charge.prompt_tokens for charge in charges), sum(charge.answer_tokens for charge in charges),
+        len(tools), full, smoke,
+    )  # fmt: skip
+    said = next((record["outcome"] for record in reversed(records) if record["kind"] == "end"), "")
+    if manifest:
+        outcome = "completed" if adapters else "agent_no_adapter"
+    else:
+        outcome = outcome_of(said)
+    return Run(manifest, outcome, usage)
+
+
+def outcome_of(said: str) -> str:
+    """Return the arm's outcome for what its loop said at its end, "" where it said nothing."""
+    return next((outcome for beginning, outcome in ENDINGS if said.startswith(beginning)), "agent_contract")
+
+
+def _charge(request: Mapping[str, Any] | None, answer: Mapping[str, Any]) -> Charge:
+    charge = None
+    if request is not None:
+        sent = strict_json.read(content_of(request))
+        most = sent.get("max_tokens", sent.get("max_completion_tokens"))
+        charge = charge_of(content_of(answer), Charge(prompt_bound(sent), most, True))
+    if charge is None or (charge.prompt_tokens, charge.answer_tokens) != (
+        answer["prompt_tokens"],
+        answer["answer_tokens"],
+    ):
+        raise IntegrityError(
+            f"event {answer['seq']} of a transcript charges other tokens than its answer says", "Restore it from a copy"
+        )
+    return charge
+
+
+def _accepted(call: Mapping[str, Any], axis: str | None) -> Manifest:
+    try:
+        return read_manifest(strict_json.read(content_of(call)), axis)
+    except (BadManifest, strict_json.BadJson) as bad:
+        raise IntegrityError(
+            f"event {call['seq']} of a transcript was accepted as a manifest and is none: {bad}",
+            "Restore it from a copy",
+        ) from None
+
+
+def _arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        arguments = strict_json.read(content_of(call))
+    except strict_json.BadJson:
+        arguments = {}
+    return arguments if isinstance(arguments, dict) else {}
