@@ -6,6 +6,7 @@ the file tools in the trial's sandbox (tool_script.py), where it is bound as a f
 """
 
 import fnmatch
+import io
 import os
 import stat
 from collections.abc import Sequence
@@ -114,8 +115,8 @@ def enter(root: int, parts: Sequence[str], *, make: Sequence[str] | None = None)
     return here
 
 
-def content(root: int, path: str, most: int) -> bytes:
-    """The bytes of the regular file at `path`. Raises Failure, also for one that is larger than `most` bytes."""
+def opened(root: int, path: str) -> io.BufferedReader:
+    """Open the regular file at `path` for reading. Raises Failure."""
     parts = parts_of(path)
     if not parts:
         raise Failure("no_such_file", f"{shown(path)} is the fork's folder; use list")
@@ -124,19 +125,25 @@ def content(root: int, path: str, most: int) -> bytes:
         found = status(folder, parts[-1], path)
         if not stat.S_ISREG(found.st_mode):
             raise Failure("not_text", f"{shown(path)} is a {kind_of(found)}; only files are read, and list shows them")
-        # Nothing runs beside a tool. Should something replace the file now, O_NONBLOCK waits for no fifo, and the size is read again.
+        # Nothing runs beside a tool. Should something replace the file now, O_NONBLOCK waits for no fifo, and it is looked at again.
         handle = os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError as error:
         raise Failure("no_such_file", f"{shown(path)} cannot be opened ({error.strerror})") from None
     finally:
         os.close(folder)
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise Failure("not_text", f"{shown(path)} is no file any more; list its folder")
-        data = file.read(most + 1) if found.st_size <= most else b""
-    if max(found.st_size, len(data)) > most:
-        raise Failure("too_large", f"{shown(path)} has {found.st_size} bytes; at most {most} are read")
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise Failure("not_text", f"{shown(path)} is no file any more; list its folder")
+    return open(handle, "rb")
+
+
+def content(root: int, path: str, most: int) -> bytes:
+    """The bytes of the regular file at `path`. Raises Failure, also for one that is larger than `most` bytes."""
+    with opened(root, path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(most + 1) if size <= most else b""
+    if max(size, len(data)) > most:
+        raise Failure("too_large", f"{shown(path)} has {size} bytes; at most {most} are read")
     return data
 
 
