@@ -87,6 +87,7 @@ def worker_verb(arguments: argparse.Namespace) -> None:
 
     campaign = Campaign.at(arguments.campaign)
     frozen_code.run_frozen_code(campaign)
+    from pipeline.agent import arm as agents_arm
     from pipeline.execution import multinode, worker
 
     arm = f"a{arguments.arm}" if arguments.arm.isdigit() else arguments.arm
@@ -94,7 +95,7 @@ def worker_verb(arguments: argparse.Namespace) -> None:
     if multinode.task_number() > 0:
         multinode.help_with(campaign, folder, arm)
         return
-    attempt = worker.work(campaign, folder, arm, arguments.plan)
+    attempt = worker.work(campaign, folder, arm, arguments.plan, agents_arm.train)
     result = f"is published ({attempt.folder.name})" if attempt else "was published before, so there is nothing to do"
     print(f"{folder.name}/{arm} {result}")
     print(after_an_arm(campaign.round("r0001") if folder.number == 0 else folder, quoted_campaign(arguments)))

@@ -144,7 +144,8 @@ def _check_form(record: Mapping[str, Any], path: Path) -> None:
         or len(contents) != (kind in WITH_CONTENT)
         or not all(isinstance(record[name], str) for name in contents)
         or not all(
-            isinstance(record[name], int) for name in fields & {"call", "tries", "tool", "prompt_tokens", "answer_tokens"}
+            isinstance(record[name], int)
+            for name in fields & {"call", "tries", "tool", "prompt_tokens", "answer_tokens"}
         )
     ):
         raise IntegrityError(

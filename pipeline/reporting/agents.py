@@ -26,7 +26,9 @@ def section(records: Sequence[Record], round_name: str) -> Section | None:
     if not newest:
         return None
     reports = {arm: newest[arm]["report"] for arm in sorted(newest)}
-    lines = [f"Agents ran {len(reports)} arms. Each read and edited a fork of its own, and nothing of other arms or rounds."]
+    lines = [
+        f"Agents ran {len(reports)} arms. Each read and edited a fork of its own, and nothing of other arms or rounds."
+    ]
     for arm, record in sorted(newest.items()):
         lines += _lines(arm, record)
     return Section("Agents", lines, [list(_HEADER), *(_row(arm, report) for arm, report in reports.items())])

@@ -108,13 +108,23 @@ Settings of the arm, which the recipe below has already:
 
 # The fork
 
-Open paths, which you may edit: {_listed(task.open_paths)}
+{_opened(task)}
 `substrate/train.py` starts a run, and `substrate/training/run.py` is its loop. `data/train.jsonl` has the training examples, a line each:
 item_id, family, prompt, answer, traces (the reasoning, by style) and source.
 
-The interface of the open modules and of what they import:
+{_interface(task, root)}"""
 
-{interface(root, task.is_open)}"""
+
+def _opened(task: AgentTask) -> str:
+    if not task.open_paths:
+        return "This arm repeats a recipe, so you may edit nothing: make the full run, and finish."
+    return f"Open paths, which you may edit: {_listed(task.open_paths)}"
+
+
+def _interface(task: AgentTask, root: Path) -> str:
+    if not task.open_paths:
+        return ""
+    return f"The interface of the open modules and of what they import:\n\n{interface(root, task.is_open)}"
 
 
 def _listed(names: Sequence[str]) -> str:

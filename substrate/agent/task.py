@@ -57,7 +57,6 @@ class AgentTask:
         for field in fields(Budget):
             number = getattr(self.budget, field.name)
             _require(number >= 1, f"budget.{field.name}", number, "at least 1")
-        _require(bool(self.open_paths), "open_paths", self.open_paths, "at least one path that may be edited")
         for path in self.open_paths:
             parts = path.split("/")
             inside = not {"", ".", ".."} & set(parts) and path.isprintable()
