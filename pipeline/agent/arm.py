@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -53,11 +53,11 @@ LOOP_LIMITS = SandboxLimits(num_processes=64, file_size_bytes=2**20, tmp_size_by
 
 def train(
     job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path,
-    replayed: Sequence[Mapping[str, Any]] | None = None,
+    replayed: Replay | None = None,
 ) -> None:  # fmt: skip
     """Let the arm's agent train it, and leave its full run's outputs in `out_dir`.
 
-    bound: path inside a sandbox -> folder of base weights. replayed: events of a transcript, whose answers are played in place of a model.
+    bound: path inside a sandbox -> folder of base weights. replayed: answers of a transcript in place of a model.
 
     Raises TrialFailed with the agent's typed outcome where it left no adapter, Interrupted where the worker is to stop, Refused where a
     sandbox is not closed. The report is written in each of these cases but the last.
@@ -74,16 +74,14 @@ def train(
 
 
 @contextmanager
-def asked(
-    chosen: Worker, arm_index: int, replayed: Sequence[Mapping[str, Any]] | None
-) -> Iterator[tuple[Endpoint, Ask]]:
+def asked(chosen: Worker, arm_index: int, replayed: Replay | None) -> Iterator[tuple[Endpoint, Ask]]:
     """The endpoint that requests are composed for, and what answers them: itself, a scripted model, or a transcript."""
     at = chosen.endpoint
     model = Endpoint(
         at.url, at.model, chat_request.USE, at.timeout_seconds, at.api_key_env, at.api_key_file, at.leave_out, at.add
     )
     if replayed is not None:
-        yield model, Replay(replayed).ask
+        yield model, replayed.ask
     elif chosen.scenarios:
         with ScriptedModel(chosen.scenarios[arm_index % len(chosen.scenarios)]) as scripted:
             served = replace(model, url=scripted.url)
