@@ -10,11 +10,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.campaign.errors import ConfigError
 
+if TYPE_CHECKING:
+    from pipeline.config.schema import Cluster
+
 AGENTS = ("none", "llm")
+SERVED = "served"
+"""The `worker.endpoint.url` of the round's own model server, whose address nobody knows before its job runs."""
+OWN_FLAGS = (
+    "api-key", "host", "port", "uds", "served-model-name", "tensor-parallel-size", "enable-auto-tool-choice", "tool-call-parser",
+    "ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs", "model", "config",
+)  # fmt: skip
+"""Flags of `vllm serve` that follow from other settings, or that would open the server to others."""
 AGENT_ROLES = ("anchor", "replicate", "axis")
 """Roles of the arms that an agent may run. An anchor or replicate repeats a recipe, so its agent may edit nothing."""
 
@@ -100,6 +110,17 @@ class AgentBudget:
 
 
 @dataclass
+class ModelServer:
+    """The server of `worker.endpoint.url=served`: vLLM of `cluster.vllm_runtime`, in a job of `cluster.agent` (docs/agents.md)."""
+
+    weights_dir: str = ""  # published checkpoint to serve; empty: the campaign's own base weights (cluster.weights_dir)
+    tool_call_parser: str = ""  # vLLM's name for the form in which this model calls tools
+    arguments: list[str] = field(default_factory=list)  # further words of `vllm serve`
+    wait_seconds: int = 3600  # that an arm waits for the server, and the server for its own first answer
+    restarts: int = 3  # of a server that ends by itself
+
+
+@dataclass
 class Worker:
     """Who runs an arm: the recipe alone (`none`), or an agent that may edit its fork first (`llm`; docs/agents.md)."""
 
@@ -110,6 +131,12 @@ class Worker:
     price_per_million_answer_tokens: float = 0.0
     budget: AgentBudget = field(default_factory=AgentBudget)
     scenarios: list[str] = field(default_factory=list)  # of the scripted model, by arm index; empty: the endpoint
+    server: ModelServer = field(default_factory=ModelServer)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the round serves its agents' model itself."""
+        return self.agent == "llm" and self.endpoint.url == SERVED and not self.scenarios
 
     def runs(self, role: str) -> bool:
         """Whether an agent runs the arms of a role."""
@@ -177,6 +204,30 @@ def _with_range(axis: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
     return {key: entry for key, entry in axis.items() if key != "factors"} | ends
 
 
+def rules_of_server(worker: Worker, cluster: Cluster) -> list[tuple[bool, str, object, str]]:
+    """Return the rules of a round that serves its agents' model itself, as `rules_of_worker`; none for another round."""
+    server, words = worker.server, [word.partition("=")[0] for word in worker.server.arguments]
+    own = [word for word in words if word.lstrip("-").replace("_", "-") in OWN_FLAGS and word.startswith("-")]
+    has_key = bool(worker.endpoint.api_key_env or worker.endpoint.api_key_file)
+    return [
+        (bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",
+         "the folder of a virtual environment with vLLM, which worker.endpoint.url=served starts; or the address of another endpoint"),
+        (bool(server.weights_dir or cluster.weights_dir), "worker.server.weights_dir", "empty",
+         "the folder of a published checkpoint, because this campaign's own weights lie in its image, which vLLM does not read"),
+        (bool(server.tool_call_parser), "worker.server.tool_call_parser", "empty",
+         "vLLM's name for the form of the model's tool calls, such as qwen3_coder; `vllm serve --help=tool-call-parser` lists them"),
+        (not cluster.gpus_per_node or cluster.agent.gpus > 0, "cluster.agent.gpus", cluster.agent.gpus,
+         "1 or more, because the job of the model server needs GPUs; null takes parallelism.judge_tp"),
+        (cluster.kind != "local" or not cluster.gpus_per_node or cluster.gpus + cluster.agent.gpus <= cluster.gpus_per_node,
+         "cluster.gpus_per_node", cluster.gpus_per_node,
+         f"{cluster.gpus + cluster.agent.gpus} or more, because an arm and the model server run here at the same time; or another endpoint"),
+        (not has_key, "worker.endpoint.api_key_env and api_key_file", "set", "neither with worker.endpoint.url=served, which makes a key of its own"),
+        (not own, "worker.server.arguments", own, f"none of {', '.join(OWN_FLAGS)}, which follow from other settings"),
+        (server.wait_seconds > 0, "worker.server.wait_seconds", server.wait_seconds, "a number > 0"),
+        (server.restarts >= 0, "worker.server.restarts", server.restarts, "0 or more"),
+    ] if worker.is_served else []  # fmt: skip
+
+
 def rules_of_worker(worker: Worker, num_nodes: int) -> list[tuple[bool, str, object, str]]:
     """Return the rules of an agent's settings as (whether it holds, key, value, what is valid). num_nodes: of an arm."""
     budget, is_agent = worker.budget, worker.agent == "llm"
@@ -189,7 +240,7 @@ def rules_of_worker(worker: Worker, num_nodes: int) -> list[tuple[bool, str, obj
         (not is_agent or num_nodes == 1, "worker.agent", worker.agent,
          f"none, because an arm takes {num_nodes} nodes, and an agent's arm takes one; or a layout (parallelism=...) that fits a node"),
         (not is_agent or bool(worker.scenarios or worker.endpoint.url), "worker.endpoint.url", "empty",
-         "the address of the model, or worker=scripted for a model that plays written scenarios"),
+         "the address of the model, served for a server of the round's own, or worker=scripted for a model that plays written scenarios"),
         (0 < worker.endpoint.timeout_seconds <= 86400, "worker.endpoint.timeout_seconds", worker.endpoint.timeout_seconds,
          "a number > 0, at most a day"),
         *((getattr(budget, name) > 0, f"worker.budget.{name}", getattr(budget, name), "a number > 0") for name in counted),

@@ -25,7 +25,7 @@ WORDS = (
     "mem_per_cpu",
     "mem_per_gpu",
 )
-ROLES = ("worker", "reference", "judge", "meta")
+ROLES = ("worker", "reference", "judge", "agent", "meta")
 UNQUOTED_TIME = re.compile(r"\b([\w-]+): +([1-9]\d*(?::[0-5]?\d)+) *(?:[,}#]|$)", re.MULTILINE)
 
 
