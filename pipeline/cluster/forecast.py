@@ -64,11 +64,16 @@ class Forecast:
     first_hours: float = 0.0
     wall_hours: float = 0.0
     sample_hours_per_arm: float = 0.0
+    server_hours: float = 0.0  # at most, of the server of the agents' model, with all arms at once
 
     @property
     def hours(self) -> float:
         """Of a round after the first."""
-        return self.num_arms * (self.train_hours_per_arm + self.judge_hours_per_arm) + self.reference_hours
+        return (
+            self.num_arms * (self.train_hours_per_arm + self.judge_hours_per_arm)
+            + self.reference_hours
+            + self.server_hours
+        )
 
     @property
     def first_round_hours(self) -> float:
@@ -84,11 +89,8 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
     tasks, recipe, capacity = chosen.tasks, chosen.recipe, chosen.cluster.capacity
     world, sampling = chosen.parallelism.world_size, 0.0
     num_dev, num_fresh = (len(tasks.families) * n for n in (tasks.num_dev_per_family, tasks.num_fresh_per_family))
-    judged = (
-        (num_dev + num_fresh, "worker"),
-        (num_dev, "worker"),
-        (num_fresh, "reference"),
-    )  # items, and whose job decodes them
+    # Items, and whose job decodes them.
+    judged = ((num_dev + num_fresh, "worker"), (num_dev, "worker"), (num_fresh, "reference"))
     if rates:
         train = recipe.num_steps * rates.train_tokens_per_step / rates.train_tokens_per_second / world / 3600
         item = rates.tokens_per_item / rates.decode_tokens_per_second / 3600
@@ -107,11 +109,13 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
     # An arm of several nodes is judged on the first of them, but its job holds all of its devices meanwhile.
     judge_hours, train_hours = world * both, world * train
     reference_hours = chosen.devices_of("reference") * fresh
-    cost = (num_arms * (train_hours + judge_hours) + reference_hours) * capacity.price_per_gpu_hour
+    serving = chosen.cluster.agent.gpus if chosen.worker.is_served else 0
+    server_hours = serving * (chosen.worker.budget.wall_seconds / 3600 + both)
+    cost = (num_arms * (train_hours + judge_hours) + reference_hours + server_hours) * capacity.price_per_gpu_hour
     first_hours = world * (train + 2 * dev)
     return Forecast(
         train_hours, judge_hours, num_arms, cost, capacity.currency, source, reference_hours, first_hours, train + both,
-        world * sampling,
+        world * sampling, server_hours,
     )  # fmt: skip
 
 

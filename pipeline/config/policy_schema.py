@@ -10,12 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.campaign.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pipeline.config.schema import Cluster
 
 AGENTS = ("none", "llm")
 SERVED = "served"
@@ -202,30 +199,6 @@ def _with_range(axis: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
         ) from None
     ends = {"low": format(low.normalize(), "f"), "high": format(high.normalize(), "f")}
     return {key: entry for key, entry in axis.items() if key != "factors"} | ends
-
-
-def rules_of_server(worker: Worker, cluster: Cluster) -> list[tuple[bool, str, object, str]]:
-    """Return the rules of a round that serves its agents' model itself, as `rules_of_worker`; none for another round."""
-    server, words = worker.server, [word.partition("=")[0] for word in worker.server.arguments]
-    own = [word for word in words if word.lstrip("-").replace("_", "-") in OWN_FLAGS and word.startswith("-")]
-    has_key = bool(worker.endpoint.api_key_env or worker.endpoint.api_key_file)
-    return [
-        (bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",
-         "the folder of a virtual environment with vLLM, which worker.endpoint.url=served starts; or the address of another endpoint"),
-        (bool(server.weights_dir or cluster.weights_dir), "worker.server.weights_dir", "empty",
-         "the folder of a published checkpoint, because this campaign's own weights lie in its image, which vLLM does not read"),
-        (bool(server.tool_call_parser), "worker.server.tool_call_parser", "empty",
-         "vLLM's name for the form of the model's tool calls, such as qwen3_coder; `vllm serve --help=tool-call-parser` lists them"),
-        (not cluster.gpus_per_node or cluster.agent.gpus > 0, "cluster.agent.gpus", cluster.agent.gpus,
-         "1 or more, because the job of the model server needs GPUs; null takes parallelism.judge_tp"),
-        (cluster.kind != "local" or not cluster.gpus_per_node or cluster.gpus + cluster.agent.gpus <= cluster.gpus_per_node,
-         "cluster.gpus_per_node", cluster.gpus_per_node,
-         f"{cluster.gpus + cluster.agent.gpus} or more, because an arm and the model server run here at the same time; or another endpoint"),
-        (not has_key, "worker.endpoint.api_key_env and api_key_file", "set", "neither with worker.endpoint.url=served, which makes a key of its own"),
-        (not own, "worker.server.arguments", own, f"none of {', '.join(OWN_FLAGS)}, which follow from other settings"),
-        (server.wait_seconds > 0, "worker.server.wait_seconds", server.wait_seconds, "a number > 0"),
-        (server.restarts >= 0, "worker.server.restarts", server.restarts, "0 or more"),
-    ] if worker.is_served else []  # fmt: skip
 
 
 def rules_of_worker(worker: Worker, num_nodes: int) -> list[tuple[bool, str, object, str]]:

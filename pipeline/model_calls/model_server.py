@@ -54,13 +54,12 @@ def serve(
     def is_over() -> bool:
         return not served.arms_left(folder, arms, chosen.worker)
 
-    program = Path(chosen.cluster.vllm_runtime) / "bin" / "vllm"
-    if not program.exists():
-        raise NotFound(
-            f"{program} is missing on {platform.node()}", "Set cluster.vllm_runtime to a virtual environment with vLLM"
-        )
-    restarts = chosen.worker.server.restarts
+    program, restarts = Path(chosen.cluster.vllm_runtime) / "bin" / "vllm", chosen.worker.server.restarts
     folder.server_dir.mkdir(parents=True, exist_ok=True)
+    if not program.exists():
+        what = f"{program} is missing on {platform.node()}"
+        _tell(folder, "", what)
+        raise NotFound(what, "Set cluster.vllm_runtime to a virtual environment with vLLM, which this node sees")
     with ExitStack() as stack:
         note_use = stack.enter_context(_use(folder, chosen))
         while not _is_ours(stack, folder):
@@ -85,11 +84,10 @@ def serve(
                 code = server.poll()
             what = "did not answer in time" if code is None else f"ended with exit code {code}"
             report_line(f"the model server {what}; {restarts - number} starts are left; {folder.server_log} says why")
-    _tell(folder, "", f"it {what}, {restarts + 1} times in all")
-    raise WorkFailed(
-        f"the model server {what}, {restarts + 1} times in all",
-        f"Read {folder.server_log}; worker.server.arguments has further flags of `vllm serve`",
-    )
+    why = f"the model server {what}, {restarts + 1} times in all"
+    _tell(folder, "", why)
+    cure = "worker.server.arguments has further flags of `vllm serve`"
+    raise WorkFailed(why, f"Read {folder.server_log}; {cure}")
 
 
 def _is_ours(stack: ExitStack, folder: Round) -> bool:

@@ -52,10 +52,13 @@ def read_address(folder: Round) -> Address | None:
 def stage(folder: Round, worker: Worker, arms: Sequence[str]) -> tuple[str, ...] | None:
     """The stage that serves the model of these arms of a frozen round, such as a3; None where none of them asks it.
 
-    Each arm is named with the number of its attempts now: it has ended with a score, or with the result of a later attempt.
+    Each arm is named with the number of its attempts now: it has ended with the result of a later attempt. What an earlier server left about
+    its failure is removed, because these arms wait for another one.
     """
     if not worker.is_served:
         return None
+    if (said := read_address(folder)) and said.failed:
+        folder.server_address.unlink(missing_ok=True)
     mine = [arm.name for arm in folder.frozen_plan().arms if worker.runs(arm.role) and arm.name in arms]
     named = [f"{name}={len(folder.attempts(name))}" for name in mine]
     return ("serve", str(folder.campaign.folder), folder.name, *named) if named else None

@@ -43,7 +43,9 @@ def end(campaign: Campaign, *, dry_run: bool = False) -> list[str]:
 
 
 def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
-    """(path, size in bytes) of kept states and decoded shards of arms that have a score, and of submitit's pickles of closed rounds."""
+    """(path, size in bytes) of kept states and decoded shards of arms that have a score, and of what closed rounds leave: submitit's pickles, and
+    the keys of a model server that was killed.
+    """
     for folder in campaign.frozen_rounds():
         for arm in folder.frozen_plan().arms:
             if results.has_score(folder.published(arm.name)):
@@ -52,6 +54,8 @@ def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
                         (path, _size(path)) for path in (attempt.saved_dir, attempt.decoded_dir) if path.exists()
                     )
         if folder.closed.exists():
+            left = (folder.server_key, folder.server_certificate, folder.server_address)  # of a server that was killed
+            yield from ((path, _size(path)) for path in left if path.exists())
             yield from ((path, _size(path)) for path in sorted(folder.slurm_dir.glob("*.pkl")))
 
 

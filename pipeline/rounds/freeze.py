@@ -22,6 +22,7 @@ from pipeline.config.fit import check_plan_fits, gpus_of_arm
 from pipeline.decision import derive
 from pipeline.execution import results
 from pipeline.external import proposers
+from pipeline.model_calls import model_server
 from pipeline.rounds.arms import arms_of
 from pipeline.rounds.launch import arrays, job_name, meta_stage, resources, round_lock, was_begun
 
@@ -216,6 +217,7 @@ def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, r
         path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)
     ]
     spent = sum(results.read_attributes(path)["gpu_seconds"] for path in ended)
+    spent += sum(model_server.gpu_seconds(each) for each in campaign.frozen_rounds())
     check_cost(chosen, num_arms, rules, int(spent))
     return int(spent)
 
@@ -225,11 +227,13 @@ def check_cost(
 ) -> None:
     """Check the most that a round could cost against article 4, with what was spent before. Raises Refused."""
     recipe, gpus = chosen.recipe, gpus_of_arm(chosen)
+    serving = chosen.cluster.agent.gpus if chosen.worker.is_served else 0
     rules.check_spending(
         recipe.num_steps * recipe.batch_size * recipe.sequence_length,
         Fraction(gpus * chosen.cluster.time_limit_minutes, 60),
         num_arms,
         Fraction(spent_gpu_seconds, 3600),
+        Fraction(serving * chosen.cluster.agent.time_limit_minutes, 60),
     )
 
 

@@ -241,6 +241,10 @@ def test_a_runtime_without_vllm_is_named(site: Site, folder: Round) -> None:
     os.unlink(site.runtime / "bin" / "vllm")
     with pytest.raises(NotFound, match="bin/vllm is missing"):
         model_server.serve(folder, composed(site), [], lambda: False, print)
+    with pytest.raises(EndpointFailed, match="bin/vllm is missing"):
+        served.Served(folder, MODEL, 600).wait(600)
+    chosen = composed(site)
+    assert served.stage(folder, chosen.worker, ["a1"]) and served.read_address(folder) is None
 
 
 def test_the_gpus_of_the_job_hold_the_model_together(site: Site, folder: Round) -> None:
