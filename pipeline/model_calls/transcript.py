@@ -123,7 +123,7 @@ def verify(path: Path, head: str, digest: str) -> Transcript:
 
 def content_of(record: Mapping[str, Any]) -> bytes:
     """Return the exact bytes of an event's content."""
-    return base64.b64decode(record["base64"]) if "base64" in record else str(record["text"]).encode()
+    return base64.b64decode(record["base64"], validate=True) if "base64" in record else str(record["text"]).encode()
 
 
 def _of_bytes(content: bytes) -> dict[str, str]:

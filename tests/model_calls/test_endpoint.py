@@ -14,13 +14,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.external import chat
-from pipeline.model_calls.endpoint import CHUNK, post_chat
+from pipeline.model_calls.endpoint import post_chat
 from pipeline.model_calls.secret import Secret
-from tests.support.endpoints import GOOD, KEY, Answer, endpoint, failure, send, server, status
-
-
-def good(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    send(handler, GOOD)
+from tests.support.endpoints import (
+    ECHOES,
+    GOOD,
+    KEY,
+    cut_short,
+    endpoint,
+    failure,
+    good,
+    huge,
+    malformed,
+    redirecting,
+    send,
+    server,
+    silent,
+    status,
+)  # fmt: skip
 
 
 def dripping(handler: BaseHTTPRequestHandler, content: bytes) -> None:
@@ -39,32 +50,6 @@ def slow_head(handler: BaseHTTPRequestHandler, content: bytes) -> None:
         handler.wfile.write(f"X-{number}: 1\r\n".encode())
         handler.wfile.flush()
         time.sleep(0.05)
-
-
-def silent(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    time.sleep(1)
-
-
-def huge(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(200):
-        handler.wfile.write(b" " * CHUNK)
-
-
-def malformed(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.wfile.write(b"\x00\x01 not HTTP \xff\r\n\r\n")
-
-
-def cut_short(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "500")
-    handler.end_headers()
-    handler.wfile.write(b"{")
-
-
-def redirecting(status: int) -> Answer:
-    return lambda handler, content: send(handler, b"", status, Location="http://localhost:1/elsewhere")
 
 
 def test_the_answer_comes_back_byte_for_byte():
@@ -142,14 +127,6 @@ def test_without_a_key_nothing_is_asked(text, monkeypatch, tmp_path):
         monkeypatch.delenv("MODEL_KEY", raising=False)
         assert failure(endpoint(url, api_key_env="MODEL_KEY")).kind == "endpoint_key"
     assert not seen
-
-
-ECHOES = {
-    "plain": KEY.encode(),
-    "escaped": "".join(f"\\u{ord(letter):04x}" for letter in KEY).encode(),
-    "slashed": KEY.replace("-", "\\-").encode(),
-    "base 64": b"c2stdGVzdC0wMTIzNDU2Nzg5YWJjZGVm",
-}
 
 
 @pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
