@@ -82,6 +82,8 @@ PARTS = [{"type": "reasoning", "text": None}, {"type": "text", "text": "I "}, {"
         (completion({"content": None, "refusal": "I cannot help."}), "I cannot help.", 0),
         (completion({"content": [{"type": "refusal", "refusal": "No."}]}), "No.", 0),
         (completion({"content": None}), "", 0),
+        (completion({"content": "<think>Read it?</think>I read.", "tool_calls": [called()]}), "I read.", 1),
+        (completion({"content": "Read it?</think>I read."}), "I read.", 0),  # the template wrote the opening
         (completion({"content": "a\ud800b"}), "a?b", 0),
         (completion({"content": "\u00e9 \U0001f600"}, error=None), "\u00e9 \U0001f600", 0),
     ],

@@ -87,3 +87,12 @@ def test_the_bound_follows_the_budget():
     assert most_tokens(budget, 1_000) == 20_000 - 4_096  # twice a step's tokens, less the answer
     large = Budget(steps=10, tokens=10**8, answer_tokens=4_096, attempts=3, gpu_seconds=600, wall_seconds=1_800)
     assert most_tokens(large, 9_000) == conversation.MOST_TOKENS
+
+
+def test_a_command_is_not_recommended_again():
+    called = tuple(Call(f"c{place:08d}", name, {}) for place, name in enumerate(("read", "run", "train")))
+    turns = [turn_of(Answer("", called), ["x" * 900] * 3), turn_of_text("Hm.", "Go on.")]
+    notes = [message["content"] for message in messages(FIRST, turns, 1)[2:] if message["role"] == "tool"]
+    assert not notes  # the whole turn is left out
+    notes = [message["content"] for message in messages(FIRST, turns, num_tokens([*FIRST, *turns[0], *turns[1]]) - 300)]
+    assert [note.endswith("if you need it.)") for note in notes[3:6]] == [True, False, False]
