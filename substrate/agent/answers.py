@@ -91,7 +91,8 @@ def _text_of(message: dict[str, Any]) -> str:
         content = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(content, str):
         raise BadAnswer("bad_content", "the content of its message is neither a text nor a list of parts")
-    return content[:MOST_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
+    spoken = content.rpartition("</think>")[2]  # a server without a parser of reasoning leaves it in the content
+    return spoken[:MOST_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def _cut(message: dict[str, Any], text: str) -> BadAnswer:
