@@ -19,8 +19,15 @@ from pipeline.model_calls import transcript
 from tests.support.paths import ROOT
 
 KEY = "sk-this-key-must-be-nowhere-1234567890"
-SCENARIOS = "no_edit,good_edit,broken_then_repaired,editing_the_scorer,endless_loop,training_too_long,rate_limited,no_edit"
-SHORT = ["experiment=smoke", "worker=scripted", f"worker.scenarios=[{SCENARIOS}]", "worker.endpoint.api_key_env=SCRIPTED_KEY"]
+SCENARIOS = (
+    "no_edit,good_edit,broken_then_repaired,editing_the_scorer,endless_loop,training_too_long,rate_limited,no_edit"
+)
+SHORT = [
+    "experiment=smoke",
+    "worker=scripted",
+    f"worker.scenarios=[{SCENARIOS}]",
+    "worker.endpoint.api_key_env=SCRIPTED_KEY",
+]
 
 
 def pipeline(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -74,7 +81,9 @@ def test_an_equivalent_edit_gives_the_bytes_of_the_setting(good: Attempt, tmp_pa
     assert done.returncode == 0, done.stderr
     configured = campaign.round("r0001").attempts("a1")[0]
     by_agent, by_setting = (read_json(each.task_dir / "task.json")["config"] for each in (good, configured))
-    assert by_agent["recipe"].pop("curriculum") == "shuffled" and by_setting["recipe"].pop("curriculum") == "short_first"
+    assert (
+        by_agent["recipe"].pop("curriculum") == "shuffled" and by_setting["recipe"].pop("curriculum") == "short_first"
+    )
     assert by_agent == by_setting
     name = "adapter_model.safetensors"
     assert (good.adapter_dir / name).read_bytes() == (configured.adapter_dir / name).read_bytes()
