@@ -17,7 +17,7 @@ from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import NO_BYTECODE, GpuMeter
 from pipeline.campaign.errors import NotFound, TrialFailed
 from pipeline.campaign.layout import Attempt
-from pipeline.execution import multinode, trial
+from pipeline.execution import multinode, trial, worker
 from pipeline.execution.attempt import Work
 from pipeline.sandbox.bubblewrap import open_output
 from pipeline.sandbox.image import Mount
@@ -74,7 +74,11 @@ class Trainings:
         remove_tree(self.out_dir)
         self.out_dir.mkdir()
         self.job.mark("train_start")
-        answer = self._run(self.job.attempt, self.out_dir)
+        try:
+            answer = self._run(self.job.attempt, self.out_dir)
+        finally:
+            worker.mark_training(self.job)
+            self.job.mark("agent")
         if answer.is_ok:
             try:
                 open_output(self.out_dir, ADAPTER).close()
