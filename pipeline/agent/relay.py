@@ -29,10 +29,11 @@ from pipeline.agent.tool_queue import ToolQueue
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.model_calls import chat_request
-from pipeline.model_calls.budget import Budget, BudgetSpent, Charge, charge_of
+from pipeline.model_calls.budget import Budget, BudgetSpent, charge_of
 from pipeline.model_calls.chat_request import BadRequest
 from pipeline.model_calls.endpoint import Ask, Endpoint, encoded
 from pipeline.model_calls.failures import CallFailed
+from pipeline.model_calls.prompt_bounds import PromptBounds, by_bytes
 from pipeline.model_calls.transcript import Writer
 
 SOCKET = "s"
@@ -80,6 +81,7 @@ class Relay:
         self._endpoint, self._ask, self._budget, self._transcript = endpoint, ask, budget, transcript
         self._pause_seconds, self._line_seconds = pause_seconds, line_seconds
         self.tools = ToolQueue()
+        self._bounds = PromptBounds()
         self.ending: Ending | None = None
         self.is_finished = False  # whether a manifest was accepted
         self._calls, self._tool_calls = itertools.count(), itertools.count()
@@ -217,16 +219,18 @@ class Relay:
         request = chat_request.checked(request)
         number, most = next(self._calls), self._budget.limits.answer_tokens
         try:
-            reserved = self._budget.reserve(chat_request.prompt_bound(request), request.get("max_tokens", most))
+            reserved = self._budget.reserve(self._bounds.of(request), request.get("max_tokens", most))
         except BudgetSpent as spent:
             self._fail(number, 0, spent)
             raise
         charge = None
         try:
             body = chat_request.compose(self._endpoint, request, reserved.answer_tokens)
-            self._transcript.append("request", body, call=number)
+            self._transcript.append("request", body, call=number, prompt_bound=reserved.prompt_tokens)
             answer, tries = self._ask_again(number, body)
             charge = charge_of(answer, reserved)
+            if not charge.is_bound:
+                self._bounds.learn(request, charge.prompt_tokens, reserved.prompt_tokens)
             self._transcript.append(
                 "answer",
                 answer,
@@ -236,14 +240,11 @@ class Relay:
                 answer_tokens=charge.answer_tokens,
             )
         finally:
-            self._close_account(reserved, charge)
+            if charge is None:
+                self._budget.release(reserved)
+            else:
+                self._budget.settle(reserved, charge, by_bytes(request))
         return {"ok": True, "answer": answer.decode("utf-8", "replace")}
-
-    def _close_account(self, reserved: Charge, charge: Charge | None) -> None:
-        if charge is None:
-            self._budget.release(reserved)
-        else:
-            self._budget.settle(reserved, charge)
 
     def _ask_again(self, number: int, body: bytes) -> tuple[bytes, int]:
         """Ask, and again after failures that may pass. Returns the answer and how often was asked. Raises CallFailed."""

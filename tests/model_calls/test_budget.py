@@ -83,10 +83,20 @@ def test_what_failed_costs_nothing():
 def test_an_endpoint_that_counts_more_than_it_was_allowed_ends_the_budget_and_is_charged():
     asked = budget(tokens=10_000)
     reserved = asked.reserve(100, 100)
-    with pytest.raises(BudgetSpent, match="counted 5000 tokens for a call that could have 200"):
+    with pytest.raises(BudgetSpent, match="counted 5000 tokens for a call for which 200 were reserved"):
         asked.settle(reserved, Charge(4000, 1000))
     assert (asked.spent().prompt_tokens, asked.spent().answer_tokens) == (4000, 1000)
     spent("budget_tokens", asked)
+
+
+def test_a_prompt_that_was_bounded_by_earlier_counts_may_have_more_as_long_as_the_limits_hold():
+    asked = budget()
+    asked.settle(asked.reserve(100, 100), Charge(500, 50), most_prompt=600)
+    reserved = asked.reserve(100, 100)
+    with pytest.raises(BudgetSpent, match="counted 550 tokens"):
+        asked.settle(reserved, Charge(500, 50), most_prompt=600)  # 1,100 of 1,000 tokens
+    assert asked.held_tokens() == 1100
+    spent("budget_tokens", asked, 1)
 
 
 def test_a_call_waits_for_what_others_return():
