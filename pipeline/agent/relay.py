@@ -42,6 +42,7 @@ MOST_LINE_BYTES = 8 << 20
 MOST_CONNECTIONS = 32
 LINE_SECONDS = 10.0  # in which a line must come, or be taken
 MOST_REPEATS = 4
+CLOSE_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = (
     1.0  # before the first repeat, twice as long before each other, unless the endpoint asks for a time
 )
@@ -114,8 +115,11 @@ class Relay:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             threads = list(self._threads)
+        deadline = time.monotonic() + CLOSE_SECONDS
         for thread in threads:
-            thread.join(timeout=5.0)  # a call of a silent endpoint ends by its own time limit; it cannot write any more
+            thread.join(
+                max(0.0, deadline - time.monotonic())
+            )  # a call of a silent endpoint ends by its own time limit; it cannot write any more
         self._transcript.close()
         self.path.unlink(missing_ok=True)
 
@@ -161,7 +165,7 @@ class Relay:
             self._slots.release()
 
     def _check_peer(self, connection: socket.socket) -> None:
-        """Raise BadRequest unless the other end runs as the sandbox's uid, or as ours."""
+        """Raise OSError unless the other end runs as the sandbox's uid, or as ours."""
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", credentials)[1] not in (self._uid, os.geteuid()):
             raise OSError("another user")
@@ -269,11 +273,10 @@ class Relay:
 
 
 def _received(connection: socket.socket, seconds: float) -> bytes:
-    """Return the one line that comes. Raises BadRequest for one that is too long, too slow, cut, or followed by more."""
+    """Return the one line that comes. Raises BadRequest if it is too long, too slow, cut, or followed by more."""
     deadline, parts, size = time.monotonic() + seconds, list[bytes](), 0
     while True:
-        left = deadline - time.monotonic()
-        connection.settimeout(max(left, 0.001))
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
             part = connection.recv(1 << 16)
         except TimeoutError:
@@ -292,6 +295,6 @@ def _received(connection: socket.socket, seconds: float) -> bytes:
 
 
 def _send(connection: socket.socket, line: bytes, seconds: float) -> None:
-    """Send a line; a peer that does not read it in time is given up (OSError)."""
-    connection.settimeout(seconds)  # of the whole: sendall counts it from its beginning
+    """Send a line. A peer that does not take the whole of it in time is given up (OSError)."""
+    connection.settimeout(seconds)
     connection.sendall(line)

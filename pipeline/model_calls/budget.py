@@ -42,7 +42,7 @@ class Limits:
     tokens: int  # of prompts and answers together
     answer_tokens: int  # of one answer
     wall_seconds: float  # from the making of the budget
-    money_millionths: int = 0  # counts only where a price is above 0
+    money_millionths: int = 0  # 0: no limit
     prompt_price: int = 0
     answer_price: int = 0
 
@@ -119,7 +119,10 @@ class Budget:
             self._answer += charge.answer_tokens
             self._changed.notify_all()
             tokens, money = self._left()
-            if charge.tokens > allowed.tokens or self._price(charge) > self._price(allowed) or tokens < 0 or money < 0:
+            has_no_money = self.limits.money_millionths > 0 and (
+                money < 0 or self._price(charge) > self._price(allowed)
+            )
+            if charge.tokens > allowed.tokens or tokens < 0 or has_no_money:
                 kind = "budget_tokens" if charge.tokens > allowed.tokens or tokens < 0 else "budget_money"
                 what = (
                     f"the endpoint counted {charge.tokens} tokens for a call for which {reserved.tokens} were reserved"
@@ -166,8 +169,10 @@ class Budget:
         if self._steps + len(self._held) >= limits.steps:
             return "budget_steps", 0
         tokens, money = self._left()
-        of_tokens, money = tokens - prompt, money - prompt * limits.prompt_price
-        of_money = money // limits.answer_price if limits.answer_price else (wanted if money >= 0 else 0)
+        of_tokens, of_money = tokens - prompt, wanted
+        if limits.money_millionths and (limits.prompt_price or limits.answer_price):
+            money -= prompt * limits.prompt_price
+            of_money = money // limits.answer_price if limits.answer_price else (wanted if money >= 0 else 0)
         kind = "budget_tokens" if of_tokens <= of_money else "budget_money"
         return kind, min(wanted, of_tokens, of_money)
 

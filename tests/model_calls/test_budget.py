@@ -66,6 +66,15 @@ def test_steps_money_and_wall_time_end_a_budget_by_their_own_kind():
     spent("budget_wall", asked)
 
 
+def test_without_a_limit_of_money_prices_count_and_refuse_nothing():
+    asked = budget(prompt_price=2 * MILLION, answer_price=10 * MILLION)
+    asked.settle(asked.reserve(100, 100), Charge(100, 100))
+    assert asked.spent().money_millionths == 1200
+    asked = budget(prompt_price=5 * MILLION, money_millionths=500)  # answers cost nothing
+    assert asked.reserve(100, 100).answer_tokens == 100
+    spent("budget_money", budget(prompt_price=5 * MILLION, money_millionths=499), 100)
+
+
 def test_money_is_exact_and_rounded_up_once():
     asked = budget(steps=10, money_millionths=10, prompt_price=1, answer_price=1)
     for _ in range(3):
@@ -157,7 +166,7 @@ def test_parallel_calls_never_exceed_the_budget_and_lose_nothing(
         == asked.held_tokens()
         <= tokens
     )
-    assert total.money_millionths <= money or (prompt_price, answer_price) == (0, 0)
+    assert total.money_millionths <= money or money == 0
 
 
 def body(usage: Any, **message: Any) -> bytes:
