@@ -1,1 +1,1 @@
-"""Agents' arms: the relay between a loop in its sandbox and the model, and a scripted model that plays written scenarios."""
+"""One agent's arm: the relay to its model, its tools in the fork, and what its edits are. Nothing that it says or writes is believed."""

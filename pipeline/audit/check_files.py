@@ -149,6 +149,11 @@ def _attempt(record: Record, records: Sequence[Record], hashes: Sequence[str]) -
     return files
 
 
+def _agent(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:
+    folder = f"rounds/{record['round']}/{record['arm']}/attempt_{record['attempt']:02d}"
+    return {f"{folder}/agent/report.json": canonical.sha256(canonical.encoded(record["report"]))}
+
+
 def is_below(path: str) -> bool:
     """Whether a path stays inside of the folder that it is relative to."""
     return not path.startswith("/") and ".." not in path.split("/") and "\0" not in path
@@ -191,7 +196,7 @@ def _close(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> 
 
 
 NAMES = {
-    "init": _init, "plan": _plan, "slurm_request": _slurm_request, "attempt": _attempt, "outcome": _outcome, "evidence": _evidence,
+    "init": _init, "plan": _plan, "slurm_request": _slurm_request, "attempt": _attempt, "agent": _agent, "outcome": _outcome, "evidence": _evidence,
     "decision": _decision, "overrides": _overrides, "proposal": _proposal, "close": _close,
 }  # fmt: skip
 

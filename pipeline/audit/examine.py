@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.audit import chain, check_files, check_init, check_outcomes, check_plans, log_schema
+from pipeline.audit import chain, check_agents, check_files, check_init, check_outcomes, check_plans, log_schema
 from pipeline.audit.findings import ERRORS_ON_BAD_RECORDS, Report
 from pipeline.campaign import other_rules
 from pipeline.campaign.errors import NotFound, OtherRules
@@ -82,6 +82,10 @@ def check_what_follows(
     for what, part in (
         ("plans", lambda: check_plans.check_plans(records, reader(folder), report)),
         ("outcomes and decisions", lambda: check_outcomes.check_log(records, links.hashes, report, known)),
+        (
+            "agents",
+            lambda: check_agents.check_agents(records, folder, check_files.plain_files(folder).__contains__, report),
+        ),
         ("files", lambda: check_files.check_files(records, links.hashes, folder, report)),
     ):
         try:

@@ -40,6 +40,7 @@ FIELDS: Mapping[str, Mapping[str, Form]] = {
     "judge_request": {"round": ROUND, "what": list},
     "unjudged": {"round": ROUND, "what": list},
     "attempt": _ATTEMPT,
+    "agent": {"round": ROUND, "arm": ARM, "attempt": int, "report": dict},
     "outcome": {"round": ROUND, "arm": ARM, "outcome": dict},
     "late_arm": {"round": ROUND, "arm": ARM},
     "by_hand": {"round": ROUND},
@@ -290,7 +291,7 @@ def _end(record: Record, seen: RecordsSoFar) -> str:
 
 ORDER: Mapping[str, Callable[[Record, RecordsSoFar], str]] = {
     "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "slurm_request": _requested,
-    "judge_request": _judge_request, "unjudged": _unjudged, "attempt": _planned,
+    "judge_request": _judge_request, "unjudged": _unjudged, "attempt": _planned, "agent": _planned,
     "outcome": _outcome, "late_arm": _late_arm, "by_hand": _by_hand, "evidence": _evidence, "decision": _decision,
     "overrides": _overrides, "reveal": _reveal, "close": _close, "submission": _submission, "board_score": _board_score,
     "submissions_chosen": _planned, "submission_refused": _planned, "end": _end,

@@ -110,6 +110,23 @@ class Constitution:
         """The configuration keys that may change between rounds (article 2)."""
         return frozenset(self.articles["2"]["keys"])
 
+    @property
+    def open_paths(self) -> tuple[str, ...]:
+        """Globs of the paths of its fork that an agent may edit (article 16)."""
+        return tuple(self.articles["16"]["open_paths"])
+
+    def check_agent(self, budget: Mapping[str, int]) -> None:
+        """Check what an agent may spend, by the names of `worker.budget`. Raises Refused by article 16 for the first that is too much."""
+        for name, wanted in budget.items():
+            most = self.articles["16"].get(name)
+            if most is not None and wanted > most:
+                raise Refused(
+                    "16",
+                    "agent_budget",
+                    f"worker.budget.{name} = {wanted} is more than the {most} that an agent may have",
+                    f"Valid: 1 to {most}",
+                )
+
     def is_fenced(self, model: str) -> bool:
         """Whether article 13 forbids claims of capability from results with this model."""
         return model not in self.articles["13"]["models_with_a_human_baseline"]

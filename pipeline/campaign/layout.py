@@ -58,6 +58,10 @@ class Attempt(_Folder):
     completions_dir = property(lambda self: self.folder / "completions")
     result = property(lambda self: self.folder / "result.h5")
     interrupted = property(lambda self: self.folder / "interrupted.json")
+    agent_dir = property(lambda self: self.folder / "agent")
+    agent_report = property(lambda self: self.folder / "agent" / "report.json")
+    transcript = property(lambda self: self.folder / "agent" / "transcript.jsonl")
+    fork_diff = property(lambda self: self.folder / "agent" / "fork.diff")
 
     @property
     def number(self) -> int:

@@ -179,7 +179,8 @@ class Outcome:
     """How one arm ended, as the decision sees it. `status` is completed, failed or absent.
 
     `outcomes[set][family]` is a string with one character per item in item-id order: 1 for right, 0 for wrong, T for truncated, which
-    counts as wrong. A failed arm has no sets: a crash has no score.
+    counts as wrong. A failed arm has no sets: a crash has no score. `edited` says that an agent's fork differed from the image when it
+    trained, so that the score belongs to no recipe (article 16).
     """
 
     arm: str
@@ -189,6 +190,7 @@ class Outcome:
     result_digest: str = ""
     adapter_digest: str = ""
     outcomes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    edited: bool = False
 
     def scored(self, item_set: str) -> bool:
         """Whether the arm completed and has outcomes on this set."""

@@ -41,8 +41,9 @@ def of_round(
 ) -> list[Run]:
     """The runs of a round, the scored ones first, in the order of the outcomes; none where the reference or every arm has no fresh score.
 
-    `arms` is the round's plan and `standing` the recipe that its axes moved from. Contrasts and the control are left out. Raises
-    IntegrityError where a run and the reference were scored on different items.
+    `arms` is the round's plan and `standing` the recipe that its axes moved from. Contrasts and the control are left out, and so is an
+    axis arm whose fork an agent edited: it is a run of no recipe (article 16). Raises IntegrityError where a run and the reference were
+    scored on different items.
     """
     if not reference.scored("fresh"):
         return []
@@ -53,9 +54,9 @@ def of_round(
     for outcome in outcomes:
         arm = planned[outcome.arm]
         kind = arm.replicate_of or arm.role
-        if kind in (STANDING, REFERENCE) and not outcome.scored("fresh"):
+        if kind in (STANDING, REFERENCE) and (outcome.edited or not outcome.scored("fresh")):
             missing.append((arm.name, kind))
-        elif kind in (STANDING, REFERENCE, AXIS) and outcome.scored("fresh"):
+        elif kind in (STANDING, REFERENCE, AXIS) and outcome.scored("fresh") and not outcome.edited:
             lift = paired_lift(outcome, reference, "fresh")
             overwrites = kind == AXIS and arm.overrides[-1][0] in kept_keys
             one_answer = Fraction(2, lift.num_items**2)  # two runs that differ by chance in one answer each

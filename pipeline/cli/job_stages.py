@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import NotFound, SlurmRefused
@@ -36,6 +37,11 @@ def add(commands: Commands) -> None:
     add_round(sub, required=True)
     sub.add_argument("arm", metavar="ARM", help="The arm: a0 to a7, or its index in the array.")
     sub.add_argument("--plan", metavar="SHA256", help="Refuse to work unless the frozen plan has this digest.")
+    sub.add_argument(
+        "--replay",
+        metavar="TRANSCRIPT",
+        help="Run an agent's arm again with a transcript's answers, and publish nothing; exit code 1 if the adapter is another.",
+    )
 
     sub = commands.add("reference", reference_verb, "Judge the reference on a round's fresh items.", group=JOBS)
     add_campaign(sub)
@@ -82,22 +88,38 @@ def add_asked(sub: argparse.ArgumentParser) -> None:
     )
 
 
-def worker_verb(arguments: argparse.Namespace) -> None:
+def worker_verb(arguments: argparse.Namespace) -> int:
     from pipeline.rounds import frozen_code
 
     campaign = Campaign.at(arguments.campaign)
     frozen_code.run_frozen_code(campaign)
+    from pipeline.agent import arm as agents_arm
     from pipeline.execution import multinode, worker
 
     arm = f"a{arguments.arm}" if arguments.arm.isdigit() else arguments.arm
     folder = round_of(campaign, arguments.round)
     if multinode.task_number() > 0:
         multinode.help_with(campaign, folder, arm)
-        return
-    attempt = worker.work(campaign, folder, arm, arguments.plan)
+        return 0
+    if arguments.replay:
+        return replayed(campaign, folder, arm, Path(arguments.replay))
+    attempt = worker.work(campaign, folder, arm, arguments.plan, agents_arm.train)
     result = f"is published ({attempt.folder.name})" if attempt else "was published before, so there is nothing to do"
     print(f"{folder.name}/{arm} {result}")
     print(after_an_arm(campaign.round("r0001") if folder.number == 0 else folder, quoted_campaign(arguments)))
+    return 0
+
+
+def replayed(campaign: Campaign, folder: Round, arm: str, transcript: Path) -> int:
+    """Replay an agent's arm and say what came out; 1 where that is not what the transcript's attempt sealed."""
+    from pipeline.agent import rerun
+
+    found = rerun.replay(campaign, folder, arm, transcript)
+    print(f"{folder.name}/{arm} replayed: {found.outcome}{f'; {found.differs}' if found.differs else ''}")
+    same = "the same adapter as the attempt's" if found.is_same else "not the adapter of the attempt"
+    if found.adapter_digest or found.recorded:
+        print(f"adapter {found.adapter_digest[:16] or 'none'}, sealed {found.recorded[:16] or 'none'}: {same}")
+    return int(not found.is_same)
 
 
 def after_an_arm(folder: Round, name: str) -> str:

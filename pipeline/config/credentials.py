@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from pipeline.config.policy_schema import Proposals
+from pipeline.config.policy_schema import ModelEndpoint
 
 SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|USERNAME)", re.IGNORECASE)  # of environment variables
 _KEYS = (
@@ -55,10 +55,13 @@ def looks_like_key(text: str) -> bool:
     return bool(re.search(_KEYS, text, re.IGNORECASE))
 
 
-def of_proposer(proposals: Proposals) -> Iterator[tuple[bool, str, object, str]]:
-    """Yield the rules by which no setting holds the key itself, which would be frozen and shown. The value is not shown either."""
-    at, hidden = "policy.proposals.", "(not shown, because it looks like a key)"
-    by_name = not proposals.api_key_env or is_variable_name(proposals.api_key_env)
+def of_endpoint(endpoint: ModelEndpoint, at: str) -> Iterator[tuple[bool, str, object, str]]:
+    """Yield the rules by which no setting holds the key itself, which would be frozen and shown. The value is not shown either.
+
+    at: where the endpoint's settings stand, such as "policy.proposals.".
+    """
+    hidden = "(not shown, because it looks like a key)"
+    by_name = not endpoint.api_key_env or is_variable_name(endpoint.api_key_env)
     yield (
         by_name,
         f"{at}api_key_env",
@@ -66,17 +69,17 @@ def of_proposer(proposals: Proposals) -> Iterator[tuple[bool, str, object, str]]
         "the name of the environment variable that holds the key",
     )
     yield (
-        not looks_like_key(proposals.api_key_file),
+        not looks_like_key(endpoint.api_key_file),
         f"{at}api_key_file",
         hidden,
         "the path of the file that holds the key",
     )
     yield (
-        masked(proposals.url) == proposals.url,
+        masked(endpoint.url) == endpoint.url,
         f"{at}url",
         hidden,
         "an address without a key; name its place in api_key_env",
     )
-    yield not looks_like_key(proposals.model), f"{at}model", hidden, "the endpoint's name for the model"
-    in_add = any(looks_like_key(str(value)) for value in proposals.add.values())
+    yield not looks_like_key(endpoint.model), f"{at}model", hidden, "the endpoint's name for the model"
+    in_add = any(looks_like_key(str(value)) for value in endpoint.add.values())
     yield not in_add, f"{at}add", hidden, "parameters of the request; name the key's place in api_key_env"

@@ -1,4 +1,5 @@
-"""The keys of hydra_conf/policy/ as dataclasses: axes, who proposes, how an improvement is confirmed, and what the last decision wrote.
+"""The keys of hydra_conf/policy/ and hydra_conf/worker/ as dataclasses: axes, who proposes, how an improvement is confirmed, what the last
+decision wrote, and the agents that run arms.
 
 An axis may give its range relative to the reference, as `factors` of the reference's value. `with_ranges` replaces them by the range that
 they mean, so that the dataclasses, and with them every frozen file, have absolute values alone.
@@ -12,6 +13,10 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError
+
+AGENTS = ("none", "llm")
+AGENT_ROLES = ("anchor", "replicate", "axis")
+"""Roles of the arms that an agent may run. An anchor or replicate repeats a recipe, so its agent may edit nothing."""
 
 
 @dataclass
@@ -60,11 +65,9 @@ class RepairEntry:
 
 
 @dataclass
-class Proposals:
-    """Who proposes settings for axis arms, and whether the answer counts (docs/proposals.md)."""
+class ModelEndpoint:
+    """An OpenAI-compatible endpoint of a language model. It never holds a key, only the place of one."""
 
-    kind: str = "none"  # none, llm (an OpenAI-compatible endpoint) or optuna
-    mode: str = "shadow"  # shadow: logged only; active: what is accepted takes axis slots
     url: str = ""  # whole address, such as https://api.example.com/v1/chat/completions
     model: str = ""  # the endpoint's name for it
     api_key_env: str = ""  # environment variable that holds the key; empty: none. Never the key itself
@@ -73,6 +76,44 @@ class Proposals:
     seed: int = 0  # sent to the endpoint, or used by Optuna's sampler
     leave_out: list[str] = field(default_factory=list)  # of what is sent: temperature, seed, response_format ...
     add: dict[str, Any] = field(default_factory=dict)  # to the request: max_completion_tokens, reasoning_effort ...
+
+
+@dataclass
+class Proposals(ModelEndpoint):
+    """Who proposes settings for axis arms, and whether the answer counts (docs/proposals.md)."""
+
+    kind: str = "none"  # none, llm (an OpenAI-compatible endpoint) or optuna
+    mode: str = "shadow"  # shadow: logged only; active: what is accepted takes axis slots
+
+
+@dataclass
+class AgentBudget:
+    """What the agent of one arm may spend. Article 16 has the most of each."""
+
+    steps: int = 40  # answers of the model
+    tokens: int = 400_000  # of all requests and answers, reasoning included
+    answer_tokens: int = 4096  # of one answer
+    money: float = 0.0  # in the endpoint's currency, by the two prices; 0: not limited
+    attempts: int = 3  # starts of the full run, of which one completes
+    gpu_seconds: int = 1800  # of everything that runs in the fork; where the site has no GPUs, rank-seconds
+    wall_seconds: int = 3600  # of the whole session, training included
+
+
+@dataclass
+class Worker:
+    """Who runs an arm: the recipe alone (`none`), or an agent that may edit its fork first (`llm`; docs/agents.md)."""
+
+    agent: str = "none"
+    roles: list[str] = field(default_factory=lambda: ["axis"])  # of the arms that an agent runs
+    endpoint: ModelEndpoint = field(default_factory=ModelEndpoint)
+    price_per_million_prompt_tokens: float = 0.0
+    price_per_million_answer_tokens: float = 0.0
+    budget: AgentBudget = field(default_factory=AgentBudget)
+    scenarios: list[str] = field(default_factory=list)  # of the scripted model, by arm index; empty: the endpoint
+
+    def runs(self, role: str) -> bool:
+        """Whether an agent runs the arms of a role."""
+        return self.agent == "llm" and role in self.roles
 
 
 @dataclass
@@ -134,3 +175,26 @@ def _with_range(axis: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str,
         ) from None
     ends = {"low": format(low.normalize(), "f"), "high": format(high.normalize(), "f")}
     return {key: entry for key, entry in axis.items() if key != "factors"} | ends
+
+
+def rules_of_worker(worker: Worker, num_nodes: int) -> list[tuple[bool, str, object, str]]:
+    """Return the rules of an agent's settings as (whether it holds, key, value, what is valid). num_nodes: of an arm."""
+    budget, is_agent = worker.budget, worker.agent == "llm"
+    counted = ("steps", "tokens", "answer_tokens", "attempts", "gpu_seconds", "wall_seconds")
+    prices = ("price_per_million_prompt_tokens", "price_per_million_answer_tokens")
+    return [
+        (worker.agent in AGENTS, "worker.agent", worker.agent, " or ".join(AGENTS)),
+        (not is_agent or bool(worker.roles), "worker.roles", worker.roles, f"roles among {', '.join(AGENT_ROLES)}"),
+        (set(worker.roles) <= set(AGENT_ROLES), "worker.roles", worker.roles, f"roles among {', '.join(AGENT_ROLES)}"),
+        (not is_agent or num_nodes == 1, "worker.agent", worker.agent,
+         f"none, because an arm takes {num_nodes} nodes, and an agent's arm takes one; or a layout (parallelism=...) that fits a node"),
+        (not is_agent or bool(worker.scenarios or worker.endpoint.url), "worker.endpoint.url", "empty",
+         "the address of the model, or worker=scripted for a model that plays written scenarios"),
+        (0 < worker.endpoint.timeout_seconds <= 86400, "worker.endpoint.timeout_seconds", worker.endpoint.timeout_seconds,
+         "a number > 0, at most a day"),
+        *((getattr(budget, name) > 0, f"worker.budget.{name}", getattr(budget, name), "a number > 0") for name in counted),
+        (budget.money >= 0, "worker.budget.money", budget.money, "0 (no limit) or more"),
+        *((getattr(worker, name) >= 0, f"worker.{name}", getattr(worker, name), "a price >= 0") for name in prices),
+        (not budget.money or any(getattr(worker, name) for name in prices), "worker.budget.money", budget.money,
+         "0 without worker.price_per_million_prompt_tokens or worker.price_per_million_answer_tokens, by which money is counted"),
+    ]  # fmt: skip

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from pipeline.config.policy_schema import PolicySetting
+from pipeline.config.policy_schema import PolicySetting, Worker
 from pipeline.config.requests import Request
 
 
@@ -253,6 +253,7 @@ class Settings:
     policy: PolicySetting
     seed: int
     external: External = field(default_factory=External)
+    worker: Worker = field(default_factory=Worker)
     round: str = ""
     arm: str = ""
 

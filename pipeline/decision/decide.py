@@ -18,7 +18,7 @@ from pipeline.campaign.records import Arm, Decision, Policy, with_setting
 from pipeline.claims import wording
 from pipeline.decision import family_states, policy_update, promotion
 from pipeline.decision.evidence import Evidence, Finalist
-from pipeline.stats.lifts import amount
+from pipeline.stats.lifts import amount, show
 
 EXPLORES, CONFIRMS, NONE = "explores", "confirms", "none"
 CLOSING = ("decided", "closed")  # the states of a decision that end a round
@@ -82,12 +82,18 @@ def decide(
 def _compare(
     evidence: Evidence, arms: Mapping[str, Arm], scored: Sequence[str], baseline: str, constitution: Constitution
 ) -> tuple[dict[str, str], list[str]]:
-    """Each scored axis arm's noise verdict, and the reasons that state them."""
+    """Each scored axis arm's noise verdict, and the reasons that state them. An arm that an agent edited has none (article 16)."""
     verdicts: dict[str, str] = {}
     reasons = []
+    edited = {outcome.arm for outcome in evidence.outcomes if outcome.edited}
     for name in scored:
         lift = evidence.lift(name, baseline, "fresh")
-        if arms[name].role == "axis" and lift is not None:
+        if name in edited and lift is not None:
+            reasons.append(
+                f"article 16: {name} trained edited code, {show(lift.mean)} against the {baseline} recipe on fresh items; no setting says "
+                "what it did, so it is not kept as policy"
+            )
+        elif arms[name].role == "axis" and lift is not None:
             verdicts[name] = promotion.compare(lift, evidence.seed_variance, constitution)
             limit = promotion.limit_of(lift, evidence.seed_variance, constitution)
             key, value = arms[name].overrides[-1]

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
@@ -20,6 +21,16 @@ from pipeline.campaign.records import Arm, Plan
 from pipeline.config import settings
 from pipeline.execution import judge, results, trial
 from pipeline.execution.job_end import JobEnd
+from pipeline.sandbox.image import Fork, Mount
+
+
+class AgentTrains(Protocol):
+    """How an agent trains an arm: `pipeline.agent.arm.train`, which a layer above this one hands in."""
+
+    def __call__(
+        self, job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path
+    ) -> None:
+        """Leave the trial's outputs in `out_dir`. bound: path inside a sandbox -> folder of base weights. Raises TrialFailed."""
 
 
 @dataclass
@@ -37,6 +48,8 @@ class Work:
     started: float = field(default_factory=time.time)
     stop: threading.Event = field(default_factory=threading.Event)
     adapter_digest: str = ""
+    by_agent: AgentTrains | None = None
+    edited_files: int = 0  # of the fork, by an agent, when the full run began
     coverage: dict[str, Any] = field(default_factory=dict)
     judged: judge.Judged = field(default_factory=judge.Judged)
 
@@ -92,6 +105,7 @@ def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
         "coverage": json.dumps(job.coverage, sort_keys=True),
         "host": platform.node(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
+        "edited_files": job.edited_files,
     }
     judged = job.judged if scored else judge.Judged()
     for item_set, lines in judged.raw.items():

@@ -4,7 +4,7 @@ An attempt's `result.h5` (schema 1) has its facts as attributes and, where it wa
 
     /                      schema_version campaign round arm attempt role status exit_class traceback image_digest runtime_digest
                            constitution_digest config_digest adapter_digest seed started_at finished_at gpu_seconds coverage host
-                           slurm_job_id
+                           slurm_job_id edited_files
     /items/<set>/          item_id family correct answer num_tokens truncated        set: dev, fresh
     /train/                step loss grad_norm learning_rate tokens seconds
     /completions/<set>     text, in item-id order
@@ -39,7 +39,7 @@ ATTRIBUTES: dict[str, type] = {
     "schema_version": int, "campaign": str, "round": str, "arm": str, "attempt": int, "role": str, "status": str, "exit_class": str,
     "traceback": str, "image_digest": str, "runtime_digest": str, "constitution_digest": str, "config_digest": str,
     "adapter_digest": str, "seed": int, "started_at": str, "finished_at": str, "gpu_seconds": float, "coverage": str,
-    "host": str, "slurm_job_id": str,
+    "host": str, "slurm_job_id": str, "edited_files": int,
 }  # fmt: skip
 ITEM_COLUMNS = {"item_id": TEXT, "family": TEXT, "correct": "i1", "answer": TEXT, "num_tokens": "i4", "truncated": "i1"}
 TRAIN_COLUMNS = {"step": "i8", "loss": "f8", "grad_norm": "f8", "learning_rate": "f8", "tokens": "i8", "seconds": "f8"}
@@ -106,7 +106,8 @@ def read_outcome(path: Path, result_digest: str) -> Outcome:
                 by_family.setdefault(family.decode(), []).append("T" if cut else "1" if ok else "0")
             outcomes[item_set] = {family: "".join(text) for family, text in sorted(by_family.items())}
     names = ("arm", "role", "status", "exit_class", "adapter_digest")
-    return Outcome(**{name: attributes[name] for name in names}, result_digest=result_digest, outcomes=outcomes)
+    edited = attributes["edited_files"] > 0
+    return Outcome(**{n: attributes[n] for n in names}, result_digest=result_digest, outcomes=outcomes, edited=edited)
 
 
 def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:

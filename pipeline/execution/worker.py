@@ -38,15 +38,23 @@ from pipeline.campaign.files import copy_tree, read_json, read_json_lines, write
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import corrections, footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
-from pipeline.execution.attempt import Work, conclude
+from pipeline.execution.attempt import AgentTrains, Work, conclude
 from pipeline.execution.cores import cores
 from pipeline.sandbox import bubblewrap, image, namespace, runtime_needs
 
 KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
 
 
-def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | None = None) -> Attempt | None:
+def work(
+    campaign: Campaign,
+    folder: Round,
+    arm_name: str,
+    plan_digest: str | None = None,
+    by_agent: AgentTrains | None = None,
+) -> Attempt | None:
     """Run one arm of a frozen round and return its attempt; None where the arm has a published score already.
+
+    by_agent: trains the arms that the configuration gives to an agent.
 
     Before it claims an attempt, it raises NotFound where this Python lacks a package, and IntegrityError where code, constitution or plan
     are not the frozen ones. Once it has published a failure, it raises the error that the outcome records.
@@ -78,7 +86,7 @@ def work(campaign: Campaign, folder: Round, arm_name: str, plan_digest: str | No
     }
     write_file(attempt.claim, json.dumps(claim))
     num_restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt)
+    job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt, by_agent=by_agent)
     job.coverage["cores"] = f"{task_cores['cores']} ({task_cores['core_list']})"
     job.mark("claim")
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
@@ -153,8 +161,10 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
     out_dir.mkdir(parents=True)
     # Closed to others, because a trial could leave a set-uid program there.
     out_dir.parent.chmod(0o700)
+    is_agents = job.chosen.worker.runs(job.arm.role)
     try:
-        restore(job, out_dir)
+        if not is_agents:  # an agent begins anew, because a state belongs to the code that it was saved by
+            restore(job, out_dir)
         base, bound = image_process.base_of(mount.root, job.chosen)
         config = {name: getattr(job.chosen, name) for name in ("model", "recipe", "parallelism")}
         trial.write_task(
@@ -162,7 +172,11 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
         )
         with image.forked(mount, scratch, namespace.trial_uid()) as fork:
             job.coverage["fork"] = fork.backend
-            train_confined(job, bound, fork.root, out_dir, num_nodes, shared)
+            if is_agents:
+                assert job.by_agent is not None, "whoever starts a worker hands in pipeline.agent.arm.train"
+                job.by_agent(job, mount, fork, bound, out_dir, scratch)
+            else:
+                train_confined(job, bound, fork.root, out_dir, num_nodes, shared)
         job.mark("check")
         keep_outputs(job, mount, out_dir)
     finally:

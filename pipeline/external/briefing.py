@@ -26,7 +26,8 @@ EXTERNALS = ("EXTERNAL-CLEAR", "EXTERNAL-SUSPECT")
 EXIT_CLASSES = (
     "completed", "never_started", "unfinished", "integrity", "configuration", "data", "diverged", "out_of_memory", "killed",
     "crashed", "stalled", "timeout", "disk_limit", "bad_output", "contaminated", "judge_failed", "no_progress", "interrupted",
-    "refused", "failed", "files_unreachable", "other_rules",
+    "refused", "failed", "files_unreachable", "other_rules", "agent_watchdog", "agent_budget", "agent_gpu_seconds", "agent_closed_path",
+    "agent_endpoint", "agent_malformed", "agent_no_adapter", "agent_contract",
 )  # fmt: skip
 OTHER = "other"
 _RATIO = re.compile(r"-?[0-9]{1,60}(/[0-9]{1,60})?")
@@ -95,7 +96,10 @@ def request_of(
 def _round(
     number: int, arms: Sequence[Arm], evidence: Mapping[str, Any], families: Sequence[str], constitution: Constitution
 ) -> dict[str, Any]:
-    """Describe an earlier round: each arm with the setting that it moved, how it ended, its lifts and its counts."""
+    """Describe an earlier round: each arm with the setting that it moved, how it ended, its lifts and its counts.
+
+    The score of an arm whose code an agent edited belongs to no setting, so none is named as moved (article 16).
+    """
     planned = {arm.name: arm for arm in arms}
     outcomes = {outcome.get("arm"): outcome for outcome in _dicts(evidence.get("outcomes"))}
     described = []
@@ -104,7 +108,8 @@ def _round(
         if outcome is None:
             continue
         arm = planned.get(name)
-        moved = _settings(arm.overrides[-1:], constitution) if arm and arm.role in ("axis", "contrast") else []
+        is_moved = arm and arm.role in ("axis", "contrast") and not outcome.get("edited")
+        moved = _settings(arm.overrides[-1:], constitution) if arm and is_moved else []
         described.append(
             {
                 "arm": name,

@@ -20,7 +20,7 @@ from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History, read_history
-from pipeline.reporting import counterfactual, document, figures, said, tables
+from pipeline.reporting import agents, counterfactual, document, figures, said, tables
 from pipeline.reporting.document import Section
 from pipeline.stats.lifts import accuracy, show
 
@@ -54,9 +54,12 @@ def of_log(
     page.insert(
         1, Section("Plan of the round", _planned(history, round_name, proposals), [list(row) for row in targets])
     )
+    if of_agents := agents.section(records, round_name):
+        page.insert(3, of_agents)
     sent = tables.of_submissions(board_submissions.submissions_in(records), history, round_name)
+    at = next(number for number, section in enumerate(page) if section.title == "Reasons by article")
     page.insert(
-        4, Section("Scores of the external target", _target(history, round_name), sent if len(sent) > 1 else [])
+        at, Section("Scores of the external target", _target(history, round_name), sent if len(sent) > 1 else [])
     )
     return page
 

@@ -38,6 +38,7 @@ from pipeline.execution.trial import progress_lines
 
 GROUPS = {
     "start-up": ("claim", "mount", "probe", "train_start", "generate_start"),
+    "agents": ("agent",),
     "training": ("train",),
     "decoding": ("generate",),
     "rest": ("check", "seal", "items", "score", "publish"),

@@ -6,6 +6,7 @@ Before a campaign begins, its axes are checked too: what a later round would ref
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import islice
 
 from pipeline.campaign.constitution import Constitution
@@ -17,7 +18,9 @@ from pipeline.decision import plan
 
 
 def arms_of(chosen: settings.Settings, round_number: int, rules: Constitution) -> tuple[Arm, ...]:
-    """The arms of a round. Raises ConfigError for a setting that is not valid, Refused for one that article 2 does not allow."""
+    """The arms of a round. Raises ConfigError for a setting that is not valid, Refused for one that articles 2 or 16 do not allow."""
+    if chosen.worker.agent != "none":
+        rules.check_agent(asdict(chosen.worker.budget))
     arms = _planned(chosen, round_number, rules, settings.policy_of(chosen))
     for arm in arms:
         rules.check_settings(arm.overrides)

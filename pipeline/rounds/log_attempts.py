@@ -1,6 +1,7 @@
 """Log what the workers left when a round is judged: a record `attempt` for each attempt, with its digests and its files.
 
     attempt   round r0001, arm a3, attempt 0, status, image_digest ... adapter_digest, plan_digest, files {path: sha256}
+    agent     round r0001, arm a3, attempt 0, report {outcome, manifest, diff, usage ...} of an arm that an agent ran
 
 Workers do not write the log, so the meta stage does. From the record an outsider sees, without HDF5, what an arm ran with, what judged it
 and what its completions are. It stands in the log before the seed of the round's fresh items is revealed.
@@ -33,6 +34,8 @@ def log_attempts(campaign: Campaign, folder: Round) -> None:
                 if record:
                     about = {"round": of_round.name, "arm": arm, "attempt": attempt.number}
                     log.append_news("attempt", about, **record)
+                if record and attempt.agent_report.exists():
+                    log.append_news("agent", about, report=read_json(attempt.agent_report))
     record = reference_record(campaign, folder)
     if record:
         log.append_news("attempt", {"round": folder.name, "arm": REFERENCE, "attempt": 0}, **record)
@@ -46,6 +49,7 @@ def record_of(campaign: Campaign, attempt: Attempt) -> dict[str, Any]:
         return {}
     completions = sorted(attempt.completions_dir.glob("*.jsonl"))
     paths = [attempt.result, attempt.claim, attempt.sealed, attempt.data_card, attempt.probe, *completions]
+    paths += [attempt.agent_report, attempt.transcript, attempt.fork_diff]
     return {**_facts(attributes, attempt.claim), "files": digests(campaign, paths)}
 
 

@@ -174,10 +174,13 @@ class Sandbox:
         return arguments
 
 
-def probe(sandbox: Sandbox, forbidden: Mapping[str, Path], article: str, report_path: Path) -> dict[str, Any]:
+def probe(
+    sandbox: Sandbox, forbidden: Mapping[str, Path], article: str, report_path: Path, sockets: Sequence[str] = ()
+) -> dict[str, Any]:
     """Attack `sandbox` from inside (probe_script.py) and return the result of each check. The report is also written to `report_path`.
 
-    `forbidden` maps a name to a path that must not exist inside: vault, ledger, answers, constitution, sibling attempts.
+    `forbidden` maps a name to a path that must not exist inside: vault, ledger, answers, constitution, sibling attempts. `sockets`: paths
+    inside of the Unix sockets that it was given.
 
     Raises Refused, which names `article`, where a check got through, and WorkFailed where the sandbox or the probe did not work.
     """
@@ -188,6 +191,8 @@ def probe(sandbox: Sandbox, forbidden: Mapping[str, Path], article: str, report_
         "environment": [*sandbox.environment(), "PWD"],
         "network": sandbox.network,
         "devices": list(sandbox.devices),
+        "sockets": list(sockets),
+        "runtime": _runtime(),
         "namespaces": {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in kinds},
     }
     script = Path(__file__).with_name("probe_script.py")

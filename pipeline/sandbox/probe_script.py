@@ -147,6 +147,23 @@ def other_devices(given: list[str]) -> list[str]:
     return sorted(path for path in nodes if path not in known and not path.startswith("/dev/pts/"))
 
 
+def unix_sockets(given: list[str], runtime: list[str]) -> list[str]:
+    """The socket files that were not given. The folders of the runtime are left out: they are large, and bound read-only."""
+    left_out = {*runtime, "/proc", "/sys", "/dev/pts"}
+    found = []
+    for folder, folders, names in os.walk("/"):
+        folders[:] = [name for name in folders if os.path.join(folder, name) not in left_out]
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+            except OSError:
+                continue
+            if is_socket and path not in given:
+                found.append(path)
+    return sorted(found)
+
+
 def make_device(path: str) -> str:
     """Make a device node, here one of the GPU with the number 0: it would open a GPU that was not given."""
     os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(GPU_MAJOR, 0))
@@ -174,6 +191,7 @@ def run_checks(task: dict[str, Any]) -> dict[str, dict[str, Any]]:
     report["devices"] = must_be_empty(other_devices(task["devices"]))
     report["make a device"] = attempt(make_device, "/tmp/.probe-device")
     report["sockets"] = must_be_empty([path for path in SOCKETS if os.path.lexists(path)])
+    report["unix sockets"] = must_be_empty(unix_sockets(task["sockets"], task["runtime"]))
     report["environment"] = must_be_empty(undeclared_variables(task["environment"]))
     report["keys"] = must_be_empty(session_keys(libc))
     report["descriptors"] = must_be_empty(open_descriptors())

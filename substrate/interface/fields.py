@@ -16,7 +16,7 @@ def read_fields(cls: type, values: Any, where: str) -> Any:
     """Makes the dataclass `cls` from a mapping that has every field, no other key, and values of the annotated types.
 
     Numbers must be finite. An int passes as float, and a float without a fraction as int. Nested dataclasses,
-    `list[str]` and `dict[str, float]` are checked too. Raises UsageError that names the key as `where.key`.
+    `list[str]`, `dict[str, float]` and `str | None` are checked too. Raises UsageError that names the key as `where.key`.
     """
     if not isinstance(values, dict):
         raise UsageError(f"{where} is {values!r}; it must be a mapping")
@@ -30,6 +30,9 @@ def read_fields(cls: type, values: Any, where: str) -> Any:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):  # of one type and None
+        (kind,) = set(typing.get_args(hint)) - {types.NoneType}
+        return None if value is None else _typed(kind, value, where)
     if is_dataclass(hint):
         return read_fields(typing.cast(type, hint), value, where)
     if isinstance(hint, types.GenericAlias):

@@ -1,4 +1,4 @@
-"""The task file of a training run, read and checked (docs/contract.md, kind `train`)."""
+"""What task files share, and the one of a training run, read and checked (docs/contract.md, kind `train`)."""
 
 import json
 from dataclasses import dataclass
@@ -6,6 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from substrate.interface.errors import UsageError
+
+
+def read_parts(
+    path: Path, kind: str, config_keys: set[str], paths_keys: set[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns `config` and `paths` of a task file of schema 1.
+
+    Raises UsageError if it is unreadable, of another schema or kind, or has other keys than these.
+    """
+    try:
+        task = json.loads(path.read_text(encoding="utf-8"))
+        header, config, paths = (task.get("schema"), task.get("kind")), task["config"], task["paths"]
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            f"task file {path}: {error!r}; it must be a JSON object with schema, kind, config and paths"
+        ) from None
+    if header != (1, kind):
+        raise UsageError(f"task file {path} has schema and kind {header}; valid is {(1, kind)}")
+    for name, values, needed in (("config", config, config_keys), ("paths", paths, paths_keys)):
+        if not isinstance(values, dict) or set(values) != needed:
+            came = sorted(values) if isinstance(values, dict) else repr(values)
+            raise UsageError(f"{name} of {path} has {came}; valid keys are {sorted(needed)}")
+    return config, paths
 
 
 @dataclass(frozen=True)
@@ -30,21 +53,12 @@ class Task:
     @classmethod
     def read(cls, path: Path) -> "Task":
         """Reads and checks a task file. Raises UsageError if it is unreadable, of another schema or kind, or has a wrong key."""
-        try:
-            task = json.loads(path.read_text(encoding="utf-8"))
-            header, config, paths = (task.get("schema"), task.get("kind")), task["config"], task["paths"]
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UsageError(
-                f"task file {path}: {error!r}; it must be a JSON object with schema, kind, config and paths"
-            ) from None
-        if header != (1, "train"):
-            raise UsageError(f"task file {path} has schema and kind {header}; valid is (1, 'train')")
-        for name, values, needed in (
-            ("config", config, {"model", "recipe", "parallelism", "seed"}),
-            ("paths", paths, {"base", "tokenizer", "train_data", "out", "stop"}),
-        ):
-            if not isinstance(values, dict) or set(values) != needed:
-                raise UsageError(f"{name} of {path} has {sorted(values)}; valid keys are {sorted(needed)}")
+        config, paths = read_parts(
+            path,
+            "train",
+            {"model", "recipe", "parallelism", "seed"},
+            {"base", "tokenizer", "train_data", "out", "stop"},
+        )
         if type(config["seed"]) is not int:
             raise UsageError(f"config.seed of {path} is {config['seed']!r}; it must be an integer")
         for axis in ("tp", "pp", "dp"):

@@ -17,17 +17,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import PipelineError
+from pipeline.agent import fork_diff, tool_runner
+from pipeline.campaign.errors import PipelineError, TrialFailed
 from pipeline.campaign.layout import Attempt
 from pipeline.execution import adapter, image_process, resume, trial
 from pipeline.sandbox import image
 from pipeline.sandbox.bubblewrap import Confined, Limits, Sandbox, open_output, probe
-from pipeline.sandbox.namespace import enter_private_namespace, scratch_folder, trial_uid
+from pipeline.sandbox.namespace import enter_private_namespace, remove_tree, scratch_folder, trial_uid
 
 MIB = 2**20
 LIMITS = Limits(60, num_processes=64, file_size_bytes=8 * MIB, tmp_size_bytes=4 * MIB, shm_size_bytes=4 * MIB)
 SHAPES = {"w": (2, 2)}
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj"]}
+OPEN_PATHS = ("substrate/open/**",)  # of an agent
 PYTHON = [sys.executable, "-sE", "/task/inside.py"]
 
 
@@ -61,11 +63,14 @@ class Stage:
         with changed.start(arguments, self.log) as process:
             return answer(process, self.log)
 
-    def probe(self, forbidden: dict[str, str], show: dict[str, str] | None = None, network: str = "loopback") -> Any:
+    def probe(
+        self, forbidden: dict[str, str], show: dict[str, str] | None = None, network: str = "loopback",
+        sockets: tuple[str, ...] = (),
+    ) -> Any:  # fmt: skip
         shown = {inside: Path(path) for inside, path in (show or {}).items()}
         changed = replace(self.sandbox, read_only={**self.sandbox.read_only, **shown}, network=network)
         closed = {name: Path(path) for name, path in forbidden.items()}
-        return {"report": probe(changed, closed, "7", self.world / "probe.json")}
+        return {"report": probe(changed, closed, "7", self.world / "probe.json", sockets)}
 
     def read(self, name: str) -> dict[str, Any]:
         with open_output(self.world / "out", name) as file:
@@ -120,6 +125,34 @@ class Stage:
             "kept": sorted(path.name for path in kept),
             "modes": sorted({path.stat().st_mode & 0o7000 for path in kept}),
         }
+
+    def agent(self, calls: list[list[Any]], gpu_seconds: float = 100.0) -> dict[str, Any]:
+        """The worker's way through an agent's tools in a fork as it was at first, and what a training would then be refused for."""
+        for path in self.fork.root.iterdir():
+            remove_tree(path)
+        shutil.copytree(self.pristine.root, self.fork.root, dirs_exist_ok=True)
+        for path in (self.fork.root, *self.fork.root.rglob("*")):
+            os.chown(path, self.sandbox.uid, self.sandbox.uid)
+
+        def sandbox_of(shown: Any, written: Any, gpus: int, **more: Any) -> Sandbox:
+            return Sandbox(shown, written, env=image_process.SUBSTRATE_ENV, limits=LIMITS, **more)
+
+        with scratch_folder(self.world / "scratch", "arm-") as work:
+            meter = tool_runner.GpuMeter(gpu_seconds, num_devices=2)
+            runner = tool_runner.ToolRunner(sandbox_of, self.fork.root, OPEN_PATHS, meter, work)
+            answers = [runner.call(*call) for call in calls]
+            left = sorted(str(path.relative_to(work)) for path in work.rglob("*"))
+        refused = [each["failure"] for each in answers if not each["ok"]]
+        told = {"answers": answers, "left": left, "used": meter.used, "closed": [], "changed": []}
+        try:
+            diff = fork_diff.difference(self.pristine.root, self.fork.root)
+            told["closed"] = fork_diff.closed(diff, OPEN_PATHS)
+            told["changed"] = [each.path for each in diff.changes]
+            refused += ["article 16 before the training"] if told["closed"] else []
+        except TrialFailed as error:
+            told["unreadable"] = error.what
+            refused.append(error.kind)
+        return told | {"refused": refused}
 
     def clean(self, name: str) -> dict[str, Any]:
         """Remove what a trial has left, as the worker removes its scratch."""

@@ -51,6 +51,7 @@ def test_the_files_were_found():
         "recipe",
         "sampling",
         "tasks",
+        "worker",
     }
     assert GROUPS == groups | {"policy/axes"}
 

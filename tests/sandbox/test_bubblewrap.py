@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -92,6 +93,18 @@ def test_probe_refuses_a_leak(arena: Arena) -> None:
     assert "namespace net" not in answered["report"]
 
 
+def test_probe_refuses_a_socket_that_was_not_given(arena: Arena) -> None:
+    folder = arena.world / "relay"
+    folder.mkdir(mode=0o755)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        (folder / "s").chmod(0o666)
+        answered = arena.ask("probe", forbidden={}, show={"/relay": str(folder)})
+        assert answered["error"] == "Refused" and "unix sockets (['/relay/s'])" in answered["what"]
+        answered = arena.ask("probe", forbidden={}, show={"/relay": str(folder)}, sockets=["/relay/s"])
+        assert not answered["report"]["unix sockets"]["reached"]
+
+
 def test_probe_sees_everything_where_there_is_no_sandbox(arena: Arena) -> None:
     vault = str(arena.world / "vault/seed")
     asked = {
@@ -100,6 +113,8 @@ def test_probe_sees_everything_where_there_is_no_sandbox(arena: Arena) -> None:
         "environment": [],
         "network": "loopback",
         "devices": [],
+        "sockets": [],
+        "runtime": [str(path) for path in Path("/").iterdir()],
         "namespaces": {"pid": os.readlink("/proc/self/ns/pid")},
     }
     if platform.machine() == "x86_64":

@@ -1,0 +1,149 @@
+"""The tool `train`: short runs that are thrown away, and the one full run whose adapter counts.
+
+A full run starts only from a fork that article 16 allows. The worker writes its task file and keeps its clock, so the edited code chooses
+neither its settings nor its seed nor its time. What a run says of itself is for the agent and proves nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.agent import fork_diff
+from pipeline.agent.tool_queue import ToolAnswer
+from pipeline.agent.tool_runner import NO_BYTECODE, GpuMeter
+from pipeline.campaign.errors import NotFound, TrialFailed
+from pipeline.campaign.layout import Attempt
+from pipeline.execution import multinode, trial, worker
+from pipeline.execution.attempt import Work
+from pipeline.sandbox.bubblewrap import open_output
+from pipeline.sandbox.image import Mount
+from pipeline.sandbox.namespace import remove_tree, scratch_folder
+
+ADAPTER = "adapter/adapter_model.safetensors"
+MOST_STEPS_SHOWN = 12
+SHOWN = ("candidate", "samples", "rollout")
+"""Phases of a run's progress, beside its steps, that help an agent to choose."""
+
+
+@dataclass
+class Trainings:
+    """All trainings of one arm. `done` says that a full run has completed, `diff` what the fork was when the last one began."""
+
+    job: Work
+    mount: Mount
+    fork_root: Path
+    bound: Mapping[str, Path]
+    base: str
+    out_dir: Path
+    scratch: Path
+    meter: GpuMeter
+    open_paths: tuple[str, ...]
+    done: bool = False
+    diff: fork_diff.ForkDiff | None = None
+    num_full: int = field(default=0)
+
+    def train(self, arguments: Mapping[str, Any]) -> ToolAnswer:
+        """Carry out the tool. Raises Interrupted where the worker is to stop."""
+        if set(arguments) - {"why"} != {"num_steps"} or not isinstance(arguments.get("why", ""), str):
+            return _refused("bad_arguments", "train takes num_steps (a whole number, or null for the full run) and why")
+        num_steps, most = arguments["num_steps"], self.job.chosen.recipe.num_steps
+        if num_steps is None:
+            return self._full()
+        if type(num_steps) is not int or not 1 <= num_steps <= most:
+            return _refused("bad_arguments", f"num_steps is not null or a whole number from 1 to {most}; give one")
+        return self._smoke(num_steps)
+
+    def _full(self) -> ToolAnswer:
+        attempts = self.job.chosen.worker.budget.attempts
+        if self.done:
+            return _refused(
+                "budget_attempts", "the full run has completed, and an arm has one; call finish with its manifest"
+            )
+        if self.num_full >= attempts:
+            return _refused("budget_attempts", f"all {attempts} starts of the full run are used up; call finish")
+        self.diff = fork_diff.difference(self.mount.root, self.fork_root)
+        if found := fork_diff.closed(self.diff, self.open_paths):
+            return _refused("closed_path", fork_diff.refusal(found, self.open_paths))
+        self.num_full += 1
+        self.job.edited_files = len(self.diff.changes)
+        # Another start is another run: its code is other code, so nothing of the last one may be in it.
+        remove_tree(self.out_dir)
+        self.out_dir.mkdir()
+        self.job.mark("train_start")
+        try:
+            answer = self._run(self.job.attempt, self.out_dir)
+        finally:
+            worker.mark_training(self.job)
+            self.job.mark("agent")
+        if answer.is_ok:
+            try:
+                open_output(self.out_dir, ADAPTER).close()
+            except (NotFound, TrialFailed) as error:
+                return _refused("nothing_trained", f"the run ended with code 0 and left no adapter: {error.what}")
+            self.done = True
+        return answer
+
+    def _smoke(self, num_steps: int) -> ToolAnswer:
+        recipe = asdict(self.job.chosen.recipe)
+        warmup_steps = min(recipe["warmup_steps"], num_steps - 1)
+        with scratch_folder(self.scratch, "smoke-") as folder:
+            (folder / "out").mkdir()
+            attempt = Attempt(folder)
+            write_task(self.job, attempt, self.base, recipe | {"num_steps": num_steps, "warmup_steps": warmup_steps})
+            return self._run(attempt, folder / "out")
+
+    def _run(self, attempt: Attempt, out_dir: Path) -> ToolAnswer:
+        """Train with the task file of `attempt`, and say how it went; a failure is told with the end of its log."""
+        chosen = self.job.chosen
+        if self.meter.left <= 0:
+            return _refused("budget_gpu_seconds", self._used_up())
+        confined = multinode.training_sandbox(chosen, attempt, self.bound, self.fork_root, out_dir, NO_BYTECODE)
+        limit = self.meter.wall_limit(confined.limits.wall_seconds)
+        confined = replace(confined, limits=replace(confined.limits, wall_seconds=limit))
+        began = time.monotonic()
+        try:
+            trial.train(confined, attempt, out_dir, 60.0 * chosen.cluster.stall_minutes, self.job.stop_wanted)
+        except TrialFailed as error:
+            self.meter.charge(time.monotonic() - began)
+            if error.kind == "timeout" and self.meter.left <= 1:
+                return _refused("budget_gpu_seconds", self._used_up(), error.kind)
+            return _refused("trial_failed", f"{error.kind}: {error.what}\n{error.cure}", error.kind)
+        self.meter.charge(time.monotonic() - began)
+        return ToolAnswer(_summary(attempt))
+
+    def _used_up(self) -> str:
+        return f"the arm's {self.meter.allowed:g} GPU-seconds are used up; finish with what there is"
+
+
+def write_task(job: Work, attempt: Attempt, base: str, recipe: Mapping[str, Any]) -> None:
+    """Write the task file of a training of this arm by a recipe. base: folder of the base weights inside the sandbox."""
+    model, parallelism = asdict(job.chosen.model), asdict(job.chosen.parallelism)
+    config = {"model": model, "recipe": recipe, "parallelism": parallelism, "seed": job.arm.seed}
+    trial.write_task(attempt, config, base)
+
+
+def _refused(failure: str, what: str, kind: str = "") -> ToolAnswer:
+    """An answer that is a failure. kind: that of the trial's end, for the transcript."""
+    return ToolAnswer(failure=failure, what=trial.printable(what), facts={"kind": kind} if kind else {})
+
+
+def _summary(attempt: Attempt) -> str:
+    """What a run said of its progress: some steps, evenly spread, and what it tried on a holdout. Without times, so that a replay reads the same."""
+    steps = [
+        (int(step), loss)
+        for line in trial.progress_lines(attempt, "train")
+        if (step := trial.number(line.get("step"))) is not None and (loss := trial.number(line.get("loss"))) is not None
+    ]
+    lines = [f"the run completed {len(steps)} steps"]
+    apart = max(1, -(-len(steps) // MOST_STEPS_SHOWN))
+    lines += [f"step {step}: loss {loss:.4f}" for step, loss in [*steps[::apart], *steps[-1:]]]
+    for phase in SHOWN:
+        for line in trial.progress_lines(attempt, phase)[-MOST_STEPS_SHOWN:]:
+            numbers = {name: trial.number(value) for name, value in sorted(line.items()) if name != "seconds"}
+            told = [f"{name} {value:g}" for name, value in numbers.items() if value is not None]
+            lines.append(f"{phase}: {', '.join(told)}")
+    return "\n".join(lines)

@@ -1,0 +1,83 @@
+"""What the agents of a round did, from the `agent` records of the log: how each ended, what it edited, what it cost, what failed.
+
+Only typed fields are shown. What an agent wrote in words is in its arm's folder, for a person who wants to read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.reporting.document import Section
+
+Record = Mapping[str, Any]
+MILLION = 1_000_000
+
+
+def section(records: Sequence[Record], round_name: str) -> Section | None:
+    """The section of a round, or None where no agent ran. The newest attempt of each arm counts.
+
+    records: of the whole log.
+    """
+    newest: dict[str, Record] = {}
+    for record in records:
+        if record["event"] == "agent" and record["round"] == round_name:
+            newest[record["arm"]] = record
+    if not newest:
+        return None
+    reports = {arm: newest[arm]["report"] for arm in sorted(newest)}
+    lines = [
+        f"Agents ran {len(reports)} arms. Each read and edited a fork of its own, and nothing of other arms or rounds."
+    ]
+    for arm, record in sorted(newest.items()):
+        lines += _lines(arm, record)
+    return Section("Agents", lines, [list(_HEADER), *(_row(arm, report) for arm, report in reports.items())])
+
+
+_HEADER = (
+    *("arm", "ended", "change", "files", "lines", "answers", "tokens", "money", "seconds of runs", "runs", "expected"),
+    "canaries",
+)
+
+
+def _row(arm: str, report: Record) -> list[str]:
+    manifest, usage, diff = report["manifest"] or {}, report["usage"], report["diff"]
+    added, removed = (sum(file[name] for file in diff["files"]) for name in ("added_lines", "removed_lines"))
+    return [
+        arm,
+        report["outcome"],
+        manifest.get("change", ""),
+        str(len(diff["files"])),
+        f"+{added} -{removed}",
+        str(usage["steps"]),
+        f"{usage['prompt_tokens'] + usage['answer_tokens']:,}",
+        f"{usage['money_millionths'] / MILLION:.2f}" if usage["money_millionths"] else "",
+        str(usage["gpu_seconds"]),
+        f"{usage['full_runs']} full, {usage['smoke_runs']} short",
+        manifest.get("expected_effect", ""),
+        str(len(diff["canaries"])),
+    ]
+
+
+def _lines(arm: str, record: Record) -> list[str]:
+    """What a person may want to do about one arm: look at its patch, or at what failed."""
+    report, found = record["report"], []
+    folder = f"rounds/{record['round']}/{arm}/attempt_{record['attempt']:02d}/agent"
+    manifest = report["manifest"] or {}
+    if report["diff"]["files"]:
+        names = ", ".join(file["path"] for file in report["diff"]["files"])
+        found.append(
+            f"{arm} trained edited code ({names}). No setting says what it did, so nothing of it is kept as policy. Its patch is "
+            f"{folder}/fork.diff; a person may put it into the image of another campaign."
+        )
+    if settings := manifest.get("equivalent_settings"):
+        words = ", ".join(f"{key}={value}" for key, value in settings)
+        found.append(f"{arm}'s agent says that {words} would do the same without an edit. Nobody has tried that.")
+    failed = [f"{each['kind']}{' (repaired)' if each['repaired'] else ''}" for each in manifest.get("failed", [])]
+    if failed:
+        found.append(f"{arm}'s agent says that these failed: {', '.join(failed)}.")
+    for canary in report["diff"]["canaries"]:
+        found.append(
+            f"Canary: {arm}'s edit {canary['code']} ({canary['path']}). It drops nothing; read the patch before you believe the score."
+        )
+    return found

@@ -1,0 +1,144 @@
+"""Arms that agents run: real image, sandboxes, socket and training, and a scripted model that speaks the protocol over HTTP.
+
+A smoke campaign has one scenario an arm. Each arm here takes some ten seconds.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.campaign.files import read_json
+from pipeline.campaign.layout import Attempt, Campaign
+from pipeline.execution.results import read_attributes, read_outcome
+from pipeline.model_calls import transcript
+from tests.support.paths import ROOT
+
+KEY = "sk-this-key-must-be-nowhere-1234567890"
+SCENARIOS = (
+    "no_edit,good_edit,broken_then_repaired,editing_the_scorer,endless_loop,training_too_long,rate_limited,no_edit"
+)
+SHORT = [
+    "experiment=smoke",
+    "worker=scripted",
+    f"worker.scenarios=[{SCENARIOS}]",
+    "worker.endpoint.api_key_env=SCRIPTED_KEY",
+]
+
+
+def pipeline(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "SCRIPTED_KEY": KEY})
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    campaign = Campaign.at(tmp_path_factory.mktemp("campaigns") / "agents")
+    done = pipeline("round", campaign.folder, *SHORT, "--no-submit")
+    assert done.returncode == 0, done.stderr
+    return campaign
+
+
+def run(campaign: Campaign, arm: str) -> Attempt:
+    done = pipeline("worker", campaign.folder, "--round", "r0001", arm)
+    attempt = campaign.round("r0001").attempts(arm)[-1]
+    assert attempt.agent_report.exists(), done.stdout + done.stderr
+    return attempt
+
+
+def report_of(attempt: Attempt) -> dict:
+    return read_json(attempt.agent_report)
+
+
+@pytest.fixture(scope="module")
+def good(campaign: Campaign) -> Attempt:
+    return run(campaign, "a1")
+
+
+def test_a_good_edit_is_trained_judged_and_published_as_edited(campaign: Campaign, good: Attempt) -> None:
+    report = report_of(good)
+    assert report["outcome"] == "completed"
+    assert [(each["path"], each["kind"]) for each in report["diff"]["files"]] == [("substrate/data/rows.py", "changed")]
+    published = campaign.round("r0001").published("a1")
+    assert read_attributes(published)["edited_files"] == 1
+    outcome = read_outcome(published, "")
+    assert outcome.edited and outcome.scored("fresh") and outcome.scored("dev")
+    patch = good.fork_diff.read_text()
+    applied = subprocess.run(["git", "apply", "--check", "-"], input=patch, text=True, cwd=ROOT, capture_output=True)
+    assert applied.returncode == 0, applied.stderr
+
+
+def test_an_equivalent_edit_gives_the_bytes_of_the_setting(good: Attempt, tmp_path: Path) -> None:
+    """The edit sorts a family's examples by length, which is what recipe.curriculum=short_first does."""
+    campaign = Campaign.at(tmp_path / "configured")
+    done = pipeline("round", campaign.folder, "experiment=smoke", "recipe.curriculum=short_first", "--no-submit")
+    assert done.returncode == 0, done.stderr
+    done = pipeline("worker", campaign.folder, "--round", "r0001", "a1")
+    assert done.returncode == 0, done.stderr
+    configured = campaign.round("r0001").attempts("a1")[0]
+    by_agent, by_setting = (read_json(each.task_dir / "task.json")["config"] for each in (good, configured))
+    assert (
+        by_agent["recipe"].pop("curriculum") == "shuffled" and by_setting["recipe"].pop("curriculum") == "short_first"
+    )
+    assert by_agent == by_setting
+    name = "adapter_model.safetensors"
+    assert (good.adapter_dir / name).read_bytes() == (configured.adapter_dir / name).read_bytes()
+
+
+def test_a_replay_gives_the_same_adapter_and_writes_nothing(campaign: Campaign, good: Attempt) -> None:
+    before = sorted(campaign.folder.rglob("*"))
+    done = pipeline("worker", campaign.folder, "--round", "r0001", "a1", "--replay", good.transcript)
+    assert done.returncode == 0, done.stdout + done.stderr
+    digest = read_json(good.sealed)["adapter_digest"]
+    assert "replayed: completed" in done.stdout and digest[:16] in done.stdout and "the same adapter" in done.stdout
+    assert sorted(campaign.folder.rglob("*")) == before
+
+
+def test_the_key_is_in_no_file(campaign: Campaign, good: Attempt) -> None:
+    found = [path for path in campaign.folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert not found
+
+
+def test_the_first_request_says_nothing_of_round_arm_or_site(campaign: Campaign, good: Attempt) -> None:
+    first = next(record for record in transcript.load(good.transcript).records if record["kind"] == "request")
+    text = transcript.content_of(first).decode()
+    for word in (str(campaign.folder), campaign.name, "r0001", '"a1"', os.uname().nodename, "dev_items", "vault"):
+        assert word not in text, word
+    assert json.loads(text)["messages"][0]["role"] == "system"
+
+
+def test_a_broken_edit_is_repaired(campaign: Campaign) -> None:
+    report = report_of(run(campaign, "a2"))
+    assert report["outcome"] == "completed" and report["usage"]["full_runs"] == 1 and report["usage"]["smoke_runs"] >= 2
+    assert any(each["repaired"] for each in report["manifest"]["failed"])
+
+
+@pytest.mark.parametrize(
+    ("arm", "outcome"), [("a3", "agent_closed_path"), ("a4", "agent_watchdog"), ("a5", "agent_gpu_seconds")]
+)
+def test_a_bad_session_ends_as_what_it_is(campaign: Campaign, arm: str, outcome: str) -> None:
+    attempt = run(campaign, arm)
+    assert report_of(attempt)["outcome"] == outcome
+    found = read_attributes(campaign.round("r0001").published(arm))
+    assert (found["status"], found["exit_class"]) == ("failed", outcome)
+    if outcome == "agent_closed_path":
+        said = [each["what"] for each in transcript.load(attempt.transcript).records if each["kind"] == "tool_result"]
+        assert any("article 16" in what and "substrate/answers.py" in what for what in said)
+
+
+def test_a_rate_limit_is_waited_for(campaign: Campaign) -> None:
+    attempt = run(campaign, "a6")
+    kinds = [each.get("failure") for each in transcript.load(attempt.transcript).records if each["kind"] == "failure"]
+    assert report_of(attempt)["outcome"] == "completed" and "endpoint_limit" in kinds
+
+
+def test_who_repeats_a_recipe_edits_nothing_and_counts_as_it(campaign: Campaign) -> None:
+    attempt = run(campaign, "a0")
+    assert report_of(attempt)["diff"]["files"] == []
+    assert not read_outcome(campaign.round("r0001").published("a0"), "").edited
+    first = next(record for record in transcript.load(attempt.transcript).records if record["kind"] == "request")
+    assert re.search("repeats a recipe, so you may edit nothing", transcript.content_of(first).decode())
