@@ -29,10 +29,11 @@ from pipeline.agent.tool_queue import ToolQueue
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.model_calls import chat_request
-from pipeline.model_calls.budget import Budget, BudgetSpent, Charge, charge_of
+from pipeline.model_calls.budget import Budget, BudgetSpent, charge_of
 from pipeline.model_calls.chat_request import BadRequest
 from pipeline.model_calls.endpoint import Ask, Endpoint, encoded
 from pipeline.model_calls.failures import CallFailed
+from pipeline.model_calls.prompt_bounds import PromptBounds, by_bytes
 from pipeline.model_calls.transcript import Writer
 
 SOCKET = "s"
@@ -41,6 +42,7 @@ MOST_LINE_BYTES = 8 << 20
 MOST_CONNECTIONS = 32
 LINE_SECONDS = 10.0  # in which a line must come, or be taken
 MOST_REPEATS = 4
+CLOSE_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = (
     1.0  # before the first repeat, twice as long before each other, unless the endpoint asks for a time
 )
@@ -80,6 +82,7 @@ class Relay:
         self._endpoint, self._ask, self._budget, self._transcript = endpoint, ask, budget, transcript
         self._pause_seconds, self._line_seconds = pause_seconds, line_seconds
         self.tools = ToolQueue()
+        self._bounds = PromptBounds()
         self.ending: Ending | None = None
         self.is_finished = False  # whether a manifest was accepted
         self._calls, self._tool_calls = itertools.count(), itertools.count()
@@ -112,8 +115,11 @@ class Relay:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             threads = list(self._threads)
+        deadline = time.monotonic() + CLOSE_SECONDS
         for thread in threads:
-            thread.join(timeout=5.0)  # a call of a silent endpoint ends by its own time limit; it cannot write any more
+            thread.join(
+                max(0.0, deadline - time.monotonic())
+            )  # a call of a silent endpoint ends by its own time limit; it cannot write any more
         self._transcript.close()
         self.path.unlink(missing_ok=True)
 
@@ -159,7 +165,7 @@ class Relay:
             self._slots.release()
 
     def _check_peer(self, connection: socket.socket) -> None:
-        """Raise BadRequest unless the other end runs as the sandbox's uid, or as ours."""
+        """Raise OSError unless the other end runs as the sandbox's uid, or as ours."""
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", credentials)[1] not in (self._uid, os.geteuid()):
             raise OSError("another user")
@@ -217,16 +223,18 @@ class Relay:
         request = chat_request.checked(request)
         number, most = next(self._calls), self._budget.limits.answer_tokens
         try:
-            reserved = self._budget.reserve(chat_request.prompt_bound(request), request.get("max_tokens", most))
+            reserved = self._budget.reserve(self._bounds.of(request), request.get("max_tokens", most))
         except BudgetSpent as spent:
             self._fail(number, 0, spent)
             raise
         charge = None
         try:
             body = chat_request.compose(self._endpoint, request, reserved.answer_tokens)
-            self._transcript.append("request", body, call=number)
+            self._transcript.append("request", body, call=number, prompt_bound=reserved.prompt_tokens)
             answer, tries = self._ask_again(number, body)
             charge = charge_of(answer, reserved)
+            if not charge.is_bound:
+                self._bounds.learn(request, charge.prompt_tokens, reserved.prompt_tokens)
             self._transcript.append(
                 "answer",
                 answer,
@@ -236,14 +244,11 @@ class Relay:
                 answer_tokens=charge.answer_tokens,
             )
         finally:
-            self._close_account(reserved, charge)
+            if charge is None:
+                self._budget.release(reserved)
+            else:
+                self._budget.settle(reserved, charge, by_bytes(request))
         return {"ok": True, "answer": answer.decode("utf-8", "replace")}
-
-    def _close_account(self, reserved: Charge, charge: Charge | None) -> None:
-        if charge is None:
-            self._budget.release(reserved)
-        else:
-            self._budget.settle(reserved, charge)
 
     def _ask_again(self, number: int, body: bytes) -> tuple[bytes, int]:
         """Ask, and again after failures that may pass. Returns the answer and how often was asked. Raises CallFailed."""
@@ -268,11 +273,10 @@ class Relay:
 
 
 def _received(connection: socket.socket, seconds: float) -> bytes:
-    """Return the one line that comes. Raises BadRequest for one that is too long, too slow, cut, or followed by more."""
+    """Return the one line that comes. Raises BadRequest if it is too long, too slow, cut, or followed by more."""
     deadline, parts, size = time.monotonic() + seconds, list[bytes](), 0
     while True:
-        left = deadline - time.monotonic()
-        connection.settimeout(max(left, 0.001))
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
             part = connection.recv(1 << 16)
         except TimeoutError:
@@ -291,6 +295,6 @@ def _received(connection: socket.socket, seconds: float) -> bytes:
 
 
 def _send(connection: socket.socket, line: bytes, seconds: float) -> None:
-    """Send a line; a peer that does not read it in time is given up (OSError)."""
-    connection.settimeout(seconds)  # of the whole: sendall counts it from its beginning
+    """Send a line. A peer that does not take the whole of it in time is given up (OSError)."""
+    connection.settimeout(seconds)
     connection.sendall(line)

@@ -6,6 +6,7 @@ because it may hold anything: an address, a key, or instructions.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -92,8 +93,8 @@ def of_status(status: int, retry_after: str, body: bytes, at: str) -> EndpointFa
         kind, named = ("endpoint_context", "") if _TOO_LONG.search(body) else ("endpoint_parameter", named)
     words, seconds = named or _WORDS.get(kind, ""), None
     is_unpaid = kind == "endpoint_limit" and (status == 402 or bool(_UNPAID.search(body)))
-    if re.fullmatch(r"[0-9]{1,6}", retry_after.strip()):
-        seconds = int(retry_after)
+    if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", retry_after.strip()):
+        seconds = math.ceil(float(retry_after))
     if kind == "endpoint_limit" and _UNPAID.search(body):
         words = ": the account's quota or balance is used up"
     elif kind == "endpoint_limit" and seconds is not None:

@@ -1,11 +1,11 @@
 """The transcript of an agent: every byte that was sent to the model and came from it, and every tool that was called, one line an event.
 
-    {"kind": "request", "call": 0, "text": "{\\"messages\\":...", "seq": 0, "previous": "000...", "at_ms": 12}
+    {"kind": "request", "call": 0, "prompt_bound": 900, "text": "{\\"messages\\":...", "seq": 0, "previous": "000...", "at_ms": 12}
 
 A line is canonical JSON and holds the sha256 of the line before it (hash chain). Content is `text`, or `base64` where it is not UTF-8.
 A request is kept as its body: its headers, in which the key is, are no part of it. The kinds, and their fields beside the content:
 
-    request       call                                   the bytes that were sent, once for all tries
+    request       call, prompt_bound                     the bytes that were sent, once for all tries; the most tokens of its prompt
     answer        call, tries, prompt_tokens, answer_tokens    the bytes that came, and what was charged
     failure       call, tries, failure, what             a try without an answer, by its number; 0: nothing was sent
     tool          tool, name                             the arguments as JSON
@@ -33,7 +33,7 @@ from pipeline.campaign.strict_json import BadJson, Numbers, read
 FIELDS: Mapping[str, frozenset[str]] = {
     kind: frozenset(fields.split())
     for kind, fields in {
-        "request": "call",
+        "request": "call prompt_bound",
         "answer": "call tries prompt_tokens answer_tokens",
         "failure": "call tries failure what",
         "tool": "tool name",
@@ -145,7 +145,7 @@ def _check_form(record: Mapping[str, Any], path: Path) -> None:
         or not all(isinstance(record[name], str) for name in contents)
         or not all(
             isinstance(record[name], int)
-            for name in fields & {"call", "tries", "tool", "prompt_tokens", "answer_tokens"}
+            for name in fields & {"call", "prompt_bound", "tries", "tool", "prompt_tokens", "answer_tokens"}
         )
     ):
         raise IntegrityError(

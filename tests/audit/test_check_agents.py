@@ -27,7 +27,7 @@ def write(path: Path) -> None:
     manifest = {**MANIFEST, "axis": "clip"}
     body = json.dumps({**REQUEST, "max_tokens": 100}).encode()
     answer = json.dumps({"choices": [{"message": {"content": "I train."}}], "usage": USAGE}).encode()
-    writer.append("request", body, call=0)
+    writer.append("request", body, call=0, prompt_bound=900)
     writer.append("answer", answer, call=0, tries=1, prompt_tokens=40, answer_tokens=10)
     for number, (name, arguments) in enumerate([("train", {"num_steps": None, "why": ""}), ("finish", manifest)]):
         writer.append("tool", json.dumps(arguments).encode(), tool=number, name=name)

@@ -66,6 +66,15 @@ def test_steps_money_and_wall_time_end_a_budget_by_their_own_kind():
     spent("budget_wall", asked)
 
 
+def test_without_a_limit_of_money_prices_count_and_refuse_nothing():
+    asked = budget(prompt_price=2 * MILLION, answer_price=10 * MILLION)
+    asked.settle(asked.reserve(100, 100), Charge(100, 100))
+    assert asked.spent().money_millionths == 1200
+    asked = budget(prompt_price=5 * MILLION, money_millionths=500)  # answers cost nothing
+    assert asked.reserve(100, 100).answer_tokens == 100
+    spent("budget_money", budget(prompt_price=5 * MILLION, money_millionths=499), 100)
+
+
 def test_money_is_exact_and_rounded_up_once():
     asked = budget(steps=10, money_millionths=10, prompt_price=1, answer_price=1)
     for _ in range(3):
@@ -83,10 +92,20 @@ def test_what_failed_costs_nothing():
 def test_an_endpoint_that_counts_more_than_it_was_allowed_ends_the_budget_and_is_charged():
     asked = budget(tokens=10_000)
     reserved = asked.reserve(100, 100)
-    with pytest.raises(BudgetSpent, match="counted 5000 tokens for a call that could have 200"):
+    with pytest.raises(BudgetSpent, match="counted 5000 tokens for a call for which 200 were reserved"):
         asked.settle(reserved, Charge(4000, 1000))
     assert (asked.spent().prompt_tokens, asked.spent().answer_tokens) == (4000, 1000)
     spent("budget_tokens", asked)
+
+
+def test_a_prompt_that_was_bounded_by_earlier_counts_may_have_more_as_long_as_the_limits_hold():
+    asked = budget()
+    asked.settle(asked.reserve(100, 100), Charge(500, 50), most_prompt=600)
+    reserved = asked.reserve(100, 100)
+    with pytest.raises(BudgetSpent, match="counted 550 tokens"):
+        asked.settle(reserved, Charge(500, 50), most_prompt=600)  # 1,100 of 1,000 tokens
+    assert asked.held_tokens() == 1100
+    spent("budget_tokens", asked, 1)
 
 
 def test_a_call_waits_for_what_others_return():
@@ -147,7 +166,7 @@ def test_parallel_calls_never_exceed_the_budget_and_lose_nothing(
         == asked.held_tokens()
         <= tokens
     )
-    assert total.money_millionths <= money or (prompt_price, answer_price) == (0, 0)
+    assert total.money_millionths <= money or money == 0
 
 
 def body(usage: Any, **message: Any) -> bytes:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from pipeline.campaign.errors import IntegrityError
-from pipeline.model_calls.chat_request import compose, prompt_bound
+from pipeline.model_calls.chat_request import compose
 from pipeline.model_calls.derive_run import of_transcript, outcome_of
 from pipeline.model_calls.manifest import BadManifest, read_manifest
+from pipeline.model_calls.prompt_bounds import by_bytes
 from pipeline.model_calls.transcript import Writer, load
 from tests.support.relays import MANIFEST, REQUEST, agents_endpoint
 
@@ -96,17 +97,18 @@ def test_usage_manifest_and_outcome_follow_from_the_events(tmp_path):
     run = of_transcript(
         written(
             tmp_path,
-            ("request", SENT, {"call": 0}), ("answer", ANSWER, {"call": 0, "tries": 1, "prompt_tokens": 9, "answer_tokens": 2}),
+            ("request", SENT, {"call": 0, "prompt_bound": 5000}), ("answer", ANSWER, {"call": 0, "tries": 1, "prompt_tokens": 9, "answer_tokens": 2}),
             *tool(0, "train", {"num_steps": 2}, "trial_failed"), *tool(1, "train", {"num_steps": 2}),
             *tool(2, "train", {"num_steps": None}, "budget_gpu_seconds"), *tool(3, "train", {"num_steps": None}),
-            ("request", SENT, {"call": 1}), ("failure", None, {"call": 1, "tries": 1, "failure": "endpoint_server", "what": ""}),
-            ("answer", b"no JSON", {"call": 1, "tries": 2, "prompt_tokens": prompt_bound(REQUEST), "answer_tokens": 50}),
+            ("request", SENT, {"call": 1, "prompt_bound": 5000}),
+            ("failure", None, {"call": 1, "tries": 1, "failure": "endpoint_server", "what": ""}),
+            ("answer", b"no JSON", {"call": 1, "tries": 2, "prompt_tokens": by_bytes(REQUEST), "answer_tokens": 50}),
             *tool(4, "finish", {**FULL, "change": 5}, "bad_manifest"), *tool(5, "finish", FULL),
         ),
         "learning_rate",
     )  # fmt: skip
     assert run.manifest == read_manifest(FULL, "learning_rate") and run.outcome == "completed"
-    assert (run.usage.steps, run.usage.prompt_tokens, run.usage.answer_tokens) == (2, 9 + prompt_bound(REQUEST), 52)
+    assert (run.usage.steps, run.usage.prompt_tokens, run.usage.answer_tokens) == (2, 9 + by_bytes(REQUEST), 52)
     assert (run.usage.tool_calls, run.usage.full_runs, run.usage.smoke_runs) == (6, 1, 2)
 
 
@@ -137,7 +139,9 @@ def test_each_end_has_its_outcome(events, outcome, tmp_path):
 def test_a_transcript_that_claims_another_charge_or_manifest_is_found(tmp_path):
     charged = {"call": 0, "tries": 1, "prompt_tokens": 9, "answer_tokens": 1}
     with pytest.raises(IntegrityError, match="charges other tokens"):
-        of_transcript(written(tmp_path, ("request", SENT, {"call": 0}), ("answer", ANSWER, charged)), None)
+        of_transcript(
+            written(tmp_path, ("request", SENT, {"call": 0, "prompt_bound": 5000}), ("answer", ANSWER, charged)), None
+        )
     (tmp_path / "t").unlink()
     with pytest.raises(IntegrityError, match="charges other tokens"):
         of_transcript(written(tmp_path, ("answer", ANSWER, charged)), None)

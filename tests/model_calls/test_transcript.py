@@ -26,7 +26,7 @@ BYTES = [
 def filled(path):
     writer = Writer(path)
     for number, content in enumerate(BYTES):
-        writer.append("request", content, call=number)
+        writer.append("request", content, call=number, prompt_bound=9)
         writer.append("answer", content, call=number, tries=1, prompt_tokens=3, answer_tokens=2)
     writer.append("failure", call=99, tries=0, failure="budget_steps", what="all calls are made")
     writer.append("end", outcome="malformed", what="an end")
@@ -49,7 +49,7 @@ def test_a_kill_at_any_byte_leaves_at_most_one_cut_line_which_the_next_writer_re
     path = tmp_path / "t.jsonl"
     writer = Writer(path)
     for number in range(4):
-        writer.append("request", b"{}" * number, call=number)
+        writer.append("request", b"{}" * number, call=number, prompt_bound=9)
     writer.close()
     whole = path.read_bytes()
     for size in range(len(whole) + 1):
@@ -86,7 +86,16 @@ def test_any_change_is_found_and_its_event_named(tmp_path):
     [{"kind": "other"}, {"call": "0"}, {"text": 5}, {"extra": 1}, {"kind": ["request"]}, {"base64": "!"}, {"base64": "AA==", "text": None}],
 )  # fmt: skip
 def test_an_event_of_another_form_is_refused(tmp_path, change):
-    record = {"seq": 0, "previous": "0" * 64, "at_ms": 0, "kind": "request", "call": 0, "text": "{}", **change}
+    record = {
+        "seq": 0,
+        "previous": "0" * 64,
+        "at_ms": 0,
+        "kind": "request",
+        "call": 0,
+        "prompt_bound": 9,
+        "text": "{}",
+        **change,
+    }
     if "base64" in change and "text" not in change:
         del record["text"]
     (tmp_path / "t").write_text(json.dumps(record) + "\n")
@@ -99,7 +108,7 @@ def test_threads_append_whole_lines_and_none_after_the_end(tmp_path):
 
     def append(start: int) -> None:
         for number in range(start, start + 50):
-            writer.append("request", b"x" * 5000, call=number)
+            writer.append("request", b"x" * 5000, call=number, prompt_bound=9)
 
     threads = [threading.Thread(target=append, args=(start,)) for start in range(0, 400, 50)]
     for thread in threads:
