@@ -177,9 +177,12 @@ class Peer:
         self._server.server_close()
 
     def start(self, root: Path = ROOT, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs the loop's real process from an image's root, as a sandbox would, and returns how it ended."""
+        """Runs the loop's real process from an image's root, as a sandbox would, and returns how it ended.
+
+        Without site-packages (-S), because the loop needs the standard library alone.
+        """
         return subprocess.run(
-            [sys.executable, "-P", "-m", "substrate.agent", str(self.task)],
+            [sys.executable, "-S", "-P", "-m", "substrate.agent", str(self.task)],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(root), **environment},
             cwd=cwd,
             capture_output=True,

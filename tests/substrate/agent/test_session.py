@@ -142,6 +142,7 @@ def test_a_smaller_context_is_found_by_its_error(tmp_path):
         b'{"ok": true}\n',
         b'{"ok": false}\n',
         b'{"ok": true, "answer": 1}\n',
+        b'{"ok": false, "failure": "bad_request", "what": "no kind"}\n',
         b"",
         b'{"ok": true, "answer": "half a line"}',
     ],
