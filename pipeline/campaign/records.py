@@ -209,9 +209,22 @@ class Outcome:
             num_items += len(by_family[family])
         return bits, num_items
 
+    def num_right(self, item_set: str) -> Mapping[str, int]:
+        """The number of right answers of each family."""
+        if item_set not in self._num_right:
+            self._num_right[item_set] = {
+                family: self.right(item_set, [family])[0].bit_count() for family in self.outcomes[item_set]
+            }
+        return self._num_right[item_set]
+
     @cached_property
     def _right(self) -> dict[tuple[str, str], int]:
         """The bits of the sets and families that were asked for: every later round asks again."""
+        return {}
+
+    @cached_property
+    def _num_right(self) -> dict[str, dict[str, int]]:
+        """What `num_right` returned, by set."""
         return {}
 
 

@@ -85,18 +85,17 @@ def truncated(run: Outcome, family: str) -> Fraction:
 
 def lag(run: Outcome, reference: Outcome, family: str) -> Fraction:
     """How far a family's fresh lift is below the mean over families, as a difference of accuracies; below 0 where it is above the mean."""
-    families = tuple(run.outcomes["fresh"])
-    counts = tuple(
-        (run.right("fresh", [name])[0].bit_count(), reference.right("fresh", [name])[0].bit_count(), len(marks))
-        for name, marks in run.outcomes["fresh"].items()
-    )
-    return _lags(counts)[families.index(family)]
+    right, of_reference = run.num_right("fresh"), reference.num_right("fresh")
+    families = tuple(right)
+    sizes = tuple(len(run.outcomes["fresh"][name]) for name in families)
+    won = tuple(right[name] - of_reference[name] for name in families)
+    return _lags(won, sizes)[families.index(family)]
 
 
 @lru_cache(maxsize=4096)
-def _lags(counts: tuple[tuple[int, int, int], ...]) -> tuple[Fraction, ...]:
-    """The lags of all families, from a run's and the reference's right answers and the number of items. The cache: every later round asks again."""
-    lifts = [Fraction(right - reference, num_items) for right, reference, num_items in counts]
+def _lags(won: tuple[int, ...], num_items: tuple[int, ...]) -> tuple[Fraction, ...]:
+    """The lags of all families, from the right answers beyond the reference's. The cache: every family and every later round asks again."""
+    lifts = [Fraction(one, n) for one, n in zip(won, num_items, strict=True)]
     return tuple(mean(lifts) - lift for lift in lifts)
 
 
