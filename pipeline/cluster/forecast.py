@@ -14,17 +14,15 @@ rates of training hold all of that already.
 
 from __future__ import annotations
 
-import heapq
 import math
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.facts import parse_yaml
 from pipeline.campaign.layout import Attempt, Round
 from pipeline.config import footprint, model_size
+from pipeline.config.decoding import AUTO, assumed_decoding, played, settle_judge_tp
 from pipeline.config.schema import Parallelism
 from pipeline.config.settings import SOURCE, Settings
 from pipeline.execution import results
@@ -143,59 +141,6 @@ def assumed_sampling(chosen: Settings) -> float:
     return times * (drawing + (assumed_training(chosen, number) if "updates_per_rollout" in recipe.options else 0.0))
 
 
-def assumed_decoding(chosen: Settings, num_items: int, role: str = "worker") -> float:
-    """Seconds that judging an adapter decodes so many items in a job of this role, by the rates of the site's file."""
-    capacity, lengths, layout = chosen.cluster.capacity, expected_lengths(chosen, num_items), chosen.parallelism
-    slots, replicas = chosen.tasks.decode_batch_size, layout.replicas(chosen.devices_of(role))
-    return played(lengths, slots, capacity.decode_tokens_per_second, replicas) / capacity.speed_up(layout.judge_tp)
-
-
-def expected_lengths(chosen: Settings, num_items: int) -> list[int]:
-    """The tokens of each completion that is judged."""
-    expected = chosen.tasks.expected
-    return expected.lengths(num_items, chosen.tasks.max_new_tokens, round(expected.share_at_limit * num_items))
-
-
-def played(lengths: Sequence[int], slots: int, rates: Mapping[int, float], replicas: int = 1) -> float:
-    """Seconds of decoding with continuous batching. lengths: of the completions, in the order in which they are taken.
-
-    slots: how many at once. rates: tokens per second by the number of sequences at once, both of one replica. Each replica takes every
-    so-manieth completion (substrate/inference/queue.py), and the last of them to end counts.
-    """
-    if replicas > 1:
-        return max(played(lengths[first::replicas], slots, rates) for first in range(replicas))
-    waiting = iter(lengths)
-    ends = list(islice(waiting, slots))  # the step at which each slot is free again
-    heapq.heapify(ends)
-    step, seconds = 0, 0.0
-    while ends:
-        end = ends[0]
-        seconds += (end - step) * step_seconds(len(ends), rates)
-        step = end
-        following = next(waiting, None)
-        if following is None:
-            heapq.heappop(ends)
-        else:
-            heapq.heapreplace(ends, end + following)
-    return seconds
-
-
-def step_seconds(busy: int, rates: Mapping[int, float]) -> float:
-    """Seconds of one decoding step with so many sequences: between two measured numbers on the line, beyond them as at the nearest.
-
-    Beyond the largest, a step takes longer in proportion.
-    """
-    known = sorted(rates)
-    times = [slots / rates[slots] for slots in known]
-    above = bisect_left(known, busy)
-    if above == len(known):
-        return times[-1] * busy / known[-1]
-    if above == 0:
-        return times[0]
-    low, high = known[above - 1], known[above]
-    return times[above - 1] + (times[above] - times[above - 1]) * (busy - low) / (high - low)
-
-
 @dataclass(frozen=True)
 class Layout:
     """What a file of hydra_conf/parallelism means for a configuration. refusal: why it cannot be used, or empty.
@@ -224,14 +169,26 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
     """Yield every layout that ships, the smallest first, for the nodes that the configuration has."""
     on_node = chosen.cluster.gpus_per_node
     paths = (SOURCE / "parallelism").glob("*.yaml")
-    files = [(path.stem, Parallelism(**parse_yaml(path.read_text()))) for path in paths]
-    for name, layout in sorted(files, key=lambda each: (each[1].world_size, each[0])):
+    read = [(path.stem, parse_yaml(path.read_text())) for path in paths]
+    files = [
+        (
+            name,
+            Parallelism(**(values | {"judge_tp": 1} if values["judge_tp"] == AUTO else values)),
+            values["judge_tp"] == AUTO,
+        )
+        for name, values in read
+    ]
+    for name, layout, is_auto in sorted(files, key=lambda each: (each[1].world_size, each[0])):
         world = layout.world_size
         here = min(world, on_node) or world
         cluster = chosen.cluster
         if on_node:
-            cluster = replace(cluster, gpus=here, reference=replace(cluster.reference, gpus=layout.judge_tp))
+            cluster = replace(cluster, gpus=here)
         changed = replace(chosen, parallelism=layout, cluster=cluster)
+        if is_auto:
+            layout.judge_tp, _ = settle_judge_tp(changed)
+        if on_node:
+            cluster.reference = replace(cluster.reference, gpus=layout.judge_tp)
         config = changed.to_dict()
         refusal = ""
         try:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.campaign.layout import Campaign
 from pipeline.cluster import forecast
-from pipeline.config import settings
+from pipeline.config import decoding, settings
 from pipeline.execution import results
 from pipeline.reporting import cost
 from tests.support.campaigns import attributes, frozen_campaign, scored
@@ -23,16 +23,17 @@ NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
 
 def test_an_assumed_forecast_by_hand():
     """600 steps of 32 rows of 300 tokens at 9,547 a second and 1.5 times that on two GPUs; a round is eight arms and the reference's judging."""
-    expected = forecast.forecast(settings.compose([*NANO, "cluster.capacity.price_per_gpu_hour=2"]), num_arms=8)
+    own = ["parallelism.judge_tp=1", "cluster.capacity.price_per_gpu_hour=2"]
+    expected = forecast.forecast(settings.compose([*NANO, *own]), num_arms=8)
     assert expected is not None
     train = 120 + 600 * 32 * 300 / 9547 / (2 * 0.75)
     assert expected.train_hours_per_arm == pytest.approx(2 * train / 3600)
     rates = {1: 14.0, 64: 844.0, 256: 2906.0}
     lengths = [7680 if i % 100 == 50 else 150 for i in range(3600)]
     judged = {  # by an arm's two GPUs, which hold a replica each and take every second item
-        n: 120 + max(forecast.played(lengths[first:n:2], 64, rates) for first in (0, 1)) for n in (3600, 1800)
+        n: 120 + max(decoding.played(lengths[first:n:2], 64, rates) for first in (0, 1)) for n in (3600, 1800)
     }
-    reference = 120 + forecast.played(lengths[:1800], 64, rates)  # by one
+    reference = 120 + decoding.played(lengths[:1800], 64, rates)  # by one
     assert expected.judge_hours_per_arm == pytest.approx(2 * judged[3600] / 3600)
     assert expected.reference_hours == pytest.approx(reference / 3600)
     assert expected.first_hours == pytest.approx(2 * (train + 2 * judged[1800]) / 3600)
@@ -62,16 +63,16 @@ def test_continuous_batching_is_played_as_a_loop_over_steps_plays_it(lengths, sl
     while waiting or busy:
         while waiting and len(busy) < slots:
             busy.append(waiting.pop(0))
-        seconds += forecast.step_seconds(len(busy), rates)
+        seconds += decoding.step_seconds(len(busy), rates)
         busy = [left - 1 for left in busy if left > 1]
-    assert forecast.played(lengths, slots, rates) == pytest.approx(seconds)
+    assert decoding.played(lengths, slots, rates) == pytest.approx(seconds)
 
 
 def test_one_slot_and_slots_for_all_by_hand():
-    assert forecast.played([10, 20, 30], 1, {1: 10.0}) == pytest.approx(6.0)
-    assert forecast.played([30] * 8, 8, {8: 80.0}) == pytest.approx(3.0)
-    assert forecast.step_seconds(16, {8: 80.0}) == pytest.approx(0.2), "beyond the largest, in proportion"
-    assert forecast.step_seconds(6, {4: 40.0, 8: 40.0}) == pytest.approx(0.15), "on the line between 0.1 and 0.2 s"
+    assert decoding.played([10, 20, 30], 1, {1: 10.0}) == pytest.approx(6.0)
+    assert decoding.played([30] * 8, 8, {8: 80.0}) == pytest.approx(3.0)
+    assert decoding.step_seconds(16, {8: 80.0}) == pytest.approx(0.2), "beyond the largest, in proportion"
+    assert decoding.step_seconds(6, {4: 40.0, 8: 40.0}) == pytest.approx(0.15), "on the line between 0.1 and 0.2 s"
 
 
 def test_a_recipe_that_samples_by_hand():
@@ -79,11 +80,11 @@ def test_a_recipe_that_samples_by_hand():
     one = [*NANO, "parallelism=tp1", "cluster.capacity.start_seconds=0"]
     rates, learned = {1: 14.0, 64: 844.0, 256: 2906.0}, 600 * 32 * 300 / 9547
     rft = forecast.forecast(settings.compose([*one, "recipe=rft"]), num_arms=8)
-    drawn = forecast.played([1024 if i % 100 == 50 else 150 for i in range(2400)], 64, rates)
+    drawn = decoding.played([1024 if i % 100 == 50 else 150 for i in range(2400)], 64, rates)
     assert rft is not None and rft.sample_hours_per_arm == pytest.approx(drawn / 3600)
     assert rft.train_hours_per_arm == pytest.approx((learned + drawn) / 3600)
     grpo = forecast.forecast(settings.compose([*one, "recipe=grpo"]), num_arms=8)
-    short, long = (forecast.played([150] * (64 - count) + [1024] * count, 64, rates) for count in (0, 1))
+    short, long = (decoding.played([150] * (64 - count) + [1024] * count, 64, rates) for count in (0, 1))
     sampled = 100 * (0.99**64 * short + (1 - 0.99**64) * long) + 6400 * 300 / 9547
     assert grpo is not None and grpo.sample_hours_per_arm == pytest.approx(sampled / 3600)
     assert grpo.train_hours_per_arm == pytest.approx((learned + sampled) / 3600)
@@ -109,7 +110,7 @@ def test_a_rollout_s_seconds_are_the_mean_over_how_many_are_long(prompts, share,
         likelihood = math.comb(number, count) * share**count * (1 - share) ** (number - count)
         long = min(mine, -(-count // dp))
         mean += (
-            likelihood * forecast.played([150] * (mine - long) + [1024] * long, number, rates) if likelihood else 0.0
+            likelihood * decoding.played([150] * (mine - long) + [1024] * long, number, rates) if likelihood else 0.0
         )
     times = chosen.recipe.num_steps - int(chosen.recipe.options["sft_steps"])
     assert forecast.assumed_sampling(chosen) == pytest.approx(times * mean, rel=0.06)
