@@ -68,7 +68,7 @@ def settle_judge_tp(chosen: Settings, most: int = 0) -> tuple[int, str]:
     """
     if not chosen.cluster.gpus_per_node:
         return 1, "the site has no GPUs (cluster.gpus_per_node is 0), and each core holds a replica"
-    gpus, num_items = chosen.devices_of("worker"), chosen.judged_items
+    gpus, num_items = chosen.devices_of("worker"), chosen.items_of("dev") + chosen.items_of("fresh")
     if gpus == 1:
         return 1, "an arm has one GPU"
     found, too_large = {}, []

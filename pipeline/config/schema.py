@@ -271,10 +271,10 @@ class Settings:
         """How many of these devices decode: those of all replicas."""
         return self.parallelism.replicas(self.devices_of(role)) * self.parallelism.judge_tp
 
-    @property
-    def judged_items(self) -> int:
-        """How many items an arm is judged on: dev and fresh."""
-        return len(self.tasks.families) * (self.tasks.num_dev_per_family + self.tasks.num_fresh_per_family)
+    def items_of(self, item_set: str) -> int:
+        """How many items a set has: dev or fresh."""
+        tasks = self.tasks
+        return len(tasks.families) * {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set]
 
     @property
     def num_nodes(self) -> int:

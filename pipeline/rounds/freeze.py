@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import canonical, constitution
-from pipeline.campaign.errors import ConfigError, NotFound, Refused
+from pipeline.campaign.errors import ConfigError, NotFound, PipelineError, Refused
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
 from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Arm, Plan, Policy
-from pipeline.cluster import sbatch_parameters, slurm_submit, stage_command
+from pipeline.cluster import forecast, sbatch_parameters, slurm_submit, stage_command
 from pipeline.config import corrections, decoding, settings
 from pipeline.config.fit import check_plan_fits, gpus_of_arm
 from pipeline.decision import derive
@@ -247,9 +247,30 @@ def _write(
     config, policy = settings.to_yaml(chosen), settings.policy_of(chosen)
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
     frozen = Plan(facts["campaign"], folder.name, *digests, canonical.digest_text(config), policy, arms)
+    freeze_forecast(campaign, folder, chosen, len(arms))
     freeze_plan(campaign, frozen, config, basis)
     if chosen.cluster.kind == "slurm":
         write_sbatch_texts(campaign, folder, code_dir)
+
+
+def freeze_forecast(campaign: Campaign, folder: Round, chosen: settings.Settings, num_arms: int) -> None:
+    """Log and write what the round is forecast to take, before its plan, so that nobody can adapt it to what happens. Nothing rests on it."""
+    try:
+        expected = forecast.forecast(chosen, num_arms, campaign.frozen_rounds())
+    except (
+        PipelineError,
+        OSError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # a damaged file of an earlier round
+        print(f"note: no forecast is made for {folder.name}: {error}", file=sys.stderr)
+        return
+    if expected:
+        content = expected.as_record(folder.number == 1)
+        Log(campaign.log).append_news("forecast", {"round": folder.name}, forecast=content)
+        write_file(folder.forecast, canonical.encoded(content))
 
 
 def write_sbatch_texts(campaign: Campaign, folder: Round, code_dir: Path) -> None:

@@ -75,7 +75,7 @@ def test_an_engine_that_is_named_is_taken_as_it_is() -> None:
 def seconds(chosen: Settings, number: int) -> float:
     """What one replica for each so many GPUs takes, with the number named."""
     named = settings.compose([*NANO, "parallelism=tp4_ep4", f"parallelism.judge_tp={number}", *words_of(chosen)])
-    return decoding.assumed_decoding(named, named.judged_items)
+    return decoding.assumed_decoding(named, named.items_of("dev") + named.items_of("fresh"))
 
 
 def words_of(chosen: Settings) -> list[str]:
