@@ -274,8 +274,9 @@ def of_round(records: Sequence[Mapping[str, Any]], folder: Round) -> list[Sectio
     """The page of a frozen round: `of_log` with what its configuration adds. Raises as `of_log`."""
     chosen, facts = settings.load(folder.config), records[0]["facts"]
     page = of_log(records, folder.name, chosen.model.name, tables.of_targets(chosen))
-    page[1].lines += [f"{line[0].upper()}{line[1:]}." for line in decoding.in_words(chosen, facts["settled"])]
-    return [*page, forecast_check.section(folder, chosen)]
+    took = forecast_check.section(folder, chosen)
+    took.lines[:0] = [f"{line[0].upper()}{line[1:]}." for line in decoding.in_words(chosen, facts["settled"])]
+    return [*page, took]
 
 
 def write_page(folder: Round) -> list[str]:

@@ -62,7 +62,17 @@ def test_what_a_round_took_by_hand(folder: Round) -> None:
     """Two scored arms, one of which was interrupted; an arm without a score counts for the round and the devices alone."""
     first = folder.campaign.round("r0000")
     work(first, "a0", ("train", 50.0), at=100.0)
-    work(folder, "a0", ("claim", 2.0), ("train", 10.0), ("check", 1.0), ("generate_start", 4.0), ("generate", 20.0), ("score", 3.0), at=110.0)
+    work(
+        folder,
+        "a0",
+        ("claim", 2.0),
+        ("train", 10.0),
+        ("check", 1.0),
+        ("generate_start", 4.0),
+        ("generate", 20.0),
+        ("score", 3.0),
+        at=110.0,
+    )
     work(folder, "a1", ("claim", 6.0), ("train", 4.0), at=120.0)
     work(folder, "a1", ("claim", 2.0), ("train", 8.0), ("generate", 30.0), at=150.0)
     work(folder, "a2", ("claim", 5.0), at=200.0)
@@ -90,7 +100,9 @@ def test_a_round_without_rates_says_so(tmp_path: Path) -> None:
     assert found.table[1] == ["start-up of an arm", "-", "-", "-"]
 
 
-def test_the_page_and_the_json_have_it_and_the_next_round_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_and_the_json_have_it_and_the_next_round_measures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A whole round with made-up clocks on this machine: the next round's forecast is what this one took."""
     campaign = fresh_campaign(tmp_path)
     folder = freeze.freeze(campaign, "r0001", OVERRIDES)
