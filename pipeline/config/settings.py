@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import NUM_ARMS, Policy, Setting
-from pipeline.config import credentials, override_errors, policy_schema, request_rules, requests, site_files
+from pipeline.config import credentials, decoding, override_errors, policy_schema, request_rules, requests
 from pipeline.config.model_size import MOMENTS
 from pipeline.config.schema import Settings
 
@@ -56,7 +56,7 @@ def compose(overrides: Sequence[str] = (), source: Path = SOURCE, campaign_dir: 
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
-    site_files.check(source)
+    override_errors.check_site_files(source)
     try:
         with initialize_config_dir(str(source), version_base="1.3"):
             composed = hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides])
@@ -87,7 +87,10 @@ def search_path(campaign_dir: Path | None) -> list[str]:
 
 
 def typed(config: Any, source: Path = SOURCE) -> Settings:
-    """Merge a plain configuration into the dataclasses. Raises ConfigError for an unknown key, a wrong type or a value out of range."""
+    """Merge a plain configuration into the dataclasses, with the values that `auto` stands for.
+
+    Raises ConfigError for an unknown key, a wrong type or a value out of range.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -95,16 +98,28 @@ def typed(config: Any, source: Path = SOURCE) -> Settings:
     try:
         # Resolve interpolations first: the merge checks the types of the values that it gets.
         plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-        if isinstance(plain.get("cluster"), dict):
-            layout = plain.get("parallelism")
-            plain["cluster"] = requests.resolved(plain["cluster"], layout if isinstance(layout, dict) else {})
+        if "reasons" in plain:
+            raise override_errors.unknown("reasons", source)
         if isinstance(plain.get("policy"), dict):
             plain["policy"] = policy_schema.with_ranges(plain["policy"], plain)
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
+        asked = decoding.take_auto(plain)
+        settings = _merged(plain)
+        _check(settings)
+        return decoding.settle(settings, asked, plain, _merged)
     except OmegaConfBaseException as error:
         raise override_errors.of_omegaconf(error, plain, source) from error
+
+
+def _merged(plain: Mapping[str, Any]) -> Settings:
+    """Return the dataclasses with these values and the requests of jobs that follow from them. Raises OmegaConf's errors."""
+    from omegaconf import OmegaConf
+
+    values = dict(plain)
+    if isinstance(plain.get("cluster"), dict):
+        layout = plain.get("parallelism")
+        values["cluster"] = requests.resolved(plain["cluster"], layout if isinstance(layout, dict) else {})
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), values))
     assert isinstance(settings, Settings)
-    _check(settings)
     return settings
 
 
@@ -209,7 +224,7 @@ def _check(settings: Settings) -> None:
         (len(set(tasks.families)) == len(tasks.families), "tasks.families", tasks.families, "each family once"),
         (settings.model.dtype in ("float32", "bfloat16"), "model.dtype", settings.model.dtype, "float32 or bfloat16"),
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
-        (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "native or vllm"),
+        (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "auto, native or vllm"),
         (tasks.engine == "native" or bool(tasks.engine_version), "tasks.engine_version", "empty",
          "the version of vLLM in the runtime, because a score depends on it"),
         (tasks.engine == "native" or bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",

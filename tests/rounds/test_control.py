@@ -314,7 +314,7 @@ def test_gpu_hours_are_those_used_and_the_forecast(tmp_path, capsys) -> None:
     assert hours["used"] == 2.0  # an hour of two
     assert hours["forecast"] > 0 and hours["source"].startswith("assumed")
     assert main(["status", str(campaign.folder)]) == 0
-    assert "GPU-hours of the round: 2.00 used; " in capsys.readouterr().out
+    assert "GPU-hours of the round's arms: 2.00 used; " in capsys.readouterr().out
 
 
 def test_dead_process_of_this_machine_is_lost(campaign, folder) -> None:
