@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from pipeline.campaign.errors import Interrupted
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.records import Arm, Plan
@@ -51,6 +52,11 @@ class Work:
         if not self.stop.is_set() and self.end.is_near():
             self.stop.set()
         return self.stop.is_set()
+
+    def check_stop(self) -> None:
+        """Raises Interrupted if the attempt is to stop now, when it has no state to save."""
+        if self.stop_wanted():
+            raise Interrupted("the arm was stopped before it trained", "Start the arm again")
 
     @property
     def before(self) -> list[Attempt]:

@@ -37,7 +37,7 @@ from pipeline.execution import results
 from pipeline.execution.trial import progress_lines
 
 GROUPS = {
-    "start-up": ("claim", "mount", "probe", "train_start", "generate_start"),
+    "start-up": ("claim", "mount", "warm_up", "probe", "train_start", "generate_start"),
     "training": ("train",),
     "decoding": ("generate",),
     "rest": ("check", "seal", "items", "score", "publish"),

@@ -5,7 +5,7 @@ inputs and computes intermediates again. All compute in float32 and return the t
 that of z.
 
 The number of rows differs from pass to pass, so it is a symbol of the compiled code and not a part of it. What else differs
-(types, packed or not, what is trained, with gradients or without, a single row) is compiled once each, on first use.
+(types, packed or not, what is trained, with gradients or without) is compiled once each, on first use.
 
 S positions, B sequences, I channels, K taps of a convolution, T rows.
 """
@@ -40,16 +40,24 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int
     return ((grouped * scale).flatten(-2) * weight.float()).to(z.dtype)
 
 
-def squared_relu(x: Tensor, weights_T1: Tensor | None) -> Tensor:
-    """`fused.squared_relu`."""
-    y = F.relu(x).float().square()
-    return (y if weights_T1 is None else y * weights_T1).to(x.dtype)
+def squared_relu(x_TF: Tensor) -> Tensor:
+    """`fused.squared_relu` without weights."""
+    return F.relu(x_TF).float().square().to(x_TF.dtype)
+
+
+def weighted_squared_relu(x_TF: Tensor, weights_T1: Tensor) -> Tensor:
+    """`fused.squared_relu` with weights."""
+    return (F.relu(x_TF).float().square() * weights_T1).to(x_TF.dtype)
 
 
 def run(function: Callable[..., Any], rows: tuple[Tensor | None, ...], *others: Any) -> Any:
     """Returns function(*rows, *others), compiled. rows: tensors whose first dimension is the number of rows."""
     import torch._dynamo  # a second, which nobody else needs
 
+    if rows[0] is not None and len(rows[0]) == 1 and torch.is_grad_enabled():
+        return function(
+            *rows, *others
+        )  # such as an expert's only token: a single row would be compiled as a case of its own
     for tensor in rows:
         if tensor is not None:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -53,7 +53,11 @@ def squared_relu(x_TF: Tensor, weights_T1: Tensor | None = None) -> Tensor:
     """Returns relu(x)^2, times a weight (float32) for each row if given: one step of the backward pass, where separate ones keep three tensors."""
     y: Tensor
     if kernels.of(x_TF.device).elementwise == "compiled":
-        y = compiled.run(compiled.squared_relu, (x_TF, weights_T1))
+        flat_TF = x_TF.flatten(0, -2)  # of two dimensions, so that all callers share what is compiled
+        if weights_T1 is None:
+            y = compiled.run(compiled.squared_relu, (flat_TF,)).view(x_TF.shape)
+        else:
+            y = compiled.run(compiled.weighted_squared_relu, (flat_TF, weights_T1))
     else:
         y = _SquaredRelu.apply(x_TF, weights_T1)
     return y

@@ -86,6 +86,8 @@ def _told(text: str) -> dict[str, str]:
         if value not in CHOICES.get(name, ()):
             valid = ", ".join(f"{each}={'|'.join(values)}" for each, values in CHOICES.items())
             raise UsageError(f"{VARIABLE} has {name}={value}; valid is a list of {valid}")
+    if told.get("elementwise") == "compiled" and os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        raise UsageError(f"{VARIABLE} has elementwise=compiled, and TORCHDYNAMO_DISABLE is 1; set that to 0")
     return told
 
 

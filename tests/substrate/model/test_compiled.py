@@ -107,6 +107,17 @@ def test_values_gradients_and_one_compilation_for_all_packings():
     assert not counters["graph_break"]
 
 
+def test_experts_one_by_one_share_what_is_compiled():
+    """On a CPU, and where experts have adapters: any number of rows, one among them, with gradients and without."""
+    for grad in (True, False):
+        for num_rows in (5, 1, 2, 30, 8):
+            x, weights = drawn(num_rows, 12).float().requires_grad_(grad), drawn(num_rows, 1).float()
+            with torch.set_grad_enabled(grad):
+                y = fused.squared_relu(x, weights)
+            torch.testing.assert_close(y, F.relu(x).square() * weights)
+    assert counters["stats"]["unique_graphs"] <= 3  # with gradients, without, and one row without
+
+
 @pytest.mark.slow
 def test_half_precision_is_as_exact_as_eager():
     lengths = [40, 3, 1, 20]

@@ -110,6 +110,10 @@ def test_what_runs_is_told_with_its_reason(capsys):
 
 def test_a_process_is_told_its_kernels(monkeypatch):
     monkeypatch.setenv("SUBSTRATE_KERNELS", "elementwise=compiled, experts=grouped")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    with pytest.raises(UsageError, match="TORCHDYNAMO_DISABLE is 1; set that to 0"):
+        kernels._of_device.__wrapped__("cpu")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
     chosen = kernels._of_device.__wrapped__("cpu")
     assert (chosen.elementwise, chosen.experts, chosen.scan) == ("compiled", "grouped", "torch")
     monkeypatch.setenv("SUBSTRATE_KERNELS", "elementwise=fast")
