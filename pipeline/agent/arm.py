@@ -41,6 +41,7 @@ from pipeline.sandbox import bubblewrap
 from pipeline.sandbox.bubblewrap import Limits as SandboxLimits
 from pipeline.sandbox.bubblewrap import Sandbox
 from pipeline.sandbox.image import Fork, Mount
+from pipeline.sandbox.kernel_cache import Kernels
 from pipeline.sandbox.namespace import trial_uid
 
 ENTRY = ("python", "-P", "-m", "substrate.agent")
@@ -52,7 +53,7 @@ LOOP_LIMITS = SandboxLimits(num_processes=64, file_size_bytes=2**20, tmp_size_by
 
 
 def train(
-    job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path,
+    job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path, kernels: Kernels | None,
     replayed: Replay | None = None,
 ) -> None:  # fmt: skip
     """Let the arm's agent train it, and leave its full run's outputs in `out_dir`.
@@ -63,7 +64,7 @@ def train(
     sandbox is not closed. The report is written in each of these cases but the last.
     """
     job.attempt.agent_dir.mkdir(parents=True)
-    session = Session(job, mount, fork, bound, out_dir, scratch)
+    session = Session(job, mount, fork, bound, out_dir, scratch, kernels)
     session.probe()
     with asked(job.chosen.worker, job.arm.index, replayed) as (model, ask):
         why = session.talk(model, ask)
@@ -100,6 +101,7 @@ class Session:
     bound: Mapping[str, Path]
     out_dir: Path
     scratch: Path
+    kernels: Kernels | None
     trainings: Trainings = field(init=False)
     budget: Budget = field(init=False)
 
@@ -110,7 +112,16 @@ class Session:
         meter = GpuMeter(chosen.worker.budget.gpu_seconds, gpus or chosen.parallelism.world_size)
         base, _ = image_process.base_of(self.mount.root, chosen)
         self.trainings = Trainings(
-            job, self.mount, self.fork.root, self.bound, base, self.out_dir, self.scratch, meter, self.open_paths
+            job,
+            self.mount,
+            self.fork.root,
+            self.bound,
+            base,
+            self.out_dir,
+            self.scratch,
+            self.kernels,
+            meter,
+            self.open_paths,
         )
         self.tools = ToolRunner(
             partial(image_process.sandbox_of, chosen), self.fork.root, self.open_paths, meter, self.scratch,
@@ -122,7 +133,7 @@ class Session:
         """Probe the sandbox in which the edited code will run. Raises Refused by article 6."""
         job = self.job
         job.mark("probe")
-        confined = multinode.training_sandbox(job.chosen, job.attempt, self.bound, self.fork.root, self.out_dir, {})
+        confined = multinode.training_sandbox(job.chosen, job.attempt, self.bound, self.fork.root, self.out_dir, {}, {})
         rules = load_constitution(job.plan.constitution_digest)
         job.coverage["probe"] = multinode.probe(confined, worker.forbidden_paths(job), rules, 1, job.attempt.probe)
 

@@ -195,6 +195,7 @@ class Cluster(Request):
     checkpoint_minutes: float = 0.0  # a trial saves its state at least so often; 0: by recipe.checkpoint_every alone
     file_wait_seconds: float = 0.0  # for what another machine wrote and this one does not see yet
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
+    kernels: str = "auto"  # what computes between matrix products: auto, eager or compiled (substrate/ops/kernels.py)
     runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
 
     def request(self, role: str) -> Request:

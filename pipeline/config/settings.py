@@ -224,6 +224,7 @@ def _check(settings: Settings) -> None:
         (len(set(tasks.families)) == len(tasks.families), "tasks.families", tasks.families, "each family once"),
         (settings.model.dtype in ("float32", "bfloat16"), "model.dtype", settings.model.dtype, "float32 or bfloat16"),
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
+        (cluster.kernels in ("auto", "eager", "compiled"), "cluster.kernels", cluster.kernels, "auto, eager or compiled"),
         (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "auto, native or vllm"),
         (tasks.engine == "native" or bool(tasks.engine_version), "tasks.engine_version", "empty",
          "the version of vLLM in the runtime, because a score depends on it"),

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.campaign.errors import Interrupted
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.records import Arm, Plan
@@ -22,14 +23,16 @@ from pipeline.config import settings
 from pipeline.execution import judge, results, trial
 from pipeline.execution.job_end import JobEnd
 from pipeline.sandbox.image import Fork, Mount
+from pipeline.sandbox.kernel_cache import Kernels
 
 
 class AgentTrains(Protocol):
     """How an agent trains an arm: `pipeline.agent.arm.train`, which a layer above this one hands in."""
 
     def __call__(
-        self, job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path
-    ) -> None:
+        self, job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path,
+        kernels: Kernels | None,
+    ) -> None:  # fmt: skip
         """Leave the trial's outputs in `out_dir`. bound: path inside a sandbox -> folder of base weights. Raises TrialFailed."""
 
 
@@ -64,6 +67,11 @@ class Work:
         if not self.stop.is_set() and self.end.is_near():
             self.stop.set()
         return self.stop.is_set()
+
+    def check_stop(self) -> None:
+        """Raises Interrupted if the attempt is to stop now, when it has no state to save."""
+        if self.stop_wanted():
+            raise Interrupted("the arm was stopped before it trained", "Start the arm again")
 
     @property
     def before(self) -> list[Attempt]:

@@ -31,7 +31,7 @@ PATHS = {
 }
 POLL_SECONDS = 0.2
 GROUPS = {
-    "start-up": ("claim", "mount", "probe", "train_start", "generate_start"),
+    "start-up": ("claim", "mount", "warm_up", "probe", "train_start", "generate_start"),
     "agents": ("agent",),
     "training": ("train",),
     "decoding": ("generate",),

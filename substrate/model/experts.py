@@ -15,7 +15,6 @@ this rank's part of the sequence, B sequences.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from substrate.model.lora import draw_seed
 from substrate.ops import kernels
+from substrate.ops.fused import squared_relu
 from substrate.ops.routing import route, sort_by_expert
 
 
@@ -90,34 +90,6 @@ class _Combined(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return gradient.index_select(0, ctx.order // ctx.k), None, None, None
-
-
-class _SquaredRelu(torch.autograd.Function):
-    """relu(x)^2, times a weight (float32) for each row or None, in x's type."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TF: Tensor, weights_T1: Tensor | None) -> Tensor:
-        positive = F.relu(x_TF)
-        ctx.save_for_backward(positive, weights_T1)
-        y = positive * positive
-        return y if weights_T1 is None else (y * weights_T1).to(x_TF.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        positive, weights_T1 = ctx.saved_tensors
-        gradient = gradient * positive
-        if weights_T1 is None:
-            return gradient.mul_(2), None
-        of_weights = (
-            (gradient * positive).sum(-1, keepdim=True, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        )
-        return (gradient * (2 * weights_T1)).to(positive.dtype), of_weights
-
-
-def squared_relu(x: Tensor, weights_T1: Tensor | None = None) -> Tensor:
-    """Returns relu(x)^2, times `weights_T1` if given: one step of the backward pass, where separate ones keep three tensors."""
-    y: Tensor = _SquaredRelu.apply(x, weights_T1)
-    return y
 
 
 class Experts(SequentialMLP):
