@@ -12,6 +12,7 @@ N tokens, k experts of a token, T = N x k rows, U hidden size, F hidden units of
 this rank's part of the sequence, B sequences.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -120,6 +121,38 @@ def squared_relu(x: Tensor, weights_T1: Tensor | None = None) -> Tensor:
     return y
 
 
+class _FrozenExperts(torch.autograd.Function):
+    """weight x down(relu(up x)^2), expert by expert. An expert's rows are short enough to stay in a core's cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_TU: Tensor, weights_T1: Tensor, up_EFU: Tensor, down_EUF: Tensor, ends: list[int]
+    ) -> Tensor:
+        positive_TF = rows_TU.new_empty(len(rows_TU), up_EFU.shape[1])
+        output_TU = torch.empty_like(rows_TU)
+        for expert, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
+            if begin < end:  # an expert without tokens is skipped
+                positive = positive_TF[begin:end]
+                torch.mm(rows_TU[begin:end], up_EFU[expert].T, out=positive).relu_()
+                hidden = (positive * positive).mul_(weights_T1[begin:end])
+                torch.mm(hidden, down_EUF[expert].T, out=output_TU[begin:end])
+        ctx.save_for_backward(positive_TF, weights_T1, up_EFU, down_EUF)
+        ctx.ends = ends
+        return output_TU
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        positive_TF, weights_T1, up_EFU, down_EUF = ctx.saved_tensors
+        of_rows, of_weights = torch.empty_like(gradient), torch.zeros_like(weights_T1)
+        for expert, (begin, end) in enumerate(itertools.pairwise([0, *ctx.ends])):
+            if begin < end:
+                positive, part = positive_TF[begin:end], slice(begin, end)
+                of_hidden = torch.mm(gradient[part], down_EUF[expert]).mul_(positive)
+                of_weights[part] = (of_hidden * positive).sum(-1, keepdim=True, dtype=torch.float32)
+                torch.mm(of_hidden.mul_(2 * weights_T1[part]), up_EFU[expert], out=of_rows[part])
+        return of_rows, of_weights, None, None, None
+
+
 class Experts(SequentialMLP):
     """megatron-core's routed experts, as one grouped product if the device has it and they are frozen without adapters."""
 
@@ -151,6 +184,9 @@ class Experts(SequentialMLP):
             ends_E = ends_E.to(rows_TU.device, torch.int32)
             hidden = squared_relu(kernels.grouped_linear(rows_TU, self.up_EFU, ends_E), weights_T1)
             return kernels.grouped_linear(hidden, self.down_EUF, ends_E)
+        if self._are_plain():
+            rows: Tensor = _FrozenExperts.apply(rows_TU, weights_T1, self.up_EFU, self.down_EUF, ends_E.tolist())
+            return rows
         counts = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
         if self.training:
             # One number for all experts, because ranks have different experts, and some of those have no tokens.
