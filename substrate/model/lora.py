@@ -61,8 +61,7 @@ class Adapter(nn.Module):
             rows = (base.local_parts().unsqueeze(1) == columns).repeat_interleave(rank, dim=1)
             mask_OR = alpha / rank * rows.to(**factory)
         self.register_buffer("mask_OR", mask_OR, persistent=False)
-        self._cast_of: tuple[int, int, torch.dtype] | None = None  # versions of the factors of which `_casted` was made
-        self._casted: tuple[Tensor, Tensor]
+        self._casts: dict[str, Any] = {"of": None}  # what `_cast` made, and of which versions of the factors
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O): this rank's part of W x + (alpha / r) B A x; in training with dropout on A's input."""
@@ -79,11 +78,12 @@ class Adapter(nn.Module):
 
     def _cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Returns `factors`, which are made again only when the optimizer has changed A or B: once a step."""
-        state = self.A_RI._version, self.B_OR._version, dtype
-        if state != self._cast_of:
+        casts, state = self._casts, (self.A_RI._version, self.B_OR._version, dtype)
+        if state != casts["of"]:
             with torch.inference_mode(False), torch.no_grad():  # a pass that trains must be able to keep them
-                self._cast_of, self._casted = state, self.factors(dtype)
-        return self._casted
+                casts.update(of=state, pair=self.factors(dtype))
+        pair: tuple[Tensor, Tensor] = casts["pair"]
+        return pair
 
     def _dropped(self, rows: Tensor) -> Tensor:
         """Returns A's inputs (N, I) with a share `dropout` of them zero and the others scaled up.

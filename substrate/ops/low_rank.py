@@ -41,6 +41,8 @@ class _LowRankLinear(torch.autograd.Function):
         A, B = cast
         outputs, inputs = weight_OI.shape
         ctx.is_merged = x_NI.dtype is torch.float32 and len(x_NI) * (inputs + outputs) > inputs * outputs
+        # Where a matrix is no larger than both small ones for every token, the gradient of the whole matrix is less work.
+        ctx.is_narrow = inputs * outputs < 2 * len(A) * (inputs + outputs)
         if ctx.is_merged:
             weight_OI, low_NR = torch.addmm(weight_OI, B, A), None
             y_NO = F.linear(x_NI, weight_OI)
@@ -56,18 +58,18 @@ class _LowRankLinear(torch.autograd.Function):
         x_NI, weight_OI, low_NR = ctx.saved_tensors
         A, B = ctx.cast
         of_x = of_A = of_B = None
-        back_NR = None if ctx.is_merged and not ctx.needs_input_grad[2] else gradient @ B
         if ctx.needs_input_grad[0]:
             of_x = gradient @ weight_OI
-            if not ctx.is_merged:
-                assert back_NR is not None
+        if ctx.is_merged and ctx.is_narrow:
+            of_W = gradient.T @ x_NI
+            of_A, of_B = B.T @ of_W, of_W @ A.T
+        else:
+            back_NR = gradient @ B
+            of_A, of_B = back_NR.T @ x_NI, gradient.T @ (F.linear(x_NI, A) if low_NR is None else low_NR)
+            if of_x is not None and not ctx.is_merged:
                 of_x.addmm_(back_NR, A)
-        if ctx.needs_input_grad[2]:
-            assert back_NR is not None
-            of_A = (back_NR.T @ x_NI).float()
-        if ctx.needs_input_grad[3]:
-            low_NR = F.linear(x_NI, A) if low_NR is None else low_NR
-            of_B = (gradient.T @ low_NR).float() * ctx.mask
-            if of_B.shape[1] > ctx.rank:
-                of_B = of_B.unflatten(1, (-1, ctx.rank)).sum(1)
+        of_B = of_B.float() * ctx.mask
+        if of_B.shape[1] > ctx.rank:
+            of_B = of_B.unflatten(1, (-1, ctx.rank)).sum(1)
+        of_A = of_A.float()
         return of_x, None, of_A, of_B, None, None
