@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.agent import fork_diff
+from pipeline.agent import fork_diff, leak_check
 from pipeline.agent.relay import SOCKET, Relay
-from pipeline.agent.scripted_model import ScriptedModel
+from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import GpuMeter, ToolRunner
 from pipeline.agent.trainings import Trainings
@@ -104,6 +104,10 @@ class Session:
     kernels: Kernels | None
     trainings: Trainings = field(init=False)
     budget: Budget = field(init=False)
+    seen: leak_check.Look = field(
+        init=False
+    )  # what was found in the edits, and the texts that judged prompts are sought in
+    written: dict[str, Any] = field(init=False)  # the report
 
     def __post_init__(self) -> None:
         job, chosen = self.job, self.job.chosen
@@ -216,23 +220,36 @@ class Session:
         run = derive_run.of_transcript(found.records, job.arm.axis)
         diff = self.trainings.diff or fork_diff.difference(self.mount.root, self.fork.root)
         write_file(job.attempt.fork_diff, diff.text)
+        self.seen = leak_check.look_at(self.mount.root, self.fork.root, diff)
+        job.look = self.look
         usage = asdict(run.usage) | {
             "money_millionths": spent.money_millionths,
             "gpu_seconds": math.ceil(self.trainings.meter.used),
             "wall_seconds": math.ceil(spent.wall_seconds),
         }
-        report = {
+        self.written = {
             "schema": 1,
             "outcome": run.outcome,
             "manifest": run.manifest.typed if run.manifest else None,
             "texts_sha256": run.manifest.texts_sha256 if run.manifest else "",
-            "diff": {"files": diff.records(), "digest": diff.digest, "canaries": []},
+            "diff": {
+                "files": diff.records(),
+                "digest": diff.digest,
+                "canaries": [each.record() for each in self.seen.canaries],
+            },
             "usage": usage,
             "transcript_sha256": file_digest(job.attempt.transcript),
             "transcript_head": found.head,
         }
-        write_file(job.attempt.agent_report, canonical.encoded(report))
+        write_file(job.attempt.agent_report, canonical.encoded(self.written))
         return run.outcome
+
+    def look(self, folders: Mapping[str, Path], work: Path) -> None:
+        """Add the canaries of judged prompts in what was edited, once the adapter is sealed. folders: set -> its prompts and answers."""
+        log = self.job.attempt.agent_dir / "leaks.log"
+        found = leak_check.held_prompts(self.mount.root, self.seen.texts, folders, work, log)
+        self.written["diff"]["canaries"] += [each.record() for each in found]
+        write_file(self.job.attempt.agent_report, canonical.encoded(self.written))
 
 
 def limits_of(chosen: Worker) -> Limits:

@@ -17,8 +17,8 @@ from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import NO_BYTECODE, GpuMeter
 from pipeline.campaign.errors import NotFound, TrialFailed
 from pipeline.campaign.layout import Attempt
-from pipeline.execution import image_process, multinode, trial, worker
-from pipeline.execution.attempt import Work
+from pipeline.execution import image_process, multinode, trial
+from pipeline.execution.attempt import Work, mark_training
 from pipeline.sandbox.bubblewrap import open_output
 from pipeline.sandbox.image import Mount
 from pipeline.sandbox.kernel_cache import Kernels
@@ -79,7 +79,7 @@ class Trainings:
         try:
             answer = self._run(self.job.attempt, self.out_dir)
         finally:
-            worker.mark_training(self.job)
+            mark_training(self.job)
             self.job.mark("agent")
         if answer.is_ok:
             try:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
-from pipeline.campaign.records import NUM_ARMS, Policy, Setting
+from pipeline.campaign.records import Policy, Setting
 from pipeline.config import credentials, decoding, override_errors, policy_schema, request_rules, requests
 from pipeline.config.model_size import MOMENTS
 from pipeline.config.schema import Settings
@@ -255,7 +255,7 @@ def _check(settings: Settings) -> None:
          f"experiment of the model {settings.model.name}, or leave model=... out"),
         (recipe.optimizer in MOMENTS, "recipe.optimizer", recipe.optimizer, ", ".join(MOMENTS)),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
-        *_external(settings),
+        *request_rules.of_external(settings.external, settings.tasks),
         *credentials.of_endpoint(settings.policy.proposals, "policy.proposals."),
         *credentials.of_endpoint(settings.worker.endpoint, "worker.endpoint."),
         *policy_schema.rules_of_worker(settings.worker, settings.num_nodes),
@@ -276,31 +276,6 @@ def _check(settings: Settings) -> None:
     for holds, key, value, valid in rules:
         if not holds:
             raise ConfigError(f"{key} = {credentials.printable(str(value))}", f"Valid: {valid}")
-
-
-def _external(settings: Settings) -> list[tuple[bool, str, object, str]]:
-    """Return the rules of the external target as (whether it holds, key, value, what is valid)."""
-    target = settings.external
-    kind, is_local = target.kind, target.kind == "local"
-    kinds = ("none", "local", "kaggle", "command", "manual")
-    return [
-        (kind in kinds, "external.kind", kind, ", ".join(kinds)),
-        (target.push in ("meta", "login"), "external.push", target.push, "meta or login"),
-        (kind in ("kaggle", "command") or target.push == "meta", "external.push", target.push, f"meta, with external={kind}"),
-        (target.score in ("public", "private"), "external.score", target.score, "public or private"),
-        (0 <= target.submissions <= NUM_ARMS, "external.submissions", target.submissions, f"0 to {NUM_ARMS}"),
-        (kind == "none" or target.submissions > 0, "external.submissions", target.submissions, f"at least 1, with external={kind}"),
-        (kind == "none" or target.rows >= len(settings.tasks.families), "external.rows", target.rows,
-         f"at least {len(settings.tasks.families)}, one of each family, with external={kind}"),
-        (not is_local or not 0 < target.generated_rows < len(settings.tasks.families), "external.real_share", target.real_share,
-         "a share that leaves no generated row or at least one of each family"),
-        (not is_local or target.shift < 100, "external.shift", target.shift, "0 to 99"),
-        (0 <= target.real_share <= 1, "external.real_share", target.real_share, "0 to 1"),
-        (not target.real_share or (is_local and bool(settings.tasks.train_csv)), "external.real_share", target.real_share,
-         "0 without external=local and tasks.train_csv, from which the held-out real rows come"),
-        (kind != "kaggle" or bool(target.competition), "external.competition", "empty", "the last part of the address of the competition"),
-        (kind != "command" or bool(target.command), "external.command", "empty", "the site's scorer and its arguments"),
-    ]  # fmt: skip
 
 
 def _floats(values: Any, key: str = "") -> Iterator[tuple[str, float]]:

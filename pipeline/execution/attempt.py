@@ -1,4 +1,4 @@
-"""The state of one attempt while it runs, and its end: write the result file, and publish it while the attempt is the newest."""
+"""The state of one attempt while it runs, the seal of its adapter, and its end: the result file, published while the attempt is the newest."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.campaign.errors import Interrupted
-from pipeline.campaign.files import write_file
+from pipeline.campaign import canonical
+from pipeline.campaign.errors import IntegrityError, Interrupted
+from pipeline.campaign.files import read_json_lines, write_file, write_new_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.records import Arm, Plan
 from pipeline.config import settings
@@ -52,6 +53,7 @@ class Work:
     stop: threading.Event = field(default_factory=threading.Event)
     adapter_digest: str = ""
     by_agent: AgentTrains | None = None
+    look: judge.Look = lambda folders, work: None  # at the judged sets, for an agent's canaries
     edited_files: int = 0  # of the fork, by an agent, when the full run began
     coverage: dict[str, Any] = field(default_factory=dict)
     judged: judge.Judged = field(default_factory=judge.Judged)
@@ -133,6 +135,26 @@ def publish(job: Work, status: str) -> None:
     if status == "failed" and results.has_score(job.folder.published(job.arm.name)):
         return
     write_file(job.folder.published(job.arm.name), job.attempt.result.read_bytes())
+
+
+def mark_training(job: Work) -> None:
+    """Record when training steps began, as the trial says. People see this; no decision rests on it."""
+    began = read_json_lines(job.attempt.phases)[-1]["at"]
+    for line in trial.progress_lines(job.attempt, "start")[-1:]:
+        seconds = trial.number(line.get("seconds"))
+        if seconds is not None:
+            job.mark("train", at=min(time.time(), began + max(0.0, seconds)))
+
+
+def seal_adapter(job: Work) -> None:
+    """Write the adapter's digest before any secret seed is read. Raises IntegrityError where `sealed.json` exists."""
+    record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
+    try:
+        write_new_file(job.attempt.sealed, canonical.encoded(record))
+    except FileExistsError:
+        raise IntegrityError(
+            f"{job.attempt.sealed} exists already, so two workers share this attempt", "Start the arm again"
+        ) from None
 
 
 def _training_rows(job: Work) -> list[dict[str, Any]]:

@@ -35,6 +35,9 @@ class Mark(Protocol):
     def __call__(self, phase: str, at: float | None = None) -> None: ...
 
 
+Look = Callable[[Mapping[str, Path], Path], None]
+
+
 def _unmarked(phase: str, at: float | None = None) -> None:
     """Record nothing, where nobody follows the judging."""
 
@@ -104,12 +107,14 @@ def judge(
     item_folders: Mapping[str, Path] | None = None,
     sampling: Mapping[str, Any] | None = None,
     kernels: Kernels | None = None,
+    look: Look = lambda folders, work: None,
 ) -> Judged:
     """Score an adapter, or the base model for None, on the sets in `seeds` and in `item_folders`.
 
     root: of the mounted image. mark: called as each phase begins. decoded_dir: keeps journals of finished items, from which an
     interrupted judging of the same adapter resumes. data_card: of the adapter's trial. item_folders: set -> folder with prompts.jsonl
     and answers.jsonl that exist already. sampling: temperature and seed of the decoding; greedy without. kernels: of this node.
+    look: is shown the sets before anything is decoded (set -> folder with prompts.jsonl and answers.jsonl, a folder for its work).
     Raises TrialFailed (judge_failed) with the end of the log, or (contaminated) where the card names an item; IntegrityError where a
     process wrote a wrong file; Interrupted where `stop_wanted` returns true while decoding.
     """
@@ -126,6 +131,7 @@ def judge(
             shutil.copyfile(folders[item_set] / "prompts.jsonl", inputs / f"{item_set}.jsonl")
         if data_card is not None:
             refuse_overlap(root, data_card, inputs, sets, work, log_path)
+        look(folders, work)
         if adapter_dir is not None:
             copy_tree(adapter_dir, inputs / "adapter")
         mark("generate_start")

@@ -15,18 +15,15 @@ import platform
 import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.campaign import canonical
 from pipeline.campaign.errors import (
     ConfigError,
     FilesUnreachable,
-    IntegrityError,
     Interrupted,
     NotFound,
     PipelineError,
@@ -34,11 +31,11 @@ from pipeline.campaign.errors import (
     WorkFailed,
 )
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
-from pipeline.campaign.files import copy_tree, read_json, read_json_lines, write_file, write_new_file
+from pipeline.campaign.files import copy_tree, read_json, write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import corrections, footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
-from pipeline.execution.attempt import AgentTrains, Work, conclude
+from pipeline.execution.attempt import AgentTrains, Work, conclude, mark_training, seal_adapter
 from pipeline.execution.cores import cores
 from pipeline.sandbox import bubblewrap, image, kernel_cache, namespace, runtime_needs
 from pipeline.sandbox.kernel_cache import Kernels
@@ -140,7 +137,7 @@ def run(job: Work) -> None:
             card = job.attempt.data_card
             job.judged = judge.judge(
                 mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
-                job.stop_wanted, card if card.exists() else None, kernels=kernels,
+                job.stop_wanted, card if card.exists() else None, kernels=kernels, look=job.look,
             )  # fmt: skip
             job.coverage["engine"] = job.judged.engine
             job.mark("publish")
@@ -289,23 +286,3 @@ def forbidden_paths(job: Work) -> dict[str, Path]:
         "munge": Path("/run/munge"),
         "slurm_conf": Path(os.environ.get("SLURM_CONF", "/etc/slurm")),
     }
-
-
-def mark_training(job: Work) -> None:
-    """Record when training steps began, as the trial says. People see this; no decision rests on it."""
-    began = read_json_lines(job.attempt.phases)[-1]["at"]
-    for line in trial.progress_lines(job.attempt, "start")[-1:]:
-        seconds = trial.number(line.get("seconds"))
-        if seconds is not None:
-            job.mark("train", at=min(time.time(), began + max(0.0, seconds)))
-
-
-def seal_adapter(job: Work) -> None:
-    """Write the adapter's digest before any secret seed is read. Raises IntegrityError where `sealed.json` exists."""
-    record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
-    try:
-        write_new_file(job.attempt.sealed, canonical.encoded(record))
-    except FileExistsError:
-        raise IntegrityError(
-            f"{job.attempt.sealed} exists already, so two workers share this attempt", "Start the arm again"
-        ) from None
