@@ -92,14 +92,14 @@ def of_status(status: int, retry_after: str, body: bytes, at: str) -> EndpointFa
     if kind == "endpoint_status" and (named or _TOO_LONG.search(body)):
         kind, named = ("endpoint_context", "") if _TOO_LONG.search(body) else ("endpoint_parameter", named)
     words, seconds = named or _WORDS.get(kind, ""), None
-    is_unpaid = kind == "endpoint_limit" and (status == 402 or bool(_UNPAID.search(body)))
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", retry_after.strip()):
         seconds = math.ceil(float(retry_after))
     if kind == "endpoint_limit" and _UNPAID.search(body):
         words = ": the account's quota or balance is used up"
     elif kind == "endpoint_limit" and seconds is not None:
         words += f", and asks to wait {seconds} s"
-    may_pass = kind == "endpoint_server" or (kind == "endpoint_limit" and not is_unpaid)
+    # Words such as quota and billing stand in the refusals of limits by the minute too, so they are no sign that waiting is in vain.
+    may_pass = kind == "endpoint_server" or (status == 429 and b"insufficient_quota" not in body)
     what = f"the endpoint answers with status {status}{words}"
     return EndpointFailed(kind, what, at, may_pass=may_pass, retry_after=seconds if may_pass else None)
 
