@@ -255,6 +255,11 @@ def awaited_judge(arguments: argparse.Namespace) -> str:
     folder = campaign.round(arguments.round)
     if not folder.slurm_dir.exists():
         return ""
+    from pipeline.cluster import slurm_jobs, slurm_submit
+
+    has_judge = any("judge" in each["tasks"] for each in slurm_jobs.submissions(folder))
+    if (folder.folder / "reference.h5").exists() and not has_judge and not slurm_submit.own_mark(folder.slurm_dir):
+        return ""  # the usual case: the meta stage starts at once, and what follows is imported while it runs
     from pipeline.rounds import judging
 
     judging.record_own(folder, arguments.asked)

@@ -110,7 +110,19 @@ def typed(config: Any, source: Path = SOURCE) -> Settings:
 
 def load(path: Path) -> Settings:
     """Read a frozen `config.yaml`. Raises ConfigError as `typed`."""
-    return copy.deepcopy(_of_text(path.read_text()))
+    text = path.read_text()
+    return copy.deepcopy(_written[text] if text in _written else _of_text(text))
+
+
+_written: dict[str, Settings] = {}
+"""Settings by the text that `remembered` made of them."""
+
+
+def remembered(settings: Settings) -> str:
+    """As `to_yaml`, for a text that this process will read again: `load` then need not parse it. A text reads as the settings it is made of."""
+    text = to_yaml(settings)
+    _written[text] = copy.deepcopy(settings)
+    return text
 
 
 @functools.lru_cache(maxsize=8)

@@ -239,7 +239,7 @@ def _write(
 ) -> None:  # fmt: skip
     if chosen.cluster.kind == "slurm":
         slurm_submit.check_names([folder.slurm_dir, code_dir], job_name(folder))
-    config, policy = settings.to_yaml(chosen), settings.policy_of(chosen)
+    config, policy = settings.remembered(chosen), settings.policy_of(chosen)
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
     frozen = Plan(facts["campaign"], folder.name, *digests, canonical.digest_text(config), policy, arms)
     freeze_plan(campaign, frozen, config, basis)

@@ -8,9 +8,10 @@ import tracemalloc
 
 import pytest
 
-from substrate.agent.answers import MOST_ANSWER_CHARACTERS, MOST_CALLS, Answer, BadAnswer, Call, read_answer
+from substrate.agent.answers import MOST_ANSWER_BYTES, MOST_CALLS, Answer, BadAnswer, Call, read_answer
+from substrate.agent.conversation import turn_of
 from substrate.agent.loop import Session
-from substrate.agent.socket_client import Relay
+from substrate.agent.socket_client import MOST_LINE_BYTES, Relay, encode
 from substrate.agent.task import read_task
 from substrate.agent.tool_schemas import fault_of
 from tests.support.agent_peer import MANIFEST, Peer, Refused, calls
@@ -133,7 +134,7 @@ BAD = {
         completion({"tool_calls": [{"function": {"name": None, "arguments": "{}"}}]}), completion({"tool_calls": [{"function": {"name": "read"}}]}),
         completion({"tool_calls": [{"type": "custom", "custom": {"name": "read", "input": "x"}}]}), completion({"function_call": "read"}),
     ],
-    "too_large": ["x" * (MOST_ANSWER_CHARACTERS + 1)],
+    "too_large": ["x" * (MOST_ANSWER_BYTES + 1), "\U0001f600" * (MOST_ANSWER_BYTES // 4 + 1)],
 }  # fmt: skip
 
 
@@ -262,10 +263,21 @@ def test_a_cut_answer_is_never_read_as_a_whole_one():
 
 @pytest.mark.parametrize("piece", ["[],", '{"":0},', "0,", '"a",'])
 def test_reading_a_dense_answer_takes_bounded_memory(piece):
-    body = '{"choices": [' + piece * ((MOST_ANSWER_CHARACTERS - 100) // len(piece)) + "0]}"
+    body = '{"choices": [' + piece * ((MOST_ANSWER_BYTES - 100) // len(piece)) + "0]}"
     tracemalloc.start()
     with pytest.raises(BadAnswer):
         read_answer(body, 1)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < 64 * MOST_ANSWER_CHARACTERS
+    assert most < 64 * MOST_ANSWER_BYTES
+
+
+@pytest.mark.parametrize("piece", ["\U0001f600", "\u00e9", "\u2028", "\n", '"', "\x00"])
+def test_the_longest_answer_fits_into_the_next_request(piece):
+    def body(number: int) -> str:
+        message = {"tool_calls": [called(json.dumps({"path": "a", "content": piece * number}, ensure_ascii=False))]}
+        return json.dumps({"choices": [{"message": message}]}, ensure_ascii=False)
+
+    each = (len(body(1_000).encode()) - len(body(0).encode())) // 1_000
+    answer = read_answer(body((MOST_ANSWER_BYTES - 1_000) // each), 1)
+    assert len(encode(turn_of(answer, ["written"]))) < MOST_LINE_BYTES // 2

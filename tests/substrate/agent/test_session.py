@@ -135,13 +135,25 @@ def test_a_smaller_context_is_found_by_its_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b"no", b"{}", b'{"ok": true}', b'{"ok": false}', b'{"ok": true, "answer": 1}', b""], ids=repr
+    "line",
+    [
+        b"no\n",
+        b"{}\n",
+        b'{"ok": true}\n',
+        b'{"ok": false}\n',
+        b'{"ok": true, "answer": 1}\n',
+        b'{"ok": false, "failure": "bad_request", "what": "no kind"}\n',
+        b"",
+        b'{"ok": true, "answer": "half a line"}',
+    ],
+    ids=repr,
 )
 def test_a_worker_that_breaks_the_contract_is_an_error(line, tmp_path):
     with Peer(tmp_path, [line]) as peer:
         ended = peer.start()
     assert (ended.returncode, ended.stdout) == (65, "")
     assert ended.stderr.startswith("error: the worker's ") and ended.stderr.count("\n") == 1
+    assert len(peer.lines) == 1
 
 
 def test_without_a_worker_it_exits_with_65(tmp_path):
@@ -199,3 +211,18 @@ def test_a_long_session_stays_within_its_bound(tmp_path):
 
 def edit_of(path: str) -> tuple[str, dict[str, str]]:
     return "write", {"path": path, "content": f"# {path}\n"}
+
+
+def test_unreadable_answers_count_in_a_row(tmp_path):
+    good = [calls(("read", {"path": PATH, "first_line": line})) for line in range(1, 5)]
+    answers = [answer for each in good for answer in ("{", "{", "{", each)]
+    with Peer(tmp_path, [*answers, calls(FULL), FINISH]) as peer:
+        assert peer.start().stdout.startswith("finished")
+
+
+def test_a_training_that_fails_is_an_act(tmp_path):
+    """Otherwise an agent that tries many repairs by commands would be said to wander."""
+    answers = [calls(("train", {"num_steps": 3, "why": f"try {number}"})) for number in range(30)]
+    broken = {PATH: "BROKEN"}
+    with Peer(tmp_path, [*answers, calls(edit("BROKEN", "1.0"), FULL), FINISH], files=broken) as peer:
+        assert peer.start().stdout.startswith("finished")

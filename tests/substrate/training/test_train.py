@@ -5,6 +5,8 @@ Most tests run one rank in this process. The kill is a real SIGKILL of two real 
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -258,6 +260,23 @@ def test_rates_are_nemos(shape, length):
         assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-14, abs=0)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.slow
+def test_a_start_imports_nemo_without_what_its_dependencies_find_beside_it():
+    """Both packages are installed here. They can be imported afterwards, and NeMo's class gives the same rates with them there before."""
+    alone = (
+        "import sys\nimport substrate.model\nfrom substrate.training.schedule import UNNEEDED, nemo_rates\n"
+        "print(nemo_rates('CosineAnnealing', 30, 5, 0.1))\nassert not set(UNNEEDED) & set(sys.modules), sys.modules.keys()\n"
+        "import importlib.metadata, scipy, transformers\nassert importlib.metadata.version('transformers')"
+    )
+    beside = alone.replace("import sys\n", "import scipy, sys, transformers\n").replace("not set", "set")
+    printed = [
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        for code in (alone, beside)
+    ]
+    assert [done.returncode for done in printed] == [0, 0], [done.stderr for done in printed]
+    assert printed[0].stdout == printed[1].stdout and len(json.loads(printed[0].stdout)) == 30
 
 
 def test_cosine_rates_follow_the_published_formula():
