@@ -38,7 +38,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in absent.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-    if hasattr(config, "workerinput"):  # of several processes none should begin a long file when the others have nothing left
+    if hasattr(
+        config, "workerinput"
+    ):  # of several processes none should begin a long file when the others have nothing left
         long = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in long)
     items.sort(key=lambda item: item.get_closest_marker("slurm") is not None)  # the fast ones first

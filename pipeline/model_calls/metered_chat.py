@@ -73,9 +73,9 @@ class MeteredChat:
         """Ask, and again after failures that may pass. Returns the answer and how often was asked. Raises CallFailed."""
         for tries in itertools.count(1):
             try:
-                if self._budget.seconds_left() <= 0:
+                if (seconds := self._budget.seconds_left()) <= 0:
                     raise self._budget.wall_is_over()
-                return self._ask(body, self._budget.seconds_left()), tries
+                return self._ask(body, seconds), tries
             except CallFailed as failed:
                 if self._budget.seconds_left() <= 0 and not isinstance(failed, BudgetSpent):
                     failed = self._budget.wall_is_over()
