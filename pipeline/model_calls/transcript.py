@@ -80,20 +80,27 @@ class Writer:
             at_ms = int((self._clock() - self._begun) * 1000)
             record = {"seq": self._seq, "previous": self.head, "at_ms": at_ms, "kind": kind, **fields}
             line = encoded({**record, **({} if content is None else _of_bytes(content))})
-            left = memoryview(line + b"\n")
             try:
-                while left:
-                    left = left[os.write(self._file, left) :]
+                self._write(line + b"\n")
             except OSError as error:
+                self._close()  # nothing may follow a line that is perhaps cut
                 raise WorkFailed(f"cannot append to the transcript: {error.strerror}", "Free space there") from None
             self._seq, self.head = self._seq + 1, hashlib.sha256(line).hexdigest()
+
+    def _write(self, line: bytes) -> None:
+        left = memoryview(line)
+        while left:
+            left = left[os.write(self._file, left) :]
 
     def close(self) -> None:
         """Close the file; a later `append` raises WorkFailed."""
         with self._lock:
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = -1
+            self._close()
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
 
 
 def load(path: Path) -> Transcript:

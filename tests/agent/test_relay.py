@@ -247,11 +247,16 @@ def test_parallel_calls_hold_the_budget_to_the_token(tmp_path):
 
 
 def test_calls_that_may_pass_are_repeated_and_every_try_is_kept(tmp_path):
-    tries = iter([(429, "0"), (503, ""), (429, "0"), (500, ""), (200, "")])
+    tries = iter([(429, "0"), (503, ""), (429, ""), (500, "0.0"), (200, "")])
 
     def answer(handler, content):
         status, after = next(tries)
-        send(handler, GOOD if status == 200 else b"busy", status, **({"Retry-After": after} if after else {}))
+        send(
+            handler,
+            GOOD if status == 200 else b"busy: check your quota and billing",
+            status,
+            **({"Retry-After": after} if after else {}),
+        )
 
     with (
         server(answer) as (url, seen),

@@ -5,6 +5,7 @@ import ipaddress
 import json
 import ssl
 import time
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pipeline.campaign.errors import ConfigError
 from pipeline.external import chat
 from pipeline.model_calls.endpoint import post_chat
+from pipeline.model_calls.failures import of_status
 from pipeline.model_calls.secret import Secret
 from tests.support.endpoints import (
     ECHOES,
@@ -201,3 +203,18 @@ def test_the_same_question_is_the_same_bytes():
     one = chat.body(asked, "rules", "fäcts", "proposals", {"b": 1, "a": [2]}, 3)
     assert one == chat.body(asked, "rules", "fäcts", "proposals", {"a": [2], "b": 1}, 3)
     assert one.isascii() and b'"temperature":0' in one and b'"seed":3' in one
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("20", 20), ("0.2", 1), ("0", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("soon", None), ("-5", None), ("1e9", None), ("9" * 400, None),
+     ("", None)],
+)  # fmt: skip
+def test_the_time_that_an_endpoint_asks_to_wait_is_read_where_it_is_one(header, seconds):
+    assert of_status(429, header, b"", "worker.endpoint").retry_after == seconds
+    assert of_status(401, header, b"", "worker.endpoint").retry_after is None
+
+
+def test_a_date_in_the_future_is_so_many_seconds_from_now():
+    header = format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90), usegmt=True)
+    assert 80 <= (of_status(503, header, b"", "worker.endpoint").retry_after or 0) <= 91

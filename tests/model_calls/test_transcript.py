@@ -1,6 +1,8 @@
 """A transcript holds every byte, names what was changed, and survives a kill with at most one cut line."""
 
+import errno
 import json
+import os
 import random
 import threading
 
@@ -122,12 +124,27 @@ def test_threads_append_whole_lines_and_none_after_the_end(tmp_path):
     assert len(load(tmp_path / "t").records) == 400
 
 
-def test_a_full_disk_is_a_named_failure():
-    writer = Writer.__new__(Writer)
-    writer._lock, writer._clock, writer._begun, writer._seq, writer.head = threading.Lock(), float, 0.0, 0, "0" * 64
-    import os
+def test_a_full_disk_is_a_named_failure_and_nothing_follows_the_cut_line(tmp_path, monkeypatch):
+    room, write = 500, os.write
 
-    writer._file = os.open("/dev/full", os.O_WRONLY)
+    def limited(file: int, data: bytes) -> int:
+        """As write(2) on a disk with `room` bytes left: it writes a part, then fails."""
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        done = write(file, data[:room])
+        room -= done
+        return done
+
+    writer = Writer(tmp_path / "t")
+    writer.append("end", outcome="one", what="")
+    monkeypatch.setattr(transcript.os, "write", limited)
     with pytest.raises(WorkFailed, match="No space left"):
-        writer.append("end", outcome="closed", what="")
-    writer.close()
+        writer.append("end", outcome="two", what="x" * 1000)
+    room = 10_000
+    with pytest.raises(WorkFailed):
+        writer.append("end", outcome="three", what="")
+    found = load(tmp_path / "t")
+    assert [record["outcome"] for record in found.records] == ["one"] and found.cut_bytes == 500
+    Writer(tmp_path / "t").append("end", outcome="four", what="")
+    assert [record["outcome"] for record in load(tmp_path / "t").records] == ["one", "four"]
