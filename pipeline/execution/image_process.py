@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,12 @@ def run(
     watch: Callable[[], None] = lambda: None,
     chosen: Settings | None = None,
 ) -> Path:
-    """Run `substrate.<entry>` with a task file of kind `entry` made of config and paths; returns its /out. See `start`."""
+    """Run `substrate.<entry>` with a task file made of config and paths; returns its /out. See `start`.
+
+    The task's kind is the entry's name up to its first `_`: every engine reads the same task, of kind generate.
+    """
     task_dir = work / "task"
-    write_file(task_dir / "task.json", entries.task_text(entry, config, paths))
+    write_file(task_dir / "task.json", entries.task_text(entry.partition("_")[0], config, paths))
     return start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path, watch, chosen)
 
 
@@ -115,6 +118,10 @@ def start(
     sandbox = Sandbox(read_only, read_write, env=SUBSTRATE_ENV)
     if chosen:
         sandbox = sandbox_of(chosen, read_only, read_write, chosen.parallelism.judge_tp)
+        if chosen.tasks.engine == "vllm":  # its own default compiles, and says what it lacks where it cannot
+            sandbox = replace(
+                sandbox, env={key: value for key, value in sandbox.env.items() if key != "TORCHDYNAMO_DISABLE"}
+            )
     with sandbox.start([python, "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
         while process.poll() is None:
             watch()
