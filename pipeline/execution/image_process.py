@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ SUBSTRATE_ENV = {
 }
 KERNELS = "/kernels"  # inside a sandbox, the caches of what compiles and tunes
 WARM_UP_SECONDS = 1800.0
+KINDS = {"generate_vllm": "generate"}
+"""Entry -> the kind of its task file, where that is not the entry's name."""
 POLL_SECONDS = 0.1
 
 
@@ -165,9 +167,12 @@ def run(
     chosen: Settings | None = None,
     kernels: Kernels | None = None,
 ) -> Path:
-    """Run `substrate.<entry>` with a task file of kind `entry` made of config and paths; returns its /out. See `start`."""
+    """Run `substrate.<entry>` with a task file made of config and paths; returns its /out. See `start`.
+
+    The task's kind is the entry's name, or that of KINDS: every engine reads the same task.
+    """
     task_dir = work / "task"
-    write_file(task_dir / "task.json", entries.task_text(entry, config, paths))
+    write_file(task_dir / "task.json", entries.task_text(KINDS.get(entry, entry), config, paths))
     return start(pristine, entry, [], {"/task": task_dir, **binds}, work, log_path, watch, chosen, kernels)
 
 
@@ -202,6 +207,10 @@ def start(
     if chosen:
         read_write |= kernel_bind(chosen, kernels, work / "kernels", trial_uid())
         sandbox = sandbox_of(chosen, read_only, read_write, chosen.parallelism.judge_tp)
+        if chosen.tasks.engine == "vllm":  # its own default compiles, and says what it lacks where it cannot
+            sandbox = replace(
+                sandbox, env={key: value for key, value in sandbox.env.items() if key != "TORCHDYNAMO_DISABLE"}
+            )
     with sandbox.start([python, "-P", "-m", f"substrate.{entry}", *arguments], log_path) as process:
         while process.poll() is None:
             watch()
