@@ -23,9 +23,11 @@ WEIGHTS := cluster.weights_dir=$(MINIATURE)
 endif
 
 PYTHON := .venv/bin/python
-# Three processes run the tests, each file in one of them, because tests of a file share their set-up, and many wait for other processes. The
-# Slurm tests share one cluster and run in one process.
-TESTS := $(PYTHON) -m pytest -n 3 --dist loadfile
+# Three processes run the tests, each file in one of them, because tests of a file share their set-up, and many wait for other processes. They
+# begin with the files that have slow tests (tests/conftest.py). The Slurm tests share one cluster, so they run in one process. It mostly waits
+# for Slurm, and runs beside the others.
+TESTS := $(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+SLURM_TESTS := $(PYTHON) -m pytest --durations=5 -m 'slurm and not drill'
 TESTBED := python3 slurm/testbed/testbed.py
 
 ifeq ($(CLUSTER),testbed)
@@ -61,8 +63,10 @@ image: setup ## Build the image that every trial forks
 	$(PYTHON) -m pipeline image build
 
 test: setup lint types layers ## Run all that CI runs: lint, types, layers, every test, and rounds on a Slurm that it starts (root)
-	REQUIRE_SLURM= $(TESTS) --durations=15 -m 'not slurm'
-	$(PYTHON) -m pytest --durations=5 -m 'slurm and not drill'
+	@mkdir -p build && echo 'the Slurm tests run beside the others and write build/slurm_tests.log'; trap : INT; \
+	env --default-signal=INT $(SLURM_TESTS) >build/slurm_tests.log 2>&1 & slurm=$$!; \
+	REQUIRE_SLURM= $(TESTS) --durations=15 -m 'not slurm'; others=$$?; \
+	wait $$slurm; on_slurm=$$?; cat build/slurm_tests.log; exit $$((others || on_slurm))
 
 drill: setup ## Cause real faults on a real Slurm, as an ordinary user of it, and print how each ends (root; half an hour)
 	unshare --mount --propagation slave $(PYTHON) tests/slurm/as_site.py $(CURDIR)/$(PYTHON) -m pytest -q -m drill --basetemp=/var/tmp/postrain-drill

@@ -2,7 +2,7 @@
 
 One exchange a connection, one JSON line each way (docs/contract.md):
 
-    {"kind": "chat", "request": {...}}                 budget -> bytes of the request -> transcript -> endpoint -> transcript -> charge
+    {"kind": "chat", "request": {...}}                 model_calls/metered_chat.py
     {"kind": "tool", "name": "read", "arguments": {}}  the queue that the worker's main thread serves
     {"kind": "end", "outcome": "...", "what": "..."}   why the loop ends by itself
 
@@ -28,11 +28,11 @@ from typing import Any
 from pipeline.agent.tool_queue import ToolQueue
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, WorkFailed
-from pipeline.model_calls import chat_request
-from pipeline.model_calls.budget import Budget, BudgetSpent, Charge, charge_of
+from pipeline.model_calls.budget import Budget
 from pipeline.model_calls.chat_request import BadRequest
 from pipeline.model_calls.endpoint import Ask, Endpoint, encoded
 from pipeline.model_calls.failures import CallFailed
+from pipeline.model_calls.metered_chat import FIRST_PAUSE_SECONDS, MeteredChat
 from pipeline.model_calls.transcript import Writer
 
 SOCKET = "s"
@@ -40,10 +40,7 @@ MOST_PATH_BYTES = 107  # of an address of AF_UNIX on Linux, without its final ze
 MOST_LINE_BYTES = 8 << 20
 MOST_CONNECTIONS = 32
 LINE_SECONDS = 10.0  # in which a line must come, or be taken
-MOST_REPEATS = 4
-FIRST_PAUSE_SECONDS = (
-    1.0  # before the first repeat, twice as long before each other, unless the endpoint asks for a time
-)
+CLOSE_SECONDS = 5.0
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _KINDS: Mapping[str, tuple[str, ...]] = {
     "chat": ("request",),
@@ -61,7 +58,7 @@ class Ending:
 
 
 class Relay:
-    """A running relay. Use it as a context manager; the main thread calls `tools.serve` meanwhile.
+    """A running relay, a context manager; the main thread calls `tools.serve` meanwhile.
 
     folder: made by the relay for the socket alone, and bound at /relay. uid: of the sandbox, which alone reaches the folder.
     ask: `endpoint.post_chat` of the endpoint, or `replay.Replay.ask`. pause_seconds: before the first repeat.
@@ -77,12 +74,12 @@ class Relay:
                 f"the path of the relay's socket has {size} bytes, and Linux takes {MOST_PATH_BYTES}",
                 "Set cluster.scratch_dir to a folder with a shorter path, such as /tmp",
             )
-        self._endpoint, self._ask, self._budget, self._transcript = endpoint, ask, budget, transcript
-        self._pause_seconds, self._line_seconds = pause_seconds, line_seconds
+        self._chat = MeteredChat(endpoint, ask, budget, transcript, pause_seconds)
+        self._transcript, self._line_seconds = transcript, line_seconds
         self.tools = ToolQueue()
         self.ending: Ending | None = None
         self.is_finished = False  # whether a manifest was accepted
-        self._calls, self._tool_calls = itertools.count(), itertools.count()
+        self._tool_calls = itertools.count()
         self._slots, self._closing = threading.Semaphore(MOST_CONNECTIONS), threading.Event()
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -103,6 +100,7 @@ class Relay:
     def __exit__(self, *error: object) -> None:
         """Close every connection, answer every waiting tool call with nothing, and wait for the threads."""
         self._closing.set()
+        self._chat.close()
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)  # wakes accept
         self._listening.close()
@@ -112,8 +110,11 @@ class Relay:
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
             threads = list(self._threads)
+        deadline = time.monotonic() + CLOSE_SECONDS
         for thread in threads:
-            thread.join(timeout=5.0)  # a call of a silent endpoint ends by its own time limit; it cannot write any more
+            thread.join(
+                max(0.0, deadline - time.monotonic())
+            )  # a call of a silent endpoint ends by its own time limit; it cannot write any more
         self._transcript.close()
         self.path.unlink(missing_ok=True)
 
@@ -159,7 +160,7 @@ class Relay:
             self._slots.release()
 
     def _check_peer(self, connection: socket.socket) -> None:
-        """Raise BadRequest unless the other end runs as the sandbox's uid, or as ours."""
+        """Raise OSError unless the other end runs as the sandbox's uid, or as ours."""
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         if struct.unpack("3i", credentials)[1] not in (self._uid, os.geteuid()):
             raise OSError("another user")
@@ -180,7 +181,7 @@ class Relay:
         if self.ending or self.is_finished:
             raise BadRequest("the loop has ended", "Exit")
         if kind == "chat":
-            return self._chat(asked["request"])
+            return {"ok": True, "answer": self._chat.ask(asked["request"]).decode("utf-8", "replace")}
         return (
             self._tool(asked["name"], asked["arguments"])
             if kind == "tool"
@@ -212,67 +213,12 @@ class Relay:
         self.is_finished = self.is_finished or name == "finish"
         return {"ok": True, "output": answer.output, "truncated": answer.truncated}
 
-    def _chat(self, request: Any) -> dict[str, Any]:
-        """Ask the model within the budget. Raises CallFailed."""
-        request = chat_request.checked(request)
-        number, most = next(self._calls), self._budget.limits.answer_tokens
-        try:
-            reserved = self._budget.reserve(chat_request.prompt_bound(request), request.get("max_tokens", most))
-        except BudgetSpent as spent:
-            self._fail(number, 0, spent)
-            raise
-        charge = None
-        try:
-            body = chat_request.compose(self._endpoint, request, reserved.answer_tokens)
-            self._transcript.append("request", body, call=number)
-            answer, tries = self._ask_again(number, body)
-            charge = charge_of(answer, reserved)
-            self._transcript.append(
-                "answer",
-                answer,
-                call=number,
-                tries=tries,
-                prompt_tokens=charge.prompt_tokens,
-                answer_tokens=charge.answer_tokens,
-            )
-        finally:
-            self._close_account(reserved, charge)
-        return {"ok": True, "answer": answer.decode("utf-8", "replace")}
-
-    def _close_account(self, reserved: Charge, charge: Charge | None) -> None:
-        if charge is None:
-            self._budget.release(reserved)
-        else:
-            self._budget.settle(reserved, charge)
-
-    def _ask_again(self, number: int, body: bytes) -> tuple[bytes, int]:
-        """Ask, and again after failures that may pass. Returns the answer and how often was asked. Raises CallFailed."""
-        for tries in itertools.count(1):
-            try:
-                if self._budget.seconds_left() <= 0:
-                    raise self._budget.wall_is_over()
-                return self._ask(body, self._budget.seconds_left()), tries
-            except CallFailed as failed:
-                if self._budget.seconds_left() <= 0 and not isinstance(failed, BudgetSpent):
-                    failed = self._budget.wall_is_over()
-                self._fail(number, tries, failed)
-                pause = self._pause_seconds * 2 ** (tries - 1) if failed.retry_after is None else failed.retry_after
-                if not failed.may_pass or tries > MOST_REPEATS or pause >= self._budget.seconds_left():
-                    raise failed from None
-            if self._closing.wait(pause):
-                raise CallFailed("closed", "the worker ends")
-        raise AssertionError
-
-    def _fail(self, number: int, tries: int, failed: CallFailed) -> None:
-        self._transcript.append("failure", call=number, tries=tries, failure=failed.kind, what=failed.what)
-
 
 def _received(connection: socket.socket, seconds: float) -> bytes:
-    """Return the one line that comes. Raises BadRequest for one that is too long, too slow, cut, or followed by more."""
+    """Return the one line that comes. Raises BadRequest if it is too long, too slow, cut, or followed by more."""
     deadline, parts, size = time.monotonic() + seconds, list[bytes](), 0
     while True:
-        left = deadline - time.monotonic()
-        connection.settimeout(max(left, 0.001))
+        connection.settimeout(max(deadline - time.monotonic(), 0.001))
         try:
             part = connection.recv(1 << 16)
         except TimeoutError:
@@ -291,6 +237,6 @@ def _received(connection: socket.socket, seconds: float) -> bytes:
 
 
 def _send(connection: socket.socket, line: bytes, seconds: float) -> None:
-    """Send a line; a peer that does not read it in time is given up (OSError)."""
-    connection.settimeout(seconds)  # of the whole: sendall counts it from its beginning
+    """Send a line. A peer that does not take the whole of it in time is given up (OSError)."""
+    connection.settimeout(seconds)
     connection.sendall(line)

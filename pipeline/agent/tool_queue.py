@@ -23,6 +23,11 @@ class ToolAnswer:
     what: str = ""
     facts: Mapping[str, int | str | bool | None] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, line: Mapping[str, Any], **facts: int | str | bool | None) -> ToolAnswer:
+        """Make it from the members of the socket's line: ok, and output and truncated, or failure and what."""
+        return cls(**{name: value for name, value in line.items() if name != "ok"}, facts=facts)
+
     @property
     def is_ok(self) -> bool:
         return not self.failure

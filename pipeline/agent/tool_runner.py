@@ -167,7 +167,7 @@ class ToolRunner:
             room = {count: most - self._grown(count) for count, most in MOST_IN_FORK.items()}
             limits = replace(
                 sandbox.limits,
-                **RUN_LIMITS,
+                **{name: min(most, getattr(sandbox.limits, name)) for name, most in RUN_LIMITS.items()},
                 wall_seconds=limit,
                 disk_size_bytes=max(LEAST_DISK, room["--block-size=1"]),
                 num_files=max(100, room["--inodes"]),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Any, ClassVar
 
 NUM_ARMS = 8
@@ -202,8 +203,31 @@ class Outcome:
         Families come in name order, so equal positions of two arms on one set are the same item. families: all of them for None.
         """
         by_family = self.outcomes[item_set]
-        marks = "".join(by_family[family] for family in sorted(by_family if families is None else families))
-        return int(marks.replace("T", "0") or "0", 2), len(marks)
+        bits, num_items = 0, 0
+        for family in sorted(by_family if families is None else families):
+            if (item_set, family) not in self._right:
+                self._right[item_set, family] = int(by_family[family].replace("T", "0") or "0", 2)
+            bits = bits << len(by_family[family]) | self._right[item_set, family]
+            num_items += len(by_family[family])
+        return bits, num_items
+
+    def num_right(self, item_set: str) -> Mapping[str, int]:
+        """The number of right answers of each family."""
+        if item_set not in self._num_right:
+            self._num_right[item_set] = {
+                family: self.right(item_set, [family])[0].bit_count() for family in self.outcomes[item_set]
+            }
+        return self._num_right[item_set]
+
+    @cached_property
+    def _right(self) -> dict[tuple[str, str], int]:
+        """The bits of the sets and families that were asked for: every later round asks again."""
+        return {}
+
+    @cached_property
+    def _num_right(self) -> dict[str, dict[str, int]]:
+        """What `num_right` returned, by set."""
+        return {}
 
 
 @dataclass(frozen=True)

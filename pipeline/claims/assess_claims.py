@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 
 from pipeline.campaign.constitution import Constitution
 from pipeline.campaign.errors import ConfigError
@@ -77,13 +78,7 @@ def claims_after(
 
     An axis arm that is shown to be worse counts in no later variance: one ruinous setting would otherwise hide every improvement.
     """
-    worse: Mapping[str, ArmComparison] = {}
-    for number in range(1, round_number + 1):
-        scored = [run for run in runs if not run.is_missing]
-        worse = worse_arms(scored, number, rules.worse_level, num_rounds, rules.crash_allowance)
-        shown = {arm for arm, found in worse.items() if found.is_shown}
-        # A setting that is shown to be worse is no measure of how far chance moves a run.
-        runs = [run for run in runs if not (run.round == number and run.arm in shown)]
+    runs, worse = _without_worse(tuple(runs), round_number, rules.worse_level, num_rounds, rules.crash_allowance)
     if why := _not_tested(round_number, num_rounds, confirmation, unpaired):
         nothing = Comparison(not_evaluated=why)
         return Claims(improvement=nothing, worse_standing=nothing, worse_arms=worse)
@@ -103,6 +98,26 @@ def claims_after(
     worse_of_standing = worse_standing([run for run in standing if not run.is_missing], scored, worse_level)
     missing = sum(run.is_missing for run in standing), sum(run.is_missing for run in of_kind(runs, REFERENCE))
     return Claims(level, compare(standing, runs, level), worse_of_standing, worse, missing, worse_level)
+
+
+@lru_cache(maxsize=64)
+def _without_worse(
+    runs: tuple[Run, ...], round_number: int, level: Fraction, num_rounds: int, allowance: Fraction
+) -> tuple[tuple[Run, ...], Mapping[str, ArmComparison]]:
+    """The runs without those that this round or an earlier one showed to be worse, and this round's comparisons.
+
+    The cache: the earlier rounds' answer was found when they were decided, and runs of later rounds do not change it.
+    """
+    if round_number < 1:
+        return runs, {}
+    before = tuple(run for run in runs if run.round < round_number)
+    counted, _ = _without_worse(before, round_number - 1, level, num_rounds, allowance)
+    counted = (*counted, *(run for run in runs if run.round >= round_number))
+    scored = [run for run in counted if not run.is_missing]
+    worse = worse_arms(scored, round_number, level, num_rounds, allowance)
+    shown = {arm for arm, found in worse.items() if found.is_shown}
+    # A setting that is shown to be worse is no measure of how far chance moves a run.
+    return tuple(run for run in counted if not (run.round == round_number and run.arm in shown)), worse
 
 
 def _not_tested(round_number: int, num_rounds: int, confirmation: str, unpaired: Sequence[int]) -> str:

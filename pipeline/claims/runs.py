@@ -7,7 +7,7 @@ claim: a standing run as the lowest scored run of its round, a run of the refere
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -81,12 +81,19 @@ def mean_lift(runs: Sequence[Run]) -> Fraction:
 def squares(runs: Sequence[Run]) -> tuple[Fraction, int]:
     """The sum of squared deviations of the lifts from the mean of their round, and its degrees of freedom."""
     total, degrees = Fraction(0), 0
-    for number in sorted({run.round for run in runs}):
-        of_round_runs = [run for run in runs if run.round == number]
+    for of_round_runs in by_round(runs).values():
         mean = mean_lift(of_round_runs)
         total += sum(((run.lift - mean) ** 2 for run in of_round_runs), Fraction(0))
         degrees += len(of_round_runs) - 1
     return total, degrees
+
+
+def by_round(runs: Iterable[Run]) -> dict[int, list[Run]]:
+    """The runs of each round, the earliest round first."""
+    rounds: dict[int, list[Run]] = {}
+    for run in runs:
+        rounds.setdefault(run.round, []).append(run)
+    return dict(sorted(rounds.items()))
 
 
 def item_variances(runs: Sequence[Run]) -> dict[int, Fraction]:
@@ -95,10 +102,10 @@ def item_variances(runs: Sequence[Run]) -> dict[int, Fraction]:
     A lift is a difference of two runs with about the same item noise, so that half of its variance is one run's part.
     """
     result = {}
-    for number in sorted({run.round for run in runs}):
-        of_round_runs = of_kind(runs, REFERENCE, [number]) or of_kind(runs, STANDING, [number])
-        if of_round_runs:
-            result[number] = sum((run.variance for run in of_round_runs), Fraction(0)) / len(of_round_runs) / 2
+    for number, of_one_round in by_round(runs).items():
+        counted = of_kind(of_one_round, REFERENCE) or of_kind(of_one_round, STANDING)
+        if counted:
+            result[number] = sum((run.variance for run in counted), Fraction(0)) / len(counted) / 2
     return result
 
 

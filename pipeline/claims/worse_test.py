@@ -51,9 +51,11 @@ def worse_arms(
     if not here or not baseline:
         return {}
     floor = mean_of(item_variances(runs))
+    earlier, earlier_degrees = squares([run for run in axes if run.round < round_number])
     found = {}
     for arm in here:
-        total, degrees = squares([run for run in axes if run is not arm])
+        total, degrees = squares([run for run in here if run is not arm])
+        total, degrees = earlier + total, earlier_degrees + degrees
         if not degrees:
             continue
         variance = max(total / degrees, floor) * (1 + Fraction(1, len(baseline)))

@@ -59,12 +59,8 @@ def add(commands: Commands) -> None:
     )
     add_campaign(sub)
     add_round(sub, required=True)
-    sub.add_argument(
-        "arms",
-        nargs="*",
-        metavar="ARM",
-        help="An arm that it is for, or a3=1 for one with an attempt before. The default is all.",
-    )
+    what = "An arm that it is for, or a3=1 for one with an attempt before. The default is all."
+    sub.add_argument("arms", nargs="*", metavar="ARM", help=what)
 
     sub = commands.add(
         "meta", meta_verb, "Gather a round's arms, decide, and write the next round's overrides.", group=JOBS
@@ -269,6 +265,11 @@ def awaited_judge(arguments: argparse.Namespace) -> str:
     folder = campaign.round(arguments.round)
     if not folder.slurm_dir.exists():
         return ""
+    from pipeline.cluster import slurm_jobs, slurm_submit
+
+    has_judge = any("judge" in each["tasks"] for each in slurm_jobs.submissions(folder))
+    if (folder.folder / "reference.h5").exists() and not has_judge and not slurm_submit.own_mark(folder.slurm_dir):
+        return ""  # the usual case: the meta stage starts at once, and what follows is imported while it runs
     from pipeline.rounds import judging
 
     judging.record_own(folder, arguments.asked)

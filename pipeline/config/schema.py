@@ -98,7 +98,11 @@ class Recipe:
 
 @dataclass
 class Parallelism:
-    """Number of ranks along each axis. `judge_tp` is the tensor parallelism of decoding; `recompute` saves memory for a third more work."""
+    """Number of ranks along each axis. `judge_tp` is the tensor parallelism of decoding, in files also `auto`.
+
+    `recompute` is what the backward pass computes again to save memory: none, selective, full, or auto, which a round's plan turns into the
+    first of these that fits (`footprint.recompute_of`).
+    """
 
     tp: int
     pp: int
@@ -106,7 +110,7 @@ class Parallelism:
     cp: int
     dp: int
     judge_tp: int
-    recompute: bool
+    recompute: str
 
     @property
     def world_size(self) -> int:
@@ -146,7 +150,7 @@ class Tasks:
     num_fresh_per_family: int
     max_new_tokens: int
     decode_batch_size: int
-    engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names
+    engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names; in files also auto
     engine_version: str  # of vllm: only scores of one engine and version are comparable
     expected: Expected = field(default_factory=Expected)
 
@@ -161,6 +165,9 @@ class Capacity:
     price_per_gpu_hour: float
     currency: str
     scaling: float = 1.0  # share of its rate that a GPU keeps at each doubling of an arm's GPUs
+    scan: str = (
+        "auto"  # kernel of the Mamba layers in training: torch, triton (mamba-ssm), or auto (`footprint.scan_of`)
+    )
     start_seconds: float = 0.0  # from the start of a process to its first step
 
     @property
@@ -195,6 +202,7 @@ class Cluster(Request):
     checkpoint_minutes: float = 0.0  # a trial saves its state at least so often; 0: by recipe.checkpoint_every alone
     file_wait_seconds: float = 0.0  # for what another machine wrote and this one does not see yet
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
+    kernels: str = "auto"  # what computes between matrix products: auto, eager or compiled (substrate/ops/kernels.py)
     runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
 
     def request(self, role: str) -> Request:
@@ -244,7 +252,10 @@ class Chain:
 
 @dataclass
 class Settings:
-    """The whole configuration of a round; `round` is empty where only the campaign's defaults were composed."""
+    """The whole configuration of a round; `round` is empty where only the campaign's defaults were composed.
+
+    reasons: key -> why it has its value, of those that were `auto` when this was composed (decoding.py). They are no part of a frozen file.
+    """
 
     model: Model
     recipe: Recipe
@@ -258,6 +269,7 @@ class Settings:
     worker: Worker = field(default_factory=Worker)
     round: str = ""
     arm: str = ""
+    reasons: dict[str, str] = field(default_factory=dict, compare=False)
 
     def devices_of(self, role: str) -> int:
         """GPUs of a node that a job of this role has, or cores of ranks where the site has no GPUs; of an arm those of its first node."""
@@ -269,6 +281,16 @@ class Settings:
         """How many of these devices decode: those of all replicas."""
         return self.parallelism.replicas(self.devices_of(role)) * self.parallelism.judge_tp
 
+    def items_of(self, item_set: str) -> int:
+        """How many items a set has: dev or fresh."""
+        tasks = self.tasks
+        return len(tasks.families) * {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set]
+
+    @property
+    def serving_gpus(self) -> int:
+        """GPUs of the job that serves the agents' model; 0 where the round serves none, or the site has none."""
+        return self.cluster.agent.gpus if self.worker.is_served else 0
+
     @property
     def num_nodes(self) -> int:
         """Number of nodes of one arm."""
@@ -276,4 +298,6 @@ class Settings:
         return max(1, self.parallelism.world_size // max(1, per_node))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        del values["reasons"]
+        return values

@@ -111,10 +111,10 @@ def assess(
         findings = family_states.family_findings(tests, family, rules, num_scores, len(fired[family]), is_repaired)
         after[family] = family_states.next_state(state, findings, has_target, rules)
     permitted = {family: rules.permit(state.name, "dev_in_selection") for family, state in after.items()}
-    values, old_values = (
-        arm_values.arm_values(counted, tests, dev_permitted, target.design, has_target)
-        for dev_permitted in (permitted, dict.fromkeys(families, True))
-    )
+    values = old_values = arm_values.arm_values(counted, tests, permitted, target.design, has_target)
+    if not all(permitted.values()):
+        every = dict.fromkeys(families, True)
+        old_values = arm_values.arm_values(counted, tests, every, target.design, has_target)
     names = counted[-1].names
     record = Assessment(
         rounds=tuple(outcomes.name for outcomes in compared),

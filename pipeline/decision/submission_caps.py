@@ -12,7 +12,7 @@ from datetime import date
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, IntegrityError, Refused
-from pipeline.decision.board_submissions import REFERENCE, Record, Submission, submissions_in
+from pipeline.decision.board_submissions import EVENTS, REFERENCE, Record, Submission, submissions_in
 
 PURPOSES = ("reference", "slot", "finalist")
 
@@ -144,7 +144,8 @@ def verify(records: Iterable[Record], caps: Caps) -> int:
                     f"submission {record['number']} of {record['day']} should be {allowed.number} of {allowed.day}", "Compare the log with a copy"
                 )  # fmt: skip
             count += 1
-        before.append(record)
+        if record["event"] in EVENTS:
+            before.append(record)
     submissions_in(before)  # checks the records after the last reservation as well
     return count
 

@@ -21,7 +21,7 @@ from pipeline.rounds import control, freeze, init, launch
 REFERENCE = "a0"
 """The arm of r0000 that trains the reference recipe."""
 CURES = {
-    "out_of_memory": "Take parallelism=... with more ranks, parallelism.recompute=true or a smaller recipe.sequence_length; `plan-memory` shows "
+    "out_of_memory": "Take parallelism=... with more ranks, parallelism.recompute=full or a smaller recipe.sequence_length; `plan-memory` shows "
     "what needs the memory",
     "diverged": "Lower recipe.learning_rate, or look whether the checkpoint is damaged (gates `checkpoint` and `forward`)",
     "stalled": "A collective hangs: look at NCCL's lines in the log, and whether the ranks see one another; cluster.stall_minutes is the patience",
@@ -87,9 +87,9 @@ def items(visit: Visit) -> Check:
     if not results.has_score(attempt.result):
         return failed("items", attempt, failure, "no item was judged")
     marks = "".join(results.read_outcome(attempt.result, "").outcomes["dev"].values())
-    tokens, num_items = results.num_tokens(attempt.result)
+    lengths = results.lengths(attempt.result)["dev"]
     found = (
-        f"{num_items} items: {marks.count('1')} right, {marks.count('T')} truncated, {tokens / num_items:,.0f} tokens a completion; "
+        f"{len(lengths)} items: {marks.count('1')} right, {marks.count('T')} truncated, {sum(lengths) / len(lengths):,.0f} tokens a completion; "
         f"{expected_round(visit, attempt)}"
     )
     if marks.count("T") < len(marks):

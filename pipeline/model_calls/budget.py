@@ -1,6 +1,6 @@
 """What calls of a model may cost: steps, tokens, money and wall time, held to the token also under parallel calls.
 
-Before a call, an upper bound of its tokens is reserved: of the prompt (`chat_request.prompt_bound`), and of the answer what the request
+Before a call, an upper bound of its tokens is reserved: of the prompt (prompt_bounds.py), and of the answer what the request
 allows, which is lowered to what is left. After it, what the answer's `usage` says is charged and the rest returned. A call that does not
 fit waits while others are under way, because they reserve more than they use. So what is charged never exceeds a limit, unless the
 endpoint counts more than the request allowed it. That is charged in full and ends the budget.
@@ -42,7 +42,7 @@ class Limits:
     tokens: int  # of prompts and answers together
     answer_tokens: int  # of one answer
     wall_seconds: float  # from the making of the budget
-    money_millionths: int = 0  # counts only where a price is above 0
+    money_millionths: int = 0  # 0: no limit
     prompt_price: int = 0
     answer_price: int = 0
 
@@ -105,20 +105,28 @@ class Budget:
             self._held.append(reserved)
             return reserved
 
-    def settle(self, reserved: Charge, charge: Charge) -> None:
+    def settle(self, reserved: Charge, charge: Charge, most_prompt: int = 0) -> None:
         """Charge an answered call and return the rest of what it had reserved.
 
-        Raises BudgetSpent where the endpoint counted more than was reserved; that is charged, and ends the budget.
+        most_prompt: what the prompt can have at most, where what was reserved for it only rested on earlier counts. Raises BudgetSpent
+        where the endpoint counted more than the call can have, or so much that a limit is exceeded; that is charged, and ends the budget.
         """
+        allowed = Charge(max(reserved.prompt_tokens, most_prompt), reserved.answer_tokens)
         with self._changed:
             self._held.remove(reserved)
             self._steps += 1
             self._prompt += charge.prompt_tokens
             self._answer += charge.answer_tokens
             self._changed.notify_all()
-            if charge.tokens > reserved.tokens or self._price(charge) > self._price(reserved):
-                kind = "budget_tokens" if charge.tokens > reserved.tokens else "budget_money"
-                what = f"the endpoint counted {charge.tokens} tokens for a call that could have {reserved.tokens}"
+            tokens, money = self._left()
+            has_no_money = self.limits.money_millionths > 0 and (
+                money < 0 or self._price(charge) > self._price(allowed)
+            )
+            if charge.tokens > allowed.tokens or tokens < 0 or has_no_money:
+                kind = "budget_tokens" if charge.tokens > allowed.tokens or tokens < 0 else "budget_money"
+                what = (
+                    f"the endpoint counted {charge.tokens} tokens for a call for which {reserved.tokens} were reserved"
+                )
                 self._ended = self._ended or BudgetSpent(kind, what)
                 raise self._ended
 
@@ -160,12 +168,19 @@ class Budget:
         limits = self.limits
         if self._steps + len(self._held) >= limits.steps:
             return "budget_steps", 0
-        of_tokens = limits.tokens - self._prompt - self._answer - sum(each.tokens for each in self._held) - prompt
-        taken = self._price(Charge(self._prompt + prompt, self._answer)) + sum(map(self._price, self._held))
-        money = limits.money_millionths * MILLION - taken
-        of_money = money // limits.answer_price if limits.answer_price else (wanted if money >= 0 else 0)
+        tokens, money = self._left()
+        of_tokens, of_money = tokens - prompt, wanted
+        if limits.money_millionths and (limits.prompt_price or limits.answer_price):
+            money -= prompt * limits.prompt_price
+            of_money = money // limits.answer_price if limits.answer_price else (wanted if money >= 0 else 0)
         kind = "budget_tokens" if of_tokens <= of_money else "budget_money"
         return kind, min(wanted, of_tokens, of_money)
+
+    def _left(self) -> tuple[int, int]:
+        """Tokens, and millionths of a millionth of the currency, that are neither charged nor reserved."""
+        taken = [Charge(self._prompt, self._answer), *self._held]
+        tokens = self.limits.tokens - sum(each.tokens for each in taken)
+        return tokens, self.limits.money_millionths * MILLION - sum(map(self._price, taken))
 
     def _words(self, kind: str, prompt: int) -> str:
         limits = self.limits

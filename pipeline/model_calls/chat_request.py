@@ -21,11 +21,6 @@ USE = Use(
 )
 """The settings that name an agent's endpoint. `add` cannot have what would let an answer cost more than its budget, or arrive in pieces."""
 FIELDS = ("messages", "tools", "tool_choice", "temperature", "seed", "max_tokens")
-MESSAGE_TOKENS = 16
-"""Tokens that a chat template writes around one message: the names of role and turn, and line ends. Published templates write 3 to 10."""
-REQUEST_TOKENS = 512
-"""Tokens that a template writes of its own once a request: a default system prompt, the date, how tools are called. The longest that we
-know, of models with tools, has about 300."""
 _ROLES = ("system", "user", "assistant", "tool")
 _TOOL_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
@@ -79,17 +74,6 @@ def compose(endpoint: Endpoint, request: Mapping[str, Any], max_tokens: int) -> 
         chosen["tools"] = without(chosen["tools"], keywords)
     limit = "max_completion_tokens" if "max_tokens" in endpoint.leave_out else "max_tokens"
     return encoded({**chosen, **endpoint.add, "model": endpoint.model, limit: max_tokens})
-
-
-def prompt_bound(request: Mapping[str, Any]) -> int:
-    """Return a number that a request's prompt has at most as many tokens as.
-
-    A token stands for at least one byte of text, in every tokenizer of bytes or of characters, and the ASCII form of JSON has at least
-    as many bytes as the text's UTF-8. A template adds what MESSAGE_TOKENS and REQUEST_TOKENS count. It is a function of messages and
-    tools alone, so an audit finds it again in the bytes that were sent.
-    """
-    text = {name: request[name] for name in ("messages", "tools") if name in request}
-    return len(encoded(text)) + MESSAGE_TOKENS * len(request["messages"]) + REQUEST_TOKENS
 
 
 def _check_message(message: Any, at: str) -> None:

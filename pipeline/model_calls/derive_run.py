@@ -3,7 +3,8 @@
 The outcome follows from events in this order:
 
     a manifest was accepted, and a full run made an adapter       completed
-    a manifest was accepted, and no full run made one             why the last full run was refused or failed, else agent_no_adapter
+    a manifest was accepted, and the last full run failed         agent_closed_path, agent_gpu_seconds, or the trial's kind of failure (fact `kind`)
+    a manifest was accepted, and no full run came so far          agent_no_adapter
     the loop said why it ended                                    agent_watchdog, agent_budget, agent_gpu_seconds, agent_endpoint, ...
     none of these: the loop's process ended otherwise             agent_contract
 """
@@ -17,8 +18,8 @@ from typing import Any
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import IntegrityError
 from pipeline.model_calls.budget import Charge, charge_of
-from pipeline.model_calls.chat_request import prompt_bound
 from pipeline.model_calls.manifest import BadManifest, Manifest, read_manifest
+from pipeline.model_calls.prompt_bounds import by_bytes
 from pipeline.model_calls.transcript import content_of
 
 ENDINGS: Sequence[tuple[str, str]] = (
@@ -67,26 +68,32 @@ def of_transcript(records: Sequence[Mapping[str, Any]], axis: str | None) -> Run
     charges = [_charge(requests.get(answer["call"]), answer) for answer in answers]
     results = {record["tool"]: record for record in records if record["kind"] == "tool_result"}
     tools = [(record, results.get(record["tool"])) for record in records if record["kind"] == "tool"]
-    manifest, full, smoke, adapters, refused = None, 0, 0, 0, ""
+    manifest, full, smoke, trained = None, 0, 0, "agent_no_adapter"
     for call, result in tools:
         if call["name"] == "finish" and result and result["ok"]:
             manifest = _accepted(call, axis)
-        if call["name"] == "train" and result and not result["ok"] and _is_full(call):
-            refused = _outcome_of_failure(result)
-        if call["name"] == "train" and result and (result["ok"] or result["failure"] in STARTED):
-            is_full = _is_full(call)
-            full, smoke = full + is_full, smoke + (not is_full)
-            adapters += is_full and result["ok"]
+        if call["name"] != "train" or not result:
+            continue
+        is_full, has_started = _arguments(call).get("num_steps") is None, result["ok"] or result["failure"] in STARTED
+        full, smoke = full + (has_started and is_full), smoke + (has_started and not is_full)
+        if is_full and trained != "completed":
+            trained = _trained(result) or trained
     usage = Usage(
         len(answers), sum(charge.prompt_tokens for charge in charges), sum(charge.answer_tokens for charge in charges),
         len(tools), full, smoke,
     )  # fmt: skip
     said = next((record["outcome"] for record in reversed(records) if record["kind"] == "end"), "")
-    if manifest:
-        outcome = "completed" if adapters else refused or "agent_no_adapter"
-    else:
-        outcome = outcome_of(said)
-    return Run(manifest, outcome, usage)
+    return Run(manifest, trained if manifest else outcome_of(said), usage)
+
+
+def _trained(result: Mapping[str, Any]) -> str:
+    """The outcome that a full run's result stands for if no later one completes; "" for a refusal that says nothing of the run."""
+    if result["ok"]:
+        return "completed"
+    kind = result["facts"].get("kind") if isinstance(result["facts"], dict) else None
+    if result["failure"] == "trial_failed" and isinstance(kind, str):
+        return kind
+    return {"closed_path": "agent_closed_path", "budget_gpu_seconds": "agent_gpu_seconds"}.get(result["failure"], "")
 
 
 def outcome_of(said: str) -> str:
@@ -94,23 +101,13 @@ def outcome_of(said: str) -> str:
     return next((outcome for beginning, outcome in ENDINGS if said.startswith(beginning)), "agent_contract")
 
 
-def _is_full(call: Mapping[str, Any]) -> bool:
-    return _arguments(call).get("num_steps") is None
-
-
-def _outcome_of_failure(result: Mapping[str, Any]) -> str:
-    """The arm's outcome where its last full run ended so: a refusal that has an outcome of its own, or the kind of the trial's end."""
-    if result["failure"] == "trial_failed":
-        return str(result["facts"].get("kind") or "crashed")
-    return {"closed_path": "agent_closed_path", "budget_gpu_seconds": "agent_gpu_seconds"}.get(result["failure"], "")
-
-
 def _charge(request: Mapping[str, Any] | None, answer: Mapping[str, Any]) -> Charge:
     charge = None
     if request is not None:
         sent = strict_json.read(content_of(request))
         most = sent.get("max_tokens", sent.get("max_completion_tokens"))
-        charge = charge_of(content_of(answer), Charge(prompt_bound(sent), most, True))
+        # A bound by counts depends on which answers had come, so the recorded one is taken; it is never above the one by bytes.
+        charge = charge_of(content_of(answer), Charge(min(request["prompt_bound"], by_bytes(sent)), most, True))
     if charge is None or (charge.prompt_tokens, charge.answer_tokens) != (
         answer["prompt_tokens"],
         answer["answer_tokens"],

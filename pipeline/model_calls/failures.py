@@ -6,8 +6,12 @@ because it may hold anything: an address, a key, or instructions.
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Mapping
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 
 from pipeline.campaign.errors import WorkFailed
 
@@ -91,17 +95,25 @@ def of_status(status: int, retry_after: str, body: bytes, at: str) -> EndpointFa
     named = named_in(body)
     if kind == "endpoint_status" and (named or _TOO_LONG.search(body)):
         kind, named = ("endpoint_context", "") if _TOO_LONG.search(body) else ("endpoint_parameter", named)
-    words, seconds = named or _WORDS.get(kind, ""), None
-    is_unpaid = kind == "endpoint_limit" and (status == 402 or bool(_UNPAID.search(body)))
-    if re.fullmatch(r"[0-9]{1,6}", retry_after.strip()):
-        seconds = int(retry_after)
+    words = named or _WORDS.get(kind, "")
+    seconds = _seconds_of(retry_after.strip())
     if kind == "endpoint_limit" and _UNPAID.search(body):
         words = ": the account's quota or balance is used up"
     elif kind == "endpoint_limit" and seconds is not None:
         words += f", and asks to wait {seconds} s"
-    may_pass = kind == "endpoint_server" or (kind == "endpoint_limit" and not is_unpaid)
+    # Words such as quota and billing stand in the refusals of limits by the minute too, so they are no sign that waiting is in vain.
+    may_pass = kind == "endpoint_server" or (status == 429 and b"insufficient_quota" not in body)
     what = f"the endpoint answers with status {status}{words}"
     return EndpointFailed(kind, what, at, may_pass=may_pass, retry_after=seconds if may_pass else None)
+
+
+def _seconds_of(retry_after: str) -> int | None:
+    """Seconds from now that a Retry-After header means, which is a number or a date; None for anything else."""
+    if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", retry_after):
+        return math.ceil(float(retry_after))
+    with suppress(ValueError, TypeError, OverflowError):
+        return max(0, math.ceil(parsedate_to_datetime(retry_after).timestamp() - time.time()))
+    return None
 
 
 def named_in(error: bytes) -> str:

@@ -1,11 +1,11 @@
 """The transcript of an agent: every byte that was sent to the model and came from it, and every tool that was called, one line an event.
 
-    {"kind": "request", "call": 0, "text": "{\\"messages\\":...", "seq": 0, "previous": "000...", "at_ms": 12}
+    {"kind": "request", "call": 0, "prompt_bound": 900, "text": "{\\"messages\\":...", "seq": 0, "previous": "000...", "at_ms": 12}
 
 A line is canonical JSON and holds the sha256 of the line before it (hash chain). Content is `text`, or `base64` where it is not UTF-8.
 A request is kept as its body: its headers, in which the key is, are no part of it. The kinds, and their fields beside the content:
 
-    request       call                                   the bytes that were sent, once for all tries
+    request       call, prompt_bound                     the bytes that were sent, once for all tries; the most tokens of its prompt
     answer        call, tries, prompt_tokens, answer_tokens    the bytes that came, and what was charged
     failure       call, tries, failure, what             a try without an answer, by its number; 0: nothing was sent
     tool          tool, name                             the arguments as JSON
@@ -33,7 +33,7 @@ from pipeline.campaign.strict_json import BadJson, Numbers, read
 FIELDS: Mapping[str, frozenset[str]] = {
     kind: frozenset(fields.split())
     for kind, fields in {
-        "request": "call",
+        "request": "call prompt_bound",
         "answer": "call tries prompt_tokens answer_tokens",
         "failure": "call tries failure what",
         "tool": "tool name",
@@ -80,20 +80,27 @@ class Writer:
             at_ms = int((self._clock() - self._begun) * 1000)
             record = {"seq": self._seq, "previous": self.head, "at_ms": at_ms, "kind": kind, **fields}
             line = encoded({**record, **({} if content is None else _of_bytes(content))})
-            left = memoryview(line + b"\n")
             try:
-                while left:
-                    left = left[os.write(self._file, left) :]
+                self._write(line + b"\n")
             except OSError as error:
+                self._close()  # nothing may follow a line that is perhaps cut
                 raise WorkFailed(f"cannot append to the transcript: {error.strerror}", "Free space there") from None
             self._seq, self.head = self._seq + 1, hashlib.sha256(line).hexdigest()
+
+    def _write(self, line: bytes) -> None:
+        left = memoryview(line)
+        while left:
+            left = left[os.write(self._file, left) :]
 
     def close(self) -> None:
         """Close the file; a later `append` raises WorkFailed."""
         with self._lock:
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = -1
+            self._close()
+
+    def _close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
 
 
 def load(path: Path) -> Transcript:
@@ -123,7 +130,7 @@ def verify(path: Path, head: str, digest: str) -> Transcript:
 
 def content_of(record: Mapping[str, Any]) -> bytes:
     """Return the exact bytes of an event's content."""
-    return base64.b64decode(record["base64"]) if "base64" in record else str(record["text"]).encode()
+    return base64.b64decode(record["base64"], validate=True) if "base64" in record else str(record["text"]).encode()
 
 
 def _of_bytes(content: bytes) -> dict[str, str]:
@@ -145,7 +152,7 @@ def _check_form(record: Mapping[str, Any], path: Path) -> None:
         or not all(isinstance(record[name], str) for name in contents)
         or not all(
             isinstance(record[name], int)
-            for name in fields & {"call", "tries", "tool", "prompt_tokens", "answer_tokens"}
+            for name in fields & {"call", "prompt_bound", "tries", "tool", "prompt_tokens", "answer_tokens"}
         )
     ):
         raise IntegrityError(

@@ -135,8 +135,8 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             )
         code_dir, digest = verify_frozen(campaign, folder)
         chosen = settings.load(folder.config)
-        serving = chosen.cluster.agent.gpus if chosen.worker.is_served else 0
-        gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node - serving)
+        on_node, serving = chosen.cluster.gpus_per_node, chosen.serving_gpus
+        gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, on_node - serving)
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="local")
         write_file(folder.submitted, canonical.encoded({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
         stages = [
@@ -146,11 +146,10 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             if not results.has_score(campaign.round(stage[2]).published(stage[3]))
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
-        at_once = chosen.cluster.arms_at_once or max(1, len(os.sched_getaffinity(0)) // chosen.parallelism.world_size)
-        at_once = min(at_once, len(gpus)) if gpus else at_once
+        at_once = local_runner.arms_at_once(chosen, len(gpus))
         runtime = chosen.cluster.runtime
         server = served.stage(folder, chosen.worker, [stage[3] for stage in stages if stage[2] == folder.name])
-        with local_runner.beside(server, code_dir, folder.logs_dir, runtime, serving, chosen.cluster.gpus_per_node):
+        with local_runner.beside(server, code_dir, folder.logs_dir, runtime, serving, on_node):
             local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, runtime, gpus)
         codes = local_runner.run_local([meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch, runtime)
         if codes["meta"]:

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import lru_cache
 
 from pipeline.stats.alarms import RoundCounts, Verdict, board_rounds
+from pipeline.stats.counts import Counts
 from pipeline.stats.decimal_math import Matrix, dot, exactly
 from pipeline.stats.design import Design
 from pipeline.stats.difficulty import HEALTHY_SD, PRINT_VARIANCE, Target, fresh_target, on_probits
@@ -83,11 +85,11 @@ def submissions(rounds: Sequence[RoundCounts], design: Design, first: Sequence[i
     boards = board_rounds(rounds)
     own = [item_noise(boards, number)[0] for number in range(len(families))]
     target, permitted = _fresh_items(rounds, families), dict.fromkeys(families, True)
-    earlier = [
-        _effects(counts, families, target, own, permitted, dev_level=False)[0][arm]
-        for counts in rounds[:-1]
-        for arm in sorted(counts.scores)
-    ]
+    earlier: list[list[Decimal]] = []
+    for counts in rounds[:-1]:
+        if counts.scores:
+            effects, _ = _effects(counts, families, target, own, permitted, dev_level=False)
+            earlier += [effects[arm] for arm in sorted(counts.scores)]
     newest, _ = _effects(rounds[-1], families, target, own, permitted, dev_level=False)
     return choose_slots(dict(enumerate(newest)), earlier, first, num)
 
@@ -138,11 +140,18 @@ def _effects(
             lifts, level, variance = shrunk(dev, fresh, target, number, noise, dev_permitted[family])
             shift = Decimal(0)
             if dev_level and dev_permitted[family]:
-                on_dev = [target.lift(number, effect) for effect in on_probits(dev).effects]
-                shift = sum(on_dev, Decimal(0)) / len(on_dev) - level
+                shift = _mean_on_dev(dev, target, number) - level
             columns.append([weight * (lift + shift) for lift in lifts])
             left += weight**2 * variance
         return [list(row) for row in zip(*columns, strict=True)], left
+
+
+@lru_cache(maxsize=4096)
+def _mean_on_dev(dev: Counts, target: Target, family: int) -> Decimal:
+    """The mean of what the arms' effects on dev are worth on the target."""
+    with exactly():
+        lifts = [target.lift(family, effect) for effect in on_probits(dev).effects]
+        return sum(lifts, Decimal(0)) / len(lifts)
 
 
 def _uncertainty(spread: Matrix, effect: Sequence[Decimal]) -> Decimal:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.records import Outcome
@@ -84,11 +85,18 @@ def truncated(run: Outcome, family: str) -> Fraction:
 
 def lag(run: Outcome, reference: Outcome, family: str) -> Fraction:
     """How far a family's fresh lift is below the mean over families, as a difference of accuracies; below 0 where it is above the mean."""
-    lifts = {
-        name: Fraction(marks.count("1") - reference.outcomes["fresh"][name].count("1"), len(marks))
-        for name, marks in run.outcomes["fresh"].items()
-    }
-    return mean([*lifts.values()]) - lifts[family]
+    right, of_reference = run.num_right("fresh"), reference.num_right("fresh")
+    families = tuple(right)
+    sizes = tuple(len(run.outcomes["fresh"][name]) for name in families)
+    won = tuple(right[name] - of_reference[name] for name in families)
+    return _lags(won, sizes)[families.index(family)]
+
+
+@lru_cache(maxsize=4096)
+def _lags(won: tuple[int, ...], num_items: tuple[int, ...]) -> tuple[Fraction, ...]:
+    """The lags of all families, from the right answers beyond the reference's. The cache: every family and every later round asks again."""
+    lifts = [Fraction(one, n) for one, n in zip(won, num_items, strict=True)]
+    return tuple(mean(lifts) - lift for lift in lifts)
 
 
 def fires(canary: str, value: Fraction, repeats: Sequence[Fraction], floor: Fraction = Fraction(0)) -> bool:

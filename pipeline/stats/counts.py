@@ -9,6 +9,7 @@ is taken over items. The arms of a round resemble one another, and this costs th
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -75,6 +76,10 @@ class Counts:
         return sum((one & other).bit_count() for one in self.arms for other in self.arms)
 
 
+RIGHT = defaultdict(lambda: "0", {ord("1"): "1"})
+"""For str.translate: only 1 is a right answer."""
+
+
 def count(arms: Sequence[str], reference: str) -> Counts:
     """Count right answers. `arms` has one outcome string for each arm, `reference` is the reference's, all with the items in one order.
 
@@ -97,4 +102,4 @@ def _count(arms: tuple[str, ...], reference: str) -> Counts:
 
 def _bits(marks: str) -> int:
     """The right answers as a whole number. The last item is bit 0, which is no matter: all strings have one order."""
-    return int("".join("1" if mark == "1" else "0" for mark in marks), 2)
+    return int(marks.translate(RIGHT), 2)

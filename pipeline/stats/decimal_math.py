@@ -17,14 +17,13 @@ DIGITS = 34
 STEP = Decimal("0.0001")  # quantiles are multiples of it, rounded to the safe side
 LEAST_SHARE = Fraction(1, 10**12)
 TAIL_APPROXIMATION = (("2.515517", "0.802853", "0.010328"), ("1", "1.432788", "0.189269", "0.001308"))
+EXACT = decimal.Context(prec=DIGITS, rounding=decimal.ROUND_HALF_EVEN, Emin=-999999, Emax=999999)
 Matrix = list[list[Decimal]]
 
 
 def exactly() -> AbstractContextManager[decimal.Context]:
     """The context in which every number of a decision is computed, whatever context the caller has set."""
-    return decimal.localcontext(
-        decimal.Context(prec=DIGITS, rounding=decimal.ROUND_HALF_EVEN, Emin=-999999, Emax=999999)
-    )
+    return decimal.localcontext(EXACT)  # a copy of it
 
 
 def decimal_of(value: Fraction | int) -> Decimal:
@@ -118,21 +117,23 @@ def upper_quantile(alpha: Fraction) -> Decimal:
 def cholesky(matrix: Matrix) -> Matrix:
     """The lower triangle L, as rows of growing length, with L L' = matrix. Raises ValueError where the matrix is not positive definite."""
     rows: Matrix = []
-    with exactly():
-        for i, values in enumerate(matrix):
-            row: list[Decimal] = []
-            for j in range(i + 1):
-                rest = values[j] - dot(row, rows[j][:j] if j < i else row)
-                if j < i:
-                    row.append(rest / rows[j][j])
-                elif rest <= 0:
-                    raise ValueError(
-                        f"The matrix is not positive definite: row {i} of the covariance depends on the rows before it"
-                    )
-                else:
-                    row.append(rest.sqrt())
-            rows.append(row)
+    for values in matrix:
+        rows.append(cholesky_row(rows, values))
     return rows
+
+
+def cholesky_row(rows: Sequence[Sequence[Decimal]], values: Sequence[Decimal]) -> list[Decimal]:
+    """The next row of the lower triangle, after `rows`. `values`: the row of the matrix, up to its diagonal or longer. Raises as `cholesky`."""
+    row: list[Decimal] = []
+    with exactly():
+        for earlier, value in zip(rows, values, strict=False):
+            row.append((value - dot(row, earlier[:-1])) / earlier[-1])
+        rest = values[len(rows)] - dot(row, row)
+        if rest <= 0:
+            raise ValueError(
+                f"The matrix is not positive definite: row {len(rows)} of the covariance depends on the rows before it"
+            )
+        return [*row, rest.sqrt()]
 
 
 def whiten(lower: Matrix, vector: Sequence[Decimal]) -> list[Decimal]:

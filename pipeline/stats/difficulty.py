@@ -139,9 +139,9 @@ def covariance(one: Weighted, other: Weighted, num_items: int) -> Decimal:
         return (products - ours * theirs / num_items) / (num_items * (num_items - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
-    """How hard the target is for the reference.
+    """How hard the target is for the reference. Equal only to itself, as Counts are, so that it is a cheap cache key.
 
     `levels` has the probit of the reference's accuracy by family. `variance` is that of what all levels have in common. `slopes` has, by
     family, the variance of the slope with which effects arrive where nothing is wrong.
@@ -151,24 +151,44 @@ class Target:
     variance: Decimal
     slopes: tuple[Decimal, ...]
 
+    @cached_property
+    def shares(self) -> tuple[Decimal, ...]:
+        """The reference's accuracy by family."""
+        return tuple(map(probability, self.levels))
+
+    @cached_property
+    def densities(self) -> tuple[Decimal, ...]:
+        """The normal density at each level."""
+        return tuple(map(density, self.levels))
+
     def lift(self, family: int, effect: Decimal) -> Decimal:
         """What an effect in probits is worth on the target, as a difference of accuracies."""
         with exactly():
-            level = self.levels[family]
-            return probability(level + effect) - probability(level)
+            return probability(self.levels[family] + effect) - self.shares[family]
 
 
 def fresh_target(fresh: Sequence[Sequence[Counts]]) -> Target:
     """The target of a campaign without a printed score: fresh items. `fresh` has the rounds of each family."""
+    return _fresh_target(tuple(map(tuple, fresh)))
+
+
+@lru_cache(maxsize=64)
+def _fresh_target(fresh: tuple[tuple[Counts, ...], ...]) -> Target:
     shares = [corrected(sum(one.reference for one in of), sum(one.num_items for one in of)) for of in fresh]
     return Target(tuple(map(quantile, shares)), Decimal(0), (HEALTHY_SD**2,) * len(shares))
 
 
 def target_of(fresh: Sequence[Sequence[Counts]], printed: Decimal | None, rows: int) -> Target:
     """The target whose scorer printed `printed` for the reference, over `rows` items; fresh items where it printed nothing."""
+    return _target_of(tuple(map(tuple, fresh)), printed, rows)
+
+
+@lru_cache(maxsize=64)
+def _target_of(fresh: tuple[tuple[Counts, ...], ...], printed: Decimal | None, rows: int) -> Target:
+    """The cache: every test of a look needs the same target, and what is computed for it has it as its key."""
     if printed is None:
-        return fresh_target(fresh)
-    levels = fresh_target(fresh).levels
+        return _fresh_target(fresh)
+    levels = _fresh_target(fresh).levels
     with exactly():
         known = [sum((on_probits(counts).information for counts in of), Decimal(0)) for of in fresh]
     return moved(levels, known, printed, rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 
 from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.records import Lift, Outcome
@@ -30,11 +31,16 @@ def paired_lift(
         raise IntegrityError(
             f"{arm.arm} and the {name} were scored on different items of {item_set}: {sizes[0]}, {sizes[1]}"
         )
-    won, lost = (ours & ~theirs).bit_count(), (theirs & ~ours).bit_count()
+    both = (ours & theirs).bit_count()
+    return Lift(arm.arm, name, item_set, n, *_of_pairs(ours.bit_count() - both, theirs.bit_count() - both, n))
+
+
+@lru_cache(maxsize=4096)
+def _of_pairs(won: int, lost: int, n: int) -> tuple[Fraction, Fraction]:
+    """The mean and variance of n differences, of which `won` are 1 and `lost` are -1. The cache: every later round asks again."""
     mean = Fraction(won - lost, n)
     squares = won + lost - n * mean**2
-    variance = squares / (n * (n - 1)) if n > 1 else Fraction(1)
-    return Lift(arm.arm, name, item_set, n, mean, variance)
+    return mean, squares / (n * (n - 1)) if n > 1 else Fraction(1)
 
 
 def seed_variance(groups: Sequence[Sequence[Outcome]], item_set: str) -> tuple[Fraction, int]:

@@ -33,7 +33,7 @@ from functools import lru_cache
 
 from pipeline.campaign.errors import IntegrityError
 from pipeline.stats.counts import Counts
-from pipeline.stats.decimal_math import Matrix, cholesky, dot, exactly, rounded, upper_quantile, whiten
+from pipeline.stats.decimal_math import cholesky_row, dot, exactly, rounded, upper_quantile
 from pipeline.stats.difficulty import covariance, on_probits
 
 LEAST_GAP = Fraction(1, 50)
@@ -93,10 +93,10 @@ def family_tests(family: str, looks: Sequence[FamilyCounts]) -> list[GapTest]:
     return [*_family_tests(family, tuple(looks))]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=128)
 def _family_tests(family: str, looks: tuple[FamilyCounts, ...]) -> tuple[GapTest, ...]:
     """The cache: the verdict and the power card need the same tests."""
-    return tuple(_least_squares(family, [_gap(look) for look in looks], _covariances(looks)))
+    return _family_fit(looks).tests(family)
 
 
 def mean_tests(looks: Sequence[Sequence[FamilyCounts]]) -> list[GapTest]:
@@ -104,28 +104,62 @@ def mean_tests(looks: Sequence[Sequence[FamilyCounts]]) -> list[GapTest]:
     return [*_mean_tests(tuple(tuple(rounds) for rounds in looks))] if len(looks) > 1 else []
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _mean_tests(looks: tuple[tuple[FamilyCounts, ...], ...]) -> tuple[GapTest, ...]:
-    parts = [_covariances(rounds) for rounds in looks]
-    rounds = range(len(looks[0]))
-    with exactly():
-        gaps = [sum(map(_gap, families), Decimal(0)) / len(looks) for families in zip(*looks, strict=True)]
-        covariances = [
-            [sum((part[i][j] for part in parts), Decimal(0)) / len(looks) ** 2 for j in rounds] for i in rounds
-        ]
-    return tuple(_least_squares(ALL, gaps, covariances))
+    return _mean_fit(looks).tests(ALL)
 
 
-def _least_squares(family: str, gaps: Sequence[Decimal], covariances: Matrix) -> list[GapTest]:
-    """Compute d and its variance for each c."""
-    lower = cholesky(covariances)
-    e, tests = whiten(lower, gaps), []
+@dataclass(frozen=True)
+class _Fit:
+    """Generalised least squares of the gaps of some rounds. One more round extends it, because its rounds do not change G of those before.
+
+    lower: the Cholesky factor of G. gaps: whitened with it. steps: for each c, 1_c whitened, from its first entry that is not 0 on; then
+    1_c' G^-1 1_c and 1_c' G^-1 g.
+    """
+
+    lower: tuple[list[Decimal], ...] = ()
+    gaps: tuple[Decimal, ...] = ()
+    steps: tuple[tuple[tuple[Decimal, ...], Decimal, Decimal], ...] = ()
+
+    def extended(self, gap: Decimal, covariances: Sequence[Decimal]) -> _Fit:
+        """The fit with one more round. `covariances`: the new row of G, up to its diagonal. Raises ValueError as `cholesky`."""
+        row = cholesky_row(self.lower, covariances)
+        with exactly():
+            e = (gap - dot(row[:-1], self.gaps)) / row[-1]
+            steps = []
+            for since, (step, information, projection) in enumerate((*self.steps, ((), Decimal(0), Decimal(0)))):
+                new = (1 - dot(row[since:-1], step)) / row[-1]
+                steps.append(((*step, new), information + new * new, projection + new * e))
+        return _Fit((*self.lower, row), (*self.gaps, e), tuple(steps))
+
+    def tests(self, family: str) -> tuple[GapTest, ...]:
+        """d and its variance for each c."""
+        with exactly():
+            return tuple(
+                _test(family, since, None, projection / information, 1 / information)
+                for since, (_, information, projection) in enumerate(self.steps)
+            )
+
+
+@lru_cache(maxsize=64)
+def _family_fit(looks: tuple[FamilyCounts, ...]) -> _Fit:
+    """The cache: the next look extends this fit."""
+    if not looks:
+        return _Fit()
+    return _family_fit(looks[:-1]).extended(_gap(looks[-1]), _covariances(looks))
+
+
+@lru_cache(maxsize=16)
+def _mean_fit(looks: tuple[tuple[FamilyCounts, ...], ...]) -> _Fit:
+    """The cache: the next look extends this fit. `looks` has, for each family, its rounds so far."""
+    if not looks[0]:
+        return _Fit()
+    before = _mean_fit(tuple(rounds[:-1] for rounds in looks))
     with exactly():
-        for since in range(len(gaps)):
-            step = whiten(lower, [Decimal(int(i >= since)) for i in range(len(gaps))])
-            information = dot(step, step)
-            tests.append(_test(family, since, None, dot(step, e) / information, 1 / information))
-    return tests
+        gap = sum((_gap(rounds[-1]) for rounds in looks), Decimal(0)) / len(looks)
+        parts = zip(*map(_covariances, looks), strict=True)
+        covariances = [sum(of_round, Decimal(0)) / len(looks) ** 2 for of_round in parts]
+    return before.extended(gap, covariances)
 
 
 def arm_tests(family: str, look: FamilyCounts) -> list[GapTest]:
@@ -153,7 +187,7 @@ def _test(family: str, since: int, arm: int | None, gap: Decimal, variance: Deci
 
 def latest_gap(look: FamilyCounts) -> tuple[Decimal, Decimal]:
     """The gap of one round alone, and its variance. An upper bound is computed from them."""
-    return _gap(look), _covariances([look])[0][0]
+    return _gap(look), _variance(look)
 
 
 def _gap(look: FamilyCounts) -> Decimal:
@@ -162,22 +196,25 @@ def _gap(look: FamilyCounts) -> Decimal:
         return dev.density * (dev.mean_effect - on_probits(look.fresh).mean_effect)
 
 
-def _covariances(looks: Sequence[FamilyCounts]) -> Matrix:
-    """The covariance G of one family's gaps in these rounds."""
+@lru_cache(maxsize=64)
+def _covariances(looks: tuple[FamilyCounts, ...]) -> tuple[Decimal, ...]:
+    """The last row of the covariance G of one family's gaps. The cache: the family's fit and the mean's need it."""
+    *earlier, newest = looks
+    return (*(_dev_covariance(newest.dev, look.dev) for look in earlier), _variance(newest))
+
+
+def _variance(look: FamilyCounts) -> Decimal:
+    """The variance of a family's gap in one round."""
+    dev, fresh = on_probits(look.dev), on_probits(look.fresh)
     with exactly():
-        matrix = [[_dev_covariance(first.dev, second.dev) for second in looks] for first in looks]
-        for number, look in enumerate(looks):
-            dev, fresh = on_probits(look.dev), on_probits(look.fresh)
-            matrix[number][number] = dev.density**2 * (dev.mean_variance + fresh.mean_variance)
-        return matrix
+        return dev.density**2 * (dev.mean_variance + fresh.mean_variance)
 
 
-@lru_cache(maxsize=65536)
 def _dev_covariance(one: Counts, other: Counts) -> Decimal:
     """Raises IntegrityError where the rounds have different numbers of items."""
     if other.num_items != one.num_items:
         raise IntegrityError(
-            f"Two rounds have {one.num_items} and {other.num_items} items, so they were not scored on the same item set"
+            f"Two rounds have {other.num_items} and {one.num_items} items, so they were not scored on the same item set"
         )
     first, second = on_probits(one), on_probits(other)
     with exactly():

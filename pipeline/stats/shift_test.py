@@ -27,10 +27,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from pipeline.stats.counts import Counts
-from pipeline.stats.decimal_math import Matrix, cholesky, decimal_of, density, dot, exactly, probability, whiten
+from pipeline.stats.decimal_math import Matrix, cholesky, decimal_of, dot, exactly, probability, whiten
 from pipeline.stats.design import Design
 from pipeline.stats.difficulty import PRINT_VARIANCE, Target, fresh_target, on_probits, target_of
 
@@ -181,16 +181,16 @@ def healthy_model(rounds: Sequence[BoardRound], num_families: int, design: Desig
                 observed.append(data.scores[arm])
                 own.append(left)
         hidden_own = sum((weight**2 * noise[d][0] * hidden[d] for d in families), Decimal(0))
-        shared = [
-            [
-                sum(
-                    (weight**2 * noise[d][1] * (hidden[d] + _shared(one, other, target, d)) for d in families),
-                    Decimal(0),
-                )
-                for other in rounds
+        shares = [weight**2 * noise[d][1] for d in families]
+        shared: Matrix = []  # symmetric
+        for one in rounds:
+            row = [
+                sum((shares[d] * (hidden[d] + _shared(one, other, target, d)) for d in families), Decimal(0))
+                for other in rounds[: len(shared) + 1]
             ]
-            for one in rounds
-        ]
+            shared.append(row)
+        for number, row in enumerate(shared):
+            row += [of_later[number] for of_later in shared[number + 1 :]]
         covariance = slope_covariance(effects, target)
         for i, number in enumerate(numbers):
             covariance[i] = [
@@ -225,10 +225,12 @@ def slope_covariance(effects: Sequence[Sequence[Decimal]], target: Target) -> Ma
         ]
 
 
+@lru_cache(maxsize=4096)
 def shrunk(
     dev: Counts, fresh: Counts, target: Target, family: int, own_noise: Decimal, use_dev: bool = True
-) -> tuple[list[Decimal], Decimal, Decimal]:
+) -> tuple[tuple[Decimal, ...], Decimal, Decimal]:
     """Shrink the lifts on the target of a round's arms in one family (empirical Bayes). Returns the lifts, their mean and the variance left.
+    The cache: the board test and the arms' values need the same lifts.
 
     Raw lifts overstate the arm that is ahead, so each deviation from the mean is multiplied by a factor from 0 to 1. The factor follows from
     a normal prior, whose variance is what the arms vary by beyond item noise (method of moments). `own_noise` is the first number of
@@ -238,17 +240,17 @@ def shrunk(
         on_dev, on_fresh = on_probits(dev), on_probits(fresh)
         from_dev = on_dev.information * int(use_dev)
         items = from_dev + on_fresh.information
-        raw = [
+        raw = tuple(
             target.lift(family, (a * from_dev + b * on_fresh.information) / items)
             for a, b in zip(on_dev.effects, on_fresh.effects, strict=True)
-        ]
-        mean, noise = sum(raw, Decimal(0)) / len(raw), own_noise * density(target.levels[family]) ** 2 / items
+        )
+        mean, noise = sum(raw, Decimal(0)) / len(raw), own_noise * target.densities[family] ** 2 / items
         if len(raw) < 2:
             return raw, mean, noise
         variance = sum(((value - mean) ** 2 for value in raw), Decimal(0)) / (len(raw) - 1)
         spread = max(LEAST_SPREAD, variance - noise)
         factor = spread / (spread + noise)
-        return [mean + factor * (value - mean) for value in raw], mean, factor * noise
+        return tuple(mean + factor * (value - mean) for value in raw), mean, factor * noise
 
 
 def item_noise(rounds: Sequence[BoardRound], family: int) -> tuple[Decimal, Decimal]:
@@ -256,7 +258,12 @@ def item_noise(rounds: Sequence[BoardRound], family: int) -> tuple[Decimal, Deci
 
     Sums over the dev and fresh sets of all rounds, so that a set near its ceiling says little.
     """
-    sets = [counts for data in rounds for counts in (data.dev[family], data.fresh[family])]
+    return _item_noise(tuple(counts for data in rounds for counts in (data.dev[family], data.fresh[family])))
+
+
+@lru_cache(maxsize=64)
+def _item_noise(sets: tuple[Counts, ...]) -> tuple[Decimal, Decimal]:
+    """The cache: every test of a look needs it."""
     shares = [on_probits(counts).share for counts in sets]
     binomial = sum((share * (1 - share) for share in shares), Fraction(0))
     own = sum((counts.own_variance for counts in sets), Fraction(0)) / binomial
@@ -267,7 +274,7 @@ def item_noise(rounds: Sequence[BoardRound], family: int) -> tuple[Decimal, Deci
 def hidden_variance(target: Target, family: int, rows: Decimal) -> Decimal:
     """p (1 - p) of the reference on the target, divided by the number of its items of this family."""
     with exactly():
-        return probability(target.levels[family]) * probability(-target.levels[family]) / rows
+        return target.shares[family] * probability(-target.levels[family]) / rows
 
 
 def _shared(left: BoardRound, right: BoardRound, target: Target, family: int) -> Decimal:
@@ -280,4 +287,4 @@ def _shared(left: BoardRound, right: BoardRound, target: Target, family: int) ->
     )
     with exactly():
         together = min(dev, other_dev) + (fresh if left is right else 0)
-        return density(target.levels[family]) ** 2 * together / ((dev + fresh) * (other_dev + other_fresh))
+        return target.densities[family] ** 2 * together / ((dev + fresh) * (other_dev + other_fresh))

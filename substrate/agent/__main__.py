@@ -7,13 +7,14 @@ file, and 65 where the worker broke off.
 """
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from substrate.agent.loop import FINISHED, Session
 from substrate.agent.socket_client import Relay
 from substrate.agent.task import read_task
 from substrate.interface.command_line import Parser
-from substrate.interface.errors import exit_code_of
+from substrate.interface.errors import DataError, exit_code_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MARGIN_SECONDS = 300  # the worker ends a session at its wall time, and first ends what runs
@@ -26,8 +27,11 @@ def main() -> None:
     task, socket = read_task(parser.parse_args().task)
     relay = Relay(socket, task.budget.wall_seconds + MARGIN_SECONDS)
     ending = Session(task, relay, ROOT).run()
-    if ending.outcome != FINISHED:  # the worker knows that it accepted a report
-        relay.end(ending.outcome, ending.what)
+    if ending.outcome != FINISHED:
+        with suppress(
+            *[DataError] if ending.known else []
+        ):  # the worker may be gone, where its own refusal ended the session
+            relay.end(ending.outcome, ending.what)
     print(f"{ending.outcome}: {ending.what}")
 
 

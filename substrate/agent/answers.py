@@ -15,7 +15,9 @@ from typing import Any
 
 from substrate.interface.command_line import parse_object
 
-MOST_ANSWER_CHARACTERS = 1 << 20  # json makes objects of up to 40 times the text's size of it
+MOST_ANSWER_BYTES = (
+    1 << 20
+)  # json makes objects of up to 40 times the size, and a request that repeats it is up to 4 times as long
 MOST_CALLS = 16  # each has an output of 16 KiB, and all of them must fit into a context
 MOST_TEXT_CHARACTERS = 16 << 10  # of the model's own words that are kept
 _CUT = ("length", "max_tokens", "insufficient_system_resource", "abort", "error")
@@ -52,8 +54,9 @@ class BadAnswer(Exception):
 
 def read_answer(content: str, number: int) -> Answer:
     """Reads an endpoint's answer. number: the answer's place in the session, from 1. Raises BadAnswer."""
-    if len(content) > MOST_ANSWER_CHARACTERS:
-        raise BadAnswer("too_large", f"it has {len(content)} characters, and at most {MOST_ANSWER_CHARACTERS} are read")
+    size = len(content.encode("utf-8", "surrogatepass"))
+    if size > MOST_ANSWER_BYTES:
+        raise BadAnswer("too_large", f"it has {size} bytes, and at most {MOST_ANSWER_BYTES} are read")
     try:
         envelope = parse_object(content)
     except ValueError as error:
@@ -91,7 +94,8 @@ def _text_of(message: dict[str, Any]) -> str:
         content = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(content, str):
         raise BadAnswer("bad_content", "the content of its message is neither a text nor a list of parts")
-    return content[:MOST_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
+    spoken = content.rpartition("</think>")[2]  # a server without a parser of reasoning leaves it in the content
+    return spoken[:MOST_TEXT_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def _cut(message: dict[str, Any], text: str) -> BadAnswer:

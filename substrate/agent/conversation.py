@@ -10,6 +10,7 @@ from typing import Any
 from substrate.agent.answers import Answer
 from substrate.agent.socket_client import encode
 from substrate.agent.task import Budget
+from substrate.agent.watchdog import ACTS
 
 Message = dict[str, Any]
 Turn = list[Message]
@@ -53,7 +54,10 @@ def turn_of(answer: Answer, replies: Sequence[str]) -> Turn:
 
 def turn_of_text(text: str, remark: str) -> Turn:
     """Returns the turn of an answer that had no call, or could not be read: what can be shown of it, and a remark on it."""
-    return [{"role": "assistant", "content": text or "(no text)"}, {"role": "user", "content": remark}]
+    return [
+        {"role": "assistant", "content": text if text.strip() else "(no text)"},
+        {"role": "user", "content": remark},
+    ]
 
 
 def messages(first: Sequence[Message], turns: Sequence[Turn], most: int) -> list[Message]:
@@ -62,14 +66,14 @@ def messages(first: Sequence[Message], turns: Sequence[Turn], most: int) -> list
         (number, place)
         for number, turn in enumerate(turns[:-1])
         for place, message in enumerate(turn)
-        if message["role"] == "tool" and len(message["content"]) > len(_note(message))
+        if message["role"] == "tool" and len(message["content"]) > len(_note(turn, place))
     ]
     shortened = [list(turn) for turn in turns]
     for start in range(0, len(outputs), BLOCK):
         if _tokens(first, shortened) <= most:
             break
         for number, place in outputs[start : start + BLOCK]:
-            shortened[number][place] = shortened[number][place] | {"content": _note(shortened[number][place])}
+            shortened[number][place] = shortened[number][place] | {"content": _note(turns[number], place)}
     left_out = 0
     while _tokens(first, shortened[left_out:]) > most and left_out < len(turns) - 1:
         left_out = min(left_out + BLOCK, len(turns) - 1)
@@ -85,8 +89,8 @@ def _tokens(first: Sequence[Message], turns: Sequence[Turn]) -> int:
     return num_tokens([*first, *(message for turn in turns for message in turn)])
 
 
-def _note(message: Message) -> str:
-    size = len(message["content"].encode())
-    return (
-        f"(This output of {size} bytes was removed to keep the conversation short. Call the tool again if you need it.)"
-    )
+def _note(turn: Turn, place: int) -> str:
+    """Returns what stands in place of an output. Only a look is worth a second call; a command or a run would cost GPU-seconds again."""
+    size, name = len(turn[place]["content"].encode()), turn[0]["tool_calls"][place - 1]["function"]["name"]
+    again = "" if name in ACTS else " Call the tool again if you need it."
+    return f"(This output of {size} bytes was removed to keep the conversation short.{again})"

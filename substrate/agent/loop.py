@@ -18,7 +18,7 @@ FINISHED, MALFORMED = "finished", "malformed"
 MOST_BAD_ANSWERS = 4
 """Unreadable answers in a row that end a session. One is chance, and three more each came after a sentence on what was wrong."""
 MOST_SQUEEZES = 2
-"""How often a session halves its requests because the model's context is smaller than assumed: from 100,000 tokens to 25,000."""
+"""How often a session halves its requests because the model's context is smaller than assumed: to a quarter of the first one refused."""
 FEW_STEPS = 5
 """Steps left from which on the model is reminded of the end: a full run, two repairs, another run, the report."""
 SQUEEZED_BY = "endpoint_context"
@@ -31,6 +31,7 @@ class Ending:
 
     outcome: str
     what: str
+    known: bool = False  # whether the worker knows it, because it took the report or refused the request
 
 
 class Session:
@@ -54,12 +55,13 @@ class Session:
         """Returns how the session ended. Raises DataError if the worker breaks off or breaks the contract."""
         while True:
             messages = conversation.messages(self._first, self._turns, self._most_tokens - self._overhead)
-            reply = self._relay.chat(request(self._task, messages))
+            asked = request(self._task, messages)
+            reply = self._relay.chat(asked)
             if isinstance(reply, Failure):
                 if reply.code != SQUEEZED_BY or self._squeezes == MOST_SQUEEZES or not self._turns:
-                    return Ending(reply.code, reply.what)
+                    return Ending(reply.code, reply.what, known=True)
                 self._squeezes += 1
-                self._most_tokens //= 2
+                self._most_tokens = conversation.num_tokens(asked) // 2
                 continue
             self._asked += 1
             if ending := self._take(reply):
@@ -73,7 +75,7 @@ class Session:
             return self._correct(bad)
         replies = self._carry_out(answer)
         if self._finished:
-            return Ending(FINISHED, "the report was accepted")
+            return Ending(FINISHED, "the report was accepted", known=True)
         verdict = watchdog.judge(self._history)
         if verdict and verdict.ends:
             return Ending(verdict.outcome, verdict.what + _parser_hint(answer))

@@ -13,6 +13,7 @@ from typing import Any
 from substrate.interface.errors import DataError
 
 MOST_LINE_BYTES = 8 << 20
+BAD_LINE = "bad_request"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Relay:
 
     def _exchange(self, line: dict[str, Any]) -> dict[str, Any] | Failure:
         sent = encode(line) + b"\n"
-        if len(sent) > MOST_LINE_BYTES:
-            return Failure("too_large", f"the line has {len(sent)} bytes; at most {MOST_LINE_BYTES} are taken")
+        if len(sent) > MOST_LINE_BYTES:  # an answer of at most 1 MiB makes none
+            raise DataError(f"the loop's line has {len(sent)} bytes; the worker takes at most {MOST_LINE_BYTES}")
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(self._most_seconds)
@@ -80,6 +81,10 @@ class Relay:
             return reply
         if not isinstance(reply.get("failure"), str) or not isinstance(reply.get("what"), str):
             raise DataError(f"the worker's line has {sorted(reply)}; one that is not ok must have `failure` and `what`")
+        if reply["failure"] == BAD_LINE:
+            raise DataError(
+                f"the worker's answer is that the loop's line is wrong: {reply['what']}; both must have one contract"
+            )
         return Failure(reply["failure"], reply["what"])
 
 

@@ -65,33 +65,32 @@ History = Sequence[Sequence[Event]]
 
 
 def judge(history: History) -> Verdict | None:
-    """Returns the first rule that ends the session, else the first that warns, else None."""
+    """Returns the first rule that the last answer makes end the session, else the first that warns, else None."""
+    events = [event for step in history for event in step]
+    ends = range(len(events) - len(history[-1]) + 1, len(events) + 1) if history else ()
+    counts = {name: max((rule(events[:end]) for end in ends), default=0) for name, rule in _EVENT_RULES.items()}
+    counts["stalls"] = sum(1 for _ in takewhile(lambda step: not step, reversed(history)))
+    counts["wanders"] = sum(
+        1 for _ in takewhile(lambda step: not any(event.acted for event in step), reversed(history))
+    )
     said = [
-        Verdict(f"watchdog_{name}", words.format(count=count), count >= number)
-        for name, rule, number, margin, words in _RULES
-        if (count := rule(history)) >= number - margin
+        Verdict(f"watchdog_{name}", words.format(count=counts[name]), counts[name] >= number)
+        for name, number, margin, words in _LIMITS
+        if counts[name] >= number - margin
     ]
     return next((verdict for verdict in said if verdict.ends), next(iter(said), None))
 
 
-def _events(history: History) -> list[Event]:
-    return [event for step in history for event in step]
-
-
-def _repeats(history: History) -> int:
+def _repeats(events: Sequence[Event]) -> int:
     """How often the last call came with this result since another act was carried out."""
-    events = _events(history)
     since = takewhile(lambda event: event == events[-1] or not event.acted, reversed(events))
     return sum(event == events[-1] for event in since)
 
 
-def _cycles(history: History) -> int:
+def _cycles(events: Sequence[Event]) -> int:
     """How many whole times the last 2 to LONGEST_CYCLE events, which are not all equal, came one after another at the end."""
-    events = _events(history)
-    return max(
-        (_periods(events, length) for length in range(2, LONGEST_CYCLE + 1) if len(set(events[-length:])) > 1),
-        default=0,
-    )
+    lengths = [length for length in range(2, LONGEST_CYCLE + 1) if len(set(events[-length:])) > 1]
+    return max((_periods(events, length) for length in lengths), default=0)
 
 
 def _periods(events: Sequence[object], length: int) -> int:
@@ -100,29 +99,20 @@ def _periods(events: Sequence[object], length: int) -> int:
     return (length + sum(1 for _ in equal)) // length if len(events) >= length else 0
 
 
-def _stalls(history: History) -> int:
-    return sum(1 for _ in takewhile(lambda step: not step, reversed(history)))
-
-
-def _wandering(history: History) -> int:
-    return sum(1 for _ in takewhile(lambda step: not any(event.acted for event in step), reversed(history)))
-
-
-def _flips(history: History) -> int:
-    """How many of the last edits of the file that was edited last alternate between two."""
-    edits = [event for event in _events(history) if event.file]
-    same = [(event.tool, event.arguments) for event in edits if event.file == edits[-1].file]
-    if len(set(same[-2:])) < 2:
+def _flips(events: Sequence[Event]) -> int:
+    """How many edits of the file that the last event edits alternate between two, up to the last event."""
+    edits = [(event.tool, event.arguments) for event in events if event.file and event.file == events[-1].file]
+    if len(set(edits[-2:])) < 2:
         return 0
-    alternating = takewhile(lambda back: same[-back] == same[-back - 2], range(1, len(same) - 1))
-    return 2 + sum(1 for _ in alternating)
+    return 2 + sum(1 for _ in takewhile(lambda back: edits[-back] == edits[-back - 2], range(1, len(edits) - 1)))
 
 
-_RULES: tuple[tuple[str, Callable[[History], int], int, int, str], ...] = (
-    ("repeats", _repeats, REPEATS, 1, "the same call with the same arguments gave the same result {count} times"),
-    ("cycles", _cycles, CYCLES, 1, "the same calls with the same results came {count} times one after another"),
-    ("stalls", _stalls, STALLED_ANSWERS, 0, "{count} answers in a row had no tool call"),
-    ("wanders", _wandering, WANDERING_STEPS, 5, "{count} answers in a row made no edit, command or training"),
-    ("flips", _flips, FLIPS, 2, "the last {count} edits of one file went back and forth between two"),
+_EVENT_RULES: dict[str, Callable[[Sequence[Event]], int]] = {"repeats": _repeats, "cycles": _cycles, "flips": _flips}
+_LIMITS: tuple[tuple[str, int, int, str], ...] = (
+    ("repeats", REPEATS, 1, "the same call with the same arguments gave the same result {count} times"),
+    ("cycles", CYCLES, 1, "the same calls with the same results came {count} times one after another"),
+    ("stalls", STALLED_ANSWERS, 0, "{count} answers in a row had no tool call"),
+    ("wanders", WANDERING_STEPS, 5, "{count} answers in a row made no edit, command or training"),
+    ("flips", FLIPS, 2, "the last {count} edits of one file went back and forth between two"),
 )
-"""Name, rule, number at which it ends the session, how long before it warns, and its sentence."""
+"""Name, number at which it ends the session, how long before it warns (0: never), and its sentence."""

@@ -7,13 +7,14 @@ novograd compute with norms or factors of a whole matrix, of which a rank may ho
 all data; adadelta sets its own rate; the fused ones need Apex.
 
 What NeMo registers under most of these names is torch's own class. It is taken from torch, because importing NeMo costs
-3.3 s in every rank; only adan is NeMo's own and is imported from there. A moment is a tensor of the parameter's shape that
+1 s in every rank; only adan is NeMo's own and is imported from there. A moment is a tensor of the parameter's shape that
 an optimizer keeps between steps. It is cut among ranks as its parameter is, so a checkpoint can hold it whole.
 """
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from substrate.training.schedule import importing_nemo
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,8 +78,7 @@ def allocate(optimizer: "Optimizer", step: int) -> None:
 
 
 def _from_nemo(name: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NeMo's dependencies warn about one another
+    with importing_nemo():
         from nemo.core.optim.optimizers import AVAILABLE_OPTIMIZERS
 
     return AVAILABLE_OPTIMIZERS[name]

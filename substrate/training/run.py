@@ -64,7 +64,7 @@ class Training:
         self.stream = self.stream_of(self.rows)
         self.sampled: Stream | None = None  # batches of the model's own completions, set by the recipe rft
         torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: tensor-parallel ranks must agree (model/lora.py)
-        recompute = bool(task.parallelism.get("recompute", False))
+        recompute = str(task.parallelism.get("recompute", "none"))
         self.model = build_model(ModelConfig.from_dict(task.model), parallel, recompute=recompute)
         load_base(self.model, task.base)
         recipe.attach(self.model, task.seed)
@@ -158,7 +158,7 @@ class Training:
 
     def _put(self, values: Sequence["Tensor"]) -> None:
         for tensor, value in zip(self.trainable, values, strict=True):
-            tensor.data.copy_(value)
+            tensor.detach().copy_(value)
 
     def _make_step(self) -> tuple[float, float]:
         """Makes one optimizer step. Returns the batch's loss (nats a learned token) and the gradient norm before clipping."""
@@ -179,6 +179,10 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[self.step]
         self.optimizer.step()
+        for tensor in (
+            self.trainable
+        ):  # casts of it are made again (model/lora.py), also after an optimizer that writes to `.data`
+            torch.autograd.graph.increment_version(tensor)
         self.step += 1
         self.tokens += batch.num_tokens
         return batch_loss, grad_norm

@@ -4,18 +4,23 @@ The shape of the schedule is a key of the recipe, named by a class of `nemo.core
 3.0.0). Every shape is a closed form of the step, so a run needs a list of numbers and no scheduler object. The class is
 run once over a dummy optimizer; its list is what trains, what progress.jsonl shows and what a checkpoint keeps.
 
-Importing NeMo costs 3.3 s of a 9 s start on a quiet CPU (Lightning, torchmetrics, scipy and the compiler come along; loading the
-submodule without its packages' `__init__` saved nothing). So only rank 0 imports it and sends the list to the others; a
-resumed run reads the list from its checkpoint.
+Importing NeMo costs 1 s on a quiet CPU (Lightning, torchmetrics and the compiler come along; loading the submodule without
+its packages' `__init__` saved nothing), and 2.6 s together with what torchmetrics imports where it is installed. So only
+rank 0 imports it, through `importing_nemo`, and sends the list to the others; a resumed run reads the list from its checkpoint.
 """
 
+import importlib.metadata
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from substrate.interface.errors import UsageError
 
 # The classes that peak, warm-up, length and final rate determine. After the warm-up they fall to the final rate as half a
 # cosine, a parabola, a square root or a straight line, or stay constant. Other classes need more, such as the model's width.
 SHAPES = ("CosineAnnealing", "SquareAnnealing", "SquareRootAnnealing", "WarmupAnnealing", "WarmupHoldPolicy")
+UNNEEDED = ("scipy", "transformers")  # by NeMo's schedules and optimizers
 
 
 def learning_rates(
@@ -38,8 +43,7 @@ def nemo_rates(shape: str, num_steps: int, warmup_steps: int, min_lr_ratio: floa
     """Runs NeMo's class at peak 1 and returns its rate at each step."""
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NeMo's dependencies warn about one another
+    with importing_nemo():
         from nemo.core.optim.lr_scheduler import AVAILABLE_SCHEDULERS
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
@@ -51,6 +55,34 @@ def nemo_rates(shape: str, num_steps: int, warmup_steps: int, min_lr_ratio: floa
         optimizer.step()  # torch warns if a scheduler steps before its optimizer
         scheduler.step()
     return rates
+
+
+@contextmanager
+def importing_nemo() -> Iterator[None]:
+    """In its body NeMo is imported without warnings, and as on a machine that has none of UNNEEDED.
+
+    torchmetrics, which comes along with Lightning, imports these where it finds them: scipy to mend one of its names, transformers for
+    metrics of texts. Both can be imported again afterwards. A package that was imported before stays.
+    """
+    hidden = [name for name in UNNEEDED if name not in sys.modules]
+    version = importlib.metadata.version
+
+    def version_of_others(distribution_name: str) -> str:
+        if distribution_name in hidden:
+            raise importlib.metadata.PackageNotFoundError(distribution_name)
+        return version(distribution_name)
+
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # which tells importers that there is no such module
+    importlib.metadata.version = version_of_others
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NeMo's dependencies warn about one another
+            yield
+    finally:
+        importlib.metadata.version = version
+        for name in hidden:
+            del sys.modules[name]
 
 
 def _from_rank_0(shape: str, num_steps: int, warmup_steps: int, min_lr_ratio: float, rank: int) -> list[float]:

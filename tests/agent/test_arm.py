@@ -27,6 +27,8 @@ SHORT = [
     "worker=scripted",
     f"worker.scenarios=[{SCENARIOS}]",
     "worker.endpoint.api_key_env=SCRIPTED_KEY",
+    "worker.budget.gpu_seconds=4000",
+    "worker.budget.wall_seconds=3000",
 ]
 
 
@@ -35,12 +37,15 @@ def pipeline(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "SCRIPTED_KEY": KEY})
 
 
+def made(folder: Path, *words: str) -> Campaign:
+    done = pipeline("round", folder, *SHORT, *words, "--no-submit")
+    assert done.returncode == 0, done.stderr
+    return Campaign.at(folder)
+
+
 @pytest.fixture(scope="module")
 def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
-    campaign = Campaign.at(tmp_path_factory.mktemp("campaigns") / "agents")
-    done = pipeline("round", campaign.folder, *SHORT, "--no-submit")
-    assert done.returncode == 0, done.stderr
-    return campaign
+    return made(tmp_path_factory.mktemp("campaigns") / "agents")
 
 
 def run(campaign: Campaign, arm: str) -> Attempt:
@@ -120,7 +125,9 @@ def test_a_broken_edit_is_repaired(campaign: Campaign) -> None:
 @pytest.mark.parametrize(
     ("arm", "outcome"), [("a3", "agent_closed_path"), ("a4", "agent_watchdog"), ("a5", "agent_gpu_seconds")]
 )
-def test_a_bad_session_ends_as_what_it_is(campaign: Campaign, arm: str, outcome: str) -> None:
+def test_a_bad_session_ends_as_what_it_is(campaign: Campaign, arm: str, outcome: str, tmp_path: Path) -> None:
+    if outcome == "agent_gpu_seconds":
+        campaign = made(tmp_path / "agents", "worker.budget.gpu_seconds=30")
     attempt = run(campaign, arm)
     assert report_of(attempt)["outcome"] == outcome
     found = read_attributes(campaign.round("r0001").published(arm))

@@ -14,6 +14,9 @@ from pipeline.model_calls import model_server, transcript
 from tests.support.paths import ROOT
 from tests.support.served import Site
 
+pytestmark = pytest.mark.timeout(1200)  # a busy machine runs an arm for minutes
+SHORT = ("worker.server.wait_seconds=300", "worker.budget.gpu_seconds=4000", "worker.budget.wall_seconds=3000")
+
 
 def pipeline(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
@@ -28,7 +31,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 @pytest.fixture(scope="module")
 def campaign(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
     campaign = Campaign.at(tmp_path_factory.mktemp("campaigns") / "served")
-    done = pipeline("round", campaign.folder, *site.words("worker.server.wait_seconds=300"), "--no-submit")
+    done = pipeline("round", campaign.folder, *site.words(*SHORT), "--no-submit")
     assert done.returncode == 0, done.stderr
     return campaign
 

@@ -7,27 +7,32 @@ root both belong to the same uid.
 """
 
 import ctypes
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.campaign.errors import PipelineError
+from pipeline.agent import fork_diff, tool_runner
+from pipeline.campaign.errors import PipelineError, TrialFailed
+from pipeline.campaign.files import tree_digest
 from pipeline.campaign.layout import Attempt
 from pipeline.execution import adapter, image_process, resume, trial
-from pipeline.sandbox import image
+from pipeline.sandbox import image, kernel_cache
 from pipeline.sandbox.bubblewrap import Confined, Limits, Sandbox, open_output, probe
-from pipeline.sandbox.namespace import enter_private_namespace, scratch_folder, trial_uid
+from pipeline.sandbox.namespace import enter_private_namespace, remove_tree, scratch_folder, trial_uid
 
 MIB = 2**20
 LIMITS = Limits(60, num_processes=64, file_size_bytes=8 * MIB, tmp_size_bytes=4 * MIB, shm_size_bytes=4 * MIB)
 SHAPES = {"w": (2, 2)}
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj"]}
+OPEN_PATHS = ("substrate/open/**",)  # of an agent
 PYTHON = [sys.executable, "-sE", "/task/inside.py"]
 
 
@@ -100,6 +105,32 @@ class Stage:
             process.wait()
         return {"got": self.log.read_text(), "out": os.listdir(out), "fork": (work / "fork.log").read_text()}
 
+    def kernels(self) -> dict[str, Any]:
+        """A trial that changes every compiled kernel that it can reach, and what pristine processes get after it."""
+        scratch = Path(tempfile.mkdtemp(dir=self.world / "scratch"))
+        sys.stderr = io.StringIO()  # the cache says what it does
+
+        def fill() -> tuple[Path, dict[str, str]]:
+            (scratch / "made/inductor").mkdir(parents=True)
+            (scratch / "made/inductor/kernel.so").write_text("honest")
+            return scratch / "made", {"kernels": "elementwise compiled"}
+
+        kernels = kernel_cache.obtain(str(scratch), "image-gpu-1", scratch / "worker", fill)
+        given = {"/kernels": kernels.private_copy(scratch / "trial", self.sandbox.uid)}
+        store = kernel_cache.store_of(str(scratch)) / "image-gpu-1" / "tree"
+        answered = self.attack(
+            *("poison_kernels", str(store), str(scratch / "worker"), str(scratch / "trial")),
+            read_write={**self.sandbox.read_write, **given},
+        )
+        later = kernel_cache.obtain(str(scratch), "image-gpu-1", scratch / "later", None)
+        sys.stderr = sys.__stderr__
+        return {
+            **answered,
+            "trial": sorted(path.read_text() for path in given["/kernels"].rglob("*.so")),
+            "later": [(scratch / name / "inductor/kernel.so").read_text() for name in ("later", "worker")],
+            "digests": [kernels.digest, later.digest, tree_digest(scratch / "worker"), tree_digest(store)],
+        }
+
     def take(self) -> dict[str, Any]:
         """What the worker takes of /out after a training: the files that are then in the attempt."""
         attempt = self._attempt()
@@ -123,6 +154,34 @@ class Stage:
             "kept": sorted(path.name for path in kept),
             "modes": sorted({path.stat().st_mode & 0o7000 for path in kept}),
         }
+
+    def agent(self, calls: list[list[Any]], gpu_seconds: float = 100.0) -> dict[str, Any]:
+        """The worker's way through an agent's tools in a fork as it was at first, and what a training would then be refused for."""
+        for path in self.fork.root.iterdir():
+            remove_tree(path)
+        shutil.copytree(self.pristine.root, self.fork.root, dirs_exist_ok=True)
+        for path in (self.fork.root, *self.fork.root.rglob("*")):
+            os.chown(path, self.sandbox.uid, self.sandbox.uid)
+
+        def sandbox_of(shown: Any, written: Any, gpus: int, **more: Any) -> Sandbox:
+            return Sandbox(shown, written, env=image_process.SUBSTRATE_ENV, limits=LIMITS, **more)
+
+        with scratch_folder(self.world / "scratch", "arm-") as work:
+            meter = tool_runner.GpuMeter(gpu_seconds, num_devices=2)
+            runner = tool_runner.ToolRunner(sandbox_of, self.fork.root, OPEN_PATHS, meter, work)
+            answers = [runner.call(*call) for call in calls]
+            left = sorted(str(path.relative_to(work)) for path in work.rglob("*"))
+        refused = [each["failure"] for each in answers if not each["ok"]]
+        told = {"answers": answers, "left": left, "used": meter.used, "closed": [], "changed": []}
+        try:
+            diff = fork_diff.difference(self.pristine.root, self.fork.root)
+            told["closed"] = fork_diff.closed(diff, OPEN_PATHS)
+            told["changed"] = [each.path for each in diff.changes]
+            refused += ["article 16 before the training"] if told["closed"] else []
+        except TrialFailed as error:
+            told["unreadable"] = error.what
+            refused.append(error.kind)
+        return told | {"refused": refused}
 
     def clean(self, name: str) -> dict[str, Any]:
         """Remove what a trial has left, as the worker removes its scratch."""

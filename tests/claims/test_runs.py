@@ -1,5 +1,6 @@
 """Test which runs count in a claim, and what a planned run without a score counts as."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 from pipeline.campaign.records import Arm, Outcome
@@ -52,3 +53,12 @@ def test_without_the_reference_or_any_run_nothing_counts():
     assert lifts(None, None, None, 9, None) == {}
     arms = [outcome(f"a{n}", 5) for n in range(5)]
     assert of_round(2, outcome("reference", None), arms, PLAN, (RANK,)) == []
+
+
+def test_edited_code_is_a_run_of_no_recipe():
+    """An edited axis arm counts nowhere; an edited run of a recipe, which article 16 forbids, counts as missing, and so against the claim."""
+    arms = [outcome(f"a{n}", right) for n, right in enumerate((5, 10, 4, 9, 10))]
+    edited = [replace(arm, edited=arm.arm in ("a1", "a4")) for arm in arms]
+    found = {run.arm: run for run in of_round(2, outcome("reference", 5), edited, PLAN, (RANK,))}
+    assert "a1" not in found
+    assert (found["a4"].lift, found["a4"].is_missing) == (Fraction(-1, 10), True)

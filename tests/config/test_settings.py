@@ -28,11 +28,21 @@ def leaves(tree: dict, prefix: str = "") -> list[str]:
 KEYS = leaves(DEFAULT.to_dict())
 
 
-def test_frozen_settings_are_read_back_equal(tmp_path):
+EXPERIMENTS = sorted(path.stem for path in (settings.SOURCE / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", ["", *EXPERIMENTS])
+def test_frozen_settings_are_read_back_equal(tmp_path, experiment):
+    """In every type too, because the process that writes the text takes the settings that it has for what the text reads as."""
+    chosen = settings.compose([f"experiment={experiment}", "recipe.learning_rate=1e-3"] if experiment else [])
     path = tmp_path / "config.yaml"
-    path.write_text(settings.to_yaml(DEFAULT))
-    assert settings.load(path) == DEFAULT
-    assert settings.to_yaml(settings.load(path)) == path.read_text()
+    path.write_text(settings.to_yaml(chosen))
+    read = settings.load(path)
+    assert read == chosen and repr(read) == repr(chosen)
+    assert settings.to_yaml(read) == path.read_text() == settings.remembered(chosen)
+    assert repr(settings.load(path)) == repr(chosen)
+    settings.load(path).recipe.num_steps = 0
+    assert settings.load(path) == chosen
 
 
 def test_overrides_are_composed_and_typed():

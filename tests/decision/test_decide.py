@@ -306,3 +306,16 @@ def test_a_round_is_one_look_at_an_axis_however_many_arms_it_had():
     for gains, quiet in (({}, 1), ({"a1": Fraction(1, 10)}, 0)):
         policy, _ = policy_update._retire(POLICY, arms, verdicts, gains, RULES)
         assert policy.quiet == (("alpha", quiet),)
+
+
+@pytest.mark.parametrize("right", [200, 0])
+def test_an_arm_of_edited_code_is_not_kept_and_closes_no_value(right):
+    """Article 16: whether it is far better or far worse, its score belongs to no setting."""
+    plain, edited = (replace(outcome("a3", score(right)), edited=is_edited) for is_edited in (False, True))
+    as_recipe, as_edit = decided(round_of({3: plain})), decided(round_of({3: edited}))
+    setting = ("recipe.lora.alpha", "3")
+    assert as_recipe.kept == ("a3" if right else None) and (as_recipe.policy.set_aside == (setting,)) == (not right)
+    assert as_edit.kept is None and setting not in (*as_edit.policy.set_aside, *as_edit.policy.dead_ends)
+    assert dict(as_edit.policy.quiet).get("alpha") == 1  # the other arms of the axis were looked at
+    (reason,) = [each for each in as_edit.reasons if each.startswith("article 16")]
+    assert "a3 trained edited code" in reason and "no setting says" in reason

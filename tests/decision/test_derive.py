@@ -2,18 +2,22 @@
 
 import json
 import re
+import sys
 from dataclasses import asdict, replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import pytest
 
 from pipeline.campaign import canonical
 from pipeline.campaign.errors import IntegrityError, NotFound, Refused
 from pipeline.campaign.records import Arm, Policy
+from pipeline.claims import assess_claims
 from pipeline.decision import decide, derive, family_states, history, plan
 from pipeline.decision.evidence import Finalist
+from pipeline.stats import overfit_test
 from tests.support import logs
 from tests.support.logs import HARD, LogCampaign, Truth, scripted
 from tests.support.paths import GOLDEN
@@ -41,6 +45,50 @@ def derived_bytes(records: list[dict], name: str) -> bytes:
 @pytest.mark.parametrize("script", logs.SCRIPTS)
 def test_scripted_campaigns_decide_as_the_golden_files_say(script):
     assert logs.decisions_text(played(script)) == (GOLDEN / f"decisions_{script}.json").read_text()
+
+
+def caches() -> list[Any]:
+    """The caches of every module that a decision is computed in."""
+    ours = ("pipeline.stats.", "pipeline.claims.", "pipeline.decision.")
+    found = [vars(module).values() for name, module in sys.modules.items() if name.startswith(ours)]
+    return list({id(each): each for values in found for each in values if hasattr(each, "cache_clear")}.values())
+
+
+@pytest.mark.parametrize("script", logs.SCRIPTS)
+def test_what_earlier_looks_left_in_caches_changes_no_byte(script):
+    """An audit derives all rounds in one process and in order, a meta stage one round in a new process."""
+    records = played(script).records
+    names = [record["round"] for record in records if record["event"] == "decision"]
+    assert len(caches()) > 10
+
+    def derived(name: str, is_new: bool) -> bytes:
+        for each in caches() if is_new else ():
+            each.cache_clear()
+        return derived_bytes(records[: position(records, "decision", name)], name)
+
+    alone = {name: derived(name, True) for name in names}
+    assert {name: derived(name, False) for name in names} == alone  # after the last round
+    derived(names[0], True)
+    assert {name: derived(name, False) for name in names} == alone
+
+
+def test_a_look_computes_for_its_own_round_what_does_not_change_later(monkeypatch):
+    """A gap's covariances with those of earlier rounds, one for each pair, and the comparisons of one round's arms."""
+    rounds, pairs, compared = 20, [], []
+    covariance, worse_arms = overfit_test.covariance, assess_claims.worse_arms
+    monkeypatch.setattr(overfit_test, "covariance", lambda *given: pairs.append(1) or covariance(*given))
+    monkeypatch.setattr(assess_claims, "worse_arms", lambda *given: compared.append(given[1]) or worse_arms(*given))
+    campaign = LogCampaign(
+        healthy,
+        replace(logs.Design(), rounds=rounds, dev_items=20, fresh_items=20, submissions=0, families=1),
+        {"roman": 0.5},
+    )
+    for each in caches():
+        each.cache_clear()
+    for _ in range(rounds):
+        campaign.play()
+    assert len(pairs) == rounds * (rounds - 1) // 2
+    assert compared == list(range(1, rounds + 1))
 
 
 def test_the_scripts_come_through_every_state():

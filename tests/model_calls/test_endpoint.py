@@ -5,6 +5,7 @@ import ipaddress
 import json
 import ssl
 import time
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -14,13 +15,25 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.external import chat
-from pipeline.model_calls.endpoint import CHUNK, post_chat
+from pipeline.model_calls.endpoint import post_chat
+from pipeline.model_calls.failures import of_status
 from pipeline.model_calls.secret import Secret
-from tests.support.endpoints import GOOD, KEY, Answer, endpoint, failure, send, server, status
-
-
-def good(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    send(handler, GOOD)
+from tests.support.endpoints import (
+    ECHOES,
+    GOOD,
+    KEY,
+    cut_short,
+    endpoint,
+    failure,
+    good,
+    huge,
+    malformed,
+    redirecting,
+    send,
+    server,
+    silent,
+    status,
+)  # fmt: skip
 
 
 def dripping(handler: BaseHTTPRequestHandler, content: bytes) -> None:
@@ -39,32 +52,6 @@ def slow_head(handler: BaseHTTPRequestHandler, content: bytes) -> None:
         handler.wfile.write(f"X-{number}: 1\r\n".encode())
         handler.wfile.flush()
         time.sleep(0.05)
-
-
-def silent(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    time.sleep(1)
-
-
-def huge(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    for _ in range(200):
-        handler.wfile.write(b" " * CHUNK)
-
-
-def malformed(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.wfile.write(b"\x00\x01 not HTTP \xff\r\n\r\n")
-
-
-def cut_short(handler: BaseHTTPRequestHandler, content: bytes) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "500")
-    handler.end_headers()
-    handler.wfile.write(b"{")
-
-
-def redirecting(status: int) -> Answer:
-    return lambda handler, content: send(handler, b"", status, Location="http://localhost:1/elsewhere")
 
 
 def test_the_answer_comes_back_byte_for_byte():
@@ -144,14 +131,6 @@ def test_without_a_key_nothing_is_asked(text, monkeypatch, tmp_path):
     assert not seen
 
 
-ECHOES = {
-    "plain": KEY.encode(),
-    "escaped": "".join(f"\\u{ord(letter):04x}" for letter in KEY).encode(),
-    "slashed": KEY.replace("-", "\\-").encode(),
-    "base 64": b"c2stdGVzdC0wMTIzNDU2Nzg5YWJjZGVm",
-}
-
-
 @pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES)
 def test_an_answer_that_repeats_the_key_is_dropped(echo, monkeypatch):
     monkeypatch.setenv("MODEL_KEY", KEY)
@@ -224,3 +203,18 @@ def test_the_same_question_is_the_same_bytes():
     one = chat.body(asked, "rules", "fäcts", "proposals", {"b": 1, "a": [2]}, 3)
     assert one == chat.body(asked, "rules", "fäcts", "proposals", {"a": [2], "b": 1}, 3)
     assert one.isascii() and b'"temperature":0' in one and b'"seed":3' in one
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("20", 20), ("0.2", 1), ("0", 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0), ("soon", None), ("-5", None), ("1e9", None), ("9" * 400, None),
+     ("", None)],
+)  # fmt: skip
+def test_the_time_that_an_endpoint_asks_to_wait_is_read_where_it_is_one(header, seconds):
+    assert of_status(429, header, b"", "worker.endpoint").retry_after == seconds
+    assert of_status(401, header, b"", "worker.endpoint").retry_after is None
+
+
+def test_a_date_in_the_future_is_so_many_seconds_from_now():
+    header = format_datetime(datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=90), usegmt=True)
+    assert 80 <= (of_status(503, header, b"", "worker.endpoint").retry_after or 0) <= 91

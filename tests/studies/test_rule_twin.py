@@ -15,8 +15,8 @@ def test_numpy_and_exact_rule_decide_alike_on_random_ledgers():
 
 
 @pytest.mark.slow
-def test_numpy_and_exact_rule_decide_alike_on_thousands_of_ledgers():
-    assert ledgers.compare(1000, seed=2)[0] > 2500  # 10,000: python -m tests.support.ledgers 10000
+def test_numpy_and_exact_rule_decide_alike_on_a_thousand_looks():
+    assert ledgers.compare(400, seed=2)[0] > 1000  # 10,000 ledgers: python -m tests.support.ledgers 10000
 
 
 def test_slots_are_those_of_the_twin_in_the_first_round():

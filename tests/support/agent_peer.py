@@ -58,6 +58,10 @@ def calls(*wanted: tuple[str, Any], text: str | None = None, **envelope: Any) ->
     return json.dumps({"choices": [choice | envelope], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
 
+def _line(reply: dict[str, Any]) -> bytes:
+    return json.dumps(reply).encode() + b"\n"
+
+
 class Tools:
     """The eight tools on a dict of files."""
 
@@ -126,7 +130,7 @@ class Peer:
         files: Mapping[str, str] = FILES,
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        """answers: bytes go out as the whole line, for a peer that breaks the contract."""
+        """answers: bytes go out as they are, for a peer that breaks the contract."""
         self.tools, self.wrong = Tools(files), list[str]()
         self.raw, self.lines = list[bytes](), list[dict[str, Any]]()
         self._answers = iter(answers)
@@ -144,11 +148,11 @@ class Peer:
                 try:
                     reply = peer._serve(line)
                 except Refused as refused:
-                    reply = json.dumps({"ok": False, "failure": refused.args[0], "what": refused.args[1]}).encode()
+                    reply = _line({"ok": False, "failure": refused.args[0], "what": refused.args[1]})
                 except Exception as error:  # the test sees it in `wrong`, in place of a dead thread
                     peer.wrong.append(repr(error))
                     reply = b""
-                self.wfile.write(reply + b"\n" if reply else b"")
+                self.wfile.write(reply)
 
         self._server = socketserver.ThreadingUnixStreamServer(str(self.socket), Handler)
         self._server.daemon_threads = True
@@ -158,11 +162,11 @@ class Peer:
             answer = next(self._answers)
             if isinstance(answer, Refused):
                 raise answer
-            return answer if isinstance(answer, bytes) else json.dumps({"ok": True, "answer": answer}).encode()
+            return answer if isinstance(answer, bytes) else _line({"ok": True, "answer": answer})
         if line["kind"] == "tool":
             output = self.tools.carry_out(line["name"], line["arguments"])
-            return json.dumps({"ok": True, "output": output, "truncated": False}).encode()
-        return b'{"ok": true}'
+            return _line({"ok": True, "output": output, "truncated": False})
+        return _line({"ok": True})
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -173,9 +177,12 @@ class Peer:
         self._server.server_close()
 
     def start(self, root: Path = ROOT, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs the loop's real process from an image's root, as a sandbox would, and returns how it ended."""
+        """Runs the loop's real process from an image's root, as a sandbox would, and returns how it ended.
+
+        Without site-packages (-S), because the loop needs the standard library alone.
+        """
         return subprocess.run(
-            [sys.executable, "-P", "-m", "substrate.agent", str(self.task)],
+            [sys.executable, "-S", "-P", "-m", "substrate.agent", str(self.task)],
             env={"PATH": os.environ["PATH"], "PYTHONPATH": str(root), **environment},
             cwd=cwd,
             capture_output=True,

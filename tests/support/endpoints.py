@@ -2,6 +2,7 @@
 
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,11 +11,17 @@ from typing import Any
 import pytest
 
 from pipeline.external import chat
-from pipeline.model_calls.endpoint import Endpoint, post_chat
+from pipeline.model_calls.endpoint import CHUNK, Endpoint, post_chat
 from pipeline.model_calls.failures import KINDS, EndpointFailed
 
 KEY = "sk-test-0123456789abcdef"
 GOOD = b'{"choices": [{"message": {"content": "{\\"proposals\\": []}"}}]}'
+ECHOES = {
+    "plain": KEY.encode(),
+    "escaped": "".join(f"\\u{ord(letter):04x}" for letter in KEY).encode(),
+    "slashed": KEY.replace("-", "\\-").encode(),
+    "base 64": b"c2stdGVzdC0wMTIzNDU2Nzg5YWJjZGVm",
+}
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
 
 
@@ -67,6 +74,36 @@ def send(handler: BaseHTTPRequestHandler, content: bytes, status: int = 200, **h
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(content)
+
+
+def good(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    send(handler, GOOD)
+
+
+def silent(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    time.sleep(1)
+
+
+def huge(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(200):
+        handler.wfile.write(b" " * CHUNK)
+
+
+def malformed(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    handler.wfile.write(b"\x00\x01 not HTTP \xff\r\n\r\n")
+
+
+def cut_short(handler: BaseHTTPRequestHandler, content: bytes) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "500")
+    handler.end_headers()
+    handler.wfile.write(b"{")
+
+
+def redirecting(status: int) -> Answer:
+    return lambda handler, content: send(handler, b"", status, Location="http://localhost:1/elsewhere")
 
 
 def status(number: int) -> Answer:

@@ -21,7 +21,7 @@ class Site:
         site.weights.mkdir()
         (site.weights / "scenario").write_text(scenario)
         program = site.runtime / "bin" / "vllm"
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/standins/vllm "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/standins/vllm_serve "$@"\n')
         program.chmod(0o755)
         return site
 

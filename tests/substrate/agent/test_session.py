@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.support.agent_peer import FILES, MANIFEST, Peer, Refused, calls
+from substrate.agent.conversation import ROOM_TOKENS, num_tokens
+from tests.support.agent_peer import FILES, MANIFEST, TASK, Peer, Refused, calls
 
 PATH = "substrate/recipes/rft.py"
 FULL = ("train", {"num_steps": None, "why": "the full run"})
@@ -134,13 +135,25 @@ def test_a_smaller_context_is_found_by_its_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", [b"no", b"{}", b'{"ok": true}', b'{"ok": false}', b'{"ok": true, "answer": 1}', b""], ids=repr
+    "line",
+    [
+        b"no\n",
+        b"{}\n",
+        b'{"ok": true}\n',
+        b'{"ok": false}\n',
+        b'{"ok": true, "answer": 1}\n',
+        b'{"ok": false, "failure": "bad_request", "what": "no kind"}\n',
+        b"",
+        b'{"ok": true, "answer": "half a line"}',
+    ],
+    ids=repr,
 )
 def test_a_worker_that_breaks_the_contract_is_an_error(line, tmp_path):
     with Peer(tmp_path, [line]) as peer:
         ended = peer.start()
     assert (ended.returncode, ended.stdout) == (65, "")
     assert ended.stderr.startswith("error: the worker's ") and ended.stderr.count("\n") == 1
+    assert len(peer.lines) == 1
 
 
 def test_without_a_worker_it_exits_with_65(tmp_path):
@@ -148,3 +161,68 @@ def test_without_a_worker_it_exits_with_65(tmp_path):
     peer._server.server_close()
     ended = peer.start()
     assert ended.returncode == 65 and "the worker must serve it" in ended.stderr
+
+
+class Leaves(Peer):
+    """A worker that takes no further connection once it has answered."""
+
+    def _serve(self, line):
+        self.socket.unlink()
+        return super()._serve(line)
+
+
+@pytest.mark.parametrize(("answer", "code"), [(Refused("budget_wall", "the time is up"), 0), (calls(text="Hm."), 65)])
+def test_a_worker_that_leaves_after_its_own_refusal_is_no_fault(answer, code, tmp_path):
+    with Leaves(tmp_path, [answer]) as peer:
+        assert peer.start().returncode == code
+
+
+def test_the_model_is_reminded_of_the_end(tmp_path):
+    budget = TASK["config"]["budget"] | {"steps": 6}
+    answers = [
+        calls(("read", {"path": PATH})),
+        calls(FULL),
+        FINISH.replace("same", "none"),
+        Refused("budget_steps", "none is left"),
+    ]
+    with Peer(tmp_path, answers, config={"budget": budget}) as peer:
+        peer.start()
+    told = [message["content"].splitlines()[-1] for message in peer.last_messages() if message["role"] == "tool"]
+    assert told == [
+        "Steps left: 5. Make the full run now.",
+        "Steps left: 4. Call `finish` now.",
+        "Steps left: 3. Call `finish` now.",
+    ]
+
+
+def test_a_long_session_stays_within_its_bound(tmp_path):
+    """Sixty answers that read 12 kB each: no request is longer than the first one and the room that the task has."""
+    files = {f"substrate/recipes/{number}.py": f"x = {number}\n" * 1_500 for number in range(60)}
+    answers = [calls(("read", {"path": path, "num_lines": 2_000}), edit_of(path)) for path in files]
+    budget = TASK["config"]["budget"] | {"steps": 100}
+    with Peer(tmp_path, [*answers, calls(FULL), FINISH], files=files, config={"budget": budget}) as peer:
+        ended = peer.start()
+    assert ended.stdout.startswith("finished"), ended
+    sizes = [num_tokens(line["request"]) for line in peer.of("chat")]
+    assert max(sizes) <= sizes[0] + ROOM_TOKENS + 200 and sizes[20] > sizes[0] + ROOM_TOKENS // 2
+    firsts = [line["request"]["messages"][:2] for line in peer.of("chat")]
+    assert all(first == firsts[0] for first in firsts)
+
+
+def edit_of(path: str) -> tuple[str, dict[str, str]]:
+    return "write", {"path": path, "content": f"# {path}\n"}
+
+
+def test_unreadable_answers_count_in_a_row(tmp_path):
+    good = [calls(("read", {"path": PATH, "first_line": line})) for line in range(1, 5)]
+    answers = [answer for each in good for answer in ("{", "{", "{", each)]
+    with Peer(tmp_path, [*answers, calls(FULL), FINISH]) as peer:
+        assert peer.start().stdout.startswith("finished")
+
+
+def test_a_training_that_fails_is_an_act(tmp_path):
+    """Otherwise an agent that tries many repairs by commands would be said to wander."""
+    answers = [calls(("train", {"num_steps": 3, "why": f"try {number}"})) for number in range(30)]
+    broken = {PATH: "BROKEN"}
+    with Peer(tmp_path, [*answers, calls(edit("BROKEN", "1.0"), FULL), FINISH], files=broken) as peer:
+        assert peer.start().stdout.startswith("finished")

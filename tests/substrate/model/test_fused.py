@@ -5,27 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from substrate.distributed import cpu  # noqa: F401  before megatron-core
-from substrate.model.experts import squared_relu
 from substrate.ops import fused, scan
+from substrate.ops.low_rank import low_rank_linear
 from substrate.ops.sequences import Packing
-
-
-def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=torch.float64)
-
-
-def compare(ours, plain, arguments: list[torch.Tensor], num_outputs: int = 1, close: float = 2e-6) -> None:
-    """Values and all gradients, for random gradients of the outputs; ours computes in float32."""
-    found = []
-    for function, kind in ((ours, torch.float32), (plain, torch.float64)):
-        leaves = [argument.to(kind).requires_grad_() for argument in arguments]
-        outputs = function(*leaves)
-        outputs = outputs[:num_outputs] if isinstance(outputs, tuple) else (outputs,)
-        total = sum((output * drawn(*output.shape, seed=9).to(output)).sum() for output in outputs)
-        found.append([*outputs, *torch.autograd.grad(total, leaves)])
-    for mine, expected in zip(*found, strict=True):
-        scale = float(expected.detach().abs().max()) + 1e-9
-        torch.testing.assert_close(mine.double() / scale, expected / scale, rtol=0, atol=close)
+from tests.support.gradients import compare, drawn
 
 
 def recurrence(x, dt, A, b, c, documents):
@@ -99,8 +82,8 @@ def test_convolution_and_its_gradients(lengths, taps):
 
 
 def test_squared_relu_and_its_gradients():
-    compare(squared_relu, lambda x: F.relu(x).square(), [drawn(9, 5)])
-    compare(squared_relu, lambda x, w: F.relu(x).square() * w, [drawn(9, 5), drawn(9, 1)])
+    compare(fused.squared_relu, lambda x: F.relu(x).square(), [drawn(9, 5)])
+    compare(fused.squared_relu, lambda x, w: F.relu(x).square() * w, [drawn(9, 5), drawn(9, 1)])
 
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
@@ -110,3 +93,22 @@ def test_what_is_frozen_gets_no_gradient(frozen):
         leaf.requires_grad_(number != frozen)
     fused.conv_silu(*leaves).square().sum().backward()
     assert [leaf.grad is not None for leaf in leaves] == [number != frozen for number in range(3)]
+
+
+@pytest.mark.parametrize("rows", [3, 200], ids=["two products", "merged"])
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("rank", [2, 24], ids=["small", "whole gradient"])
+def test_low_rank_layers_and_their_gradients(rows, blocks, rank):
+    inputs, outputs = 16, 21
+    mask = 0.5 if blocks == 1 else (drawn(outputs, rank * blocks, seed=3) > 0).double()
+    weight = drawn(outputs, inputs, seed=2)
+
+    def plain(x, A, B):
+        return x @ (weight + (B.repeat(1, blocks) * mask) @ A).T
+
+    def ours(x, A, B):
+        scale = mask if blocks == 1 else mask.float()
+        cast = (A.detach(), (B.repeat(1, blocks) * scale).detach())
+        return low_rank_linear(x, weight.float(), A, B, cast, scale)
+
+    compare(ours, plain, [drawn(rows, inputs), drawn(rank * blocks, inputs), drawn(outputs, rank, seed=1)])

@@ -13,7 +13,8 @@ A turn has one of
 and may have "name", "reasoning" (text), "spends_all" (true: all of max_tokens is used up by reasoning, and nothing is answered),
 "times" (the text of say or raw is repeated), "delay_seconds", and "next": [{"when": REGEX, "to": NAME}, ...]. The first rule whose
 regular expression is found in the results of the last tool calls names the next turn; without one it is the following turn. The last turn
-repeats. In any string, $name$ becomes the text of a parameter, and $name:quoted$ the same as a string of Python. An argument "$axis$" of a call becomes the axis that the schema of `finish` allows.
+repeats. In any string, $name$ becomes the text of a parameter, and $name:quoted$ the same as a string of Python. An
+argument "$axis$" of a call becomes the axis that the schema of `finish` allows.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def load(name: str, parameters: Mapping[str, str] | None = None) -> Scenario:
         return _read(path.stem, content, parameters or {})
     except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise ConfigError(
-            f"{path} is no scenario: {error!r}", "pipeline/agent/scenario.py says what a scenario has"
+            f"{path} is no scenario: {error!r}", "pipeline/agent/scripted_model/scenario.py says what a scenario has"
         ) from None
 
 

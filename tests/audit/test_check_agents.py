@@ -1,0 +1,118 @@
+"""Test the audit of agents: a report that does not follow from its transcript, its plan or its score is a finding."""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.audit.check_agents import check_agents
+from pipeline.audit.findings import Report
+from pipeline.campaign.files import file_digest
+from pipeline.model_calls import derive_run, transcript
+from tests.support.relays import MANIFEST, REQUEST
+
+PATH = "rounds/r0001/a1/attempt_00/agent/transcript.jsonl"
+USAGE = {"prompt_tokens": 40, "completion_tokens": 10, "total_tokens": 50}
+FILE = {"path": "substrate/data/rows.py", "kind": "changed", "added_lines": 1, "removed_lines": 1, "sha256": "ab"}
+
+
+def write(path: Path) -> None:
+    """A session of one answer: a full run, then a manifest."""
+    path.parent.mkdir(parents=True)
+    writer = transcript.Writer(path)
+    manifest = {**MANIFEST, "axis": "clip"}
+    body = json.dumps({**REQUEST, "max_tokens": 100}).encode()
+    answer = json.dumps({"choices": [{"message": {"content": "I train."}}], "usage": USAGE}).encode()
+    writer.append("request", body, call=0, prompt_bound=900)
+    writer.append("answer", answer, call=0, tries=1, prompt_tokens=40, answer_tokens=10)
+    for number, (name, arguments) in enumerate([("train", {"num_steps": None, "why": ""}), ("finish", manifest)]):
+        writer.append("tool", json.dumps(arguments).encode(), tool=number, name=name)
+        told = {"ok": True, "failure": "", "what": "", "truncated": False, "facts": {}}
+        writer.append("tool_result", b"done", tool=number, **told)
+    writer.close()
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The log of a round with one agent, as the meta stage writes it."""
+    write(folder / PATH)
+    found = transcript.load(folder / PATH)
+    run = derive_run.of_transcript(found.records, "clip")
+    assert run.manifest is not None and run.outcome == "completed"
+    about = {"round": "r0001", "arm": "a1"}
+    report = {
+        "schema": 1, "outcome": run.outcome, "manifest": dict(run.manifest.typed), "texts_sha256": run.manifest.texts_sha256,
+        "diff": {"files": [FILE], "digest": "ab", "canaries": []},
+        "usage": {**asdict(run.usage), "money_millionths": 0, "gpu_seconds": 1, "wall_seconds": 1},
+        "transcript_sha256": file_digest(folder / PATH), "transcript_head": found.head,
+    }  # fmt: skip
+    arm = {"index": 1, "role": "axis", "axis": "clip"}
+    return [
+        {"seq": 0, "event": "plan", "round": "r0001", "plan": {"arms": [arm]}},
+        {"seq": 1, "event": "attempt", **about, "attempt": 0, "status": "completed", "exit_class": "completed"},
+        {"seq": 2, "event": "agent", **about, "attempt": 0, "report": report},
+        {"seq": 3, "event": "outcome", **about, "outcome": {"status": "completed", "edited": True}},
+    ]
+
+
+def audited(log: list[dict[str, Any]], folder: Path) -> Report:
+    report = Report()
+    check_agents(log, folder, lambda path: (folder / path).is_file(), report)
+    return report
+
+
+def test_an_honest_report_is_clean(tmp_path: Path) -> None:
+    report = audited(records(tmp_path), tmp_path)
+    assert report.ok and "the agents' reports" in report.verified
+
+
+def set_at(path: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
+    def change(log: list[dict[str, Any]]) -> None:
+        *parts, last = path.split(".")
+        place: Any = log
+        for part in parts:
+            place = place[int(part) if isinstance(place, list) else part]
+        place[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_at("2.report.usage.steps", 2), "usage"),
+        (set_at("2.report.usage.answer_tokens", 9), "usage"),
+        (set_at("2.report.manifest.expected_effect", "large_gain"), "manifest"),
+        (set_at("2.report.texts_sha256", "0" * 64), "texts_sha256"),
+        (set_at("2.report.outcome", "agent_budget"), "its attempt has a score"),
+        (set_at("2.report.transcript_head", "0" * 64), "not the transcript that was sealed"),
+        (set_at("2.report.diff.files", []), "scored as edited code, and was not"),
+        (set_at("3.outcome.edited", False), "scored as unedited code, and was not"),
+        (set_at("0.plan", {"arms": [{"index": 1, "role": "replicate", "axis": "clip"}]}), "article 16"),
+        (set_at("1.arm", "a2"), "without its arm's plan and attempt"),
+    ],
+)
+def test_what_does_not_follow_is_a_finding(
+    change: Callable[[list[dict[str, Any]]], None], words: str, tmp_path: Path
+) -> None:
+    log = copy.deepcopy(records(tmp_path))
+    change(log)
+    report = audited(log, tmp_path)
+    assert not report.ok and any(words in finding.what for finding in report.findings), report.findings
+
+
+def test_a_changed_byte_of_the_transcript_is_a_finding(tmp_path: Path) -> None:
+    log = records(tmp_path)
+    path = tmp_path / PATH
+    path.write_bytes(path.read_bytes().replace(b"I train.", b"I cheat."))
+    assert not audited(log, tmp_path).ok
+
+
+def test_a_missing_transcript_is_told_and_is_no_finding(tmp_path: Path) -> None:
+    log = records(tmp_path)
+    (tmp_path / PATH).unlink()
+    report = audited(log, tmp_path)
+    assert report.ok and any("1 transcripts" in each for each in report.not_verifiable)
