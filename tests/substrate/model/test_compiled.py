@@ -1,7 +1,10 @@
 """Test the compiled elementwise parts against float64 and against the eager ones, and that rows of any number compile once."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +15,7 @@ from torch._dynamo.utils import counters
 from substrate.ops import fused, kernels, routing
 from substrate.ops.sequences import Packing
 from tests.support.gradients import drawn
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
 CPU = torch.device("cpu")
@@ -116,6 +120,39 @@ def test_experts_one_by_one_share_what_is_compiled():
                 y = fused.squared_relu(x, weights)
             torch.testing.assert_close(y, F.relu(x).square() * weights)
     assert counters["stats"]["unique_graphs"] <= 3  # with gradients, without, and one row without
+
+
+COMPILE = """
+import torch
+from torch._dynamo.utils import counters
+from substrate.ops import fused, kernels
+y, z, weight = torch.randn(9, 1, 12, requires_grad=True), torch.randn(9, 1, 12), torch.randn(12)
+fused.gated_norm(y, z, weight, 1e-5, 3).sum().backward()
+print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+def test_a_later_process_finds_in_a_copy_what_the_first_compiled(tmp_path):
+    """Which is what a warm start rests on: both directions are there, nothing is compiled, and the copy does not grow."""
+    own = {"SUBSTRATE_KERNELS": "elementwise=compiled", "TORCHDYNAMO_DISABLE": "0", "OMP_NUM_THREADS": "1"}
+    own |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels" / "inductor")}
+
+    def counted() -> str:
+        command = [sys.executable, "-c", COMPILE]
+        return subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **own}, check=True, capture_output=True, text=True
+        ).stdout
+
+    def code() -> list[str]:
+        return sorted(str(path) for path in (tmp_path / "kernels").rglob("*.so"))
+
+    assert counted() == "2 0\n"
+    (tmp_path / "kernels").rename(tmp_path / "store")
+    shutil.copytree(tmp_path / "store", tmp_path / "kernels", symlinks=True)
+    before = code()
+    assert counted() == "0 2\n"
+    assert before and code() == before
 
 
 @pytest.mark.slow
