@@ -30,7 +30,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from substrate.ops import kernels
-from substrate.ops.fused import conv_silu, gated_norm
+from substrate.ops.fused import add_skip, conv_silu, gated_norm
 from substrate.ops.scan import chunked_scan
 from substrate.ops.sequences import Packing
 
@@ -110,8 +110,7 @@ class MambaMixer(MegatronModule):
         scan = kernels.triton_scan if kernels.of(x_SBHP.device).scan == "triton" else chunked_scan
         documents = packing.document_SB if packing is not None else None
         y_SBHP, _ = scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, documents)
-        y_SBHP = torch.addcmul(y_SBHP.float(), x_SBHP.float(), self.D_H.unsqueeze(-1))
-        return y_SBHP.flatten(-2)
+        return add_skip(y_SBHP, x_SBHP, self.D_H).flatten(-2)
 
     def _heads(self, xbc_SBI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, b, c = xbc_SBI.split(self.conv_split_sizes, dim=-1)

@@ -16,6 +16,7 @@ from tests.support.paths import ROOT
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1200),  # a minute on a quiet machine
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU"),
 ]
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
@@ -20,7 +21,11 @@ from tests.support.paths import ROOT
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
 CPU = torch.device("cpu")
 OURS = SimpleNamespace(
-    conv_silu=fused.conv_silu, gated_norm=fused.gated_norm, squared_relu=fused.squared_relu, route=routing.route
+    conv_silu=fused.conv_silu,
+    add_skip=fused.add_skip,
+    gated_norm=fused.gated_norm,
+    squared_relu=fused.squared_relu,
+    route=routing.route,
 )
 
 
@@ -46,6 +51,7 @@ def plain_route(x, gate, bias, k, scaling):
 
 PLAIN = SimpleNamespace(
     conv_silu=plain_conv,
+    add_skip=lambda y, x, D: y + x * D[:, None],
     gated_norm=plain_gated,
     squared_relu=lambda x, weights=1: F.relu(x).square() * weights,
     route=plain_route,
@@ -55,6 +61,7 @@ PLAIN = SimpleNamespace(
 @pytest.fixture(autouse=True)
 def compiled(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # a pool would import torch again
     torch._dynamo.reset()
     counters.clear()
     with kernels.using(elementwise="compiled"):
@@ -75,8 +82,10 @@ def passes(parts, lengths: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32  # router and its weights
     weights_Nk, numbers_Nk = parts.route(u.to(wide), draw(6, 8, kind=wide), draw(6, kind=wide) * 0.01, 3, 2.5)
     convolved = parts.conv_silu(x, draw(24, 4), draw(24), packing)
+    heads = (4, 6)
+    y = parts.add_skip(draw(S, 1, *heads), convolved.unflatten(-1, heads), draw(4)).flatten(-2)
     found = [
-        parts.gated_norm(convolved, z, draw(24), 1e-5, 2),
+        parts.gated_norm(y, z, draw(24), 1e-5, 2),
         parts.squared_relu(rows, weights_Nk.reshape(-1, 1)),
         parts.squared_relu(shared),
         weights_Nk,
@@ -105,9 +114,9 @@ def test_values_gradients_and_one_compilation_for_all_packings():
         exact = passes(PLAIN, lengths, torch.float64)
         assert torch.equal(found[0], exact[0])
         assert max(errors(found, exact)) < 1e-5 and max(errors(found, eager)) < 1e-5
-    assert num_graphs[0] == 5  # router, convolution, norm, squared ReLU with and without weights
-    assert num_graphs[len(packings) - 1] == 5, "a packing was compiled anew"
-    assert num_graphs[-1] == 6  # a single document, of whatever length, has a convolution without a mask
+    assert num_graphs[0] == 6  # router, convolution, skip, norm, squared ReLU with and without weights
+    assert num_graphs[len(packings) - 1] == 6, "a packing was compiled anew"
+    assert num_graphs[-1] == 7  # a single document, of whatever length, has a convolution without a mask
     assert not counters["graph_break"]
 
 
