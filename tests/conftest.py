@@ -14,6 +14,7 @@ import pytest
 from slurm.testbed.testbed import why_not
 from tests.attacks import table
 from tests.attacks.fixtures import arena, folder, outsider  # noqa: F401  fixtures of tests that attack
+from tests.support import compositions
 from tests.support.trainings import alone, inputs  # noqa: F401  fixtures of tests that train
 
 hypothesis.settings.register_profile("shared_machine", deadline=None, max_examples=50)  # which is slow at times
@@ -24,6 +25,7 @@ SLURM_RAN = pytest.StashKey[int]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SLURM_RAN] = 0
+    compositions.keep()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest itself selects by `-m`
@@ -38,7 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in absent.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
-    if hasattr(config, "workerinput"):  # of several processes none should begin a long file when the others have nothing left
+    if hasattr(
+        config, "workerinput"
+    ):  # of several processes none should begin a long file when the others have nothing left
         long = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: item.path not in long)
     items.sort(key=lambda item: item.get_closest_marker("slurm") is not None)  # the fast ones first
