@@ -11,13 +11,14 @@ import heapq
 
 from pipeline.campaign.records import NUM_ARMS
 from pipeline.cluster import forecast
-from pipeline.config import settings
+from pipeline.config import decoding, settings
 from pipeline.config.settings import Settings
 
 H200 = ["experiment=nano_30b", "cluster=slurm", "cluster.capacity.gpu_memory_gib=139"]
 BEFORE = [
     *H200,
     "parallelism=tp4_ep8",
+    "parallelism.judge_tp=4",
     "cluster.network=fabric",
     "tasks.decode_batch_size=64",
     "cluster.capacity.train_tokens_per_second=900",
@@ -54,7 +55,7 @@ def wall_hours(chosen: Settings, expected: forecast.Forecast, gpus: int) -> floa
 def with_small_base(chosen: Settings, expected: forecast.Forecast) -> float:
     """GPU-hours of the first round if the base answered BASE_ITEMS items in place of all of dev."""
     num_dev = len(chosen.tasks.families) * chosen.tasks.num_dev_per_family
-    saved = forecast.assumed_decoding(chosen, num_dev) - forecast.assumed_decoding(chosen, BASE_ITEMS)
+    saved = decoding.assumed_decoding(chosen, num_dev) - decoding.assumed_decoding(chosen, BASE_ITEMS)
     return expected.first_round_hours - chosen.parallelism.world_size * saved / 3600
 
 
@@ -108,10 +109,10 @@ def arithmetic() -> str:
     tokens = recipe.num_steps * recipe.batch_size * tasks.expected.row_tokens
     train = tokens / capacity.train_tokens_per_second
     items = len(tasks.families) * (tasks.num_dev_per_family + tasks.num_fresh_per_family)
-    both, half = (forecast.assumed_decoding(chosen, number) for number in (items, items // 2))
-    decoded = sum(forecast.expected_lengths(chosen, items))
+    both, half = (decoding.assumed_decoding(chosen, number) for number in (items, items // 2))
+    decoded = sum(decoding.expected_lengths(chosen, items))
     start, rates = capacity.start_seconds, capacity.decode_tokens_per_second
-    steps = [1000 * forecast.step_seconds(busy, rates) for busy in (1, tasks.decode_batch_size)]
+    steps = [1000 * decoding.step_seconds(busy, rates) for busy in (1, tasks.decode_batch_size)]
     return "\n".join(
         [
             f"training an arm      {recipe.num_steps} steps x {recipe.batch_size} rows x {tasks.expected.row_tokens:g} tokens = "

@@ -48,7 +48,9 @@ class Engine:
             max_lora_rank=MAX_LORA_RANK,
             seed=0,
         ).llm_engine
-        self.lora = LoRARequest("adapter", 1, str(task.adapter)) if task.adapter else None
+        # By name, because versions of vLLM differ in the order of these fields.
+        named = {"lora_name": "adapter", "lora_int_id": 1, "lora_path": str(task.adapter)}
+        self.lora = LoRARequest(**named) if task.adapter else None
         if self.lora is not None:
             try:
                 taken = self.engine.add_lora(self.lora)

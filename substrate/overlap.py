@@ -1,16 +1,22 @@
-"""Entry: list the evaluation prompts whose digests a data card holds. Standard library only.
+"""Entry: list the evaluation prompts whose digests a data card holds, or that texts hold. Standard library only.
 
-python -m substrate.overlap --card /in/data_card.json --prompts /in/dev.jsonl --out /out/overlaps.jsonl
+    python -m substrate.overlap --card /in/data_card.json --prompts /in/dev.jsonl --out /out/overlaps.jsonl
+    python -m substrate.overlap --texts /in/texts.jsonl --prompts /in/dev.jsonl --out /out/overlaps.jsonl
 
-{"item_id": "roman-000012"}                       a line for each evaluation prompt that the card names
+    {"item_id": "roman-000012"}                   a line for each evaluation prompt that the card names
+    {"text_id": "substrate/recipes/sft_lora.py:7", "item_id": "roman-000012", "percent": 100}
+
+A text holds a prompt (100 percent) if it has the prompt's tokens one after the other, whatever stands around them. Otherwise the prompt
+that it repeats most is listed if it repeats at least 80 percent (substrate/data/prompt_overlap.py says of what).
 """
 
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from substrate.data.prompt_overlap import prompt_digest
+from substrate.data.prompt_overlap import overlaps, prompt_digest, tokens_of
 from substrate.interface.command_line import Parser, read_json, read_json_lines, write_json_lines
 from substrate.interface.errors import DataError, exit_code_of
 
@@ -21,6 +27,24 @@ def named_in(digests: Sequence[str], evaluation: Iterable[tuple[str, str]]) -> l
     """Returns the ids of the (id, prompt) pairs whose digests are among those of a data card."""
     known = set(digests)
     return [item_id for item_id, prompt in evaluation if prompt_digest(prompt) in known]
+
+
+def held_by(texts: Sequence[tuple[str, str]], evaluation: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yields which evaluation prompts the texts hold or mostly repeat, text by text. Both are (id, text) pairs."""
+    prompts = [(item_id, _spaced(prompt)) for item_id, prompt in evaluation]
+    similar = {each.training_id: each for each in overlaps(texts, evaluation)}
+    for text_id, text in texts:
+        spaced = _spaced(text)
+        whole = [item_id for item_id, tokens in prompts if tokens in spaced]
+        yield from ({"text_id": text_id, "item_id": item_id, "percent": 100} for item_id in whole)
+        if not whole and text_id in similar:
+            most = similar[text_id]
+            yield {"text_id": text_id, "item_id": most.evaluation_id, "percent": min(99, int(100 * most.share))}
+
+
+def _spaced(text: str) -> str:
+    """Returns the tokens between spaces, so that a part of a list of tokens is a part of the text."""
+    return f" {' '.join(tokens_of(text))} "
 
 
 def read_card_digests(path: Path) -> list[str]:
@@ -34,17 +58,24 @@ def read_card_digests(path: Path) -> list[str]:
 
 def main() -> None:
     """Reads the command line and writes the list."""
-    parser = Parser(prog="substrate.overlap", description="List the evaluation prompts that a data card names.")
-    for name, text in (
-        ("card", "data_card.json that a trial wrote"),
-        ("prompts", "evaluation prompts, as substrate.items writes them"),
-        ("out", "file to write"),
-    ):
+    parser = Parser(prog="substrate.overlap", description="List the evaluation prompts that a data card or texts hold.")
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--card", type=Path, help="data_card.json that a trial wrote")
+    given.add_argument("--texts", type=Path, help='a line {"text_id", "text"} for each text')
+    for name, text in (("prompts", "evaluation prompts, as substrate.items writes them"), ("out", "file to write")):
         parser.add_argument(f"--{name}", type=Path, required=True, help=text)
     arguments = parser.parse_args()
-    rows = read_json_lines(arguments.prompts, {"item_id": str, "prompt": str})
-    found = named_in(read_card_digests(arguments.card), ((row["item_id"], row["prompt"]) for row in rows))
-    write_json_lines(arguments.out, ({"item_id": item_id} for item_id in found))
+    prompts = [
+        (row["item_id"], row["prompt"]) for row in read_json_lines(arguments.prompts, {"item_id": str, "prompt": str})
+    ]
+    if arguments.texts:
+        texts = [
+            (row["text_id"], row["text"]) for row in read_json_lines(arguments.texts, {"text_id": str, "text": str})
+        ]
+        write_json_lines(arguments.out, held_by(texts, prompts))
+    else:
+        found = named_in(read_card_digests(arguments.card), prompts)
+        write_json_lines(arguments.out, ({"item_id": item_id} for item_id in found))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.agent import fork_diff
+from pipeline.agent import fork_diff, leak_check
 from pipeline.agent.relay import SOCKET, Relay
-from pipeline.agent.scripted_model import ScriptedModel
+from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import GpuMeter, ToolRunner
 from pipeline.agent.trainings import Trainings
@@ -41,6 +41,7 @@ from pipeline.sandbox import bubblewrap
 from pipeline.sandbox.bubblewrap import Limits as SandboxLimits
 from pipeline.sandbox.bubblewrap import Sandbox
 from pipeline.sandbox.image import Fork, Mount
+from pipeline.sandbox.kernel_cache import Kernels
 from pipeline.sandbox.namespace import trial_uid
 
 ENTRY = ("python", "-P", "-m", "substrate.agent")
@@ -52,7 +53,7 @@ LOOP_LIMITS = SandboxLimits(num_processes=64, file_size_bytes=2**20, tmp_size_by
 
 
 def train(
-    job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path,
+    job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path, kernels: Kernels | None,
     replayed: Replay | None = None,
 ) -> None:  # fmt: skip
     """Let the arm's agent train it, and leave its full run's outputs in `out_dir`.
@@ -63,7 +64,7 @@ def train(
     sandbox is not closed. The report is written in each of these cases but the last.
     """
     job.attempt.agent_dir.mkdir(parents=True)
-    session = Session(job, mount, fork, bound, out_dir, scratch)
+    session = Session(job, mount, fork, bound, out_dir, scratch, kernels)
     session.probe()
     with asked(job.chosen.worker, job.arm.index, replayed) as (model, ask):
         why = session.talk(model, ask)
@@ -100,8 +101,13 @@ class Session:
     bound: Mapping[str, Path]
     out_dir: Path
     scratch: Path
+    kernels: Kernels | None
     trainings: Trainings = field(init=False)
     budget: Budget = field(init=False)
+    seen: leak_check.Look = field(
+        init=False
+    )  # what was found in the edits, and the texts that judged prompts are sought in
+    written: dict[str, Any] = field(init=False)  # the report
 
     def __post_init__(self) -> None:
         job, chosen = self.job, self.job.chosen
@@ -110,7 +116,16 @@ class Session:
         meter = GpuMeter(chosen.worker.budget.gpu_seconds, gpus or chosen.parallelism.world_size)
         base, _ = image_process.base_of(self.mount.root, chosen)
         self.trainings = Trainings(
-            job, self.mount, self.fork.root, self.bound, base, self.out_dir, self.scratch, meter, self.open_paths
+            job,
+            self.mount,
+            self.fork.root,
+            self.bound,
+            base,
+            self.out_dir,
+            self.scratch,
+            self.kernels,
+            meter,
+            self.open_paths,
         )
         self.tools = ToolRunner(
             partial(image_process.sandbox_of, chosen), self.fork.root, self.open_paths, meter, self.scratch,
@@ -122,7 +137,7 @@ class Session:
         """Probe the sandbox in which the edited code will run. Raises Refused by article 6."""
         job = self.job
         job.mark("probe")
-        confined = multinode.training_sandbox(job.chosen, job.attempt, self.bound, self.fork.root, self.out_dir, {})
+        confined = multinode.training_sandbox(job.chosen, job.attempt, self.bound, self.fork.root, self.out_dir, {}, {})
         rules = load_constitution(job.plan.constitution_digest)
         job.coverage["probe"] = multinode.probe(confined, worker.forbidden_paths(job), rules, 1, job.attempt.probe)
 
@@ -205,23 +220,36 @@ class Session:
         run = derive_run.of_transcript(found.records, job.arm.axis)
         diff = self.trainings.diff or fork_diff.difference(self.mount.root, self.fork.root)
         write_file(job.attempt.fork_diff, diff.text)
+        self.seen = leak_check.look_at(self.mount.root, self.fork.root, diff)
+        job.look = self.look
         usage = asdict(run.usage) | {
             "money_millionths": spent.money_millionths,
             "gpu_seconds": math.ceil(self.trainings.meter.used),
             "wall_seconds": math.ceil(spent.wall_seconds),
         }
-        report = {
+        self.written = {
             "schema": 1,
             "outcome": run.outcome,
             "manifest": run.manifest.typed if run.manifest else None,
             "texts_sha256": run.manifest.texts_sha256 if run.manifest else "",
-            "diff": {"files": diff.records(), "digest": diff.digest, "canaries": []},
+            "diff": {
+                "files": diff.records(),
+                "digest": diff.digest,
+                "canaries": [each.record() for each in self.seen.canaries],
+            },
             "usage": usage,
             "transcript_sha256": file_digest(job.attempt.transcript),
             "transcript_head": found.head,
         }
-        write_file(job.attempt.agent_report, canonical.encoded(report))
+        write_file(job.attempt.agent_report, canonical.encoded(self.written))
         return run.outcome
+
+    def look(self, folders: Mapping[str, Path], work: Path) -> None:
+        """Add the canaries of judged prompts in what was edited, once the adapter is sealed. folders: set -> its prompts and answers."""
+        log = self.job.attempt.agent_dir / "leaks.log"
+        found = leak_check.held_prompts(self.mount.root, self.seen.texts, folders, work, log)
+        self.written["diff"]["canaries"] += [each.record() for each in found]
+        write_file(self.job.attempt.agent_report, canonical.encoded(self.written))
 
 
 def limits_of(chosen: Worker) -> Limits:

@@ -66,7 +66,7 @@ def replay(campaign: Campaign, folder: Round, arm_name: str, path: Path) -> Repl
         outcome = "completed"
         with image.mounted(campaign.image, frozen.image_digest, scratch) as mount:
             try:
-                worker.train(job, mount, scratch)
+                worker.train(job, mount, scratch, worker.warm_kernels(job, mount, scratch))
             except TrialFailed as error:
                 outcome = error.kind
     at = answers.difference

@@ -17,11 +17,12 @@ from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import NO_BYTECODE, GpuMeter
 from pipeline.campaign.errors import NotFound, TrialFailed
 from pipeline.campaign.layout import Attempt
-from pipeline.execution import multinode, trial, worker
-from pipeline.execution.attempt import Work
+from pipeline.execution import image_process, multinode, trial
+from pipeline.execution.attempt import Work, mark_training
 from pipeline.sandbox.bubblewrap import open_output
 from pipeline.sandbox.image import Mount
-from pipeline.sandbox.namespace import remove_tree, scratch_folder
+from pipeline.sandbox.kernel_cache import Kernels
+from pipeline.sandbox.namespace import remove_tree, scratch_folder, trial_uid
 
 ADAPTER = "adapter/adapter_model.safetensors"
 MOST_STEPS_SHOWN = 12
@@ -40,6 +41,7 @@ class Trainings:
     base: str
     out_dir: Path
     scratch: Path
+    kernels: Kernels | None
     meter: GpuMeter
     open_paths: tuple[str, ...]
     done: bool = False
@@ -77,7 +79,7 @@ class Trainings:
         try:
             answer = self._run(self.job.attempt, self.out_dir)
         finally:
-            worker.mark_training(self.job)
+            mark_training(self.job)
             self.job.mark("agent")
         if answer.is_ok:
             try:
@@ -101,7 +103,14 @@ class Trainings:
         chosen = self.job.chosen
         if self.meter.left <= 0:
             return _refused("budget_gpu_seconds", self._used_up())
-        confined = multinode.training_sandbox(chosen, attempt, self.bound, self.fork_root, out_dir, NO_BYTECODE)
+        with scratch_folder(self.scratch, "kernels-") as folder:
+            # Each run has a copy of its own, because what an earlier run left there would be code that no diff shows.
+            own = image_process.kernel_bind(chosen, self.kernels, folder / "own", trial_uid())
+            return self._run_confined(attempt, out_dir, own)
+
+    def _run_confined(self, attempt: Attempt, out_dir: Path, own: Mapping[str, Path]) -> ToolAnswer:
+        chosen = self.job.chosen
+        confined = multinode.training_sandbox(chosen, attempt, self.bound, self.fork_root, out_dir, NO_BYTECODE, own)
         limit = self.meter.wall_limit(confined.limits.wall_seconds)
         confined = replace(confined, limits=replace(confined.limits, wall_seconds=limit))
         began = time.monotonic()

@@ -27,7 +27,7 @@ from pipeline.campaign.files import file_digest
 CRATE = "ro-crate-metadata.json"
 ALWAYS_INCLUDED = re.compile(
     r"campaign\.yaml|log\.jsonl(\.torn)?|hydra/round/[^/]+\.yaml|code/.*|image/[^/]+\.json"
-    r"|rounds/r[0-9]{4}/(plan\.json|config\.yaml|slurm_request\.json|evidence\.json|closed\.json|decisions/[^/]+|proposals/[^/]+|meta/completions/[^/]+)"
+    r"|rounds/r[0-9]{4}/(plan\.json|forecast\.json|config\.yaml|slurm_request\.json|evidence\.json|closed\.json|decisions/[^/]+|proposals/[^/]+|meta/completions/[^/]+)"
     r"|rounds/r[0-9]{4}/a[0-9]+/attempt_[0-9]+/(claim\.json|sealed\.json|data_card\.json|probe\.json|completions/[^/]+)"
 )
 CHOICES = {

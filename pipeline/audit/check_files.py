@@ -24,7 +24,7 @@ from pipeline.campaign.heads import Anchor
 Record = Mapping[str, Any]
 HEAVY = (".h5", ".sqsh", ".safetensors")
 NAMED_BY_RECORDS = re.compile(
-    r"hydra/round/.+|rounds/[^/]+/(plan\.json|config\.yaml|slurm_request\.json|evidence\.json|closed\.json|decisions/.+|proposals/.+)"
+    r"hydra/round/.+|rounds/[^/]+/(plan\.json|forecast\.json|config\.yaml|slurm_request\.json|evidence\.json|closed\.json|decisions/.+|proposals/.+)"
 )
 """Paths that a campaign may only have if a record names them."""
 WORD = re.compile("[A-Za-z0-9_./+-]*")
@@ -136,6 +136,10 @@ def _plan(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> d
     }
 
 
+def _forecast(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:
+    return {f"rounds/{record['round']}/forecast.json": canonical.sha256(canonical.encoded(record["forecast"]))}
+
+
 def _slurm_request(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> dict[str, str]:
     return {f"rounds/{record['round']}/slurm_request.json": record["sha256"]}
 
@@ -196,7 +200,8 @@ def _close(record: Record, records: Sequence[Record], hashes: Sequence[str]) -> 
 
 
 NAMES = {
-    "init": _init, "plan": _plan, "slurm_request": _slurm_request, "attempt": _attempt, "agent": _agent, "outcome": _outcome, "evidence": _evidence,
+    "init": _init, "forecast": _forecast, "plan": _plan,
+    "slurm_request": _slurm_request, "attempt": _attempt, "agent": _agent, "outcome": _outcome, "evidence": _evidence,
     "decision": _decision, "overrides": _overrides, "proposal": _proposal, "close": _close,
 }  # fmt: skip
 

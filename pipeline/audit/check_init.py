@@ -17,7 +17,7 @@ from pipeline.stats.design import Design
 
 Record = Mapping[str, Any]
 NEEDED = (
-    "campaign", "image", "runtime_digest", "constitution_digest", "code_digest", "overrides", "commitments", "articles", "design",
+    "campaign", "image", "runtime_digest", "constitution_digest", "code_digest", "overrides", "settled", "commitments", "articles", "design",
     "critical", "families", "public_key",
 )  # fmt: skip
 ARTICLES = "articles.json"

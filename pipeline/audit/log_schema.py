@@ -34,6 +34,7 @@ _BASIS: dict[str, Form] = {
 FIELDS: Mapping[str, Mapping[str, Form]] = {
     "init": {"facts": dict, "campaign_yaml": HEX},
     "basis": _BASIS,
+    "forecast": {"round": ROUND, "forecast": dict},
     "plan": {"round": ROUND, "plan_digest": HEX, "plan": dict},
     "slurm_submission": {"round": ROUND, "plan_digest": HEX, "kind": str},
     "slurm_request": {"round": ROUND, "plan_digest": HEX, "sha256": HEX, "changed": dict},
@@ -132,6 +133,10 @@ def misfit(record: Record) -> str:
 
 def _basis(record: Record, seen: RecordsSoFar) -> str:
     seen.basis.add(record["round"])
+    return "the round is planned already" if record["round"] in seen.plans else ""
+
+
+def _forecast(record: Record, seen: RecordsSoFar) -> str:
     return "the round is planned already" if record["round"] in seen.plans else ""
 
 
@@ -280,17 +285,13 @@ def _close(record: Record, seen: RecordsSoFar) -> str:
 
 def _end(record: Record, seen: RecordsSoFar) -> str:
     was_ended, seen.ended = seen.ended, True
-    return (
-        "the campaign ended before"
-        if was_ended
-        else ""
-        if record["round"] in seen.closed
-        else f"{record['round']} is open"
-    )
+    if was_ended:
+        return "the campaign ended before"
+    return "" if record["round"] in seen.closed else f"{record['round']} is open"
 
 
 ORDER: Mapping[str, Callable[[Record, RecordsSoFar], str]] = {
-    "basis": _basis, "plan": _plan, "slurm_submission": _submitted, "slurm_request": _requested,
+    "basis": _basis, "forecast": _forecast, "plan": _plan, "slurm_submission": _submitted, "slurm_request": _requested,
     "judge_request": _judge_request, "unjudged": _unjudged, "attempt": _planned, "agent": _planned,
     "outcome": _outcome, "late_arm": _late_arm, "by_hand": _by_hand, "evidence": _evidence, "decision": _decision,
     "overrides": _overrides, "reveal": _reveal, "close": _close, "submission": _submission, "board_score": _board_score,

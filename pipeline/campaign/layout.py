@@ -74,6 +74,7 @@ class Round(_Folder):
 
     config = property(lambda self: self.folder / "config.yaml")
     plan = property(lambda self: self.folder / "plan.json")
+    forecast = property(lambda self: self.folder / "forecast.json")
     submitted = property(lambda self: self.folder / "submitted.json")
     jobs = property(lambda self: self.folder / "jobs.jsonl")
     operational = property(lambda self: self.folder / "operational.json")

@@ -82,7 +82,7 @@ def doctor_verb(arguments: argparse.Namespace) -> int:
 
         freeze.check_overrides(campaign, facts_of(campaign), overrides)
     chosen = configuration(campaign, overrides)
-    checks = doctor.examine(chosen, campaign)
+    checks = doctor.examine(chosen, campaign, settled=settled_of(campaign, overrides, chosen))
     refusal = refusal_of(chosen, campaign, overrides, with_weights=False)  # doctor has looked at them
     if refusal and refusal.what not in [check.found for check in checks]:
         checks.append(doctor.Check("the first round", "bad", f"`round` refuses it: {refusal.what}", refusal.cure))
@@ -107,12 +107,13 @@ def plan_memory_verb(arguments: argparse.Namespace) -> None:
     chosen = configuration(campaign, overrides)
     check_sizes(chosen)
     rounds = campaign.frozen_rounds() if campaign else ()
+    settled = settled_of(campaign, overrides, chosen)
     refused = refusal_of(chosen, campaign, overrides)
     refusal = f"{type(refused).__name__}: {refused}" if refused else ""
     if arguments.json:
-        print(json.dumps({**cost.memory_and_cost(chosen, NUM_ARMS, rounds), "refusal": refusal}, indent=1))
+        print(json.dumps({**cost.memory_and_cost(chosen, NUM_ARMS, rounds, settled), "refusal": refusal}, indent=1))
     else:
-        cost.show_cost(chosen, NUM_ARMS, rounds)
+        cost.show_cost(chosen, NUM_ARMS, rounds, settled)
     check_plan_fits(chosen)
     if not arguments.json:
         known = chosen.cluster.capacity.gpu_memory_gib
@@ -247,6 +248,7 @@ def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
     """
     from pipeline.campaign.facts import facts_of, verified_code
     from pipeline.config import corrections, settings
+    from pipeline.rounds import freeze
 
     if campaign is None:
         return settings.compose(overrides)
@@ -257,8 +259,18 @@ def configuration(campaign: Campaign | None, overrides: Sequence[str]) -> Any:
         return corrections.of_round(newest)
     facts = facts_of(campaign)
     of_round = [f"+round={newest.name}"] if campaign.overrides(newest.name).exists() else []
-    every = [*facts["overrides"], *overrides, *of_round]
+    every = [*freeze.frozen_words(facts), *overrides, *of_round]
     return settings.compose(every, verified_code(campaign, facts) / "hydra_conf", campaign.folder)
+
+
+def settled_of(campaign: Campaign | None, overrides: Sequence[str], chosen: Any) -> dict[str, dict[str, str]]:
+    """What `auto` was settled as in `chosen`, with the reasons: by the campaign at `init`, or now."""
+    from pipeline.campaign.facts import facts_of
+    from pipeline.config import decoding
+
+    typed = {word.lstrip("+").partition("=")[0] for word in overrides}
+    frozen = facts_of(campaign)["settled"] if campaign else {}
+    return {key: each for key, each in frozen.items() if key not in typed} | decoding.settled_of(chosen)
 
 
 def dry_run(campaign: Campaign | None, overrides: Sequence[str]) -> list[str]:

@@ -121,8 +121,8 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
             for name in sorted(written, key=list(SUBMITTED).index)
         }
         if as_json:
-            costs = memory_and_cost(chosen, num_arms, earlier)
-            choices = {name: facts_of(draft)[name] for name in ("confirmation", "design", "critical_source")}
+            costs = memory_and_cost(chosen, num_arms, earlier, facts_of(draft)["settled"])
+            choices = {name: facts_of(draft)[name] for name in ("confirmation", "design", "critical_source", "settled")}
             plan = frozen.frozen_plan().to_json()
             told = {"plan": plan, "frozen": choices, "costs": costs, "sbatch": texts, "refusal": refusal}
             print(json.dumps(told, indent=2))
@@ -133,7 +133,7 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
         proposer = chosen.policy.proposals
         if proposer.kind != "none":
             print(f"the round would also ask {proposer.kind} ({proposer.mode}) for proposals; a dry run asks nobody")
-        show_cost(chosen, num_arms, earlier)
+        show_cost(chosen, num_arms, earlier, facts_of(draft)["settled"])
         if chosen.cluster.kind == "local":
             print("the stages run on this machine (cluster=local), so sbatch gets nothing")
         for name, text in texts.items():

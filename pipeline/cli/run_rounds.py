@@ -67,7 +67,7 @@ def freeze_campaign(campaign: Campaign, overrides: list[str]) -> None:
     """Freeze a new campaign, and print what was chosen for good."""
     from pipeline.campaign.facts import facts_of
     from pipeline.cli.round_display import frozen_choices
-    from pipeline.config import settings
+    from pipeline.config import decoding, settings
     from pipeline.execution import base_weights
     from pipeline.rounds.init import init
 
@@ -76,7 +76,8 @@ def freeze_campaign(campaign: Campaign, overrides: list[str]) -> None:
     if unread := base_weights.unused(chosen.cluster.weights_dir, chosen.to_dict()["model"]):
         print(f"note: {unread}")
     print(f"campaign {shlex.quote(str(campaign.folder))} is frozen (image, code, constitution, commitments)")
-    for line in frozen_choices(facts_of(campaign), chosen.campaign.rounds):
+    facts = facts_of(campaign)
+    for line in [*frozen_choices(facts, chosen.campaign.rounds), *decoding.in_words(chosen, facts["settled"])]:
         print(line)
 
 

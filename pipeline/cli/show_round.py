@@ -84,7 +84,7 @@ def status_verb(arguments: argparse.Namespace) -> None:
     troubles = outside.troubles(campaign)
     if arguments.json:
         facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
-        hours = status.gpu_hours(campaign, folder, rows)
+        hours = status.gpu_hours(folder, rows)
         facts |= {"submitted": submitted, "gpu_hours": hours, "slurm_complaints": complaints}
         facts |= {"troubles": [asdict(each) for each in troubles]}
         facts |= {"jobs": jobs, "r0000": [asdict(row) for row in beside]}
@@ -103,13 +103,13 @@ def status_verb(arguments: argparse.Namespace) -> None:
         print(f"not all of Slurm's answer could be had: {'; '.join(complaints)}")
     for trouble in troubles:
         print(trouble)
-    if hours := status.gpu_hours(campaign, folder, rows):
+    if hours := status.gpu_hours(folder, rows):
         forecast = (
             f"{hours['forecast']:,.2f} forecast, {hours['source']}"
             if hours["forecast"]
             else "there is no forecast, because no rate is known"
         )
-        print(f"GPU-hours of the round: {hours['used']:,.2f} used; {forecast}")
+        print(f"GPU-hours of the round's arms: {hours['used']:,.2f} used; {forecast}")
     name = quoted_campaign(arguments)
     if campaign.paused.exists():
         print(f"rounds that follow by themselves are paused; `{typed('resume', name)}` takes that back")
@@ -244,8 +244,9 @@ def end_with(tail: subprocess.Popen[str], folder: Round, arm: str) -> None:
 def report_verb(arguments: argparse.Namespace) -> None:
     from pipeline.campaign.facts import read_plan
     from pipeline.campaign.log import Log
+    from pipeline.config import settings
     from pipeline.decision import history
-    from pipeline.reporting import document, page, said
+    from pipeline.reporting import document, forecast_check, page, said
 
     campaign, folder = campaign_and_round(arguments, arguments.round)
     records = Log(campaign.log).records()
@@ -259,6 +260,7 @@ def report_verb(arguments: argparse.Namespace) -> None:
     if arguments.json:
         plain = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in sections]
         found = {"round": folder.name, "said": said.as_json(records, folder.name), "sections": plain}
+        found["forecast"] = forecast_check.compare(folder, settings.load(folder.config))
         print(json.dumps(found, indent=1))
         return
     print(document.as_text(sections), end="")

@@ -24,7 +24,8 @@ from pipeline.campaign.records import NUM_ARMS
 from pipeline.campaign.shared_path import take_lock
 from pipeline.cluster import forecast, outside_check, sandbox_check, site_check, slurm_clients, slurm_submit
 from pipeline.cluster.site_check import LEAST_BYTES, NAMESPACES_CURE, SHARED, Check, make_check
-from pipeline.config import footprint, settings
+from pipeline.config import decoding, footprint, settings
+from pipeline.config.decoding import Settled
 from pipeline.config.fit import check_plan_fits
 from pipeline.execution import base_weights
 from pipeline.sandbox import entries, image, namespace, runtime_needs
@@ -37,10 +38,17 @@ USER_PROGRAMS = {"squashfuse": "squashfuse", "fuse-overlayfs": "fuse-overlayfs"}
 """An ordinary user needs these too, because only root may use the kernel's mounts."""
 
 
-def examine(chosen: settings.Settings, campaign: Campaign | None = None, *, with_weights: bool = True) -> list[Check]:
+def examine(
+    chosen: settings.Settings,
+    campaign: Campaign | None = None,
+    *,
+    with_weights: bool = True,
+    settled: Settled | None = None,
+) -> list[Check]:
     """All checks of a configuration, and of a campaign's frozen digests if one is given, the most important first.
 
-    with_weights: also compare the published checkpoint with the model, by names and shapes; no weight is read.
+    with_weights: also compare the published checkpoint with the model, by names and shapes; no weight is read. settled: what the campaign
+    froze for `auto`; None where there is no campaign yet.
     """
     checks = [
         *_machine(),
@@ -48,6 +56,7 @@ def examine(chosen: settings.Settings, campaign: Campaign | None = None, *, with
         *_space(chosen),
         *_environment(),
         _fits(chosen),
+        *outside_check.decoding_engine(chosen, decoding.settled_of(chosen) if settled is None else settled),
         *_layouts(chosen),
         *_memory(chosen),
     ]

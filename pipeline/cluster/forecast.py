@@ -1,8 +1,7 @@
 """Forecast the device-hours and the money that a round will cost, from rates in tokens per second.
 
-Once the campaign has run, its rates are measured: training by the trainers' own clocks, decoding by the workers' clocks. Before that
-the forecast uses the rates of the site's file (`cluster.capacity`) and the lengths that `tasks.expected` expects, and says so. Without rates
-there is no forecast.
+Once a round has run, its rates and the lengths of its completions are measured by the workers' clocks. Before that the forecast uses the
+rates of the site's file (`cluster.capacity`) and the lengths that `tasks.expected` expects, and says so. Without rates there is no forecast.
 
 Decoding is forecast by playing it: each of `decode_batch_size` slots takes the next item as soon as its own has ended, and a step takes as long
 as the rate for the number of busy slots says. So the few completions that reach the limit cost what they hold up, which is the end of the set.
@@ -14,21 +13,24 @@ rates of training hold all of that already.
 
 from __future__ import annotations
 
-import heapq
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from statistics import mean
+from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.facts import parse_yaml
+from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Attempt, Round
+from pipeline.campaign.records import NUM_ARMS
+from pipeline.cluster.local_runner import arms_at_once, makespan
 from pipeline.config import footprint, model_size
+from pipeline.config.decoding import AUTO, assumed_decoding, played, settle_judge_tp
 from pipeline.config.schema import Parallelism
 from pipeline.config.settings import SOURCE, Settings
 from pipeline.execution import results
-from pipeline.execution.trial import number, phase_seconds, progress_lines
+from pipeline.execution.trial import group_seconds, number, phase_seconds, progress_lines
 
 LEAST_RATE, MOST_RATE = 1e-3, 1e9
 """Tokens per second of a whole arm. A trial that reports a rate outside of these is not believed."""
@@ -36,12 +38,18 @@ LEAST_RATE, MOST_RATE = 1e-3, 1e9
 
 @dataclass(frozen=True)
 class Rates:
-    """Speeds of one device, and sizes in tokens: of a training step, and of a completion."""
+    """What a round measured, as means over its arms.
 
-    train_tokens_per_second: float
+    start_seconds, rest_seconds: of an arm beside training and decoding. lengths: tokens of each completion of an adapter by set. slower: how
+    many times as long as the play decoding took.
+    """
+
+    train_tokens_per_second: float  # of a whole arm
     train_tokens_per_step: float
-    decode_tokens_per_second: float
-    tokens_per_item: float
+    start_seconds: float
+    rest_seconds: float
+    lengths: Mapping[str, Sequence[int]]
+    slower: float
     source: str
 
 
@@ -51,7 +59,8 @@ class Forecast:
 
     reference_hours: of judging the reference on the round's fresh items. first_hours: of what the first round has beside its arms, which is
     the reference's training and its dev, and the base's. wall_hours: of one arm, from its start to its result. sample_hours_per_arm: the part of
-    the training in which completions are drawn and scored; 0 where rates were measured, because it is in them.
+    the training in which completions are drawn and scored; 0 where rates were measured, because it is in them. phases: seconds of one arm by
+    group of phases. round_seconds, first_round_seconds: from the first start of an arm to the last end of one, without waiting in a queue.
     """
 
     train_hours_per_arm: float
@@ -60,10 +69,13 @@ class Forecast:
     cost: float  # of a round after the first, in `currency`; 0 if cluster.capacity has no price
     currency: str
     source: str
-    reference_hours: float = 0.0
-    first_hours: float = 0.0
-    wall_hours: float = 0.0
-    sample_hours_per_arm: float = 0.0
+    reference_hours: float
+    first_hours: float
+    wall_hours: float
+    sample_hours_per_arm: float
+    phases: Mapping[str, float]
+    round_seconds: float
+    first_round_seconds: float
 
     @property
     def hours(self) -> float:
@@ -75,44 +87,76 @@ class Forecast:
         """Of the first round, reference and base included."""
         return self.hours + self.first_hours
 
+    def as_record(self, is_first: bool) -> dict[str, Any]:
+        """What is frozen of it for a round, in whole milliseconds: the log holds no fractions. is_first: r0000 runs beside the round."""
+        seconds = dict(self.phases) | {"arm": 3600 * self.wall_hours}
+        arms = self.num_arms * (self.train_hours_per_arm + self.judge_hours_per_arm)
+        whole = {"round": self.first_round_seconds if is_first else self.round_seconds}
+        whole["devices"] = 3600 * (arms + (self.first_hours if is_first else 0.0))
+        return {
+            "arm": {name: round(1000 * value) for name, value in seconds.items()},
+            **{name: round(1000 * value) for name, value in whole.items()},
+            "arms": self.num_arms, "source": self.source,
+        }  # fmt: skip
+
 
 def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> Forecast | None:
     """The forecast for a round of `num_arms` arms; None if no rate is known. rounds: earlier rounds, whose attempts give measured rates."""
     rates = measured(chosen, rounds)
     if rates is None and not chosen.cluster.capacity.has_rates:
         return None
-    tasks, recipe, capacity = chosen.tasks, chosen.recipe, chosen.cluster.capacity
-    world, sampling = chosen.parallelism.world_size, 0.0
-    num_dev, num_fresh = (len(tasks.families) * n for n in (tasks.num_dev_per_family, tasks.num_fresh_per_family))
+    recipe, capacity, sampling = chosen.recipe, chosen.cluster.capacity, 0.0
     judged = (
-        (num_dev + num_fresh, "worker"),
-        (num_dev, "worker"),
-        (num_fresh, "reference"),
-    )  # items, and whose job decodes them
+        (("dev", "fresh"), "worker"),
+        (("dev",), "worker"),
+        (("fresh",), "reference"),
+    )  # sets; whose job decodes them
     if rates:
-        train = recipe.num_steps * rates.train_tokens_per_step / rates.train_tokens_per_second / world / 3600
-        item = rates.tokens_per_item / rates.decode_tokens_per_second / 3600
-        both, dev, fresh = (n * item / chosen.judging_devices(role) for n, role in judged)
-        source = rates.source
+        train, source = recipe.num_steps * rates.train_tokens_per_step / rates.train_tokens_per_second, rates.source
+        both, dev, fresh = (_measured_decoding(chosen, rates, *each) for each in judged)
+        start, rest = rates.start_seconds, rates.rest_seconds
     else:
-        sampling = assumed_sampling(chosen) / 3600
-        train = (capacity.start_seconds + assumed_training(chosen)) / 3600 + sampling
-        both, dev, fresh = ((capacity.start_seconds + assumed_decoding(chosen, *each)) / 3600 for each in judged)
-        lengths = tasks.expected.row_tokens and tasks.expected.completion_tokens
+        sampling = assumed_sampling(chosen)
+        train, start, rest = assumed_training(chosen) + sampling, 2 * capacity.start_seconds, 0.0
+        both, dev, fresh = (assumed_decoding(chosen, sum(map(chosen.items_of, sets)), role) for sets, role in judged)
+        lengths = chosen.tasks.expected.row_tokens and chosen.tasks.expected.completion_tokens
         source = "assumed (cluster.capacity), " + (
             "with the lengths of tasks.expected" if lengths else "every sequence and completion as long as it may be"
         )
         if sampling:
-            source += f"; drawing and scoring {math.prod(recipe.drawn):,} completions is {sampling / train:.0%} of the training"
+            share = sampling / (capacity.start_seconds + train)
+            source += f"; drawing and scoring {math.prod(recipe.drawn):,} completions is {share:.0%} of the training"
+    # Half of what an arm spends beside training and decoding is before its training: the processes are as many, and load the same weights.
+    half, world = (start + rest) / 2, chosen.parallelism.world_size
+    arm, reference, base = start + rest + train + both, start + rest + train + dev, half + dev
+    at_once, arms = _arms_at_once(chosen), [arm] * num_arms
     # An arm of several nodes is judged on the first of them, but its job holds all of its devices meanwhile.
-    judge_hours, train_hours = world * both, world * train
-    reference_hours = chosen.devices_of("reference") * fresh
+    train_hours, judge_hours = (world * (half + each) / 3600 for each in (train, both))
+    reference_hours = chosen.devices_of("reference") * (half + fresh) / 3600
     cost = (num_arms * (train_hours + judge_hours) + reference_hours) * capacity.price_per_gpu_hour
-    first_hours = world * (train + 2 * dev)
     return Forecast(
-        train_hours, judge_hours, num_arms, cost, capacity.currency, source, reference_hours, first_hours, train + both,
-        world * sampling,
+        train_hours, judge_hours, num_arms, cost, capacity.currency, source, reference_hours, world * (reference + base) / 3600, arm / 3600,
+        world * sampling / 3600, {"start-up": start, "training": train, "decoding": both, "rest": rest},
+        makespan(arms, at_once), makespan([*arms, reference, base], at_once),
     )  # fmt: skip
+
+
+def _arms_at_once(chosen: Settings) -> int:
+    """How many arms work at the same time: on Slurm all, where no limit is set."""
+    cluster = chosen.cluster
+    if cluster.kind == "slurm":
+        return cluster.arms_at_once or NUM_ARMS + 2  # with those of r0000
+    return arms_at_once(chosen, cluster.gpus_per_node // cluster.gpus if cluster.gpus else 0)
+
+
+def _measured_decoding(chosen: Settings, rates: Rates, sets: Sequence[str], role: str) -> float:
+    """Seconds that judging an adapter on these sets decodes, with completions as long as they were."""
+    known = [length for lengths in rates.lengths.values() for length in lengths]
+    lengths = []
+    for name in sets:
+        of_set = rates.lengths.get(name) or known
+        lengths += [of_set[item % len(of_set)] for item in range(chosen.items_of(name))]
+    return rates.slower * _played_by(chosen, lengths, role)
 
 
 def assumed_training(chosen: Settings, num_rows: int = 0) -> float:
@@ -141,59 +185,6 @@ def assumed_sampling(chosen: Settings) -> float:
     share = (1 - expected.share_at_limit) ** number
     drawing = (share * without + (1 - share) * with_long) / capacity.speed_up(layout.world_size // layout.dp)
     return times * (drawing + (assumed_training(chosen, number) if "updates_per_rollout" in recipe.options else 0.0))
-
-
-def assumed_decoding(chosen: Settings, num_items: int, role: str = "worker") -> float:
-    """Seconds that judging an adapter decodes so many items in a job of this role, by the rates of the site's file."""
-    capacity, lengths, layout = chosen.cluster.capacity, expected_lengths(chosen, num_items), chosen.parallelism
-    slots, replicas = chosen.tasks.decode_batch_size, layout.replicas(chosen.devices_of(role))
-    return played(lengths, slots, capacity.decode_tokens_per_second, replicas) / capacity.speed_up(layout.judge_tp)
-
-
-def expected_lengths(chosen: Settings, num_items: int) -> list[int]:
-    """The tokens of each completion that is judged."""
-    expected = chosen.tasks.expected
-    return expected.lengths(num_items, chosen.tasks.max_new_tokens, round(expected.share_at_limit * num_items))
-
-
-def played(lengths: Sequence[int], slots: int, rates: Mapping[int, float], replicas: int = 1) -> float:
-    """Seconds of decoding with continuous batching. lengths: of the completions, in the order in which they are taken.
-
-    slots: how many at once. rates: tokens per second by the number of sequences at once, both of one replica. Each replica takes every
-    so-manieth completion (substrate/inference/queue.py), and the last of them to end counts.
-    """
-    if replicas > 1:
-        return max(played(lengths[first::replicas], slots, rates) for first in range(replicas))
-    waiting = iter(lengths)
-    ends = list(islice(waiting, slots))  # the step at which each slot is free again
-    heapq.heapify(ends)
-    step, seconds = 0, 0.0
-    while ends:
-        end = ends[0]
-        seconds += (end - step) * step_seconds(len(ends), rates)
-        step = end
-        following = next(waiting, None)
-        if following is None:
-            heapq.heappop(ends)
-        else:
-            heapq.heapreplace(ends, end + following)
-    return seconds
-
-
-def step_seconds(busy: int, rates: Mapping[int, float]) -> float:
-    """Seconds of one decoding step with so many sequences: between two measured numbers on the line, beyond them as at the nearest.
-
-    Beyond the largest, a step takes longer in proportion.
-    """
-    known = sorted(rates)
-    times = [slots / rates[slots] for slots in known]
-    above = bisect_left(known, busy)
-    if above == len(known):
-        return times[-1] * busy / known[-1]
-    if above == 0:
-        return times[0]
-    low, high = known[above - 1], known[above]
-    return times[above - 1] + (times[above] - times[above - 1]) * (busy - low) / (high - low)
 
 
 @dataclass(frozen=True)
@@ -226,12 +217,15 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
     paths = (SOURCE / "parallelism").glob("*.yaml")
     files = [(path.stem, Parallelism(**parse_yaml(path.read_text()))) for path in paths]
     for name, layout in sorted(files, key=lambda each: (each[1].world_size, each[0])):
+        layout.judge_tp, is_auto = (1, True) if str(layout.judge_tp) == AUTO else (layout.judge_tp, False)
         world = layout.world_size
         here = min(world, on_node) or world
-        cluster = chosen.cluster
-        if on_node:
-            cluster = replace(cluster, gpus=here, reference=replace(cluster.reference, gpus=layout.judge_tp))
+        cluster = replace(chosen.cluster, gpus=here) if on_node else chosen.cluster
         changed = replace(chosen, parallelism=layout, cluster=cluster)
+        if is_auto:
+            layout.judge_tp, _ = settle_judge_tp(changed)
+        if on_node:
+            cluster.reference = replace(cluster.reference, gpus=layout.judge_tp)
         config = changed.to_dict()
         refusal = ""
         try:
@@ -248,49 +242,59 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
 
 
 def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
-    """Rates over the newest attempts of all arms of `rounds`; None if none of them was both trained and judged."""
-    trained, decoded = _Count(), _Count()
-    for folder in rounds:
-        for arm in folder.frozen_plan().arms:
-            for attempt in folder.attempts(arm.name)[-1:]:
-                _count_training(trained, attempt)
-                _count_decoding(decoded, attempt)
-    if not (trained.seconds and decoded.seconds):
-        return None
-    world = chosen.parallelism.world_size
-    return Rates(
-        trained.tokens / trained.seconds / world, trained.tokens / trained.times,
-        decoded.tokens / decoded.seconds / chosen.judging_devices("worker"), decoded.tokens / decoded.times,
-        "measured in this campaign",
-    )  # fmt: skip
+    """What the newest of `rounds` measured in which an arm was trained and judged in one go; None if there is none.
 
-
-@dataclass
-class _Count:
-    """A sum of tokens, of the seconds that they took, and of the training steps or judged items (`times`) that they belong to."""
-
-    tokens: float = 0.0
-    seconds: float = 0.0
-    times: int = 0
-
-
-def _count_training(count: _Count, attempt: Attempt) -> None:
-    """Add what the trainer itself reported for all of its steps."""
-    names = ("step", "tokens", "seconds")
-    for line in reversed(progress_lines(attempt, "train")):
-        step, tokens, seconds = (number(line.get(name)) or 0 for name in names)
-        if min(step, tokens, seconds) > 0 and LEAST_RATE < tokens / seconds < MOST_RATE:
-            count.times, count.tokens = count.times + int(step), count.tokens + float(tokens)
-            count.seconds += float(seconds)
-            return
-
-
-def _count_decoding(count: _Count, attempt: Attempt) -> None:
-    """Add the decoding of a completed first attempt, by the worker's clock.
-
-    A later attempt may have reused completions of the first, so that its clock does not cover them all.
+    The base is left out, because it trains nothing and answers as no arm does. A trial's own numbers are believed within limits alone.
     """
+    for folder in reversed([*rounds]):
+        arms = [arm.name for arm in folder.frozen_plan().arms if arm.role != "base"]
+        attempts = [attempt for arm in arms for attempt in folder.attempts(arm)[-1:]]
+        trained = [each for each in map(_training, attempts) if each]
+        judged = [each for each in map(_decoding, attempts) if each]
+        if trained and judged:
+            break
+    else:
+        return None
+    steps, tokens, seconds = (sum(column) for column in zip(*trained, strict=True))
+    names = set.intersection(*(set(lengths) for lengths, _ in judged))
+    mixed = {name: _mixed([lengths[name] for lengths, _ in judged]) for name in names}
+    beside = [group_seconds(read_json_lines(attempt.phases)) for attempt in attempts if _is_whole(attempt)]
+    start, rest = (mean(group[name] for group in beside) if beside else 0.0 for name in ("start-up", "rest"))
+    decoding = mean(seconds for _, seconds in judged)
+    took = _played_by(chosen, [length for name in sorted(names) for length in mixed[name]], "worker")
+    return Rates(tokens / seconds, tokens / steps, start, rest, mixed, decoding / took, f"measured in {folder.name}")
+
+
+def _played_by(chosen: Settings, lengths: Sequence[int], role: str) -> float:
+    """Seconds that the play gives completions in a job of this role; without rates of the site a step takes one, however many are busy."""
+    layout, slots = chosen.parallelism, chosen.tasks.decode_batch_size
+    rates = chosen.cluster.capacity.decode_tokens_per_second or {slots: float(slots)}
+    return played(lengths, slots, rates, layout.replicas(chosen.devices_of(role)))
+
+
+def _mixed(lengths: Sequence[Sequence[int]]) -> list[int]:
+    """One adapter's lengths: of each item those that one of the adapters had, in turn."""
+    return [lengths[item % len(lengths)][item] for item in range(min(map(len, lengths)))]
+
+
+def _is_whole(attempt: Attempt) -> bool:
+    """Whether an attempt did all of its arm, with a mark for each phase: a later attempt may have taken up what the first one left."""
+    is_whole = attempt.number == 0 and phase_seconds(attempt, "train") > 0 and phase_seconds(attempt, "generate") > 0
+    return is_whole and results.has_score(attempt.result)
+
+
+def _training(attempt: Attempt) -> tuple[float, float, float] | None:
+    """(steps, tokens, seconds) of a training: steps and tokens as the trainer says, seconds by the worker's clock where that has them all."""
+    for line in reversed(progress_lines(attempt, "train")):
+        step, tokens, seconds = (float(number(line.get(name)) or 0) for name in ("step", "tokens", "seconds"))
+        if min(step, tokens, seconds) > 0 and LEAST_RATE < tokens / seconds < MOST_RATE:
+            return step, tokens, phase_seconds(attempt, "train") if _is_whole(attempt) else seconds
+    return None
+
+
+def _decoding(attempt: Attempt) -> tuple[dict[str, list[int]], float] | None:
+    """(lengths of the completions by set, seconds) of a first attempt that was judged, by the worker's clock."""
     seconds = phase_seconds(attempt, "generate") if attempt.number == 0 else 0.0
-    if seconds and results.has_score(attempt.result):
-        tokens, items = results.num_tokens(attempt.result)
-        count.tokens, count.times, count.seconds = count.tokens + tokens, count.times + items, count.seconds + seconds
+    if not seconds or not results.has_score(attempt.result):
+        return None
+    return results.lengths(attempt.result), seconds

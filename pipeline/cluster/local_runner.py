@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.cluster.stage_command import Stage, command
+from pipeline.config.settings import Settings
 from pipeline.sandbox import devices
 
 
@@ -71,6 +73,20 @@ def run_local(
         for number, handler in earlier.items():
             signal.signal(number, handler)
     return codes
+
+
+def arms_at_once(chosen: Settings, most: int) -> int:
+    """How many arms this machine runs at the same time. most: for how many it has GPUs; 0 where arms compute on cores."""
+    cores = chosen.cluster.arms_at_once or max(1, len(os.sched_getaffinity(0)) // chosen.parallelism.world_size)
+    return min(cores, most) if most else cores
+
+
+def makespan(seconds: Sequence[float], at_once: int) -> float:
+    """Seconds from the first start to the last end of stages that last so long, begin in this order and run so many at once."""
+    free = [0.0] * max(1, at_once)
+    for each in seconds:
+        heapq.heappush(free, heapq.heappop(free) + each)
+    return max(free)
 
 
 def gpus_by_arm(gpus: int, gpus_per_node: int) -> list[str]:

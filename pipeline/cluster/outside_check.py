@@ -8,26 +8,55 @@ import importlib.util
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pipeline.cluster.site_check import Check, make_check
-from pipeline.config import settings
+from pipeline.config import decoding, settings
+from pipeline.config.decoding import Settled
 from pipeline.config.policy_schema import Proposals
 
 CONNECT_SECONDS = 3.0
+IMPORT_SECONDS = 180.0  # vLLM imports torch from a file system of the site
 
 
 def examine(chosen: settings.Settings) -> Iterator[Check]:
-    """Check what the external target, the proposer and the engine of a configuration need. Yields nothing for what is not configured."""
+    """Check what the external target and the proposer of a configuration need. Yields nothing for what is not configured."""
     yield from _board(chosen)
     yield from _proposer(chosen.policy.proposals)
-    if chosen.tasks.engine == "vllm":
-        python = Path(chosen.cluster.vllm_runtime, "bin", "python")
-        there = os.access(python, os.X_OK)
-        yield make_check("engine vllm", there, f"{python} {'is there' if there else 'is no program here'}",
-                         "set cluster.vllm_runtime to a virtual environment with vLLM", _elsewhere(chosen))  # fmt: skip
+
+
+def decoding_engine(chosen: settings.Settings, settled: Settled) -> Iterator[Check]:
+    """Say which engine decodes and why, and check that its runtime imports the version that the scores come from.
+
+    settled: what `auto` was settled as, as in campaign.yaml.
+    """
+    engine, replica = decoding.in_words(chosen, settled)
+    yield Check("engine", "good", engine.partition(": ")[2])
+    yield Check("replicas", "good", replica)
+    if chosen.tasks.engine != "vllm":
+        return
+    python, wanted = Path(chosen.cluster.vllm_runtime, "bin", "python"), chosen.tasks.engine_version
+    found = f"{python} is no program here"
+    if os.access(python, os.X_OK):
+        found = _version_by_import(python)
+    cure = f"set cluster.vllm_runtime to a virtual environment with vLLM {wanted}"
+    yield make_check(
+        "engine vllm", found == wanted, f"{found} is imported" if found == wanted else found, cure, _elsewhere(chosen)
+    )
+
+
+def _version_by_import(python: Path) -> str:
+    """Import vLLM as a worker does. Returns its version, or what went wrong."""
+    try:
+        done = subprocess.run([python, "-P", "-c", "import vllm; print(vllm.__version__)"], capture_output=True, text=True,
+                              timeout=IMPORT_SECONDS, check=False)  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{python} could not import vllm: {error}"
+    last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return f"{python} could not import vllm: {last}" if done.returncode else (done.stdout.split() or ["no version"])[-1]
 
 
 def _elsewhere(chosen: settings.Settings) -> str:

@@ -253,7 +253,10 @@ def checks_of_answers(answers: dict[str, str], cluster: Any, before: float, afte
                      f"check cluster.runtime and what cluster.setup exports for it; without one, the .venv must lie on a shared path; "
                      f"{runtime_needs.CURE}")  # fmt: skip
     if cluster.gpus and works:
-        scan = found.rpartition("; ")[2]
+        *_, compiler, scan = ["", *found.split("; ")]
+        yield make_check("compiler for kernels", runtime_needs.NO_COMPILER not in compiler, compiler,
+                         "install gcc and Python's headers (python3-dev) where cluster.runtime runs, or set CC in cluster.setup",
+                         "unknown")  # fmt: skip
         yield make_check("kernel of the scan", runtime_needs.PLAIN_SCAN not in scan, scan,
                          "docs/containers.md has mamba-ssm; slurm.yaml's rates were measured with its kernel", "unknown")  # fmt: skip
     inside = " (of the node itself; the runtime brings its own)" if cluster.runtime else ""

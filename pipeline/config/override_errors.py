@@ -2,6 +2,9 @@
 
 Their own sentences name Python classes (`AnyNode is not a ListConfig`), and advise what would not help here. This module gets their errors
 and imports neither library. What is valid follows from the types in schema.py.
+
+The files of `hydra_conf/cluster/` are checked before Hydra reads them: people write these by hand, and YAML takes some values for others.
+`account: 0123` is the number 83 to YAML, `qos: on` is true, and `time_limit_minutes: 4:00:00` is 14400. sbatch would be given these.
 """
 
 from __future__ import annotations
@@ -9,16 +12,22 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.facts import parse_yaml
 from pipeline.config import credentials
 from pipeline.config.schema import Settings
 
-NOT_TOP = ("arm", "round", "sampling")  # set by the pipeline, by a multirun, and by experiment and recipe together
+NOT_TOP = (
+    "arm",
+    "reasons",
+    "round",
+    "sampling",
+)  # set by the pipeline, by a multirun, and by experiment and recipe together
 HIDDEN = "policy.proposals."  # a value there may be a credential in the wrong place
 NOT_SHOWN = "..."
 SCALARS = {
@@ -27,6 +36,20 @@ SCALARS = {
     bool: "true or false",
     str: "one text",
 }
+SITE_WORDS = (
+    "account",
+    "constraint",
+    "gpu_type",
+    "gres",
+    "partition",
+    "qos",
+    "reservation",
+    "mem",
+    "mem_per_cpu",
+    "mem_per_gpu",
+)
+SITE_ROLES = ("worker", "reference", "judge", "meta")
+UNQUOTED_TIME = re.compile(r"\b([\w-]+): +([1-9]\d*(?::[0-5]?\d)+) *(?:[,}#]|$)", re.MULTILINE)
 
 
 def of_omegaconf(error: Exception, values: Any, source: Path) -> ConfigError:
@@ -193,3 +216,46 @@ def _value(values: Any, key: str) -> Any:
     for name in key.split("."):
         values = values.get(name, "null") if isinstance(values, Mapping) else values
     return "null" if values is None else values
+
+
+def check_site_files(source: Path) -> None:
+    """Raise ConfigError for a file of a site that is no UTF-8 or no YAML, or in which YAML reads a word or a time as a number.
+
+    source: the folder of the configuration.
+    """
+    for path in sorted((source / "cluster").glob("*.yaml")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = parse_yaml(text)
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{path} is not UTF-8 text ({error.reason} at byte {error.start})", "Save it as UTF-8"
+            ) from error
+        except Exception as error:
+            if not type(error).__module__.startswith("yaml"):
+                raise
+            sentence = " ".join(str(error).split())
+            raise ConfigError(
+                f"{path} is not YAML: {sentence}", "Mend the line that it names; quote a value with [ { : or #"
+            ) from error
+        if found := UNQUOTED_TIME.search(text):
+            raise ConfigError(
+                f"{path} has {found[1]}: {found[2]}, which YAML reads as a number to the base of 60",
+                f'Put the time into quotes: "{found[2]}"',
+            )
+        for key, value in _words(content):
+            raise ConfigError(
+                f"{path} has {key}, which YAML reads as {value!r} and not as a word",
+                f'Put its value into quotes: {key}: "..."',
+            )
+
+
+def _words(content: Any) -> Iterator[tuple[str, Any]]:
+    """The keys that name something, with values that are no text."""
+    if not isinstance(content, Mapping):
+        return
+    for key, value in content.items():
+        if key in SITE_WORDS and value is not None and not isinstance(value, str):
+            yield str(key), value
+        elif key in SITE_ROLES:
+            yield from _words(value)

@@ -1,4 +1,5 @@
-"""What a job may ask of Slurm: which values and flags, which of them together, and why others would be misunderstood.
+"""What a job may ask of Slurm, and what an external target may be: which values and flags, which of them together, and why others would be
+misunderstood.
 
 Every rule is (whether it holds, key, value, what is valid), as settings.py reports it.
 """
@@ -8,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from pipeline.campaign.records import NUM_ARMS
 from pipeline.config.requests import FLAGS_FOR_GPUS, MEMORY, Request, gpus_of, gres_entries
+from pipeline.config.schema import External, Tasks
 
 Rule = tuple[bool, str, object, str]
 TEXTS = ("partition", "account", "qos", "reservation", "constraint", "gpu_type", "gres", *MEMORY)
@@ -136,3 +139,27 @@ def _of_flag(name: str, value: str, at: str, gpus: int) -> Iterator[Rule]:
     if name == "gpus-per-task":
         fits = bool(re.fullmatch(rf"([\w.+-]+:)?{gpus}", value))
         yield fits, key, value, f"the GPUs of a node or of the job, {gpus}, because one task runs on a node"
+
+
+def of_external(target: External, tasks: Tasks) -> list[tuple[bool, str, object, str]]:
+    """Return the rules of the external target as (whether it holds, key, value, what is valid)."""
+    kind, is_local = target.kind, target.kind == "local"
+    kinds = ("none", "local", "kaggle", "command", "manual")
+    return [
+        (kind in kinds, "external.kind", kind, ", ".join(kinds)),
+        (target.push in ("meta", "login"), "external.push", target.push, "meta or login"),
+        (kind in ("kaggle", "command") or target.push == "meta", "external.push", target.push, f"meta, with external={kind}"),
+        (target.score in ("public", "private"), "external.score", target.score, "public or private"),
+        (0 <= target.submissions <= NUM_ARMS, "external.submissions", target.submissions, f"0 to {NUM_ARMS}"),
+        (kind == "none" or target.submissions > 0, "external.submissions", target.submissions, f"at least 1, with external={kind}"),
+        (kind == "none" or target.rows >= len(tasks.families), "external.rows", target.rows,
+         f"at least {len(tasks.families)}, one of each family, with external={kind}"),
+        (not is_local or not 0 < target.generated_rows < len(tasks.families), "external.real_share", target.real_share,
+         "a share that leaves no generated row or at least one of each family"),
+        (not is_local or target.shift < 100, "external.shift", target.shift, "0 to 99"),
+        (0 <= target.real_share <= 1, "external.real_share", target.real_share, "0 to 1"),
+        (not target.real_share or (is_local and bool(tasks.train_csv)), "external.real_share", target.real_share,
+         "0 without external=local and tasks.train_csv, from which the held-out real rows come"),
+        (kind != "kaggle" or bool(target.competition), "external.competition", "empty", "the last part of the address of the competition"),
+        (kind != "command" or bool(target.command), "external.command", "empty", "the site's scorer and its arguments"),
+    ]  # fmt: skip

@@ -98,7 +98,8 @@ class Recipe:
 
 @dataclass
 class Parallelism:
-    """Number of ranks along each axis. `judge_tp` is the tensor parallelism of decoding; `recompute` saves memory for a third more work."""
+    """Number of ranks along each axis. `judge_tp` is the tensor parallelism of decoding, in files also `auto`; `recompute` saves memory for a
+    third more work."""
 
     tp: int
     pp: int
@@ -146,7 +147,7 @@ class Tasks:
     num_fresh_per_family: int
     max_new_tokens: int
     decode_batch_size: int
-    engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names
+    engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names; in files also auto
     engine_version: str  # of vllm: only scores of one engine and version are comparable
     expected: Expected = field(default_factory=Expected)
 
@@ -194,6 +195,7 @@ class Cluster(Request):
     checkpoint_minutes: float = 0.0  # a trial saves its state at least so often; 0: by recipe.checkpoint_every alone
     file_wait_seconds: float = 0.0  # for what another machine wrote and this one does not see yet
     setup: list[str] = field(default_factory=list)  # shell lines before the work: modules, network variables
+    kernels: str = "auto"  # what computes between matrix products: auto, eager or compiled (substrate/ops/kernels.py)
     runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
 
     def request(self, role: str) -> Request:
@@ -242,7 +244,10 @@ class Chain:
 
 @dataclass
 class Settings:
-    """The whole configuration of a round; `round` is empty where only the campaign's defaults were composed."""
+    """The whole configuration of a round; `round` is empty where only the campaign's defaults were composed.
+
+    reasons: key -> why it has its value, of those that were `auto` when this was composed (decoding.py). They are no part of a frozen file.
+    """
 
     model: Model
     recipe: Recipe
@@ -256,6 +261,7 @@ class Settings:
     worker: Worker = field(default_factory=Worker)
     round: str = ""
     arm: str = ""
+    reasons: dict[str, str] = field(default_factory=dict, compare=False)
 
     def devices_of(self, role: str) -> int:
         """GPUs of a node that a job of this role has, or cores of ranks where the site has no GPUs; of an arm those of its first node."""
@@ -267,6 +273,11 @@ class Settings:
         """How many of these devices decode: those of all replicas."""
         return self.parallelism.replicas(self.devices_of(role)) * self.parallelism.judge_tp
 
+    def items_of(self, item_set: str) -> int:
+        """How many items a set has: dev or fresh."""
+        tasks = self.tasks
+        return len(tasks.families) * {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set]
+
     @property
     def num_nodes(self) -> int:
         """Number of nodes of one arm."""
@@ -274,4 +285,6 @@ class Settings:
         return max(1, self.parallelism.world_size // max(1, per_node))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        del values["reasons"]
+        return values

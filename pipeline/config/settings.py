@@ -18,8 +18,8 @@ from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
-from pipeline.campaign.records import NUM_ARMS, Policy, Setting
-from pipeline.config import credentials, override_errors, policy_schema, request_rules, requests, site_files
+from pipeline.campaign.records import Policy, Setting
+from pipeline.config import credentials, decoding, override_errors, policy_schema, request_rules, requests
 from pipeline.config.model_size import MOMENTS
 from pipeline.config.schema import Settings
 
@@ -56,7 +56,7 @@ def compose(overrides: Sequence[str] = (), source: Path = SOURCE, campaign_dir: 
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
-    site_files.check(source)
+    override_errors.check_site_files(source)
     try:
         with initialize_config_dir(str(source), version_base="1.3"):
             composed = hydra_compose("campaign", overrides=[*search_path(campaign_dir), *overrides])
@@ -87,7 +87,10 @@ def search_path(campaign_dir: Path | None) -> list[str]:
 
 
 def typed(config: Any, source: Path = SOURCE) -> Settings:
-    """Merge a plain configuration into the dataclasses. Raises ConfigError for an unknown key, a wrong type or a value out of range."""
+    """Merge a plain configuration into the dataclasses, with the values that `auto` stands for.
+
+    Raises ConfigError for an unknown key, a wrong type or a value out of range.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -95,16 +98,28 @@ def typed(config: Any, source: Path = SOURCE) -> Settings:
     try:
         # Resolve interpolations first: the merge checks the types of the values that it gets.
         plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
-        if isinstance(plain.get("cluster"), dict):
-            layout = plain.get("parallelism")
-            plain["cluster"] = requests.resolved(plain["cluster"], layout if isinstance(layout, dict) else {})
+        if "reasons" in plain:
+            raise override_errors.unknown("reasons", source)
         if isinstance(plain.get("policy"), dict):
             plain["policy"] = policy_schema.with_ranges(plain["policy"], plain)
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), plain))
+        asked = decoding.take_auto(plain)
+        settings = _merged(plain)
+        _check(settings)
+        return decoding.settle(settings, asked, plain, _merged)
     except OmegaConfBaseException as error:
         raise override_errors.of_omegaconf(error, plain, source) from error
+
+
+def _merged(plain: Mapping[str, Any]) -> Settings:
+    """Return the dataclasses with these values and the requests of jobs that follow from them. Raises OmegaConf's errors."""
+    from omegaconf import OmegaConf
+
+    values = dict(plain)
+    if isinstance(plain.get("cluster"), dict):
+        layout = plain.get("parallelism")
+        values["cluster"] = requests.resolved(plain["cluster"], layout if isinstance(layout, dict) else {})
+    settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), values))
     assert isinstance(settings, Settings)
-    _check(settings)
     return settings
 
 
@@ -209,7 +224,8 @@ def _check(settings: Settings) -> None:
         (len(set(tasks.families)) == len(tasks.families), "tasks.families", tasks.families, "each family once"),
         (settings.model.dtype in ("float32", "bfloat16"), "model.dtype", settings.model.dtype, "float32 or bfloat16"),
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
-        (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "native or vllm"),
+        (cluster.kernels in ("auto", "eager", "compiled"), "cluster.kernels", cluster.kernels, "auto, eager or compiled"),
+        (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "auto, native or vllm"),
         (tasks.engine == "native" or bool(tasks.engine_version), "tasks.engine_version", "empty",
          "the version of vLLM in the runtime, because a score depends on it"),
         (tasks.engine == "native" or bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",
@@ -239,7 +255,7 @@ def _check(settings: Settings) -> None:
          f"experiment of the model {settings.model.name}, or leave model=... out"),
         (recipe.optimizer in MOMENTS, "recipe.optimizer", recipe.optimizer, ", ".join(MOMENTS)),
         (0 <= recipe.lora.dropout < 1, "recipe.lora.dropout", recipe.lora.dropout, "0 <= dropout < 1"),
-        *_external(settings),
+        *request_rules.of_external(settings.external, settings.tasks),
         *credentials.of_endpoint(settings.policy.proposals, "policy.proposals."),
         *credentials.of_endpoint(settings.worker.endpoint, "worker.endpoint."),
         *policy_schema.rules_of_worker(settings.worker, settings.num_nodes),
@@ -260,31 +276,6 @@ def _check(settings: Settings) -> None:
     for holds, key, value, valid in rules:
         if not holds:
             raise ConfigError(f"{key} = {credentials.printable(str(value))}", f"Valid: {valid}")
-
-
-def _external(settings: Settings) -> list[tuple[bool, str, object, str]]:
-    """Return the rules of the external target as (whether it holds, key, value, what is valid)."""
-    target = settings.external
-    kind, is_local = target.kind, target.kind == "local"
-    kinds = ("none", "local", "kaggle", "command", "manual")
-    return [
-        (kind in kinds, "external.kind", kind, ", ".join(kinds)),
-        (target.push in ("meta", "login"), "external.push", target.push, "meta or login"),
-        (kind in ("kaggle", "command") or target.push == "meta", "external.push", target.push, f"meta, with external={kind}"),
-        (target.score in ("public", "private"), "external.score", target.score, "public or private"),
-        (0 <= target.submissions <= NUM_ARMS, "external.submissions", target.submissions, f"0 to {NUM_ARMS}"),
-        (kind == "none" or target.submissions > 0, "external.submissions", target.submissions, f"at least 1, with external={kind}"),
-        (kind == "none" or target.rows >= len(settings.tasks.families), "external.rows", target.rows,
-         f"at least {len(settings.tasks.families)}, one of each family, with external={kind}"),
-        (not is_local or not 0 < target.generated_rows < len(settings.tasks.families), "external.real_share", target.real_share,
-         "a share that leaves no generated row or at least one of each family"),
-        (not is_local or target.shift < 100, "external.shift", target.shift, "0 to 99"),
-        (0 <= target.real_share <= 1, "external.real_share", target.real_share, "0 to 1"),
-        (not target.real_share or (is_local and bool(settings.tasks.train_csv)), "external.real_share", target.real_share,
-         "0 without external=local and tasks.train_csv, from which the held-out real rows come"),
-        (kind != "kaggle" or bool(target.competition), "external.competition", "empty", "the last part of the address of the competition"),
-        (kind != "command" or bool(target.command), "external.command", "empty", "the site's scorer and its arguments"),
-    ]  # fmt: skip
 
 
 def _floats(values: Any, key: str = "") -> Iterator[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""The state of one attempt while it runs, and its end: write the result file, and publish it while the attempt is the newest."""
+"""The state of one attempt while it runs, the seal of its adapter, and its end: the result file, published while the attempt is the newest."""
 
 from __future__ import annotations
 
@@ -15,21 +15,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.campaign.files import write_file
+from pipeline.campaign import canonical
+from pipeline.campaign.errors import IntegrityError, Interrupted
+from pipeline.campaign.files import read_json_lines, write_file, write_new_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.records import Arm, Plan
 from pipeline.config import settings
 from pipeline.execution import judge, results, trial
 from pipeline.execution.job_end import JobEnd
 from pipeline.sandbox.image import Fork, Mount
+from pipeline.sandbox.kernel_cache import Kernels
 
 
 class AgentTrains(Protocol):
     """How an agent trains an arm: `pipeline.agent.arm.train`, which a layer above this one hands in."""
 
     def __call__(
-        self, job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path
-    ) -> None:
+        self, job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path,
+        kernels: Kernels | None,
+    ) -> None:  # fmt: skip
         """Leave the trial's outputs in `out_dir`. bound: path inside a sandbox -> folder of base weights. Raises TrialFailed."""
 
 
@@ -49,6 +53,7 @@ class Work:
     stop: threading.Event = field(default_factory=threading.Event)
     adapter_digest: str = ""
     by_agent: AgentTrains | None = None
+    look: judge.Look = lambda folders, work: None  # at the judged sets, for an agent's canaries
     edited_files: int = 0  # of the fork, by an agent, when the full run began
     coverage: dict[str, Any] = field(default_factory=dict)
     judged: judge.Judged = field(default_factory=judge.Judged)
@@ -64,6 +69,11 @@ class Work:
         if not self.stop.is_set() and self.end.is_near():
             self.stop.set()
         return self.stop.is_set()
+
+    def check_stop(self) -> None:
+        """Raises Interrupted if the attempt is to stop now, when it has no state to save."""
+        if self.stop_wanted():
+            raise Interrupted("the arm was stopped before it trained", "Start the arm again")
 
     @property
     def before(self) -> list[Attempt]:
@@ -125,6 +135,26 @@ def publish(job: Work, status: str) -> None:
     if status == "failed" and results.has_score(job.folder.published(job.arm.name)):
         return
     write_file(job.folder.published(job.arm.name), job.attempt.result.read_bytes())
+
+
+def mark_training(job: Work) -> None:
+    """Record when training steps began, as the trial says. People see this; no decision rests on it."""
+    began = read_json_lines(job.attempt.phases)[-1]["at"]
+    for line in trial.progress_lines(job.attempt, "start")[-1:]:
+        seconds = trial.number(line.get("seconds"))
+        if seconds is not None:
+            job.mark("train", at=min(time.time(), began + max(0.0, seconds)))
+
+
+def seal_adapter(job: Work) -> None:
+    """Write the adapter's digest before any secret seed is read. Raises IntegrityError where `sealed.json` exists."""
+    record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
+    try:
+        write_new_file(job.attempt.sealed, canonical.encoded(record))
+    except FileExistsError:
+        raise IntegrityError(
+            f"{job.attempt.sealed} exists already, so two workers share this attempt", "Start the arm again"
+        ) from None
 
 
 def _training_rows(job: Work) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ from pipeline.campaign.files import file_digest, read_json, write_file
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
 from pipeline.config import fit
-from pipeline.sandbox import entries
+from pipeline.sandbox import entries, namespace
 
 MANIFEST = entries.OUTSIDE
 PATTERNS = (
@@ -258,14 +258,8 @@ def _alone(target: Path) -> Iterator[bool]:
 
 def _proof_path(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """Return the proof's path, in this user's private folder on the node's disk. Raises IntegrityError where others may write there."""
-    (own := Path(tempfile.gettempdir(), f"postrain-{os.getuid()}")).mkdir(mode=0o700, exist_ok=True)
-    status = own.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise IntegrityError(
-            f"{own} is not this user's alone", "Remove it: others could write proofs of verified weights there"
-        )
     place = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:8]
-    return own / f"weights-{_digest(manifest)[:16]}-{place}.json"
+    return namespace.private_folder() / f"weights-{_digest(manifest)[:16]}-{place}.json"
 
 
 def _read_proof(proof: Path) -> Any:

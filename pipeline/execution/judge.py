@@ -26,12 +26,16 @@ from pipeline.config.settings import Settings
 from pipeline.execution import image_process
 from pipeline.execution.data_card import refuse_overlap
 from pipeline.sandbox import entries, image
+from pipeline.sandbox.kernel_cache import Kernels
 
 
 class Mark(Protocol):
     """Records that a phase begins now, or that it began at `at` (seconds since the epoch)."""
 
     def __call__(self, phase: str, at: float | None = None) -> None: ...
+
+
+Look = Callable[[Mapping[str, Path], Path], None]
 
 
 def _unmarked(phase: str, at: float | None = None) -> None:
@@ -102,12 +106,15 @@ def judge(
     data_card: Path | None = None,
     item_folders: Mapping[str, Path] | None = None,
     sampling: Mapping[str, Any] | None = None,
+    kernels: Kernels | None = None,
+    look: Look = lambda folders, work: None,
 ) -> Judged:
     """Score an adapter, or the base model for None, on the sets in `seeds` and in `item_folders`.
 
     root: of the mounted image. mark: called as each phase begins. decoded_dir: keeps journals of finished items, from which an
     interrupted judging of the same adapter resumes. data_card: of the adapter's trial. item_folders: set -> folder with prompts.jsonl
-    and answers.jsonl that exist already. sampling: temperature and seed of the decoding; greedy without.
+    and answers.jsonl that exist already. sampling: temperature and seed of the decoding; greedy without. kernels: of this node.
+    look: is shown the sets before anything is decoded (set -> folder with prompts.jsonl and answers.jsonl, a folder for its work).
     Raises TrialFailed (judge_failed) with the end of the log, or (contaminated) where the card names an item; IntegrityError where a
     process wrote a wrong file; Interrupted where `stop_wanted` returns true while decoding.
     """
@@ -124,12 +131,13 @@ def judge(
             shutil.copyfile(folders[item_set] / "prompts.jsonl", inputs / f"{item_set}.jsonl")
         if data_card is not None:
             refuse_overlap(root, data_card, inputs, sets, work, log_path)
+        look(folders, work)
         if adapter_dir is not None:
             copy_tree(adapter_dir, inputs / "adapter")
         mark("generate_start")
         decoding = Decoding(work / "generate" / "out", decoded_dir, stop_wanted, sampling or {})
         completions = generate(
-            root, chosen, sets, adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding
+            root, chosen, sets, adapter_dir is not None, inputs, work / "generate", log_path, mark, decoding, kernels
         )
         mark("score")
         judged = Judged(engine=engine_of(completions, chosen))
@@ -158,9 +166,11 @@ def judge_once(
     log_path, kept = log_dir / "judge.log", log_dir / "decoded"
     with tempfile.TemporaryDirectory(prefix="judge-", dir=chosen.cluster.scratch_dir or None) as scratch:
         with image.mounted(sqsh, tree_digest, Path(scratch)) as mount:
+            place = Path(scratch)
+            kernels = image_process.warm_kernels(mount, chosen, place, log_dir / "warm_up.log", may_fill=False)
             judged = judge(
-                mount.root, chosen, adapter_dir, seeds, Path(scratch), log_path,
-                decoded_dir=kept, stop_wanted=stop_wanted,
+                mount.root, chosen, adapter_dir, seeds, place, log_path,
+                decoded_dir=kept, stop_wanted=stop_wanted, kernels=kernels,
             )  # fmt: skip
     shutil.rmtree(kept, ignore_errors=True)
     return judged
@@ -208,6 +218,7 @@ def generate(
     log_path: Path,
     mark: Mark,
     decoding: Decoding,
+    kernels: Kernels | None,
 ) -> Path:
     """Decode the prompts of each set; returns the folder with `<set>.jsonl` of completions and engine.json."""
     layout = {**asdict(chosen.parallelism), "tp": chosen.parallelism.judge_tp, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
@@ -226,7 +237,7 @@ def generate(
     decoding.restore()
     entry = "generate" if chosen.tasks.engine == "native" else f"generate_{chosen.tasks.engine}"
     out = image_process.run(
-        root, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen
+        root, entry, config, paths, {"/in": inputs, **bound}, work, log_path, decoding.watch, chosen, kernels
     )
     mark("generate", at=time.time() - rows_of(out / "progress.jsonl")[-1]["seconds"])
     return out

@@ -3,7 +3,7 @@
 Slurm starts one task per node. Task 0 is the worker, which alone writes an outcome; the other tasks are its helpers. They communicate
 through files in the attempt's folder, which every node can see:
 
-    helper 1   writes nodes/1.cores.json       on how many cores it may run
+    helper 1   writes nodes/1.cores.json       on how many cores it may run, and nodes/1.kernels.json, with which kernels
     worker     writes nodes/00/order.json      what to run, where /out is, and where rank 0 listens (nodes/01 after a stall)
     helper 1   mounts, forks and probes, writes nodes/00/1.probe.json, starts its ranks, writes nodes/00/1.json {"code": 0}
     worker     writes nodes/00/end             helpers kill the ranks that still train
@@ -59,15 +59,17 @@ def training_sandbox(
     fork_root: Path,
     out_dir: Path,
     env: Mapping[str, str],
+    own: Mapping[str, Path],
 ) -> Sandbox:
     """Return the sandbox in which this node's ranks train.
 
-    bound: path inside -> folder of base weights that lie outside the image. env: variables beside the substrate's.
+    bound: path inside -> folder of base weights that lie outside the image. env: variables beside the substrate's. own: path inside ->
+    folder that is this sandbox's alone, which it may write.
     """
     sandbox = image_process.sandbox_of(
         chosen,
         {"/task": attempt.task_dir, **bound},
-        {"/substrate": fork_root, "/out": out_dir},
+        {"/substrate": fork_root, "/out": out_dir, **own},
         chosen.cluster.gpus,
         network=chosen.cluster.network,
     )
@@ -192,12 +194,18 @@ def help_with(campaign: Campaign, folder: Round, arm_name: str) -> None:
     write_file(shared / f"{rank}.cores.json", json.dumps(cores(chosen)))
     with namespace.scratch_folder(chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(campaign.image, frozen.image_digest, scratch) as mount:
+            kernels = image_process.warm_kernels(mount, chosen, scratch, attempt.folder / f"warm_up.{rank}.log")
+            if kernels:
+                write_file(shared / f"{rank}.kernels.json", json.dumps({"kernels": kernels.said}))
             with image.forked(mount, scratch, namespace.trial_uid()) as fork:
                 num_orders = 0
                 while not _is_over(attempt, shared):
                     order_dir = shared / f"{num_orders:02d}"
                     if (order_dir / "order.json").exists():
-                        _carry_out(chosen, rules, attempt, mount, fork, order_dir, rank)
+                        own = image_process.kernel_bind(
+                            chosen, kernels, scratch / f"kernels-{num_orders}", namespace.trial_uid()
+                        )
+                        _carry_out(chosen, rules, attempt, mount, fork, order_dir, rank, own)
                         num_orders += 1
                     time.sleep(POLL_SECONDS)
 
@@ -223,6 +231,7 @@ def _carry_out(
     fork: image.Fork,
     order_dir: Path,
     rank: int,
+    own: Mapping[str, Path],
 ) -> None:
     """Carry out one order: probe, train, and write the exit code."""
     order = read_json(order_dir / "order.json")
@@ -230,7 +239,7 @@ def _carry_out(
     try:
         _, bound = image_process.base_of(mount.root, chosen)
         env = rendezvous_env(order["num_nodes"], rank, order["address"], order["port"])
-        confined = training_sandbox(chosen, attempt, bound, fork.root, Path(order["out_dir"]), env)
+        confined = training_sandbox(chosen, attempt, bound, fork.root, Path(order["out_dir"]), env, own)
         forbidden = {name: Path(path) for name, path in order["forbidden"].items()}
         probe(confined, forbidden, rules, order["num_nodes"], order_dir / f"{rank}.probe.json")
         with confined.start(order["command"], attempt.folder / f"trial.{rank}.log") as process:

@@ -134,11 +134,10 @@ def read_arm(folder: Round, frozen: Plan, arm: str, role: str) -> Outcome:
     return Outcome(arm, role, "failed", f"integrity: {why}", file_digest(path))
 
 
-def num_tokens(path: Path) -> tuple[int, int]:
-    """Return (tokens, items) over all completions of a result file. Raises IntegrityError as `read_attributes`."""
+def lengths(path: Path) -> dict[str, list[int]]:
+    """Return the tokens of each completion of a result file by set, in item-id order. Raises IntegrityError as `read_attributes`."""
     with _open(path) as file:
-        columns = [table["num_tokens"] for table in _read_items(file).values()]
-    return sum(int(column.sum()) for column in columns), sum(len(column) for column in columns)
+        return {item_set: table["num_tokens"].tolist() for item_set, table in _read_items(file).items()}
 
 
 def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:

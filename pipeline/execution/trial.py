@@ -30,6 +30,14 @@ PATHS = {
     "stop": "/task/stop",
 }
 POLL_SECONDS = 0.2
+GROUPS = {
+    "start-up": ("claim", "mount", "warm_up", "probe", "train_start", "generate_start"),
+    "agents": ("agent",),
+    "training": ("train",),
+    "decoding": ("generate",),
+    "rest": ("check", "seal", "items", "score", "publish"),
+}
+"""Group -> the phases of a worker that belong to it. A phase that none names belongs to the rest."""
 MAX_PROGRESS_BYTES = 64 * 2**20  # at most copied to the shared file system; a trial may write anything
 LOG_TAIL_BYTES = 4000
 
@@ -198,6 +206,15 @@ def progress_lines(attempt: Attempt, phase: str) -> list[dict[str, Any]]:
         if isinstance(line, dict) and line.get("phase") == phase:
             lines.append(line)
     return lines
+
+
+def group_seconds(marks: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return how long the phases of an attempt lasted by the worker's clock, in seconds by GROUPS. marks: lines of phases.jsonl."""
+    totals = dict.fromkeys(GROUPS, 0.0)
+    for mark, following in zip(marks, marks[1:], strict=False):
+        group = next((name for name, phases in GROUPS.items() if mark["phase"] in phases), "rest")
+        totals[group] += following["at"] - mark["at"]
+    return totals
 
 
 def phase_seconds(attempt: Attempt, phase: str) -> float:

@@ -1,6 +1,6 @@
 """The worker: run one arm from its claim to its published result, with the round's folder as the only input.
 
-    claim -> mount and verify -> fork -> probe -> train in the fork -> check the adapter -> sealed.json
+    claim -> mount and verify -> warm up kernels -> fork -> probe -> train in the fork -> check the adapter -> sealed.json
           -> items (only now is the fresh seed read) -> generate -> score -> verify again -> publish
 
 Every end is recorded in a result file: a score, or the reason why there is none. A crash has no score. The worker runs in a private
@@ -15,18 +15,15 @@ import platform
 import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from pipeline.campaign import canonical
 from pipeline.campaign.errors import (
     ConfigError,
     FilesUnreachable,
-    IntegrityError,
     Interrupted,
     NotFound,
     PipelineError,
@@ -34,13 +31,14 @@ from pipeline.campaign.errors import (
     WorkFailed,
 )
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
-from pipeline.campaign.files import copy_tree, read_json, read_json_lines, write_file, write_new_file
+from pipeline.campaign.files import copy_tree, read_json, write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import corrections, footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
-from pipeline.execution.attempt import AgentTrains, Work, conclude
+from pipeline.execution.attempt import AgentTrains, Work, conclude, mark_training, seal_adapter
 from pipeline.execution.cores import cores
-from pipeline.sandbox import bubblewrap, image, namespace, runtime_needs
+from pipeline.sandbox import bubblewrap, image, kernel_cache, namespace, runtime_needs
+from pipeline.sandbox.kernel_cache import Kernels
 
 KNOWN_PROMPTS = "data/train_prompts.sha256"  # in the image
 
@@ -120,11 +118,12 @@ def run(job: Work) -> None:
     with namespace.scratch_folder(job.chosen.cluster.scratch_dir or None, "arm-") as scratch:
         with image.mounted(job.campaign.image, job.plan.image_digest, scratch) as mount:
             job.coverage |= {"sandbox": "bubblewrap", "mount": mount.backend}
+            kernels = warm_kernels(job, mount, scratch)
             kept = None
             if job.arm.role != "base":
                 kept = job.attempt.adapter_dir
                 if not restore_sealed(job):
-                    train(job, mount, scratch)
+                    train(job, mount, scratch, kernels)
             seal_adapter(job)
             resume.restore_decoded(job.attempt, job.before, job.plan_digest, job.adapter_digest)
             seeds = read_json(job.campaign.seeds)
@@ -138,7 +137,7 @@ def run(job: Work) -> None:
             card = job.attempt.data_card
             job.judged = judge.judge(
                 mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,
-                job.stop_wanted, card if card.exists() else None,
+                job.stop_wanted, card if card.exists() else None, kernels=kernels, look=job.look,
             )  # fmt: skip
             job.coverage["engine"] = job.judged.engine
             job.mark("publish")
@@ -154,7 +153,19 @@ def restore_sealed(job: Work) -> bool:
     return True
 
 
-def train(job: Work, mount: image.Mount, scratch: Path) -> None:
+def warm_kernels(job: Work, mount: image.Mount, scratch: Path) -> Kernels | None:
+    """Have what compiles and tunes on this node at hand, and record its digest; the first worker here makes it, before any trial runs."""
+    if not image_process.compiles(job.chosen):
+        return None
+    job.mark("warm_up")
+    log_path = job.attempt.folder / "warm_up.log"
+    kernels = image_process.warm_kernels(mount, job.chosen, scratch, log_path, job.check_stop)
+    if kernels:
+        job.coverage["kernels"] = kernels.said
+    return kernels
+
+
+def train(job: Work, mount: image.Mount, scratch: Path, kernels: Kernels | None) -> None:
     """Fork the image, probe the sandbox, train in it, and keep the checked adapter."""
     num_nodes, shared = job.chosen.num_nodes, job.attempt.folder / "nodes"
     out_dir = (shared if num_nodes > 1 else scratch) / "out"  # ranks on every node write there
@@ -174,9 +185,10 @@ def train(job: Work, mount: image.Mount, scratch: Path) -> None:
             job.coverage["fork"] = fork.backend
             if is_agents:
                 assert job.by_agent is not None, "whoever starts a worker hands in pipeline.agent.arm.train"
-                job.by_agent(job, mount, fork, bound, out_dir, scratch)
+                job.by_agent(job, mount, fork, bound, out_dir, scratch, kernels)
             else:
-                train_confined(job, bound, fork.root, out_dir, num_nodes, shared)
+                own = image_process.kernel_bind(job.chosen, kernels, scratch / "trial_kernels", namespace.trial_uid())
+                train_confined(job, bound, fork.root, out_dir, num_nodes, shared, own)
         job.mark("check")
         keep_outputs(job, mount, out_dir)
     finally:
@@ -196,12 +208,18 @@ def restore(job: Work, out_dir: Path) -> None:
 
 
 def train_confined(
-    job: Work, bound: Mapping[str, Path], fork_root: Path, out_dir: Path, num_nodes: int, shared: Path
+    job: Work,
+    bound: Mapping[str, Path],
+    fork_root: Path,
+    out_dir: Path,
+    num_nodes: int,
+    shared: Path,
+    own: Mapping[str, Path],
 ) -> None:
     """Probe the sandbox, then train in it; on several nodes, together with the helpers."""
     address, port = multinode.rendezvous_address()
     env = multinode.rendezvous_env(num_nodes, 0, address, port)
-    confined = multinode.training_sandbox(job.chosen, job.attempt, bound, fork_root, out_dir, env)
+    confined = multinode.training_sandbox(job.chosen, job.attempt, bound, fork_root, out_dir, env, own)
     if gpus := [path for path in confined.devices if re.fullmatch(r"/dev/nvidia\d+", path)]:
         job.coverage["gpus"] = ",".join(gpus)
         print(f"this arm has {job.coverage['gpus']} of {platform.node()}", file=sys.stderr, flush=True)
@@ -258,6 +276,7 @@ def forbidden_paths(job: Work) -> dict[str, Path]:
     """Return what the probe must not find inside: the campaign's files and the machine's job services."""
     campaign = job.campaign
     return {
+        "kernels": kernel_cache.store_of(job.chosen.cluster.scratch_dir),
         "vault": campaign.vault,
         "ledger": campaign.ledger,
         "log": campaign.log,
@@ -267,23 +286,3 @@ def forbidden_paths(job: Work) -> dict[str, Path]:
         "munge": Path("/run/munge"),
         "slurm_conf": Path(os.environ.get("SLURM_CONF", "/etc/slurm")),
     }
-
-
-def mark_training(job: Work) -> None:
-    """Record when training steps began, as the trial says. People see this; no decision rests on it."""
-    began = read_json_lines(job.attempt.phases)[-1]["at"]
-    for line in trial.progress_lines(job.attempt, "start")[-1:]:
-        seconds = trial.number(line.get("seconds"))
-        if seconds is not None:
-            job.mark("train", at=min(time.time(), began + max(0.0, seconds)))
-
-
-def seal_adapter(job: Work) -> None:
-    """Write the adapter's digest before any secret seed is read. Raises IntegrityError where `sealed.json` exists."""
-    record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
-    try:
-        write_new_file(job.attempt.sealed, canonical.encoded(record))
-    except FileExistsError:
-        raise IntegrityError(
-            f"{job.attempt.sealed} exists already, so two workers share this attempt", "Start the arm again"
-        ) from None

@@ -87,9 +87,9 @@ def items(visit: Visit) -> Check:
     if not results.has_score(attempt.result):
         return failed("items", attempt, failure, "no item was judged")
     marks = "".join(results.read_outcome(attempt.result, "").outcomes["dev"].values())
-    tokens, num_items = results.num_tokens(attempt.result)
+    lengths = results.lengths(attempt.result)["dev"]
     found = (
-        f"{num_items} items: {marks.count('1')} right, {marks.count('T')} truncated, {tokens / num_items:,.0f} tokens a completion; "
+        f"{len(lengths)} items: {marks.count('1')} right, {marks.count('T')} truncated, {sum(lengths) / len(lengths):,.0f} tokens a completion; "
         f"{expected_round(visit, attempt)}"
     )
     if marks.count("T") < len(marks):

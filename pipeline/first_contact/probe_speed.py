@@ -15,6 +15,7 @@ from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.files import rows_of
 from pipeline.campaign.layout import Attempt
 from pipeline.cluster import forecast
+from pipeline.config import decoding
 from pipeline.config.settings import Settings
 from pipeline.execution import results
 from pipeline.execution.trial import number, phase_seconds, progress_lines
@@ -59,7 +60,7 @@ def as_measured(chosen: Settings, speed: Speed) -> Settings:
     slots = min(tasks.decode_batch_size, -(-len(speed.lengths) // replicas))
     # Without rates of the site's file a step takes as long with fewer sequences, and longer in proportion with more.
     shape = dict(capacity.decode_tokens_per_second) or {slots: 1.0}
-    slower = speed.decode_seconds / forecast.played(speed.lengths, tasks.decode_batch_size, shape, replicas)
+    slower = speed.decode_seconds / decoding.played(speed.lengths, tasks.decode_batch_size, shape, replicas)
     slower *= capacity.speed_up(layout.judge_tp)
     train = speed.train_tokens_per_second / capacity.speed_up(layout.world_size)
     expected = replace(tasks.expected, row_tokens=speed.row_tokens)

@@ -78,6 +78,7 @@ def _lines(arm: str, record: Record) -> list[str]:
         found.append(f"{arm}'s agent says that these failed: {', '.join(failed)}.")
     for canary in report["diff"]["canaries"]:
         found.append(
-            f"Canary: {arm}'s edit {canary['code']} ({canary['path']}). It drops nothing; read the patch before you believe the score."
+            f"Canary: {arm}'s edit shows {canary['kind']} in {canary['path']}, line {canary['line']} ({canary['detail']}). It drops nothing; "
+            "read the patch before you believe the score."
         )
     return found

@@ -11,12 +11,18 @@ from rich.console import Console
 
 from pipeline.campaign.layout import Round
 from pipeline.cluster import forecast
-from pipeline.config import footprint, model_size, settings
+from pipeline.config import decoding, footprint, model_size, settings
+from pipeline.config.decoding import Settled
 from pipeline.reporting import live_view
 
 
-def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = ()) -> None:
-    """Print the memory of a rank, the checkpoints, the hours and the money. `rounds` are those that may have measured speeds."""
+def show_cost(
+    chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = (), settled: Settled | None = None
+) -> None:
+    """Print the memory of a rank, the checkpoints, how arms decode, the hours and the money.
+
+    rounds: those that may have measured speeds. settled: what the campaign froze for `auto`; None where there is no campaign yet.
+    """
     cost = memory_and_cost(chosen, num_arms, rounds)
     layout = ", ".join(f"{axis} {size}" for axis, size in cost["layout"].items())
     print(
@@ -28,6 +34,8 @@ def show_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] 
     print(
         f"An arm trains {cost['trained_parameters'] / 1e6:,.2f} million parameters for {recipe.num_steps} steps. {checkpoints_in_words(chosen, cost)}"
     )
+    for line in decoding.in_words(chosen, decoding.settled_of(chosen) if settled is None else settled):
+        print(line)
     has_gpus = bool(chosen.cluster.gpus_per_node)
     print(live_view.forecast(cost["forecast"], has_gpus=has_gpus))
     if chosen.cluster.kind == "slurm" and not has_gpus and chosen.cluster.capacity.train_tokens_per_second:
@@ -81,7 +89,9 @@ def targets_in_words(chosen: settings.Settings) -> str:
     return f"LoRA targets match {sum(found.modules for found in matched.values())} modules: {'; '.join(parts)}."
 
 
-def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = ()) -> dict[str, Any]:
+def memory_and_cost(
+    chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = (), settled: Settled | None = None
+) -> dict[str, Any]:
     """The values that `show_cost` prints: bytes, device-hours and money. `forecast` is None where no speed is known."""
     config, lora = chosen.to_dict(), chosen.recipe.lora
     model = config["model"]
@@ -93,6 +103,7 @@ def memory_and_cost(chosen: settings.Settings, num_arms: int, rounds: Iterable[R
             name: found._asdict() for name, found in model_size.matched_modules(model, lora.targets).items()
         },
         "layout": config["parallelism"],
+        "decoding": decoding.in_words(chosen, decoding.settled_of(chosen) if settled is None else settled),
         "bytes_per_rank": {work: asdict(held) | {"peak": held.peak} for work, held in footprint.of_arm(config).items()},
         "gpu_memory_bytes": int(chosen.cluster.capacity.gpu_memory_gib * 2**30),
         "trained_parameters": footprint.trained_parameters(model, config["recipe"]),

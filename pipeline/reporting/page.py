@@ -15,12 +15,12 @@ from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan, Policy
 from pipeline.claims import wording
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
-from pipeline.config import settings
+from pipeline.config import decoding, settings
 from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History, read_history
-from pipeline.reporting import agents, counterfactual, document, figures, said, tables
+from pipeline.reporting import agents, counterfactual, document, figures, forecast_check, said, tables
 from pipeline.reporting.document import Section
 from pipeline.stats.lifts import accuracy, show
 
@@ -275,8 +275,11 @@ def _points(evidence: Evidence) -> list[figures.Point]:
 
 def of_round(records: Sequence[Mapping[str, Any]], folder: Round) -> list[Section]:
     """The page of a frozen round: `of_log` with what its configuration adds. Raises as `of_log`."""
-    chosen = settings.load(folder.config)
-    return of_log(records, folder.name, chosen.model.name, tables.of_targets(chosen))
+    chosen, facts = settings.load(folder.config), records[0]["facts"]
+    page = of_log(records, folder.name, chosen.model.name, tables.of_targets(chosen))
+    took = forecast_check.section(folder, chosen)
+    took.lines[:0] = [f"{line[0].upper()}{line[1:]}." for line in decoding.in_words(chosen, facts["settled"])]
+    return [*page, took]
 
 
 def write_page(folder: Round) -> list[str]:

@@ -34,15 +34,8 @@ from pipeline.cluster import slurm_answers
 from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import results
-from pipeline.execution.trial import progress_lines
+from pipeline.execution.trial import GROUPS, group_seconds, progress_lines
 
-GROUPS = {
-    "start-up": ("claim", "mount", "probe", "train_start", "generate_start"),
-    "agents": ("agent",),
-    "training": ("train",),
-    "decoding": ("generate",),
-    "rest": ("check", "seal", "items", "score", "publish"),
-}
 SILENT_SECONDS = 600.0  # a running arm without a sign for this long is unknown, unless Slurm says that its job runs
 COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
            "interrupted": "yellow", "requeued": "yellow", "cancelled": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
@@ -98,19 +91,15 @@ def gpus_of_an_arm(config: Path) -> int:
     return int(chosen["cluster"]["gpus_per_node"] and layout["tp"] * layout["pp"] * layout["cp"] * layout["dp"])
 
 
-def gpu_hours(campaign: Campaign, folder: Round, rows: Sequence[ArmStatus]) -> dict[str, Any] | None:
-    """The GPU-hours used so far and those expected for the whole round, with the source of the forecast; None where arms have no GPU."""
-    if not gpus_of_an_arm(folder.config):
+def gpu_hours(folder: Round, rows: Sequence[ArmStatus]) -> dict[str, Any] | None:
+    """The GPU-hours used so far and those that were forecast for the arms, with the source of the forecast; None where arms have no GPU."""
+    if not (gpus := gpus_of_an_arm(folder.config)):
         return None
-    from pipeline.cluster import forecast
-    from pipeline.config import settings  # imported late, because a status must be quick
-
-    expected = forecast.forecast(settings.load(folder.config), len(rows), campaign.frozen_rounds())
-    used = round(sum(row.gpu_hours for row in rows), 3)
+    frozen = read_json(folder.forecast) if folder.forecast.exists() else None
     return {
-        "used": used,
-        "forecast": expected and round(expected.hours, 3),
-        "source": expected.source if expected else "",
+        "used": round(sum(row.gpu_hours for row in rows), 3),
+        "forecast": frozen and round(gpus * frozen["arms"] * frozen["arm"]["arm"] / 3.6e6, 3),
+        "source": frozen["source"] if frozen else "",
     }
 
 
@@ -258,9 +247,8 @@ def breakdown(rounds: Iterable[Round]) -> dict[str, float]:
     """How the time of rounds was spent: seconds by group of phases, over all attempts."""
     totals = dict.fromkeys(GROUPS, 0.0)
     for _, marks in _marked(rounds):
-        for mark, following in zip(marks, marks[1:], strict=False):
-            group = next((name for name, phases in GROUPS.items() if mark["phase"] in phases), "rest")
-            totals[group] += following["at"] - mark["at"]
+        for name, seconds in group_seconds(marks).items():
+            totals[name] += seconds
     return totals
 
 

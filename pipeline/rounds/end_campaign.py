@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pipeline.campaign.errors import ConfigError
@@ -14,8 +15,10 @@ from pipeline.campaign.facts import facts_of
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
+from pipeline.config import settings
 from pipeline.execution import results
 from pipeline.rounds import meta
+from pipeline.sandbox import kernel_cache
 
 
 def end(campaign: Campaign, *, dry_run: bool = False) -> list[str]:
@@ -43,7 +46,11 @@ def end(campaign: Campaign, *, dry_run: bool = False) -> list[str]:
 
 
 def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
-    """(path, size in bytes) of kept states and decoded shards of arms that have a score, and of submitit's pickles of closed rounds."""
+    """(path, size in bytes) of what no later run needs.
+
+    Of arms that have a score the kept states and journals, of closed rounds submitit's pickles; of this machine's compiled kernels damaged
+    and unfinished caches of the campaign's image, and all of them once the campaign has ended.
+    """
     for folder in campaign.frozen_rounds():
         for arm in folder.frozen_plan().arms:
             if results.has_score(folder.published(arm.name)):
@@ -53,6 +60,16 @@ def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
                     )
         if folder.closed.exists():
             yield from ((path, _size(path)) for path in sorted(folder.slurm_dir.glob("*.pkl")))
+    yield from ((path, _size(path)) for path in _kernel_caches(campaign))
+
+
+def _kernel_caches(campaign: Campaign) -> list[Path]:
+    """Caches of compiled kernels on this machine that no later run needs; none where the nodes' scratch is not here."""
+    for folder in list(campaign.frozen_rounds())[-1:]:
+        with suppress(ConfigError):
+            store = kernel_cache.store_of(settings.load(folder.config).cluster.scratch_dir)
+            return list(kernel_cache.garbage(store, folder.frozen_plan().image_digest, campaign.has_ended))
+    return []
 
 
 def remove(items: Sequence[tuple[Path, int]]) -> None:

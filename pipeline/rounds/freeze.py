@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign import canonical, constitution
-from pipeline.campaign.errors import ConfigError, NotFound, Refused
+from pipeline.campaign.errors import ConfigError, NotFound, PipelineError, Refused
 from pipeline.campaign.facts import facts_of, load_constitution, read_plan, verified_code
 from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Arm, Plan, Policy
-from pipeline.cluster import sbatch_parameters, slurm_submit, stage_command
-from pipeline.config import corrections, settings
+from pipeline.cluster import forecast, sbatch_parameters, slurm_submit, stage_command
+from pipeline.config import corrections, decoding, settings
 from pipeline.config.fit import check_plan_fits, gpus_of_arm
 from pipeline.decision import derive
 from pipeline.execution import results
@@ -76,6 +76,11 @@ def is_operational(override: str) -> bool:
     return override.lstrip("+~").startswith(("cluster=", "cluster.", "campaign."))
 
 
+def frozen_words(facts: Mapping[str, Any]) -> list[str]:
+    """The overrides of a campaign: those that were typed, and what `auto` was settled as at `init`, so that no later round settles it anew."""
+    return [*facts["overrides"], *decoding.words_of(facts["settled"])]
+
+
 MAY_DIFFER = ("arm", "campaign", "cluster", "round")
 """Parts of the configuration that say where and when a round runs, and not what it computes."""
 
@@ -112,7 +117,7 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
     operational = given = [item for item in overrides if is_operational(item)]
     if is_frozen := folder.plan.exists():
         operational = corrections.merged(read_json(folder.operational), given)
-    every = [*facts["overrides"], *operational, f"+round={round_name}"]
+    every = [*frozen_words(facts), *operational, f"+round={round_name}"]
     chosen = settings.compose(every, source=code_dir / "hydra_conf", campaign_dir=campaign.folder)
     if not is_frozen:
         arms, basis = plan_arms(campaign, folder, chosen, rules)
@@ -188,7 +193,7 @@ def plan_arms(
 def rehearse(campaign: Campaign, folder: Round) -> None:
     """Compose a frozen round again and drop the result: what that loads saves the next `freeze` in this process half a second."""
     facts = facts_of(campaign)
-    overrides = [*facts["overrides"], *read_json(folder.operational), f"+round={folder.name}"]
+    overrides = [*frozen_words(facts), *read_json(folder.operational), f"+round={folder.name}"]
     settings.compose(overrides, verified_code(campaign, facts) / "hydra_conf", campaign.folder)
     for of_round in (campaign.round("r0000"), folder):
         settings.load(of_round.config)
@@ -242,9 +247,30 @@ def _write(
     config, policy = settings.remembered(chosen), settings.policy_of(chosen)
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
     frozen = Plan(facts["campaign"], folder.name, *digests, canonical.digest_text(config), policy, arms)
+    freeze_forecast(campaign, folder, chosen, len(arms))
     freeze_plan(campaign, frozen, config, basis)
     if chosen.cluster.kind == "slurm":
         write_sbatch_texts(campaign, folder, code_dir)
+
+
+def freeze_forecast(campaign: Campaign, folder: Round, chosen: settings.Settings, num_arms: int) -> None:
+    """Log and write what the round is forecast to take, before its plan, so that nobody can adapt it to what happens. Nothing rests on it."""
+    try:
+        expected = forecast.forecast(chosen, num_arms, campaign.frozen_rounds())
+    except (
+        PipelineError,
+        OSError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:  # a damaged file of an earlier round
+        print(f"note: no forecast is made for {folder.name}: {error}", file=sys.stderr)
+        return
+    if expected:
+        content = expected.as_record(folder.number == 1)
+        Log(campaign.log).append_news("forecast", {"round": folder.name}, forecast=content)
+        write_file(folder.forecast, canonical.encoded(content))
 
 
 def write_sbatch_texts(campaign: Campaign, folder: Round, code_dir: Path) -> None:

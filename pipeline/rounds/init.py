@@ -28,7 +28,7 @@ from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan
 from pipeline.claims.assess_claims import check_confirmation
 from pipeline.cluster import slurm_submit
-from pipeline.config import settings
+from pipeline.config import decoding, settings
 from pipeline.config.fit import check_experiment, check_plan_fits
 from pipeline.decision import family_states, plan
 from pipeline.execution import base_weights
@@ -144,6 +144,7 @@ def freeze_facts(
         "code_digest": code_digest,
         "revision": revision(),
         "overrides": [item for item in overrides if not is_operational(item)],
+        "settled": decoding.settled_of(chosen),
         "commitments": {name: keys.commitment(name, seed) for name, seed in seeds.items()},
         "articles": rules.articles,
         "design": design.to_json(),

@@ -142,8 +142,7 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             if not results.has_score(campaign.round(stage[2]).published(stage[3]))
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
-        at_once = chosen.cluster.arms_at_once or max(1, len(os.sched_getaffinity(0)) // chosen.parallelism.world_size)
-        at_once = min(at_once, len(gpus)) if gpus else at_once
+        at_once = local_runner.arms_at_once(chosen, len(gpus))
         local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime, gpus)
         codes = local_runner.run_local(
             [meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch, chosen.cluster.runtime

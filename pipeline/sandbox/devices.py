@@ -18,7 +18,9 @@ nodes (network level `fabric`).
 
 from __future__ import annotations
 
+import hashlib
 import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ DRIVER_FOLDERS = (
     "/opt/nvidia/lib64",
 )
 INFORMATION = Path("/proc/driver/nvidia/gpus")
+PROCESSOR = Path("/proc/cpuinfo")
 NUMBERED = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS")  # numbers on the node, whatever a cgroup hides; the step's come first
 SHARE = "POSTRAIN_GPUS"  # numbers on the node
 REQUESTED = "POSTRAIN_REQUESTED_GPUS"  # how many this job asked for; its script exports it
@@ -116,6 +119,19 @@ def of_node(
     outside = {folder: path for folder, path in drivers.items() if not folder.startswith("/usr/")}
     env = {**library_path, **passed(variables), "CUDA_VISIBLE_DEVICES": ",".join(visible)}
     return NodeDevices(tuple(sorted(bound)), {"/sys": Path("/sys"), **outside}, env, tuple(given))
+
+
+def kind_of(node: NodeDevices | None, information: Path = INFORMATION, processor: Path = PROCESSOR) -> str:
+    """The type of these GPUs as the driver names it ("NVIDIA H200"); without GPUs that of the CPU, with a digest of what it can do."""
+    if node is None:
+        told = dict(
+            re.findall(r"^(model name|flags|Features|CPU part)\s*:\s*(.*)$", processor.read_text(), re.MULTILINE)
+        )
+        digest = hashlib.sha256(repr(sorted(told.items())).encode()).hexdigest()[:8]
+        return f"cpu {digest} {told.get('model name', platform.machine())}"
+    names = {number: name for number, name in _told(information, "Model").items() if number in node.gpus}
+    kinds = " ".join(sorted({name for name in names.values()})) or "gpu of unknown type"
+    return f"part of {kinds}" if node.env.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-") else kinds
 
 
 def passed(environment: Mapping[str, str]) -> dict[str, str]:
@@ -219,11 +235,16 @@ def _expanded(text: str) -> list[int]:
 
 def _by_uuid(information: Path) -> dict[str, int]:
     """UUID of a GPU -> its number in /dev, as the driver tells."""
+    return {uuid: number for number, uuid in _told(information, "GPU UUID").items()}
+
+
+def _told(information: Path, what: str) -> dict[int, str]:
+    """Number of a GPU in /dev -> what the driver tells of it under this name."""
     found = {}
     for path in information.glob("*/information"):
-        told = dict(re.findall(r"^(GPU UUID|Device Minor):\s*(\S+)", path.read_text(), re.MULTILINE))
+        told = dict(re.findall(rf"^({what}|Device Minor):\s*(.*\S)", path.read_text(), re.MULTILINE))
         if len(told) == 2:
-            found[told["GPU UUID"]] = int(told["Device Minor"])
+            found[int(told["Device Minor"])] = told[what]
     return found
 
 

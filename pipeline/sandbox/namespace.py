@@ -12,6 +12,7 @@ when the thread that started it ends, so mount from the main thread.
 
 import itertools
 import os
+import stat
 import subprocess
 import tempfile
 import time
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pipeline.campaign.errors import ConfigError, NotFound, WorkFailed
+from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
 
 NOBODY = 65534
 MARK = "PIPELINE_PRIVATE_NAMESPACE"
@@ -136,6 +137,27 @@ def scratch_place(scratch_dir: str | None) -> Path:
             wrong, "set cluster.scratch_dir (or TMPDIR) to a folder on a local disk in which you may write"
         )
     return place
+
+
+def private_path(scratch_dir: str | None = None) -> Path:
+    """The path of this user's own folder on the node's disk, which outlives a process. scratch_dir and errors: as for `scratch_place`."""
+    # In a user namespace this process is root; outside it, it is the user by whose number two users' folders differ.
+    inside = os.getuid()
+    ranges = (map(int, line.split()) for line in Path("/proc/self/uid_map").read_text().splitlines())
+    outside = next((out + inside - first for first, out, count in ranges if first <= inside < first + count), inside)
+    return scratch_place(scratch_dir) / f"postrain-{outside}"
+
+
+def private_folder(scratch_dir: str | None = None) -> Path:
+    """Make that folder, which nobody else may enter. Raises IntegrityError where somebody else could have written there."""
+    own = private_path(scratch_dir)
+    own.mkdir(mode=0o700, exist_ok=True)
+    status = own.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise IntegrityError(
+            f"{own} is not this user's alone", "Remove it: others could write there what this user trusts"
+        )
+    return own
 
 
 @contextmanager

@@ -1,17 +1,23 @@
 """What the Python that trains and judges must have, in `.venv` or in a site's container (cluster.runtime). Standard library only.
 
     $RUNTIME pipeline/sandbox/runtime_needs.py
-    Python 3.12.3: torch 2.9.0, megatron-core 0.16.1, ...; mamba-ssm 2.3.2, whose Triton kernel runs the scan on a GPU if it can be imported there
+    Python 3.12.3: torch 2.9.0, ...; /usr/bin/gcc compiles kernels; mamba-ssm 2.3.2, whose Triton kernel runs the scan on a GPU if it can be
+    imported there
 
 A runtime is asked for packages and for versions that the code rests on, never for those of constraints.txt, with which the tests ran. No
 package is imported, because torch alone takes seconds. On a node the file itself is run, so it imports nothing of this project.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import re
+import shutil
+import subprocess
 import sys
+import sysconfig
 from typing import NamedTuple
 
 FIRST_PYTHON, LAST_PYTHON = (
@@ -21,6 +27,8 @@ FIRST_PYTHON, LAST_PYTHON = (
 CURE = "docs/containers.md has the lines that install what a PyTorch or NeMo container lacks"
 SCAN = "mamba_ssm"
 """The package whose Triton kernel runs Mamba's scan on a GPU. Without it the scan is plain torch: right, and slower (substrate/ops/kernels.py)."""
+NO_COMPILER = "on a GPU nothing is compiled, because"
+"""Begins the sentence of a node where Triton cannot compile, with which mamba-ssm's kernels and torch's compiler run (substrate/ops/kernels.py)."""
 PLAIN_SCAN = "on a GPU Mamba's scan runs in plain torch, because mamba-ssm is missing"
 
 
@@ -75,13 +83,32 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def describe() -> str:
-    """Return one line: the Python, and what it has, or what it lacks; at last how Mamba's scan will run on a GPU."""
+    """Return one line: the Python, and what it has, or what it lacks; at last what compiles, and how Mamba's scan will run on a GPU."""
     python = f"Python {platform.python_version()}"
     if missing := lacking():
         return f"{python} lacks {', '.join(missing)}"
     newer = " (newer than any that was looked at)" if sys.version_info[:2] > LAST_PYTHON else ""
     has = ", ".join(f"{need.name} {version(need.name)}" for need in NEEDS)
-    return f"{python}{newer}: {has}; {scan()}"
+    return f"{python}{newer}: {has}; {compiler()}; {scan()}"
+
+
+@functools.cache
+def compiler() -> str:
+    """Return which C compiler Triton would compile its launchers with, or why there is none. They include Python.h."""
+    program = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if not program:
+        return f"{NO_COMPILER} there is no C compiler (CC, gcc or clang)"
+    headers = sysconfig.get_paths()["include"]
+    command = [*program.split(), f"-I{headers}", "-fsyntax-only", "-x", "c", "-"]
+    try:
+        done = subprocess.run(command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{NO_COMPILER} {program} does not run: {error}"
+    return (
+        f"{NO_COMPILER} {program} does not find Python.h in {headers}"
+        if done.returncode
+        else f"{program} compiles kernels"
+    )
 
 
 def scan() -> str:

@@ -2,28 +2,33 @@
 
     A.jsonl, B.jsonl   completions as `substrate.generate` writes them, of the same items
     items 300, same text 291 (97.0 %), same answer 298 (99.3 %), first difference after 213 characters (median)
-    right: A 211, B 212, one of the two 3
+    truncated: A 3, B 3
+    right: A 211, B 212, A alone 1, B alone 2, p 1.00; roman: A 88, B 88, A alone 0, B alone 0, p 1.00; ...
 
 Engines round differently, so greedy decoding may choose another token where two are nearly equal, and the texts differ
-from there on. Only the answer counts for a score.
+from there on. Only the answer counts for a score. p is that of the sign test: how often two equally good engines share
+out the items that only one of them has right so unevenly, or more so. docs/engines.md says which p is acceptable.
 """
 
 import argparse
+import math
 import os.path
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from substrate.answers import extract, is_correct
 from substrate.interface.command_line import Parser, read_json_lines
 from substrate.interface.errors import DataError, exit_code_of
 
-ROW = {"item_id": str, "completion": str}
+ROW = {"item_id": str, "completion": str, "truncated": bool}
 
 
 def compare(first: Path, second: Path, answers: Path | None) -> list[str]:
     """Returns the lines of the report. Raises DataError unless both files have the same items, at least one."""
-    texts = [{row["item_id"]: row["completion"] for row in read_json_lines(path, ROW)} for path in (first, second)]
+    read = [read_json_lines(path, ROW) for path in (first, second)]
+    texts = [{row["item_id"]: row["completion"] for row in rows} for rows in read]
     if missing := sorted(set(texts[0]) ^ set(texts[1])):
         raise DataError(
             f"{missing[0]} is in one of {first} and {second} only ({len(missing)} such items); both must have the same items"
@@ -39,12 +44,31 @@ def compare(first: Path, second: Path, answers: Path | None) -> list[str]:
     lines = [
         f"items {len(pairs)}, same text {same} ({share * same:.1f} %), same answer {answered} ({share * answered:.1f} %){parted}"
     ]
+    cut = [sum(row["truncated"] for row in rows) for rows in read]
+    lines.append(f"truncated: A {cut[0]}, B {cut[1]}")
     if answers is not None:
-        gold = {row["item_id"]: row["answer"] for row in read_json_lines(answers, {"item_id": str, "answer": str})}
-        marks = [[is_correct(gold[item], extract(side[item])) for item in sorted(gold)] for side in texts]
-        differ = sum(a != b for a, b in zip(*marks, strict=True))
-        lines.append(f"right: A {sum(marks[0])}, B {sum(marks[1])}, one of the two {differ}")
+        gold = read_json_lines(answers, {"item_id": str, "family": str, "answer": str})
+        marks: dict[str, list[tuple[bool, bool]]] = {"": []}
+        for row in gold:
+            right = [is_correct(row["answer"], extract(side[row["item_id"]])) for side in texts]
+            for group in ("", row["family"]):
+                marks.setdefault(group, []).append((right[0], right[1]))
+        lines.append("right: " + "; ".join(f"{name}: {said(of)}" if name else said(of) for name, of in marks.items()))
     return lines
+
+
+def said(marks: Sequence[tuple[bool, bool]]) -> str:
+    """Returns how many items each engine has right, how many it alone, and the p of the sign test. marks: (A, B) by item."""
+    alone = [sum(a and not b for a, b in marks), sum(b and not a for a, b in marks)]
+    sums = [sum(column) for column in zip(*marks, strict=True)]
+    return f"A {sums[0]}, B {sums[1]}, A alone {alone[0]}, B alone {alone[1]}, p {sign_test(*alone):.2g}"
+
+
+def sign_test(first: int, second: int) -> float:
+    """Returns the two-sided p of so many items for one side and so many for the other, if each side is as likely."""
+    total, fewer = first + second, min(first, second)
+    tail: int = sum(math.comb(total, count) for count in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**total)
 
 
 def main() -> None:

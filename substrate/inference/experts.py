@@ -20,6 +20,7 @@ from torch import Tensor
 
 from substrate.inference.cache import Prompts, Step
 from substrate.inference.projections import GroupedProjection, Projection, joined, summed
+from substrate.ops.fused import squared_relu_
 from substrate.ops.routing import route, sort_by_expert
 
 DENSE_ROWS = 32  # most rows of a dense product: with more, the surplus arithmetic costs more than the calls
@@ -60,7 +61,7 @@ class Experts:
         weights_Nk, ids_Nk = self._route(x_NU)
         if self.dense is not None and len(x_NU) <= DENSE_ROWS:
             return summed(self._together(x_NU, weights_Nk, ids_Nk, *self.dense), self.tp)
-        shared_NU = self.shared_down(F.relu(self.shared_up(x_NU)).square_())
+        shared_NU = self.shared_down(squared_relu_(self.shared_up(x_NU)))
         if self.spread is None:
             return summed(self._routed(x_NU, weights_Nk, ids_Nk).add_(shared_NU), self.tp)
         return self._exchange(x_NU, weights_Nk, ids_Nk).add_(summed(shared_NU, self.tp))
@@ -78,8 +79,8 @@ class Experts:
             ids, weights = ids.where(here, self.num_here - 1), weights * here
         order, back, ends_E = sort_by_expert(ids, self.num_here)
         ends_E = ends_E.to(torch.int32)
-        hidden = F.relu(self.up(x_NU[order // k], ends_E)).square_() * weights[order].unsqueeze(1)
-        y = self.down(hidden.to(x_NU.dtype), ends_E)
+        hidden = squared_relu_(self.up(x_NU[order // k], ends_E), weights[order].unsqueeze(1))
+        y = self.down(hidden, ends_E)
         return y[back].view(-1, k, y.shape[1]).sum(1)
 
     def _is_small(self) -> bool:

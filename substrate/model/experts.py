@@ -12,6 +12,8 @@ N tokens, k experts of a token, T = N x k rows, U hidden size, F hidden units of
 this rank's part of the sequence, B sequences.
 """
 
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from substrate.model.lora import draw_seed
 from substrate.ops import kernels
+from substrate.ops.fused import squared_relu
 from substrate.ops.routing import route, sort_by_expert
 
 
@@ -56,9 +59,14 @@ class ExpertLayer(MoELayer):
         # The shared expert comes first, as in the library's layer: masks of dropout are drawn in this order.
         up, down = self.shared_experts.linear_fc1, self.shared_experts.linear_fc2
         shared_NU = down.product(squared_relu(up.product(x_NU)))
-        weights_T = _Sorted.apply(weights_Nk.reshape(-1, 1), order, back, 1).squeeze(1)
-        rows_TU = self.experts.apply_sorted(_Sorted.apply(x_NU, order, back, k), ends_E, weights_T)
-        routed_NU = _Combined.apply(rows_TU, order, back, k)
+        if self.experts.are_frozen_in_turn(x_NU):
+            routed_NU = _FrozenExperts.apply(
+                x_NU, weights_Nk, self.experts.up_EFU, self.experts.down_EUF, order, back, ends_E.tolist()
+            )
+        else:
+            weights_T = _Sorted.apply(weights_Nk.reshape(-1, 1), order, back, 1).squeeze(1)
+            rows_TU = self.experts.apply_sorted(_Sorted.apply(x_NU, order, back, k), ends_E, weights_T)
+            routed_NU = _Combined.apply(rows_TU, order, back, k)
         sum_SBU = (routed_NU + shared_NU).view(hidden_states.shape)
         if ranks.size() > 1:
             sum_SBU = reduce_scatter_to_sequence_parallel_region(sum_SBU, group=ranks)
@@ -92,32 +100,53 @@ class _Combined(torch.autograd.Function):
         return gradient.index_select(0, ctx.order // ctx.k), None, None, None
 
 
-class _SquaredRelu(torch.autograd.Function):
-    """relu(x)^2, times a weight (float32) for each row or None, in x's type."""
+class _FrozenExperts(torch.autograd.Function):
+    """The weighted sum of a token's k experts, (N, U), expert by expert: an expert's rows are few enough for a core's cache.
+
+    `embedding_bag` gathers and adds a token's rows in one pass, eight times as fast as a gather and a sum.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_TF: Tensor, weights_T1: Tensor | None) -> Tensor:
-        positive = F.relu(x_TF)
-        ctx.save_for_backward(positive, weights_T1)
-        y = positive * positive
-        return y if weights_T1 is None else (y * weights_T1).to(x_TF.dtype)
+    def forward(
+        ctx: Any,
+        x_NU: Tensor,
+        weights_Nk: Tensor,
+        up_EFU: Tensor,
+        down_EUF: Tensor,
+        order: Tensor,
+        back: Tensor,
+        ends: list[int],
+    ) -> Tensor:
+        k = weights_Nk.shape[1]
+        tokens, weights_T1 = order // k, weights_Nk.flatten()[order].unsqueeze(1)
+        positive_TF = x_NU.new_empty(len(order), up_EFU.shape[1])
+        rows_TU = x_NU.new_empty(len(order), x_NU.shape[1])
+        for up, down, part in zip(up_EFU, down_EUF, _parts(ends), strict=True):
+            positive = positive_TF[part]
+            torch.mm(x_NU.index_select(0, tokens[part]), up.T, out=positive).relu_()
+            torch.mm((positive * positive).mul_(weights_T1[part]), down.T, out=rows_TU[part])
+        ctx.save_for_backward(positive_TF, weights_T1, up_EFU, down_EUF)
+        ctx.order, ctx.back, ctx.ends, ctx.k = order, back, ends, k
+        return F.embedding_bag(back.unflatten(0, (-1, k)), rows_TU, mode="sum")
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        positive, weights_T1 = ctx.saved_tensors
-        gradient = gradient * positive
-        if weights_T1 is None:
-            return gradient.mul_(2), None
-        of_weights = (
-            (gradient * positive).sum(-1, keepdim=True, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        )
-        return (gradient * (2 * weights_T1)).to(positive.dtype), of_weights
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        positive_TF, weights_T1, up_EFU, down_EUF = ctx.saved_tensors
+        tokens, twice_T1 = ctx.order // ctx.k, 2 * weights_T1
+        rows_TU, of_weights = gradient.new_empty(len(tokens), gradient.shape[1]), torch.empty_like(weights_T1)
+        for up, down, part in zip(up_EFU, down_EUF, _parts(ctx.ends), strict=True):
+            positive = positive_TF[part]
+            of_hidden = torch.mm(gradient.index_select(0, tokens[part]), down).mul_(positive)
+            torch.sum(of_hidden * positive, -1, keepdim=True, dtype=torch.float32, out=of_weights[part])
+            torch.mm(of_hidden.mul_(twice_T1[part]), up, out=rows_TU[part])
+        of_token = ctx.back.unflatten(0, (-1, ctx.k))
+        of_x = F.embedding_bag(of_token, rows_TU, mode="sum")
+        return of_x, of_weights.squeeze(1)[of_token], None, None, None, None, None
 
 
-def squared_relu(x: Tensor, weights_T1: Tensor | None = None) -> Tensor:
-    """Returns relu(x)^2, times `weights_T1` if given: one step of the backward pass, where separate ones keep three tensors."""
-    y: Tensor = _SquaredRelu.apply(x, weights_T1)
-    return y
+def _parts(ends: Sequence[int]) -> Iterator[slice]:
+    """The rows of each expert, of some none."""
+    return itertools.starmap(slice, itertools.pairwise([0, *ends]))
 
 
 class Experts(SequentialMLP):
@@ -152,7 +181,7 @@ class Experts(SequentialMLP):
             hidden = squared_relu(kernels.grouped_linear(rows_TU, self.up_EFU, ends_E), weights_T1)
             return kernels.grouped_linear(hidden, self.down_EUF, ends_E)
         counts = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
-        if self.training:
+        if self.training and not self._are_plain():
             # One number for all experts, because ranks have different experts, and some of those have no tokens.
             seed = draw_seed()
             for layer in self._layers:
@@ -164,6 +193,10 @@ class Experts(SequentialMLP):
                 hidden, _ = expert.linear_fc1(x)
                 outputs.append(expert.linear_fc2(squared_relu(hidden, weights))[0])
         return torch.cat(outputs) if outputs else torch.zeros_like(rows_TU)
+
+    def are_frozen_in_turn(self, x: Tensor) -> bool:
+        """Whether tokens like x go through frozen experts one after the other, and not through grouped products."""
+        return kernels.of(x.device).experts == "sequential" and self._are_plain()
 
     def _are_plain(self) -> bool:
         """Whether no expert has an adapter or is trained in this pass. Without gradients, weights need not be frozen."""

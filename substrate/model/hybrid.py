@@ -11,8 +11,6 @@ Shapes: B batch, S sequence (this rank's part under sequence parallelism), L who
 vocabulary here.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,6 +43,8 @@ from substrate.ops.sequences import Packing
 
 # The option that turns CUDA graphs off, by its name in the installed megatron-core; its default is deprecated.
 NO_GRAPHS = "cuda_graph_modules" if hasattr(TransformerConfig, "cuda_graph_modules") else "cuda_graph_scope"
+
+RECOMPUTE = ("none", "selective", "full")
 
 
 class RMSNorm(nn.Module):
@@ -87,13 +87,40 @@ class AttentionCore(nn.Module):
 
 
 class HybridStack(MambaStack):
-    """megatron-core's stack with our final norm, because the library hard-codes Transformer Engine's."""
+    """megatron-core's layers in turn, without what its own stack does for graphs, caches, fp8 and offloading."""
+
+    recompute = "none"  # one of RECOMPUTE, set by `build_model`
 
     def __init__(self, config: TransformerConfig, **kwargs: Any) -> None:
         super().__init__(config, post_layer_norm=False, **kwargs)
         if self.post_process:
+            # Ours, because the library hard-codes Transformer Engine's.
             self.post_layer_norm = True
             self.final_norm = RMSNorm(config, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor | None, packed_seq_params: Packing | None = None, **_: Any) -> Tensor:
+        """hidden_states: (S, B, U); on a later stage of a pipeline those that `set_input_tensor` brought."""
+        hidden: Any = hidden_states if self.pre_process else self.input_tensor
+        is_full = self.recompute == "full" and torch.is_grad_enabled()
+        for layer in self.layers:
+            if is_full:
+                hidden = checkpoint(_through, layer, hidden, packed_seq_params, use_reentrant=False)
+            else:
+                hidden = _through(layer, hidden, packed_seq_params)
+        return self.final_norm(hidden) if self.post_process else hidden
+
+
+def _through(layer: Any, hidden: Tensor, packing: Packing | None) -> Tensor:
+    """hidden + part(norm(hidden)): the pre-norm residual layer, whichever part it has."""
+    if isinstance(layer, MambaLayer):
+        part, _ = layer.mixer(layer.norm(hidden), packed_seq_params=packing)
+    elif isinstance(layer.mlp, MoELayer):
+        part, _ = layer.mlp(layer.pre_mlp_layernorm(hidden))
+    else:
+        attention = layer.self_attention
+        q, k, v = attention.get_query_key_value_tensors(layer.input_layernorm(hidden))
+        part, _ = attention.linear_proj(attention.core_attention(q, k, v, packed_seq_params=packing))
+    return hidden + part
 
 
 class HybridModel(MambaModel):
@@ -138,14 +165,18 @@ def build_model(
     parallel: Parallel,
     *,
     device: torch.device | str | None = None,
-    recompute: bool = False,
+    recompute: str = "none",
 ) -> HybridModel:
     """Builds this rank's part of the model, uninitialised: `init_weights` or `load_base` comes next.
 
     device: where parameters are allocated, `parallel.device` by default; "meta" allocates nothing.
-    recompute: keep only the input of each layer and run the layer again in the backward pass, for a third more work.
-    Raises UsageError if the tensor-, expert- or pipeline-parallel size does not fit the model.
+    recompute: what the backward pass computes again, so that it need not be kept: "none", "selective" (convolution, scan
+    and gated norm of Mamba layers, no matrix product of weights), or "full" (every layer from its input, for a third
+    more work). Values and gradients are those of "none" to the last bit.
+    Raises UsageError for another word, or if the tensor-, expert- or pipeline-parallel size does not fit the model.
     """
+    if recompute not in RECOMPUTE:
+        raise UsageError(f"recompute is {recompute!r}; valid are {', '.join(RECOMPUTE)}")
     config.check_tensor_parallel(parallel.tp)
     if len(config.pattern) % parallel.pp:
         raise UsageError(f"pp is {parallel.pp}; it must divide the {len(config.pattern)} layers of model.pattern")
@@ -153,21 +184,14 @@ def build_model(
         raise UsageError(f"ep is {parallel.ep}; it must divide model.num_experts {config.num_experts}")
     with torch.device(device or parallel.device):
         model = HybridModel(config, parallel)
-    if recompute:
-        for layer in model.decoder.layers:
-            layer.forward = functools.partial(_recomputed, layer.forward)
+    model.decoder.recompute = recompute
+    for layer in model.decoder.layers:
+        if isinstance(layer, MambaLayer):
+            layer.mixer.is_recomputed = recompute == "selective"
     for place in layout(model):
         if place.dim is not None:  # read by `Parallel.clip_gradients`; the library sets it only when it initialises
             place.tensor.tensor_model_parallel = True  # type: ignore[attr-defined]
     return model
-
-
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return (
-        checkpoint(forward, *args, use_reentrant=False, **kwargs)
-        if torch.is_grad_enabled()
-        else forward(*args, **kwargs)
-    )
 
 
 def _transformer_config(config: ModelConfig, parallel: Parallel) -> TransformerConfig:

@@ -24,6 +24,7 @@ from substrate.interface.peft_config import TARGETS, target_of
 from substrate.model.config import ModelConfig
 from substrate.model.layout import Placement, layout, named_generator
 from substrate.model.published import published_tensors
+from substrate.ops.low_rank import low_rank_linear
 
 
 class Adapter(nn.Module):
@@ -60,29 +61,38 @@ class Adapter(nn.Module):
             rows = (base.local_parts().unsqueeze(1) == columns).repeat_interleave(rank, dim=1)
             mask_OR = alpha / rank * rows.to(**factory)
         self.register_buffer("mask_OR", mask_OR, persistent=False)
+        self._casts: dict[str, Any] = {"of": None}  # what `_cast` made, and of which versions of the factors
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., I) -> (..., O): this rank's part of W x + (alpha / r) B A x; in training with dropout on A's input."""
         rows = x.flatten(0, -2)
-        y = F.linear(rows, self.base.tensor)
-        low_rank = F.linear(self._dropped(rows), self.A_RI.to(x.dtype))
-        # In place, so the sum needs no second pass over y. y is not a view, whose gradient autograd would copy.
-        if self.mask_OR is None:
-            y.addmm_(low_rank, self.B_OR.to(x.dtype).T, alpha=self.alpha / self.rank)
-        else:
+        if self.training and self.dropout:
+            # In place, so the sum needs no second pass over y. y is not a view, whose gradient autograd would copy.
+            y = F.linear(rows, self.base.tensor)
+            low_rank = F.linear(self._dropped(rows), self.A_RI.to(x.dtype))
             y.addmm_(low_rank, self._wide_B().to(x.dtype).T)
+        else:
+            mask = self.alpha / self.rank if self.mask_OR is None else self.mask_OR
+            y = low_rank_linear(rows, self.base.tensor, self.A_RI, self.B_OR, self._cast(x.dtype), mask)
         return y.unflatten(0, x.shape[:-1])
 
+    def _cast(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Returns `factors`, which are made again only when the optimizer has changed A or B: once a step."""
+        casts, state = self._casts, (self.A_RI._version, self.B_OR._version, dtype)
+        if state != casts["of"]:
+            with torch.inference_mode(False), torch.no_grad():  # a pass that trains must be able to keep them
+                casts.update(of=state, pair=self.factors(dtype))
+        pair: tuple[Tensor, Tensor] = casts["pair"]
+        return pair
+
     def _dropped(self, rows: Tensor) -> Tensor:
-        """Returns A's inputs (N, I) with a share `dropout` of them zero and the others scaled up; as they are in evaluation.
+        """Returns A's inputs (N, I) with a share `dropout` of them zero and the others scaled up.
 
         The mask is that of one rank that holds the whole matrix, and this rank takes its columns of it. Its seed is drawn
         from the host's generator, once for each layer whose input tensor-parallel ranks share, so that their generators
         stay in one state. How many rows there are, which differs between routed experts, moves no generator.
         Recomputation sets the host's generator back, and so makes the same mask.
         """
-        if not self.training or self.dropout == 0:
-            return rows
         drawn = draw_seed() if self.pass_seed is None else self.pass_seed
         generator = torch.Generator(rows.device).manual_seed((drawn + self._stream) % 2**62)
         group, width = self.base.group, rows.shape[1]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor
@@ -67,7 +68,8 @@ def chunked_log_probs(
 
     wanted_BL: as `token_log_probs` says. A prompt's tokens are most of a row, and are not learned.
     Logits in float32 are the largest tensor of a step (4.3 GB for 8,192 tokens of the 30B). So they are computed for a
-    few tokens at a time and, if there is more than one piece, computed again in the backward pass.
+    few tokens at a time. Where the output layer is trained and there is more than one piece, they are computed again in
+    the backward pass.
     """
     rows_TU = layer.enter(hidden_SBU).flatten(0, 1)
     labels_T = labels_BL.T.flatten()
@@ -79,17 +81,76 @@ def chunked_log_probs(
         ).to(rows_TU.device)
         rows_TU, labels_T = _Picked.apply(rows_TU, places), labels_T[places]
     num_rows = max(1, chunk_bytes // (4 * layer.weight.shape[0]))
-    pieces = zip(rows_TU.split(num_rows), labels_T.split(num_rows), strict=True)
-    if len(labels_T) <= num_rows or not torch.is_grad_enabled():
-        losses = [_losses_of(layer, rows, labels, temperature) for rows, labels in pieces]
+    pieces = list(zip(rows_TU.split(num_rows), labels_T.split(num_rows), strict=True))
+    if layer.adapter is None and not layer.weight.requires_grad:
+        first = layer.weight.shape[0] * layer.tp_group.rank()
+        learns = torch.is_grad_enabled() and rows_TU.requires_grad
+        log_probs_T = _FrozenLogProbs.apply(
+            rows_TU, labels_T - first, layer.weight, num_rows, temperature, layer.tp_group, learns
+        )
+    elif len(pieces) == 1 or not torch.is_grad_enabled():
+        log_probs_T = -torch.cat([_losses_of(layer, rows, labels, temperature) for rows, labels in pieces])
     else:
         losses = [
             checkpoint(_losses_of, layer, rows, labels, temperature, use_reentrant=False) for rows, labels in pieces
         ]
-    log_probs_T = -torch.cat(losses)
+        log_probs_T = -torch.cat(losses)
     if places is not None:
         log_probs_T = log_probs_T.new_zeros(num_tokens).index_put((places,), log_probs_T)
     return log_probs_T.unflatten(0, (-1, labels_BL.shape[0])).T
+
+
+class _FrozenLogProbs(torch.autograd.Function):
+    """log p(label) of each row by a frozen output layer, with a gradient that is computed at once.
+
+    The gradient of a row's log-probability is W^T (onehot - p) times a number that the backward pass brings. So it is made
+    while the row's logits exist, and no logits are kept or computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows_TU: Tensor,
+        labels_T: Tensor,
+        weight_VU: Tensor,
+        num_rows: int,
+        temperature: float,
+        ranks: dist.ProcessGroup,
+        learns: bool,
+    ) -> Tensor:
+        """labels_T: counted from the first of this rank's part of the vocabulary, so others' lie outside of it."""
+        log_probs_T = torch.empty(len(rows_TU), device=rows_TU.device)
+        of_rows = torch.empty_like(rows_TU) if learns else None
+        is_alone = ranks.size() == 1
+        for begin in range(0, len(rows_TU), num_rows):
+            piece = slice(begin, begin + num_rows)
+            logits_TV = F.linear(rows_TU[piece], weight_VU).float()
+            if temperature != 1:
+                logits_TV /= temperature
+            top_T1 = logits_TV.amax(-1, keepdim=True)
+            if not is_alone:
+                dist.all_reduce(top_T1, op=dist.ReduceOp.MAX, group=ranks)
+            labels_T1 = labels_T[piece].unsqueeze(1)
+            is_here = ((labels_T1 >= 0) & (labels_T1 < len(weight_VU))).float()
+            labels_T1 = labels_T1 * is_here.to(labels_T1.dtype)
+            chosen_T1 = logits_TV.sub_(top_T1).gather(1, labels_T1).mul_(is_here)
+            sum_T1 = logits_TV.exp_().sum(-1, keepdim=True)
+            if not is_alone:
+                dist.all_reduce(chosen_T1, group=ranks)
+                dist.all_reduce(sum_T1, group=ranks)
+            log_probs_T[piece] = (chosen_T1 - sum_T1.log()).squeeze(1)
+            if of_rows is not None:
+                logits_TV.div_(sum_T1).scatter_add_(1, labels_T1, -is_here)
+                torch.mm(logits_TV.to(rows_TU.dtype), weight_VU, out=of_rows[piece])
+        ctx.save_for_backward(of_rows)
+        ctx.temperature = temperature
+        return log_probs_T
+
+    @staticmethod
+    def backward(ctx: Any, gradient_T: Tensor) -> tuple[Tensor | None, ...]:
+        (of_rows,) = ctx.saved_tensors
+        scale_T1 = (gradient_T / -ctx.temperature).unsqueeze(1)
+        return (of_rows * scale_T1).to(of_rows.dtype), None, None, None, None, None, None
 
 
 class _Picked(torch.autograd.Function):

@@ -28,10 +28,11 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from substrate.ops import kernels
 from substrate.ops.fused import conv_silu, gated_norm
-from substrate.ops.scan import chunked_scan
+from substrate.ops.scan import scan_of_channels
 from substrate.ops.sequences import Packing
 
 
@@ -61,6 +62,7 @@ class MambaMixer(MegatronModule):
         tp = pg_collection.tp.size()
         assert config.mamba_num_heads is not None
         self.layer_number = layer_number
+        self.is_recomputed = False  # what lies between the projections, in the backward pass
         self.chunk_size = chunk_size
         self.num_heads = config.mamba_num_heads // tp
         self.num_groups = config.mamba_num_groups // tp
@@ -94,24 +96,31 @@ class MambaMixer(MegatronModule):
         packed_seq_params: a `Packing`, whose documents each start from an empty window and a zero state, or None.
         """
         zxbcdt, _ = self.in_proj(u_SBU)
+        if self.is_recomputed and torch.is_grad_enabled():
+            normed = checkpoint(self._between, zxbcdt, packed_seq_params, use_reentrant=False, preserve_rng_state=False)
+        else:
+            normed = self._between(zxbcdt, packed_seq_params)
+        output, _ = self.out_proj(normed)
+        return output, None
+
+    def _between(self, zxbcdt: Tensor, packing: Packing | None) -> Tensor:
+        """Returns the input of the second projection from the output of the first: convolution, scan, gate and norm."""
         z_SBI, xbc_SBI, dt_SBH = zxbcdt.split(self.split_sizes, dim=-1)
         dt_SBH = F.softplus(dt_SBH.float() + self.dt_bias_H)
-        y_SBI = self._scan(xbc_SBI, dt_SBH, packed_seq_params)
-        output, _ = self.out_proj(
-            gated_norm(y_SBI, z_SBI, self.norm_weight_I, self.config.layernorm_epsilon, self.num_groups)
-        )
-        return output, None
+        y_SBI = self._scan(xbc_SBI, dt_SBH, packing)
+        return gated_norm(y_SBI, z_SBI, self.norm_weight_I, self.config.layernorm_epsilon, self.num_groups)
 
     def _scan(self, xbc_SBI: Tensor, dt_SBH: Tensor, packing: Packing | None = None) -> Tensor:
         """Runs all tokens at once. Returns y_SBI, with the D term."""
         activated = conv_silu(xbc_SBI, self.conv_weight_I1K[:, 0], self.conv_bias_I, packing)
-        x_SBHP, B_SBGN, C_SBGN = self._heads(activated)
         A_H = -self.A_log_H.exp()
-        scan = kernels.triton_scan if kernels.of(x_SBHP.device).scan == "triton" else chunked_scan
         documents = packing.document_SB if packing is not None else None
-        y_SBHP, _ = scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, documents)
-        y_SBHP = torch.addcmul(y_SBHP.float(), x_SBHP.float(), self.D_H.unsqueeze(-1))
-        return y_SBHP.flatten(-2)
+        if kernels.of(xbc_SBI.device).scan == "torch":
+            sizes = self.num_heads, self.head_dim, self.num_groups
+            return scan_of_channels(activated, dt_SBH, A_H, self.D_H, sizes, self.chunk_size, documents)
+        x_SBHP, B_SBGN, C_SBGN = self._heads(activated)
+        y_SBHP, _ = kernels.triton_scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, documents)
+        return torch.addcmul(y_SBHP.float(), x_SBHP.float(), self.D_H.unsqueeze(-1)).flatten(-2)
 
     def _heads(self, xbc_SBI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, b, c = xbc_SBI.split(self.conv_split_sizes, dim=-1)

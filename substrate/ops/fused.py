@@ -3,7 +3,9 @@
 Automatic differentiation keeps every intermediate tensor, and gives each slice a gradient as large as what it was cut
 from. Each function here keeps what its closed form needs. All compute in float32 and return their input's type.
 
-S positions, B sequences, I channels, K taps of a convolution.
+Where the device has a compiler, the same parts are compiled from plain code (`compiled.py`).
+
+S positions, B sequences, I channels, K taps of a convolution, T rows, F hidden units.
 """
 
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from substrate.ops import kernels
+from substrate.ops import compiled, kernels
 from substrate.ops.sequences import Packing
 
 
@@ -28,14 +30,45 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int
     """Returns the RMS norm of y * silu(z) within each group of channels, times the weight of each channel, in z's type."""
     if kernels.of(z.device).scan == "triton":
         return kernels.triton_gated_norm(y, z, weight, eps, num_groups)
-    normed: Tensor = _GatedNorm.apply(y, z, weight, eps, num_groups)
+    normed: Tensor
+    if kernels.of(z.device).elementwise == "compiled":
+        normed = compiled.run(compiled.gated_norm, (y, z), weight, eps, num_groups)
+    else:
+        normed = _GatedNorm.apply(y, z, weight, eps, num_groups)
     return normed
 
 
 def conv_silu(x_SBI: Tensor, weight_IK: Tensor, bias_I: Tensor, packing: Packing | None = None) -> Tensor:
     """Returns silu of the causal depthwise convolution, (S, B, I). Taps do not reach into another document of a packing."""
-    y: Tensor = _ConvSilu.apply(x_SBI, weight_IK, bias_I, packing)
+    y: Tensor
+    if kernels.of(x_SBI.device).elementwise == "compiled":
+        position_S = packing.position_S if packing is not None else None
+        y = compiled.run(compiled.conv_silu, (x_SBI, position_S), weight_IK, bias_I)
+    else:
+        y = _ConvSilu.apply(x_SBI, weight_IK, bias_I, packing)
     return y
+
+
+def squared_relu(x_TF: Tensor, weights_T1: Tensor | None = None) -> Tensor:
+    """Returns relu(x)^2, times a weight (float32) for each row if given: one step of the backward pass, where separate ones keep three tensors."""
+    y: Tensor
+    if kernels.of(x_TF.device).elementwise == "compiled":
+        flat_TF = x_TF.flatten(0, -2)  # of two dimensions, so that all callers share what is compiled
+        if weights_T1 is None:
+            y = compiled.run(compiled.squared_relu, (flat_TF,)).view(x_TF.shape)
+        else:
+            y = compiled.run(compiled.weighted_squared_relu, (flat_TF, weights_T1))
+    else:
+        y = _SquaredRelu.apply(x_TF, weights_T1)
+    return y
+
+
+def squared_relu_(x_TF: Tensor, weights_T1: Tensor | None = None) -> Tensor:
+    """`squared_relu` without gradients, for decoding. It may overwrite x_TF."""
+    if kernels.of(x_TF.device).elementwise == "compiled":
+        return squared_relu(x_TF, weights_T1)
+    y = F.relu_(x_TF).square_()
+    return y if weights_T1 is None else (y * weights_T1).to(x_TF.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -83,6 +116,26 @@ class _GatedNorm(torch.autograd.Function):
         gradient = _of_normed((gradient * weight).unflatten(-1, groups), normed, scale).flatten(-2)
         of_z = torch.ops.aten.silu_backward(gradient * y, z.float())
         return (gradient * gate).to(y.dtype), of_z.to(z.dtype), of_weight, None, None
+
+
+class _SquaredRelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TF: Tensor, weights_T1: Tensor | None) -> Tensor:
+        positive = F.relu(x_TF)
+        ctx.save_for_backward(positive, weights_T1)
+        y = positive * positive
+        return y if weights_T1 is None else (y * weights_T1).to(x_TF.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        positive, weights_T1 = ctx.saved_tensors
+        gradient = gradient * positive
+        if weights_T1 is None:
+            return gradient.mul_(2), None
+        of_weights = (
+            (gradient * positive).sum(-1, keepdim=True, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        )
+        return (gradient * (2 * weights_T1)).to(positive.dtype), of_weights
 
 
 class _ConvSilu(torch.autograd.Function):

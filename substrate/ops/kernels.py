@@ -6,16 +6,23 @@
               sequential   one product per expert: faster on a CPU, and the only kernel for trained or adapted experts
     packed    varlen       attention of packed documents by torch's `varlen_attn`, in half precision on a GPU
               padded       `scaled_dot_product_attention` of padded groups of documents (`sequences.Packing`)
+    elementwise  compiled  `torch.compile` of the parts between products (`compiled.py`), on a GPU with Triton and a C compiler
+              eager        the same parts with backward passes of their own (`fused.py`)
 
 All other attention is `scaled_dot_product_attention`, which chooses among its own kernels. `using` forces a choice in
-tests and benchmarks: every kernel is compared with its plain form in float64 (tests/substrate/model/test_kernels.py,
-bench/gpu.py).
+tests and benchmarks, the variable SUBSTRATE_KERNELS ("elementwise=compiled") in a process: every kernel is compared with
+its plain form in float64 (tests/substrate/model/test_kernels.py, test_compiled.py, bench/gpu.py).
 """
 
 import functools
 import importlib
+import importlib.util
 import inspect
+import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +30,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from substrate.interface.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Kernels:
     scan: str
     experts: str
     packed: str
+    elementwise: str
     reason: str = ""
 
 
@@ -39,20 +49,64 @@ SCAN_MODULE = "mamba_ssm.ops.triton.ssd_combined"
 STEP_MODULE = "mamba_ssm.ops.triton.selective_state_update"
 NORM_MODULE = "mamba_ssm.ops.triton.layernorm_gated"
 VARLEN_MODULE = "torch.nn.attention.varlen"
+CHOICES = {
+    "scan": ("triton", "torch"),
+    "experts": ("grouped", "sequential"),
+    "packed": ("varlen", "padded"),
+    "elementwise": ("compiled", "eager"),
+}
+VARIABLE = "SUBSTRATE_KERNELS"
 _forced: dict[str, str] = {}
 
 
 @functools.cache
 def _of_device(kind: str) -> Kernels:
+    return replace(_found(kind), **_told(os.environ.get(VARIABLE, "")))
+
+
+def _found(kind: str) -> Kernels:
     if kind != "cuda":
-        return Kernels("torch", "sequential", "padded", "no GPU")
-    packed = "varlen" if _knows_unequal_lengths() else "padded"
+        return Kernels("torch", "sequential", "padded", "eager", "no GPU")
+    packed, scan, reasons = "varlen" if _knows_unequal_lengths() else "padded", "triton", []
     try:  # imported, because a package without its CUDA extension is found but cannot be used
         for module in (SCAN_MODULE, STEP_MODULE, NORM_MODULE):
             importlib.import_module(module)
     except ImportError as error:
-        return Kernels("torch", "grouped", packed, f"mamba-ssm cannot be used: {error}")
-    return Kernels("triton", "grouped", packed)
+        scan = "torch"
+        reasons.append(f"mamba-ssm cannot be used: {error}")
+    if lacking := _lacks_compiler():
+        reasons.append(f"nothing is compiled: {lacking}")
+    return Kernels(scan, "grouped", packed, "eager" if lacking else "compiled", "; ".join(reasons))
+
+
+def _told(text: str) -> dict[str, str]:
+    """Returns the kernels that SUBSTRATE_KERNELS names. Raises UsageError for one that does not exist."""
+    told = dict(part.strip().partition("=")[::2] for part in text.split(",") if part.strip())
+    for name, value in told.items():
+        if value not in CHOICES.get(name, ()):
+            valid = ", ".join(f"{each}={'|'.join(values)}" for each, values in CHOICES.items())
+            raise UsageError(f"{VARIABLE} has {name}={value}; valid is a list of {valid}")
+    if told.get("elementwise") == "compiled" and os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        raise UsageError(f"{VARIABLE} has elementwise=compiled, and TORCHDYNAMO_DISABLE is 1; set that to 0")
+    return told
+
+
+def _lacks_compiler() -> str:
+    """Returns why Triton cannot compile here; empty where it can. Its launchers are C programs that include Python.h."""
+    if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+        return "TORCHDYNAMO_DISABLE is set"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler:
+        return "there is no C compiler (CC, gcc or clang)"
+    headers = sysconfig.get_paths()["include"]
+    command = [*compiler.split(), f"-I{headers}", "-fsyntax-only", "-x", "c", "-"]
+    try:
+        done = subprocess.run(command, input="#include <Python.h>\n", capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{compiler} does not run: {error}"
+    return f"{compiler} does not find Python.h in {headers}" if done.returncode else ""
 
 
 def _knows_unequal_lengths() -> bool:
@@ -88,7 +142,7 @@ def tell(device: torch.device) -> None:
     chosen = of(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     reason = f" ({chosen.reason})" if chosen.reason else ""
-    names = f"scan {chosen.scan}, experts {chosen.experts}, packed attention {chosen.packed}"
+    names = f"scan {chosen.scan}, experts {chosen.experts}, packed attention {chosen.packed}, elementwise {chosen.elementwise}"
     print(f"kernels on {name}: {names}{reason}", file=sys.stderr, flush=True)
 
 

@@ -9,9 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from substrate.ops import compiled, kernels
+
 
 def route(x_NU: Tensor, gate_EU: Tensor, bias_E: Tensor, top_k: int, scaling: float) -> tuple[Tensor, Tensor]:
     """Returns weights_Nk (float32) and numbers_Nk of each token's experts; the bias affects the choice alone."""
+    if kernels.of(x_NU.device).elementwise == "compiled":
+        routed: tuple[Tensor, Tensor] = compiled.run(_route, (x_NU,), gate_EU, bias_E, top_k, scaling)
+        return routed
+    return _route(x_NU, gate_EU, bias_E, top_k, scaling)
+
+
+def _route(x_NU: Tensor, gate_EU: Tensor, bias_E: Tensor, top_k: int, scaling: float) -> tuple[Tensor, Tensor]:
     scores_NE = F.linear(x_NU.float(), gate_EU.float()).sigmoid()
     numbers_Nk = (scores_NE.detach() + bias_E).topk(top_k, -1).indices
     weights_Nk = scores_NE.gather(1, numbers_Nk)

@@ -37,8 +37,27 @@ def chunked_scan(
     token to the next, the state starts from zero again. Returns y_SBHP without the D term, and the state h_BHPN after
     the last token.
     """
-    y_SBHP, h_BHPN = _Scan.apply(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, chunk_size, document_SB)
-    return y_SBHP, h_BHPN
+    xbc_SBI = torch.cat([t.flatten(2) for t in (x_SBHP, B_SBGN, C_SBGN)], -1)
+    (_, _, H, P), G = x_SBHP.shape, B_SBGN.shape[2]
+    y_SBI, h_BHPN = _Scan.apply(xbc_SBI, dt_SBH, A_H, torch.zeros_like(A_H), (H, P, G), chunk_size, document_SB)
+    return y_SBI.view(x_SBHP.shape), h_BHPN
+
+
+def scan_of_channels(
+    xbc_SBI: Tensor,
+    dt_SBH: Tensor,
+    A_H: Tensor,
+    D_H: Tensor,
+    sizes: tuple[int, int, int],
+    chunk_size: int,
+    document_SB: Tensor | None = None,
+) -> Tensor:
+    """Returns what `chunked_scan` says with the term D x added, (S, B, H x P) in float32, for [x | B | C] in one tensor.
+
+    Its gradient is one tensor too, so that nothing has to be put together. sizes: H, P and G.
+    """
+    y_SBI: Tensor = _Scan.apply(xbc_SBI, dt_SBH, A_H, D_H, sizes, chunk_size, document_SB)[0]
+    return y_SBI
 
 
 class _Chunks(NamedTuple):
@@ -56,9 +75,13 @@ class _Chunks(NamedTuple):
         t = t.permute(2, *range(3, 3 + len(heads)), 0, 1, t.dim() - 1)
         return t.float().contiguous()
 
-    def join(self, t: Tensor) -> Tensor:
-        """(B, G, Q, C, L, d) -> (S, B, G x Q, d)."""
-        return t.permute(3, 4, 0, 1, 2, 5).reshape(self.num * self.length, t.shape[0], -1, t.shape[-1])[: self.total]
+    def join(self, t: Tensor, into_SBX: Tensor) -> None:
+        """Writes (B, G, Q, C, L, d) to (S, B, G x Q x d)."""
+        t = t.permute(3, 4, 0, 1, 2, 5)
+        if self.num * self.length == self.total:
+            into_SBX.unflatten(0, t.shape[:2]).unflatten(-1, t.shape[3:]).copy_(t)
+        else:
+            into_SBX.copy_(t.flatten(0, 1)[: self.total].flatten(2))
 
 
 class _Decays(NamedTuple):
@@ -103,40 +126,45 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x_SBHP: Tensor,
+        xbc_SBI: Tensor,
         dt_SBH: Tensor,
         A_H: Tensor,
-        B_SBGN: Tensor,
-        C_SBGN: Tensor,
+        D_H: Tensor,
+        sizes: tuple[int, int, int],
         chunk_size: int,
         document_SB: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        S, _, H, P = x_SBHP.shape
-        G, N = B_SBGN.shape[2:]
+        S, num_rows, width = xbc_SBI.shape
+        H, P, G = sizes
+        widths = [H * P, *[(width - H * P) // 2] * 2]
         num_chunks = -(-S // chunk_size)
-        cut = _Chunks(num_chunks, -(-S // num_chunks), S)
-        x = cut.split(x_SBHP, G, H // G)  # (B, G, Q, C, L, P)
-        dt = cut.split(dt_SBH.unsqueeze(-1), G, H // G)  # (B, G, Q, C, L, 1)
-        b, c = cut.split(B_SBGN, G, 1), cut.split(C_SBGN, G, 1)  # (B, G, 1, C, L, N)
-        decays = _decays((dt.squeeze(-1) * A_H.float().view(G, H // G, 1, 1)).cumsum(-1), cut, document_SB)
+        cut, heads = _Chunks(num_chunks, -(-S // num_chunks), S), (G, H // G)
+        of_x, of_b, of_c = xbc_SBI.split(widths, -1)
+        x = cut.split(of_x, *heads)  # (B, G, Q, C, L, P)
+        dt = cut.split(dt_SBH, *heads)  # (B, G, Q, C, L, 1)
+        b, c = cut.split(of_b, G, 1), cut.split(of_c, G, 1)  # (B, G, 1, C, L, N)
+        decays = _decays((dt.squeeze(-1) * A_H.float().view(*heads, 1, 1)).cumsum(-1), cut, document_SB)
         xdt = x * dt
         y = _product(_product(c, b.mT) * decays.within, xdt)
         # What each chunk adds to the state, and from it the state at the start of every chunk and after the last one.
         left = _product((xdt * decays.to_end).mT, _of_heads(b, x))  # (B, G, Q, C, P, N)
         entering = _carry(decays.carried[..., :-1, :], left)
         y.addcmul_(_product(_of_heads(c, x), entering.mT), decays.from_start)
-        if any(ctx.needs_input_grad[:5]):
-            ctx.save_for_backward(x, dt, A_H, b, c, *decays, left, entering, y)
-            ctx.cut, ctx.types = cut, [t.dtype for t in (x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN)]
+        if any(ctx.needs_input_grad[:4]):
+            ctx.save_for_backward(x, dt, A_H, D_H, b, c, *decays, left, entering, y)
+            ctx.cut, ctx.widths, ctx.types = cut, widths, [t.dtype for t in (xbc_SBI, dt_SBH, A_H, D_H)]
         ctx.set_materialize_grads(False)
-        return cut.join(y), _carry(decays.carried[..., -1:, :], left).flatten(1, 3)
+        y_SBI = torch.empty(S, num_rows, widths[0], device=y.device)
+        cut.join(y, y_SBI)
+        y_SBI.unflatten(-1, (H, P)).addcmul_(of_x.unflatten(-1, (H, P)), D_H.float().unsqueeze(-1))
+        return y_SBI, _carry(decays.carried[..., -1:, :], left).flatten(1, 3)
 
     @staticmethod
-    def backward(ctx: Any, gy_SBHP: Tensor, gh_BHPN: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, dt, A_H, b, c, within, to_end, from_start, carried, left, entering, y = ctx.saved_tensors
+    def backward(ctx: Any, gy_SBI: Tensor, gh_BHPN: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, dt, A_H, D_H, b, c, within, to_end, from_start, carried, left, entering, y = ctx.saved_tensors
         cut, xdt, heads = ctx.cut, x * dt, x.shape[1:3]
         b_heads, c_heads = _of_heads(b, x), _of_heads(c, x)
-        gy = cut.split(gy_SBHP, *heads)
+        gy = cut.split(gy_SBI, *heads)
 
         # What the states give to the tokens, and the chunks to the states.
         gy_start = gy * from_start
@@ -157,7 +185,7 @@ class _Scan(torch.autograd.Function):
         g_products = _product(gy, xdt.mT).mul_(within).sum(2, keepdim=True)  # of c b^T
         g_c += _product(g_products, b)
         g_b = _product(g_products.mT, c)
-        g_b += _product(xdt * to_end, g_left).sum(2, keepdim=True)
+        g_b += _product(xdt.mul_(to_end), g_left).sum(2, keepdim=True)
 
         along_x = torch.linalg.vecdot(x, g_xdt)  # (B, G, Q, C, L)
         g_log = torch.linalg.vecdot(gy, y) - along_x * dt.squeeze(-1)
@@ -168,15 +196,21 @@ class _Scan(torch.autograd.Function):
         g_steps = _from_here(g_log)  # of dt A
         g_dt = g_steps * A_H.float().view(*heads, 1, 1) + along_x
         g_A = (g_steps * dt.squeeze(-1)).sum((0, 3, 4)).flatten() if ctx.needs_input_grad[2] else None
-        gradients = (
-            cut.join(g_xdt.mul_(dt)),
-            cut.join(g_dt.unsqueeze(-1)).squeeze(-1),
-            g_A,
-            cut.join(g_b),
-            cut.join(g_c),
-        )
-        typed = (g if g is None else g.to(kind) for g, kind in zip(gradients, ctx.types, strict=True))
-        return *typed, None, None
+        g_D = torch.linalg.vecdot(gy, x).sum((0, 3, 4)).flatten() if ctx.needs_input_grad[3] else None
+
+        of_xbc, of_dt, of_A, of_D = ctx.types
+        g_xbc_SBI = gy_SBI.new_empty(*gy_SBI.shape[:2], sum(ctx.widths), dtype=of_xbc)
+        g_dt_SBH = gy_SBI.new_empty(*gy_SBI.shape[:2], len(A_H), dtype=of_dt)
+        of_gy = D_H.float().view(*heads, 1, 1, 1)
+        pieces = (g_xdt.mul_(dt).addcmul_(gy, of_gy), g_b, g_c)
+        for piece, into in zip(pieces, g_xbc_SBI.split(ctx.widths, -1), strict=True):
+            cut.join(piece, into)
+        cut.join(g_dt.unsqueeze(-1), g_dt_SBH)
+        return g_xbc_SBI, g_dt_SBH, _typed(g_A, of_A), _typed(g_D, of_D), None, None, None
+
+
+def _typed(gradient: Tensor | None, kind: torch.dtype) -> Tensor | None:
+    return None if gradient is None else gradient.to(kind)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

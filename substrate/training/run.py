@@ -64,7 +64,7 @@ class Training:
         self.stream = self.stream_of(self.rows)
         self.sampled: Stream | None = None  # batches of the model's own completions, set by the recipe rft
         torch.manual_seed(task.seed + parallel.dp_rank)  # for dropout: tensor-parallel ranks must agree (model/lora.py)
-        recompute = bool(task.parallelism.get("recompute", False))
+        recompute = str(task.parallelism.get("recompute", "none"))
         self.model = build_model(ModelConfig.from_dict(task.model), parallel, recompute=recompute)
         load_base(self.model, task.base)
         recipe.attach(self.model, task.seed)

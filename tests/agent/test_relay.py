@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.agent import relay as relay_module
 from pipeline.agent.relay import Relay
-from pipeline.agent.scripted_model import ScriptedModel
+from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.campaign.errors import ConfigError, WorkFailed
 from pipeline.model_calls.budget import Budget, Limits

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.agent import scenario
-from pipeline.agent.scripted_model import ScriptedModel
+from pipeline.agent.scripted_model import scenario
+from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.campaign.errors import ConfigError, NotFound
 from pipeline.model_calls.manifest import read_manifest
@@ -236,7 +236,7 @@ def test_many_conversations_at_once_and_again_get_the_same_answers(tmp_path):
 
 def test_an_answer_longer_than_max_tokens_is_cut_as_a_real_one_is():
     turn = scenario.load("good_edit").turns[1]
-    from pipeline.agent.scripted_model import answer_of
+    from pipeline.agent.scripted_model.server import answer_of
 
     said = json.loads(answer_of(turn, {"messages": [], "max_tokens": 10}))
     assert said["choices"][0]["finish_reason"] == "length" and said["usage"]["completion_tokens"] == 10

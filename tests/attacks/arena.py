@@ -7,11 +7,13 @@ root both belong to the same uid.
 """
 
 import ctypes
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +21,10 @@ from typing import Any
 
 from pipeline.agent import fork_diff, tool_runner
 from pipeline.campaign.errors import PipelineError, TrialFailed
+from pipeline.campaign.files import tree_digest
 from pipeline.campaign.layout import Attempt
 from pipeline.execution import adapter, image_process, resume, trial
-from pipeline.sandbox import image
+from pipeline.sandbox import image, kernel_cache
 from pipeline.sandbox.bubblewrap import Confined, Limits, Sandbox, open_output, probe
 from pipeline.sandbox.namespace import enter_private_namespace, remove_tree, scratch_folder, trial_uid
 
@@ -101,6 +104,32 @@ class Stage:
         with forked.start(["python", "-P", "-m", "substrate.train"], work / "fork.log") as process:
             process.wait()
         return {"got": self.log.read_text(), "out": os.listdir(out), "fork": (work / "fork.log").read_text()}
+
+    def kernels(self) -> dict[str, Any]:
+        """A trial that changes every compiled kernel that it can reach, and what pristine processes get after it."""
+        scratch = Path(tempfile.mkdtemp(dir=self.world / "scratch"))
+        sys.stderr = io.StringIO()  # the cache says what it does
+
+        def fill() -> tuple[Path, dict[str, str]]:
+            (scratch / "made/inductor").mkdir(parents=True)
+            (scratch / "made/inductor/kernel.so").write_text("honest")
+            return scratch / "made", {"kernels": "elementwise compiled"}
+
+        kernels = kernel_cache.obtain(str(scratch), "image-gpu-1", scratch / "worker", fill)
+        given = {"/kernels": kernels.private_copy(scratch / "trial", self.sandbox.uid)}
+        store = kernel_cache.store_of(str(scratch)) / "image-gpu-1" / "tree"
+        answered = self.attack(
+            *("poison_kernels", str(store), str(scratch / "worker"), str(scratch / "trial")),
+            read_write={**self.sandbox.read_write, **given},
+        )
+        later = kernel_cache.obtain(str(scratch), "image-gpu-1", scratch / "later", None)
+        sys.stderr = sys.__stderr__
+        return {
+            **answered,
+            "trial": sorted(path.read_text() for path in given["/kernels"].rglob("*.so")),
+            "later": [(scratch / name / "inductor/kernel.so").read_text() for name in ("later", "worker")],
+            "digests": [kernels.digest, later.digest, tree_digest(scratch / "worker"), tree_digest(store)],
+        }
 
     def take(self) -> dict[str, Any]:
         """What the worker takes of /out after a training: the files that are then in the attempt."""

@@ -104,6 +104,30 @@ def poison(home: str) -> list[str]:
     return successes(acts)
 
 
+def poison_kernels(*outside: str) -> dict[str, Any]:
+    """Change the compiled kernels that this sandbox was given, plant others, and try the same where the host keeps them.
+
+    outside: folders of the host: the node's cache, the worker's copy, and what is bound at /kernels.
+    """
+    acts: list[Act] = []
+    for folder in outside:
+        for place in (folder, f"/proc/1/root{folder}", f"/proc/self/root{folder}", f"/kernels/../..{folder}"):
+            acts += [
+                (f"write {place}", Path(place, "inductor/kernel.so").write_text, "evil"),
+                (f"create in {place}", Path(place, "evil.so").write_text, "evil"),
+                (f"link to {place}", os.link, f"{place}/inductor/kernel.so", "/kernels/hard.so"),
+                (f"rename {place}", os.rename, place, "/kernels/renamed"),
+            ]
+    reached = successes(acts)
+    inside = Path("/kernels/inductor/kernel.so")
+    inside.write_text("evil")
+    inside.chmod(0o4755)
+    Path("/kernels/more.so").write_text("evil")
+    for number, folder in enumerate(outside):
+        os.symlink(folder, f"/kernels/link-{number}")  # whoever follows it writes or deletes there
+    return {"reached": reached, "planted": sorted(os.listdir("/kernels"))}
+
+
 def lie_about_time() -> list[str]:
     """Set the clock; date files long ago and far ahead; tell impossible seconds."""
 

@@ -10,9 +10,9 @@ from pipeline.__main__ import declared, main, parse
 from pipeline.campaign import facts
 from pipeline.campaign.log import Log
 from pipeline.cli import round_display
-from pipeline.rounds import meta
+from pipeline.rounds import freeze, meta
 from pipeline.stats.design import Design
-from tests.support.campaigns import frozen_campaign, publish, tree
+from tests.support.campaigns import OVERRIDES, frozen_campaign, publish, tree
 from tests.support.paths import ROOT
 
 TAKE_A_ROUND = {
@@ -160,10 +160,13 @@ def test_what_was_frozen_is_said_with_its_price(campaign, capsys):
     final = {**demo, "confirmation": "final_round"}
     assert "its one test for claims, in the last round, never comes" in round_display.frozen_choices(final, 4)[-1]
     assert round_display.early_end(demo, 8) == round_display.early_end(demo, 0) == []
+    assert set(frozen["settled"]) == {"tasks.engine", "parallelism.judge_tp"} and frozen["overrides"] == OVERRIDES
+    assert freeze.frozen_words(frozen) == [*OVERRIDES, "parallelism.judge_tp='1'", "tasks.engine='native'"]
     one = {**demo, "design": {**demo["design"], "rounds": 1}}
     assert "no improvement can be claimed: that takes two rounds" in round_display.frozen_choices(one)
     assert main(["round", str(campaign.folder), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "of 8, plan " in said and lines in said
+    assert "engine: native, because the site has no GPUs" in said and "a replica that decodes: 1 core, because" in said
     assert main(["round", str(campaign.folder), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["frozen"]["confirmation"] == "running"

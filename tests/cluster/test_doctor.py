@@ -203,6 +203,11 @@ def test_what_is_wrong_with_a_site_has_its_name_and_cure(site, wrong, overrides,
         ({"runtime": "bash: python3: command not found"}, "runtime on a node", "bad"),
         ({"runtime": "Python 3.12.3 lacks h5py 3.0 (result files)"}, "runtime on a node", "bad"),
         ({"runtime": f"Python 3.12.3: torch 2.9.0; {runtime_needs.PLAIN_SCAN}"}, "kernel of the scan", "unknown"),
+        (
+            {"runtime": f"Python 3.12.3: torch 2.9.0; {runtime_needs.NO_COMPILER} gcc is gone; mamba-ssm 2.3"},
+            "compiler for kernels",
+            "unknown",
+        ),
         ({"absent": "squashfuse "}, "mounts on a node", "unknown"),
         ({"fuse": "closed"}, "mounts on a node", "unknown"),
         ({"namespaces": "unshare: unshare failed: Operation not permitted"}, "user namespaces on a node", "bad"),
@@ -220,7 +225,8 @@ def test_what_a_node_answers(answers, name, verdict):
     assert ill.pop(name).verdict == verdict
     well.pop(name)
     if name == "runtime on a node":
-        well.pop("kernel of the scan")  # it is not known where no runtime answers
+        for unknown in ("kernel of the scan", "compiler for kernels"):  # where no runtime answers
+            well.pop(unknown)
     assert {each: check.verdict for each, check in ill.items()} == {each: check.verdict for each, check in well.items()}
 
 

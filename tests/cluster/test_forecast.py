@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
 from pipeline.campaign.layout import Campaign
-from pipeline.cluster import forecast
-from pipeline.config import settings
+from pipeline.cluster import forecast, local_runner
+from pipeline.config import decoding, settings
 from pipeline.execution import results
 from pipeline.reporting import cost
 from tests.support.campaigns import attributes, frozen_campaign, scored
@@ -23,16 +24,17 @@ NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
 
 def test_an_assumed_forecast_by_hand():
     """600 steps of 32 rows of 300 tokens at 9,547 a second and 1.5 times that on two GPUs; a round is eight arms and the reference's judging."""
-    expected = forecast.forecast(settings.compose([*NANO, "cluster.capacity.price_per_gpu_hour=2"]), num_arms=8)
+    own = ["parallelism.judge_tp=1", "cluster.capacity.price_per_gpu_hour=2"]
+    expected = forecast.forecast(settings.compose([*NANO, *own]), num_arms=8)
     assert expected is not None
     train = 120 + 600 * 32 * 300 / 9547 / (2 * 0.75)
     assert expected.train_hours_per_arm == pytest.approx(2 * train / 3600)
     rates = {1: 14.0, 64: 844.0, 256: 2906.0}
     lengths = [7680 if i % 100 == 50 else 150 for i in range(3600)]
     judged = {  # by an arm's two GPUs, which hold a replica each and take every second item
-        n: 120 + max(forecast.played(lengths[first:n:2], 64, rates) for first in (0, 1)) for n in (3600, 1800)
+        n: 120 + max(decoding.played(lengths[first:n:2], 64, rates) for first in (0, 1)) for n in (3600, 1800)
     }
-    reference = 120 + forecast.played(lengths[:1800], 64, rates)  # by one
+    reference = 120 + decoding.played(lengths[:1800], 64, rates)  # by one
     assert expected.judge_hours_per_arm == pytest.approx(2 * judged[3600] / 3600)
     assert expected.reference_hours == pytest.approx(reference / 3600)
     assert expected.first_hours == pytest.approx(2 * (train + 2 * judged[1800]) / 3600)
@@ -62,16 +64,16 @@ def test_continuous_batching_is_played_as_a_loop_over_steps_plays_it(lengths, sl
     while waiting or busy:
         while waiting and len(busy) < slots:
             busy.append(waiting.pop(0))
-        seconds += forecast.step_seconds(len(busy), rates)
+        seconds += decoding.step_seconds(len(busy), rates)
         busy = [left - 1 for left in busy if left > 1]
-    assert forecast.played(lengths, slots, rates) == pytest.approx(seconds)
+    assert decoding.played(lengths, slots, rates) == pytest.approx(seconds)
 
 
 def test_one_slot_and_slots_for_all_by_hand():
-    assert forecast.played([10, 20, 30], 1, {1: 10.0}) == pytest.approx(6.0)
-    assert forecast.played([30] * 8, 8, {8: 80.0}) == pytest.approx(3.0)
-    assert forecast.step_seconds(16, {8: 80.0}) == pytest.approx(0.2), "beyond the largest, in proportion"
-    assert forecast.step_seconds(6, {4: 40.0, 8: 40.0}) == pytest.approx(0.15), "on the line between 0.1 and 0.2 s"
+    assert decoding.played([10, 20, 30], 1, {1: 10.0}) == pytest.approx(6.0)
+    assert decoding.played([30] * 8, 8, {8: 80.0}) == pytest.approx(3.0)
+    assert decoding.step_seconds(16, {8: 80.0}) == pytest.approx(0.2), "beyond the largest, in proportion"
+    assert decoding.step_seconds(6, {4: 40.0, 8: 40.0}) == pytest.approx(0.15), "on the line between 0.1 and 0.2 s"
 
 
 def test_a_recipe_that_samples_by_hand():
@@ -79,11 +81,11 @@ def test_a_recipe_that_samples_by_hand():
     one = [*NANO, "parallelism=tp1", "cluster.capacity.start_seconds=0"]
     rates, learned = {1: 14.0, 64: 844.0, 256: 2906.0}, 600 * 32 * 300 / 9547
     rft = forecast.forecast(settings.compose([*one, "recipe=rft"]), num_arms=8)
-    drawn = forecast.played([1024 if i % 100 == 50 else 150 for i in range(2400)], 64, rates)
+    drawn = decoding.played([1024 if i % 100 == 50 else 150 for i in range(2400)], 64, rates)
     assert rft is not None and rft.sample_hours_per_arm == pytest.approx(drawn / 3600)
     assert rft.train_hours_per_arm == pytest.approx((learned + drawn) / 3600)
     grpo = forecast.forecast(settings.compose([*one, "recipe=grpo"]), num_arms=8)
-    short, long = (forecast.played([150] * (64 - count) + [1024] * count, 64, rates) for count in (0, 1))
+    short, long = (decoding.played([150] * (64 - count) + [1024] * count, 64, rates) for count in (0, 1))
     sampled = 100 * (0.99**64 * short + (1 - 0.99**64) * long) + 6400 * 300 / 9547
     assert grpo is not None and grpo.sample_hours_per_arm == pytest.approx(sampled / 3600)
     assert grpo.train_hours_per_arm == pytest.approx((learned + sampled) / 3600)
@@ -109,7 +111,7 @@ def test_a_rollout_s_seconds_are_the_mean_over_how_many_are_long(prompts, share,
         likelihood = math.comb(number, count) * share**count * (1 - share) ** (number - count)
         long = min(mine, -(-count // dp))
         mean += (
-            likelihood * forecast.played([150] * (mine - long) + [1024] * long, number, rates) if likelihood else 0.0
+            likelihood * decoding.played([150] * (mine - long) + [1024] * long, number, rates) if likelihood else 0.0
         )
     times = chosen.recipe.num_steps - int(chosen.recipe.options["sft_steps"])
     assert forecast.assumed_sampling(chosen) == pytest.approx(times * mean, rel=0.06)
@@ -159,46 +161,128 @@ def test_without_rates_there_is_no_forecast(tmp_path):
     assert forecast.forecast(settings.compose(), 8, frozen_campaign(tmp_path).frozen_rounds()) is None
 
 
-def attempt(campaign: Campaign, arm: str, train: list[dict[str, object]], decoding_seconds: float) -> None:
-    """One that trained, and decoded 80 items of 9 tokens."""
+def attempt(
+    campaign: Campaign, arm: str, train: list[dict[str, object]], marks: list[tuple[str, float]], **tokens: list[int]
+) -> None:
+    """One that trained, and was judged with completions of so many tokens by set. marks: when its phases began."""
     folder = campaign.round("r0001")
     made = folder.claim_attempt(arm)
     made.progress.write_text("".join(json.dumps({"phase": "train"} | line) + "\n" for line in train))
-    marks = [("generate", 100.0), ("score", 100.0 + decoding_seconds), ("completed", 200.0)]
     made.phases.write_text("".join(json.dumps({"phase": phase, "at": at, "detail": ""}) + "\n" for phase, at in marks))
     frozen = folder.frozen_plan()
     mine = next(each for each in frozen.arms if each.name == arm)
-    items = {name: scored(20) for name in ("dev", "fresh")}
+    items = {
+        name: [row | {"num_tokens": length} for row, length in zip(scored(20), lengths, strict=False)]
+        for name, lengths in tokens.items()
+    }
     results.write_result(made.result, attributes(frozen, mine), items, [], {})
 
 
-def test_measured_rates_by_hand(tmp_path: Path):
-    """Two arms of two ranks: 30 steps, 3,000 tokens, 15 s; 160 items, 1,440 tokens, 16 s on both of them."""
+def marks_of(start: float, train: float, decode: float, rest: float) -> list[tuple[str, float]]:
+    """Marks of an arm whose start-up is half before training and half after it."""
+    lasting = [
+        ("claim", start / 2),
+        ("train", train),
+        ("check", rest),
+        ("generate_start", start / 2),
+        ("generate", decode),
+        ("completed", 0.0),
+    ]
+    return [
+        (phase, 1000.0 + sum(seconds for _, seconds in lasting[:number])) for number, (phase, _) in enumerate(lasting)
+    ]
+
+
+def test_measured_rates_by_hand(tmp_path: Path) -> None:
+    """Two arms of two ranks: 30 steps and 3,000 tokens in 20 s by the worker's clock, though the trainers say 15."""
     campaign = frozen_campaign(tmp_path)
-    attempt(campaign, "a0", [{"step": 10, "tokens": 1000, "seconds": 5.0}], 6.0)
+    short, long = [9] * 40, [15] * 40
     attempt(
-        campaign, "a1", [{"step": 5, "tokens": 9, "seconds": 1.0}, {"step": 20, "tokens": 2000, "seconds": 10.0}], 10.0
+        campaign, "a0", [{"step": 10, "tokens": 1000, "seconds": 5.0}], marks_of(4, 8, 6, 1), dev=short, fresh=short
     )
+    lines = [{"step": 5, "tokens": 9, "seconds": 1.0}, {"step": 20, "tokens": 2000, "seconds": 10.0}]
+    attempt(campaign, "a1", lines, marks_of(8, 12, 10, 3), dev=long, fresh=short)
     chosen = settings.compose(["experiment=smoke"])
     rates = forecast.measured(chosen, campaign.frozen_rounds())
-    assert rates == forecast.Rates(100.0, 100.0, 45.0, 9.0, "measured in this campaign")
+    assert rates is not None
+    assert (rates.train_tokens_per_second, rates.train_tokens_per_step, rates.source) == (
+        150.0,
+        100.0,
+        "measured in r0001",
+    )
+    assert (rates.start_seconds, rates.rest_seconds) == (6.0, 2.0)
+    assert rates.lengths == {"dev": [9, 15] * 20, "fresh": short}
     expected = forecast.forecast(chosen, 8, campaign.frozen_rounds())
     assert expected is not None
-    assert expected.train_hours_per_arm == pytest.approx(2 * 100 / 100 / 3600)
-    assert expected.judge_hours_per_arm == pytest.approx(2 * 24 * 9 / (2 * 45) / 3600)
+    # Two replicas of one core take every second of 24 items, 12 dev and 12 fresh, all at once, so the longest of each counts.
+    assert dict(expected.phases) == {
+        "start-up": 6.0,
+        "training": pytest.approx(2 * 100 / 150),
+        "decoding": pytest.approx(8.0),
+        "rest": 2.0,
+    }
+    arm = 6 + 2 * 100 / 150 + 8 + 2
+    assert expected.wall_hours == pytest.approx(arm / 3600)
+    assert expected.train_hours_per_arm + expected.judge_hours_per_arm == pytest.approx(2 * arm / 3600)
+    at_once = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert expected.round_seconds == pytest.approx(-(-8 // at_once) * arm)
 
 
-def test_what_a_trial_makes_up_is_not_counted(tmp_path: Path):
+def test_a_round_like_the_measured_one_is_forecast_as_it_was(tmp_path: Path) -> None:
+    """Whatever the completions: with as many items decoding takes what it took, and fewer items take what the play says."""
+    campaign = frozen_campaign(tmp_path)
+    chosen = settings.compose(
+        [
+            "experiment=smoke",
+            "tasks.num_dev_per_family=10",
+            "tasks.num_fresh_per_family=10",
+            "tasks.decode_batch_size=7",
+        ]
+    )
+    tokens = {name: [1 + (7 * item + 3 * len(name)) % 50 for item in range(30)] for name in ("dev", "fresh")}
+    lines = [{"step": chosen.recipe.num_steps, "tokens": 700, "seconds": 3.0}]
+    attempt(campaign, "a2", lines, marks_of(5, 3.5, 11, 2), **tokens)
+    expected = forecast.forecast(chosen, 8, campaign.frozen_rounds())
+    assert expected is not None
+    assert dict(expected.phases) == pytest.approx({"start-up": 5.0, "training": 3.5, "decoding": 11.0, "rest": 2.0})
+    steps = {7: 7.0}
+    fresh, both = (
+        decoding.played(lengths, 7, steps, 2) for lengths in (tokens["fresh"], [*tokens["dev"], *tokens["fresh"]])
+    )
+    assert expected.reference_hours == pytest.approx(2 * (3.5 + 11 * fresh / both) / 3600)
+
+
+def test_a_frozen_forecast_is_whole_milliseconds_and_the_first_round_counts_r0000() -> None:
+    expected = forecast.forecast(settings.compose([*NANO, "parallelism=tp1"]), num_arms=8)
+    assert expected is not None
+    first, later = expected.as_record(True), expected.as_record(False)
+    assert later["arm"] == {
+        "start-up": 240_000,
+        "training": 603_331,
+        "decoding": later["arm"]["decoding"],
+        "rest": 0,
+        "arm": later["arm"]["arm"],
+    }
+    assert first["devices"] - later["devices"] == pytest.approx(3.6e6 * expected.first_hours, abs=1)
+    assert later["round"] == later["arm"]["arm"] < later["devices"], "on Slurm all arms work at once"
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=12), st.integers(1, 6))
+def test_a_makespan_lies_between_what_it_cannot_beat_and_one_after_the_other(
+    seconds: list[float], at_once: int
+) -> None:
+    found = local_runner.makespan(seconds, at_once)
+    assert max(*seconds, sum(seconds) / at_once) <= found * 1.000001 and found <= sum(seconds) * 1.000001
+    assert local_runner.makespan(seconds, 1) == pytest.approx(sum(seconds))
+    assert local_runner.makespan(seconds, len(seconds)) == pytest.approx(max(seconds))
+
+
+def test_what_a_trial_makes_up_is_not_counted(tmp_path: Path) -> None:
     """A trial may write anything; an attempt that has no score has decoded nothing."""
     campaign = frozen_campaign(tmp_path)
-    attempt(
-        campaign, "a0", [{"step": 10, "tokens": "many", "seconds": 5.0}, {"step": -1, "tokens": 1, "seconds": 1}], 6.0
-    )
-    attempt(
-        campaign,
-        "a1",
-        [{"step": 10, "tokens": 1e-300, "seconds": 1e300}, {"step": 1, "tokens": 1e308, "seconds": 1e-300}],
-        6.0,
-    )
+    many = [{"step": 10, "tokens": "many", "seconds": 5.0}, {"step": -1, "tokens": 1, "seconds": 1}]
+    attempt(campaign, "a0", many, marks_of(1, 1, 1, 1), dev=[9] * 40)
+    huge = [{"step": 10, "tokens": 1e-300, "seconds": 1e300}, {"step": 1, "tokens": 1e308, "seconds": 1e-300}]
+    attempt(campaign, "a1", huge, marks_of(1, 1, 1, 1), dev=[9] * 40)
     campaign.round("r0001").attempts("a0")[0].result.write_bytes(b"half")
     assert forecast.measured(settings.compose(["experiment=smoke"]), campaign.frozen_rounds()) is None

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.cluster import outside_check
-from pipeline.config import settings
+from pipeline.config import decoding, settings
 
 LLM = ["+policy.proposals.kind=llm", "+policy.proposals.model=m"]
 KAGGLE = ["external=kaggle", "external.competition=puzzles"]
@@ -30,9 +30,9 @@ def found(*overrides: str) -> dict[str, outside_check.Check]:
     return {check.name: check for check in checks}
 
 
-def executable(path) -> None:
+def executable(path, script: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("#!/bin/sh\n")
+    path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
 
 
@@ -115,8 +115,34 @@ def test_the_proposer_s_key_is_looked_for_and_not_shown(tmp_path, monkeypatch):
     assert "proposer's key" not in found(*LLM, address)
 
 
-def test_the_other_engine_s_runtime_is_looked_for(tmp_path):
+def engine(*words):
+    chosen = settings.compose(words)
+    return {check.name: check for check in outside_check.decoding_engine(chosen, decoding.settled_of(chosen))}
+
+
+@pytest.mark.parametrize(
+    ("program", "verdict", "said"),
+    [
+        ("", "bad", "bin/python is no program here"),
+        ("echo 0.9", "good", "0.9 is imported"),
+        ("echo INFO starting; echo 0.10", "bad", "0.10"),
+        (
+            "echo 'ModuleNotFoundError: no vllm' >&2; exit 1",
+            "bad",
+            "could not import vllm: ModuleNotFoundError: no vllm",
+        ),
+    ],
+)
+def test_the_other_engine_is_imported_in_its_runtime(tmp_path, program, verdict, said):
     words = ["tasks.engine=vllm", "tasks.engine_version='0.9'", f"cluster.vllm_runtime={tmp_path}/venv"]
-    assert found(*words)["engine vllm"].verdict == "bad"
-    executable(tmp_path / "venv" / "bin" / "python")
-    assert found(*words)["engine vllm"].verdict == "good"
+    if program:
+        executable(tmp_path / "venv" / "bin" / "python", program)
+    check = engine(*words)["engine vllm"]
+    assert check.verdict == verdict and said in check.found
+
+
+def test_the_engine_and_the_replicas_are_said_with_the_reasons():
+    checks = engine()
+    assert checks["engine"].found.startswith("native, because the site has no GPUs")
+    assert checks["replicas"].found.startswith("a replica that decodes: 1 core, because")
+    assert "engine vllm" not in checks

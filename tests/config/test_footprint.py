@@ -292,7 +292,10 @@ def test_no_pass_of_a_real_grpo_run_is_longer_than_planned(inputs, alone, tmp_pa
     [
         (["parallelism.recompute=false", "recipe.micro_batch_tokens=32768"], "training needs .*recompute=true"),
         (["tasks.decode_batch_size=4096"], "decoding needs .*decode_batch_size"),
-        (["parallelism.recompute=true", "cluster.capacity.gpu_memory_gib=40"], "decoding needs .*judge_tp"),
+        (
+            ["parallelism.recompute=true", "parallelism.judge_tp=1", "cluster.capacity.gpu_memory_gib=40"],
+            "decoding needs .*judge_tp",
+        ),
     ],
 )
 def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path, capsys, overrides, words):

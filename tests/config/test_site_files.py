@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.campaign.errors import ConfigError
-from pipeline.config import settings, site_files
+from pipeline.config import override_errors, settings
 
 
 @pytest.mark.parametrize(
@@ -31,18 +31,18 @@ def test_case_06_what_yaml_reads_otherwise_is_refused(tmp_path: Path, text: str,
     path = tmp_path / "cluster" / "mine.yaml"
     path.write_text(text + "\n")
     if not what:
-        site_files.check(tmp_path)
+        override_errors.check_site_files(tmp_path)
         return
     with pytest.raises(ConfigError, match=re.escape(f"{path} {what}")):
-        site_files.check(tmp_path)
+        override_errors.check_site_files(tmp_path)
 
 
 def test_case_06_a_file_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "mine.yaml").write_bytes("# Möhre\n".encode("latin-1"))
     with pytest.raises(ConfigError, match="is not UTF-8 text .*Save it as UTF-8"):
-        site_files.check(tmp_path)
+        override_errors.check_site_files(tmp_path)
 
 
 def test_the_shipped_files_pass() -> None:
-    site_files.check(settings.SOURCE)
+    override_errors.check_site_files(settings.SOURCE)

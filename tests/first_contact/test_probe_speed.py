@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.campaign.layout import Attempt
 from pipeline.cluster import forecast
-from pipeline.config import settings
+from pipeline.config import decoding, settings
 from pipeline.config.settings import Settings
 from pipeline.execution import results
 from pipeline.first_contact import probe_speed
@@ -29,7 +29,8 @@ def took(chosen: Settings, lengths: list[int]) -> Speed:
     """The speed of a node whose decoding steps take three times what the site's file says; a step of training 8 s."""
     replicas = replicas_of(chosen)
     shape = chosen.cluster.capacity.decode_tokens_per_second or {-(-len(lengths) // replicas): 1.0}
-    seconds = 3 * forecast.played(lengths, chosen.tasks.decode_batch_size, shape, replicas)
+    seconds = 3 * decoding.played(lengths, chosen.tasks.decode_batch_size, shape, replicas)
+    seconds /= chosen.cluster.capacity.speed_up(chosen.parallelism.judge_tp)
     truncated = sum(length == 7680 for length in lengths)
     return Speed(chosen.recipe.batch_size * 300 / 8, 300.0, 100.0, lengths, truncated, seconds)
 
@@ -44,7 +45,7 @@ def test_the_probe_itself_would_be_forecast_as_it_was(chosen: Settings) -> None:
         at = probe_speed.as_measured(chosen, speed)
         capacity, layout = at.cluster.capacity, at.parallelism
         slots, rates = at.tasks.decode_batch_size, capacity.decode_tokens_per_second
-        played = forecast.played(lengths, slots, rates, replicas_of(at))
+        played = decoding.played(lengths, slots, rates, replicas_of(at))
         assert played / capacity.speed_up(layout.judge_tp) == pytest.approx(speed.decode_seconds)
         ten = replace(at, recipe=replace(at.recipe, num_steps=10))
         assert forecast.assumed_training(ten) == pytest.approx(80)

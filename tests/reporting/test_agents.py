@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.reporting import agents
 from pipeline.reporting.document import as_html, as_text
 
+CANARY = {"kind": "scorer_import", "path": "substrate/data/rows.py", "line": 4, "detail": "substrate.score"}
 FILE = {"path": "substrate/data/rows.py", "kind": "changed", "added_lines": 3, "removed_lines": 1, "sha256": "ab"}
 
 
@@ -19,7 +20,7 @@ def record(arm: str, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     report = {
         "outcome": "completed", "manifest": manifest, "usage": usage,
-        "diff": {"files": [FILE], "digest": "", "canaries": [{"code": "reads_the_scorer", "path": "substrate/data/rows.py", "line": 4}]},
+        "diff": {"files": [FILE], "digest": "", "canaries": [CANARY]},
         **changes,
     }  # fmt: skip
     return {"event": "agent", "round": "r0001", "arm": arm, "attempt": 0, "report": report}
@@ -47,7 +48,7 @@ def test_the_section_says_what_each_agent_did_and_where_its_patch_is():
         "nothing of it is kept as policy",
         "recipe.curriculum=short_first would do the same",
         "smoke (repaired)",
-        "reads_the_scorer",
+        "scorer_import in substrate/data/rows.py, line 4 (substrate.score)",
     ):
         assert words in text, words
     assert "a2 trained edited code" not in text

@@ -116,7 +116,9 @@ def test_report_shows_the_newest_decision_and_its_json_is_the_same(tmp_path, cap
         ["q_proj", "attention", "2", "2"],
     ]
     assert next(part for part in found["sections"] if part["title"] == planned.title)["table"] == planned.table
-    bare = [replace(each, table=[]) if each.title == planned.title else each for each in page.of_round(records, folder)]
+    bare = [
+        replace(each, table=[]) if each.title == planned.title else each for each in page.of_round(records, folder)[:-1]
+    ]
     assert document.as_html(bare) == document.as_html(page.of_log(records, "r0001", "tiny"))
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import resume
 from pipeline.reporting import status
 from pipeline.rounds import chain, control, end_campaign, freeze, judging, launch, meta
+from pipeline.sandbox import kernel_cache
 from tests.support.campaigns import OVERRIDES, fresh_campaign, frozen_campaign, publish, tree
 from tests.support.paths import ROOT
 
@@ -257,6 +259,23 @@ def test_garbage_is_what_scored_arms_no_longer_need(campaign, folder) -> None:
     assert not found[0][0].exists() and (folder.folder / "a1/attempt_00/checkpoints/000000/state").exists()
 
 
+def test_garbage_has_this_machine_s_kernels_of_the_image(campaign, folder, tmp_path, monkeypatch) -> None:
+    """Damaged ones at any time, whole ones when no round follows, and never those of another image."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    image = folder.frozen_plan().image_digest[:16]
+    store = kernel_cache.store_of("")
+    for name in (f"{image}-gpu-1", f".{image}-gpu-1.damaged.n1.7", "0" * 16 + "-gpu-1"):
+        (store / name / "tree").mkdir(parents=True)
+        (store / name / "tree" / "kernel.so").write_bytes(b"x" * 100)
+
+    def found() -> list[tuple[str, int]]:
+        return [(path.name, size) for path, size in end_campaign.garbage(campaign) if path.parent == store]
+
+    assert found() == [(f".{image}-gpu-1.damaged.n1.7", 100)]
+    monkeypatch.setattr(type(campaign), "has_ended", True)
+    assert found() == [(f".{image}-gpu-1.damaged.n1.7", 100), (f"{image}-gpu-1", 100)]
+
+
 def test_status_puts_files_before_slurm_s_word(campaign, folder, monkeypatch) -> None:
     for arm in ("a0", "a1", "a2"):
         _claimed(folder, arm, slurm_job_id="7")
@@ -314,7 +333,7 @@ def test_gpu_hours_are_those_used_and_the_forecast(tmp_path, capsys) -> None:
     assert hours["used"] == 2.0  # an hour of two
     assert hours["forecast"] > 0 and hours["source"].startswith("assumed")
     assert main(["status", str(campaign.folder)]) == 0
-    assert "GPU-hours of the round: 2.00 used; " in capsys.readouterr().out
+    assert "GPU-hours of the round's arms: 2.00 used; " in capsys.readouterr().out
 
 
 def test_dead_process_of_this_machine_is_lost(campaign, folder) -> None:

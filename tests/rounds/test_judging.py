@@ -14,7 +14,8 @@ from pipeline.campaign.errors import IntegrityError, JudgeWanted, SlurmRefused, 
 from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Round
 from pipeline.campaign.log import Log
-from pipeline.cluster import slurm_submit, stage_command
+from pipeline.cli import job_stages
+from pipeline.cluster import slurm_jobs, slurm_submit, stage_command
 from pipeline.decision import board_submissions
 from pipeline.rounds import control, freeze, judging, launch, meta
 from tests.support.campaigns import GPUS, OVERRIDES, fresh_campaign, publish, publish_reference
@@ -52,6 +53,22 @@ def test_case_06_the_meta_job_asks_for_no_gpu_few_cores_and_a_short_time(folder:
     asked = {line for line in texts["meta"].splitlines() if line.startswith("#SBATCH")}
     assert {"#SBATCH --cpus-per-task=4", "#SBATCH --mem=16G", "#SBATCH --time=180"} <= asked
     assert not any("gpu" in line for line in asked)
+
+
+@pytest.mark.parametrize("is_judged", [True, False])
+@pytest.mark.parametrize("tasks", [{}, {"reference": "5"}, {"judge": "7"}])
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETED"])
+def test_a_meta_job_that_looks_at_files_first_waits_for_the_same_jobs(
+    folder: Round, slurm: SimpleNamespace, is_judged: bool, tasks: dict[str, str], state: str
+) -> None:
+    if not is_judged:
+        unjudge(folder)
+    slurm.states = dict.fromkeys(tasks.values(), state)
+    slurm_jobs.record_submission(folder, tasks, "9", "round")
+    arguments = SimpleNamespace(campaign=folder.campaign.folder, round=folder.name, asked=[])
+    assert job_stages.awaited_judge(arguments) == judging.awaited(folder.campaign, folder)
+    waits = state == "RUNNING" and ("judge" in tasks or ("reference" in tasks and not is_judged))
+    assert bool(job_stages.awaited_judge(arguments)) == waits
 
 
 def test_the_meta_job_decides_without_a_gpu(folder: Round) -> None:

@@ -77,6 +77,18 @@ def test_poison_the_caches(arena: Arena) -> None:
     assert answered["got"] == "honest [] None False\n" and answered["out"] == []
 
 
+@pytest.mark.attack(
+    "poison the compiled kernels of the node", "a trial has a copy of its own, which nobody reads after it"
+)
+def test_poison_the_kernels(arena: Arena) -> None:
+    answered = arena.ask("kernels")
+    assert answered["got"]["reached"] == []
+    assert answered["got"]["planted"] == ["inductor", "link-0", "link-1", "link-2", "more.so"]
+    assert answered["trial"] == ["evil", "evil"]  # it did change its own copy
+    assert answered["later"] == ["honest", "honest"]
+    assert len(set(answered["digests"])) == 1 and answered["digests"][0]
+
+
 @pytest.mark.attack("a lying clock: set it, date files, tell impossible seconds", "no decision reads a trial's time")
 def test_lie_about_time(arena: Arena) -> None:
     before = time.time()

@@ -72,6 +72,20 @@ def test_how_the_scan_will_run_is_told(tmp_path, monkeypatch, is_there):
     assert told == runtime_needs.scan() and (told == runtime_needs.PLAIN_SCAN) != is_there
 
 
+def test_what_compiles_kernels_is_told(monkeypatch):
+    """A program that is there and does not run, one that does, and one that finds no Python.h."""
+    for program, begins in (
+        ("/absent/cc", f"{runtime_needs.NO_COMPILER} /absent/cc does not run"),
+        ("true", "true compiles kernels"),
+        ("false", f"{runtime_needs.NO_COMPILER} false does not find Python.h in /"),
+    ):
+        monkeypatch.setenv("CC", program)
+        runtime_needs.compiler.cache_clear()
+        told = runtime_needs.describe().split("; ")[-2]
+        assert told == runtime_needs.compiler() and told.startswith(begins)
+    runtime_needs.compiler.cache_clear()
+
+
 def test_a_worker_ends_before_it_claims_an_attempt(monkeypatch):
     from pipeline.execution.worker import work
 

@@ -101,7 +101,7 @@ class SealedCampaign(LogCampaign):
         facts = {
             "schema": 1, "campaign": self.campaign, "image": {"tree_digest": MODEL, "sqsh_sha256": canonical.sha256(b"squashed")},
             "runtime_digest": MODEL, "constitution_digest": self.rules.digest, "code_digest": self.code_digest, "revision": "unknown",
-            "overrides": [], "commitments": {name: commitment(name, seed) for name, seed in self.seeds.items()},
+            "overrides": [], "settled": {}, "commitments": {name: commitment(name, seed) for name, seed in self.seeds.items()},
             "articles": self.rules.articles, "design": self.design.to_json(), "critical": critical,
             "critical_source": "", "confirmation": "running", "families": sorted(self.levels), "external": self.external,
             "public_key": self.public_key,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from substrate.data.prompt_overlap import overlaps, prompt_digest, tokens_of
 from substrate.interface.errors import DataError
-from substrate.overlap import read_card_digests
+from substrate.overlap import held_by, read_card_digests
 from substrate.tasks import FAMILIES
 from tests.support.paths import ROOT
 
@@ -128,6 +128,24 @@ def test_entry_names_the_items_of_a_card(tmp_path):
         done = _run("--card", card, "--prompts", prompts, "--out", out)
         assert (done.returncode, done.stderr) == (0, "")
         assert [json.loads(line) for line in out.read_text().splitlines()] == expected
+
+
+def test_entry_names_the_prompts_that_golden_texts_hold(tmp_path):
+    golden = ROOT / "tests" / "golden"
+    done = _run("--texts", golden / "texts.jsonl", "--prompts", golden / "prompts.jsonl", "--out", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out").read_text() == (golden / "overlaps.jsonl").read_text()
+    for words in ((), ("--texts", "x", "--card", "y")):
+        assert _run(*words, "--prompts", golden / "prompts.jsonl", "--out", tmp_path / "out").returncode == 64
+
+
+@given(st.sampled_from(DEV), st.text(), st.text())
+def test_a_text_holds_a_prompt_whatever_stands_around_it(item, before, after):
+    """What stands around it must not join its first or last word: that is another word."""
+    text = f"{before}\n. {_respelled(item[1])} .\n{after}"
+    assert {"text_id": "t", "item_id": item[0], "percent": 100} in list(held_by([("t", text)], [item]))
+    found = list(held_by([("t", before + after)], DEV))
+    assert all(80 <= each["percent"] <= 100 for each in found)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"prompts": "x"}', '{"prompts": ["no digest"]}', "[" * 99999])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipeline.cluster import forecast
+from pipeline.config import decoding
 from substrate.inference import decode as decode_module
 from substrate.inference.cache import Cache
 from substrate.inference.decode import Decoding, decode
@@ -62,7 +62,7 @@ def test_a_long_tailed_queue_takes_hardly_more_steps_than_one_whose_slots_never_
     """The plan refills a slot at once; the loop waits until an eighth of them is free, because all wait during a refill."""
     lengths = long_tailed(1200, 30, 1000, seed)
     model = steps_of(lengths, 32, 1000, monkeypatch)
-    ideal = forecast.played(lengths, 32, {1: 1.0, 32: 32.0})  # a step is a second, however many are busy
+    ideal = decoding.played(lengths, 32, {1: 1.0, 32: 32.0})  # a step is a second, however many are busy
     assert ideal <= model.num_steps + 32 and model.num_steps < 1.1 * ideal
     assert model.num_prompt_passes < len(lengths) / 3
 
@@ -71,7 +71,7 @@ def test_shards_that_wait_for_their_longest_completion_take_several_times_as_lon
     """Of 3,600 items at 57 ms a step in 64 slots, as judging was before: shards of 256 items, each with a barrier."""
     lengths = long_tailed(3600, 100, 7680, 0)
     step = {1: 1 / 0.057, 64: 64 / 0.057}
-    queue = forecast.played(lengths, 64, step)
-    shards = sum(forecast.played(lengths[first : first + 256], 64, step) for first in range(0, 3600, 256))
+    queue = decoding.played(lengths, 64, step)
+    shards = sum(decoding.played(lengths[first : first + 256], 64, step) for first in range(0, 3600, 256))
     assert shards > 4 * queue
     assert queue < max(0.057 * sum(lengths) / 64 + 0.057 * 7680, 0.057 * 7680)

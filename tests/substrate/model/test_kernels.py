@@ -3,11 +3,14 @@
 import importlib.util
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 import torch
 
 from substrate.distributed.groups import start
+from substrate.interface.errors import UsageError
 from substrate.model import add_lora, build_model, init_weights, token_log_probs
 from substrate.ops import kernels
 from substrate.ops.scan import chunked_scan
@@ -99,9 +102,42 @@ def test_the_weights_of_experts_lie_in_one_piece(parallel):
 def test_what_runs_is_told_with_its_reason(capsys):
     kernels.tell(torch.device("cpu"))
     assert (
-        capsys.readouterr().err == "kernels on CPU: scan torch, experts sequential, packed attention padded (no GPU)\n"
+        capsys.readouterr().err
+        == "kernels on CPU: scan torch, experts sequential, packed attention padded, elementwise eager (no GPU)\n"
     )
-    assert kernels.of(torch.device("cpu")) == kernels.Kernels("torch", "sequential", "padded", "no GPU")
+    assert kernels.of(torch.device("cpu")) == kernels.Kernels("torch", "sequential", "padded", "eager", "no GPU")
+
+
+def test_a_process_is_told_its_kernels(monkeypatch):
+    monkeypatch.setenv("SUBSTRATE_KERNELS", "elementwise=compiled, experts=grouped")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    with pytest.raises(UsageError, match="TORCHDYNAMO_DISABLE is 1; set that to 0"):
+        kernels._of_device.__wrapped__("cpu")
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "0")
+    chosen = kernels._of_device.__wrapped__("cpu")
+    assert (chosen.elementwise, chosen.experts, chosen.scan) == ("compiled", "grouped", "torch")
+    monkeypatch.setenv("SUBSTRATE_KERNELS", "elementwise=fast")
+    with pytest.raises(
+        UsageError, match="SUBSTRATE_KERNELS has elementwise=fast; valid is .*elementwise=compiled.eager"
+    ):
+        kernels._of_device.__wrapped__("cpu")
+
+
+def test_a_gpu_without_a_compiler_says_so(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    (tmp_path / "triton").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    for compiler, lacking in (
+        ("/absent/cc", "does not run"),
+        ("gcc -DNOT_ONE=", "find Python.h" if not Path(sysconfig.get_paths()["include"], "Python.h").exists() else ""),
+    ):
+        monkeypatch.setenv("CC", compiler)
+        assert (lacking in kernels._lacks_compiler()) if lacking else kernels._lacks_compiler() == ""
+    monkeypatch.setenv("CC", "/absent/cc")
+    assert kernels._found("cuda").elementwise == "eager"
+    assert "nothing is compiled: /absent/cc does not run" in kernels._found("cuda").reason
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert kernels._lacks_compiler() == "TORCHDYNAMO_DISABLE is set"
 
 
 def test_a_library_that_does_not_load_is_done_without(tmp_path, monkeypatch):
@@ -111,7 +147,7 @@ def test_a_library_that_does_not_load_is_done_without(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     chosen = kernels._of_device.__wrapped__("cuda")
     assert (chosen.scan, chosen.experts) == ("torch", "grouped")
-    assert chosen.reason == "mamba-ssm cannot be used: No module named 'selective_scan_cuda'"
+    assert chosen.reason.startswith("mamba-ssm cannot be used: No module named 'selective_scan_cuda'")
 
 
 @pytest.mark.slow

@@ -133,7 +133,7 @@ def load(name: str, parameters: Mapping[str, str] | None = None) -> Scenario:
         return _read(path.stem, content, parameters or {})
     except (ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise ConfigError(
-            f"{path} is no scenario: {error!r}", "pipeline/agent/scenario.py says what a scenario has"
+            f"{path} is no scenario: {error!r}", "pipeline/agent/scripted_model/scenario.py says what a scenario has"
         ) from None
 
 

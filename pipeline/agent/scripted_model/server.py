@@ -26,8 +26,8 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from pipeline.agent import scenario
-from pipeline.agent.scenario import Scenario, Turn
+from pipeline.agent.scripted_model import scenario
+from pipeline.agent.scripted_model.scenario import Scenario, Turn
 from pipeline.campaign.errors import PipelineError
 
 MOST_REQUEST_BYTES = 1 << 26
@@ -226,7 +226,3 @@ def main(words: Sequence[str] | None = None) -> int:
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
