@@ -134,7 +134,7 @@ def recurrence(x: torch.Tensor, dt: torch.Tensor, A: torch.Tensor, b: torch.Tens
 
 def random_model(config: ModelConfig, parallel: Parallel, recompute: bool, for_decoding: bool = False) -> HybridModel:
     """A model with random weights, made on the device, so that nobody has to read 63 GB."""
-    model = build_model(config, parallel, recompute=recompute)
+    model = build_model(config, parallel, recompute="full" if recompute else "none")
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if name.endswith("A_log_H"):
@@ -198,7 +198,8 @@ def train(
         **{"method": "sft_lora", "optimizer": "adamw", "lora": LORA, "selection": {"choice": "last"}, "options": {}},
         **{"micro_batch_tokens": length, "batch_size": 1, "sequence_length": length},
     }
-    plan = footprint.training(values, {**ALONE, "recompute": recompute}, recipe).peak
+    layout, scan = {**ALONE, "recompute": "full" if recompute else "none"}, kernels.of(parallel.device).scan
+    plan = footprint.training(values, layout, recipe, scan).peak
     peak = f"{torch.cuda.max_memory_allocated(device) / GIB:.2f}" if device.type == "cuda" else "-"
     share = 4 * active_parameters(config, values) * length / taken / rate
     row = f"{length:>8}{f' in {document}s' if document else '':<9}{length / taken:>12,.0f}{100 * share:>9.1f} %{peak:>10}{plan / GIB:>10.2f}"

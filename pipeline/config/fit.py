@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.records import Setting
 from pipeline.config import footprint, model_size, settings
 from pipeline.config.requests import ROLES
 
@@ -59,6 +61,18 @@ def check_plan_fits(chosen: settings.Settings) -> None:
     """Check sizes and memory before `init` or `round` makes anything. Raises ConfigError for the first part that does not fit."""
     check_sizes(chosen)
     footprint.check_memory(chosen.to_dict())
+
+
+def with_recompute(chosen: settings.Settings, arms: Iterable[Sequence[Setting]]) -> settings.Settings:
+    """Return a copy in which `parallelism.recompute` is no longer auto, but what the arm that needs most of it takes.
+
+    arms: the overrides of each arm. One choice serves them all, so that their speeds compare. It changes no number that they compute.
+    """
+    if chosen.parallelism.recompute != "auto":
+        return chosen
+    changed = [settings.with_overrides(chosen, overrides).to_dict() for overrides in arms]
+    most = max((footprint.recompute_of(each)[0] for each in changed), key=footprint.RECOMPUTE.index)
+    return replace(chosen, parallelism=replace(chosen.parallelism, recompute=most))
 
 
 def check_sizes(chosen: settings.Settings) -> None:

@@ -4,13 +4,16 @@
     + activations that wait for the backward pass               the first pipeline stage holds those of pp micro-batches
     + logits, or the layer that is being computed               whichever is larger
 
-The formulas need the configuration alone. They hold for the substrate's own torch kernels; fused kernels need less. Weights, adapter
-and optimizer are exact, and the peak is within 10 % of what tests/config/test_footprint.py measures. `DEVICE_RESERVE_BYTES` stands for
-what the allocator, CUDA libraries and communicators take in addition. rank_sizes.py computes the parts.
+The formulas need the configuration alone, and know the scan's kernel (`scan_of`). Weights, adapter and optimizer are exact, and with torch's
+scan the peak is within 10 % of what tests/config/test_footprint.py measures. `DEVICE_RESERVE_BYTES` stands for what the allocator, CUDA
+libraries and communicators take in addition. rank_sizes.py computes the parts.
+
+Where `parallelism.recompute` is auto, the plan takes the least recomputation that fits (`recompute_of`).
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +24,9 @@ from pipeline.config.rank_sizes import (
     FLOAT,
     Rank,
     adapter_elements,
+    between_bytes,
     cache_bytes,
+    cast_bytes,
     logits_bytes,
     saved_bytes,
     transient_bytes,
@@ -31,8 +36,11 @@ from pipeline.config.rank_sizes import (
 PROMPT_TOKENS = 16384  # in one forward pass over prompts: substrate/inference/decode.py
 DEVICE_RESERVE_BYTES = 3 * 2**30  # CUDA context, NCCL buffers, the allocator's fragments (assumed)
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+RECOMPUTE = ("none", "selective", "full")
+"""What the backward pass may compute again, from the least: substrate/model/hybrid.py."""
+SCAN_PACKAGE = "mamba_ssm"
 CURES = {
-    "training": "parallelism.recompute=true, smaller recipe.micro_batch_tokens and recipe.sequence_length, a larger tp or ep",
+    "training": "parallelism.recompute=full, smaller recipe.micro_batch_tokens and recipe.sequence_length, a larger tp or ep",
     "decoding": "a smaller tasks.decode_batch_size, a larger parallelism.judge_tp",
 }
 
@@ -68,11 +76,50 @@ def of_arm(config: Mapping[str, Any]) -> dict[str, Footprint]:
 
     config: a whole configuration as plain dictionaries (`Settings.to_dict`).
     """
-    model, recipe = config["model"], config["recipe"]
+    model, recipe, layout = config["model"], config["recipe"], config["parallelism"]
     return {
-        "training": training(model, config["parallelism"], recipe),
-        "decoding": decoding(model, config["parallelism"]["judge_tp"], config["tasks"], recipe["lora"]),
+        "training": training(model, {**layout, "recompute": recompute_of(config)[0]}, recipe, scan_of(config)[0]),
+        "decoding": decoding(model, layout["judge_tp"], config["tasks"], recipe["lora"]),
     }
+
+
+def scan_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return (kernel of the Mamba layers' scan in training, why): triton where jobs have GPUs and mamba-ssm, else torch."""
+    cluster = config["cluster"]
+    given = cluster["capacity"]["scan"]
+    if given != "auto":
+        return given, "cluster.capacity.scan says so"
+    if not cluster["gpus_per_node"]:
+        return "torch", "arms have no GPUs"
+    if cluster["runtime"]:
+        return "torch", (
+            "what the container of cluster.runtime has is not known here; cluster.capacity.scan=triton says that it has mamba-ssm, "
+            "with which training keeps far less"
+        )
+    if importlib.util.find_spec(SCAN_PACKAGE):
+        return "triton", "this Python has mamba-ssm"
+    return "torch", "this Python has no mamba-ssm, with which training would keep far less"
+
+
+def recompute_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Return (what training recomputes: none, selective or full; what memory says about it).
+
+    `parallelism.recompute` = auto takes the first of these that fits into `cluster.capacity.gpu_memory_gib`. Where that is not known, arms
+    on GPUs recompute everything and arms on cores nothing.
+    """
+    layout, cluster = config["parallelism"], config["cluster"]
+    given, gibibytes = layout["recompute"], cluster["capacity"]["gpu_memory_gib"]
+    if not gibibytes:
+        mode = given if given != "auto" else "full" if cluster["gpus_per_node"] else "none"
+        return mode, "cluster.capacity.gpu_memory_gib = 0: how much memory a device has is not known"
+    scan, tried = scan_of(config)[0], []
+    for mode in RECOMPUTE:
+        needed = training(config["model"], {**layout, "recompute": mode}, config["recipe"], scan).peak
+        tried.append(f"{mode} needs {in_units(needed)}")
+        fits = needed + DEVICE_RESERVE_BYTES <= gibibytes * 2**30
+        if mode == given or (given == "auto" and fits):
+            break
+    return mode, f"{', '.join(tried)} of {gibibytes:g} GiB, of which {in_units(DEVICE_RESERVE_BYTES)} are reserved"
 
 
 def check_memory(config: Mapping[str, Any]) -> None:
@@ -87,9 +134,12 @@ def check_memory(config: Mapping[str, Any]) -> None:
             )
 
 
-def training(model: Model, layout: Mapping[str, Any], recipe: Mapping[str, Any]) -> Footprint:
-    """Return the footprint of the pipeline stage that needs most. layout, recipe: as in hydra_conf/parallelism and hydra_conf/recipe."""
-    stages = [Rank(model, layout["tp"], layout["ep"], layout["pp"], stage) for stage in range(layout["pp"])]
+def training(model: Model, layout: Mapping[str, Any], recipe: Mapping[str, Any], scan: str = "torch") -> Footprint:
+    """Return the footprint of the pipeline stage that needs most.
+
+    layout, recipe: as in hydra_conf/parallelism and hydra_conf/recipe, `recompute` one of RECOMPUTE. scan: torch or triton.
+    """
+    stages = [Rank(model, layout["tp"], layout["ep"], layout["pp"], stage, scan) for stage in range(layout["pp"])]
     return max((_training(rank, layout, recipe) for rank in stages), key=lambda footprint: footprint.peak)
 
 
@@ -103,14 +153,17 @@ def _training(rank: Rank, layout: Mapping[str, Any], recipe: Mapping[str, Any]) 
     passes = -(-recipe["batch_size"] // (max(1, budget // longest) * layout["dp"]))  # of the longest rows
     in_flight = min(rank.pp - rank.stage, passes)
     boundary = rank.element * rank.model["hidden_size"] * tokens // rank.tp
-    saved = {kind: saved_bytes(rank, kind, tokens, lora) for kind in set(rank.layers)}
+    is_selective = layout["recompute"] == "selective"
+    saved = {kind: saved_bytes(rank, kind, tokens, lora, is_selective=is_selective) for kind in set(rank.layers)}
     logits = logits_bytes(rank, tokens) if rank.is_last else 0
-    if layout["recompute"]:
+    if layout["recompute"] == "full":
         activations = in_flight * boundary * (len(rank.layers) + 1)
         working = max(logits, *(saved[kind] + transient_bytes(rank, kind, tokens) for kind in saved))
     else:
         activations = in_flight * (sum(saved[kind] for kind in rank.layers) + 2 * boundary)
-        working = logits
+        working = max(logits, between_bytes(rank, tokens) if is_selective and "M" in saved else 0)
+    if not lora["is_full"]:
+        activations += cast_bytes(rank, lora["rank"], lora["targets"])
     # A recipe that samples from the model decodes between steps, when no activations wait.
     if slots := int(recipe["options"].get("decode_batch_size", 0)):
         activations, working = max((activations, working), _of_slots(rank, slots), key=sum)

@@ -27,6 +27,7 @@ class Rank:
     ep: int
     pp: int
     stage: int
+    scan: str = "torch"  # kernel of the Mamba layers: torch, or triton (mamba-ssm), which keeps no decays and no states
 
     @property
     def element(self) -> int:
@@ -133,8 +134,11 @@ def _modules(rank: Rank) -> dict[str, list[tuple[tuple[str, ...], int, int, int]
     }  # fmt: skip
 
 
-def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> int:
-    """Return the bytes that one layer saves for its backward pass, for a micro-batch of `tokens` tokens."""
+def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any], *, is_selective: bool = False) -> int:
+    """Return the bytes that one layer saves for its backward pass, for a micro-batch of `tokens` tokens.
+
+    is_selective: what lies between the projections of a Mamba layer is not saved (substrate/model/mamba.py).
+    """
     model, element, targets = rank.model, rank.element, set(lora["targets"])
     hidden, is_full = model["hidden_size"], lora.get("is_full", False)
     size = 0 if is_full else lora["rank"]
@@ -145,14 +149,13 @@ def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> 
         routed = weights[0].startswith("experts.")
         share = _expert_rows(rank) / copies if routed else 1
         if active:
-            # Inputs and low-rank products; both factors in half precision, and B of a fused weight for each block; or the changed weight.
-            inside += copies * share * (element * (width_in + active * size))
-            cast = element if element < FLOAT else 0
-            factors = active * size * width_in * cast
-            factors += width_out * size * (active * 2 * FLOAT if len(weights) > 1 else cast)
-            fixed += copies * (width_out * width_in * element if is_full else factors)
+            # Inputs and low-rank products, or in float32 the changed weight instead of these (substrate/ops/low_rank.py).
+            rows = tokens * share
+            is_merged = is_full or (element == FLOAT and rows * (width_in + width_out) > width_in * width_out)
+            inside += copies * share * element * (width_in + (0 if is_merged else active * size))
+            fixed += copies * width_out * width_in * element if is_merged else 0
     if kind == "M":
-        inside += _mamba_saved(rank)
+        inside += _projected(rank) if is_selective else _projected(rank) + _between_saved(rank)
     elif kind == "*":
         query, key = rank.head_widths
         inside += element * (2 * query + 2 * key) + FLOAT * model["num_attention_heads"] // rank.tp
@@ -166,24 +169,52 @@ def saved_bytes(rank: Rank, kind: str, tokens: int, lora: Mapping[str, Any]) -> 
     return int(tokens * (outside + inside) + fixed)
 
 
-def _mamba_saved(rank: Rank) -> int:
-    """Return what the convolution, the chunked scan and the gated norm save; the L x L blocks of decays are the largest part."""
+def cast_bytes(rank: Rank, size: int, targets: Sequence[str]) -> int:
+    """Return the bytes of the factors as the products take them: B scaled, and of a fused weight for each block, and A where it is cast."""
+    total = 0
+    for kind, modules in _modules(rank).items():
+        for weights, width_in, width_out, copies in modules:
+            active = len(set(weights) & set(targets))
+            times = copies * (rank.layers.count(kind) if kind else int(rank.is_last))
+            wide = width_out + (width_in if rank.element < FLOAT else 0)
+            total += times * active * size * wide * rank.element
+    return total
+
+
+def between_bytes(rank: Rank, tokens: int) -> int:
+    """Return the bytes that a Mamba layer keeps and needs between its projections, while they are computed again."""
+    return int(tokens * _between_saved(rank)) + transient_bytes(rank, "M", tokens)
+
+
+def _projected(rank: Rank) -> int:
+    """Return z, [x | B | C] and dt of a token, the output of a Mamba layer's first projection."""
+    inner, channels = _mamba_widths(rank)
+    return rank.element * (inner + channels + rank.model["mamba_num_heads"] // rank.tp)
+
+
+def _between_saved(rank: Rank) -> int:
+    """Return what the convolution, the scan and the gated norm save; in torch the L x L blocks of decays are the largest part."""
     model, element = rank.model, rank.element
     inner, channels = _mamba_widths(rank)
     heads, groups = model["mamba_num_heads"] // rank.tp, model["mamba_num_groups"] // rank.tp
+    if rank.scan == "triton":
+        # The convolution before its SiLU, [x | B | C] after it, y, a copy of z; y with the D term for the norm; steps and decays.
+        return element * (2 * channels + 2 * inner) + FLOAT * (inner + 3 * heads + groups)
     chunk, state = model["mamba_chunk_size"], model["mamba_state_dim"]
     blocks = heads * chunk + 2 * groups * state + 2 * inner * state // chunk  # decays, B and C, states
     rows = 4 * inner + 4 * heads + groups  # input and output of the scan and of the norm; steps and decays; scales
-    projected = element * (2 * channels + inner + heads)  # z, [x | B | C] and dt; the convolution before its SiLU
-    return FLOAT * (blocks + rows) + projected
+    return FLOAT * (blocks + rows) + element * channels  # the convolution before its SiLU
 
 
 def transient_bytes(rank: Rank, kind: str, tokens: int) -> int:
-    """Return the bytes that one layer's backward pass needs beyond the saved ones. The formula was fitted to measurements."""
+    """Return the bytes that one layer's backward pass needs beyond the saved ones. The formula was fitted to measurements with torch's scan."""
     if kind != "M":
         return 3 * FLOAT * rank.model["hidden_size"] * tokens
     inner, _ = _mamba_widths(rank)
     heads, chunk = rank.model["mamba_num_heads"] // rank.tp, rank.model["mamba_chunk_size"]
+    if rank.scan == "triton":  # states of the chunks and their gradients, products of B and C, gradients of x and y
+        products = rank.model["mamba_num_groups"] // rank.tp * chunk
+        return FLOAT * tokens * (products + 3 * inner + 3 * inner * rank.model["mamba_state_dim"] // chunk)
     return FLOAT * tokens * (heads * chunk + 2 * inner + 5 * inner * rank.model["mamba_state_dim"] // (2 * chunk))
 
 

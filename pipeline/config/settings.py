@@ -20,6 +20,7 @@ from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import CODE_ROOT
 from pipeline.campaign.records import Policy, Setting
 from pipeline.config import credentials, decoding, override_errors, policy_schema, request_rules, requests
+from pipeline.config.footprint import RECOMPUTE
 from pipeline.config.model_size import MOMENTS
 from pipeline.config.schema import Settings
 
@@ -100,6 +101,8 @@ def typed(config: Any, source: Path = SOURCE) -> Settings:
         plain = OmegaConf.to_container(OmegaConf.create(config), resolve=True)
         if "reasons" in plain:
             raise override_errors.unknown("reasons", source)
+        if isinstance(plain.get("parallelism"), dict):
+            plain["parallelism"] = _with_words(plain["parallelism"])
         if isinstance(plain.get("policy"), dict):
             plain["policy"] = policy_schema.with_ranges(plain["policy"], plain)
         asked = decoding.take_auto(plain)
@@ -121,6 +124,13 @@ def _merged(plain: Mapping[str, Any]) -> Settings:
     settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), values))
     assert isinstance(settings, Settings)
     return settings
+
+
+def _with_words(layout: dict[str, Any]) -> dict[str, Any]:
+    """Take `recompute: true` as full and `false` as none, as configurations were written before there were words."""
+    words = {True: "full", False: "none"}
+    given = layout.get("recompute")
+    return {**layout, "recompute": words[given]} if isinstance(given, bool) else layout
 
 
 def load(path: Path) -> Settings:
@@ -230,6 +240,9 @@ def _check(settings: Settings) -> None:
          "the version of vLLM in the runtime, because a score depends on it"),
         (tasks.engine == "native" or bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",
          "the folder of a virtual environment with vLLM, for tasks.engine=vllm"),
+        (settings.parallelism.recompute in ("auto", *RECOMPUTE), "parallelism.recompute", settings.parallelism.recompute,
+         f"auto, {', '.join(RECOMPUTE)}"),
+        (cluster.capacity.scan in ("auto", "torch", "triton"), "cluster.capacity.scan", cluster.capacity.scan, "auto, torch or triton"),
         (bool(tasks.families), "tasks.families", tasks.families, "at least one family"),
         (cluster.kind in ("local", "slurm"), "cluster.kind", cluster.kind, "local or slurm"),
         (cluster.network in ("loopback", "fabric"), "cluster.network", cluster.network, "loopback or fabric"),

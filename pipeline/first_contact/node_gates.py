@@ -21,7 +21,7 @@ from pipeline.rounds import control, freeze, init, launch
 REFERENCE = "a0"
 """The arm of r0000 that trains the reference recipe."""
 CURES = {
-    "out_of_memory": "Take parallelism=... with more ranks, parallelism.recompute=true or a smaller recipe.sequence_length; `plan-memory` shows "
+    "out_of_memory": "Take parallelism=... with more ranks, parallelism.recompute=full or a smaller recipe.sequence_length; `plan-memory` shows "
     "what needs the memory",
     "diverged": "Lower recipe.learning_rate, or look whether the checkpoint is damaged (gates `checkpoint` and `forward`)",
     "stalled": "A collective hangs: look at NCCL's lines in the log, and whether the ranks see one another; cluster.stall_minutes is the patience",

@@ -31,6 +31,7 @@ def show_cost(
     Console(width=120).print(live_view.footprints(cost["bytes_per_rank"]))
     recipe = chosen.recipe
     print(targets_in_words(chosen))
+    print(recompute_in_words(chosen))
     print(
         f"An arm trains {cost['trained_parameters'] / 1e6:,.2f} million parameters for {recipe.num_steps} steps. {checkpoints_in_words(chosen, cost)}"
     )
@@ -89,6 +90,13 @@ def targets_in_words(chosen: settings.Settings) -> str:
     return f"LoRA targets match {sum(found.modules for found in matched.values())} modules: {'; '.join(parts)}."
 
 
+def recompute_in_words(chosen: settings.Settings) -> str:
+    """What training computes again in its backward pass, the kernel of its scan, and why: as the memory plan has chosen."""
+    config = chosen.to_dict()
+    (mode, why), (scan, reason) = footprint.recompute_of(config), footprint.scan_of(config)
+    return f"Training recomputes {mode} ({why}), with the {scan} scan ({reason})."
+
+
 def memory_and_cost(
     chosen: settings.Settings, num_arms: int, rounds: Iterable[Round] = (), settled: Settled | None = None
 ) -> dict[str, Any]:
@@ -104,6 +112,8 @@ def memory_and_cost(
         },
         "layout": config["parallelism"],
         "decoding": decoding.in_words(chosen, decoding.settled_of(chosen) if settled is None else settled),
+        "recompute": dict(zip(("choice", "why"), footprint.recompute_of(config), strict=True)),
+        "scan": dict(zip(("choice", "why"), footprint.scan_of(config), strict=True)),
         "bytes_per_rank": {work: asdict(held) | {"peak": held.peak} for work, held in footprint.of_arm(config).items()},
         "gpu_memory_bytes": int(chosen.cluster.capacity.gpu_memory_gib * 2**30),
         "trained_parameters": footprint.trained_parameters(model, config["recipe"]),

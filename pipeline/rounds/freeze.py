@@ -18,7 +18,7 @@ from pipeline.campaign.log import Log
 from pipeline.campaign.records import Arm, Plan, Policy
 from pipeline.cluster import forecast, sbatch_parameters, slurm_submit, stage_command
 from pipeline.config import corrections, decoding, settings
-from pipeline.config.fit import check_plan_fits, gpus_of_arm
+from pipeline.config.fit import check_plan_fits, gpus_of_arm, with_recompute
 from pipeline.decision import derive
 from pipeline.execution import results
 from pipeline.external import proposers
@@ -125,6 +125,8 @@ def freeze(campaign: Campaign, round_name: str, overrides: Sequence[str], *, is_
             if not folder.plan.exists():  # another process may have frozen the round meanwhile
                 if not is_draft:
                     arms = proposers.with_proposals(folder, chosen, arms, rules)
+                chosen = with_recompute(chosen, [arm.overrides for arm in arms])
+                basis = {**basis, "config_digest": canonical.digest_text(settings.to_yaml(chosen))}
                 write_file(folder.operational, json.dumps(operational))
                 _write(campaign, folder, facts, code_dir, chosen, basis, arms)
     read_plan(folder)
@@ -204,6 +206,9 @@ def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: s
     proposer, or how and over how many rounds an improvement is confirmed."""
     frozen, now = settings.load(campaign.round("r0000").config).to_dict(), chosen.to_dict()
     for configuration in (frozen, now):
+        configuration["parallelism"].pop(
+            "recompute"
+        )  # how a round computes, and not what: each round's plan chooses it
         policy = configuration.pop("policy")
         configuration |= {f"policy.{name}": policy[name] for name in ("proposals", "confirmation", "rounds")}
     changed = sorted(key for key, value in frozen.items() if key not in MAY_DIFFER and value != now[key])

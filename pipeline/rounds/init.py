@@ -29,7 +29,7 @@ from pipeline.campaign.records import Plan
 from pipeline.claims.assess_claims import check_confirmation
 from pipeline.cluster import slurm_submit
 from pipeline.config import decoding, settings
-from pipeline.config.fit import check_experiment, check_plan_fits
+from pipeline.config.fit import check_experiment, check_plan_fits, with_recompute
 from pipeline.decision import family_states, plan
 from pipeline.execution import base_weights
 from pipeline.external import proposers
@@ -165,9 +165,10 @@ def plan_first_rounds(draft: Campaign, facts: dict[str, Any], chosen: settings.S
     """Write the overrides of r0000 and r0001, and freeze the plan of r0000."""
     for name in ("r0000", "r0001"):
         write_overrides(draft, name, {"round": name})
+    arms_of_r0000 = plan.reference_arms(chosen.seed)
+    chosen = with_recompute(chosen, [arm.overrides for arm in arms_of_r0000])
     config, policy = settings.to_yaml(chosen), settings.policy_of(chosen)
     digests = (facts["image"]["tree_digest"], facts["constitution_digest"], facts["code_digest"])
-    arms_of_r0000 = plan.reference_arms(chosen.seed)
     frozen = Plan(facts["campaign"], "r0000", *digests, canonical.digest_text(config), policy, arms_of_r0000)
     freeze_plan(draft, frozen, config, plan_basis(chosen, policy, 0))
 

@@ -158,7 +158,7 @@ class Training:
 
     def _put(self, values: Sequence["Tensor"]) -> None:
         for tensor, value in zip(self.trainable, values, strict=True):
-            tensor.data.copy_(value)
+            tensor.detach().copy_(value)
 
     def _make_step(self) -> tuple[float, float]:
         """Makes one optimizer step. Returns the batch's loss (nats a learned token) and the gradient norm before clipping."""
@@ -179,6 +179,10 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[self.step]
         self.optimizer.step()
+        for tensor in (
+            self.trainable
+        ):  # casts of it are made again (model/lora.py), also after an optimizer that writes to `.data`
+            torch.autograd.graph.increment_version(tensor)
         self.step += 1
         self.tokens += batch.num_tokens
         return batch_loss, grad_norm

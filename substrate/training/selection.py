@@ -73,7 +73,7 @@ class Selector:
         """Replaces the last state with the choice."""
         if self.chosen:
             for tensor, chosen in zip(self.trainable, self.chosen, strict=True):
-                tensor.data.copy_(chosen)
+                tensor.detach().copy_(chosen)
 
     def record(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps beside the tensors."""

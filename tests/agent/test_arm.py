@@ -27,6 +27,8 @@ SHORT = [
     "worker=scripted",
     f"worker.scenarios=[{SCENARIOS}]",
     "worker.endpoint.api_key_env=SCRIPTED_KEY",
+    "worker.budget.gpu_seconds=4000",
+    "worker.budget.wall_seconds=3000",
 ]
 
 

@@ -32,7 +32,7 @@ CONFIGS = ROOT / "hydra_conf" / "model"
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up_proj", "shared_experts.down_proj"]
 OPTIONS = {"sft_steps": 2, "samples_per_prompt": 2, "updates_per_rollout": 1, "temperature": 1.0, "top_p": 1.0}
 OPTIONS |= {"max_new_tokens": 60, "decode_batch_size": 8, "clip": 0.2, "kl_weight": 0.1, "learning_rate_scale": 0.5}
-ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1, "recompute": False}
+ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1, "recompute": "none"}
 NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
 # model file, what is changed in it, layout, sequences x tokens of a micro-batch
 SHORT = {"pattern": "ME*M"}
@@ -40,13 +40,16 @@ CASES = {
     "tiny": ("tiny", {}, ALONE, (4, 128)),
     "small": ("small", {}, ALONE, (1, 256)),
     "bfloat16": ("small", SHORT | {"dtype": "bfloat16"}, ALONE, (2, 256)),
-    "recompute": ("small", SHORT, ALONE | {"recompute": True}, (2, 256)),
-    "recompute bfloat16": ("small", SHORT | {"dtype": "bfloat16"}, ALONE | {"recompute": True}, (2, 256)),
-    "short chunks": ("small", {"pattern": "MMM", "mamba_chunk_size": 16}, ALONE | {"recompute": True}, (1, 256)),
-    "large vocabulary": ("small", {"pattern": "M*E", "vocab_size": 65536}, ALONE | {"recompute": True}, (2, 512)),
+    "recompute": ("small", SHORT, ALONE | {"recompute": "full"}, (2, 256)),
+    "recompute bfloat16": ("small", SHORT | {"dtype": "bfloat16"}, ALONE | {"recompute": "full"}, (2, 256)),
+    "selective": ("small", SHORT, ALONE | {"recompute": "selective"}, (2, 256)),
+    "selective bfloat16": ("small", SHORT | {"dtype": "bfloat16"}, ALONE | {"recompute": "selective"}, (2, 256)),
+    "tp2 selective": ("small", SHORT, ALONE | {"tp": 2, "recompute": "selective"}, (2, 256)),
+    "short chunks": ("small", {"pattern": "MMM", "mamba_chunk_size": 16}, ALONE | {"recompute": "full"}, (1, 256)),
+    "large vocabulary": ("small", {"pattern": "M*E", "vocab_size": 65536}, ALONE | {"recompute": "full"}, (2, 512)),
     "many experts": ("small", {"pattern": "MEME", "num_experts": 32}, ALONE, (2, 256)),
     "tp2": ("small", SHORT, ALONE | {"tp": 2}, (2, 256)),
-    "tp2 recompute": ("small", SHORT, ALONE | {"tp": 2, "recompute": True}, (2, 256)),
+    "tp2 recompute": ("small", SHORT, ALONE | {"tp": 2, "recompute": "full"}, (2, 256)),
     "tp2 ep2": ("small", SHORT, ALONE | {"tp": 2, "ep": 2}, (2, 256)),
     "dp2 ep2": ("small", SHORT, ALONE | {"dp": 2, "ep": 2}, (2, 256)),
     "pp2": ("small", SHORT, ALONE | {"pp": 2}, (2, 256)),
@@ -290,10 +293,10 @@ def test_no_pass_of_a_real_grpo_run_is_longer_than_planned(inputs, alone, tmp_pa
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["parallelism.recompute=false", "recipe.micro_batch_tokens=32768"], "training needs .*recompute=true"),
+        (["parallelism.recompute=false", "recipe.micro_batch_tokens=32768"], "training needs .*recompute=full"),
         (["tasks.decode_batch_size=4096"], "decoding needs .*decode_batch_size"),
         (
-            ["parallelism.recompute=true", "parallelism.judge_tp=1", "cluster.capacity.gpu_memory_gib=40"],
+            ["parallelism.recompute=full", "parallelism.judge_tp=1", "cluster.capacity.gpu_memory_gib=40"],
             "decoding needs .*judge_tp",
         ),
     ],

@@ -76,7 +76,7 @@ def write_task(folder: Path, inputs: Path, *, tp: int = 1, **recipe) -> Path:
         "config": {
             "model": config("model", "tiny") | TINY,
             "recipe": shipped | SHORT | {"lora": shipped["lora"] | {"dropout": 0.1}} | recipe,
-            "parallelism": config("parallelism", "tp2") | {"tp": tp},
+            "parallelism": config("parallelism", "tp2") | {"tp": tp, "recompute": "none"},
             "seed": 11,
         },
         "paths": {

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from substrate.distributed import cpu  # noqa: F401  before megatron-core
 from substrate.ops import fused, scan
+from substrate.ops.low_rank import low_rank_linear
 from substrate.ops.sequences import Packing
 from tests.support.gradients import compare, drawn
 
@@ -92,3 +93,22 @@ def test_what_is_frozen_gets_no_gradient(frozen):
         leaf.requires_grad_(number != frozen)
     fused.conv_silu(*leaves).square().sum().backward()
     assert [leaf.grad is not None for leaf in leaves] == [number != frozen for number in range(3)]
+
+
+@pytest.mark.parametrize("rows", [3, 200], ids=["two products", "merged"])
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("rank", [2, 24], ids=["small", "whole gradient"])
+def test_low_rank_layers_and_their_gradients(rows, blocks, rank):
+    inputs, outputs = 16, 21
+    mask = 0.5 if blocks == 1 else (drawn(outputs, rank * blocks, seed=3) > 0).double()
+    weight = drawn(outputs, inputs, seed=2)
+
+    def plain(x, A, B):
+        return x @ (weight + (B.repeat(1, blocks) * mask) @ A).T
+
+    def ours(x, A, B):
+        scale = mask if blocks == 1 else mask.float()
+        cast = (A.detach(), (B.repeat(1, blocks) * scale).detach())
+        return low_rank_linear(x, weight.float(), A, B, cast, scale)
+
+    compare(ours, plain, [drawn(rows, inputs), drawn(rank * blocks, inputs), drawn(outputs, rank, seed=1)])

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from pipeline.config import footprint
@@ -112,6 +113,54 @@ def test_stop_file_then_resume_equals_the_uninterrupted_run(alone, inputs, unint
     assert [line[name] for line in trainings.progress(out)[6:] for name in same] == [
         line[name] for line in trainings.progress(uninterrupted)[5:] for name in same
     ]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_is_recomputed_changes_no_number(alone, inputs, tmp_path, dropout):
+    """Same losses, gradient norms and adapter, to the last bit: so the memory plan may choose."""
+    found = []
+    for mode in ("none", "selective", "full"):
+        lora = trainings.config("recipe", "sft_lora")["lora"] | {"dropout": dropout}
+        task = trainings.write_task(tmp_path / mode, inputs, lora=lora)
+        content = json.loads(task.read_text())
+        content["config"]["parallelism"]["recompute"] = mode
+        task.write_text(json.dumps(content))
+        out = trainings.train(task, alone)
+        steps = [(line["loss"], line["grad_norm"]) for line in trainings.progress(out) if line["phase"] == "train"]
+        found.append((steps, trainings.adapter(out)))
+    assert len(found[0][0]) == 10
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_sees_factors_that_an_optimizer_changed_behind_autograd(alone, inputs, tmp_path, monkeypatch, dtype):
+    """Casts are made once a step. An optimizer that writes to `.data`, as NeMo's do, leaves no trace in a tensor's version."""
+
+    class Open(torch.optim.SGD):
+        behind = False
+
+        def step(self) -> None:
+            for group in self.param_groups:
+                for tensor in group["params"]:
+                    (tensor.data if self.behind else tensor.detach()).add_(tensor.grad, alpha=-group["lr"])
+
+    class Behind(Open):
+        behind = True
+
+    losses = []
+    for optimizer in (Open, Behind):
+        monkeypatch.setattr(
+            "substrate.training.run.make_optimizer", lambda name, given, decay, made=optimizer: made(given, lr=1e-3)
+        )  # fmt: skip
+        lora = trainings.config("recipe", "sft_lora")["lora"] | {"dropout": 0.0}
+        task = trainings.write_task(tmp_path / optimizer.__name__ / dtype, inputs, lora=lora)
+        content = json.loads(task.read_text())
+        content["config"]["model"]["dtype"] = dtype
+        task.write_text(json.dumps(content))
+        lines = trainings.progress(trainings.train(task, alone))
+        losses.append([line["loss"] for line in lines if line["phase"] == "train"])
+    assert losses[0] == losses[1]
+    assert losses[0][-1] != losses[0][0]
 
 
 def test_stopped_before_the_first_step(alone, inputs, uninterrupted, tmp_path):
@@ -335,7 +384,7 @@ def test_golden_task_is_valid_and_holds_the_shipped_configuration():
     task = Task.read(GOLDEN)
     assert task.model == trainings.config("model", "tiny")
     assert task.recipe == trainings.config("recipe", "sft_lora")
-    assert task.parallelism == trainings.config("parallelism", "tp2")
+    assert task.parallelism == trainings.config("parallelism", "tp2") | {"recompute": "none"}, "as a plan resolves auto"
     load_recipe(task.recipe)
 
 
