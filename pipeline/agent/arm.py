@@ -231,7 +231,7 @@ class Session:
                 self.trainings.look()
         diff = self.trainings.diff or fork_diff.ForkDiff((), "")
         write_file(job.attempt.fork_diff, diff.text)
-        self.seen = self.trainings.seen or leak_check.Look([], [])
+        self.seen = self.trainings.seen or leak_check.Look([], {})
         job.look = self.look
         usage = asdict(run.usage) | {
             "money_millionths": spent.money_millionths,
