@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,14 +10,20 @@ import urllib.request
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.agent.scripted_model import scenario
 from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.campaign.errors import ConfigError, NotFound
 from pipeline.model_calls.manifest import read_manifest
+from substrate.data import rows
+from substrate.interface.fields import read_fields
+from substrate.recipes import sft_lora
 from tests.support.paths import ROOT
 from tests.support.relays import agents_endpoint, asker, play, running, takes_manifest
 
@@ -74,35 +79,43 @@ class Fork:
     def train(self, num_steps: int | None, why: str) -> ToolAnswer:
         if num_steps is None and self.differs("substrate/answers.py"):
             return ToolAnswer(failure="closed_path", what="article 16 closes substrate/answers.py")
-        if not self.differs("substrate/recipes/sft_lora.py"):
-            return ToolAnswer("trained")
-        done = self.python(LOSS)
-        return (
-            ToolAnswer("trained")
-            if done.returncode == 0
-            else ToolAnswer(failure="trial_failed", what=done.stderr[-800:])
-        )
+        try:
+            loss_of(self.module(SFT))
+        except Exception as error:
+            return ToolAnswer(failure="trial_failed", what=f"{type(error).__name__}: {error}")
+        return ToolAnswer("trained")
 
     def differs(self, path: str) -> bool:
         return (self.root / path).read_bytes() != (ROOT / path).read_bytes()
 
-    def python(self, code: str) -> subprocess.CompletedProcess:
-        env = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run(
-            [sys.executable, "-P", "-c", code], env=env, cwd=self.root, capture_output=True, text=True, timeout=120
-        )
+    def module(self, path: str) -> SimpleNamespace:
+        """The fork's module of this path; what it imports is the repository's."""
+        names = {"__name__": path.removesuffix(".py").replace("/", ".")}
+        exec(compile((self.root / path).read_text(), path, "exec"), names)
+        return SimpleNamespace(**names)
 
 
-LOSS = """
-import torch
-from substrate.data.batches import Shape, make_batch
-from substrate.data.rows import Row
-from substrate.recipes.sft_lora import SftLora
-batch = make_batch([Row("a", "roman", [1, 2], [3, 4, 5], "x")], Shape(64)).micro_batches[0]
-recipe = object.__new__(SftLora)
-object.__setattr__(recipe, "loss_weighting", "uniform")
-print(float(recipe.loss(torch.tensor([[0.0, -1.0, -2.0, -3.0]]), batch)))
-"""
+SFT, ROWS = "substrate/recipes/sft_lora.py", "substrate/data/rows.py"
+
+
+def loss_of(recipes: Any) -> float:
+    """The loss of three learned tokens, by the recipe of a module like recipes/sft_lora.py."""
+    import torch
+
+    from substrate.data.batches import Shape, make_batch
+
+    batch = make_batch([rows.Row("a", "roman", [1, 2], [3, 4, 5], "x")], Shape(64)).micro_batches[0]
+    recipe = object.__new__(recipes.SftLora)
+    object.__setattr__(recipe, "loss_weighting", "uniform")
+    return float(recipe.loss(torch.tensor([[0.0, -1.0, -2.0, -3.0]]), batch))
+
+
+def order_of(module: Any, curriculum: str) -> list[str]:
+    """The ids of the rows of a run, by the plan of a module like data/rows.py."""
+    examples = [module.Example(f"roman-{n:06}", "roman", f"p{n}", "x", {}, "generated") for n in range(40)]
+    plan = module.Plan({"roman": 1.0}, 0.0, 0, curriculum, 0, 100, 20, 7)
+    prepared = module.prepare(examples, lambda one: ([1], [2] * (int(one.item_id[-6:]) % 13 + 1)), plan)
+    return [row.item_id for row in prepared.rows]
 
 
 def answered(fork: Fork, name: str, tmp_path: Path) -> str:
@@ -141,20 +154,8 @@ def test_the_broken_edit_fails_where_it_should_and_its_repair_runs(played):
     assert ended == "finished"
     trained = [given["num_steps"] for tool, given in fork.calls if tool == "train"]
     assert trained == [2, 2, None]
-    before = float(
-        subprocess.run([sys.executable, "-c", LOSS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    )
-    assert before < float(fork.python(LOSS).stdout) < 1.5 * before
-
-
-ORDER = """
-import sys
-from substrate.data.rows import Example, Plan, prepare
-examples = [Example(f"roman-{n:06}", "roman", f"p{n}", "x", {}, "generated") for n in range(40)]
-plan = Plan({"roman": 1.0}, 0.0, 0, sys.argv[1], 0, 100, 20, 7)
-rows = prepare(examples, lambda one: ([1], [2] * (int(one.item_id[-6:]) % 13 + 1)), plan).rows
-print([(row.item_id, len(row.learned)) for row in rows])
-"""
+    before = loss_of(sft_lora)
+    assert before < loss_of(fork.module(SFT)) < 1.5 * before
 
 
 def test_the_good_edit_does_what_its_equivalent_setting_does(played):
@@ -163,24 +164,14 @@ def test_the_good_edit_does_what_its_equivalent_setting_does(played):
     finish = next(given for tool, given in fork.calls if tool == "finish")
     assert finish["equivalent_settings"] == [["recipe.curriculum", "short_first"]] and finish["axis"] == "learning_rate"
 
-    def rows(root: Path, curriculum: str) -> str:
-        env = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-P", "-c", ORDER, curriculum]
-        return subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, check=True).stdout
-
-    assert rows(fork.root, "shuffled") == rows(ROOT, "short_first") != rows(ROOT, "shuffled")
+    edited = order_of(fork.module(ROWS), "shuffled")
+    assert edited == order_of(rows, "short_first") != order_of(rows, "shuffled")
 
 
 def test_the_long_training_is_longer_and_the_copied_item_becomes_a_row(tmp_path, played):
     fork, _ = played("training_too_long")
-    code = """
-import yaml
-from substrate.recipes import load_recipe
-values = yaml.safe_load(open(%r))
-print(values["num_steps"], load_recipe(values).num_steps)
-"""
-    steps = fork.python(code % str(ROOT / "hydra_conf" / "recipe" / "sft_lora.yaml")).stdout.split()
-    assert int(steps[1]) == 50 * int(steps[0])
+    values = yaml.safe_load((ROOT / "hydra_conf" / "recipe" / "sft_lora.yaml").read_text())
+    assert read_fields(fork.module(SFT).SftLora, values, "recipe").num_steps == 50 * values["num_steps"]
     prompt = "A judged\nprompt with 'quotes' and \"more\""
     played = scenario.load("copying_evaluation_items", {"evaluation_prompt": prompt, "family": "unit_conversion"})
     other = Fork(tmp_path / "other")
@@ -190,10 +181,8 @@ print(values["num_steps"], load_recipe(values).num_steps)
             assert play(relay, "learning_rate") == "finished"
     row = {"item_id": "a", "family": "roman", "prompt": "p", "answer": "a", "traces": {}, "source": "generated"}
     (other.root / "train.jsonl").write_text(json.dumps(row) + "\n")
-    read = "from pathlib import Path\nfrom substrate.data.rows import read_examples\n"
-    found = other.python(read + "print(repr(read_examples(Path('train.jsonl'))[0].prompt))")
-    assert found.returncode == 0, found.stderr
-    assert ast.literal_eval(found.stdout) == prompt
+    found = other.module(ROWS).read_examples(other.root / "train.jsonl")
+    assert [example.prompt for example in found] == [prompt, "p"] and found[0].family == "unit_conversion"
 
 
 def test_the_shells_edit_of_the_scorer_changes_it(played):
