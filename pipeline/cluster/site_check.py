@@ -72,7 +72,7 @@ def examine(chosen: settings.Settings) -> Iterator[Check]:
                      "none is needed: job states come from files, squeue and scontrol", "unknown")  # fmt: skip
     yield job_states_are_read()
     yield from _partitions(chosen, config)
-    yield from _nodes(chosen.cluster)
+    yield from _nodes(chosen)
 
 
 def job_states_are_read() -> Check:
@@ -92,7 +92,7 @@ def _partitions(chosen: settings.Settings, config: Mapping[str, str]) -> Iterato
     default = [row[0] for row in rows if row[0].endswith("*")]  # a job that names no partition goes there
     lines = [[row[0].removesuffix("*"), *row[1:]] for row in rows]
     seen: list[requests.Request] = []
-    for role in requests.ROLES:
+    for role in filter(chosen.worker.has_jobs, requests.ROLES):
         if (request := chosen.cluster.request(role)) not in seen:
             seen.append(request)
             yield from _partition(chosen, role, lines, [name.removesuffix("*") for name in default], config)
@@ -181,11 +181,11 @@ def _accepted(request: requests.Request, role: str) -> Check:
     )
 
 
-def _nodes(cluster: Any) -> Iterator[Check]:
+def _nodes(chosen: settings.Settings) -> Iterator[Check]:
     """Check a node of every place where jobs run: the workers', and another role's if it asks for another partition, constraint and so on."""
     seen = set()
-    for role in requests.ROLES:
-        request = cluster.request(role)
+    for role in filter(chosen.worker.has_jobs, requests.ROLES):
+        request = chosen.cluster.request(role)
         place = tuple(getattr(request, name) for name in PLACE)
         if place not in seen:
             seen.add(place)

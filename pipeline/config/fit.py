@@ -95,7 +95,7 @@ def check_sizes(chosen: settings.Settings) -> None:
 def check_requests(chosen: settings.Settings) -> None:
     """Check that each job asks for the time and the GPUs that it needs. Raises ConfigError."""
     cluster, judge_tp, target = chosen.cluster, chosen.parallelism.judge_tp, chosen.external
-    for role in ROLES:
+    for role in filter(chosen.worker.has_jobs, ROLES):
         minutes = cluster.request(role).time_limit_minutes
         if 60 * minutes <= cluster.signal_lead_seconds:
             raise ConfigError(

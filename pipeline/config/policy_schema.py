@@ -135,6 +135,10 @@ class Worker:
         """Whether the round serves its agents' model itself."""
         return self.agent == "llm" and self.endpoint.url == SERVED and not self.scenarios
 
+    def has_jobs(self, role: str) -> bool:
+        """Whether a round has jobs of a role of `requests.ROLES`: all have all but the server of the agents' model."""
+        return role != "agent" or self.is_served
+
     def runs(self, role: str) -> bool:
         """Whether an agent runs the arms of a role."""
         return self.agent == "llm" and role in self.roles

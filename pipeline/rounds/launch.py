@@ -215,7 +215,7 @@ def resources(folder: Round) -> sbatch_parameters.Resources:
     cluster = chosen.cluster
     return sbatch_parameters.Resources(
         job_name=job_name(folder),
-        requests={role: cluster.request(role) for role in ROLES if role != "agent" or chosen.worker.is_served},
+        requests={role: cluster.request(role) for role in filter(chosen.worker.has_jobs, ROLES)},
         signal_lead_seconds=cluster.signal_lead_seconds,
         nodes=chosen.num_nodes,
         arms_at_once=cluster.arms_at_once,

@@ -315,3 +315,14 @@ def test_a_time_that_yaml_would_take_for_a_number_is_refused(tmp_path, text):
         settings.compose(["cluster=mine"], source=source)
     (source / "cluster" / "mine.yaml").write_text('defaults: [slurm]\ntime_limit_minutes: "4:00:00"\n')
     assert settings.compose(["cluster=mine"], source=source).cluster.time_limit_minutes == 240
+
+
+def test_what_the_server_of_the_agents_model_asks_for_counts_only_where_a_round_has_one():
+    assert composed("cluster.agent.gpus=99").cluster.agent.gpus == 99
+    with pytest.raises(ConfigError, match="cluster.agent.gpus = 99"):
+        composed(
+            "cluster.agent.gpus=99",
+            "worker=served",
+            "cluster.vllm_runtime=/shared/vllm",
+            "worker.server.weights_dir=/shared/weights",
+        )
