@@ -190,7 +190,9 @@ def _nodes(chosen: settings.Settings) -> Iterator[Check]:
         if place not in seen:
             seen.add(place)
             of = "" if role == "worker" else f" of {role}"
-            yield from (replace(check, name=check.name + of) for check in _node(replace(cluster, **vars(request))))
+            yield from (
+                replace(check, name=check.name + of) for check in _node(replace(chosen.cluster, **vars(request)))
+            )
 
 
 def _node(cluster: Any) -> Iterator[Check]:
