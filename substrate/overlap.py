@@ -12,11 +12,12 @@ that it repeats most is listed if it repeats at least 80 percent (substrate/data
 
 import re
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from substrate.data.prompt_overlap import overlaps, prompt_digest, tokens_of
+from substrate.data.prompt_overlap import N, overlaps, prompt_digest, tokens_of
 from substrate.interface.command_line import Parser, read_json, read_json_lines, write_json_lines
 from substrate.interface.errors import DataError, exit_code_of
 
@@ -31,20 +32,32 @@ def named_in(digests: Sequence[str], evaluation: Iterable[tuple[str, str]]) -> l
 
 def held_by(texts: Sequence[tuple[str, str]], evaluation: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     """Yields which evaluation prompts the texts hold or mostly repeat, text by text. Both are (id, text) pairs."""
-    prompts = [(item_id, _spaced(prompt)) for item_id, prompt in evaluation]
+    tokens = {item_id: tokens_of(prompt) for item_id, prompt in evaluation}
+    counts = Counter(window for each in tokens.values() for window in set(_windows(each)))
+    # Each prompt is sought at the window that fewest prompts have, because those of a family begin and end alike.
+    sought: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    for item_id, each in tokens.items():
+        sought[min(_windows(each), key=counts.__getitem__, default=())].append(item_id)
     similar = {each.training_id: each for each in overlaps(texts, evaluation)}
     for text_id, text in texts:
-        spaced = _spaced(text)
-        whole = [item_id for item_id, tokens in prompts if tokens in spaced]
+        words = tokens_of(text)
+        spaced = _spaced(words)
+        near = dict.fromkeys(item_id for window in _windows(words) for item_id in sought.get(window, ()))
+        whole = sorted(item_id for item_id in near if _spaced(tokens[item_id]) in spaced)
         yield from ({"text_id": text_id, "item_id": item_id, "percent": 100} for item_id in whole)
         if not whole and text_id in similar:
             most = similar[text_id]
             yield {"text_id": text_id, "item_id": most.evaluation_id, "percent": min(99, int(100 * most.share))}
 
 
-def _spaced(text: str) -> str:
-    """Returns the tokens between spaces, so that a part of a list of tokens is a part of the text."""
-    return f" {' '.join(tokens_of(text))} "
+def _windows(tokens: list[str]) -> list[tuple[str, ...]]:
+    """Returns every N tokens that follow one another; a shorter text is no prompt."""
+    return [tuple(tokens[start : start + N]) for start in range(len(tokens) - N + 1)]
+
+
+def _spaced(tokens: list[str]) -> str:
+    """Returns the tokens between spaces, so that a part of the list is a part of the text."""
+    return f" {' '.join(tokens)} "
 
 
 def read_card_digests(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ import pytest
 from slurm.testbed.testbed import why_not
 from tests.attacks import table
 from tests.attacks.fixtures import arena, folder, outsider  # noqa: F401  fixtures of tests that attack
+from tests.support import compositions
 from tests.support.trainings import alone, inputs  # noqa: F401  fixtures of tests that train
 
 hypothesis.settings.register_profile("shared_machine", deadline=None, max_examples=50)  # which is slow at times
@@ -24,6 +25,7 @@ SLURM_RAN = pytest.StashKey[int]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SLURM_RAN] = 0
+    compositions.keep()
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest itself selects by `-m`

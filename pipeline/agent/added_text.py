@@ -17,7 +17,6 @@ from typing import Any
 from pipeline.campaign import strict_json
 
 WINDOW, STEP = 40, 20  # added lines of one text; a prompt has at most about fifteen
-MAX_TEXT, OVERLAP = 20_000, 4_000  # characters of one text, and of its end that the next one begins with
 LEAST_LITERAL = 40  # characters of literals that could hold a prompt
 LITERALS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))  # the second from Python 3.12 on
 _COMMENT = re.compile(r"^\s*(?:#|//|--|;|>)+\s?")
@@ -32,12 +31,6 @@ def added_lines(before: str, after: str) -> dict[int, str]:
 
 def texts_of(path: str, source: str, added: Mapping[int, str]) -> Iterator[tuple[int, str]]:
     """(line, text) of all that could hold a prompt: the strings of rows of data, else windows of added lines and literals of code."""
-    for line, text in _whole_texts(path, source, added):
-        for start in range(0, max(1, len(text) - OVERLAP), MAX_TEXT - OVERLAP):
-            yield line, text[start : start + MAX_TEXT]
-
-
-def _whole_texts(path: str, source: str, added: Mapping[int, str]) -> Iterator[tuple[int, str]]:
     numbers = sorted(added)
     if path.endswith((".jsonl", ".json")):
         for number in numbers:

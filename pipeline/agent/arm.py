@@ -37,6 +37,7 @@ from pipeline.model_calls.budget import MILLION, Budget, Limits
 from pipeline.model_calls.endpoint import Ask, Endpoint
 from pipeline.model_calls.manifest import BadManifest, read_manifest
 from pipeline.model_calls.replay import Replay
+from pipeline.model_calls.served import Served
 from pipeline.sandbox import bubblewrap
 from pipeline.sandbox.bubblewrap import Limits as SandboxLimits
 from pipeline.sandbox.bubblewrap import Sandbox
@@ -64,9 +65,10 @@ def train(
     sandbox is not closed. The report is written in each of these cases but the last.
     """
     job.attempt.agent_dir.mkdir(parents=True)
-    session = Session(job, mount, fork, bound, out_dir, scratch, kernels)
-    session.probe()
-    with asked(job.chosen.worker, job.arm.index, replayed) as (model, ask):
+    # First, because the clock of a session does not run while its server waits in the queue.
+    with asked(job, replayed) as (model, ask):
+        session = Session(job, mount, fork, bound, out_dir, scratch, kernels)
+        session.probe()
         why = session.talk(model, ask)
     outcome = session.report()
     job.coverage["agent"] = outcome
@@ -75,8 +77,9 @@ def train(
 
 
 @contextmanager
-def asked(chosen: Worker, arm_index: int, replayed: Replay | None) -> Iterator[tuple[Endpoint, Ask]]:
-    """The endpoint that requests are composed for, and what answers them: itself, a scripted model, or a transcript."""
+def asked(job: Work, replayed: Replay | None) -> Iterator[tuple[Endpoint, Ask]]:
+    """The endpoint that requests are composed for, and what answers them: itself, the round's server, a scripted model, or a transcript."""
+    chosen, arm_index = job.chosen.worker, job.arm.index
     at = chosen.endpoint
     model = Endpoint(
         at.url, at.model, chat_request.USE, at.timeout_seconds, at.api_key_env, at.api_key_file, at.leave_out, at.add
@@ -87,6 +90,11 @@ def asked(chosen: Worker, arm_index: int, replayed: Replay | None) -> Iterator[t
         with ScriptedModel(chosen.scenarios[arm_index % len(chosen.scenarios)]) as scripted:
             served = replace(model, url=scripted.url)
             yield served, partial(endpoint.post_chat, served)
+    elif chosen.is_served:
+        of_round = Served(job.folder, model, chosen.server.wait_seconds, job.stop_wanted)
+        job.mark("agent_server")
+        of_round.wait_first()
+        yield model, of_round.ask
     else:
         yield model, partial(endpoint.post_chat, model)
 

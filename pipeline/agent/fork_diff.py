@@ -26,7 +26,8 @@ from pipeline.campaign.errors import TrialFailed
 
 MAX_ENTRIES = 50_000
 MAX_BYTES = 256 * 2**20  # of all changed files together
-MAX_TEXT_BYTES = 2**20  # of a file whose lines are compared
+MAX_TEXT_BYTES = 64 * 2**20  # of a file whose lines are compared
+MAX_SOURCE_BYTES = 2**20  # of a .py file
 MAX_LINES, MAX_LINES_IN_ALL = (
     4000,
     20_000,
@@ -134,8 +135,12 @@ def closed(diff: ForkDiff, open_paths: Sequence[str]) -> list[tuple[str, str]]:
             found.append((each.path, "has special permissions"))
         elif each.kind != "removed" and (each.path.endswith(RUNNABLE) or "__pycache__" in each.path.split("/")):
             found.append((each.path, "could run in place of the text that is reviewed"))
-        elif each.kind != "removed" and each.path.endswith(".py") and not each.is_text:
-            found.append((each.path, f"is no UTF-8 text of at most {MAX_TEXT_BYTES} bytes, so nobody can review it"))
+        elif (
+            each.kind != "removed"
+            and each.path.endswith(".py")
+            and not (each.is_text and each.size <= MAX_SOURCE_BYTES)
+        ):
+            found.append((each.path, f"is no UTF-8 text of at most {MAX_SOURCE_BYTES} bytes, so nobody can review it"))
         elif shown(each.path) != each.path:
             found.append((each.path, "has a name that is not plain text"))
     return found

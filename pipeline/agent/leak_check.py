@@ -37,7 +37,7 @@ MAX_TEXT_IN_ALL = 64 * 2**20  # characters that are kept for the comparison with
 MAX_OF_A_KIND = 20  # canaries of one kind in one file
 # One run of such characters; prose and code have spaces. A digest in hex has 64 characters, so that 65 are more than one.
 _ENCODED = re.compile(
-    r"[A-Za-z0-9+/_=-]{160,}|(?:\\x[0-9a-f]{2}|\\u[0-9a-f]{4}){24,}|[^\x00-\x7f\s]{80,}|(?:[0-9]+[,\s]+){200,}"
+    r"[A-Za-z0-9+/_=-]{160,}|(?:\\x[0-9a-f]{2}|\\u[0-9a-f]{4}){24,}|[^\x00-\x7f\s]{80,}|(?:[0-9]++[,\s]++){100,}"
 )
 _ENCODED_LINE = re.compile(r"[\s\"'b]*[A-Za-z0-9+/_=-]{40,}[\s\"'\\,+]*")
 LEAST_ENCODED_LINES = 3  # one after the other
@@ -62,10 +62,10 @@ class Canary:
 
 @dataclass(frozen=True)
 class Look:
-    """What was found, and the texts in which judged prompts are sought later: {"text_id": "path:line", "text"}."""
+    """What was found, and the texts in which judged prompts are sought later: "path:line" -> text."""
 
     canaries: list[Canary]
-    texts: list[dict[str, str]]
+    texts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def look_at(pristine: Path, fork: Path, diff: ForkDiff, seeds: Sequence[str] = (
     try:
         internals = Internals.of(_read(roots[0], name) for name in SCORER)
         canaries: list[Canary] = []
-        texts: list[dict[str, str]] = []
+        texts: dict[str, str] = {}
         left = MAX_TEXT_IN_ALL
         for change in diff.changes:
             if change.kind == "removed" or change.what != "file":
@@ -119,7 +119,8 @@ def look_at(pristine: Path, fork: Path, diff: ForkDiff, seeds: Sequence[str] = (
                     what = f"what follows is not compared with judged prompts, {MAX_TEXT_IN_ALL} characters are"
                     canaries.append(Canary("unread_file", change.path, line, what))
                     break
-                texts.append({"text_id": f"{change.path}:{line}", "text": text})
+                name = f"{change.path}:{line}"
+                texts[name] = f"{texts[name]}\n\n{text}" if name in texts else text
         return Look(canaries, texts)
     finally:
         for each in roots:
@@ -127,7 +128,7 @@ def look_at(pristine: Path, fork: Path, diff: ForkDiff, seeds: Sequence[str] = (
 
 
 def held_prompts(
-    root: Path, texts: Sequence[Mapping[str, str]], sets: Mapping[str, Path], work: Path, log_path: Path
+    root: Path, texts: Mapping[str, str], sets: Mapping[str, Path], work: Path, log_path: Path
 ) -> list[Canary]:
     """Which judged prompts stand in the texts, by the image's own `substrate.overlap --texts`, and their answers beside them.
 
@@ -135,16 +136,16 @@ def held_prompts(
     process fails. Rows of data that only resemble a judged prompt give none, because puzzles of one family are alike by chance.
     """
     found: list[Canary] = []
-    given = {each["text_id"]: each["text"] for each in texts}
+    rows = "".join(json.dumps({"text_id": name, "text": text}) + "\n" for name, text in texts.items())
     for name, folder in sets.items() if texts else ():
         inputs = work / f"leaks-{name}" / "in"
         inputs.mkdir(parents=True, mode=0o755)
-        write_file(inputs / "texts.jsonl", "".join(json.dumps(dict(each)) + "\n" for each in texts))
+        write_file(inputs / "texts.jsonl", rows)
         write_file(inputs / "prompts.jsonl", (folder / "prompts.jsonl").read_bytes())
         answers = {row["item_id"]: row["answer"] for row in rows_of(folder / "answers.jsonl")}
         words = ["--texts", "/in/texts.jsonl", "--prompts", "/in/prompts.jsonl", "--out", "/out/overlaps.jsonl"]
         out = image_process.start(root, "overlap", words, {"/in": inputs}, inputs.parent, log_path)
-        found += canaries_of(rows_of(out / "overlaps.jsonl"), given, answers, name)
+        found += canaries_of(rows_of(out / "overlaps.jsonl"), texts, answers, name)
     return found
 
 

@@ -184,14 +184,20 @@ class Constitution:
             )
 
     def check_spending(
-        self, tokens_per_arm: int, gpu_hours_per_arm: Fraction, num_arms: int, gpu_hours_spent: Fraction
+        self,
+        tokens_per_arm: int,
+        gpu_hours_per_arm: Fraction,
+        num_arms: int,
+        gpu_hours_spent: Fraction,
+        gpu_hours_beside: Fraction = Fraction(0),
     ) -> None:
         """Check what a round could cost at most, its time limits used up. Raises Refused by article 4 for the first budget that it exceeds.
 
-        tokens_per_arm: optimizer tokens. gpu_hours_spent: GPU-hours that the campaign's earlier rounds may have used.
+        tokens_per_arm: optimizer tokens. gpu_hours_spent: GPU-hours that the campaign's earlier rounds may have used. gpu_hours_beside: of
+        the round's server of its agents' model, which is no arm's.
         """
         article = self.articles["4"]
-        round_hours = num_arms * gpu_hours_per_arm
+        round_hours = num_arms * gpu_hours_per_arm + gpu_hours_beside
         for code, what, wanted, most in (
             ("arms", "arms", num_arms, article["arms_per_round"]),
             ("optimizer_tokens", "optimizer tokens an arm", tokens_per_arm, article["optimizer_tokens_per_arm"]),

@@ -86,6 +86,9 @@ class Round(_Folder):
     evidence = property(lambda self: self.folder / "evidence.json")
     decisions_dir = property(lambda self: self.folder / "decisions")
     proposals_dir = property(lambda self: self.folder / "proposals")
+    server_dir = property(lambda self: self.folder / "agent_server")  # of the job that serves the agents' model
+    server_address = property(lambda self: self.folder / "agent_server" / "address.json")
+    server_log = property(lambda self: self.folder / "agent_server" / "vllm.log")
     closed = property(lambda self: self.folder / "closed.json")
     report = property(lambda self: self.folder / "report.html")
     lock = property(lambda self: self.folder / ".lock")  # of the process that runs the round
@@ -95,6 +98,16 @@ class Round(_Folder):
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def server_key(self) -> Path:
+        """The API key of the round's model server. The vault is closed to everybody but the user, and bound into no sandbox."""
+        return self.campaign.vault / "agent_server" / f"{self.name}.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        """The certificate of the round's model server with its private key, as PEM."""
+        return self.campaign.vault / "agent_server" / f"{self.name}.pem"
 
     @property
     def number(self) -> int:

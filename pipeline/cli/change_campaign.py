@@ -15,7 +15,6 @@ from pipeline.cli.arguments import (
     next_command,
     quoted_campaign,
 )
-from pipeline.cli.job_stages import print_next_round
 
 
 def add(commands: Commands) -> None:
@@ -53,10 +52,11 @@ def pause_verb(arguments: argparse.Namespace) -> None:
 
 
 def resume_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.cli import round_display
     from pipeline.rounds import chain
 
     campaign, folder = campaign_and_round(arguments, None)
-    print_next_round(chain.resume(campaign, folder), arguments)
+    round_display.print_next_round(chain.resume(campaign, folder), arguments)
 
 
 def end_verb(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,6 @@ from pipeline.cli.arguments import (
     quoted_campaign,
     typed,
 )
-from pipeline.cli.job_stages import print_decision
 
 
 def add(commands: Commands) -> None:
@@ -142,8 +141,10 @@ def close_verb(arguments: argparse.Namespace) -> int:
             f"Wait, or stop all of it with `{cancel}` and close it then",
         )
     frozen_code.run_frozen_code(campaign)
+    from pipeline.cli import round_display
+
     decision = meta.close(campaign, folder, by_person=True, report_line=print)
-    print_decision(folder, decision)
+    round_display.print_decision(folder, decision)
     print(next_round_command(arguments))
     return 0 if decision.state in decide.CLOSING else 1
 

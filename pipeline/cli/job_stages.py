@@ -8,12 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from pipeline.campaign.errors import NotFound, SlurmRefused
+from pipeline.campaign.errors import Interrupted, NotFound, SlurmRefused
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import CODE_ROOT, Campaign, Round
-from pipeline.campaign.records import Decision
 from pipeline.cli.arguments import (
     JOBS,
     Commands,
@@ -21,7 +19,6 @@ from pipeline.cli.arguments import (
     add_round,
     campaign_and_round,
     deciding_round,
-    jobs_of,
     next_command,
     next_round_command,
     quoted_campaign,
@@ -56,6 +53,14 @@ def add(commands: Commands) -> None:
     )
     add_campaign(sub)
     add_round(sub, required=True)
+
+    sub = commands.add(
+        "serve", serve_verb, "Serve the model of a round's agents until their arms have ended.", group=JOBS
+    )
+    add_campaign(sub)
+    add_round(sub, required=True)
+    what = "An arm that it is for, or a3=1 for one with an attempt before. The default is all."
+    sub.add_argument("arms", nargs="*", metavar="ARM", help=what)
 
     sub = commands.add(
         "meta", meta_verb, "Gather a round's arms, decide, and write the next round's overrides.", group=JOBS
@@ -158,6 +163,19 @@ def judge_verb(arguments: argparse.Namespace) -> int:
     return int(bool(failed))
 
 
+def serve_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.rounds import frozen_code
+
+    campaign, folder = campaign_and_round(arguments, arguments.round)
+    frozen_code.run_frozen_code(campaign)
+    from pipeline.config import corrections
+    from pipeline.model_calls import model_server
+
+    chosen, stop_wanted = corrections.of_round(folder), stop_wanted_of(folder, "agent")
+    is_over = model_server.serve(folder, chosen, arguments.arms, stop_wanted, lambda line: print(line, flush=True))
+    return 0 if is_over else Interrupted.exit_code
+
+
 def reference_verb(arguments: argparse.Namespace) -> None:
     from pipeline.rounds import frozen_code
 
@@ -185,10 +203,11 @@ def meta_verb(arguments: argparse.Namespace) -> int:
 
     campaign, folder = deciding_round(arguments)
     frozen_code.run_frozen_code(campaign)
+    from pipeline.cli import round_display
     from pipeline.rounds import meta
 
     decision = meta.close(campaign, folder, report_line=print, asked=arguments.asked)
-    print_decision(folder, decision)
+    round_display.print_decision(folder, decision)
     if decision.state == "undecided":
         words = (quoted_campaign(arguments), "--round", folder.name)
         again = {"slurm": typed("rerun", *words), "local": typed("round", words[0])}
@@ -198,19 +217,6 @@ def meta_verb(arguments: argparse.Namespace) -> int:
         return 1
     print(next_round_command(arguments))
     return 0
-
-
-def print_decision(folder: Round, decision: Decision) -> None:
-    """Write the page of a closed round, then print what was decided, why, and the anchor of the signed head."""
-    from pipeline.reporting import page
-
-    for line in page.write_page(folder) if folder.closed.exists() else []:
-        print(line)
-    print(f"{folder.name} is {decision.state}" + (f"; {decision.kept} is kept" if decision.kept else ""))
-    for reason in decision.reasons:
-        print(f"  {reason}")
-    if folder.closed.exists():
-        print(f"keep this anchor of the signed log outside of this machine: {read_json(folder.closed)['anchor']}")
 
 
 def chain_verb(arguments: argparse.Namespace) -> int:
@@ -234,6 +240,8 @@ def chain_verb(arguments: argparse.Namespace) -> int:
     from pipeline.rounds import chain  # imported while the meta stage starts
 
     if stage:
+        if said := chain.stop_server(Campaign.at(arguments.campaign).round(arguments.round)):
+            print(said)
         chain.preload_next_round(Campaign.at(arguments.campaign), arguments.round)
         if code := stage.wait():
             try:
@@ -244,8 +252,10 @@ def chain_verb(arguments: argparse.Namespace) -> int:
                 code = started([*arguments.asked, *requested_of(arguments)]).wait()
             if code:
                 return code
+    from pipeline.cli import round_display
+
     campaign, folder = campaign_and_round(arguments, arguments.round)
-    print_next_round(chain.chain(campaign, folder), arguments)
+    round_display.print_next_round(chain.chain(campaign, folder), arguments)
     return 0
 
 
@@ -285,12 +295,3 @@ def has_submitted_judge(arguments: argparse.Namespace) -> bool:
             f"judge job {ids['judge_job_id']} judges {', '.join(ids['judges'])}; meta job {ids['meta_job_id']} decides after it"
         )
     return ids is not None
-
-
-def print_next_round(started: Any, arguments: argparse.Namespace) -> None:
-    """Print what was submitted, or why nothing was. started: what `chain.chain` returned."""
-    if isinstance(started, str):
-        print(f"no round was submitted: {started}")
-    else:
-        print(f"{started['round']} is submitted: {jobs_of(started)}")
-    print(next_command("status", quoted_campaign(arguments)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import tempfile
@@ -17,9 +18,9 @@ from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.facts import facts_of, read_plan
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Campaign, Round
-from pipeline.campaign.records import Outcome
+from pipeline.campaign.records import Decision, Outcome
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
-from pipeline.cli.arguments import next_command, typed
+from pipeline.cli.arguments import jobs_of, next_command, quoted_campaign, typed
 from pipeline.config import settings
 from pipeline.execution import base_weights, results
 from pipeline.reporting import live_view, status
@@ -33,6 +34,7 @@ SUBMITTED = {
     "array_0": "the eight workers",
     "array_1": "with them in the first round: trains the reference recipe and judges the base",
     "reference": "judges the reference adapter on the fresh items, in the first round after array_1",
+    "agent": "serves the agents' model, and is submitted first; it ends when the arms have ended",
     "meta": "decides, after all of them",
     "judge": "not submitted now: a meta job submits it where something is left to judge, and another meta job after it",
 }
@@ -221,3 +223,25 @@ def show_scores(campaign: Campaign, folder: Round) -> None:
         print(
             f"reference over base on dev: {live_view.lift_in_words(lifts.paired_lift(outcomes[0], base, 'dev', 'base'))}"
         )
+
+
+def print_decision(folder: Round, decision: Decision) -> None:
+    """Write the page of a closed round, then print what was decided, why, and the anchor of the signed head."""
+    from pipeline.reporting import page
+
+    for line in page.write_page(folder) if folder.closed.exists() else []:
+        print(line)
+    print(f"{folder.name} is {decision.state}" + (f"; {decision.kept} is kept" if decision.kept else ""))
+    for reason in decision.reasons:
+        print(f"  {reason}")
+    if folder.closed.exists():
+        print(f"keep this anchor of the signed log outside of this machine: {read_json(folder.closed)['anchor']}")
+
+
+def print_next_round(started: Any, arguments: argparse.Namespace) -> None:
+    """Print what was submitted, or why nothing was. started: what `chain.chain` returned."""
+    if isinstance(started, str):
+        print(f"no round was submitted: {started}")
+    else:
+        print(f"{started['round']} is submitted: {jobs_of(started)}")
+    print(next_command("status", quoted_campaign(arguments)))

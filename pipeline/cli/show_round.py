@@ -144,10 +144,10 @@ def status_verb(arguments: argparse.Namespace) -> None:
 
 
 def other_jobs(states: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """What Slurm says of the reference's, the judge and the meta job, if submitted: role -> job, state, node and, while it waits, why."""
+    """What Slurm says of the jobs beside the arms, if submitted: role -> job, state, node and, while it waits, why."""
     from pipeline.cluster import slurm_answers
 
-    found = [(role, states[role]) for role in ("reference", "judge", "meta") if role in states]
+    found = [(role, states[role]) for role in ("reference", "agent", "judge", "meta") if role in states]
     return {
         role: {"job": job.job_id, "state": job.state, "node": job.node,
                "detail": slurm_answers.describe_reason(job.reason) if job.waits else job.reason}

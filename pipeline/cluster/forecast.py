@@ -76,11 +76,13 @@ class Forecast:
     phases: Mapping[str, float]
     round_seconds: float
     first_round_seconds: float
+    server_hours: float = 0.0  # at most, of the server of the agents' model, with all arms at once
 
     @property
     def hours(self) -> float:
         """Of a round after the first."""
-        return self.num_arms * (self.train_hours_per_arm + self.judge_hours_per_arm) + self.reference_hours
+        arms = self.num_arms * (self.train_hours_per_arm + self.judge_hours_per_arm)
+        return arms + self.reference_hours + self.server_hours
 
     @property
     def first_round_hours(self) -> float:
@@ -106,11 +108,8 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
     if rates is None and not chosen.cluster.capacity.has_rates:
         return None
     recipe, capacity, sampling = chosen.recipe, chosen.cluster.capacity, 0.0
-    judged = (
-        (("dev", "fresh"), "worker"),
-        (("dev",), "worker"),
-        (("fresh",), "reference"),
-    )  # sets; whose job decodes them
+    # Sets, and whose job decodes them.
+    judged = ((("dev", "fresh"), "worker"), (("dev",), "worker"), (("fresh",), "reference"))
     if rates:
         train, source = recipe.num_steps * rates.train_tokens_per_step / rates.train_tokens_per_second, rates.source
         both, dev, fresh = (_measured_decoding(chosen, rates, *each) for each in judged)
@@ -133,11 +132,12 @@ def forecast(chosen: Settings, num_arms: int, rounds: Iterable[Round] = ()) -> F
     # An arm of several nodes is judged on the first of them, but its job holds all of its devices meanwhile.
     train_hours, judge_hours = (world * (half + each) / 3600 for each in (train, both))
     reference_hours = chosen.devices_of("reference") * (half + fresh) / 3600
-    cost = (num_arms * (train_hours + judge_hours) + reference_hours) * capacity.price_per_gpu_hour
+    server_hours = chosen.serving_gpus * (chosen.worker.budget.wall_seconds + half + both) / 3600
+    cost = (num_arms * (train_hours + judge_hours) + reference_hours + server_hours) * capacity.price_per_gpu_hour
     return Forecast(
         train_hours, judge_hours, num_arms, cost, capacity.currency, source, reference_hours, world * (reference + base) / 3600, arm / 3600,
         world * sampling / 3600, {"start-up": start, "training": train, "decoding": both, "rest": rest},
-        makespan(arms, at_once), makespan([*arms, reference, base], at_once),
+        makespan(arms, at_once), makespan([*arms, reference, base], at_once), server_hours,
     )  # fmt: skip
 
 

@@ -8,7 +8,8 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.cluster.stage_command import Stage, command
@@ -73,6 +74,32 @@ def run_local(
         for number, handler in earlier.items():
             signal.signal(number, handler)
     return codes
+
+
+@contextmanager
+def beside(
+    stage: Stage | None, code_dir: Path, logs_dir: Path, runtime: Sequence[str], gpus: int, gpus_per_node: int
+) -> Iterator[None]:
+    """Run a stage while others run, and end it after them. It has the last `gpus` of the node's GPUs. stage: None for none.
+
+    Raises as `devices.of_node`.
+    """
+    if stage is None:
+        yield
+        return
+    numbers = devices.of_node(gpus, "loopback").gpus[:gpus_per_node] if gpus else []
+    own = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, numbers[-gpus:]))} if gpus else {}
+    logs_dir.mkdir(parents=True, exist_ok=True)
+    with open(logs_dir / f"{stage[0]}.log", "ab") as log:
+        environment = {**os.environ, "PYTHONPATH": str(code_dir)} | own
+        child = subprocess.Popen(
+            command(stage, runtime), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+    try:
+        yield
+    finally:
+        child.terminate()
+        child.wait()
 
 
 def arms_at_once(chosen: Settings, most: int) -> int:

@@ -21,7 +21,7 @@ from pipeline.sandbox.devices import REQUESTED
 
 @dataclass(frozen=True)
 class Resources:
-    """What the jobs of one round ask of Slurm. requests: role (worker, reference, judge or meta) -> what its jobs ask for."""
+    """What the jobs of one round ask of Slurm. requests: role (worker, reference, judge, agent or meta) -> what its jobs ask for."""
 
     job_name: str
     requests: Mapping[str, Request]
@@ -49,7 +49,7 @@ def flags_of(request: Request, excluded_nodes: Sequence[str] = ()) -> dict[str, 
 
 
 def parameters(code_dir: Path, resources: Resources, role: str) -> dict[str, Any]:
-    """The parameters of submitit for the jobs of a role: worker (or array, as their texts are named), reference, judge or meta."""
+    """The parameters of submitit for the jobs of a role: worker (or array, as their texts are named), reference, judge, agent or meta."""
     role = "worker" if role == "array" else role
     request = resources.requests[role]
     # The ranks of several nodes have the host's network, so nobody else may run on these nodes.
@@ -129,7 +129,10 @@ def sbatch_texts(
     from submitit.slurm.slurm import _make_sbatch_string
 
     text = {}
-    jobs = [*((f"array_{number}", stages) for number, stages in enumerate(arrays)), *((name, []) for name in ROLES[1:])]
+    jobs = [
+        *((f"array_{number}", stages) for number, stages in enumerate(arrays)),
+        *((name, []) for name in ROLES[1:] if name in resources.requests),
+    ]
     for name, stages in jobs:
         given = parameters(code_dir, resources, name.split("_")[0])
         if stages:

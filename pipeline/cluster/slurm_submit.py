@@ -1,7 +1,8 @@
 """Submit the jobs of a round to Slurm through submitit, and requeue a job from inside.
 
 A round is an array of eight workers, a job that judges the reference on the round's fresh items, and a meta job that waits for them all.
-The meta job may have a judge job submitted, with another meta job after it (rounds/judging.py).
+The meta job may have a judge job submitted, with another meta job after it (rounds/judging.py). Where the round serves its agents' model
+itself, a job of role `agent` is submitted before the arms, which start by themselves and wait for its address (model_calls/served.py).
 The meta job waits with `afterany`, so that it runs even if a worker failed. The first round has a second array, which trains the
 reference and evaluates the base (r0000). submitit pickles only strings: a stage's name and its arguments. The jobs run the campaign's
 frozen code, which PYTHONPATH names. Nothing here reads submitit's results, because the campaign's files say what happened.
@@ -84,12 +85,14 @@ def submit(
     reference: Stage | None = None,
     recorded: Collection[str] = (),
     judge: Stage | None = None,
+    server: Stage | None = None,
 ) -> dict[str, Any]:
     """Submit every array, the job that judges the reference, the judge job, and the meta job that waits for them all. Returns their ids.
 
-    reference: this stage waits for the arrays after the first, which train the reference. judge: this one waits for nothing. recorded:
-    marks of earlier submissions whose jobs the campaign's files name. The caller records the ids and then calls `keep`; the next submission
-    of this folder cancels the jobs of a mark that is neither kept nor recorded, because nobody would know of them.
+    reference: this stage waits for the arrays after the first, which train the reference. judge, server: these wait for nothing, and the meta job
+    does not wait for the server, which is submitted first and ends after the arms. recorded: marks of earlier submissions whose jobs the
+    campaign's files name. The caller records the ids and then calls `keep`; the next submission of this folder cancels the jobs of a mark that is
+    neither kept nor recorded, because nobody would know of them.
 
     Raises NotFound if sbatch or srun is missing. Raises WorkFailed with Slurm's own sentence if Slurm refuses a job, after cancelling the
     jobs that it had accepted.
@@ -103,11 +106,13 @@ def submit(
     mark = slurm_sbatch.Mark(folder)
     mark.open()
     array_ids: list[str] = []
-    reference_id = judge_id = ""
+    reference_id = judge_id = server_id = ""
     task_ids: list[list[str]] = []
     with clean_environment():
-        executors = {name: _executor(folder, code_dir, resources, name, mark) for name in ROLES}
+        executors = {name: _executor(folder, code_dir, resources, name, mark) for name in resources.requests}
         try:
+            if server:
+                server_id = executors["agent"].submit(run_stage, *server).job_id
             for stages in arrays:
                 with executors["worker"].batch():
                     jobs = [executors["worker"].submit(run_stage, *stage) for stage in stages]
@@ -127,10 +132,10 @@ def submit(
             with suppress(WorkFailed):  # it then stays open, and the next submission cancels what is left
                 mark.take_back(names)
             with suppress(WorkFailed):
-                slurm_clients.cancel_jobs([*array_ids, *filter(None, [reference_id, judge_id])])
+                slurm_clients.cancel_jobs([*array_ids, *filter(None, [reference_id, judge_id, server_id])])
             raise
     return {"kind": "slurm", "array_job_ids": array_ids, "task_job_ids": task_ids, "reference_job_id": reference_id,
-            "judge_job_id": judge_id, "meta_job_id": meta_id, "submission": mark.word}  # fmt: skip
+            "judge_job_id": judge_id, "agent_job_id": server_id, "meta_job_id": meta_id, "submission": mark.word}  # fmt: skip
 
 
 def submit_stage(

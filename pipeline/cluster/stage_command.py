@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pipeline.campaign.errors import ConfigError, NotFound
 
-IN_RUNTIME = ("worker", "reference", "judge", "meta", "forward")
+IN_RUNTIME = ("worker", "reference", "judge", "meta", "forward", "serve")
 Stage = tuple[str, ...]
 """A command of the pipeline, the campaign, the round and further words: ("worker", "/runs/demo", "r0001", "a3", "--plan", "<sha256>")."""
 

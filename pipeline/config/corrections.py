@@ -33,7 +33,7 @@ def of_round(folder: Round) -> settings.Settings:
     cluster = chosen.cluster
     for name in NAMES:
         setattr(cluster, name, getattr(requests["worker"], name))
-    cluster.reference, cluster.judge, cluster.meta = (requests[role] for role in ROLES[1:])
+    cluster.reference, cluster.judge, cluster.agent, cluster.meta = (requests[role] for role in ROLES[1:])
     return chosen
 
 

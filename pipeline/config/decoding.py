@@ -180,8 +180,11 @@ def _dense(chosen: Settings) -> set[str]:
 
 
 def words_of(settled: Settled) -> list[str]:
-    """Return the overrides that a campaign froze for `auto`."""
-    return [f"{key}='{each['value']}'" for key, each in sorted(settled.items())]
+    """Return the overrides that a campaign froze for `auto`. A version is quoted, because Hydra takes 0.10 for a number."""
+    return [
+        f"{key}='{each['value']}'" if key == ENGINE_VERSION else f"{key}={each['value']}"
+        for key, each in sorted(settled.items())
+    ]
 
 
 def settled_of(chosen: Settings) -> dict[str, dict[str, str]]:

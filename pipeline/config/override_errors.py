@@ -48,7 +48,7 @@ SITE_WORDS = (
     "mem_per_cpu",
     "mem_per_gpu",
 )
-SITE_ROLES = ("worker", "reference", "judge", "meta")
+SITE_ROLES = ("worker", "reference", "judge", "agent", "meta")
 UNQUOTED_TIME = re.compile(r"\b([\w-]+): +([1-9]\d*(?::[0-5]?\d)+) *(?:[,}#]|$)", re.MULTILINE)
 
 

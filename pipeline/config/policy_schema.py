@@ -15,6 +15,13 @@ from typing import Any
 from pipeline.campaign.errors import ConfigError
 
 AGENTS = ("none", "llm")
+SERVED = "served"
+"""The `worker.endpoint.url` of the round's own model server, whose address nobody knows before its job runs."""
+OWN_FLAGS = (
+    "api-key", "host", "port", "uds", "served-model-name", "tensor-parallel-size", "enable-auto-tool-choice", "tool-call-parser",
+    "ssl-keyfile", "ssl-certfile", "ssl-ca-certs", "ssl-cert-reqs", "model", "config",
+)  # fmt: skip
+"""Flags of `vllm serve` that follow from other settings, or that would open the server to others."""
 AGENT_ROLES = ("anchor", "replicate", "axis")
 """Roles of the arms that an agent may run. An anchor or replicate repeats a recipe, so its agent may edit nothing."""
 
@@ -100,6 +107,17 @@ class AgentBudget:
 
 
 @dataclass
+class ModelServer:
+    """The server of `worker.endpoint.url=served`: vLLM of `cluster.vllm_runtime`, in a job of `cluster.agent` (docs/agents.md)."""
+
+    weights_dir: str = ""  # published checkpoint to serve; empty: the campaign's own base weights (cluster.weights_dir)
+    tool_call_parser: str = ""  # vLLM's name for the form in which this model calls tools
+    arguments: list[str] = field(default_factory=list)  # further words of `vllm serve`
+    wait_seconds: int = 3600  # that an arm waits for the server, and the server for its own first answer
+    restarts: int = 3  # of a server that ends by itself
+
+
+@dataclass
 class Worker:
     """Who runs an arm: the recipe alone (`none`), or an agent that may edit its fork first (`llm`; docs/agents.md)."""
 
@@ -110,6 +128,12 @@ class Worker:
     price_per_million_answer_tokens: float = 0.0
     budget: AgentBudget = field(default_factory=AgentBudget)
     scenarios: list[str] = field(default_factory=list)  # of the scripted model, by arm index; empty: the endpoint
+    server: ModelServer = field(default_factory=ModelServer)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the round serves its agents' model itself."""
+        return self.agent == "llm" and self.endpoint.url == SERVED and not self.scenarios
 
     def runs(self, role: str) -> bool:
         """Whether an agent runs the arms of a role."""
@@ -189,7 +213,7 @@ def rules_of_worker(worker: Worker, num_nodes: int) -> list[tuple[bool, str, obj
         (not is_agent or num_nodes == 1, "worker.agent", worker.agent,
          f"none, because an arm takes {num_nodes} nodes, and an agent's arm takes one; or a layout (parallelism=...) that fits a node"),
         (not is_agent or bool(worker.scenarios or worker.endpoint.url), "worker.endpoint.url", "empty",
-         "the address of the model, or worker=scripted for a model that plays written scenarios"),
+         "the address of the model, served for a server of the round's own, or worker=scripted for a model that plays written scenarios"),
         (0 < worker.endpoint.timeout_seconds <= 86400, "worker.endpoint.timeout_seconds", worker.endpoint.timeout_seconds,
          "a number > 0, at most a day"),
         *((getattr(budget, name) > 0, f"worker.budget.{name}", getattr(budget, name), "a number > 0") for name in counted),

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.campaign.records import NUM_ARMS
+from pipeline.config.policy_schema import OWN_FLAGS, Worker
 from pipeline.config.requests import FLAGS_FOR_GPUS, MEMORY, Request, gpus_of, gres_entries
-from pipeline.config.schema import External, Tasks
+from pipeline.config.schema import Cluster, External, Tasks
 
 Rule = tuple[bool, str, object, str]
 TEXTS = ("partition", "account", "qos", "reservation", "constraint", "gpu_type", "gres", *MEMORY)
@@ -139,6 +140,30 @@ def _of_flag(name: str, value: str, at: str, gpus: int) -> Iterator[Rule]:
     if name == "gpus-per-task":
         fits = bool(re.fullmatch(rf"([\w.+-]+:)?{gpus}", value))
         yield fits, key, value, f"the GPUs of a node or of the job, {gpus}, because one task runs on a node"
+
+
+def rules_of_server(worker: Worker, cluster: Cluster) -> list[Rule]:
+    """Return the rules of a round that serves its agents' model itself; none for another round."""
+    server, words = worker.server, [word.partition("=")[0] for word in worker.server.arguments]
+    own = [word for word in words if word.lstrip("-").replace("_", "-") in OWN_FLAGS and word.startswith("-")]
+    has_key = bool(worker.endpoint.api_key_env or worker.endpoint.api_key_file)
+    return [
+        (bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",
+         "the folder of a virtual environment with vLLM, which worker.endpoint.url=served starts; or the address of another endpoint"),
+        (bool(server.weights_dir or cluster.weights_dir), "worker.server.weights_dir", "empty",
+         "the folder of a published checkpoint, because this campaign's own weights lie in its image, which vLLM does not read"),
+        (bool(server.tool_call_parser), "worker.server.tool_call_parser", "empty",
+         "vLLM's name for the form of the model's tool calls, such as qwen3_coder; `vllm serve --help=tool-call-parser` lists them"),
+        (not cluster.gpus_per_node or cluster.agent.gpus > 0, "cluster.agent.gpus", cluster.agent.gpus,
+         "1 or more, because the job of the model server needs GPUs; null takes parallelism.judge_tp"),
+        (cluster.kind != "local" or not cluster.gpus_per_node or cluster.gpus + cluster.agent.gpus <= cluster.gpus_per_node,
+         "cluster.gpus_per_node", cluster.gpus_per_node,
+         f"{cluster.gpus + cluster.agent.gpus} or more, because an arm and the model server run here at the same time; or another endpoint"),
+        (not has_key, "worker.endpoint.api_key_env and api_key_file", "set", "neither with worker.endpoint.url=served, which makes a key of its own"),
+        (not own, "worker.server.arguments", own, f"none of {', '.join(OWN_FLAGS)}, which follow from other settings"),
+        (server.wait_seconds > 0, "worker.server.wait_seconds", server.wait_seconds, "a number > 0"),
+        (server.restarts >= 0, "worker.server.restarts", server.restarts, "0 or more"),
+    ] if worker.is_served else []  # fmt: skip
 
 
 def of_external(target: External, tasks: Tasks) -> list[tuple[bool, str, object, str]]:

@@ -1,9 +1,9 @@
 """What each kind of job asks of Slurm: the requests of `cluster`, filled in for every role. (What they may say: request_rules.py.)
 
-The keys of `cluster` describe a node, and `parallelism` says how many GPUs an arm needs. A job asks for the GPUs that its work needs, and for
-the same share of the node's cores and memory. `cluster.worker`, `cluster.reference`, `cluster.judge` and `cluster.meta` replace some keys for
-one role, and what they say is asked for as it is. `resolved` fills the requests in while a configuration is composed. From then on `cluster`
-itself is what a worker asks for, and those of the other roles are complete.
+The keys of `cluster` describe a node, and `parallelism` says how many GPUs an arm needs. A job asks for the GPUs that its work needs, and
+for the same share of the node's cores and memory. `cluster.worker`, `cluster.reference`, `cluster.judge`, `cluster.agent` (the server of
+the agents' model) and `cluster.meta` replace some keys for one role, and what they say is asked for as it is. `resolved` fills the requests
+in while a configuration is composed. From then on `cluster` itself is what a worker asks for, and those of the other roles are complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 
-ROLES = ("worker", "reference", "judge", "meta")
+ROLES = ("worker", "reference", "judge", "agent", "meta")
 
 
 @dataclass(kw_only=True)
@@ -96,7 +96,7 @@ def _is_resolved(cluster: Mapping[str, Any]) -> bool:
 
 
 def _needed(ranks_per_node: Any, gpus_per_node: Any, layout: Mapping[str, Any]) -> dict[str, int]:
-    """Role -> the GPUs that its work needs on a node: a worker one for each rank, judging judge_tp, and deciding none."""
+    """Role -> the GPUs that its work needs on a node: a worker one for each rank, judging and serving a model judge_tp, and deciding none."""
     sizes = [layout.get(axis) for axis in ("tp", "pp", "cp", "dp")]
     ranks = prod(size for size in sizes if isinstance(size, int))
     judge_tp = layout.get("judge_tp")
@@ -104,7 +104,7 @@ def _needed(ranks_per_node: Any, gpus_per_node: Any, layout: Mapping[str, Any]) 
         ranks = min(ranks, gpus_per_node)
     arm = ranks_per_node if isinstance(ranks_per_node, int) and ranks_per_node > 0 else ranks
     judging = judge_tp if isinstance(judge_tp, int) else 1
-    return {"worker": arm, "reference": judging, "judge": judging, "meta": 0}
+    return {"worker": arm, "reference": judging, "judge": judging, "agent": judging, "meta": 0}
 
 
 def _names() -> dict[str, Any]:

@@ -197,6 +197,7 @@ class Cluster(Request):
     vllm_runtime: str  # virtual environment of tasks.engine=vllm, read-only in its sandbox
     reference: Request  # of the job that judges the reference
     judge: Request  # of the job that judges what is left when the meta job runs
+    agent: Request  # of the job that serves the agents' model (worker.endpoint.url=served)
     meta: Request  # of the meta job
     checkpoint_minutes: float = 0.0  # a trial saves its state at least so often; 0: by recipe.checkpoint_every alone
     file_wait_seconds: float = 0.0  # for what another machine wrote and this one does not see yet
@@ -205,9 +206,10 @@ class Cluster(Request):
     runtime: list[str] = field(default_factory=list)  # words before `-m pipeline` in a stage; empty: this Python
 
     def request(self, role: str) -> Request:
-        """What the jobs of a role ask for: worker, reference, judge or meta."""
-        arm = Request(**{each.name: getattr(self, each.name) for each in fields(Request)})
-        return arm if role == "worker" else {"reference": self.reference, "judge": self.judge, "meta": self.meta}[role]
+        """What the jobs of a role ask for: worker, reference, judge, agent or meta."""
+        if role == "worker":
+            return Request(**{each.name: getattr(self, each.name) for each in fields(Request)})
+        return {"reference": self.reference, "judge": self.judge, "agent": self.agent, "meta": self.meta}[role]
 
 
 @dataclass
@@ -283,6 +285,11 @@ class Settings:
         """How many items a set has: dev or fresh."""
         tasks = self.tasks
         return len(tasks.families) * {"dev": tasks.num_dev_per_family, "fresh": tasks.num_fresh_per_family}[item_set]
+
+    @property
+    def serving_gpus(self) -> int:
+        """GPUs of the job that serves the agents' model; 0 where the round serves none, or the site has none."""
+        return self.cluster.agent.gpus if self.worker.is_served else 0
 
     @property
     def num_nodes(self) -> int:

@@ -271,7 +271,7 @@ def _check(settings: Settings) -> None:
         *request_rules.of_external(settings.external, settings.tasks),
         *credentials.of_endpoint(settings.policy.proposals, "policy.proposals."),
         *credentials.of_endpoint(settings.worker.endpoint, "worker.endpoint."),
-        *policy_schema.rules_of_worker(settings.worker, settings.num_nodes),
+        *policy_schema.rules_of_worker(settings.worker, settings.num_nodes), *request_rules.rules_of_server(settings.worker, cluster),
         request_rules.of_setup(cluster.setup),
         *(rule for role in requests.ROLES for rule in request_rules.of_request(cluster.request(role), role)),
         (settings.policy.proposals.kind in PROPOSERS, "policy.proposals.kind", settings.policy.proposals.kind, ", ".join(PROPOSERS)),

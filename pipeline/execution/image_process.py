@@ -200,7 +200,7 @@ def start(
             folder.chmod(0o755)
     read_only, read_write = {"/substrate": pristine, **binds}, {"/out": out}
     python = "python"
-    if chosen and chosen.tasks.engine == "vllm":
+    if chosen and entry == "generate_vllm":
         runtime = Path(chosen.cluster.vllm_runtime)
         read_only[str(runtime)], python = runtime, f"{runtime}/bin/python"
     sandbox = Sandbox(read_only, read_write, env=SUBSTRATE_ENV)

@@ -58,6 +58,7 @@ class Endpoint:
     api_key_file: str = ""
     leave_out: Sequence[str] = ()
     add: Mapping[str, Any] = field(default_factory=dict)
+    certificate: str = ""  # file with the only certificate that is accepted, and the key to show it too: of the round's own server (served.py)
 
     def check_settings(self) -> None:
         """Raise ConfigError for an invalid address, model name or parameter, or a key that would be sent in clear."""
@@ -151,6 +152,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def tls_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """The rules of TLS for an endpoint: certificates that the system trusts, or its own alone. Raises OSError where that cannot be read."""
+    context = ssl.create_default_context(cafile=endpoint.certificate or None)
+    if endpoint.certificate:
+        context.load_cert_chain(endpoint.certificate)
+    return context
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any) -> None:
         return  # urllib then raises HTTPError with the status
@@ -161,12 +170,12 @@ def _post(endpoint: Endpoint, request: bytes, key: Secret | None, seconds: float
     message = urllib.request.Request(endpoint.url, request, headers, method="POST")
     if key:
         message.add_unredirected_header("Authorization", f"Bearer {key.text}")
-    handlers: list[Any] = [_NoRedirect(), urllib.request.HTTPSHandler(context=ssl.create_default_context())]
-    if is_loopback(urlsplit(endpoint.url).hostname or ""):
-        handlers.append(urllib.request.ProxyHandler({}))  # a proxy of the site cannot reach this machine
     deadline = time.monotonic() + seconds
     parts, size = [], 0
     try:
+        handlers: list[Any] = [_NoRedirect(), urllib.request.HTTPSHandler(context=tls_context(endpoint))]
+        if endpoint.certificate or is_loopback(urlsplit(endpoint.url).hostname or ""):
+            handlers.append(urllib.request.ProxyHandler({}))  # a proxy of the site cannot reach this machine, or a node
         with urllib.request.build_opener(*handlers).open(message, timeout=seconds) as answer:
             while part := answer.read1(CHUNK):
                 parts.append(part)

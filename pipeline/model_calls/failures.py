@@ -31,6 +31,7 @@ _CURES: Mapping[str, str] = {
     "endpoint_too_large": "Use an endpoint that answers with at most 1 MiB",
     "endpoint_broken": "Check that {at}.url has the right scheme and port",
     "endpoint_key": "Put the key there for the job that asks, or configure none",
+    "endpoint_not_served": "See the job `agent` in `status`, and agent_server/vllm.log of the round; `rerun` starts the arm again, with a server",
     "endpoint_key_echoed": "Replace the key at its provider",
 }  # fmt: skip
 KINDS = tuple(_CURES)

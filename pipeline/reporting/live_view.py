@@ -115,11 +115,13 @@ def forecast(expected: Mapping[str, Any] | None, *, has_gpus: bool) -> str:
     hours = "GPU-hours" if has_gpus else "hours of a rank"
     first = expected["first_round_hours"]
     cost, first_cost = expected["cost"], expected["cost"] * first / (expected["hours"] or 1)
+    server = expected["server_hours"]
+    serving = f" The server of the agents' model has at most {server:,.3g} of them." if server else ""
     costs = [f" ({each:,.0f} {expected['currency']})" if each else "" for each in (first_cost, cost)]
     return (
         f"The first round of {expected['num_arms']} arms, with the reference's training and the base, takes {first:,.3g} {hours}{costs[0]}, "
         f"and each later one {expected['hours']:,.3g}{costs[1]}. Of one arm, training takes {expected['train_hours_per_arm']:,.3g} and judging "
-        f"{expected['judge_hours_per_arm']:,.3g} {hours}, and it lasts {expected['wall_hours']:,.3g} hours ({expected['source']})."
+        f"{expected['judge_hours_per_arm']:,.3g} {hours}, and it lasts {expected['wall_hours']:,.3g} hours ({expected['source']}).{serving}"
     )
 
 

@@ -7,11 +7,13 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.campaign.errors import WorkFailed
 from pipeline.campaign.facts import facts_of
 from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import Campaign, Round
+from pipeline.cluster import slurm_clients
 from pipeline.config import settings
-from pipeline.rounds import freeze, launch
+from pipeline.rounds import control, freeze, launch
 
 
 def preload_next_round(campaign: Campaign, round_name: str) -> None:
@@ -38,6 +40,23 @@ def chain(campaign: Campaign, folder: Round) -> Mapping[str, Any] | str:
     if following.submitted.exists():
         return f"{following.name} is submitted already"
     return {"round": following.name, **launch.submit(campaign, following)}
+
+
+def stop_server(folder: Round) -> str:
+    """Cancel the job that serves the model of a round's agents once no arm waits or runs. Returns a sentence about it, or empty for none.
+
+    What fails here holds up no decision: the job ends by itself.
+    """
+    jobs = control.ask_slurm(folder).jobs
+    server = jobs.get("agent")
+    is_needed = any(job.waits or job.runs or job.may_return for arm, job in jobs.items() if "/" in arm)
+    if server is None or is_needed or not (server.waits or server.runs):
+        return ""
+    try:
+        slurm_clients.cancel_jobs([server.job_id])
+    except WorkFailed as error:
+        return f"the agents' model server, job {server.job_id}, was not cancelled: {error}"
+    return f"the agents' model server, job {server.job_id}, is cancelled, because every arm has ended"
 
 
 def pause(campaign: Campaign) -> None:

@@ -24,16 +24,17 @@ from pipeline.cluster import slurm_clients, slurm_jobs, slurm_submit
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.config import settings
 from pipeline.execution import results
+from pipeline.model_calls import served
 from pipeline.rounds import launch
 
 LOGS = ("trial", "judge", "job")
 REFERENCE = "reference"
-OTHER_JOBS = (REFERENCE, "judge", "meta")  # of a round, beside its arms
+OTHER_JOBS = (REFERENCE, "judge", "agent", "meta")  # of a round, beside its arms
 LOCK_SECONDS = 60.0  # arms that end at a common time limit each run `rerun`, one after the other
 
 
 def ask_slurm(folder: Round) -> slurm_jobs.Report:
-    """The state of every arm's newest job; keys are like "r0001/a3", and "reference" and "meta". Empty if nothing was submitted."""
+    """The state of every arm's newest job; keys are like "r0001/a3", and "reference", "agent" and "meta". Empty if nothing was submitted."""
     ids = slurm_jobs.task_ids(folder)
     said = launch.query(folder, list(ids.values()))
     return replace(said, jobs={arm: said.jobs[job_id] for arm, job_id in ids.items()})
@@ -82,7 +83,7 @@ def logs_of(folder: Round, arm: str, which: str | None = None) -> list[Path]:
     if attempts:
         logs["trial"], logs["judge"] = [attempts[-1].trial_log], [attempts[-1].judge_log]
     else:
-        logs["judge"] = [] if is_arm else [folder.meta_dir / "judge.log"]
+        logs["judge"] = [] if is_arm else [folder.server_log if arm == "agent" else folder.meta_dir / "judge.log"]
     job_id = slurm_jobs.task_ids(folder).get(f"{folder.name}/{arm}" if is_arm else arm)
     for at in [folder] if folder.number else [folder, folder.campaign.round("r0001")]:  # r0000 runs beside r0001
         logs["job"] += sorted(at.slurm_dir.glob(f"{job_id}_*_log.out")) if job_id else []
@@ -238,8 +239,9 @@ def _rerun(
     stages = launch.worker_stages(campaign, folder, arms, digest)
     arrays, meta = [stages] if stages else [], launch.meta_stage(campaign, folder)
     reference = launch.reference_stage(campaign, folder) if has_reference else None
-    recorded = slurm_jobs.recorded_marks(folder)
-    ids = slurm_submit.submit(folder.slurm_dir, code_dir, arrays, meta, asked_of_slurm, reference, recorded)
+    server = served.stage(folder, settings.load(folder.config).worker, arms)
+    given = (asked_of_slurm, reference, slurm_jobs.recorded_marks(folder), None, server)
+    ids = slurm_submit.submit(folder.slurm_dir, code_dir, arrays, meta, *given)
     tasks = launch.tasks_of(arrays, ids) | ({"reference": ids["reference_job_id"]} if has_reference else {})
     slurm_jobs.record_submission(folder, tasks, ids["meta_job_id"], "rerun", ids)
     slurm_submit.keep(folder.slurm_dir, ids["submission"])
@@ -294,6 +296,5 @@ def _is_gone(folder: Round, job: Job) -> bool:
 
 
 def _why_unknown(job: Job, complaints: Sequence[str]) -> str:
-    if job.absent:
-        return "another user submitted it, and a site may hide the jobs of others"
-    return "; ".join(complaints) or f"Slurm calls it {job.state}"
+    hidden = "another user submitted it, and a site may hide the jobs of others"
+    return hidden if job.absent else "; ".join(complaints) or f"Slurm calls it {job.state}"

@@ -48,8 +48,8 @@ def end(campaign: Campaign, *, dry_run: bool = False) -> list[str]:
 def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
     """(path, size in bytes) of what no later run needs.
 
-    Of arms that have a score the kept states and journals, of closed rounds submitit's pickles; of this machine's compiled kernels damaged
-    and unfinished caches of the campaign's image, and all of them once the campaign has ended.
+    Of arms that have a score the kept states and journals, of closed rounds submitit's pickles and the keys of a killed model server; of this
+    machine's compiled kernels damaged and unfinished caches of the campaign's image, and all of them once the campaign has ended.
     """
     for folder in campaign.frozen_rounds():
         for arm in folder.frozen_plan().arms:
@@ -59,6 +59,8 @@ def garbage(campaign: Campaign) -> Iterator[tuple[Path, int]]:
                         (path, _size(path)) for path in (attempt.saved_dir, attempt.decoded_dir) if path.exists()
                     )
         if folder.closed.exists():
+            left = (folder.server_key, folder.server_certificate, folder.server_address)  # of a server that was killed
+            yield from ((path, _size(path)) for path in left if path.exists())
             yield from ((path, _size(path)) for path in sorted(folder.slurm_dir.glob("*.pkl")))
     yield from ((path, _size(path)) for path in _kernel_caches(campaign))
 

@@ -22,6 +22,7 @@ from pipeline.config.fit import check_plan_fits, gpus_of_arm, with_recompute
 from pipeline.decision import derive
 from pipeline.execution import results
 from pipeline.external import proposers
+from pipeline.model_calls import model_server
 from pipeline.rounds.arms import arms_of
 from pipeline.rounds.launch import arrays, job_name, meta_stage, resources, round_lock, was_begun
 
@@ -226,6 +227,7 @@ def check_budget(campaign: Campaign, chosen: settings.Settings, num_arms: int, r
         path for path in campaign.folder.glob("rounds/*/a*/attempt_*/result.h5") if gpus and results.status_of(path)
     ]
     spent = sum(results.read_attributes(path)["gpu_seconds"] for path in ended)
+    spent += sum(model_server.gpu_seconds(each) for each in campaign.frozen_rounds())
     check_cost(chosen, num_arms, rules, int(spent))
     return int(spent)
 
@@ -240,6 +242,7 @@ def check_cost(
         Fraction(gpus * chosen.cluster.time_limit_minutes, 60),
         num_arms,
         Fraction(spent_gpu_seconds, 3600),
+        Fraction(chosen.serving_gpus * chosen.cluster.agent.time_limit_minutes, 60),
     )
 
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.config import corrections, settings
 from pipeline.config.requests import ROLES
 from pipeline.execution import results
+from pipeline.model_calls import served
 from pipeline.sandbox import image
 
 
@@ -44,7 +45,7 @@ def arrays(campaign: Campaign, folder: Round) -> list[list[stage_command.Stage]]
 def worker_stages(
     campaign: Campaign, folder: Round, arms: Sequence[str], plan_digest: str
 ) -> list[stage_command.Stage]:
-    """The worker stage of each arm. plan_digest: the worker refuses to run under another plan."""
+    """The worker stage of each arm, which refuses to run under another plan."""
     return [("worker", str(campaign.folder), folder.name, arm, "--plan", plan_digest) for arm in arms]
 
 
@@ -64,9 +65,11 @@ def submit(campaign: Campaign, folder: Round) -> dict[str, object]:
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="slurm")
         stages = arrays(campaign, folder)
         reference, meta = reference_stage(campaign, folder), meta_stage(campaign, folder)
+        server = served.stage(folder, settings.load(folder.config).worker, [stage[3] for stage in stages[0]])
         marks = slurm_jobs.recorded_marks(folder)
+        asked, given = resources(folder), (reference, marks, None, server)
         try:
-            ids = slurm_submit.submit(folder.slurm_dir, code_dir, stages, meta, resources(folder), reference, marks)
+            ids = slurm_submit.submit(folder.slurm_dir, code_dir, stages, meta, asked, *given)
         except SlurmRefused as error:
             raise SlurmRefused(error.what, f"Nothing is submitted. {how_to_correct(folder)}") from error
         tasks = tasks_of(stages, ids) | {"reference": ids["reference_job_id"]}
@@ -132,7 +135,8 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             )
         code_dir, digest = verify_frozen(campaign, folder)
         chosen = settings.load(folder.config)
-        gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, chosen.cluster.gpus_per_node)
+        on_node, serving = chosen.cluster.gpus_per_node, chosen.serving_gpus
+        gpus = local_runner.gpus_by_arm(chosen.cluster.gpus, on_node - serving)
         Log(campaign.log).append_once("slurm_submission", round=folder.name, plan_digest=digest, kind="local")
         write_file(folder.submitted, canonical.encoded({"kind": "local", "pid": os.getpid(), "plan_digest": digest}))
         stages = [
@@ -143,10 +147,11 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
             and (not only or (stage[2] == folder.name and stage[3] in only))
         ]
         at_once = local_runner.arms_at_once(chosen, len(gpus))
-        local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, chosen.cluster.runtime, gpus)
-        codes = local_runner.run_local(
-            [meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch, chosen.cluster.runtime
-        )
+        runtime = chosen.cluster.runtime
+        server = served.stage(folder, chosen.worker, [stage[3] for stage in stages if stage[2] == folder.name])
+        with local_runner.beside(server, code_dir, folder.logs_dir, runtime, serving, on_node):
+            local_runner.run_local(stages, code_dir, at_once, folder.logs_dir, watch, runtime, gpus)
+        codes = local_runner.run_local([meta_stage(campaign, folder)], code_dir, 1, folder.logs_dir, watch, runtime)
         if codes["meta"]:
             tail = (folder.logs_dir / "meta.log").read_text().strip().splitlines()[-1:]
             raise WorkFailed(
@@ -156,12 +161,12 @@ def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only:
 
 
 def tasks_of(stages: Sequence[Sequence[stage_command.Stage]], ids: Mapping[str, Any]) -> dict[str, str]:
-    """Arm (such as "r0001/a3") -> the job or array task that runs it. ids: what `slurm_submit.submit` returned for `stages`."""
+    """Arm (such as "r0001/a3") -> the job or array task that runs it, and "agent" -> the job of their model. ids: as `submit`."""
     return {
         f"{stage[2]}/{stage[3]}": job_id
         for array, job_ids in zip(stages, ids["task_job_ids"], strict=True)
         for stage, job_id in zip(array, job_ids, strict=True)
-    }
+    } | ({"agent": ids["agent_job_id"]} if ids.get("agent_job_id") else {})
 
 
 def is_local(folder: Round) -> bool:
@@ -210,7 +215,7 @@ def resources(folder: Round) -> sbatch_parameters.Resources:
     cluster = chosen.cluster
     return sbatch_parameters.Resources(
         job_name=job_name(folder),
-        requests={role: cluster.request(role) for role in ROLES},
+        requests={role: cluster.request(role) for role in ROLES if role != "agent" or chosen.worker.is_served},
         signal_lead_seconds=cluster.signal_lead_seconds,
         nodes=chosen.num_nodes,
         arms_at_once=cluster.arms_at_once,
@@ -250,7 +255,7 @@ def verify_frozen(campaign: Campaign, folder: Round) -> tuple[Path, str]:
 
 
 def round_lock(folder: Round) -> AbstractContextManager[None]:
-    """A lock that lets one `round` at a time work on a round. Entering it raises ConfigError while another process has it."""
+    """A lock that lets one `round` at a time work on a round. Entering it raises ConfigError elsewhere."""
     return exclusive_lock(folder.lock, f"`round` of {folder.name}")
 
 
@@ -289,8 +294,6 @@ def failed_nodes(folder: Round, arms: Iterable[str], jobs: Mapping[str, slurm_jo
 
 
 def _claim(path: Path) -> dict[str, Any]:
-    try:
-        claim: dict[str, Any] = read_json(path)
-        return claim
-    except (OSError, PipelineError):
-        return {}
+    with suppress(OSError, PipelineError):
+        return dict(read_json(path))
+    return {}

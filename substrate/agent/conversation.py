@@ -2,6 +2,9 @@
 
 A turn is one answer of the model with the replies to it: a tool message for each call, or a user message. The oldest outputs are
 replaced by a note of their size, then the oldest turns are left out. The first messages and the last turn always stay whole.
+
+Chat templates differ in what they take. So contents are texts, never null; ids have nine letters and digits; a tool message has the
+tool's name; and user and assistant alternate, calls and their outputs aside.
 """
 
 from collections.abc import Sequence
@@ -46,7 +49,12 @@ def turn_of(answer: Answer, replies: Sequence[str]) -> Turn:
     ]
     asked: Message = {"role": "assistant", "content": answer.text, "tool_calls": calls}
     told = [
-        {"role": "tool", "tool_call_id": call.id, "content": reply}
+        {
+            "role": "tool",
+            "tool_call_id": call.id,
+            "name": call.name,
+            "content": reply,
+        }  # some templates ask for the name
         for call, reply in zip(answer.calls, replies, strict=True)
     ]
     return [asked, *told]
@@ -66,14 +74,14 @@ def messages(first: Sequence[Message], turns: Sequence[Turn], most: int) -> list
         (number, place)
         for number, turn in enumerate(turns[:-1])
         for place, message in enumerate(turn)
-        if message["role"] == "tool" and len(message["content"]) > len(_note(turn, place))
+        if message["role"] == "tool" and len(message["content"]) > len(_note(message))
     ]
     shortened = [list(turn) for turn in turns]
     for start in range(0, len(outputs), BLOCK):
         if _tokens(first, shortened) <= most:
             break
         for number, place in outputs[start : start + BLOCK]:
-            shortened[number][place] = shortened[number][place] | {"content": _note(turns[number], place)}
+            shortened[number][place] = shortened[number][place] | {"content": _note(shortened[number][place])}
     left_out = 0
     while _tokens(first, shortened[left_out:]) > most and left_out < len(turns) - 1:
         left_out = min(left_out + BLOCK, len(turns) - 1)
@@ -89,8 +97,9 @@ def _tokens(first: Sequence[Message], turns: Sequence[Turn]) -> int:
     return num_tokens([*first, *(message for turn in turns for message in turn)])
 
 
-def _note(turn: Turn, place: int) -> str:
+def _note(message: Message) -> str:
     """Returns what stands in place of an output. Only a look is worth a second call; a command or a run would cost GPU-seconds again."""
-    size, name = len(turn[place]["content"].encode()), turn[0]["tool_calls"][place - 1]["function"]["name"]
-    again = "" if name in ACTS else " Call the tool again if you need it."
-    return f"(This output of {size} bytes was removed to keep the conversation short.{again})"
+    again = "" if message["name"] in ACTS else " Call the tool again if you need it."
+    return (
+        f"(This output of {len(message['content'].encode())} bytes was removed to keep the conversation short.{again})"
+    )

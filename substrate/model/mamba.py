@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from substrate.ops import kernels
-from substrate.ops.fused import conv_silu, gated_norm
+from substrate.ops.fused import add_skip, conv_silu, gated_norm
 from substrate.ops.scan import scan_of_channels
 from substrate.ops.sequences import Packing
 
@@ -120,7 +120,7 @@ class MambaMixer(MegatronModule):
             return scan_of_channels(activated, dt_SBH, A_H, self.D_H, sizes, self.chunk_size, documents)
         x_SBHP, B_SBGN, C_SBGN = self._heads(activated)
         y_SBHP, _ = kernels.triton_scan(x_SBHP, dt_SBH, A_H, B_SBGN, C_SBGN, self.chunk_size, documents)
-        return torch.addcmul(y_SBHP.float(), x_SBHP.float(), self.D_H.unsqueeze(-1)).flatten(-2)
+        return add_skip(y_SBHP, x_SBHP, self.D_H).flatten(-2)
 
     def _heads(self, xbc_SBI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, b, c = xbc_SBI.split(self.conv_split_sizes, dim=-1)

@@ -2,12 +2,12 @@
 
 `kernels` says where they are used, and why not elsewhere. Their backward passes are derived by the compiler, which keeps
 inputs and computes intermediates again. All compute in float32 and return the type of their first input; `gated_norm`
-that of z.
+that of z, `add_skip` float32.
 
 The number of rows differs from pass to pass, so it is a symbol of the compiled code and not a part of it. What else differs
 (types, packed or not, what is trained, with gradients or without) is compiled once each, on first use.
 
-S positions, B sequences, I channels, K taps of a convolution, T rows.
+S positions, B sequences, I channels, K taps of a convolution, H heads, P head dim, T rows, F hidden units.
 """
 
 import functools
@@ -31,6 +31,11 @@ def conv_silu(x_SBI: Tensor, position_S: Tensor | None, weight_IK: Tensor, bias_
             seen_SBI = torch.where((position_S >= back)[:, None, None], seen_SBI, 0.0)
         y_SBI = y_SBI + seen_SBI * weight_IK[:, K - 1 - back].float()
     return F.silu(y_SBI).to(x_SBI.dtype)
+
+
+def add_skip(y_SBHP: Tensor, x_SBHP: Tensor, D_H: Tensor) -> Tensor:
+    """`fused.add_skip`."""
+    return y_SBHP.float() + x_SBHP.float() * D_H.unsqueeze(-1)
 
 
 def gated_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int) -> Tensor:

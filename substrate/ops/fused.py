@@ -5,7 +5,7 @@ from. Each function here keeps what its closed form needs. All compute in float3
 
 Where the device has a compiler, the same parts are compiled from plain code (`compiled.py`).
 
-S positions, B sequences, I channels, K taps of a convolution, T rows, F hidden units.
+S positions, B sequences, I channels, K taps of a convolution, H heads, P head dim, T rows, F hidden units.
 """
 
 from typing import Any
@@ -36,6 +36,14 @@ def gated_norm(y: Tensor, z: Tensor, weight: Tensor, eps: float, num_groups: int
     else:
         normed = _GatedNorm.apply(y, z, weight, eps, num_groups)
     return normed
+
+
+def add_skip(y_SBHP: Tensor, x_SBHP: Tensor, D_H: Tensor) -> Tensor:
+    """Returns y + D x in float32: Mamba's output of the scan with what goes past it."""
+    if kernels.of(x_SBHP.device).elementwise == "compiled":
+        added: Tensor = compiled.run(compiled.add_skip, (y_SBHP, x_SBHP), D_H)
+        return added
+    return torch.addcmul(y_SBHP.float(), x_SBHP.float(), D_H.unsqueeze(-1))
 
 
 def conv_silu(x_SBI: Tensor, weight_IK: Tensor, bias_I: Tensor, packing: Packing | None = None) -> Tensor:

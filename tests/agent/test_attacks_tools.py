@@ -185,6 +185,13 @@ def test_daemons(arena: Arena) -> None:
     assert 3.0 <= told["used"] < 3.5
 
 
+def test_a_worker_that_is_to_stop_ends_the_command(arena: Arena) -> None:
+    began = time.monotonic()
+    told = arena.ask("agent", calls=[["run", {"command": "trap '' TERM; sleep 60", "seconds": 60}]], stop_after=1.0)
+    assert told["error"] == "Interrupted" and time.monotonic() - began < 30
+    assert not [path for path in (arena.world / "scratch").iterdir() if path.name.startswith("arm-")]
+
+
 @pytest.mark.attack(
     "floods of an agent's output: endless, on both streams, escape sequences", "head and tail, printable, 16 KiB"
 )
@@ -234,13 +241,13 @@ def test_special_files(arena: Arena) -> None:
 
 @pytest.mark.attack("an agent fills the disk by many commands, or makes a tree that nobody can walk")
 def test_disk_and_depth(arena: Arena) -> None:
-    files = "mkdir -p substrate/open/$$; python -c \"import os\nfor n in range(15000): open(f'substrate/open/%d.{}' % n, 'w')\""
+    files = "mkdir -p substrate/open; sleep {}; for n in $(seq 250); do : > substrate/open/{}.$n; done; sleep {}"
+    calls = [["run", {"command": files.format(*each), "seconds": 60}] for each in ((0, "a", 0), (4, "b", 50))]
     told = agent(
-        arena,
-        *(files.format(name) for name in "abc"),
-        "sleep 3; for n in $(seq 300000); do : > substrate/open/d.$n; done",
-    )
-    assert "wrote too much" in output(told) and "files were written" in output(told)
+        arena, *calls, most_files=300
+    )  # of which the second command could still make fifty, or a hundred to tidy up
+    assert output(told, 0).startswith("exit code 0")
+    assert "wrote too much" in output(told) and "files were written, and 100 are allowed" in output(told)
     deep = "import os\nfor _ in range(3000):\n    os.mkdir('d'); os.chdir('d')"
     assert "nested deeper" in agent(arena, f'python -c "{deep}"')["unreadable"]
 

@@ -108,6 +108,14 @@ def test_digests_are_equal_exactly_when_forks_are(image: Tree, one: Tree, other:
         assert difference(first, first).changes == ()
 
 
+def test_permissions_and_kinds_are_in_the_digest(tmp_path: Path) -> None:
+    pristine = make(tmp_path / "p", {})
+    forks = [make(tmp_path / f"{n}", {"a": (b"x", n == 1)}) for n in range(2)]
+    forks.append(make(tmp_path / "2", {}))
+    (forks[2] / "a").symlink_to("x")
+    assert len({difference(pristine, fork).digest for fork in forks}) == 3
+
+
 @pytest.fixture
 def pristine(tmp_path: Path) -> Path:
     code = {f"substrate/{name}": (f"# {name}\n".encode(), False) for name in ("train.py", "score.py", "recipes/sft.py")}

@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from tests.support.leaks import CODE, INTERNALS, PLANTED, ROOT, Item, draw_items
 
 GOLDEN = ROOT / "tests/golden"
 # What the check does not see, measured in docs/log.md.
-UNSEEN = ("a prompt with one word in twenty replaced", "prompts backwards", "prompts as numbers")
+UNSEEN = ("a prompt with one word in twenty replaced", "prompts backwards")
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +96,7 @@ def test_a_fork_is_looked_at(tmp_path: Path, items: list[Item]) -> None:
     assert [each.record() for each in look.canaries] == [
         {"kind": "binary_file", "path": "substrate/recipes/blob.npy", "line": 0, "detail": "8 bytes"}
     ]
-    assert {"data/train.jsonl:1": items[1]["prompt"]}.items() <= {
-        each["text_id"]: each["text"] for each in look.texts
-    }.items()
+    assert {"data/train.jsonl:1": items[1]["prompt"]}.items() <= look.texts.items()
     json.dumps([each.record() for each in look.canaries])
 
 
@@ -140,7 +140,7 @@ HOSTILE = {
     "minus": "x = " + "-" * 60_000 + "1",
     "one long line": "x = [" + "1, " * 60_000 + "]",
     "backslashes": "x = '" + "\\" * 60_000,
-    "numbers below the limit": ("1 " * 99 + "x ") * 3000,
+    "numbers below the limit": ("1 " * 98 + "x ") * 3000,
     "NUL and surrogates": "x = '\\ud800\\x00'\n" * 20_000,
     "indentation": "".join(" " * n + "if x:\n" for n in range(500)),
     "many literals": "x = " + "'a' + " * 20_000 + "'b'\n",
@@ -153,9 +153,8 @@ def test_hostile_text_costs_little(text: str) -> None:
     added = added_text.added_lines("", text)
     for path in ("substrate/recipes/x.py", "data/x.jsonl"):
         found = signs(path, text, added, INTERNALS)
-        texts = list(added_text.texts_of(path, text, added))
         assert len(found) <= leak_check.MAX_OF_A_KIND * len(leak_check.KINDS)
-        assert all(len(each) <= added_text.MAX_TEXT for _, each in texts)
+        assert sum(len(each) for _, each in added_text.texts_of(path, text, added)) <= 4 * len(text)
     assert time.process_time() - began < 20
 
 
@@ -169,13 +168,29 @@ def test_any_text_can_be_looked_at(before: str, after: str) -> None:
             assert 1 <= line <= after.count("\n") + 1
 
 
-def test_long_texts_overlap(items: list[Item]) -> None:
-    """A prompt at any place of a long literal stands whole in one of its pieces."""
-    prompt = items[0]["prompt"]
-    for place in (0, 15_900, 16_000, 19_900, 30_000):
-        source = f"X = {('filler ' * 6000)[:place] + ' ' + prompt + ' filler' * 2000!r}\n"
-        assert any(prompt in text for _, text in added_text.texts_of("a.py", source, {1: source.strip()}))
+def test_the_image_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: list[Item]) -> None:
+    """The entry of this checkout, with the sandbox's folders at their places outside of one."""
+
+    def start(root: Path, entry: str, words: list[str], binds: dict[str, Path], work: Path, log: Path) -> Path:
+        (work / "out").mkdir()
+        places = [word.replace("/in/", f"{binds['/in']}/").replace("/out/", f"{work}/out/") for word in words]
+        subprocess.run([sys.executable, "-m", f"substrate.{entry}", *places], cwd=root, check=True)
+        return work / "out"
+
+    monkeypatch.setattr(leak_check.image_process, "start", start)
+    for name in ("dev", "fresh"):
+        (tmp_path / name).mkdir()
+    for name, half in (("dev", items[:12]), ("fresh", items[12:])):
+        for file in ("prompts", "answers"):
+            (tmp_path / name / f"{file}.jsonl").write_text("".join(json.dumps(each) + "\n" for each in half))
+    texts = {
+        "substrate/recipes/a.py:3": f"{items[0]['prompt']} and {items[20]['prompt']}",
+        "substrate/recipes/b.py:1": "x",
+    }
+    found = held_prompts(ROOT, texts, {name: tmp_path / name for name in ("dev", "fresh")}, tmp_path, tmp_path / "log")
+    prompts = [each.detail for each in found if each.kind == "evaluation_prompt"]
+    assert prompts == [f"dev/{items[0]['item_id']} 100 %", f"fresh/{items[20]['item_id']} 100 %"]
 
 
 def test_nothing_is_asked_without_texts(tmp_path: Path) -> None:
-    assert held_prompts(tmp_path, [], {"dev": tmp_path}, tmp_path, tmp_path / "log") == []
+    assert held_prompts(tmp_path, {}, {"dev": tmp_path}, tmp_path, tmp_path / "log") == []

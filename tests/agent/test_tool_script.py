@@ -272,6 +272,36 @@ def test_a_race_reads_and_writes_nothing_outside(fork: Path) -> None:
     assert (fork.parent / "secret").read_text() == "what a trial must not see"
 
 
+@pytest.mark.parametrize("swapped", ["substrate/recipes", "substrate/recipes/sft.py"])
+def test_a_link_that_comes_after_the_check_is_not_followed(
+    fork: Path, swapped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same race, hit each time: a folder or a file becomes a link between the look at it and its opening."""
+    check, outside = fork_files.status, fork.parent / "outside"
+    (outside / "recipes").mkdir(parents=True)
+    (outside / "sft.py").write_text("what a trial must not see")
+
+    def check_and_swap(folder: int, part: str, path: str) -> os.stat_result:
+        found = check(folder, part, path)
+        if path == swapped and not (fork / swapped).is_symlink():
+            (fork / swapped).rename(fork / "aside")
+            (fork / swapped).symlink_to(outside if swapped.endswith("recipes") else outside / "sft.py")
+        return found
+
+    for name in ("read", "write", "patch"):
+        monkeypatch.setattr(fork_files, "status", check_and_swap)
+        answered = ask(fork, name, path="substrate/recipes/sft.py", **TOOLS[name])
+        assert "must not see" not in json.dumps(answered)
+        assert (outside / "sft.py").read_text() == "what a trial must not see" and os.listdir(outside / "recipes") == []
+        if answered["ok"]:  # a write replaces the name, whatever it has become
+            assert name == "write" and not swapped.endswith("recipes")
+        else:
+            assert answered["failure"] == "no_such_file"
+        if (fork / "aside").exists():
+            (fork / swapped).unlink()
+            (fork / "aside").rename(fork / swapped)
+
+
 def test_bad_arguments(fork: Path) -> None:
     for name, arguments in (
         ("read", {}),

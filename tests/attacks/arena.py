@@ -9,11 +9,13 @@ root both belong to the same uid.
 import ctypes
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +157,9 @@ class Stage:
             "modes": sorted({path.stat().st_mode & 0o7000 for path in kept}),
         }
 
-    def agent(self, calls: list[list[Any]], gpu_seconds: float = 100.0) -> dict[str, Any]:
+    def agent(
+        self, calls: list[list[Any]], gpu_seconds: float = 300.0, stop_after: float = math.inf, most_files: int = 20_000
+    ) -> dict[str, Any]:
         """The worker's way through an agent's tools in a fork as it was at first, and what a training would then be refused for."""
         for path in self.fork.root.iterdir():
             remove_tree(path)
@@ -163,12 +167,21 @@ class Stage:
         for path in (self.fork.root, *self.fork.root.rglob("*")):
             os.chown(path, self.sandbox.uid, self.sandbox.uid)
 
+        tool_runner.MOST_IN_FORK["--inodes"] = most_files
+
         def sandbox_of(shown: Any, written: Any, gpus: int, **more: Any) -> Sandbox:
             return Sandbox(shown, written, env=image_process.SUBSTRATE_ENV, limits=LIMITS, **more)
 
         with scratch_folder(self.world / "scratch", "arm-") as work:
-            meter = tool_runner.GpuMeter(gpu_seconds, num_devices=2)
-            runner = tool_runner.ToolRunner(sandbox_of, self.fork.root, OPEN_PATHS, meter, work)
+            meter, began = tool_runner.GpuMeter(gpu_seconds, num_devices=2), time.monotonic()
+            runner = tool_runner.ToolRunner(
+                sandbox_of,
+                self.fork.root,
+                OPEN_PATHS,
+                meter,
+                work,
+                stop_wanted=lambda: time.monotonic() - began > stop_after,
+            )
             answers = [runner.call(*call) for call in calls]
             left = sorted(str(path.relative_to(work)) for path in work.rglob("*"))
         refused = [each["failure"] for each in answers if not each["ok"]]

@@ -14,7 +14,7 @@ from pipeline.cli.arguments import JOBS, PEOPLE
 from tests.support.paths import ROOT
 
 PAGE = ROOT / "docs" / "commands.md"
-OF_JOBS = ["worker", "reference", "forward", "judge", "meta", "chain", "board local"]
+OF_JOBS = ["worker", "reference", "forward", "judge", "serve", "meta", "chain", "board local"]
 CLASSES = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.PipelineError)]
 
 

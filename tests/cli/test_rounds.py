@@ -161,7 +161,7 @@ def test_what_was_frozen_is_said_with_its_price(campaign, capsys):
     assert "its one test for claims, in the last round, never comes" in round_display.frozen_choices(final, 4)[-1]
     assert round_display.early_end(demo, 8) == round_display.early_end(demo, 0) == []
     assert set(frozen["settled"]) == {"tasks.engine", "parallelism.judge_tp"} and frozen["overrides"] == OVERRIDES
-    assert freeze.frozen_words(frozen) == [*OVERRIDES, "parallelism.judge_tp='1'", "tasks.engine='native'"]
+    assert freeze.frozen_words(frozen) == [*OVERRIDES, "parallelism.judge_tp=1", "tasks.engine=native"]
     one = {**demo, "design": {**demo["design"], "rounds": 1}}
     assert "no improvement can be claimed: that takes two rounds" in round_display.frozen_choices(one)
     assert main(["round", str(campaign.folder), "--dry-run"]) == 0

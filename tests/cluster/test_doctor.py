@@ -296,6 +296,7 @@ def test_weights_that_are_not_in_the_image_are_asked_for(site):
     assert "base weights" not in examined()
 
 
+@pytest.mark.slow
 def test_a_campaign_s_digests_are_checked(site, tmp_path):
     site()
     campaign = fresh_campaign(tmp_path)

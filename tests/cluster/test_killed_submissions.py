@@ -61,6 +61,7 @@ def queued(folder: Path) -> list[str]:
     return [line.split("|")[0] for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.slow
 def test_case_04_round_killed_at_every_step(campaign: Campaign, cluster: Queue) -> None:
     slurm, folder = cluster(TAKES), campaign.round("r0001")
     step = 1

@@ -36,7 +36,7 @@ GPU = replace(
     time_limit_minutes=240,
 )
 LARGE = sbatch_parameters.Resources(
-    "big-r0001", {"worker": GPU, "reference": replace(GPU, gpus=2), "judge": replace(GPU, gpus=4),
+    "big-r0001", {"worker": GPU, "reference": replace(GPU, gpus=2), "judge": replace(GPU, gpus=4), "agent": replace(GPU, gpus=1),
      "meta": replace(CPU, partition="cpu", account="lab", mem="16G")},
     600, nodes=2, arms_at_once=4, setup=("module load cuda",),
 )  # fmt: skip
@@ -109,13 +109,31 @@ def test_a_judge_job_waits_for_nothing_and_the_meta_job_waits_for_it(stand_in, t
     assert "#SBATCH --dependency=afterany:101\n" in texts[1] and "gpus" not in texts[1]
 
 
+def test_the_server_of_the_agents_model_comes_first_and_nobody_waits_for_it(stand_in, tmp_path):
+    cluster = stand_in()
+    server = ("serve", "/runs/demo", "r0001", "a1=0", "a2=0")
+    ids = slurm_submit.submit(tmp_path / "slurm", CODE, ARRAYS[:1], META, LARGE, server=server)
+    assert (ids["agent_job_id"], ids["array_job_ids"], ids["meta_job_id"]) == ("101", ["102"], "103")
+    texts = [(cluster / f"{number}.sh").read_text() for number in (101, 102, 103)]
+    assert "#SBATCH --gpus-per-node=h200:1\n" in texts[0] and "#SBATCH --job-name=big-r0001-agent\n" in texts[0]
+    assert "--dependency" not in texts[0] + texts[1] and "#SBATCH --dependency=afterany:102\n" in texts[2]
+    assert stage_command.command(server)[-6:] == ["serve", "/runs/demo", "--round", "r0001", "a1=0", "a2=0"]
+
+
+def test_where_sbatch_refuses_an_arm_the_server_is_cancelled_with_the_others(stand_in, tmp_path):
+    cluster = stand_in(refused=102)
+    with pytest.raises(WorkFailed, match="Invalid account"):
+        slurm_submit.submit(tmp_path / "slurm", CODE, ARRAYS[:1], META, SMALL, server=("serve", "/runs/demo", "r0001"))
+    assert "101" in (cluster / "cancelled").read_text().split()
+
+
 def test_what_is_submitted_is_what_is_shown(stand_in, tmp_path):
     cluster = stand_in()
     folder = tmp_path / "slurm"
     ids = slurm_submit.submit(folder, CODE, ARRAYS, META, SMALL, REFERENCE)
     mark = ids.pop("submission")
     assert ids == {
-        "kind": "slurm", "array_job_ids": ["101", "102"], "reference_job_id": "103", "judge_job_id": "", "meta_job_id": "104",
+        "kind": "slurm", "array_job_ids": ["101", "102"], "reference_job_id": "103", "judge_job_id": "", "agent_job_id": "", "meta_job_id": "104",
         "task_job_ids": [[f"101_{n}" for n in range(8)], ["102_0", "102_1"]],
     }  # fmt: skip
     shown = sbatch_parameters.sbatch_texts(folder, CODE, ARRAYS, SMALL)

@@ -52,9 +52,10 @@ def test_case_06_each_role_has_its_own_partition_gpus_cores_memory_time_and_flag
         {**common, "gpus-per-node": "h200:2", "cpus-per-task": "16", "mem": "225G", "exclude": "n3"},
         {**common, "gpus-per-node": "h200:2", "cpus-per-task": "16", "mem-per-gpu": "100G"},
         {**common, "gpus-per-node": "h200:1", "cpus-per-task": "8", "mem": "115200M"},
+        {**common, "gpus-per-node": "h200:1", "cpus-per-task": "8", "mem": "115200M"},
         {"account": "lab", "partition": "cpu", "cpus-per-task": "3", "mem": "16G", "nice": "100"},
     ]
-    assert [cluster.request(role).time_limit_minutes for role in ROLES] == [2160, 720, 720, 180]
+    assert [cluster.request(role).time_limit_minutes for role in ROLES] == [2160, 720, 720, 720, 180]
 
 
 def test_the_meta_job_is_small_by_default_and_takes_nothing_that_only_gpus_need():

@@ -185,6 +185,7 @@ def test_no_folder_is_said_before_an_image_is_made(tmp_path, folder, words):
         build_image(chosen, tmp_path / "substrate.sqsh")
 
 
+@pytest.mark.slow
 def test_the_image_names_the_weights_and_holds_their_tokenizer(site):
     chosen = settings.compose([*OUTSIDE, f"cluster.weights_dir={site / 'checkpoint'}"])
     build_image(chosen, site / "substrate.sqsh")
@@ -209,6 +210,7 @@ def test_further_templates_are_named_and_staged(site):
     assert (ready(site, "stage") / "additional_chat_templates" / "tool_use.jinja").read_text() == TEMPLATE
 
 
+@pytest.mark.slow
 def test_an_image_is_not_built_from_a_tokenizer_that_the_model_has_no_rows_for(site):
     encoder = tokenizers.Tokenizer.from_file(str(site / "checkpoint" / "tokenizer.json"))
     encoder.add_tokens([f"word{number}" for number in range(512)])

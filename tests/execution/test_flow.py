@@ -23,6 +23,7 @@ from pipeline.execution.judge import Decoding
 from pipeline.execution.results import read_attributes, read_outcome
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow  # whole arms
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="loop mounts and dropping to an unprivileged uid need root")
 
 
@@ -93,7 +94,6 @@ def test_dev_items_are_the_same_for_every_arm_and_fresh_differ_from_dev(campaign
     assert not (base.completions_dir / "fresh.jsonl").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGKILL, -9)])
 def test_an_arm_that_ends_while_it_is_judged_is_not_trained_again(campaign: Campaign, number: int, code: int) -> None:
     arm, folder = f"a{4 + (number == signal.SIGKILL)}", campaign.round("r0001")

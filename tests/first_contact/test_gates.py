@@ -151,6 +151,7 @@ def test_image_is_bad_with_the_sentence_of_what_is_refused(tmp_path: Path) -> No
     assert "policy.rounds = 99" in found.found and found.cure
 
 
+@pytest.mark.slow
 def test_checkpoint_and_tokenizer_are_bad_with_the_file_and_the_cure(tmp_path: Path) -> None:
     folder = tmp_path / "published"
     published = a_visit(tmp_path, "model.weights=base/weights.json", f"cluster.weights_dir={folder}")

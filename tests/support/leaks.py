@@ -50,7 +50,9 @@ def found_in(path: str, before: str, after: str, items: list[Item], seeds: list[
     """All canaries of one edited file, as `look_at` and `held_prompts` give them."""
     added = added_text.added_lines(before, after)
     found = signs(path, after, added, INTERNALS, seeds or [])
-    texts = {f"{path}:{line}": text for line, text in added_text.texts_of(path, after, added)}
+    texts: dict[str, str] = {}
+    for line, text in added_text.texts_of(path, after, added):
+        texts[f"{path}:{line}"] = "\n\n".join(filter(None, (texts.get(f"{path}:{line}"), text)))
     return found + canaries_of(asked(texts, items), texts, {each["item_id"]: each["answer"] for each in items}, "dev")
 
 
@@ -174,7 +176,7 @@ def history(
 
 def main() -> None:
     """Print both tables."""
-    items = draw_items(1, 100)
+    items = draw_items(1, 50)
     edits = list(history())
     by_file, by_commit, examples = Counter[str](), dict[str, set[str]](), dict[str, Canary]()
     for commit, edit in edits:
@@ -188,7 +190,7 @@ def main() -> None:
             f"| {kind} | {by_file[kind]} | {sum(kind in each for each in by_commit.values())} | {examples.get(kind, '')} |"
         )
     print(f"any: {sum(bool(each) for each in by_commit.values())} of {len(by_commit)} commits")
-    for level in ("small", "full"):
+    for level in ("full",):
         items = draw_items(2, 10, level)
         for name, (kind, plant) in PLANTED.items():
             seen, any_seen = 0, 0

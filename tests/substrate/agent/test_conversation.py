@@ -47,6 +47,13 @@ def test_what_is_sent_fits_is_whole_and_is_a_function_of_the_turns(turns, most):
         assert not waiting
         waiting = [call["id"] for call in message.get("tool_calls", [])]
     assert not waiting
+    # What the templates of Mistral, Hermes and Nemotron raise an exception for.
+    spoken = [message["role"] for message in sent[1:] if message["role"] != "tool" and "tool_calls" not in message]
+    assert spoken == [("user", "assistant")[place % 2] for place in range(len(spoken))]
+    assert all(type(message["content"]) is str for message in sent)
+    assert all(
+        message["name"] == "read" and len(message["tool_call_id"]) == 9 for message in sent if message["role"] == "tool"
+    )
     # The last turn is whole, but for the sentence before its first reply.
     if last:
         assert [message["content"] for message in sent[-len(last) :]][-1].endswith(last[-1]["content"])

@@ -1,22 +1,31 @@
 """Test the compiled elementwise parts against float64 and against the eager ones, and that rows of any number compile once."""
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 from torch._dynamo.utils import counters
 
 from substrate.ops import fused, kernels, routing
 from substrate.ops.sequences import Packing
 from tests.support.gradients import drawn
+from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
 CPU = torch.device("cpu")
 OURS = SimpleNamespace(
-    conv_silu=fused.conv_silu, gated_norm=fused.gated_norm, squared_relu=fused.squared_relu, route=routing.route
+    conv_silu=fused.conv_silu,
+    add_skip=fused.add_skip,
+    gated_norm=fused.gated_norm,
+    squared_relu=fused.squared_relu,
+    route=routing.route,
 )
 
 
@@ -42,6 +51,7 @@ def plain_route(x, gate, bias, k, scaling):
 
 PLAIN = SimpleNamespace(
     conv_silu=plain_conv,
+    add_skip=lambda y, x, D: y + x * D[:, None],
     gated_norm=plain_gated,
     squared_relu=lambda x, weights=1: F.relu(x).square() * weights,
     route=plain_route,
@@ -51,6 +61,7 @@ PLAIN = SimpleNamespace(
 @pytest.fixture(autouse=True)
 def compiled(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # a pool would import torch again
     torch._dynamo.reset()
     counters.clear()
     with kernels.using(elementwise="compiled"):
@@ -71,8 +82,10 @@ def passes(parts, lengths: list[int], dtype: torch.dtype) -> list[torch.Tensor]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32  # router and its weights
     weights_Nk, numbers_Nk = parts.route(u.to(wide), draw(6, 8, kind=wide), draw(6, kind=wide) * 0.01, 3, 2.5)
     convolved = parts.conv_silu(x, draw(24, 4), draw(24), packing)
+    heads = (4, 6)
+    y = parts.add_skip(draw(S, 1, *heads), convolved.unflatten(-1, heads), draw(4)).flatten(-2)
     found = [
-        parts.gated_norm(convolved, z, draw(24), 1e-5, 2),
+        parts.gated_norm(y, z, draw(24), 1e-5, 2),
         parts.squared_relu(rows, weights_Nk.reshape(-1, 1)),
         parts.squared_relu(shared),
         weights_Nk,
@@ -101,9 +114,9 @@ def test_values_gradients_and_one_compilation_for_all_packings():
         exact = passes(PLAIN, lengths, torch.float64)
         assert torch.equal(found[0], exact[0])
         assert max(errors(found, exact)) < 1e-5 and max(errors(found, eager)) < 1e-5
-    assert num_graphs[0] == 5  # router, convolution, norm, squared ReLU with and without weights
-    assert num_graphs[len(packings) - 1] == 5, "a packing was compiled anew"
-    assert num_graphs[-1] == 6  # a single document, of whatever length, has a convolution without a mask
+    assert num_graphs[0] == 6  # router, convolution, skip, norm, squared ReLU with and without weights
+    assert num_graphs[len(packings) - 1] == 6, "a packing was compiled anew"
+    assert num_graphs[-1] == 7  # a single document, of whatever length, has a convolution without a mask
     assert not counters["graph_break"]
 
 
@@ -116,6 +129,39 @@ def test_experts_one_by_one_share_what_is_compiled():
                 y = fused.squared_relu(x, weights)
             torch.testing.assert_close(y, F.relu(x).square() * weights)
     assert counters["stats"]["unique_graphs"] <= 3  # with gradients, without, and one row without
+
+
+COMPILE = """
+import torch
+from torch._dynamo.utils import counters
+from substrate.ops import fused, kernels
+y, z, weight = torch.randn(9, 1, 12, requires_grad=True), torch.randn(9, 1, 12), torch.randn(12)
+fused.gated_norm(y, z, weight, 1e-5, 3).sum().backward()
+print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"])
+"""
+
+
+@pytest.mark.slow
+def test_a_later_process_finds_in_a_copy_what_the_first_compiled(tmp_path):
+    """Which is what a warm start rests on: both directions are there, nothing is compiled, and the copy does not grow."""
+    own = {"SUBSTRATE_KERNELS": "elementwise=compiled", "TORCHDYNAMO_DISABLE": "0", "OMP_NUM_THREADS": "1"}
+    own |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels" / "inductor")}
+
+    def counted() -> str:
+        command = [sys.executable, "-c", COMPILE]
+        return subprocess.run(
+            command, cwd=ROOT, env={**os.environ, **own}, check=True, capture_output=True, text=True
+        ).stdout
+
+    def code() -> list[str]:
+        return sorted(str(path) for path in (tmp_path / "kernels").rglob("*.so"))
+
+    assert counted() == "2 0\n"
+    (tmp_path / "kernels").rename(tmp_path / "store")
+    shutil.copytree(tmp_path / "store", tmp_path / "kernels", symlinks=True)
+    before = code()
+    assert counted() == "0 2\n"
+    assert before and code() == before
 
 
 @pytest.mark.slow

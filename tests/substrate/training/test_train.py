@@ -187,6 +187,7 @@ def test_killed_ranks_resume_to_the_same_adapter(inputs, tmp_path):
     assert steps == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_ten_killed_runs_resume_to_the_same_adapter(inputs, uninterrupted, tmp_path):
     tasks = [trainings.write_task(tmp_path / f"run{number}", inputs) for number in range(10)]
     done = trainings.spawn(["-c", KILLED_RUNS, *map(str, tasks[:-1])], tasks[-1])
@@ -267,6 +268,7 @@ def test_a_diverged_run_names_step_and_checkpoint_and_has_no_adapter(
     assert not (tmp_path / "out" / "adapter").exists()
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_typed_with_what_was_needed_and_there(inputs, tmp_path):
     """A real failed allocation: the address space of the process is limited below what its batch takes."""
     task = trainings.write_task(tmp_path, inputs, batch_size=512, micro_batch_tokens=2**16)
