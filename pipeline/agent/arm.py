@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -226,9 +226,12 @@ class Session:
         job, spent = self.job, self.budget.spent()
         found = transcript.load(job.attempt.transcript)
         run = derive_run.of_transcript(found.records, job.arm.axis)
-        diff = self.trainings.diff or fork_diff.difference(self.mount.root, self.fork.root)
+        if self.trainings.diff is None:
+            with suppress(TrialFailed):  # nobody can review it, and nothing was trained in it
+                self.trainings.look()
+        diff = self.trainings.diff or fork_diff.ForkDiff((), "")
         write_file(job.attempt.fork_diff, diff.text)
-        self.seen = leak_check.look_at(self.mount.root, self.fork.root, diff)
+        self.seen = self.trainings.seen or leak_check.Look([], {})
         job.look = self.look
         usage = asdict(run.usage) | {
             "money_millionths": spent.money_millionths,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.agent import fork_diff
+from pipeline.agent import fork_diff, leak_check
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import NO_BYTECODE, GpuMeter
 from pipeline.campaign.errors import NotFound, TrialFailed
@@ -32,7 +32,7 @@ SHOWN = ("candidate", "samples", "rollout")
 
 @dataclass
 class Trainings:
-    """All trainings of one arm. `done` says that a full run has completed, `diff` what the fork was when the last one began."""
+    """All trainings of one arm. `done` says that a full run has completed, `diff` and `seen` what the fork was when the last one began."""
 
     job: Work
     mount: Mount
@@ -46,6 +46,7 @@ class Trainings:
     open_paths: tuple[str, ...]
     done: bool = False
     diff: fork_diff.ForkDiff | None = None
+    seen: leak_check.Look | None = None
     num_full: int = field(default=0)
 
     def train(self, arguments: Mapping[str, Any]) -> ToolAnswer:
@@ -67,7 +68,11 @@ class Trainings:
             )
         if self.num_full >= attempts:
             return _refused("budget_attempts", f"all {attempts} starts of the full run are used up; call finish")
-        self.diff = fork_diff.difference(self.mount.root, self.fork_root)
+        try:
+            self.look()
+        except TrialFailed as error:
+            return _refused("trial_failed", f"{error.what}; undo what cannot be reviewed", error.kind)
+        assert self.diff is not None
         if found := fork_diff.closed(self.diff, self.open_paths):
             return _refused("closed_path", fork_diff.refusal(found, self.open_paths))
         self.num_full += 1
@@ -88,6 +93,11 @@ class Trainings:
                 return _refused("nothing_trained", f"the run ended with code 0 and left no adapter: {error.what}")
             self.done = True
         return answer
+
+    def look(self) -> None:
+        """Keep what the fork is now: its difference from the image, and the signs of leaks in it. Raises TrialFailed where nobody can review it."""
+        self.diff = fork_diff.difference(self.mount.root, self.fork_root)
+        self.seen = leak_check.look_at(self.mount.root, self.fork_root, self.diff)
 
     def _smoke(self, num_steps: int) -> ToolAnswer:
         recipe = asdict(self.job.chosen.recipe)

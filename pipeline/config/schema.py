@@ -100,8 +100,7 @@ class Recipe:
 class Parallelism:
     """Number of ranks along each axis. `judge_tp` is the tensor parallelism of decoding, in files also `auto`.
 
-    `recompute` is what the backward pass computes again to save memory: none, selective, full, or auto, which a round's plan turns into the
-    first of these that fits (`footprint.recompute_of`).
+    `recompute`: what the backward pass computes again, none, selective, full or auto, the first that fits (`footprint.recompute_of`).
     """
 
     tp: int
@@ -165,9 +164,7 @@ class Capacity:
     price_per_gpu_hour: float
     currency: str
     scaling: float = 1.0  # share of its rate that a GPU keeps at each doubling of an arm's GPUs
-    scan: str = (
-        "auto"  # kernel of the Mamba layers in training: torch, triton (mamba-ssm), or auto (`footprint.scan_of`)
-    )
+    scan: str = "auto"  # kernel of the Mamba layers in training: torch, triton, or auto (`footprint.scan_of`)
     start_seconds: float = 0.0  # from the start of a process to its first step
 
     @property
