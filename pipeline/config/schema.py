@@ -204,9 +204,8 @@ class Cluster(Request):
 
     def request(self, role: str) -> Request:
         """What the jobs of a role ask for: worker, reference, judge, agent or meta."""
-        if role == "worker":
-            return Request(**{each.name: getattr(self, each.name) for each in fields(Request)})
-        return {"reference": self.reference, "judge": self.judge, "agent": self.agent, "meta": self.meta}[role]
+        own: Request = self if role == "worker" else getattr(self, role)
+        return Request(**{each.name: getattr(own, each.name) for each in fields(Request)})
 
 
 @dataclass
@@ -285,7 +284,7 @@ class Settings:
 
     @property
     def serving_gpus(self) -> int:
-        """GPUs of the job that serves the agents' model; 0 where the round serves none, or the site has none."""
+        """GPUs of the job that serves the agents' model; 0 where none does."""
         return self.cluster.agent.gpus if self.worker.is_served else 0
 
     @property
@@ -295,6 +294,4 @@ class Settings:
         return max(1, self.parallelism.world_size // max(1, per_node))
 
     def to_dict(self) -> dict[str, Any]:
-        values = asdict(self)
-        del values["reasons"]
-        return values
+        return {name: value for name, value in asdict(self).items() if name != "reasons"}
