@@ -6,9 +6,8 @@ rates of the site's file (`cluster.capacity`) and the lengths that `tasks.expect
 Decoding is forecast by playing it: each of `decode_batch_size` slots takes the next item as soon as its own has ended, and a step takes as long
 as the rate for the number of busy slots says. So the few completions that reach the limit cost what they hold up, which is the end of the set.
 
-A recipe that samples decodes in training too, and is played likewise. Its completions are expected to be as long as the judged ones, and cut at the
-recipe's own limit. A rollout of n has none that reaches it with the probability (1 - share)^n, else the expected number, at least one. Measured
-rates of training hold all of that already.
+A recipe that samples decodes in training too, and is played likewise, with the judged completions' lengths and its own limit. A rollout of n has
+none that reaches it with the probability (1 - share)^n, else the expected number, at least one. Measured rates hold all of that already.
 """
 
 from __future__ import annotations
