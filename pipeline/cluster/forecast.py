@@ -4,7 +4,7 @@ Once a round has run, its rates and the lengths of its completions are measured 
 rates of the site's file (`cluster.capacity`) and the lengths that `tasks.expected` expects, and says so. Without rates there is no forecast.
 
 Decoding is forecast by playing it: each of `decode_batch_size` slots takes the next item as soon as its own has ended, and a step takes as long
-as the rate for the number of busy slots says. So the few completions that reach the limit cost what they hold up, which is the end of the set.
+as the rate for the number of busy slots says. So the few completions that reach the limit cost what they hold up.
 
 A recipe that samples decodes in training too, and is played likewise, with the judged completions' lengths and its own limit. A rollout of n has
 none that reaches it with the probability (1 - share)^n, else the expected number, at least one. Measured rates hold all of that already.
@@ -39,8 +39,7 @@ LEAST_RATE, MOST_RATE = 1e-3, 1e9
 class Rates:
     """What a round measured, as means over its arms.
 
-    start_seconds, rest_seconds: of an arm beside training and decoding. lengths: tokens of each completion of an adapter by set. slower: how
-    many times as long as the play decoding took.
+    start_seconds, rest_seconds: of an arm beside training and decoding. lengths: tokens of each completion by set. slower: decoding over its play.
     """
 
     train_tokens_per_second: float  # of a whole arm
