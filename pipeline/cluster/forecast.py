@@ -4,11 +4,10 @@ Once a round has run, its rates and the lengths of its completions are measured 
 rates of the site's file (`cluster.capacity`) and the lengths that `tasks.expected` expects, and says so. Without rates there is no forecast.
 
 Decoding is forecast by playing it: each of `decode_batch_size` slots takes the next item as soon as its own has ended, and a step takes as long
-as the rate for the number of busy slots says. So the few completions that reach the limit cost what they hold up, which is the end of the set.
+as the rate for the number of busy slots says. So the few completions that reach the limit cost what they hold up.
 
-A recipe that samples decodes in training too, and is played likewise. Its completions are expected to be as long as the judged ones, and cut at the
-recipe's own limit. A rollout of n has none that reaches it with the probability (1 - share)^n, else the expected number, at least one. Measured
-rates of training hold all of that already.
+A recipe that samples decodes in training too, and is played likewise, with the judged completions' lengths and its own limit. A rollout of n has
+none that reaches it with the probability (1 - share)^n, else the expected number, at least one. Measured rates hold all of that already.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ LEAST_RATE, MOST_RATE = 1e-3, 1e9
 class Rates:
     """What a round measured, as means over its arms.
 
-    start_seconds, rest_seconds: of an arm beside training and decoding. lengths: tokens of each completion of an adapter by set. slower: how
-    many times as long as the play decoding took.
+    start_seconds, rest_seconds: of an arm beside training and decoding. lengths: tokens of each completion by set. slower: decoding over its play.
     """
 
     train_tokens_per_second: float  # of a whole arm
@@ -235,6 +233,8 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
             footprint.check_memory(config)
         except ConfigError as error:
             refusal = error.what
+        if config["parallelism"]["recompute"] == "auto":  # what a GPU must have, not what is used where it has more
+            config["parallelism"]["recompute"] = "full"
         sizes = {work: held.peak + footprint.DEVICE_RESERVE_BYTES for work, held in footprint.of_arm(config).items()}
         expected = None if refusal else forecast(changed, num_arms)
         arms_on_node = 1 if chosen.cluster.is_exclusive else on_node // here

@@ -24,6 +24,7 @@ MESSAGE_TOKENS = 16
 REQUEST_TOKENS = 512
 """Tokens that a template writes of its own once a request: a default system prompt, the date, how tools are called. The longest that we
 know, of models with tools, has about 300."""
+MOST_BYTES_OF_A_TOKEN = 32  # on average over a request; English and code have about 4, indentation alone up to 16
 REMEMBERED = 16  # counted requests; a loop's next request extends one of the newest
 
 
@@ -57,7 +58,12 @@ class PromptBounds:
         return min(bounds)
 
     def learn(self, request: Mapping[str, Any], counted: int, bound: int) -> None:
-        """Remember what the endpoint counted for a request's prompt, in tokens. bound: what `of` gave for it."""
+        """Remember what the endpoint counted for a request's prompt, in tokens. bound: what `of` gave for it.
+
+        A count that is too small for so many bytes is not remembered: the cache had most of it, or nobody counted.
+        """
+        if counted * MOST_BYTES_OF_A_TOKEN < by_bytes(request):
+            return
         with self._lock:
             self._is_believed = self._is_believed and counted <= bound
             self._known.append((*_parts(request), counted))

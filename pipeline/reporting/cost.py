@@ -46,7 +46,8 @@ def show_cost(
     if has_gpus:
         reserve = footprint.in_units(footprint.DEVICE_RESERVE_BYTES)
         print(f"\nThe layouts that ship, on nodes of {chosen.cluster.gpus_per_node} GPUs (parallelism=...), with GPU-hours of a round. Memory is of "
-              f"a GPU and includes a reserve of {reserve} for the driver and libraries, which `peak` above leaves out:")  # fmt: skip
+              f"a GPU, with all that `recompute: auto` may recompute, and includes a reserve of {reserve} for the driver and libraries, "
+              "which `peak` above leaves out:")  # fmt: skip
         Console(width=160).print(live_view.layouts(forecast.layouts(chosen, num_arms), num_arms))
         if shared := sharing_in_words(chosen):
             print(shared)

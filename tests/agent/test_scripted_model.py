@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.agent.fork_files import is_open
 from pipeline.agent.scripted_model import scenario
 from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.campaign.errors import ConfigError, NotFound
+from pipeline.campaign.facts import load_constitution
 from pipeline.model_calls.manifest import read_manifest
 from substrate.data import rows
 from substrate.interface.fields import read_fields
@@ -28,7 +30,7 @@ from tests.support.paths import ROOT
 from tests.support.relays import agents_endpoint, asker, play, running, takes_manifest
 
 NAMES = scenario.names()
-OPEN = ("substrate/recipes/", "substrate/data/", "substrate/training/")
+OPEN = load_constitution().open_paths  # of article 16
 EDITS = {
     "good_edit": 1, "broken_then_repaired": 2, "copying_evaluation_items": 2, "training_too_long": 1, "editing_the_scorer": 1,
 }  # fmt: skip
@@ -47,8 +49,6 @@ class Fork:
         self.calls.append((name, dict(arguments)))
         if name == "patch":
             return self.patch(**arguments)
-        if name == "write":
-            (self.root / arguments["path"]).write_text(arguments["content"])
         if name == "read":
             path = self.root / arguments["path"] if isinstance(arguments["path"], str) else None
             return (
@@ -69,7 +69,7 @@ class Fork:
 
     def patch(self, path: str, old: str, new: str) -> ToolAnswer:
         file = self.root / path
-        if not path.startswith(OPEN):
+        if not is_open(path, OPEN):
             return ToolAnswer(failure="closed_path", what="article 16")
         assert file.read_text().count(old) == 1, f"{path} has not exactly one {old!r}"
         file.write_text(file.read_text().replace(old, new))
@@ -143,7 +143,9 @@ def test_every_scenario_is_played_to_its_end_and_its_edits_fit_the_substrate(nam
     fork, ended = played(name)
     endless = {"endless_loop": "steps", "malformed_json": "steps", "spent_on_reasoning": "steps"}
     assert ended == endless.get(name, "finished")
-    assert sum(tool == "patch" for tool, _ in fork.calls) == EDITS.get(name, 0)
+    assert sum(tool in ("patch", "write") for tool, _ in fork.calls) == EDITS.get(name, 0)
+    closed = [given["path"] for tool, given in fork.calls if tool == "patch" and not is_open(given["path"], OPEN)]
+    assert closed == (["substrate/answers.py"] if name == "editing_the_scorer" else [])
     assert ("train", {"num_steps": None}) in [
         (tool, {"num_steps": given.get("num_steps")}) for tool, given in fork.calls
     ] or (ended == "steps")

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import settings as settings_of
 from hypothesis import strategies as st
 
+from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import Campaign
 from pipeline.cluster import forecast, local_runner
-from pipeline.config import decoding, settings
+from pipeline.config import decoding, footprint, settings
 from pipeline.execution import results
 from pipeline.reporting import cost
 from tests.support.campaigns import attributes, frozen_campaign, scored
@@ -134,7 +135,10 @@ def test_every_layout_that_ships_says_what_a_site_must_have():
     assert found["tp1"].must_have(8) == "1 GPU with 90.0 GiB for an arm; 8 GPUs for all 8 arms at once"
     small = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=39"])
     refusals = {each.name: each.refusal for each in forecast.layouts(small, 8)}
-    assert refusals["tp2"].startswith("training needs 52.4 GiB") and not refusals["tp4_dp2"]
+    assert refusals["tp2"].startswith("decoding needs ") and not refusals["tp4_dp2"]
+    held = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=39", "parallelism.recompute=none"])
+    with pytest.raises(ConfigError, match=r"training needs 52\.4 GiB"):
+        footprint.check_memory(held.to_dict())
 
 
 @pytest.mark.parametrize(

@@ -346,8 +346,14 @@ def test_what_a_campaign_froze_no_rounds_file_may_change(campaign, scores):
         with pytest.raises(Refused, match=f"another {key} than the campaign froze") as refused:
             freeze.freeze(campaign, "r0002", [])
         assert (refused.value.article, refused.value.code) == ("8", "settings_changed")
-    path.write_text(before)
-    assert freeze.freeze(campaign, "r0002", []).plan.exists()
+    frozen = settings.load(campaign.round("r0000").config).parallelism.recompute
+    path.write_text(
+        "# @package _global_\n" + yaml.safe_dump(yaml.safe_load(before) | {"parallelism": {"recompute": "selective"}})
+    )
+    assert frozen == "none" and freeze.freeze(campaign, "r0002", []).plan.exists(), (
+        "what is recomputed changes no number"
+    )
+    assert settings.load(campaign.round("r0002").config).parallelism.recompute == "selective"
 
 
 def test_the_design_has_the_board_and_its_critical_values(campaign):

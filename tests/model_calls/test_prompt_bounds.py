@@ -76,9 +76,11 @@ def test_old_counts_are_forgotten_and_never_make_a_bound_too_small(seed):
 def test_an_endpoint_that_leaves_out_what_its_cache_had_is_bounded_by_bytes_once_it_contradicts_itself():
     request = {"messages": [{"role": "user", "content": "word " * 1000}]}
     bounds = PromptBounds()
-    bounds.learn(request, 20, bounds.of(request))  # the cache had the rest
-    assert bounds.of(request) == 20
+    bounds.learn(request, 20, bounds.of(request))  # nobody counts 20 tokens in 5,000 bytes
+    assert bounds.of(request) == by_bytes(request)
+    bounds.learn(request, 300, bounds.of(request))  # the cache had the rest
+    assert bounds.of(request) == 300
     bounds.learn(request, 1010, bounds.of(request))
     assert bounds.of(request) == by_bytes(request)
-    bounds.learn(request, 20, bounds.of(request))
+    bounds.learn(request, 300, bounds.of(request))
     assert bounds.of(request) == by_bytes(request)

@@ -276,7 +276,7 @@ def test_ratios_and_gradient_are_those_of_the_distribution_that_was_sampled(alon
     advantage_of = torch.tensor([1.0, -1.0, 0.5, -0.25, 2.0])
     draws = (torch.arange(num) + 0.5) / num
     tokens, recorded = sample((logits / temperature).expand(num, -1), 1.0, draws)
-    layer = SimpleNamespace(enter=lambda hidden: hidden, product=torch.clone, weight=logits)
+    layer = SimpleNamespace(enter=lambda hidden: hidden, adapter=None, weight=torch.eye(5), tp_group=alone.groups.tp)
 
     def scored(z, at):
         return chunked_log_probs(layer, z.repeat(1, num, 1), tokens.unsqueeze(1), temperature=at)
