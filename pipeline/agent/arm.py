@@ -47,7 +47,6 @@ from pipeline.sandbox.namespace import trial_uid
 
 ENTRY = ("python", "-P", "-m", "substrate.agent")
 INSIDE = f"/relay/{SOCKET}"
-UNLIMITED = 10**15  # millionths of a currency, where no limit of money is set
 LATE_SECONDS = 60.0  # after the wall time, in which a loop may say how it ended
 LOOP_LIMITS = SandboxLimits(num_processes=64, file_size_bytes=2**20, tmp_size_bytes=2**24, shm_size_bytes=2**20,
                             disk_size_bytes=2**24, log_size_bytes=2**24)  # fmt: skip
@@ -208,7 +207,7 @@ class Session:
         elif name == "train":
             answer = self.trainings.train(arguments)
         else:
-            answer = _of_runner(self.tools.call(name, dict(arguments)))
+            answer = ToolAnswer.of(self.tools.call(name, dict(arguments)))
         spent = math.ceil(self.trainings.meter.used - used)
         return replace(answer, facts={**answer.facts, "gpu_seconds": spent}) if spent else answer
 
@@ -269,11 +268,5 @@ def limits_of(chosen: Worker) -> Limits:
     prices = (chosen.price_per_million_prompt_tokens, chosen.price_per_million_answer_tokens)
     return Limits(
         budget.steps, budget.tokens, budget.answer_tokens, budget.wall_seconds,
-        round(budget.money * MILLION) if budget.money else UNLIMITED, *(round(price * MILLION) for price in prices),
+        math.ceil(budget.money * MILLION), *(math.ceil(price * MILLION) for price in prices),
     )  # fmt: skip
-
-
-def _of_runner(said: Mapping[str, Any]) -> ToolAnswer:
-    if said["ok"]:
-        return ToolAnswer(said["output"], said["truncated"])
-    return ToolAnswer(failure=said["failure"], what=said["what"])
