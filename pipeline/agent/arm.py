@@ -19,20 +19,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.agent import fork_diff, leak_check
+from pipeline.agent import fork_diff, leak_check, report
 from pipeline.agent.relay import SOCKET, Relay
 from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import GpuMeter, ToolRunner
 from pipeline.agent.trainings import Trainings
-from pipeline.campaign import canonical
 from pipeline.campaign.errors import Interrupted, TrialFailed
 from pipeline.campaign.facts import load_constitution
-from pipeline.campaign.files import file_digest, write_file
+from pipeline.campaign.files import write_file
+from pipeline.campaign.layout import Attempt
 from pipeline.config.policy_schema import Worker
 from pipeline.execution import image_process, multinode, trial, worker
 from pipeline.execution.attempt import Work
-from pipeline.model_calls import chat_request, derive_run, endpoint, transcript
+from pipeline.model_calls import chat_request, endpoint, transcript
 from pipeline.model_calls.budget import MILLION, Budget, Limits
 from pipeline.model_calls.endpoint import Ask, Endpoint
 from pipeline.model_calls.manifest import BadManifest, read_manifest
@@ -73,6 +73,11 @@ def train(
     job.coverage["agent"] = outcome
     if outcome != "completed":
         raise TrialFailed(outcome, f"the agent ended without a full run that counts: {why}")
+
+
+def resume(job: Work, trained: Attempt, mount: Mount) -> None:
+    """Take over the report of an earlier attempt, whose sealed adapter this one judges."""
+    report.resume(job, trained, mount.root)
 
 
 @contextmanager
@@ -221,45 +226,13 @@ class Session:
         )
 
     def report(self) -> str:
-        """Write the report and the patch, and return the agent's typed outcome, which follows from the transcript alone."""
-        job, spent = self.job, self.budget.spent()
-        found = transcript.load(job.attempt.transcript)
-        run = derive_run.of_transcript(found.records, job.arm.axis)
+        """Write the report and the patch, and return the agent's typed outcome."""
         if self.trainings.diff is None:
             with suppress(TrialFailed):  # nobody can review it, and nothing was trained in it
                 self.trainings.look()
-        diff = self.trainings.diff or fork_diff.ForkDiff((), "")
-        write_file(job.attempt.fork_diff, diff.text)
-        self.seen = self.trainings.seen or leak_check.Look([], {})
-        job.look = self.look
-        usage = asdict(run.usage) | {
-            "money_millionths": spent.money_millionths,
-            "gpu_seconds": math.ceil(self.trainings.meter.used),
-            "wall_seconds": math.ceil(spent.wall_seconds),
-        }
-        self.written = {
-            "schema": 1,
-            "outcome": run.outcome,
-            "manifest": run.manifest.typed if run.manifest else None,
-            "texts_sha256": run.manifest.texts_sha256 if run.manifest else "",
-            "diff": {
-                "files": diff.records(),
-                "digest": diff.digest,
-                "canaries": [each.record() for each in self.seen.canaries],
-            },
-            "usage": usage,
-            "transcript_sha256": file_digest(job.attempt.transcript),
-            "transcript_head": found.head,
-        }
-        write_file(job.attempt.agent_report, canonical.encoded(self.written))
-        return run.outcome
-
-    def look(self, folders: Mapping[str, Path], work: Path) -> None:
-        """Add the canaries of judged prompts in what was edited, once the adapter is sealed. folders: set -> its prompts and answers."""
-        log = self.job.attempt.agent_dir / "leaks.log"
-        found = leak_check.held_prompts(self.mount.root, self.seen.texts, folders, work, log)
-        self.written["diff"]["canaries"] += [each.record() for each in found]
-        write_file(self.job.attempt.agent_report, canonical.encoded(self.written))
+        diff, seen = self.trainings.diff or fork_diff.ForkDiff((), ""), self.trainings.seen or leak_check.Look([], {})
+        self.job.look = partial(report.look_in, self.job, self.mount.root)
+        return report.write(self.job, diff, seen, self.budget.spent(), self.trainings.meter.used)
 
 
 def limits_of(chosen: Worker) -> Limits:

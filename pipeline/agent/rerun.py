@@ -6,8 +6,8 @@ the adapter, as the worker did. It judges nothing, because the same adapter has 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from pipeline.agent import arm as agents_arm
@@ -21,6 +21,7 @@ from pipeline.execution.attempt import Work
 from pipeline.model_calls import transcript
 from pipeline.model_calls.replay import Replay
 from pipeline.sandbox import image, namespace
+from pipeline.sandbox.kernel_cache import Kernels
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,22 @@ class Replayed:
     @property
     def is_same(self) -> bool:
         return self.adapter_digest == self.recorded
+
+
+@dataclass(frozen=True)
+class Replaying:
+    """As `agent.arm`, with recorded answers in place of a model."""
+
+    answers: Replay
+
+    def train(
+        self, job: Work, mount: image.Mount, fork: image.Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path,
+        kernels: Kernels | None,
+    ) -> None:  # fmt: skip
+        agents_arm.train(job, mount, fork, bound, out_dir, scratch, kernels, self.answers)
+
+    def resume(self, job: Work, trained: Attempt, mount: image.Mount) -> None:
+        raise AssertionError("a replay has no earlier attempt")
 
 
 def replay(campaign: Campaign, folder: Round, arm_name: str, path: Path) -> Replayed:
@@ -61,8 +78,7 @@ def replay(campaign: Campaign, folder: Round, arm_name: str, path: Path) -> Repl
     with namespace.scratch_folder(chosen.cluster.scratch_dir or None, "arm-") as scratch:
         attempt = Attempt(scratch / "attempt_00")
         attempt.folder.mkdir()
-        by_agent = partial(agents_arm.train, replayed=answers)
-        job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt, by_agent=by_agent)
+        job = Work(campaign, folder, facts, frozen, digest, arm, chosen, attempt, by_agent=Replaying(answers))
         outcome = "completed"
         with image.mounted(campaign.image, frozen.image_digest, scratch) as mount:
             try:

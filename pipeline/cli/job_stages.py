@@ -108,7 +108,7 @@ def worker_verb(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.replay:
         return replayed(campaign, folder, arm, Path(arguments.replay))
-    attempt = worker.work(campaign, folder, arm, arguments.plan, agents_arm.train)
+    attempt = worker.work(campaign, folder, arm, arguments.plan, agents_arm)
     result = f"is published ({attempt.folder.name})" if attempt else "was published before, so there is nothing to do"
     print(f"{folder.name}/{arm} {result}")
     print(after_an_arm(campaign.round("r0001") if folder.number == 0 else folder, quoted_campaign(arguments)))

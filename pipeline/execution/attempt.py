@@ -27,14 +27,17 @@ from pipeline.sandbox.image import Fork, Mount
 from pipeline.sandbox.kernel_cache import Kernels
 
 
-class AgentTrains(Protocol):
-    """How an agent trains an arm: `pipeline.agent.arm.train`, which a layer above this one hands in."""
+class ByAgent(Protocol):
+    """How agents' arms are trained: `pipeline.agent.arm`, which a layer above this one hands in."""
 
-    def __call__(
+    def train(
         self, job: Work, mount: Mount, fork: Fork, bound: Mapping[str, Path], out_dir: Path, scratch: Path,
         kernels: Kernels | None,
     ) -> None:  # fmt: skip
         """Leave the trial's outputs in `out_dir`. bound: path inside a sandbox -> folder of base weights. Raises TrialFailed."""
+
+    def resume(self, job: Work, trained: Attempt, mount: Mount) -> None:
+        """Take over what the agent of an earlier attempt did, whose sealed adapter this one judges."""
 
 
 @dataclass
@@ -52,7 +55,7 @@ class Work:
     started: float = field(default_factory=time.time)
     stop: threading.Event = field(default_factory=threading.Event)
     adapter_digest: str = ""
-    by_agent: AgentTrains | None = None
+    by_agent: ByAgent | None = None
     look: judge.Look = lambda folders, work: None  # at the judged sets, for an agent's canaries
     edited_files: int = 0  # of the fork, by an agent, when the full run began
     coverage: dict[str, Any] = field(default_factory=dict)
@@ -149,6 +152,7 @@ def mark_training(job: Work) -> None:
 def seal_adapter(job: Work) -> None:
     """Write the adapter's digest before any secret seed is read. Raises IntegrityError where `sealed.json` exists."""
     record = {"adapter_digest": job.adapter_digest, "plan_digest": job.plan_digest, "attempt": job.attempt.number}
+    record["edited_files"] = job.edited_files
     try:
         write_new_file(job.attempt.sealed, canonical.encoded(record))
     except FileExistsError:

@@ -24,6 +24,7 @@ from pathlib import Path
 from pipeline.campaign.errors import (
     ConfigError,
     FilesUnreachable,
+    IntegrityError,
     Interrupted,
     NotFound,
     PipelineError,
@@ -35,7 +36,7 @@ from pipeline.campaign.files import copy_tree, read_json, write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import corrections, footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
-from pipeline.execution.attempt import AgentTrains, Work, conclude, mark_training, seal_adapter
+from pipeline.execution.attempt import ByAgent, Work, conclude, mark_training, seal_adapter
 from pipeline.execution.cores import cores
 from pipeline.sandbox import bubblewrap, image, kernel_cache, namespace, runtime_needs
 from pipeline.sandbox.kernel_cache import Kernels
@@ -48,7 +49,7 @@ def work(
     folder: Round,
     arm_name: str,
     plan_digest: str | None = None,
-    by_agent: AgentTrains | None = None,
+    by_agent: ByAgent | None = None,
 ) -> Attempt | None:
     """Run one arm of a frozen round and return its attempt; None where the arm has a published score already.
 
@@ -122,7 +123,7 @@ def run(job: Work) -> None:
             kept = None
             if job.arm.role != "base":
                 kept = job.attempt.adapter_dir
-                if not restore_sealed(job):
+                if not restore_sealed(job, mount):
                     train(job, mount, scratch, kernels)
             seal_adapter(job)
             resume.restore_decoded(job.attempt, job.before, job.plan_digest, job.adapter_digest)
@@ -143,11 +144,22 @@ def run(job: Work) -> None:
             job.mark("publish")
 
 
-def restore_sealed(job: Work) -> bool:
-    """Reuse the adapter that an interrupted attempt trained and sealed; False where there is none."""
+def restore_sealed(job: Work, mount: image.Mount) -> bool:
+    """Reuse the adapter that an interrupted attempt trained and sealed; False where there is none.
+
+    Raises IntegrityError where an agent edited what was trained, and its report is no longer there: the score would count for its recipe.
+    """
     trained = resume.restore_sealed(job.attempt, job.before, job.plan_digest)
     if trained is None:
         return False
+    earlier = next(each for each in job.before if each.number == trained.number)
+    if job.by_agent is not None and job.chosen.worker.runs(job.arm.role):
+        job.by_agent.resume(job, earlier, mount)
+    if job.edited_files != resume.sealed_record(earlier).get("edited_files", 0):
+        raise IntegrityError(
+            f"{earlier.agent_report} does not say what was edited in the sealed adapter",
+            f"Restore it from a copy, or remove {earlier.folder} and start the arm again; it then trains anew",
+        )
     job.adapter_digest = trained.adapter_digest
     job.coverage["trained_by_attempt"] = trained.number
     return True
@@ -184,8 +196,8 @@ def train(job: Work, mount: image.Mount, scratch: Path, kernels: Kernels | None)
         with image.forked(mount, scratch, namespace.trial_uid()) as fork:
             job.coverage["fork"] = fork.backend
             if is_agents:
-                assert job.by_agent is not None, "whoever starts a worker hands in pipeline.agent.arm.train"
-                job.by_agent(job, mount, fork, bound, out_dir, scratch, kernels)
+                assert job.by_agent is not None, "whoever starts a worker hands in pipeline.agent.arm"
+                job.by_agent.train(job, mount, fork, bound, out_dir, scratch, kernels)
             else:
                 own = image_process.kernel_bind(job.chosen, kernels, scratch / "trial_kernels", namespace.trial_uid())
                 train_confined(job, bound, fork.root, out_dir, num_nodes, shared, own)

@@ -1,0 +1,85 @@
+"""The report of an agent's arm, and what an attempt takes over that goes on after an earlier one sealed its adapter.
+
+The report is written before the adapter is sealed, from the transcript and from what the fork was when the full run was asked for. Once
+the judged items exist, the canaries that need them are added. The texts that they are sought in wait in a file, because an attempt that was
+interrupted while it judged goes on in another process, on another node.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.agent import leak_check
+from pipeline.agent.fork_diff import ForkDiff
+from pipeline.campaign import canonical
+from pipeline.campaign.files import copy_file, file_digest, read_json, write_file
+from pipeline.campaign.layout import Attempt
+from pipeline.execution.attempt import Work
+from pipeline.model_calls import derive_run, transcript
+from pipeline.model_calls.budget import Spent
+
+TEXTS, LEAKS = "texts.json", "leaks.log"  # in the attempt's agent folder
+
+
+def write(job: Work, diff: ForkDiff, seen: leak_check.Look, spent: Spent, gpu_seconds: float) -> str:
+    """Write report and patch, and return the agent's typed outcome, which follows from the transcript alone.
+
+    diff, seen: of the fork when the last full run was asked for. gpu_seconds: of all that ran in the fork.
+    """
+    attempt = job.attempt
+    found = transcript.load(attempt.transcript)
+    run = derive_run.of_transcript(found.records, job.arm.axis)
+    write_file(attempt.fork_diff, diff.text)
+    usage = asdict(run.usage) | {
+        "money_millionths": spent.money_millionths,
+        "gpu_seconds": math.ceil(gpu_seconds),
+        "wall_seconds": math.ceil(spent.wall_seconds),
+    }
+    canaries = [each.record() for each in seen.canaries]
+    report = {
+        "schema": 1,
+        "outcome": run.outcome,
+        "manifest": run.manifest.typed if run.manifest else None,
+        "texts_sha256": run.manifest.texts_sha256 if run.manifest else "",
+        "diff": {"files": diff.records(), "digest": diff.digest, "canaries": canaries},
+        "usage": usage,
+        "transcript_sha256": file_digest(attempt.transcript),
+        "transcript_head": found.head,
+    }
+    write_file(attempt.agent_dir / TEXTS, json.dumps(seen.texts))
+    write_file(attempt.agent_report, canonical.encoded(report))
+    return run.outcome
+
+
+def look_in(job: Work, root: Path, folders: Mapping[str, Path], work: Path) -> None:
+    """Add the canaries of judged prompts in what was edited. root: of the mounted image. folders: set -> its prompts and answers."""
+    texts = job.attempt.agent_dir / TEXTS
+    if not texts.exists():
+        return
+    found = leak_check.held_prompts(root, read_json(texts), folders, work, job.attempt.agent_dir / LEAKS)
+    report: dict[str, Any] = read_json(job.attempt.agent_report)
+    canaries: list[Mapping[str, Any]] = report["diff"]["canaries"]
+    canaries += [each for each in (canary.record() for canary in found) if each not in canaries]
+    write_file(job.attempt.agent_report, canonical.encoded(report))
+
+
+def resume(job: Work, trained: Attempt, root: Path) -> None:
+    """Take over what an agent did in an earlier attempt, whose sealed adapter this one judges. Nothing where no agent ran there."""
+    if not trained.agent_report.exists():
+        return
+    job.attempt.agent_dir.mkdir(exist_ok=True)
+    for source in _files(trained):
+        copy_file(source, job.attempt.agent_dir / source.name)
+    job.edited_files = len(read_json(job.attempt.agent_report)["diff"]["files"])
+    job.look = partial(look_in, job, root)
+
+
+def _files(trained: Attempt) -> Sequence[Path]:
+    paths = (trained.agent_report, trained.transcript, trained.fork_diff, trained.agent_dir / TEXTS)
+    return [path for path in paths if path.exists()]
