@@ -211,7 +211,7 @@ def test_a_round_that_slurm_refused_takes_other_slurm_settings(campaign, tmp_pat
     (record,) = (each for each in Log(campaign.log).records() if each["event"] == "slurm_request")
     assert set(record["changed"]) == {
         f"cluster.{role}{key}"
-        for role in ("", "reference.", "judge.", "meta.")
+        for role in ("", "reference.", "judge.", "agent.", "meta.")
         for key in ("partition", "cpus_per_task")
     }
     for of in (folder, campaign.round("r0000")):
