@@ -27,6 +27,7 @@ def composed(path: Path) -> settings.Settings:
         return settings.compose([f"model={model}", f"recipe={recipe}"])
     needs = {
         "external/command": ["external.command=[score]"],  # what only a site can say
+        "worker/served": ["cluster.vllm_runtime=/shared/vllm", "worker.server.weights_dir=/shared/weights"],
         "policy/axes/nano": ["experiment=nano_30b"],  # factors of its recipe's values
         "policy/axes/grpo": ["recipe=grpo"],
     }
