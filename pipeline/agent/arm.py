@@ -125,7 +125,9 @@ class Session:
         job, chosen = self.job, self.job.chosen
         rules, gpus = load_constitution(job.plan.constitution_digest), chosen.cluster.gpus
         self.open_paths = rules.open_paths if job.arm.role == "axis" else ()  # who repeats a recipe changes nothing
-        meter = GpuMeter(chosen.worker.budget.gpu_seconds, gpus or chosen.parallelism.world_size)
+        self.budget = Budget(limits_of(chosen.worker), before=report.spent_before(job))
+        devices = gpus or chosen.parallelism.world_size
+        meter = GpuMeter(chosen.worker.budget.gpu_seconds, devices, self.budget.seconds_left)
         base, _ = image_process.base_of(self.mount.root, chosen)
         self.trainings = Trainings(
             job,
@@ -143,7 +145,6 @@ class Session:
             partial(image_process.sandbox_of, chosen), self.fork.root, self.open_paths, meter, self.scratch,
             read_only={"/task": job.attempt.task_dir, **self.bound}, gpus=gpus, stop_wanted=job.stop_wanted,
         )  # fmt: skip
-        self.budget = Budget(limits_of(chosen.worker))
 
     def probe(self) -> None:
         """Probe the sandbox in which the edited code will run. Raises Refused by article 6."""
@@ -232,11 +233,11 @@ class Session:
                 self.trainings.look()
         diff, seen = self.trainings.diff or fork_diff.ForkDiff((), ""), self.trainings.seen or leak_check.Look([], {})
         self.job.look = partial(report.look_in, self.job, self.mount.root)
-        return report.write(self.job, diff, seen, self.budget.spent(), self.trainings.meter.used)
+        return report.write(self.job, diff, seen, self.budget, self.trainings.meter.used)
 
 
 def limits_of(chosen: Worker) -> Limits:
-    """The budget of a session in the whole numbers that it is counted in."""
+    """The budget of an arm in the whole numbers that it is counted in."""
     budget = chosen.budget
     prices = (chosen.price_per_million_prompt_tokens, chosen.price_per_million_answer_tokens)
     return Limits(

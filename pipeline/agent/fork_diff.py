@@ -146,6 +146,32 @@ def closed(diff: ForkDiff, open_paths: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+def apply(diff: ForkDiff, source: Path, target: Path, owner: int) -> None:
+    """Make the changes of a diff that `closed` allows in another fork of the same image, in which nothing has run yet.
+
+    source: the fork that was compared. owner: of what is made. Raises TrialFailed (bad_output) where a file cannot be read any more.
+    """
+    root = os.open(source, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for each in diff.changes:  # a folder comes before what is in it
+            place = target / each.path
+            if each.kind == "removed":
+                continue
+            if each.what == "folder":
+                place.mkdir(exist_ok=True)
+            else:
+                place.write_bytes(fork_files.content(root, each.path, MAX_BYTES))
+            place.chmod(each.mode)
+            os.chown(place, owner, owner)
+        for each in reversed(diff.changes):
+            if each.kind == "removed":
+                (target / each.path).rmdir() if each.what == "folder" else (target / each.path).unlink()
+    except (Failure, OSError) as error:
+        raise TrialFailed("bad_output", f"the fork's changes cannot be made again: {error}") from error
+    finally:
+        os.close(root)
+
+
 def refusal(found: Sequence[tuple[str, str]], open_paths: Sequence[str]) -> str:
     """The sentence about what `closed` found, with the article and the cure."""
     named = ", ".join(f"{shown(path)} ({why})" for path, why in found[:5]) + (", ..." if len(found) > 5 else "")

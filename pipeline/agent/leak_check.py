@@ -39,7 +39,10 @@ MAX_OF_A_KIND = 20  # canaries of one kind in one file
 _ENCODED = re.compile(
     r"[A-Za-z0-9+/_=-]{160,}|(?:\\x[0-9a-f]{2}|\\u[0-9a-f]{4}){24,}|[^\x00-\x7f\s]{80,}|(?:[0-9]++[,\s]++){100,}"
 )
-_ENCODED_LINE = re.compile(r"[\s\"'b]*[A-Za-z0-9+/_=-]{40,}[\s\"'\\,+]*")
+_ENCODED_LINE = re.compile(r"[A-Za-z0-9+/_=-]{40,}")
+_AROUND = (
+    " \t\r\f\v\"'\\,+b"  # of a literal that goes on; stripped first, because one pattern for all of it takes cubic time
+)
 LEAST_ENCODED_LINES = 3  # one after the other
 _ITEM_ID = re.compile(r"\b[a-z]+(?:_[a-z]+)*-[0-9]{6}\b")
 LEAST_ITEM_IDS = 5  # in code; docstrings show one or two
@@ -182,7 +185,7 @@ def signs(
 
     run, ids = 0, set[str]()
     for number, line in added.items():
-        run = (run + 1 if number - 1 in added else 1) if _ENCODED_LINE.fullmatch(line) else 0
+        run = (run + 1 if number - 1 in added else 1) if _ENCODED_LINE.fullmatch(line.strip(_AROUND)) else 0
         if run == LEAST_ENCODED_LINES:
             fire("encoded_data", number, f"{run} lines or more")
         for seed in _SEED.findall(line):

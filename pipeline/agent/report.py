@@ -22,24 +22,41 @@ from pipeline.campaign.files import copy_file, file_digest, read_json, write_fil
 from pipeline.campaign.layout import Attempt
 from pipeline.execution.attempt import Work
 from pipeline.model_calls import derive_run, transcript
-from pipeline.model_calls.budget import Spent
+from pipeline.model_calls.budget import MILLION, Budget, Spent
 
 TEXTS, LEAKS = "texts.json", "leaks.log"  # in the attempt's agent folder
 
 
-def write(job: Work, diff: ForkDiff, seen: leak_check.Look, spent: Spent, gpu_seconds: float) -> str:
+def spent_before(job: Work) -> Spent:
+    """What earlier attempts at the arm spent of its model's budget, by their transcripts; a kill does not give it back.
+
+    Seconds count for each attempt anew: a preempted arm begins again, and the scheduler bounds how often.
+    """
+    steps = prompt_tokens = answer_tokens = 0
+    for earlier in job.before:
+        if earlier.transcript.exists():
+            answers = [each for each in transcript.load(earlier.transcript).records if each["kind"] == "answer"]
+            steps += len(answers)
+            prompt_tokens += sum(each["prompt_tokens"] for each in answers)
+            answer_tokens += sum(each["answer_tokens"] for each in answers)
+    return Spent(steps, prompt_tokens, answer_tokens, 0, 0.0)
+
+
+def write(job: Work, diff: ForkDiff, seen: leak_check.Look, budget: Budget, gpu_seconds: float) -> str:
     """Write report and patch, and return the agent's typed outcome, which follows from the transcript alone.
 
-    diff, seen: of the fork when the last full run was asked for. gpu_seconds: of all that ran in the fork.
+    diff, seen: of the fork when the last full run was asked for. budget: of the session. gpu_seconds: of all that ran in the fork.
     """
     attempt = job.attempt
     found = transcript.load(attempt.transcript)
     run = derive_run.of_transcript(found.records, job.arm.axis)
     write_file(attempt.fork_diff, diff.text)
-    usage = asdict(run.usage) | {
-        "money_millionths": spent.money_millionths,
+    limits, tokens = budget.limits, run.usage
+    price = tokens.prompt_tokens * limits.prompt_price + tokens.answer_tokens * limits.answer_price
+    usage = asdict(tokens) | {
+        "money_millionths": -(-price // MILLION),
         "gpu_seconds": math.ceil(gpu_seconds),
-        "wall_seconds": math.ceil(spent.wall_seconds),
+        "wall_seconds": math.ceil(budget.spent().wall_seconds),
     }
     canaries = [each.record() for each in seen.canaries]
     report = {

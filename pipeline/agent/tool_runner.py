@@ -60,11 +60,13 @@ def refused(failure: str, what: str) -> Answer:
 class GpuMeter:
     """The GPU-seconds of one arm: what its plan allows, and what commands and trainings have used.
 
-    num_devices: GPUs of the arm, or its ranks where the site has no GPU; each second of a process counts so many times.
+    num_devices: GPUs of the arm, or its ranks where the site has no GPU; each second of a process counts so many times. wall_left: seconds
+    of the whole session that are left, which end a process too.
     """
 
-    def __init__(self, gpu_seconds: float, num_devices: int) -> None:
+    def __init__(self, gpu_seconds: float, num_devices: int, wall_left: Callable[[], float] = lambda: math.inf) -> None:
         self.allowed, self.num_devices, self.used = float(gpu_seconds), num_devices, 0.0
+        self._wall_left = wall_left
 
     @property
     def left(self) -> float:
@@ -77,7 +79,13 @@ class GpuMeter:
 
     def wall_limit(self, seconds: float) -> float:
         """How long a process may run that asks for so many seconds."""
-        return min(float(seconds), self.left / self.num_devices)
+        return max(0.0, min(float(seconds), self.left / self.num_devices, self._wall_left()))
+
+    def spent(self) -> tuple[str, str]:
+        """(failure, sentence) of a process that may not run, or that was ended before its own limit."""
+        if self._wall_left() <= 0 < self.left:
+            return "budget_wall", "the session's wall time is over; finish with what there is"
+        return "budget_gpu_seconds", f"the arm's {self.allowed:g} GPU-seconds are used up; finish with what there is"
 
 
 class ToolRunner:
@@ -158,7 +166,7 @@ class ToolRunner:
             return refused("bad_arguments", f"{what}; write a long script to a file of the fork")
         limit = self.meter.wall_limit(seconds)
         if limit <= 0:
-            return refused("budget_gpu_seconds", self._used_up())
+            return refused(*self.meter.spent())
         kills = oom_kills()
         with scratch_folder(self._work, "run-") as folder:
             (folder / "out").mkdir()
@@ -183,7 +191,8 @@ class ToolRunner:
                     self.meter.charge(wall_seconds)
             text, is_cut = _log_text(folder / "log")
         if process.timed_out and limit < seconds:
-            return refused("budget_gpu_seconds", f"{self._used_up()}; the command printed:\n{text}")
+            failure, what = self.meter.spent()
+            return refused(failure, f"{what}; the command printed:\n{text}")
         how = _ending(process, seconds, oom_kills() > kills)
         output, was_cut = shortened(f"{how}; it took {wall_seconds:.1f} s\n{text}", MAX_OUTPUT_BYTES)
         return {"ok": True, "output": output, "truncated": is_cut or was_cut}
@@ -195,9 +204,6 @@ class ToolRunner:
                 process.kill()
                 raise Interrupted("the worker was asked to stop during an agent's tool", "Start the arm again")
             time.sleep(min(POLL_SECONDS, max(0.001, deadline - time.monotonic())))
-
-    def _used_up(self) -> str:
-        return f"the arm's {self.meter.allowed:g} GPU-seconds are used up; finish with what there is"
 
     def _grown(self, count: str) -> int:
         return _disk_usage(self._fork, count) - self._before[count]

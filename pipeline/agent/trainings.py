@@ -19,6 +19,7 @@ from pipeline.campaign.errors import NotFound, TrialFailed
 from pipeline.campaign.layout import Attempt
 from pipeline.execution import image_process, multinode, trial
 from pipeline.execution.attempt import Work, mark_training
+from pipeline.sandbox import image
 from pipeline.sandbox.bubblewrap import open_output
 from pipeline.sandbox.image import Mount
 from pipeline.sandbox.kernel_cache import Kernels
@@ -80,12 +81,21 @@ class Trainings:
         # Another start is another run: its code is other code, so nothing of the last one may be in it.
         remove_tree(self.out_dir)
         self.out_dir.mkdir()
-        self.job.mark("train_start")
-        try:
-            answer = self._run(self.job.attempt, self.out_dir)
-        finally:
-            mark_training(self.job)
-            self.job.mark("agent")
+        # In a fork that holds the reviewed changes and nothing else: no extended attribute, no time of a file, nothing that came since.
+        with image.forked(self.mount, self.scratch, trial_uid()) as fresh:
+            try:
+                fork_diff.apply(self.diff, self.fork_root, fresh.root, trial_uid())
+                is_same = fork_diff.difference(self.mount.root, fresh.root).digest == self.diff.digest
+            except TrialFailed as error:
+                return _refused("trial_failed", error.what, error.kind)
+            if not is_same:
+                return _refused("trial_failed", "the changes of the fork cannot be made again; write plain files only")
+            self.job.mark("train_start")
+            try:
+                answer = self._run(self.job.attempt, self.out_dir, fresh.root)
+            finally:
+                mark_training(self.job)
+                self.job.mark("agent")
         if answer.is_ok:
             try:
                 open_output(self.out_dir, ADAPTER).close()
@@ -106,21 +116,21 @@ class Trainings:
             (folder / "out").mkdir()
             attempt = Attempt(folder)
             write_task(self.job, attempt, self.base, recipe | {"num_steps": num_steps, "warmup_steps": warmup_steps})
-            return self._run(attempt, folder / "out")
+            return self._run(attempt, folder / "out", self.fork_root)
 
-    def _run(self, attempt: Attempt, out_dir: Path) -> ToolAnswer:
+    def _run(self, attempt: Attempt, out_dir: Path, fork_root: Path) -> ToolAnswer:
         """Train with the task file of `attempt`, and say how it went; a failure is told with the end of its log."""
         chosen = self.job.chosen
-        if self.meter.left <= 0:
-            return _refused("budget_gpu_seconds", self._used_up())
+        if self.meter.wall_limit(1.0) <= 0:
+            return _refused(*self.meter.spent())
         with scratch_folder(self.scratch, "kernels-") as folder:
             # Each run has a copy of its own, because what an earlier run left there would be code that no diff shows.
             own = image_process.kernel_bind(chosen, self.kernels, folder / "own", trial_uid())
-            return self._run_confined(attempt, out_dir, own)
+            return self._run_confined(attempt, out_dir, fork_root, own)
 
-    def _run_confined(self, attempt: Attempt, out_dir: Path, own: Mapping[str, Path]) -> ToolAnswer:
+    def _run_confined(self, attempt: Attempt, out_dir: Path, fork_root: Path, own: Mapping[str, Path]) -> ToolAnswer:
         chosen = self.job.chosen
-        confined = multinode.training_sandbox(chosen, attempt, self.bound, self.fork_root, out_dir, NO_BYTECODE, own)
+        confined = multinode.training_sandbox(chosen, attempt, self.bound, fork_root, out_dir, NO_BYTECODE, own)
         limit = self.meter.wall_limit(confined.limits.wall_seconds)
         confined = replace(confined, limits=replace(confined.limits, wall_seconds=limit))
         began = time.monotonic()
@@ -128,14 +138,11 @@ class Trainings:
             trial.train(confined, attempt, out_dir, 60.0 * chosen.cluster.stall_minutes, self.job.stop_wanted)
         except TrialFailed as error:
             self.meter.charge(time.monotonic() - began)
-            if error.kind == "timeout" and self.meter.left <= 1:
-                return _refused("budget_gpu_seconds", self._used_up(), error.kind)
+            if error.kind == "timeout" and self.meter.wall_limit(1.0) < 1.0:
+                return _refused(*self.meter.spent(), error.kind)
             return _refused("trial_failed", f"{error.kind}: {error.what}\n{error.cure}", error.kind)
         self.meter.charge(time.monotonic() - began)
         return ToolAnswer(_summary(attempt))
-
-    def _used_up(self) -> str:
-        return f"the arm's {self.meter.allowed:g} GPU-seconds are used up; finish with what there is"
 
 
 def write_task(job: Work, attempt: Attempt, base: str, recipe: Mapping[str, Any]) -> None:

@@ -74,13 +74,16 @@ class Spent:
 class Budget:
     """The budget of one agent. All methods may be called from any thread."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        """clock: seconds, for tests."""
+    def __init__(
+        self, limits: Limits, clock: Callable[[], float] = time.monotonic, before: Spent | None = None
+    ) -> None:
+        """clock: seconds, for tests. before: steps and tokens that earlier sessions of the same arm were charged."""
         self.limits = limits
         self._clock, self._begun = clock, clock()
         self._changed = threading.Condition()
         self._held: list[Charge] = []  # reserved by calls under way
-        self._steps, self._prompt, self._answer = 0, 0, 0
+        self._steps = before.steps if before else 0
+        self._prompt, self._answer = (before.prompt_tokens, before.answer_tokens) if before else (0, 0)
         self._ended: BudgetSpent | None = None
 
     def reserve(self, prompt_bound: int, answer_tokens: int) -> Charge:

@@ -149,3 +149,21 @@ def test_who_repeats_a_recipe_edits_nothing_and_counts_as_it(campaign: Campaign)
     assert not read_outcome(campaign.round("r0001").published("a0"), "").edited
     first = next(record for record in transcript.load(attempt.transcript).records if record["kind"] == "request")
     assert re.search("repeats a recipe, so you may edit nothing", transcript.content_of(first).decode())
+
+
+def test_an_attempt_that_goes_on_after_the_seal_knows_what_was_edited(campaign: Campaign, good: Attempt) -> None:
+    """Killed while it was judged, an arm judges its sealed adapter again. Without its report it would count as its recipe."""
+    published = campaign.round("r0001").published("a1")
+    before, digest = report_of(good), read_json(good.sealed)["adapter_digest"]
+    for path in (published, good.result):
+        path.unlink()
+    (good.folder / "interrupted.json").write_text(json.dumps({"what": "a kill"}))
+    again = run(campaign, "a1")
+    assert again.number == good.number + 1 and read_json(again.sealed)["adapter_digest"] == digest
+    assert json.loads(read_attributes(published)["coverage"])["trained_by_attempt"] == good.number
+    assert read_attributes(published)["edited_files"] == 1 and read_outcome(published, "").edited
+    assert report_of(again) == before and again.transcript.read_bytes() == good.transcript.read_bytes()
+    for path in (published, again.result, again.agent_report, good.agent_report):
+        path.unlink()
+    done = pipeline("worker", campaign.folder, "--round", "r0001", "a1")
+    assert done.returncode == 4 and "does not say what was edited" in done.stderr

@@ -108,6 +108,33 @@ def test_digests_are_equal_exactly_when_forks_are(image: Tree, one: Tree, other:
         assert difference(first, first).changes == ()
 
 
+@settings(max_examples=20)
+@given(trees, trees)
+def test_changes_that_are_made_again_give_the_same_fork(before: Tree, after: Tree) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        image, fork, again = make(place / "image", before), make(place / "fork", after), make(place / "again", before)
+        diff = difference(image, fork)
+        fork_diff.apply(diff, fork, again, os.geteuid())
+        assert difference(image, again).digest == diff.digest
+        assert difference(fork, again).changes == ()
+
+
+def test_what_no_diff_shows_is_not_made_again(pristine: Path, fork: Path) -> None:
+    """An extended attribute, or a file's time, could carry a program from one run to the next."""
+    edited, again = fork / "substrate/recipes/x.py", fork.with_name("again")
+    shutil.copytree(pristine, again)
+    edited.write_text("x = 2\n")
+    try:
+        os.setxattr(edited, "user.hidden", b"a program")
+    except OSError:
+        pytest.skip("this file system keeps no extended attributes")
+    os.utime(edited, (1, 1))
+    fork_diff.apply(difference(pristine, fork), fork, again, os.geteuid())
+    made = again / "substrate/recipes/x.py"
+    assert made.read_text() == "x = 2\n" and not os.listxattr(made) and made.stat().st_mtime > 1
+
+
 def test_permissions_and_kinds_are_in_the_digest(tmp_path: Path) -> None:
     pristine = make(tmp_path / "p", {})
     forks = [make(tmp_path / f"{n}", {"a": (b"x", n == 1)}) for n in range(2)]

@@ -194,3 +194,11 @@ def test_the_image_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ite
 
 def test_nothing_is_asked_without_texts(tmp_path: Path) -> None:
     assert held_prompts(tmp_path, {}, {"dev": tmp_path}, tmp_path, tmp_path / "log") == []
+
+
+def test_a_line_that_is_made_to_be_slow_takes_no_time() -> None:
+    """The worker's main thread reads an agent's lines, and nothing could interrupt a pattern of cubic time."""
+    lines = {number: mark * 100_000 + "+" * 100_000 + "!" for number, mark in enumerate("b+'\\ ", 1)}
+    began = time.process_time()
+    signs("substrate/recipes/x.txt", "\n".join(lines.values()), lines, Internals())
+    assert time.process_time() - began < 5
