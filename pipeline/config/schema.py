@@ -265,7 +265,7 @@ class Settings:
     worker: Worker = field(default_factory=Worker)
     round: str = ""
     arm: str = ""
-    reasons: dict[str, str] = field(default_factory=dict, compare=False)
+    reasons: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def devices_of(self, role: str) -> int:
         """GPUs of a node that a job of this role has, or cores of ranks where the site has no GPUs; of an arm those of its first node."""
