@@ -21,6 +21,7 @@ from typing import Any
 
 from pipeline.agent import fork_diff, leak_check, report
 from pipeline.agent.relay import SOCKET, Relay
+from pipeline.agent.scripted_model import scenario
 from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import GpuMeter, ToolRunner
@@ -30,6 +31,7 @@ from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt
 from pipeline.config.policy_schema import Worker
+from pipeline.config.settings import Settings
 from pipeline.execution import image_process, multinode, trial, worker
 from pipeline.execution.attempt import Work
 from pipeline.model_calls import chat_request, endpoint, transcript
@@ -80,14 +82,27 @@ def resume(job: Work, trained: Attempt, mount: Mount) -> None:
     report.resume(job, trained, mount.root)
 
 
+def check(chosen: Settings) -> None:
+    """Check what answers the agents of a configuration, before any job starts. Raises ConfigError for a scenario or an endpoint."""
+    worker = chosen.worker
+    for name in worker.scenarios:
+        scenario.load(name)
+    if not worker.scenarios and not worker.is_served:
+        _endpoint(worker).check_settings()
+
+
+def _endpoint(chosen: Worker) -> Endpoint:
+    at = chosen.endpoint
+    return Endpoint(
+        at.url, at.model, chat_request.USE, at.timeout_seconds, at.api_key_env, at.api_key_file, at.leave_out, at.add
+    )
+
+
 @contextmanager
 def asked(job: Work, replayed: Replay | None) -> Iterator[tuple[Endpoint, Ask]]:
     """The endpoint that requests are composed for, and what answers them: itself, the round's server, a scripted model, or a transcript."""
     chosen, arm_index = job.chosen.worker, job.arm.index
-    at = chosen.endpoint
-    model = Endpoint(
-        at.url, at.model, chat_request.USE, at.timeout_seconds, at.api_key_env, at.api_key_file, at.leave_out, at.add
-    )
+    model = _endpoint(chosen)
     if replayed is not None:
         yield model, replayed.ask
     elif chosen.scenarios:
@@ -144,6 +159,7 @@ class Session:
         self.tools = ToolRunner(
             partial(image_process.sandbox_of, chosen), self.fork.root, self.open_paths, meter, self.scratch,
             read_only={"/task": job.attempt.task_dir, **self.bound}, gpus=gpus, stop_wanted=job.stop_wanted,
+            own=lambda folder: image_process.kernel_bind(chosen, self.kernels, folder, trial_uid()),
         )  # fmt: skip
 
     def probe(self) -> None:

@@ -25,6 +25,7 @@ from pipeline.agent.text_diff import codes_of, unified
 from pipeline.campaign.errors import TrialFailed
 
 MAX_ENTRIES = 50_000
+MAX_CHANGES = 200
 MAX_BYTES = 256 * 2**20  # of all changed files together
 MAX_TEXT_BYTES = 64 * 2**20  # of a file whose lines are compared
 MAX_SOURCE_BYTES = 2**20  # of a .py file
@@ -125,6 +126,13 @@ def difference(pristine: Path, fork: Path) -> ForkDiff:
 def closed(diff: ForkDiff, open_paths: Sequence[str]) -> list[tuple[str, str]]:
     """(path, why) of each change that article 16 refuses, with `why` as a phrase."""
     found = []
+    if len(diff.changes) > MAX_CHANGES:
+        found.append(
+            (
+                diff.changes[MAX_CHANGES].path,
+                f"is one of {len(diff.changes)} changes, and a person reviews at most {MAX_CHANGES}",
+            )
+        )
     for each in diff.changes:
         is_folder = each.what == "folder"
         if each.what not in ("file", "folder"):
@@ -184,7 +192,8 @@ def refusal(found: Sequence[tuple[str, str]], open_paths: Sequence[str]) -> str:
 def _compare(pristine: int, fork: int) -> ForkDiff:
     before, after = _scan(pristine), _scan(fork)
     changes: list[Change] = []
-    pieces: list[str] = []
+    pieces: list[str] = []  # of code, which must not be pushed out by data that sorts before it
+    of_data: list[str] = []
     bytes_left, lines_left, room = MAX_BYTES, MAX_LINES_IN_ALL, MAX_DIFF_BYTES
     for path in sorted(before.keys() | after.keys(), key=os.fsencode):
         old, new = before.get(path), after.get(path)
@@ -209,6 +218,13 @@ def _compare(pristine: int, fork: int) -> ForkDiff:
                 piece = unified(path, modes[0], modes[1], one.lines, other.lines, codes)
         mode = stat.S_IMODE(node.mode)
         changes.append(Change(path, kind, node.what, content.sha256, node.size, mode, is_text, added, removed))
+        size = len(piece.encode(errors="replace"))
+        if path.endswith(".py"):
+            pieces += [piece] if size <= room else []
+            room -= size if size <= room else 0
+        else:
+            of_data.append(piece)
+    for piece in of_data:
         size = len(piece.encode(errors="replace"))
         pieces += [piece] if size <= room else []
         room -= size if size <= room else 0

@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.agent import leak_check
 from pipeline.agent.fork_diff import ForkDiff
 from pipeline.campaign import canonical
+from pipeline.campaign.errors import TrialFailed
 from pipeline.campaign.files import copy_file, file_digest, read_json, write_file
 from pipeline.campaign.layout import Attempt
 from pipeline.execution.attempt import Work
@@ -79,7 +80,10 @@ def look_in(job: Work, root: Path, folders: Mapping[str, Path], work: Path) -> N
     texts = job.attempt.agent_dir / TEXTS
     if not texts.exists():
         return
-    found = leak_check.held_prompts(root, read_json(texts), folders, work, job.attempt.agent_dir / LEAKS)
+    try:
+        found = leak_check.held_prompts(root, read_json(texts), folders, work, job.attempt.agent_dir / LEAKS)
+    except TrialFailed:  # a canary never drops a score: that it could not be asked is one itself
+        found = [leak_check.Canary("unread_file", "fork.diff", 0, "nothing was compared with judged prompts")]
     report: dict[str, Any] = read_json(job.attempt.agent_report)
     canaries: list[Mapping[str, Any]] = report["diff"]["canaries"]
     canaries += [each for each in (canary.record() for canary in found) if each not in canaries]

@@ -26,19 +26,21 @@ from pipeline.sandbox.kernel_cache import Kernels
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a replay gave. `recorded` is the digest that the transcript's own attempt sealed; "" where there is none.
+    """What a replay gave. `recorded_outcome` and `recorded`, a digest or "", are those of the transcript's own attempt.
 
     differs: where a request first differed from the recorded one, in words; "" where every byte was the same.
     """
 
     outcome: str
+    recorded_outcome: str
     adapter_digest: str
     recorded: str
     differs: str
 
     @property
     def is_same(self) -> bool:
-        return self.adapter_digest == self.recorded
+        """Whether it ended as the attempt did, with the same adapter or equally without one."""
+        return (self.outcome, self.adapter_digest) == (self.recorded_outcome, self.recorded)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ def replay(campaign: Campaign, folder: Round, arm_name: str, path: Path) -> Repl
     answers = Replay(records)
     sealed = Attempt(path.parent.parent).sealed
     recorded = read_json(sealed)["adapter_digest"] if sealed.exists() else ""
+    report = read_json(
+        path.parent / "report.json"
+    )  # NotFound where the attempt was interrupted: nothing is recorded that could be the same
     with namespace.scratch_folder(chosen.cluster.scratch_dir or None, "arm-") as scratch:
         attempt = Attempt(scratch / "attempt_00")
         attempt.folder.mkdir()
@@ -87,4 +92,4 @@ def replay(campaign: Campaign, folder: Round, arm_name: str, path: Path) -> Repl
                 outcome = error.kind
     at = answers.difference
     differs = f"request {at.call} differs from byte {at.offset} on" if at else ""
-    return Replayed(outcome, job.adapter_digest, recorded, differs)
+    return Replayed(outcome, report["outcome"], job.adapter_digest, recorded, differs)

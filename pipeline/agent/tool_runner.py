@@ -93,7 +93,8 @@ class ToolRunner:
 
     sandbox_of: `image_process.sandbox_of` of the arm's settings. open_paths: globs of article 16. work: a folder in scratch that only the
     worker enters. read_only: further binds of commands, such as /task. gpus: how many a command gets. stop_wanted: whether the worker is
-    to stop; a command then ends, and Interrupted is raised.
+    to stop; a command then ends, and Interrupted is raised. own: makes what else a command may write, at an absent folder, such as a copy
+    of the kernels.
     """
 
     def __init__(
@@ -107,10 +108,12 @@ class ToolRunner:
         read_only: Mapping[str, Path] | None = None,
         gpus: int = 0,
         stop_wanted: Callable[[], bool] = lambda: False,
+        own: Callable[[Path], Mapping[str, Path]] = lambda folder: {},
     ) -> None:
         self.meter, self.open_paths = meter, tuple(open_paths)
         self._sandbox_of, self._fork, self._work = sandbox_of, fork_root, work
         self._read_only, self._gpus, self._stop_wanted = dict(read_only or {}), gpus, stop_wanted
+        self._own = own
         self._before = {count: _disk_usage(fork_root, count) for count in MOST_IN_FORK}
 
     def call(self, name: str, arguments: Any) -> Answer:
@@ -170,7 +173,7 @@ class ToolRunner:
         kills = oom_kills()
         with scratch_folder(self._work, "run-") as folder:
             (folder / "out").mkdir()
-            written = {"/substrate": self._fork, "/out": folder / "out"}
+            written = {"/substrate": self._fork, "/out": folder / "out", **self._own(folder / "own")}
             sandbox = self._sandbox_of(self._read_only, written, self._gpus, cwd="/substrate")
             room = {count: most - self._grown(count) for count, most in MOST_IN_FORK.items()}
             limits = replace(

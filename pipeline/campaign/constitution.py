@@ -115,7 +115,7 @@ class Constitution:
         """Globs of the paths of its fork that an agent may edit (article 16)."""
         return tuple(self.articles["16"]["open_paths"])
 
-    def check_agent(self, budget: Mapping[str, int]) -> None:
+    def check_agent(self, budget: Mapping[str, float]) -> None:
         """Check what an agent may spend, by the names of `worker.budget`. Raises Refused by article 16 for the first that is too much."""
         for name, wanted in budget.items():
             most = self.articles["16"].get(name)

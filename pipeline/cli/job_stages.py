@@ -121,7 +121,9 @@ def replayed(campaign: Campaign, folder: Round, arm: str, transcript: Path) -> i
 
     found = rerun.replay(campaign, folder, arm, transcript)
     print(f"{folder.name}/{arm} replayed: {found.outcome}{f'; {found.differs}' if found.differs else ''}")
-    same = "the same adapter as the attempt's" if found.is_same else "not the adapter of the attempt"
+    same = "the same adapter as the attempt's" if found.is_same else "not what the attempt left"
+    if found.outcome != found.recorded_outcome:
+        print(f"the attempt itself ended as {found.recorded_outcome}")
     if found.adapter_digest or found.recorded:
         print(f"adapter {found.adapter_digest[:16] or 'none'}, sealed {found.recorded[:16] or 'none'}: {same}")
     return int(not found.is_same)

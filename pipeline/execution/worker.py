@@ -91,7 +91,8 @@ def work(
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: job.stop.set())
     try:
-        resume.check_progress(job.before, num_restarts, chosen.cluster.file_wait_seconds)
+        if not chosen.worker.runs(arm.role):  # an agent begins anew, and its budget ends its starts
+            resume.check_progress(job.before, num_restarts, chosen.cluster.file_wait_seconds)
         run(job)
         conclude(job, "completed", "completed")
     except Interrupted as error:

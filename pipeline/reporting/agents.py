@@ -64,7 +64,11 @@ def _lines(arm: str, record: Record) -> list[str]:
     report, found = record["report"], []
     folder = f"rounds/{record['round']}/{arm}/attempt_{record['attempt']:02d}/agent"
     manifest = report["manifest"] or {}
-    if report["diff"]["files"]:
+    if report["diff"]["files"] and report["outcome"] != "completed":
+        found.append(
+            f"{arm}'s fork was edited when it ended, and nothing that it trained counts. Its patch is {folder}/fork.diff."
+        )
+    elif report["diff"]["files"]:
         names = ", ".join(file["path"] for file in report["diff"]["files"])
         found.append(
             f"{arm} trained edited code ({names}). No setting says what it did, so nothing of it is kept as policy. Its patch is "

@@ -24,7 +24,11 @@ def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) ->
     baseline = promotion.baseline_of(arms)
     base = promotion.baseline_value(look.values, arms, baseline)
     against = promotion.baseline_in_words(look.values, arms, baseline)
-    gains = {arm: Fraction(value) - base for arm, value in look.values.items() if arms[arm].role == "axis"}
+    edited = {
+        outcome.arm for outcome in derived.evidence.outcomes if outcome.edited
+    }  # never kept, whatever they are worth
+    recipes = {name for name, arm in arms.items() if arm.role == "axis"} - edited
+    gains = {arm: Fraction(value) - base for arm, value in look.values.items() if arm in recipes}
     kept_gain = gains.pop(decision.kept or "", Fraction(0))
     runner_up = max(gains, key=lambda arm: (gains[arm], -arms[arm].index), default=None)
     margin = Fraction(rules.promotion_margin)

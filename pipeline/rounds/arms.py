@@ -21,6 +21,9 @@ def arms_of(chosen: settings.Settings, round_number: int, rules: Constitution) -
     """The arms of a round. Raises ConfigError for a setting that is not valid, Refused for one that articles 2 or 16 do not allow."""
     if chosen.worker.agent != "none":
         rules.check_agent(asdict(chosen.worker.budget))
+        from pipeline.agent import arm as agents_arm  # a third of a second, for whoever has agents
+
+        agents_arm.check(chosen)
     arms = _planned(chosen, round_number, rules, settings.policy_of(chosen))
     for arm in arms:
         rules.check_settings(arm.overrides)
