@@ -96,6 +96,8 @@ class Trainings:
             finally:
                 mark_training(self.job)
                 self.job.mark("agent")
+        if answer.is_ok and (longer := _more_steps(self.job)):
+            return _refused("trial_failed", longer, "more_steps")
         if answer.is_ok:
             try:
                 open_output(self.out_dir, ADAPTER).close()
@@ -143,6 +145,15 @@ class Trainings:
             return _refused("trial_failed", f"{error.kind}: {error.what}\n{error.cure}", error.kind)
         self.meter.charge(time.monotonic() - began)
         return ToolAnswer(_summary(attempt))
+
+
+def _more_steps(job: Work) -> str:
+    """What is wrong with the length of a run, by its own word; empty if nothing is. Who hides steps is bounded by seconds alone."""
+    planned = job.chosen.recipe.num_steps
+    steps = [trial.number(line.get("step")) or 0 for line in trial.progress_lines(job.attempt, "train")]
+    if max(steps, default=0) <= planned:
+        return ""
+    return f"the run made {max(steps):g} steps, and every arm makes {planned}, so that all train on as many tokens; take the steps back"
 
 
 def write_task(job: Work, attempt: Attempt, base: str, recipe: Mapping[str, Any]) -> None:

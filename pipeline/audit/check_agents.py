@@ -52,6 +52,11 @@ def check_agents(records: Sequence[Record], folder: Path, there: Callable[[str],
             missing += 1
         elif why := _against_transcript(record["report"], arm["axis"], folder / path):
             report.file(path, f"does not give the report of record {record['seq']}: {why}")
+    for at in (record for record in records if record["event"] == "outcome"):
+        if at["outcome"].get("edited") and (at["round"], at["arm"]) not in newest:
+            report.record(
+                at["seq"], f"{at['round']}/{at['arm']} was scored as edited code, and no agent's report says so"
+            )
     for key, record in newest.items():
         outcome, is_edited = outcomes.get(key), bool(record["report"]["diff"]["files"])
         if outcome and outcome["status"] == "completed" and bool(outcome.get("edited")) != is_edited:

@@ -104,6 +104,12 @@ def test_what_does_not_follow_is_a_finding(
     assert not report.ok and any(words in finding.what for finding in report.findings), report.findings
 
 
+def test_edited_code_without_a_report_is_a_finding(tmp_path: Path) -> None:
+    log = [record for record in records(tmp_path) if record["event"] != "agent"]
+    report = audited(log, tmp_path)
+    assert any("no agent's report says so" in finding.what for finding in report.findings)
+
+
 def test_a_changed_byte_of_the_transcript_is_a_finding(tmp_path: Path) -> None:
     log = records(tmp_path)
     path = tmp_path / PATH
