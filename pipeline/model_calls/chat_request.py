@@ -62,6 +62,12 @@ def checked(request: Any) -> dict[str, Any]:
     return request
 
 
+def fitted(endpoint: Endpoint, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a checked request whose tools lack the keywords that the endpoint does not take. What a prompt may cost is bounded by this form."""
+    keywords = [name for name in endpoint.leave_out if name in ("strict", "additionalProperties")]
+    return {**request, "tools": without(request["tools"], keywords)} if "tools" in request else dict(request)
+
+
 def compose(endpoint: Endpoint, request: Mapping[str, Any], max_tokens: int) -> bytes:
     """Return the exact bytes that are sent: the allowed members of a checked request, and what the configuration adds and leaves out.
 
@@ -69,9 +75,7 @@ def compose(endpoint: Endpoint, request: Mapping[str, Any], max_tokens: int) -> 
     newer name max_completion_tokens carries it, because a call without a limit has no budget.
     """
     chosen = {name: value for name, value in request.items() if name not in ("max_tokens", *endpoint.leave_out)}
-    if "tools" in chosen:
-        keywords = [name for name in endpoint.leave_out if name in ("strict", "additionalProperties")]
-        chosen["tools"] = without(chosen["tools"], keywords)
+    chosen = fitted(endpoint, chosen)
     limit = "max_completion_tokens" if "max_tokens" in endpoint.leave_out else "max_tokens"
     return encoded({**chosen, **endpoint.add, "model": endpoint.model, limit: max_tokens})
 

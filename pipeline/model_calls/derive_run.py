@@ -19,6 +19,7 @@ from pipeline.campaign import strict_json
 from pipeline.campaign.errors import IntegrityError
 from pipeline.model_calls.budget import Charge, charge_of
 from pipeline.model_calls.manifest import BadManifest, Manifest, read_manifest
+from pipeline.model_calls.prompt_bounds import by_bytes
 from pipeline.model_calls.transcript import content_of
 
 ENDINGS: Sequence[tuple[str, str]] = (
@@ -105,8 +106,8 @@ def _charge(request: Mapping[str, Any] | None, answer: Mapping[str, Any]) -> Cha
     if request is not None:
         sent = strict_json.read(content_of(request))
         most = sent.get("max_tokens", sent.get("max_completion_tokens"))
-        # The recorded bound is taken: one by counts depends on which answers had come, and one by bytes on what was left out of the request.
-        charge = charge_of(content_of(answer), Charge(request["prompt_bound"], most, True))
+        # A bound by counts depends on which answers had come, so the recorded one is taken; it is never above the one by bytes.
+        charge = charge_of(content_of(answer), Charge(min(request["prompt_bound"], by_bytes(sent)), most, True))
     if charge is None or (charge.prompt_tokens, charge.answer_tokens) != (
         answer["prompt_tokens"],
         answer["answer_tokens"],

@@ -41,7 +41,7 @@ class MeteredChat:
 
         Raises BadRequest for what a loop may not ask, BudgetSpent, and every failure of `Ask` that no repeat cured.
         """
-        request = chat_request.checked(request)
+        request = chat_request.fitted(self._endpoint, chat_request.checked(request))
         number, most = next(self._numbers), self._budget.limits.answer_tokens
         try:
             reserved = self._budget.reserve(self._bounds.of(request), request.get("max_tokens", most))
