@@ -65,7 +65,7 @@ image: setup ## Build the image that every trial forks
 test: setup lint types layers ## Run all that CI runs: lint, types, layers, every test, and rounds on a Slurm that it starts (root)
 	@mkdir -p build && echo 'the Slurm tests run beside the others and write build/slurm_tests.log'; trap : INT; \
 	env --default-signal=INT $(SLURM_TESTS) >build/slurm_tests.log 2>&1 & slurm=$$!; \
-	REQUIRE_SLURM= $(TESTS) --durations=15 -m 'not slurm'; others=$$?; \
+	REQUIRE_SLURM= $(TESTS) --durations=25 -m 'not slurm and not long'; others=$$?; \
 	wait $$slurm; on_slurm=$$?; cat build/slurm_tests.log; exit $$((others || on_slurm))
 
 drill: setup ## Cause real faults on a real Slurm, as an ordinary user of it, and print how each ends (root; half an hour)
@@ -85,9 +85,10 @@ nulls: setup ## Compute the critical values of constitution/nulls again (half an
 	$(PYTHON) -m pipeline evidence nulls --write
 
 test-fast: setup ## Run the tests that need no Slurm, without the slow ones
-	$(TESTS) -m 'not slurm and not slow'
+	$(TESTS) -m 'not slurm and not slow and not long'
 
-test-long: setup ## Run what is too long for CI: 2,000 ways to tamper with a campaign, 10,000 random ledgers, then `make drill` (root)
+test-long: setup ## Run what is too long for CI: agents served by a model, kernels that compile, 2,000 ways to tamper with a campaign, 10,000 random ledgers, then `make drill` (root)
+	$(PYTHON) -m pytest -q -m long
 	TAMPERINGS=2000 $(PYTHON) -m pytest -q -m slow tests/audit/test_examine.py
 	$(PYTHON) -m tests.support.ledgers 10000
 	$(MAKE) drill

@@ -19,6 +19,7 @@ from pipeline.model_calls import transcript
 from tests.support.paths import ROOT
 
 KEY = "sk-this-key-must-be-nowhere-1234567890"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SCENARIOS = (
     "no_edit,good_edit,broken_then_repaired,editing_the_scorer,endless_loop,training_too_long,rate_limited,no_edit"
 )
@@ -116,6 +117,7 @@ def test_the_first_request_says_nothing_of_round_arm_or_site(campaign: Campaign,
     assert json.loads(text)["messages"][0]["role"] == "system"
 
 
+@pytest.mark.long
 def test_a_broken_edit_is_repaired(campaign: Campaign) -> None:
     report = report_of(run(campaign, "a2"))
     assert report["outcome"] == "completed" and report["usage"]["full_runs"] == 1 and report["usage"]["smoke_runs"] >= 2
@@ -123,7 +125,12 @@ def test_a_broken_edit_is_repaired(campaign: Campaign) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "outcome"), [("a3", "agent_closed_path"), ("a4", "agent_watchdog"), ("a5", "agent_gpu_seconds")]
+    ("arm", "outcome"),
+    [
+        ("a3", "agent_closed_path"),
+        ("a4", "agent_watchdog"),
+        pytest.param("a5", "agent_gpu_seconds", marks=pytest.mark.long),
+    ],
 )
 def test_a_bad_session_ends_as_what_it_is(campaign: Campaign, arm: str, outcome: str, tmp_path: Path) -> None:
     if outcome == "agent_gpu_seconds":
@@ -137,12 +144,14 @@ def test_a_bad_session_ends_as_what_it_is(campaign: Campaign, arm: str, outcome:
         assert any("article 16" in what and "substrate/answers.py" in what for what in said)
 
 
+@pytest.mark.long
 def test_a_rate_limit_is_waited_for(campaign: Campaign) -> None:
     attempt = run(campaign, "a6")
     kinds = [each.get("failure") for each in transcript.load(attempt.transcript).records if each["kind"] == "failure"]
     assert report_of(attempt)["outcome"] == "completed" and "endpoint_limit" in kinds
 
 
+@pytest.mark.long
 def test_who_repeats_a_recipe_edits_nothing_and_counts_as_it(campaign: Campaign) -> None:
     attempt = run(campaign, "a0")
     assert report_of(attempt)["diff"]["files"] == []

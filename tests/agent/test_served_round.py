@@ -14,7 +14,7 @@ from pipeline.model_calls import model_server, transcript
 from tests.support.paths import ROOT
 from tests.support.served import Site
 
-pytestmark = pytest.mark.timeout(1200)  # a busy machine runs an arm for minutes
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]  # a busy machine runs an arm for minutes
 SHORT = ("worker.server.wait_seconds=300", "worker.budget.gpu_seconds=4000", "worker.budget.wall_seconds=3000")
 
 

@@ -15,7 +15,7 @@ from pipeline.sandbox import kernel_cache
 from tests.support.paths import ROOT
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(1200),  # a minute on a quiet machine
     pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU"),
 ]

@@ -141,7 +141,7 @@ print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_later_process_finds_in_a_copy_what_the_first_compiled(tmp_path):
     """Which is what a warm start rests on: both directions are there, nothing is compiled, and the copy does not grow."""
     own = {"SUBSTRATE_KERNELS": "elementwise=compiled", "TORCHDYNAMO_DISABLE": "0", "OMP_NUM_THREADS": "1"}
@@ -164,7 +164,7 @@ def test_a_later_process_finds_in_a_copy_what_the_first_compiled(tmp_path):
     assert before and code() == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_half_precision_is_as_exact_as_eager():
     lengths = [40, 3, 1, 20]
     found, exact = passes(OURS, lengths, torch.bfloat16), passes(PLAIN, lengths, torch.float64)

@@ -25,7 +25,7 @@ def written(folder: Path, **changes: object) -> Path:
     return folder / "task.json"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("judge_tp", [1, 2])
 def test_it_trains_and_decodes_and_says_with_what(tmp_path, judge_tp):
     config = json.loads(json.dumps(GOLDEN["config"]))
