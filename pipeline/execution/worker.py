@@ -133,9 +133,7 @@ def run(job: Work) -> None:
             wanted = {"dev": judge.dev_seeds(seeds, job.chosen.tasks.families, repaired)}
             fresh = f"fresh/{job.folder.name}"
             if fresh in seeds and not job.folder.closed.exists():
-                wanted["fresh"] = seeds[
-                    fresh
-                ]  # once the round has closed, its seed is public and its items test nothing
+                wanted["fresh"] = seeds[fresh]  # a closed round's seed is public, and its items test nothing
             card = job.attempt.data_card
             job.judged = judge.judge(
                 mount.root, job.chosen, kept, wanted, scratch, job.attempt.judge_log, job.mark, job.attempt.decoded_dir,

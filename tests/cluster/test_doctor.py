@@ -99,6 +99,7 @@ def test_sbatch_is_asked_about_each_request_and_nothing_is_submitted(site, tmp_p
         "cluster.partition='main,cpu'",
         "+cluster.sbatch.exclusive=true",
         "cluster.meta.partition=cpu",
+        "parallelism.judge_tp=1",
     ]
     found = examined(*own)
     assert {
@@ -182,7 +183,7 @@ def test_all_that_sbatch_complains_of_is_shown_and_bounded(site, tmp_path):
         ({"refuses": "--cpus-per-task=4 "}, [], "request of meta", "bad", "cluster.meta.partition"),
         ({}, ["external=command", "external.command=[score]", "external.timeout_seconds=7200"], "time of the meta job", "unknown",
          "cluster.meta.time_limit_minutes"),
-        ({}, ["cluster.gpus_per_node=2", "cluster.judge.gpus=0"], "configuration", "bad", "cluster.judge.gpus=1"),
+        ({}, ["cluster.gpus_per_node=2", "cluster.judge.gpus=0", "parallelism.judge_tp=1"], "configuration", "bad", "cluster.judge.gpus=1"),
         ({}, ["cluster.runtime=[apptainer-of-the-site,exec,python3]"], "runtime on a node", "bad", "cluster.runtime"),
         ({}, ["cluster.scratch_dir=/absent"], "scratch on a node", "bad", "cluster.scratch_dir"),
         ({"srun": False}, [], "a node", "unknown", "the queue is full"),

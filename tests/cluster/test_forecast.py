@@ -135,7 +135,10 @@ def test_every_layout_that_ships_says_what_a_site_must_have():
     assert found["tp1"].must_have(8) == "1 GPU with 90.0 GiB for an arm; 8 GPUs for all 8 arms at once"
     small = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=39"])
     refusals = {each.name: each.refusal for each in forecast.layouts(small, 8)}
-    assert refusals["tp2"].startswith("decoding needs ") and not refusals["tp4_dp2"]
+    assert refusals["tp1"].startswith("training needs ") and not refusals["tp2"] and not refusals["tp4_dp2"]
+    alone = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=39", "parallelism.judge_tp=1"])
+    with pytest.raises(ConfigError, match="decoding needs "):
+        footprint.check_memory(alone.to_dict())
     held = settings.compose([*NANO, "cluster.capacity.gpu_memory_gib=39", "parallelism.recompute=none"])
     with pytest.raises(ConfigError, match=r"training needs 52\.4 GiB"):
         footprint.check_memory(held.to_dict())

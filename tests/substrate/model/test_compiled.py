@@ -61,10 +61,10 @@ PLAIN = SimpleNamespace(
 @pytest.fixture(autouse=True)
 def compiled(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "inductor"))
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # a pool would import torch again
     torch._dynamo.reset()
     counters.clear()
-    with kernels.using(elementwise="compiled"):
+    # A pool of threads would import torch again.
+    with torch._inductor.config.patch(compile_threads=1), kernels.using(elementwise="compiled"):
         yield
 
 

@@ -386,7 +386,9 @@ def test_golden_task_is_valid_and_holds_the_shipped_configuration():
     task = Task.read(GOLDEN)
     assert task.model == trainings.config("model", "tiny")
     assert task.recipe == trainings.config("recipe", "sft_lora")
-    assert task.parallelism == trainings.config("parallelism", "tp2") | {"recompute": "none"}, "as a plan resolves auto"
+    assert task.parallelism == trainings.config("parallelism", "tp2") | {"recompute": "none", "judge_tp": 1}, (
+        "as a plan resolves auto"
+    )
     load_recipe(task.recipe)
 
 
