@@ -237,7 +237,8 @@ def test_every_code_is_in_the_table_with_its_article():
         if not name.startswith(("endpoint_", "answer_")) and name not in ("shadow", "active")
     }
     assert ours == dict(proposal_gate.CODES)
-    assert {name for name in DOCUMENTED if name.startswith("endpoint_")} == set(failures.KINDS)
+    of_agents = {"endpoint_not_served"}  # no proposer is served by the round
+    assert {name for name in DOCUMENTED if name.startswith("endpoint_")} == set(failures.KINDS) - of_agents
     assert {name for name in DOCUMENTED if name.startswith("answer_")} == set(proposals.ANSWER_CODES)
 
 
