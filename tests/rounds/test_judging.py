@@ -256,7 +256,7 @@ def test_resources_of_a_round_are_those_of_its_frozen_file(folder: Round) -> Non
 
 
 def test_a_local_board_on_a_site_with_gpus_is_taken_at_init(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = [*OVERRIDES, *GPUS, "external=local", "external.rows=6"]
+    overrides = [*OVERRIDES, *GPUS, "external=local", "external.rows=6", "parallelism.judge_tp=1"]
     assert main(["round", str(tmp_path / "boarded"), *overrides, "--dry-run", "--json"]) == 0
     texts = json.loads(capsys.readouterr().out)["sbatch"]
     assert "#SBATCH --gpus-per-node=1\n" in texts["judge.sbatch"] and "gpus" not in texts["meta.sbatch"]
