@@ -18,7 +18,9 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A Slurm that takes every job: calls are what was submitted, states what it says of a job (COMPLETED by default)."""
     said = SimpleNamespace(calls=[], states={}, kept=[])
 
-    def submit(slurm_dir, code_dir, arrays, meta_stage, resources, reference=None, recorded=(), judge=None, server=None):
+    def submit(
+        slurm_dir, code_dir, arrays, meta_stage, resources, reference=None, recorded=(), judge=None, server=None
+    ):
         number = len(said.calls)
         call = SimpleNamespace(
             arrays=arrays, meta=meta_stage, reference=reference, judge=judge, requests=resources.requests
