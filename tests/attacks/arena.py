@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -109,7 +108,10 @@ class Stage:
 
     def kernels(self) -> dict[str, Any]:
         """A trial that changes every compiled kernel that it can reach, and what pristine processes get after it."""
-        scratch = Path(tempfile.mkdtemp(dir=self.world / "scratch"))
+        with scratch_folder(self.world / "scratch", "kernels-") as scratch:
+            return self._kernels_in(scratch)
+
+    def _kernels_in(self, scratch: Path) -> dict[str, Any]:
         sys.stderr = io.StringIO()  # the cache says what it does
 
         def fill() -> tuple[Path, dict[str, str]]:
