@@ -53,7 +53,8 @@ def check_agents(records: Sequence[Record], folder: Path, there: Callable[[str],
         elif why := _against_transcript(record["report"], arm["axis"], folder / path):
             report.file(path, f"does not give the report of record {record['seq']}: {why}")
     for at in (record for record in records if record["event"] == "outcome"):
-        if at["outcome"].get("edited") and (at["round"], at["arm"]) not in newest:
+        is_scored = at["outcome"]["status"] == "completed"
+        if is_scored and at["outcome"].get("edited") and (at["round"], at["arm"]) not in newest:
             report.record(
                 at["seq"], f"{at['round']}/{at['arm']} was scored as edited code, and no agent's report says so"
             )
