@@ -95,6 +95,7 @@ def test_an_equivalent_edit_gives_the_bytes_of_the_setting(good: Attempt, tmp_pa
     assert (good.adapter_dir / name).read_bytes() == (configured.adapter_dir / name).read_bytes()
 
 
+@pytest.mark.long
 def test_a_replay_gives_the_same_adapter_and_writes_nothing(campaign: Campaign, good: Attempt) -> None:
     before = sorted(campaign.folder.rglob("*"))
     done = pipeline("worker", campaign.folder, "--round", "r0001", "a1", "--replay", good.transcript)
@@ -160,6 +161,7 @@ def test_who_repeats_a_recipe_edits_nothing_and_counts_as_it(campaign: Campaign)
     assert re.search("repeats a recipe, so you may edit nothing", transcript.content_of(first).decode())
 
 
+@pytest.mark.long
 def test_an_attempt_that_goes_on_after_the_seal_knows_what_was_edited(campaign: Campaign, good: Attempt) -> None:
     """Killed while it was judged, an arm judges its sealed adapter again. Without its report it would count as its recipe."""
     published = campaign.round("r0001").published("a1")

@@ -94,7 +94,9 @@ def test_dev_items_are_the_same_for_every_arm_and_fresh_differ_from_dev(campaign
     assert not (base.completions_dir / "fresh.jsonl").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGUSR2, 75, marks=pytest.mark.long), (signal.SIGKILL, -9)]
+)
 def test_an_arm_that_ends_while_it_is_judged_is_not_trained_again(campaign: Campaign, number: int, code: int) -> None:
     arm, folder = f"a{4 + (number == signal.SIGKILL)}", campaign.round("r0001")
     command = [sys.executable, "-m", "pipeline", "worker", str(campaign.folder), "--round", "r0001", arm]

@@ -18,7 +18,10 @@ from substrate.ops.sequences import Packing
 from tests.support.gradients import drawn
 from tests.support.paths import ROOT
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU")
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++ on a CPU"),
+]
 CPU = torch.device("cpu")
 OURS = SimpleNamespace(
     conv_silu=fused.conv_silu,
@@ -141,7 +144,6 @@ print(counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_
 """
 
 
-@pytest.mark.long
 def test_a_later_process_finds_in_a_copy_what_the_first_compiled(tmp_path):
     """Which is what a warm start rests on: both directions are there, nothing is compiled, and the copy does not grow."""
     own = {"SUBSTRATE_KERNELS": "elementwise=compiled", "TORCHDYNAMO_DISABLE": "0", "OMP_NUM_THREADS": "1"}
@@ -164,7 +166,6 @@ def test_a_later_process_finds_in_a_copy_what_the_first_compiled(tmp_path):
     assert before and code() == before
 
 
-@pytest.mark.long
 def test_half_precision_is_as_exact_as_eager():
     lengths = [40, 3, 1, 20]
     found, exact = passes(OURS, lengths, torch.bfloat16), passes(PLAIN, lengths, torch.float64)
