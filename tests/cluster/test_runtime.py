@@ -66,7 +66,7 @@ def code_of(campaign: Campaign) -> Path:
     ("arm", "flags"),
     [
         pytest.param("a0", ["--cap-add", "ALL"], id="as root"),
-        pytest.param("a1", ["--unshare-user"], id="in a user namespace"),
+        pytest.param("a1", ["--unshare-user"], id="in a user namespace", marks=pytest.mark.long),
     ],
 )
 def test_a_whole_arm_in_a_container_of_the_site_s(campaign, tmp_path, arm, flags):

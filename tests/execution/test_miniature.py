@@ -124,6 +124,7 @@ def test_log_probabilities_equal_those_of_transformers(folder: Path, config: Mod
     assert (ours - expected).abs().max() < 1e-4
 
 
+@pytest.mark.long  # three minutes on two quiet cores; first_contact/test_gates.py takes the miniature up to one judged arm in CI
 @pytest.mark.skipif(os.geteuid() != 0, reason="loop mounts and dropping to an unprivileged uid need root")
 def test_a_whole_round_runs(folder: Path, tmp_path: Path) -> None:
     campaign = Campaign.at(tmp_path / "mini")

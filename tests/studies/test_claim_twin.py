@@ -23,7 +23,7 @@ def test_twin_and_exact_rules_say_the_same_on_random_campaigns():
     assert min(said["claimed"], said["worse standing"], said["worse arm"]) > 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twin_and_exact_rules_say_the_same_on_thousands_of_campaigns():
     assert (
         claim_ledgers.compare_many(1000, seed=2)["looks"] > 4000

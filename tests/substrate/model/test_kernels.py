@@ -150,7 +150,7 @@ def test_a_library_that_does_not_load_is_done_without(tmp_path, monkeypatch):
     assert chosen.reason.startswith("mamba-ssm cannot be used: No module named 'selective_scan_cuda'")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_bench_for_gpus_runs_anywhere():
     """Nobody has a GPU at hand when a recipe gets a new key."""
     arguments = ["--model", "tiny", "--lengths", "32", "--batches", "2", "--new", "4", "--theirs"]

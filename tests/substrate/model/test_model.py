@@ -197,12 +197,10 @@ def of_layout(trained):
 
 
 def _cases(methods_of) -> list:
-    """(layout, method); those of four ranks are slow on two cores."""
-    return [
-        pytest.param(name, method, marks=[pytest.mark.slow] * (_num_ranks(name) == 4))
-        for name in LAYOUTS
-        for method in methods_of(name)
-    ]
+    """(layout, method); those of four ranks are slow on two cores, and CI runs the last of them."""
+    of_four = [name for name in LAYOUTS if _num_ranks(name) == 4]
+    marks = {name: [pytest.mark.slow, *([] if name == of_four[-1] else [pytest.mark.long])] for name in of_four}
+    return [pytest.param(name, method, marks=marks.get(name, [])) for name in LAYOUTS for method in methods_of(name)]
 
 
 @pytest.mark.parametrize(("layout", "method"), _cases(_trained_in))

@@ -447,7 +447,14 @@ def _steps(out: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
-    [{"tp": 2}, {"dp": 2}, {"dp": 2, "ep": 2}, {"tp": 2, "ep": 2}, {"tp": 2, "dp": 2, "ep": 4}],
+    [
+        {"tp": 2},
+        {"dp": 2, "ep": 2},
+        *(
+            pytest.param(each, marks=pytest.mark.long)
+            for each in ({"dp": 2}, {"tp": 2, "ep": 2}, {"tp": 2, "dp": 2, "ep": 4})
+        ),
+    ],
     ids=lambda each: " ".join(f"{axis}{size}" for axis, size in each.items()),
 )
 def test_rollouts_are_those_of_one_rank(alone, inputs, tmp_path, layout):
