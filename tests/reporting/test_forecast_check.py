@@ -79,7 +79,7 @@ def test_what_a_round_took_by_hand(folder: Round) -> None:
     publish(folder, "a0"), publish(folder, "a1"), publish(folder, "a2", None)
     took = forecast_check.actual(folder, 2)
     assert took == {
-        "start-up": 7.0, "training": 11.0, "decoding": 25.0, "rest": 2.0, "an arm": 45.0, "round": 105.0,
+        "start-up": 7.0, "agents": 0.0, "training": 11.0, "decoding": 25.0, "rest": 2.0, "an arm": 45.0, "round": 105.0,
         "devices": 2 * (50 + 40 + 50 + 5),
     }  # fmt: skip
     chosen, frozen = settings.load(folder.config), json.loads(folder.forecast.read_text())
