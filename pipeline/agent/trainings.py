@@ -18,7 +18,7 @@ from pipeline.agent.tool_runner import NO_BYTECODE, GpuMeter
 from pipeline.campaign.errors import NotFound, TrialFailed
 from pipeline.campaign.layout import Attempt
 from pipeline.execution import image_process, multinode, trial
-from pipeline.execution.attempt import Work, mark_training
+from pipeline.execution.attempt import Work, mark_training, write_task
 from pipeline.sandbox import image
 from pipeline.sandbox.bubblewrap import open_output
 from pipeline.sandbox.image import Mount
@@ -154,13 +154,6 @@ def _more_steps(job: Work) -> str:
     if max(steps, default=0) <= planned:
         return ""
     return f"the run made {max(steps):g} steps, and every arm makes {planned}, so that all train on as many tokens; take the steps back"
-
-
-def write_task(job: Work, attempt: Attempt, base: str, recipe: Mapping[str, Any]) -> None:
-    """Write the task file of a training of this arm by a recipe. base: folder of the base weights inside the sandbox."""
-    model, parallelism = asdict(job.chosen.model), asdict(job.chosen.parallelism)
-    config = {"model": model, "recipe": recipe, "parallelism": parallelism, "seed": job.arm.seed}
-    trial.write_task(attempt, config, base)
 
 
 def _refused(failure: str, what: str, kind: str = "") -> ToolAnswer:

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +138,13 @@ def publish(job: Work, status: str) -> None:
     if status == "failed" and results.has_score(job.folder.published(job.arm.name)):
         return
     write_file(job.folder.published(job.arm.name), job.attempt.result.read_bytes())
+
+
+def write_task(job: Work, attempt: Attempt, base: str, recipe: Mapping[str, Any]) -> None:
+    """Write the task file of a training of this arm by a recipe. base: folder of the base weights inside the sandbox."""
+    model, parallelism = asdict(job.chosen.model), asdict(job.chosen.parallelism)
+    config = {"model": model, "recipe": recipe, "parallelism": parallelism, "seed": job.arm.seed}
+    trial.write_task(attempt, config, base)
 
 
 def mark_training(job: Work) -> None:

@@ -36,7 +36,7 @@ from pipeline.campaign.files import copy_tree, read_json, write_file
 from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.config import corrections, footprint, model_size, settings
 from pipeline.execution import adapter, data_card, image_process, judge, multinode, results, resume, trial
-from pipeline.execution.attempt import ByAgent, Work, conclude, mark_training, seal_adapter
+from pipeline.execution.attempt import ByAgent, Work, conclude, mark_training, seal_adapter, write_task
 from pipeline.execution.cores import cores
 from pipeline.sandbox import bubblewrap, image, kernel_cache, namespace, runtime_needs
 from pipeline.sandbox.kernel_cache import Kernels
@@ -188,10 +188,7 @@ def train(job: Work, mount: image.Mount, scratch: Path, kernels: Kernels | None)
         if not is_agents:  # an agent begins anew, because a state belongs to the code that it was saved by
             restore(job, out_dir)
         base, bound = image_process.base_of(mount.root, job.chosen)
-        config = {name: getattr(job.chosen, name) for name in ("model", "recipe", "parallelism")}
-        trial.write_task(
-            job.attempt, {name: asdict(part) for name, part in config.items()} | {"seed": job.arm.seed}, base
-        )
+        write_task(job, job.attempt, base, asdict(job.chosen.recipe))
         with image.forked(mount, scratch, namespace.trial_uid()) as fork:
             job.coverage["fork"] = fork.backend
             if is_agents:
