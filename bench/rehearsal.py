@@ -2,6 +2,7 @@
 
     python -m bench.rehearsal                                         the miniature, on the cores of this machine
     python -m bench.rehearsal --experiment nano_30b --at /dev/shm     63 GB of weights in memory, on a machine with GPUs
+    python -m bench.rehearsal --experiment nano_30b --weights FOLDER  the same with a checkpoint that is there
 
 It makes a checkpoint in the published form, freezes a campaign, and runs the reference's arm by the command that a job runs: the image is
 verified and forked, the sandbox probed, 20 packed steps trained, the adapter sealed, 60 items judged with a short limit, the result published.
@@ -45,26 +46,32 @@ def phases_of(path: Path) -> list[tuple[str, float]]:
     return [(mark["phase"], then["at"] - mark["at"]) for mark, then in zip(marks, marks[1:], strict=False)]
 
 
-def rehearse(experiment: str, folder: Path, overrides: list[str]) -> list[tuple[str, float, int]]:
-    """Run the arm. Returns (what, seconds, bytes that it wrote or read; 0 where they mean nothing)."""
+def make_checkpoint(experiment: str, folder: Path) -> None:
+    """Write random weights of the experiment's model in the published form, by half of the cores."""
     model = settings.compose([f"experiment={experiment}"]).model.name
-    weights, rows = folder / "checkpoint", []
+    what = [
+        str(folder),
+        "--model",
+        f"hydra_conf/model/{model}.yaml",
+        "--processes",
+        str(max((os.cpu_count() or 1) // 2, 1)),
+    ]
+    command = [sys.executable, "-m", "substrate.base.make_miniature", *what]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
+def rehearse(experiment: str, folder: Path, weights: Path | None, overrides: list[str]) -> list[tuple[str, float, int]]:
+    """Run the arm. Returns (what, seconds, bytes that it wrote or read; 0 where they mean nothing)."""
+    rows: list[tuple[str, float, int]] = []
 
     def timed(what: str, began: float, num_bytes: int) -> None:
         rows.append((what, time.monotonic() - began, num_bytes))
         print(f"{what}: {rows[-1][1]:.1f} s", file=sys.stderr, flush=True)
 
-    began = time.monotonic()
-    make = [
-        sys.executable,
-        "-m",
-        "substrate.base.make_miniature",
-        str(weights),
-        "--model",
-        f"hydra_conf/model/{model}.yaml",
-    ]
-    subprocess.run(make, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    timed("make the checkpoint", began, size_of(weights))
+    if weights is None:
+        began, weights = time.monotonic(), folder / "checkpoint"
+        make_checkpoint(experiment, weights)
+        timed("make the checkpoint", began, size_of(weights))
 
     began, campaign = time.monotonic(), Campaign(folder / "rehearsal")
     chosen = [f"experiment={experiment}", "cluster=local", f"cluster.weights_dir={weights}", *SHORT, *overrides]
@@ -88,13 +95,14 @@ def main() -> None:
     parser.add_argument(
         "--at", type=Path, help="folder for checkpoint and campaign, removed at the end; /tmp by default"
     )
+    parser.add_argument("--weights", type=Path, help="a checkpoint that is there; by default a random one is made")
     parser.add_argument(
         "overrides", nargs="*", help="further settings, such as parallelism=tp1 cluster.gpus_per_node=1"
     )
     arguments = parser.parse_args()
     os.environ.setdefault("PYTHONPATH", str(ROOT))
     with tempfile.TemporaryDirectory(dir=arguments.at, prefix="rehearsal-") as folder:
-        rows = rehearse(arguments.experiment, Path(folder), arguments.overrides)
+        rows = rehearse(arguments.experiment, Path(folder), arguments.weights, arguments.overrides)
     print(f"{arguments.experiment}: {STEPS} steps, {6 * ITEMS_PER_FAMILY} items of up to {NEW_TOKENS} tokens")
     print(f"{'phase':<54}{'seconds':>9}{'MB':>10}")
     for what, seconds, num_bytes in rows:

@@ -1,14 +1,17 @@
 """What bench/gpu.py compares with: transformers' Nemotron-H and peft's LoRA, on the same device in the same run.
 
-On a GPU with mamba-ssm their training step needs causal-conv1d too.
+With mamba-ssm and without causal-conv1d, transformers' step would begin a fused path that needs both. It is hidden then, and the step takes
+mamba-ssm's scan and torch's convolution.
 """
 
+import importlib.util
 import time
 from collections.abc import Callable
 
 import peft
 import torch
 import transformers
+from transformers.models.nemotron_h import modeling_nemotron_h
 
 from substrate.model import ModelConfig
 
@@ -16,6 +19,8 @@ from substrate.model import ModelConfig
 def random_model(config: ModelConfig, device: torch.device, recompute: bool) -> transformers.PreTrainedModel:
     """transformers' model with its own random weights, made on the device in the model's dtype."""
     transformers.logging.set_verbosity_error()
+    if importlib.util.find_spec("causal_conv1d") is None:  # None: there is no fused path
+        modeling_nemotron_h.mamba2_split_conv1d_scan_combined = lambda *_, **__: None
     # Initialisation takes the logarithm of these, and published files have 0.
     scan = {"time_step_min": 0.001, "time_step_max": 0.1}
     settings = transformers.NemotronHConfig.from_dict(config.to_transformers() | scan)

@@ -15,13 +15,16 @@ the Python files that it names are not here.
 Sources: the public config.json and tokenizer of nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16.
 """
 
+import functools
 import hashlib
 import json
+import multiprocessing
 import random
 import shutil
 import string
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +72,8 @@ TEMPLATE = """\
 """
 
 
-def make_miniature(folder: Path, config: ModelConfig, seed: int) -> None:
-    """Writes the folder aside and renames it. Raises DataError if it exists."""
+def make_miniature(folder: Path, config: ModelConfig, seed: int, processes: int = 1) -> None:
+    """Writes the folder aside and renames it. Each of `processes` holds one shard at a time. Raises DataError if it exists."""
     if folder.exists():
         raise DataError(f"{folder} exists; remove it, or name another folder")
     partial = folder.with_name(f".{folder.name}.partial")
@@ -81,7 +84,7 @@ def make_miniature(folder: Path, config: ModelConfig, seed: int) -> None:
     write_json(partial / "generation_config.json", {"_from_model_config": True, "do_sample": True} | ends)
     (partial / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     write_tokenizer(partial, config.vocab_size, seed)
-    write_weights(partial, config, seed)
+    write_weights(partial, config, seed, processes)
     partial.rename(folder)
 
 
@@ -169,34 +172,39 @@ def _texts(seed: int) -> Iterator[str]:
         yield " " + "".join(rng.choices(string.ascii_lowercase, k=rng.randint(4, 12)))
 
 
-def write_weights(folder: Path, config: ModelConfig, seed: int) -> None:
+def write_weights(folder: Path, config: ModelConfig, seed: int, processes: int) -> None:
     """Writes the shards, each with as many layers, and the index."""
-    kinds = {name: kind for kind, name in SAFETENSORS_DTYPES.items()}
     layers = len(config.pattern)
     shards: list[dict[str, tuple[tuple[int, ...], str]]] = [{} for _ in range(NUM_SHARDS)]
     for name, described in published_tensors(config).items():
         parts = name.split(".")
         layer = int(parts[2]) if parts[1] == "layers" else 0 if parts[1] == "embeddings" else layers - 1
         shards[layer * NUM_SHARDS // layers][name] = described
-    weight_map: dict[str, str] = {}
-    size = 0
-    for number, described_shard in enumerate(
-        shards, start=1
-    ):  # one at a time, because all together fill a host's memory
-        shard = {}
-        for name, (shape, dtype) in described_shard.items():
-            if name.endswith("e_score_correction_bias"):  # not zero, so that a router without it would be found
-                value = torch.empty(shape).uniform_(-0.2, 0.2, generator=named_generator(seed, name))
-            else:
-                value = initial_tensor(name, shape, layers, seed)
-            shard[name] = value.to(kinds[dtype])
-        file = f"model-{number:05d}-of-{NUM_SHARDS:05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        as_umask_says(folder / file)
-        weight_map |= dict.fromkeys(shard, file)
-        size += sum(tensor.nbytes for tensor in shard.values())
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
+    files = [folder / f"model-{number:05d}-of-{NUM_SHARDS:05d}.safetensors" for number in range(1, NUM_SHARDS + 1)]
+    write = functools.partial(write_shard, layers=layers, seed=seed)
+    if processes == 1:
+        sizes = list(map(write, files, shards))
+    else:  # spawned, because torch's threads do not survive a fork
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            sizes = list(pool.map(write, files, shards))
+    weight_map = {name: file.name for file, shard in zip(files, shards, strict=True) for name in shard}
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(weight_map.items()))}
     write_json(folder / "model.safetensors.index.json", index)
+
+
+def write_shard(file: Path, described: dict[str, tuple[tuple[int, ...], str]], layers: int, seed: int) -> int:
+    """Writes one file of tensors, given by name as (shape, type). Returns the bytes of the tensors."""
+    kinds = {name: kind for kind, name in SAFETENSORS_DTYPES.items()}
+    shard = {}
+    for name, (shape, dtype) in described.items():
+        if name.endswith("e_score_correction_bias"):  # not zero, so that a router without it would be found
+            value = torch.empty(shape).uniform_(-0.2, 0.2, generator=named_generator(seed, name))
+        else:
+            value = initial_tensor(name, shape, layers, seed)
+        shard[name] = value.to(kinds[dtype])
+    save_file(shard, file, metadata={"format": "pt"})
+    as_umask_says(file)
+    return sum(tensor.nbytes for tensor in shard.values())
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -213,9 +221,12 @@ def main() -> None:
         "--model", type=Path, default=Path("hydra_conf/model/nano_mini.yaml"), help="model configuration"
     )
     parser.add_argument("--seed", type=int, default=SEED, help="of weights and tokenizer")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that write the shards; each holds one, 5 GB for the sizes of the 30B"
+    )
     asked = parser.parse_args()
     config = ModelConfig.from_dict(yaml.safe_load(asked.model.read_text()))
-    make_miniature(asked.folder, config, asked.seed)
+    make_miniature(asked.folder, config, asked.seed, asked.processes)
     size = sum(path.stat().st_size for path in asked.folder.iterdir())
     print(
         f"{asked.folder}: {size / 1e6:.0f} MB in {NUM_SHARDS} shards; read with experiment=nano_mini cluster.weights_dir={asked.folder}"

@@ -184,14 +184,19 @@ def build_model(
         raise UsageError(f"ep is {parallel.ep}; it must divide model.num_experts {config.num_experts}")
     with torch.device(device or parallel.device):
         model = HybridModel(config, parallel)
-    model.decoder.recompute = recompute
-    for layer in model.decoder.layers:
-        if isinstance(layer, MambaLayer):
-            layer.mixer.is_recomputed = recompute == "selective"
+    set_recompute(model, recompute)
     for place in layout(model):
         if place.dim is not None:  # read by `Parallel.clip_gradients`; the library sets it only when it initialises
             place.tensor.tensor_model_parallel = True  # type: ignore[attr-defined]
     return model
+
+
+def set_recompute(model: HybridModel, recompute: str) -> None:
+    """Sets what the backward pass computes again from the next step on, as `build_model` says."""
+    model.decoder.recompute = recompute
+    for layer in model.decoder.layers:
+        if isinstance(layer, MambaLayer):
+            layer.mixer.is_recomputed = recompute == "selective"
 
 
 def _transformer_config(config: ModelConfig, parallel: Parallel) -> TransformerConfig:
