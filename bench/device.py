@@ -111,6 +111,10 @@ def kernel_errors(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     errors["experts grouped"] = error(
         kernels.grouped_linear(rows, weights, ends), torch.cat([x @ weight.T for x, weight in each])
     )
+    if kernels.takes_few_rows(12, device):
+        ids = torch.tensor([3, 0, 2, 1, 1, 0] * 2, device=device)
+        plain = torch.stack([weights[at].double() @ rows[n // 6].double() for n, at in enumerate(ids.tolist())])
+        errors["experts few"] = error(kernels.few_rows_linear(rows[:2], weights, ids), plain)
     q, k, v = random(1, 8, 256, 64), random(1, 2, 256, 64), random(1, 2, 256, 64)
     attend = torch.nn.functional.scaled_dot_product_attention
     found = attend(q, k, v, is_causal=True, enable_gqa=True)

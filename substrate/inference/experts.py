@@ -1,9 +1,9 @@
 """The mixture of experts as decoding runs it: routed experts and the shared one. It keeps nothing between tokens.
 
 Tokens are sorted by expert, so that one grouped product serves all experts. There are always N x k sorted rows, so every
-shape depends on the number of tokens alone: nothing waits for the device, and a graph can hold the pass. On a CPU a
-layer of few small experts is one dense product, in which an expert that a token was not sent to has weight 0: that is
-more arithmetic in fewer calls.
+shape depends on the number of tokens alone: nothing waits for the device, and a graph can hold the pass. A few rows on
+a GPU are multiplied without being sorted. On a CPU a layer of few small experts is one dense product, in which an expert
+that a token was not sent to has weight 0: that is more arithmetic in fewer calls.
 
 Where experts are spread over ranks (ep > 1), each rank gathers the rows of all, applies its own experts and returns the
 sums. Sources: the router of Nemotron-H is DeepSeek-V3's (arXiv:2412.19437, eq. 12 to 16).
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from substrate.inference.cache import Prompts, Step
 from substrate.inference.projections import GroupedProjection, Projection, joined, summed
+from substrate.ops import kernels
 from substrate.ops.fused import squared_relu_
 from substrate.ops.routing import route, sort_by_expert
 
@@ -77,10 +78,20 @@ class Experts:
             # Rows of other ranks' experts go to the last expert here with weight 0: shapes stay the same.
             here = (ids >= 0) & (ids < self.num_here)
             ids, weights = ids.where(here, self.num_here - 1), weights * here
+        if kernels.takes_few_rows(len(ids), x_NU.device):
+
+            def product(x: Tensor, weight_EOI: Tensor) -> Tensor:
+                return kernels.few_rows_linear(x, weight_EOI, ids)
+
+            y = self.down(squared_relu_(self.up(x_NU, product), weights.unsqueeze(1)), product)
+            return y.view(-1, k, y.shape[1]).sum(1)
         order, back, ends_E = sort_by_expert(ids, self.num_here)
         ends_E = ends_E.to(torch.int32)
-        hidden = squared_relu_(self.up(x_NU[order // k], ends_E), weights[order].unsqueeze(1))
-        y = self.down(hidden, ends_E)
+
+        def grouped(x: Tensor, weight_EOI: Tensor) -> Tensor:
+            return kernels.grouped_linear(x, weight_EOI, ends_E)
+
+        y = self.down(squared_relu_(self.up(x_NU[order // k], grouped), weights[order].unsqueeze(1)), grouped)
         return y[back].view(-1, k, y.shape[1]).sum(1)
 
     def _is_small(self) -> bool:

@@ -7,7 +7,7 @@ adapter's small values, and the published weights would be needed twice; there A
 N rows, I inputs, O outputs, R rank times adapted modules, E experts here. All sizes are this rank's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,13 +61,13 @@ class GroupedProjection:
                 surplus = -A_ERI.shape[1] % (kernels.ALIGNMENT // A_ERI.element_size())
                 self.pair = F.pad(A_ERI, (0, 0, 0, surplus)), F.pad(B_EOR, (0, surplus))
 
-    def __call__(self, x_NI: Tensor, ends_E: Tensor) -> Tensor:
-        """(N, I) -> (N, O). Rows are sorted by expert; `ends_E` (int32) has the end of each expert's rows."""
-        y_NO = kernels.grouped_linear(x_NI, self.weight_EOI, ends_E)
+    def __call__(self, x_NI: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Returns y of every row. product(x, weight_EOI) multiplies each row of x by the weight of its own expert."""
+        y_TO = product(x_NI, self.weight_EOI)
         if self.pair is None:
-            return y_NO
+            return y_TO
         A_ERI, B_EOR = self.pair
-        return y_NO + kernels.grouped_linear(kernels.grouped_linear(x_NI, A_ERI, ends_E), B_EOR, ends_E)
+        return y_TO + product(product(x_NI, A_ERI), B_EOR)
 
 
 def summed(part: Tensor, group: dist.ProcessGroup) -> Tensor:

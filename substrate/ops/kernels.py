@@ -4,6 +4,7 @@
               torch        `scan.chunked_scan`
     experts   grouped      one `torch.nn.functional.grouped_mm` for all experts of a layer, on a GPU
               sequential   one product per expert: faster on a CPU, and the only kernel for trained or adapted experts
+              few rows     `few_rows.py` in Triton for at most FEW_ROWS rows of decoding, where elementwise is compiled
     packed    varlen       attention of packed documents by torch's `varlen_attn`, in half precision on a GPU
               padded       `scaled_dot_product_attention` of padded groups of documents (`sequences.Packing`)
     elementwise  compiled  `torch.compile` of the parts between products (`compiled.py`), on a GPU with Triton and a C compiler
@@ -231,3 +232,17 @@ def grouped_linear(x_TI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
         parts = x_TI.split(ends_E.diff(prepend=ends_E.new_zeros(1)).tolist())
         return torch.cat([F.linear(part, weight) for part, weight in zip(parts, weight_EOI, strict=True)])
     return F.grouped_mm(x_TI.contiguous(), weight_EOI.transpose(1, 2), offs=ends_E)
+
+
+FEW_ROWS = 32  # most rows for which reading each one's weights by itself takes less time than a grouped product
+
+
+def takes_few_rows(num_rows: int, device: torch.device) -> bool:
+    """Whether so many rows are multiplied by `few_rows_linear`, which needs a GPU for which Triton can compile."""
+    return num_rows <= FEW_ROWS and device.type == "cuda" and of(device).elementwise == "compiled"
+
+
+def few_rows_linear(x_NI: Tensor, weight_EOI: Tensor, ids_T: Tensor) -> Tensor:
+    """`few_rows.few_rows_linear`: each of T rows, in any order, times the W^T of its expert ids_T[t]."""
+    y_TO: Tensor = importlib.import_module("substrate.ops.few_rows").few_rows_linear(x_NI, weight_EOI, ids_T)
+    return y_TO
