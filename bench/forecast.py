@@ -22,6 +22,7 @@ BEFORE = [
     "cluster.network=fabric",
     "tasks.decode_batch_size=64",
     "cluster.capacity.train_tokens_per_second=900",
+    "cluster.capacity.decode_tokens_per_second={1:14,64:844,256:2906}",
 ]
 AFTER = [*H200, "tasks.decode_batch_size=256"]
 ROWS = {

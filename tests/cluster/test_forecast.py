@@ -24,13 +24,13 @@ NANO = ["experiment=nano_30b", "cluster=slurm_pyxis"]
 
 
 def test_an_assumed_forecast_by_hand():
-    """600 steps of 32 rows of 300 tokens at 9,547 a second and 1.5 times that on two GPUs; a round is eight arms and the reference's judging."""
+    """600 steps of 32 rows of 300 tokens at 14,850 a second and 1.5 times that on two GPUs; a round is eight arms and the reference's judging."""
     own = ["parallelism.judge_tp=1", "cluster.capacity.price_per_gpu_hour=2"]
     expected = forecast.forecast(settings.compose([*NANO, *own]), num_arms=8)
     assert expected is not None
-    train = 120 + 600 * 32 * 300 / 9547 / (2 * 0.75)
+    train = 120 + 600 * 32 * 300 / 14850 / (2 * 0.75)
     assert expected.train_hours_per_arm == pytest.approx(2 * train / 3600)
-    rates = {1: 14.0, 64: 844.0, 256: 2906.0}
+    rates = {1: 159.0, 64: 2635.0, 256: 7272.0, 512: 10898.0}
     lengths = [7680 if i % 100 == 50 else 150 for i in range(3600)]
     judged = {  # by an arm's two GPUs, which hold a replica each and take every second item
         n: 120 + max(decoding.played(lengths[first:n:2], 64, rates) for first in (0, 1)) for n in (3600, 1800)
@@ -54,7 +54,7 @@ def test_one_rate_without_lengths_is_the_longest_that_may_be():
     chosen.cluster.capacity.decode_tokens_per_second = {64: 1000.0}
     expected = forecast.forecast(chosen, num_arms=8)
     assert expected is not None
-    assert expected.train_hours_per_arm == pytest.approx(600 * 32 * 8192 / 9547 / 3600)
+    assert expected.train_hours_per_arm == pytest.approx(600 * 32 * 8192 / 14850 / 3600)
     assert expected.judge_hours_per_arm == pytest.approx(-(-3600 // 64) * 64 * 7680 / 1000 / 3600, rel=0.01)
 
 
@@ -80,17 +80,18 @@ def test_one_slot_and_slots_for_all_by_hand():
 def test_a_recipe_that_samples_by_hand():
     """rft draws 2,400 completions once. grpo draws 100 rollouts of 64, and scores each under two policies."""
     one = [*NANO, "parallelism=tp1", "cluster.capacity.start_seconds=0"]
-    rates, learned = {1: 14.0, 64: 844.0, 256: 2906.0}, 600 * 32 * 300 / 9547
+    rates, learned = {1: 159.0, 64: 2635.0, 256: 7272.0, 512: 10898.0}, 600 * 32 * 300 / 14850
     rft = forecast.forecast(settings.compose([*one, "recipe=rft"]), num_arms=8)
     drawn = decoding.played([1024 if i % 100 == 50 else 150 for i in range(2400)], 64, rates)
     assert rft is not None and rft.sample_hours_per_arm == pytest.approx(drawn / 3600)
     assert rft.train_hours_per_arm == pytest.approx((learned + drawn) / 3600)
     grpo = forecast.forecast(settings.compose([*one, "recipe=grpo"]), num_arms=8)
     short, long = (decoding.played([150] * (64 - count) + [1024] * count, 64, rates) for count in (0, 1))
-    sampled = 100 * (0.99**64 * short + (1 - 0.99**64) * long) + 6400 * 300 / 9547
+    sampled = 100 * (0.99**64 * short + (1 - 0.99**64) * long) + 6400 * 300 / 14850
     assert grpo is not None and grpo.sample_hours_per_arm == pytest.approx(sampled / 3600)
     assert grpo.train_hours_per_arm == pytest.approx((learned + sampled) / 3600)
-    assert "drawing and scoring 6,400 completions is 88% of the training" in grpo.source
+    share = sampled / (learned + sampled)
+    assert f"drawing and scoring 6,400 completions is {share:.0%} of the training" in grpo.source
     assert grpo.wall_hours == pytest.approx(grpo.train_hours_per_arm + grpo.judge_hours_per_arm)
 
 
@@ -265,7 +266,7 @@ def test_a_frozen_forecast_is_whole_milliseconds_and_the_first_round_counts_r000
     first, later = expected.as_record(True), expected.as_record(False)
     assert later["arm"] == {
         "start-up": 240_000,
-        "training": 603_331,
+        "training": round(600 * 32 * 300 / 14850 * 1000),
         "decoding": later["arm"]["decoding"],
         "rest": 0,
         "arm": later["arm"]["arm"],

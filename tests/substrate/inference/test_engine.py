@@ -115,16 +115,6 @@ def test_the_surplus_rows_and_positions_of_a_graph_change_nothing(parallel):
         assert {one.number: one.ids for one in decode(model, named, Decoding(24, 3), (2, 5, 7, 9))} == plain
 
 
-@pytest.mark.gpu
-def test_recorded_graphs_write_the_tokens_of_eager_steps(parallel):
-    model = adapted(parallel, VALUES, TARGETS)
-    named = [(str(number), prompt) for number, prompt in enumerate(prompts_of((3, 20, 41, 9, 30)))]
-    recorded = {one.number: one.ids for one in decode(model, named, Decoding(24, 3), (2, 5, 7, 9))}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode_module, "Steps", lambda *given, **_: Steps(*given, use_graphs=False))
-        assert {one.number: one.ids for one in decode(model, named, Decoding(24, 3), (2, 5, 7, 9))} == recorded
-
-
 @given(st.integers(1, 9000), st.integers(1, 600), st.integers(1, 600))
 def test_sizes_of_graphs_are_few_and_large_enough(longest, active, more):
     slots = active + more
