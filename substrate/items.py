@@ -9,7 +9,8 @@ Item 12 of a family is drawn by a generator seeded with HMAC-SHA-256(seed, "roma
 items from some of them, and item 12 is the same however many items are asked for. A prompt is skipped, and its index
 stays unused, if the training data or this set already have it in any spelling (`substrate/data/prompt_overlap.py`).
 
-With `shift` s each item is the longest prompt of 1 + s draws: more examples, operands of more digits, longer words. This
+With `slices` a family's items are those that lie within declared limits (`substrate/data/slices.py`); the index of
+another puzzle stays unused. With `shift` s each item is the longest prompt of 1 + s draws: more examples, operands of more digits, longer words. This
 makes a shifted set of any family, whose puzzles are still of the level that the model was trained on.
 """
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from substrate.data.prompt_overlap import prompt_digest
+from substrate.data.slices import Limits, is_within, read_slices
 from substrate.interface.command_line import Parser, read_text, write_json_lines
 from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.tasks import FAMILIES, LEVELS
@@ -55,12 +57,13 @@ def draw_items(
     exclude: Collection[str] = (),
     map_: Map = map,
     shift: int = 0,
+    limits: Limits | None = None,
 ) -> list[Item]:
     """Returns the first `num_items` puzzles of a family under a seed, by index, that are new.
 
     exclude: digests of prompts to skip. map_: applies a function to every index in order, such as a process pool's
-    `map`. shift: how many more are drawn for each item, of which the longest prompt is taken. Raises DataError if the
-    family has too few puzzles.
+    `map`. shift: how many more are drawn for each item, of which the longest prompt is taken. limits: of a slice, outside
+    of which puzzles are skipped. Raises DataError if the family has too few puzzles.
     """
     items: list[Item] = []
     seen = set(exclude)
@@ -69,9 +72,12 @@ def draw_items(
         if index >= _TRIES_PER_ITEM * num_items:
             raise DataError(
                 f"family {family} at level {level} gave {len(items)} new puzzles in {index} draws; ask for fewer"
+                + (", or widen its slice" if limits else "")
             )
         block = range(index, index + num_items - len(items))
         for item in map_(partial(_draw, seed, family, level, shift), block):
+            if limits and not is_within(limits, family, item.puzzle):
+                continue
             digest = prompt_digest(item.prompt)
             if digest not in seen:
                 seen.add(digest)
@@ -97,6 +103,7 @@ class Task:
     level: str
     num_items_per_family: int
     shift: int
+    slices: Mapping[str, Limits]
     exclude: Path
     out: Path
 
@@ -128,8 +135,9 @@ def read_task(path: Path) -> Task:
         if not isinstance(paths.get(name), str):
             raise UsageError(f"paths.{name} is {paths.get(name)!r}; valid: a path")
     unique = tuple(dict.fromkeys(families))
+    slices = read_slices(config.get("slices", {}), unique)
     files = Path(paths["exclude"]), Path(paths["out"])
-    return Task(bytes.fromhex(seed_hex), unique, config["level"], num_items, shift, *files)
+    return Task(bytes.fromhex(seed_hex), unique, config["level"], num_items, shift, slices, *files)
 
 
 def _object(task: Mapping[str, Any], key: str) -> Mapping[str, Any]:
@@ -149,11 +157,10 @@ def _read_exclusions(path: Path) -> set[str]:
 def write_items(task: Task) -> None:
     """Draws the set and writes its two files, in item-id order."""
     exclude = _read_exclusions(task.exclude)
-    items = [
-        item
-        for family in sorted(task.families)
-        for item in draw_items(task.seed, family, task.level, task.num_items_per_family, exclude, shift=task.shift)
-    ]
+    items: list[Item] = []
+    for family in sorted(task.families):
+        limits, number = task.slices.get(family), task.num_items_per_family
+        items += draw_items(task.seed, family, task.level, number, exclude, shift=task.shift, limits=limits)
     for name in ("prompt", "answer"):
         rows = ({"item_id": item.item_id, "family": item.family, name: getattr(item, name)} for item in items)
         write_json_lines(task.out / f"{name}s.jsonl", rows)

@@ -2,6 +2,7 @@
 
     shares of families  ->  places        the family of each place, so that every prefix follows the shares
     real and generated  ->  their places  within a family's, by `real_share`
+    slice               ->  its places    within the generated ones, by `slice_share`
     epochs              ->  how many      different examples fill the places: as many as there are, or fewer, repeated
     curriculum          ->  order         shuffled, or the short ones of a family first
 
@@ -17,15 +18,17 @@ and why, and the digest of every prompt that the run can learn from, which the j
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from substrate.data.prompt_overlap import prompt_digest
+from substrate.data.slices import Limits, is_within
 from substrate.interface.command_line import read_json_lines
 from substrate.interface.errors import DataError, UsageError
+from substrate.tasks import FAMILIES
 
 CURRICULA = ("shuffled", "short_first")
 WEIGHTINGS = ("uniform", "per_family", "per_row", "min_log_prob")  # of a batch's loss: batches.make_batch
@@ -71,6 +74,8 @@ class Plan:
     sequence_length: int  # most tokens of an example; longer ones are left out and listed in the card
     num_places: int  # rows of the run: steps x batch size
     seed: int
+    slice_share: float = 0.0  # of a family's generated places, those that are filled from its slice alone
+    slices: Mapping[str, Limits] = field(default_factory=dict)  # of each family that has one
 
     def __post_init__(self) -> None:
         total = sum(self.mix.values())
@@ -78,6 +83,11 @@ class Plan:
             raise UsageError(f"mix is {self.mix}; valid are shares >= 0, of which one is > 0")
         if self.curriculum not in CURRICULA:
             raise UsageError(f"curriculum is {self.curriculum!r}; valid are {', '.join(CURRICULA)}")
+        if not 0 <= self.slice_share <= 1 or (self.slice_share and not self.slices):
+            raise UsageError(
+                f"slice_share is {self.slice_share}, with {len(self.slices)} families that have a slice; valid are 0, and "
+                "0 to 1 where tasks.dev_slices names a slice"
+            )
 
     @property
     def families(self) -> dict[str, float]:
@@ -136,19 +146,30 @@ class _Family:
         # Held out in the file's order, so that every seed holds out the same.
         self.holdout = [row for row, _ in islice(self._encoded(members), plan.holdout_per_family)]
         rest = members[len(self.holdout) + len(self.left_out) :]
+        self._limits = plan.slices.get(family)
         self._by_source = {
-            source: [example for example in rest if example.source == source]
+            source: [example for example in rest if self._is_of(source, example)]
             for source, share in self._source_shares().items()
             if share > 0
         }
         for source, found in self._by_source.items():
             if not found:
                 raise DataError(
-                    f"no {source} example of {family} is left to train on; change real_share {plan.real_share} or the holdout"
+                    f"no {source} example of {family} is left to train on; change real_share {plan.real_share}, "
+                    f"slice_share {plan.slice_share} or the holdout"
                 )
 
     def _source_shares(self) -> dict[str, float]:
-        return {"generated": 1 - self._plan.real_share, "real": self._plan.real_share}
+        real = self._plan.real_share
+        in_slice = (1 - real) * self._plan.slice_share if self._limits else 0.0
+        return {"generated": 1 - real - in_slice, "slice": in_slice, "real": real}
+
+    def _is_of(self, source: str, example: Example) -> bool:
+        """Whether an example may fill a place of this source. A slice is a part of what is generated."""
+        if source != "slice" or self._limits is None:
+            return example.source == source
+        puzzle = FAMILIES[self.family].parse(example.prompt)
+        return example.source == "generated" and is_within(self._limits, self.family, puzzle)
 
     def rows(self, num_places: int) -> list[Row]:
         """Returns the family's rows in order."""
