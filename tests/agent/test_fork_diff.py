@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.agent import fork_diff
 from pipeline.agent.fork_diff import closed, difference, refusal
+from pipeline.audit.fork_patch import read_patch
 from pipeline.campaign.errors import TrialFailed
 
 OPEN = ("substrate/recipes/**", "data/*.jsonl")
@@ -85,6 +86,14 @@ def test_agrees_with_git(before: Tree, after: Tree) -> None:
             else:  # git's count is the smallest that there is
                 assert change.added_lines - change.removed_lines == int(added) - int(removed)
                 assert change.added_lines >= int(added)
+        # An audit reads out of the patch what the report lists.
+        read = read_patch(diff.text.encode())
+        kinds = {name: part.is_text for name, part in read.parts.items()}
+        assert read.unshown == 0 and kinds == {each.record()["path"]: each.is_text for each in diff.changes}
+        for change in diff.changes:
+            part = read.parts[change.record()["path"]]
+            said = (change.added_lines, change.removed_lines) if change.is_text else change.sha256
+            assert said == ((part.added_lines, part.removed_lines) if change.is_text else part.sha256)
         # The diff says everything about text: git makes the fork out of the image with it.
         applied = make(place / "applied", before)
         git(applied, "apply", "--whitespace=nowarn", "--allow-empty", given=diff.text.encode())

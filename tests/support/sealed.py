@@ -237,7 +237,8 @@ class SealedCampaign(LogCampaign):
                 self.files[f"{folder}/adapter/adapter_model.safetensors"] = weights
                 self.files[f"{folder}/adapter/adapter_config.json"] = b""
         for path in names:
-            self.files[path] = digest(path).encode()
+            is_seal = path.endswith("/sealed.json")
+            self.files[path] = canonical.encoded({"edited_files": 0}) if is_seal else digest(path).encode()
         frozen = planned["plan"]
         digests = ("image_digest", "constitution_digest", "config_digest")
         self.add(
