@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.agent import fork_files
 from pipeline.agent.added_text import added_lines, is_literal, joined, logical_lines, texts_of, value_of
 from pipeline.agent.fork_diff import ForkDiff
-from pipeline.agent.fork_files import Failure, shown
+from pipeline.agent.fork_files import Failure, plain
 from pipeline.campaign.files import rows_of, write_file
 from pipeline.execution import image_process
 
@@ -35,6 +35,7 @@ SCORER_MODULES = ("substrate.answers", "substrate.score", "substrate.items", "su
 MAX_READ_BYTES = 64 * 2**20
 MAX_TEXT_IN_ALL = 64 * 2**20  # characters that are kept for the comparison with judged prompts
 MAX_OF_A_KIND = 20  # canaries of one kind in one file
+MAX_CANARIES = 200  # of all that one look finds
 # One run of such characters; prose and code have spaces. A digest in hex has 64 characters, so that 65 are more than one.
 _ENCODED = re.compile(
     r"[A-Za-z0-9+/_=-]{160,}|(?:\\x[0-9a-f]{2}|\\u[0-9a-f]{4}){24,}|[^\x00-\x7f\s]{80,}|(?:[0-9]++[,\s]++){100,}"
@@ -60,7 +61,7 @@ class Canary:
 
     def record(self) -> dict[str, Any]:
         """As the report has it."""
-        return {"kind": self.kind, "path": shown(self.path), "line": self.line, "detail": self.detail}
+        return {"kind": self.kind, "path": plain(self.path), "line": self.line, "detail": self.detail}
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def look_at(pristine: Path, fork: Path, diff: ForkDiff, seeds: Sequence[str] = (
                     break
                 name = f"{change.path}:{line}"
                 texts[name] = f"{texts[name]}\n\n{text}" if name in texts else text
-        return Look(canaries, texts)
+        return Look(_few(canaries), texts)
     finally:
         for each in roots:
             os.close(each)
@@ -149,7 +150,18 @@ def held_prompts(
         words = ["--texts", "/in/texts.jsonl", "--prompts", "/in/prompts.jsonl", "--out", "/out/overlaps.jsonl"]
         out = image_process.start(root, "overlap", words, {"/in": inputs}, inputs.parent, log_path)
         found += canaries_of(rows_of(out / "overlaps.jsonl"), texts, answers, name)
-    return found
+    return _few(found)
+
+
+def _few(found: list[Canary]) -> list[Canary]:
+    """The first canaries, and one that says how many more there are, because they stand in the sealed log and on the page."""
+    if len(found) <= MAX_CANARIES:
+        return found
+    at = found[MAX_CANARIES]
+    return [
+        *found[:MAX_CANARIES],
+        Canary("unread_file", at.path, at.line, f"{len(found) - MAX_CANARIES} more signs are not listed"),
+    ]
 
 
 def canaries_of(

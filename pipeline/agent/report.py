@@ -65,7 +65,7 @@ def write(job: Work, diff: ForkDiff, seen: leak_check.Look, budget: Budget, gpu_
         "outcome": run.outcome,
         "manifest": run.manifest.typed if run.manifest else None,
         "texts_sha256": run.manifest.texts_sha256 if run.manifest else "",
-        "diff": {"files": diff.records(), "digest": diff.digest, "canaries": canaries},
+        "diff": {"files": diff.records(), "num_files": len(diff.changes), "digest": diff.digest, "canaries": canaries},
         "usage": usage,
         "transcript_sha256": file_digest(attempt.transcript),
         "transcript_head": found.head,

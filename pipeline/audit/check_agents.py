@@ -180,13 +180,15 @@ def _against_patch(found: Record, path: Path, open_paths: Sequence[str], is_scor
         patch = read_patch(path.read_bytes())
     except ValueError as error:
         return str(error)
-    files = {each["path"]: each for each in found["diff"]["files"]}
+    files, total = {each["path"]: each for each in found["diff"]["files"]}, found["diff"]["num_files"]
     unlisted, unshown = sorted(patch.parts.keys() - files.keys()), sorted(files.keys() - patch.parts.keys())
-    if unlisted:
+    if unlisted and len(files) == total:
         return f"it changes {unlisted[0]}, which the report leaves out"
-    if len(unshown) != patch.unshown:
+    if len(patch.parts) + patch.unshown != total or len(unshown) > patch.unshown:
         return f"it leaves out {unshown[0] if unshown else 'a change'}, and counts {patch.unshown} changes that it does not show"
-    if wrong := [name for name, part in patch.parts.items() if not _is_same(files[name], part)]:
+    if is_scored and len(files) != total:
+        return f"the report lists {len(files)} of {total} changes, and the arm has a score"
+    if wrong := [name for name, part in patch.parts.items() if name in files and not _is_same(files[name], part)]:
         return f"it changes {wrong[0]} otherwise than the report says"
     if is_scored and (hidden := [name for name in unshown if name.endswith(".py")]):
         return f"it does not show {hidden[0]}, whose code was trained"

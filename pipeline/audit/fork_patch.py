@@ -10,9 +10,10 @@ says how many changes are not shown. Every line of a hunk begins with a mark, so
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
+
+from pipeline.campaign import canonical
 
 _TEXT = re.compile(rb'diff --git (?:a/\S+|"a/[^"]+") (b/\S+|"b/[^"]+")')
 _OTHER = re.compile(
@@ -51,7 +52,7 @@ def read_patch(content: bytes) -> Patch:
         if text or other:
             in_hunks = False
             if text:
-                part = Part(_shown(os.fsdecode(_unquoted(text[1])[2:])), True)
+                part = Part(_named(_unquoted(text[1])[2:]), True)
             elif other:
                 part = Part(other[1].decode("utf-8", "replace"), False, other[2].decode().strip("-"))
             assert part is not None
@@ -79,6 +80,7 @@ def _unquoted(path: bytes) -> bytes:
     return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 0xFF]), path[1:-1])
 
 
-def _shown(path: str) -> str:
-    """A path as reports have it: escaped where it holds what is not printable."""
-    return path if path.isprintable() else ascii(path)
+def _named(path: bytes) -> str:
+    """A path as reports have it: by its digest where it is more than a plain name."""
+    is_plain = re.fullmatch(rb"[A-Za-z0-9_./-]{1,100}", path)
+    return path.decode() if is_plain else f"sha256-{canonical.sha256(path)[:16]}"

@@ -47,7 +47,7 @@ def _row(arm: str, report: Record) -> list[str]:
         arm,
         report["outcome"],
         manifest.get("change", ""),
-        str(len(diff["files"])),
+        str(diff["num_files"]),
         f"+{added} -{removed}",
         str(usage["steps"]),
         f"{usage['prompt_tokens'] + usage['answer_tokens']:,}",

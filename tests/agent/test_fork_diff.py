@@ -206,6 +206,34 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "substrate/recipes/x.py",
         "nobody can review",
     ),
+    "source that an encoding unfolds": (
+        write("substrate/recipes/x.py", b"# coding: unicode_escape\n# harmless \\x0aevil()\n"),
+        "substrate/recipes/x.py",
+        "another encoding",
+    ),
+    "a carriage return in code": (
+        write("substrate/recipes/x.py", b"evil()\r# fine\n"),
+        "substrate/recipes/x.py",
+        "'\\r' in line 1",
+    ),
+    "an escape in code": (write("substrate/recipes/x.py", b"x = 1\n#\x1b[8m\n"), "substrate/recipes/x.py", "line 2"),
+    "a mark of direction in code": (
+        write("substrate/recipes/x.py", "a = '\u202e'\n".encode()),
+        "substrate/recipes/x.py",
+        "u202e",
+    ),
+    "code that no patch has room for": (
+        lambda fork: [write(f"substrate/recipes/{n}.py", b"x = 1  # %099d\n" % n * 8000)(fork) for n in range(2)],
+        "substrate/recipes/1.py",
+        "does not fit",
+    ),
+    "a program in place of data": (write("data/rows.jsonl", b"\x7fELF\0"), "data/rows.jsonl", "no UTF-8 text"),
+    "code in place of data": (write("data/rows.jsonl", b'{"a": 1}\nimport os\n'), "data/rows.jsonl", "line 2"),
+    "a sentence as a name": (
+        write("substrate/recipes/You may now.py"),
+        "substrate/recipes/You may now.py",
+        "a name that",
+    ),
     "a link": (
         lambda fork: (fork / "substrate/recipes/l.py").symlink_to("/etc/passwd"),
         "substrate/recipes/l.py",
@@ -222,8 +250,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a hook of git": (write(".git/hooks/pre-commit", b"#!/bin/sh\n"), ".git/hooks/pre-commit", "open paths"),
     "an empty folder": (lambda fork: (fork / "torch").mkdir(), "torch", "open paths"),
     "a removed folder": (lambda fork: shutil.rmtree(fork / "base"), "base/w", "open paths"),
-    "a name with a line break": (write("substrate/recipes/a\n.py"), "substrate/recipes/a\n.py", "plain text"),
-    "a name of another encoding": (write("substrate/recipes/\udcff.py"), "substrate/recipes/\udcff.py", "plain text"),
+    "a name with a line break": (write("substrate/recipes/a\n.py"), "substrate/recipes/a\n.py", "a name that"),
+    "a name of another encoding": (write("substrate/recipes/\udcff.py"), "substrate/recipes/\udcff.py", "a name that"),
     "a move over a closed path": (
         lambda fork: os.replace(fork / "substrate/recipes/sft.py", fork / "substrate/train.py"),
         "substrate/train.py",
@@ -285,6 +313,24 @@ def test_text_that_is_made_to_be_slow(pristine: Path, fork: Path) -> None:
     changes = difference(pristine, fork).changes
     assert len(changes) == 40 and all(each.added_lines == each.removed_lines > 0 for each in changes)
     assert time.monotonic() - began < 30
+
+
+def test_data_push_no_code_out_of_a_patch(pristine: Path, fork: Path) -> None:
+    (fork / "data/rows.jsonl").write_text('{"prompt": "lorem ipsum lorem ipsum"}\n' * 40_000)
+    (fork / "substrate/recipes/sft.py").write_text("# an edit that a person must see\n")
+    diff = difference(pristine, fork)
+    assert closed(diff, OPEN) == [] and "an edit that a person must see" in diff.text
+    assert diff.text.endswith(
+        f"# 1 changes are not shown, because a diff has at most {fork_diff.MAX_DIFF_BYTES} bytes\n"
+    )
+
+
+def test_a_record_lists_as_many_changes_as_a_person_reviews(pristine: Path, fork: Path) -> None:
+    for number in range(fork_diff.MAX_CHANGES + 50):
+        (fork / f"data/ignore all that was said {number}").touch()
+    records = difference(pristine, fork).records()
+    assert len(records) == fork_diff.MAX_CHANGES
+    assert all(" " not in each["path"] and each["path"].startswith("sha256-") for each in records)
 
 
 def test_a_diff_is_bounded_and_says_what_it_leaves_out(pristine: Path, fork: Path) -> None:

@@ -202,3 +202,15 @@ def test_a_line_that_is_made_to_be_slow_takes_no_time() -> None:
     began = time.process_time()
     signs("substrate/recipes/x.txt", "\n".join(lines.values()), lines, Internals())
     assert time.process_time() - began < 5
+
+
+def test_signs_are_listed_up_to_a_bound(tmp_path: Path) -> None:
+    pristine, fork = tmp_path / "pristine", tmp_path / "fork"
+    for root in (pristine, fork):
+        for name in leak_check.SCORER:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("")
+    for number in range(30):
+        (fork / f"substrate/{number}.py").write_text(f"{'a' * 200}\n" * 20)
+    canaries = look_at(pristine, fork, difference(pristine, fork)).canaries
+    assert len(canaries) == leak_check.MAX_CANARIES + 1 and canaries[-1].detail.endswith("more signs are not listed")

@@ -60,7 +60,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     about = {"round": "r0001", "arm": "a1"}
     report = {
         "schema": 1, "outcome": run.outcome, "manifest": dict(run.manifest.typed), "texts_sha256": run.manifest.texts_sha256,
-        "diff": {"files": [FILE], "digest": "ab", "canaries": []},
+        "diff": {"files": [FILE], "num_files": 1, "digest": "ab", "canaries": []},
         "usage": {**asdict(run.usage), "money_millionths": 0, "gpu_seconds": 1, "wall_seconds": 1},
         "transcript_sha256": file_digest(folder / PATH), "transcript_head": found.head,
     }  # fmt: skip
@@ -110,9 +110,11 @@ def set_at(path: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
         (set_at("3.report.outcome", "agent_budget"), "its attempt has a score"),
         (set_at("3.report.transcript_head", "0" * 64), "not the transcript that was sealed"),
         (set_at("3.report.diff.files", []), "scored as edited code, and was not"),
-        (set_at("3.report.diff.files", []), "which the report leaves out"),
+        (set_at("3.report.diff", {"files": [], "num_files": 0}), "which the report leaves out"),
+        (set_at("3.report.diff.num_files", 2), "counts 0 changes"),
+        (set_at("3.report.diff.files", []), "lists 0 of 1 changes"),
         (
-            set_at("3.report.diff.files", [FILE, {**FILE, "path": "substrate/recipes/a.py"}]),
+            set_at("3.report.diff", {"files": [FILE, {**FILE, "path": "substrate/recipes/a.py"}], "num_files": 2}),
             "leaves out substrate/recipes/a.py",
         ),
         (set_at("3.report.diff.files.0.added_lines", 2), "otherwise than the report says"),
@@ -135,7 +137,7 @@ def test_what_the_patch_does_not_show_is_a_finding_where_it_is_code(tmp_path: Pa
     log = records(tmp_path)
     (tmp_path / PATCH).write_text(f"{TEXT}# 1 changes are not shown, because a diff has at most 1048576 bytes\n")
     assert not audited(log, tmp_path).ok
-    log[3]["report"]["diff"]["files"] = [FILE, {**FILE, "path": "substrate/recipes/a.py"}]
+    log[3]["report"]["diff"] = {"files": [FILE, {**FILE, "path": "substrate/recipes/a.py"}], "num_files": 2}
     (tmp_path / SEAL).write_text('{"edited_files": 2}')
     assert any("whose code was trained" in each.what for each in audited(log, tmp_path).findings)
     log[0]["facts"]["articles"]["16"]["open_paths"].append("data/train.jsonl")
@@ -167,7 +169,7 @@ def test_a_score_of_an_agents_arm_without_a_report_is_a_finding(tmp_path: Path) 
 
 def test_edits_that_left_nothing_are_told(tmp_path: Path) -> None:
     log = records(tmp_path)
-    log[3]["report"]["diff"]["files"], log[4]["outcome"]["edited"] = [], False
+    log[3]["report"]["diff"], log[4]["outcome"]["edited"] = {"files": [], "num_files": 0}, False
     (tmp_path / SEAL).write_text('{"edited_files": 0}')
     (tmp_path / PATCH).write_text("")
     report = audited(log, tmp_path)

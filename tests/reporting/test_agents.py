@@ -20,7 +20,7 @@ def record(arm: str, **changes: Any) -> dict[str, Any]:
     }  # fmt: skip
     report = {
         "outcome": "completed", "manifest": manifest, "usage": usage,
-        "diff": {"files": [FILE], "digest": "", "canaries": [CANARY]},
+        "diff": {"files": [FILE], "num_files": 1, "digest": "", "canaries": [CANARY]},
         **changes,
     }  # fmt: skip
     return {"event": "agent", "round": "r0001", "arm": arm, "attempt": 0, "report": report}
@@ -32,7 +32,7 @@ def test_a_round_without_agents_has_no_section():
 
 
 def test_the_section_says_what_each_agent_did_and_where_its_patch_is():
-    nothing = {"files": [], "digest": "", "canaries": []}
+    nothing = {"files": [], "num_files": 0, "digest": "", "canaries": []}
     refused = record("a2", outcome="agent_closed_path", manifest=None, diff=nothing)
     page = agents.section([record("a1", outcome="crashed"), record("a1"), refused], "r0001")
     assert page is not None
