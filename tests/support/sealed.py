@@ -243,7 +243,7 @@ class SealedCampaign(LogCampaign):
         digests = ("image_digest", "constitution_digest", "config_digest")
         self.add(
             "attempt", round=name, arm=label, attempt=0, status=status, exit_class=exit_class, role=arm.role, seed=arm.seed,
-            gpu_seconds=100, adapter_digest=adapter, plan_digest="" if is_reference else planned["plan_digest"],
+            gpu_seconds=100, train_gpu_seconds=40, train_steps=30, adapter_digest=adapter, plan_digest="" if is_reference else planned["plan_digest"],
             files={path: canonical.sha256(self.files[path]) for path in names}, runtime_digest=MODEL,
             **{each: frozen[each] for each in digests},
         )  # fmt: skip
