@@ -69,6 +69,8 @@ class Trainings:
             )
         if self.num_full >= attempts:
             return _refused("budget_attempts", f"all {attempts} starts of the full run are used up; call finish")
+        if self.meter.wall_limit(1.0) <= 0:  # before anything of the last start is removed, and this one counts
+            return _refused(*self.meter.spent())
         try:
             self.look()
         except TrialFailed as error:
