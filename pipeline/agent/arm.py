@@ -185,6 +185,7 @@ class Session:
             report = job.attempt.agent_dir / "probe.json"
             bubblewrap.probe(confined, worker.forbidden_paths(job), multinode.ISOLATION_ARTICLE, report, [INSIDE])
             job.mark("agent")
+            relay.tools.on_trouble = job.stop.set
             with confined.start(ENTRY, log) as process:
                 relay.tools.serve(self.answer, self._over(process))
                 is_late = process.poll() is None and not job.stop_wanted()
