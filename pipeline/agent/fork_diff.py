@@ -28,10 +28,8 @@ MAX_ENTRIES = 50_000
 MAX_CHANGES = 200
 MAX_BYTES = 256 * 2**20  # of all changed files together
 MAX_TEXT_BYTES = 64 * 2**20  # of a file whose lines are compared
-MAX_LINES, MAX_LINES_IN_ALL = (
-    4000,
-    20_000,
-)  # on both sides of such a file, and of all; what is longer counts as replaced as one
+MAX_LINES, MAX_LINES_IN_ALL = 2000, 10_000
+"""On both sides of such a file, and of all; what is longer counts as replaced as one. difflib then takes a second or two of whatever is written."""
 MAX_DIFF_BYTES = 2**20
 CHUNK = 2**20
 # Python finds these before or in place of a .py file, or runs them at its start (site).
