@@ -25,7 +25,7 @@ Key = tuple[str, str]
 Name = tuple[str, str, int]
 """Round, arm and number of an attempt."""
 EVIDENCE = ("transcript.jsonl", "fork.diff")
-OF_TRANSCRIPT = ("steps", "prompt_tokens", "answer_tokens", "tool_calls", "full_runs", "smoke_runs")
+OF_TRANSCRIPT = ("steps", "prompt_tokens", "answer_tokens", "tool_calls", "full_runs", "smoke_runs", "failed_tries")
 """Parts of a report's usage that follow from its transcript; money follows from prices, seconds are the worker's word."""
 
 

@@ -101,6 +101,10 @@ def _lines(arm: str, record: Record) -> list[str]:
     if settings := manifest.get("equivalent_settings"):
         words = ", ".join(f"{key}={value}" for key, value in settings)
         found.append(f"{arm}'s agent says that {words} would do the same without an edit. Nobody has tried that.")
+    if tries := report["usage"]["failed_tries"]:
+        found.append(
+            f"{tries} calls of {arm}'s agent got no answer. They are not charged here; an endpoint may charge some."
+        )
     failed = [f"{each['kind']}{' (repaired)' if each['repaired'] else ''}" for each in manifest.get("failed", [])]
     if failed:
         found.append(f"{arm}'s agent says that these failed: {', '.join(failed)}.")

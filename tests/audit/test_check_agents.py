@@ -105,6 +105,7 @@ def set_at(path: str, value: Any) -> Callable[[list[dict[str, Any]]], None]:
     [
         (set_at("3.report.usage.steps", 2), "usage"),
         (set_at("3.report.usage.answer_tokens", 9), "usage"),
+        (set_at("3.report.usage.failed_tries", 9), "usage"),
         (set_at("3.report.manifest.expected_effect", "large_gain"), "manifest"),
         (set_at("3.report.texts_sha256", "0" * 64), "texts_sha256"),
         (set_at("3.report.outcome", "agent_budget"), "its attempt has a score"),

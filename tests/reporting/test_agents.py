@@ -15,7 +15,7 @@ def record(arm: str, **changes: Any) -> dict[str, Any]:
         "expected_effect": "small_gain", "failed": [{"kind": "smoke", "repaired": True}], "tried": ["better"],
     }  # fmt: skip
     usage = {
-        "steps": 7, "prompt_tokens": 60_000, "answer_tokens": 306, "tool_calls": 7, "full_runs": 1, "smoke_runs": 2,
+        "steps": 7, "prompt_tokens": 60_000, "answer_tokens": 306, "tool_calls": 7, "full_runs": 1, "smoke_runs": 2, "failed_tries": 5,
         "money_millionths": 1_250_000, "gpu_seconds": 40, "wall_seconds": 50,
     }  # fmt: skip
     report = {
@@ -62,6 +62,7 @@ def test_the_section_says_what_each_agent_did_and_where_its_patch_is():
         "nothing of it is kept as policy",
         "recipe.curriculum=short_first would do the same",
         "smoke (repaired)",
+        "5 calls of a1's agent got no answer",
         "scorer_import in substrate/data/rows.py, line 4 (substrate.score)",
     ):
         assert words in text, words
