@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +33,10 @@ KINDS = (
 SCORER = ("substrate/answers.py", "substrate/score.py")
 SCORER_MODULES = ("substrate.answers", "substrate.score", "substrate.items", "substrate.overlap")
 MAX_READ_BYTES = 64 * 2**20
-MAX_TEXT_IN_ALL = 64 * 2**20  # characters that are kept for the comparison with judged prompts
+MAX_TEXT_IN_ALL = (
+    16 * 2**20
+)  # characters that are kept for the comparison with judged prompts: a minute for each set, measured on one core
+MAX_TEXT = 2 * 2**20  # of one text, for which the comparison takes 163 MB
 MAX_OF_A_KIND = 20  # canaries of one kind in one file
 MAX_CANARIES = 200  # of all that one look finds
 # One run of such characters; prose and code have spaces. A digest in hex has 64 characters, so that 65 are more than one.
@@ -124,7 +127,11 @@ def look_at(pristine: Path, fork: Path, diff: ForkDiff, seeds: Sequence[str] = (
                     canaries.append(Canary("unread_file", change.path, line, what))
                     break
                 name = f"{change.path}:{line}"
-                texts[name] = f"{texts[name]}\n\n{text}" if name in texts else text
+                whole = f"{texts[name]}\n\n{text}" if name in texts else text
+                texts[name] = whole[:MAX_TEXT]
+                if len(whole) > MAX_TEXT:
+                    what = f"of {len(whole)} characters only {MAX_TEXT} are compared with judged prompts"
+                    canaries.append(Canary("unread_file", change.path, line, what))
         return Look(_few(canaries), texts)
     finally:
         for each in roots:
@@ -132,12 +139,14 @@ def look_at(pristine: Path, fork: Path, diff: ForkDiff, seeds: Sequence[str] = (
 
 
 def held_prompts(
-    root: Path, texts: Mapping[str, str], sets: Mapping[str, Path], work: Path, log_path: Path
-) -> list[Canary]:
+    root: Path, texts: Mapping[str, str], sets: Mapping[str, Path], work: Path, log_path: Path,
+    watch: Callable[[], None] = lambda: None,
+) -> list[Canary]:  # fmt: skip
     """Which judged prompts stand in the texts, by the image's own `substrate.overlap --texts`, and their answers beside them.
 
-    root: of the mounted image. sets: set -> folder with prompts.jsonl and answers.jsonl. Raises TrialFailed (judge_failed) where the
-    process fails. Rows of data that only resemble a judged prompt give none, because puzzles of one family are alike by chance.
+    root: of the mounted image. sets: set -> folder with prompts.jsonl and answers.jsonl. watch: as of image_process.start, because much text takes
+    minutes. Raises TrialFailed (judge_failed) where a process fails. Rows of data that only resemble a judged prompt give none, because
+    puzzles of one family are alike by chance.
     """
     found: list[Canary] = []
     rows = "".join(json.dumps({"text_id": name, "text": text}) + "\n" for name, text in texts.items())
@@ -148,7 +157,7 @@ def held_prompts(
         write_file(inputs / "prompts.jsonl", (folder / "prompts.jsonl").read_bytes())
         answers = {row["item_id"]: row["answer"] for row in rows_of(folder / "answers.jsonl")}
         words = ["--texts", "/in/texts.jsonl", "--prompts", "/in/prompts.jsonl", "--out", "/out/overlaps.jsonl"]
-        out = image_process.start(root, "overlap", words, {"/in": inputs}, inputs.parent, log_path)
+        out = image_process.start(root, "overlap", words, {"/in": inputs}, inputs.parent, log_path, watch)
         found += canaries_of(rows_of(out / "overlaps.jsonl"), texts, answers, name)
     return _few(found)
 
