@@ -185,15 +185,17 @@ class Session:
             report = job.attempt.agent_dir / "probe.json"
             bubblewrap.probe(confined, worker.forbidden_paths(job), multinode.ISOLATION_ARTICLE, report, [INSIDE])
             job.mark("agent")
+            relay.tools.on_trouble = job.stop.set
             with confined.start(ENTRY, log) as process:
                 relay.tools.serve(self.answer, self._over(process))
                 is_late = process.poll() is None and not job.stop_wanted()
-            if job.stop_wanted():
-                raise Interrupted("the agent's session was stopped", "Start the arm again; its agent begins anew")
             if is_late:
                 writer.append("end", outcome="budget_wall", what=str(self.budget.wall_is_over()))
-            if relay.ending:
-                return f"{relay.ending.outcome}: {relay.ending.what}"
+        # Asked once the relay's threads have ended. What is finished is sealed even where the worker is to stop, and judged by the next attempt.
+        if job.stop_wanted() and not relay.is_finished:
+            raise Interrupted("the agent's session was stopped", "Start the arm again; its agent begins anew")
+        if relay.ending:
+            return f"{relay.ending.outcome}: {relay.ending.what}"
         return "it handed in its manifest" if relay.is_finished else f"its loop broke off: {trial.log_tail(log)[-500:]}"
 
     def _over(self, process: bubblewrap.Confined) -> Callable[[], bool]:

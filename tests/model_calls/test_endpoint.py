@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import json
 import ssl
+import threading
 import time
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
@@ -89,6 +90,13 @@ def test_the_whole_call_has_one_deadline(answer):
         began = time.monotonic()
         assert failure(endpoint(url, timeout_seconds=0.3)).kind == "endpoint_timeout"
         assert time.monotonic() - began < 0.9
+        while time.monotonic() - began < 2 and _callers():
+            time.sleep(0.05)
+        assert not _callers()  # a slow head, which goes on for five seconds, keeps neither thread nor socket
+
+
+def _callers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "chat"]
 
 
 def test_nobody_there():
