@@ -233,9 +233,9 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
             footprint.check_memory(config)
         except ConfigError as error:
             refusal = error.what
-        if config["parallelism"]["recompute"] == "auto":  # what a GPU must have, not what is used where it has more
-            config["parallelism"]["recompute"] = "full"
-        sizes = {work: held.peak + footprint.DEVICE_RESERVE_BYTES for work, held in footprint.of_arm(config).items()}
+        # What a GPU must have, not what is used where it has more.
+        must_hold = footprint.of_arm(config, at_least=True).items()
+        sizes = {work: held.peak + footprint.DEVICE_RESERVE_BYTES for work, held in must_hold}
         expected = None if refusal else forecast(changed, num_arms)
         arms_on_node = 1 if chosen.cluster.is_exclusive else on_node // here
         yield Layout(name, world, max(1, world // here), arms_on_node, sizes, expected, refusal)
