@@ -278,8 +278,11 @@ def test_agreement_by_hand(tmp_path):
     assert agreement.compare(first, second, tmp_path / "answers") == [
         "items 3, same text 1 (33.3 %), same answer 2 (66.7 %), first difference after 8 characters (median)",
         "truncated: A 0, B 1",
-        "right: A 3, B 2, A alone 1, B alone 0, p 1; roman: A 2, B 2, A alone 0, B alone 0, p 1; equation: A 1, B 0, A alone 1, B alone 0, p 1",
+        "right: A 3, B 1, A alone 2, B alone 0, p 0.5; roman: A 2, B 1, A alone 1, B alone 0, p 1; equation: A 1, B 0, A alone 1, B alone 0, p 1",
     ]
+    (tmp_path / "more").write_text(json.dumps({"item_id": "i9", "family": "roman", "answer": "9"}) + "\n")
+    with pytest.raises(DataError, match="has i9, of which"):
+        agreement.compare(first, second, tmp_path / "more")
     completions(tmp_path / "b", ["one"])
     with pytest.raises(DataError, match="i1 is in one of"):
         agreement.compare(first, second, None)
