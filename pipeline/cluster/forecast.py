@@ -233,7 +233,6 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
             footprint.check_memory(config)
         except ConfigError as error:
             refusal = error.what
-        # What a GPU must have, not what is used where it has more.
         must_hold = footprint.of_arm(config, at_least=True).items()
         sizes = {work: held.peak + footprint.DEVICE_RESERVE_BYTES for work, held in must_hold}
         expected = None if refusal else forecast(changed, num_arms)
@@ -256,7 +255,8 @@ def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
     else:
         return None
     steps, tokens, seconds = (sum(column) for column in zip(*trained, strict=True))
-    names = set.intersection(*(set(lengths) for lengths, _ in judged))
+    names = max((set(lengths) for lengths, _ in judged), key=len)
+    judged = [each for each in judged if set(each[0]) == names]  # a closed round has no fresh items
     mixed = {name: _mixed([lengths[name] for lengths, _ in judged]) for name in names}
     beside = [group_seconds(read_json_lines(attempt.phases)) for attempt in attempts if _is_whole(attempt)]
     start, rest = (mean(group[name] for group in beside) if beside else 0.0 for name in ("start-up", "rest"))

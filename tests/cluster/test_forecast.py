@@ -259,6 +259,19 @@ def test_a_round_like_the_measured_one_is_forecast_as_it_was(tmp_path: Path) -> 
     assert expected.reference_hours == pytest.approx(2 * (3.5 + 11 * fresh / both) / 3600)
 
 
+def test_an_arm_that_was_judged_on_fewer_sets_changes_no_rate_of_decoding(tmp_path: Path) -> None:
+    """It began after its round was closed. The seconds of the others were for both sets, and were taken for those of one."""
+    campaign, chosen = frozen_campaign(tmp_path), settings.compose(["experiment=smoke"])
+    lines = [{"step": chosen.recipe.num_steps, "tokens": 700, "seconds": 3.0}]
+    both = {"dev": [9] * 40, "fresh": [30] * 40}
+    attempt(campaign, "a0", lines, marks_of(5, 3.5, 12, 2), **both)
+    before = forecast.forecast(chosen, 8, campaign.frozen_rounds())
+    attempt(campaign, "a1", lines, marks_of(5, 3.5, 5, 2), dev=[9] * 40)
+    after = forecast.forecast(chosen, 8, campaign.frozen_rounds())
+    assert before and after
+    assert after.phases["decoding"] == pytest.approx(before.phases["decoding"])
+
+
 def test_a_frozen_forecast_is_whole_milliseconds_and_the_first_round_counts_r0000() -> None:
     expected = forecast.forecast(settings.compose([*NANO, "parallelism=tp1"]), num_arms=8)
     assert expected is not None
