@@ -183,6 +183,31 @@ def test_journals_are_copied_now_and_then_and_once_more_at_a_stop(tmp_path: Path
     assert (tmp_path / "kept" / "journal.00.jsonl").read_text() == "row\n"
 
 
+def test_a_full_disk_costs_kept_items_and_not_the_judging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that fails in the middle goes on where it ended; the copies only spare work."""
+    monkeypatch.setattr(judge, "COPY_SECONDS", 0.0)
+    stops: list[bool] = []
+    decoding = Decoding(tmp_path / "out", tmp_path / "kept", lambda: bool(stops))
+    decoding.restore()
+    (tmp_path / "out" / "journal.00.0.jsonl").write_text('{"item_id": "1"}\n{"item_id": "2"}\n')
+
+    def full(source: Path, target: Path) -> None:
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(source.read_bytes()[:9])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "append_new", full)
+        decoding.watch()
+        stops.append(True)
+        with pytest.raises(Interrupted, match="its newest items are not kept: .*No space left"):
+            decoding.watch()
+    with pytest.raises(Interrupted, match="its finished items are kept"):
+        decoding.watch()
+    kept = (tmp_path / "kept" / "journal.00.0.jsonl").read_bytes()
+    assert kept == (tmp_path / "out" / "journal.00.0.jsonl").read_bytes()
+
+
 def test_a_journal_that_is_removed_while_it_is_looked_at_is_no_fault(tmp_path: Path) -> None:
     decoding = Decoding(tmp_path / "out", tmp_path / "kept", lambda: False)
     decoding.restore()
