@@ -248,7 +248,7 @@ def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
     for folder in reversed([*rounds]):
         arms = [arm.name for arm in folder.frozen_plan().arms if arm.role != "base"]
         attempts = [attempt for arm in arms for attempt in folder.attempts(arm)[-1:]]
-        trained = [each for each in map(_training, attempts) if each]
+        trained = [each for attempt in attempts if (each := _training(attempt, chosen.recipe.num_steps))]
         judged = [each for each in map(_decoding, attempts) if each]
         if trained and judged:
             break
@@ -283,11 +283,11 @@ def _is_whole(attempt: Attempt) -> bool:
     return is_whole and results.has_score(attempt.result)
 
 
-def _training(attempt: Attempt) -> tuple[float, float, float] | None:
-    """(steps, tokens, seconds) of a training: steps and tokens as the trainer says, seconds by the worker's clock where that has them all."""
+def _training(attempt: Attempt, most: int) -> tuple[float, float, float] | None:
+    """(steps, tokens, seconds) of a training: steps, at most `most`, and tokens as the trainer says, seconds by the worker's clock if it has all."""
     for line in reversed(progress_lines(attempt, "train")):
         step, tokens, seconds = (float(number(line.get(name)) or 0) for name in ("step", "tokens", "seconds"))
-        if min(step, tokens, seconds) > 0 and LEAST_RATE < tokens / seconds < MOST_RATE:
+        if min(step, tokens, seconds) > 0 and step <= most and LEAST_RATE < tokens / seconds < MOST_RATE:
             return step, tokens, phase_seconds(attempt, "train") if _is_whole(attempt) else seconds
     return None
 
