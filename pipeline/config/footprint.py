@@ -71,14 +71,16 @@ def in_units(size: int) -> str:
     return f"{size / UNITS[unit]:#.3g} {unit}".replace(". ", " ")
 
 
-def of_arm(config: Mapping[str, Any]) -> dict[str, Footprint]:
+def of_arm(config: Mapping[str, Any], *, at_least: bool = False) -> dict[str, Footprint]:
     """Return what each rank of an arm needs for "training" and for "decoding".
 
-    config: a whole configuration as plain dictionaries (`Settings.to_dict`).
+    config: a whole configuration as plain dictionaries (`Settings.to_dict`). at_least: with all that `recompute: auto` may recompute, and not
+    what it takes here. Only that grows with what the configuration asks for: where more is asked for, auto may take less memory.
     """
     model, recipe, layout = config["model"], config["recipe"], config["parallelism"]
+    mode = "full" if at_least and layout["recompute"] == "auto" else recompute_of(config)[0]
     return {
-        "training": training(model, {**layout, "recompute": recompute_of(config)[0]}, recipe, scan_of(config)[0]),
+        "training": training(model, {**layout, "recompute": mode}, recipe, scan_of(config)[0]),
         "decoding": decoding(model, layout["judge_tp"], config["tasks"], recipe["lora"]),
     }
 
