@@ -356,11 +356,7 @@ def test_a_session_that_its_job_would_cut_off_is_refused(minutes, words):
 @pytest.mark.parametrize("endpoint", ["worker.endpoint", "policy.proposals"])
 def test_a_key_in_a_variable_that_jobs_are_not_given_is_refused(endpoint):
     """Jobs would ask without it, eight arms at a time."""
-    key = (
-        f"{endpoint}.api_key_env=OPENAI_API_KEY"
-        if endpoint == "worker.endpoint"
-        else f"+{endpoint}.api_key_env=OPENAI_API_KEY"
-    )
+    key = f"{endpoint}.api_key_env=OPENAI_API_KEY"
     words = ["worker=llm" if endpoint == "worker.endpoint" else "policy=llm", key]
     with pytest.raises(ConfigError, match=rf"{endpoint}.api_key_env = OPENAI_API_KEY.*{endpoint}.api_key_file"):
         composed(*words)
