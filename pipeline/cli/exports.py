@@ -1,0 +1,55 @@
+"""`export` and `compare`: a campaign as files for other tools, and several campaigns side by side. Both only read campaigns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import textwrap
+from pathlib import Path
+
+from pipeline.cli.arguments import Commands, add_campaign, add_json, add_round, campaign_and_round
+
+EXAMPLES = """
+examples:
+  python -m pipeline export runs/demo --to exports/demo --as csv
+  python -m pipeline export runs/demo --to exports/demo --as csv parquet --round r0001
+  python -m pipeline export runs/demo --to exports/demo --as csv --json
+"""
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    sub = commands.add(
+        "export", export_verb, "Write a campaign's outcomes and curves as files for other tools (docs/exports.md)."
+    )
+    sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    sub.epilog = textwrap.dedent(EXAMPLES)
+    add_campaign(sub)
+    sub.add_argument(
+        "--to", type=Path, required=True, metavar="FOLDER", help="A new folder outside of the campaign, or an earlier export of it, which is renewed."
+    )  # fmt: skip
+    sub.add_argument(
+        "--as", dest="forms", nargs="+", action="extend", required=True, metavar="FORM",
+        help="The forms to write: csv, parquet. All but csv need packages that `pip install 'postrain[exports]'` brings.",
+    )  # fmt: skip
+    add_round(sub, default="The default is every round.")
+    add_json(sub)
+
+
+def export_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.exports import forms, reading
+
+    campaign, _ = campaign_and_round(arguments, arguments.round)
+    read = reading.read_campaign(campaign, arguments.round)
+    made = forms.export(read, arguments.to, arguments.forms)
+    if arguments.json:
+        print(json.dumps(made, indent=1))
+        return
+    for form in dict.fromkeys(arguments.forms):
+        for file in made["forms"][form]["files"]:
+            print(f"{arguments.to / file['path']}: {file['holds']}")
+    if read.left_out:
+        print(f"left out, because they are not decided and closed: {', '.join(read.left_out)}")
+    print(f"made from the log head {read.anchor}; {shlex.quote(str(arguments.to))}/README.md says what the files are")
+    print(f"next: {forms.openers(arguments.to)[arguments.forms[0]]}")
