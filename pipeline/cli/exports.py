@@ -13,7 +13,7 @@ from pipeline.cli.arguments import Commands, add_campaign, add_json, add_round, 
 EXAMPLES = """
 examples:
   python -m pipeline export runs/demo --to exports/demo --as csv
-  python -m pipeline export runs/demo --to exports/demo --as csv parquet --round r0001
+  python -m pipeline export runs/demo --to exports/demo --as tensorboard mlflow --round r0001
   python -m pipeline export runs/demo --to exports/demo --as csv --json
 """
 
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--as", dest="forms", nargs="+", action="extend", required=True, metavar="FORM",
-        help="The forms to write: csv, parquet. All but csv need packages that `pip install 'postrain[exports]'` brings.",
+        help="The forms to write, one or several: csv, parquet, tensorboard, mlflow, wandb. `pip install 'postrain[exports]'` brings the packages that parquet, tensorboard and wandb need.",
     )  # fmt: skip
     add_round(sub, default="The default is every round.")
     add_json(sub)

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError
-from pipeline.exports import folder
+from pipeline.exports import (
+    csv_files,
+    folder,
+    mlflow_files,
+    parquet_files,
+    runs,
+    tables,
+    tensorboard_events,
+    wandb_runs,
+)
 from pipeline.exports.folder import Written
 from pipeline.exports.reading import Reading
 
-FORMS = ("csv", "parquet")
+FORMS = ("csv", "parquet", "tensorboard", "mlflow", "wandb")
 
 
 def export(reading: Reading, target: Path, forms: Sequence[str]) -> dict[str, Any]:
@@ -25,16 +34,24 @@ def export(reading: Reading, target: Path, forms: Sequence[str]) -> dict[str, An
     if unknown := [form for form in forms if form not in FORMS]:
         raise ConfigError(f"--as {unknown[0]} is no form of an export", f"Valid: {', '.join(FORMS)}")
     folder.check_target(target, reading)
-    made = {form: folder.replace(target, form, partial(_write, form, reading)) for form in dict.fromkeys(forms)}
+    made = {
+        form: folder.replace(target, form, partial(_write, form, reading, target / form))
+        for form in dict.fromkeys(forms)
+    }
     return folder.write_index(target, reading, made, openers(target))
 
 
-def _write(form: str, reading: Reading, aside: Path) -> Sequence[Written]:
-    from pipeline.exports import csv_files, parquet_files, tables
-
+def _write(form: str, reading: Reading, final: Path, aside: Path) -> Sequence[Written]:
+    """Write a form into the empty folder `aside`, which will then be renamed to `final`."""
     if form == "csv":
         return csv_files.write(tables.of_campaign(reading), aside)
-    return parquet_files.write(tables.of_campaign(reading), aside)
+    if form == "parquet":
+        return parquet_files.write(tables.of_campaign(reading), aside)
+    if form == "tensorboard":
+        return tensorboard_events.write(runs.of_campaign(reading), aside)
+    if form == "mlflow":
+        return mlflow_files.write(runs.of_campaign(reading), aside, final, reading.name)
+    return wandb_runs.write(runs.of_campaign(reading), aside, reading.name)
 
 
 def openers(target: Path) -> dict[str, str]:
@@ -43,4 +60,7 @@ def openers(target: Path) -> dict[str, str]:
     return {
         "csv": f"head -n 3 {at['csv']}/arms.csv",
         "parquet": f"python -c \"import pandas; print(pandas.read_parquet('{target}/parquet/arms.parquet'))\"",
+        "tensorboard": f"tensorboard --logdir {at['tensorboard']}",
+        "mlflow": f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {at['mlflow']}",
+        "wandb": f"wandb sync {at['wandb']}/wandb/offline-run-*",
     }

@@ -16,10 +16,10 @@ from tests.support.decided import decided_campaign, with_open_round
 from tests.support.sealed import played
 
 
-@pytest.fixture
-def campaign(tmp_path: Path) -> Campaign:
-    """Round 1 is decided (a1 failed, a6 never came), and round 2 is open with a score of one arm."""
-    return with_open_round(decided_campaign(tmp_path))
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    """Round 1 is decided (a1 failed, a6 never came), and round 2 is open with a score of one arm. No test changes it for good."""
+    return with_open_round(decided_campaign(tmp_path_factory.mktemp("tables")))
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -151,4 +151,6 @@ def test_a_folder_that_is_not_for_this_export_is_refused(campaign, tmp_path, cap
 
 def test_a_form_that_does_not_exist_is_named_with_those_that_do(campaign, tmp_path, capsys):
     assert main(["export", str(campaign.folder), "--to", str(tmp_path / "out"), "--as", "excel"]) == 2
-    assert "--as excel is no form of an export. Valid: csv, parquet" in capsys.readouterr().err
+    assert (
+        "--as excel is no form of an export. Valid: csv, parquet, tensorboard, mlflow, wandb" in capsys.readouterr().err
+    )

@@ -1,0 +1,57 @@
+"""Write runs as TensorBoard event files. Only this module imports tensorboard.
+
+    r0001/a3/events.out.tfevents.0000000000.postrain     train/loss, train/learning_rate, ... by step and wall time
+    scores/a3/events.out.tfevents.0000000000.postrain    score/dev_accuracy, score/fresh_accuracy, ... by the number of the round
+
+The names hold no time and no host, so the same campaign gives the same files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pipeline.exports.curves import Point
+from pipeline.exports.folder import Written, counted, needs
+from pipeline.exports.runs import Run
+
+FILE = "events.out.tfevents.0000000000.postrain"  # TensorBoard finds event files by `tfevents` in their names
+VERSION = "brain.Event:2"
+
+
+def write(runs: Iterable[Run], folder: Path) -> list[Written]:
+    """Write the event files of all runs. Raises NotFound without tensorboard, OSError as writing does."""
+    written = []
+    for run in runs:
+        if run.curve:
+            add_curve(folder / run.round / run.arm, run.curve)
+            written.append(Written(f"{run.round}/{run.arm}", counted(len(run.curve), "step")))
+        if run.scores:
+            add(
+                folder / "scores" / run.arm,
+                [(run.number, run.ended, {f"score/{name}": v for name, v in run.scores.items()})],
+            )
+            written.append(Written(f"scores/{run.arm}", f"scores of {run.round}"))
+    return written
+
+
+def add_curve(folder: Path, points: Iterable[Point]) -> None:
+    """Append the points of a training curve to the event file in `folder`."""
+    add(folder, [(p.step, p.wall_time, {f"train/{name}": value for name, value in p.values.items()}) for p in points])
+
+
+def add(folder: Path, points: Iterable[tuple[int, float, Mapping[str, float]]]) -> None:
+    """Append (step, wall time in seconds since the epoch, tag -> value) to the event file in `folder`, which is made if it is missing."""
+    with needs("tensorboard", "tensorboard"):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    folder.mkdir(parents=True, exist_ok=True)
+    is_new = not (folder / FILE).exists()
+    with (folder / FILE).open("ab") as file:
+        records = RecordWriter(file)
+        for number, (step, wall_time, values) in enumerate(points):
+            if is_new and not number:
+                records.write(Event(wall_time=wall_time, file_version=VERSION).SerializeToString())
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+            records.write(Event(wall_time=wall_time, step=step, summary=summary).SerializeToString())
