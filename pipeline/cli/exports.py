@@ -8,13 +8,22 @@ import shlex
 import textwrap
 from pathlib import Path
 
-from pipeline.cli.arguments import Commands, add_campaign, add_json, add_round, campaign_and_round
+from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.files import write_file
+from pipeline.campaign.layout import Campaign
+from pipeline.cli.arguments import Commands, add_campaign, add_json, add_round, campaign_and_round, next_command
 
 EXAMPLES = """
 examples:
   python -m pipeline export runs/demo --to exports/demo --as csv
   python -m pipeline export runs/demo --to exports/demo --as tensorboard mlflow --round r0001
   python -m pipeline export runs/demo --to exports/demo --as csv --json
+"""
+COMPARE_EXAMPLES = """
+examples:
+  python -m pipeline compare runs/first runs/second
+  python -m pipeline compare runs/first runs/second runs/third --html compare.html
+  python -m pipeline compare runs/first runs/second --json
 """
 
 
@@ -31,9 +40,19 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     sub.add_argument(
         "--as", dest="forms", nargs="+", action="extend", required=True, metavar="FORM",
-        help="The forms to write, one or several: csv, parquet, tensorboard, mlflow, wandb. `pip install 'postrain[exports]'` brings the packages that parquet, tensorboard and wandb need.",
+        help="The forms to write, one or several: csv, parquet, tensorboard, mlflow, wandb. `pip install 'postrain[exports]'` brings the "
+        "packages that parquet, tensorboard and wandb need.",
     )  # fmt: skip
     add_round(sub, default="The default is every round.")
+    add_json(sub)
+
+    sub = commands.add(
+        "compare", compare_verb, "Show two or more campaigns side by side; a difference between them is no claim."
+    )
+    sub.formatter_class = argparse.RawDescriptionHelpFormatter
+    sub.epilog = textwrap.dedent(COMPARE_EXAMPLES)
+    sub.add_argument("campaigns", nargs="+", type=Path, metavar="DIR", help="The folders of two campaigns or more.")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="Write the page as one HTML file, too.")
     add_json(sub)
 
 
@@ -53,3 +72,26 @@ def export_verb(arguments: argparse.Namespace) -> None:
         print(f"left out, because they are not decided and closed: {', '.join(read.left_out)}")
     print(f"made from the log head {read.anchor}; {shlex.quote(str(arguments.to))}/README.md says what the files are")
     print(f"next: {forms.openers(arguments.to)[arguments.forms[0]]}")
+
+
+def compare_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.exports import compare, compare_page
+    from pipeline.reporting import document
+
+    campaigns = [Campaign.at(folder) for folder in arguments.campaigns]
+    page = arguments.html
+    if page and (inside := [each for each in campaigns if page.resolve().is_relative_to(each.folder)]):
+        raise ConfigError(
+            f"{page} is inside the campaign {inside[0].folder}",
+            "Give --html a file outside: a comparison writes into no campaign",
+        )
+    found = compare.compare(campaigns)
+    sections = compare_page.sections(found)
+    if page:
+        write_file(page, document.as_html(sections))
+    if arguments.json:
+        print(json.dumps(found.to_json(), indent=1))
+        return
+    print(document.as_text(sections), end="")
+    first = shlex.quote(str(arguments.campaigns[0]))
+    print(f"next: open {shlex.quote(str(page))} in a browser" if page else next_command("report", first))

@@ -81,6 +81,15 @@ class Reading:
         found: dict[str, Any] = json.loads(content)
         return found
 
+    def config(self, name: str) -> dict[str, Any]:
+        """The configuration of a planned round. Raises IntegrityError where it is not the one that the plan names."""
+        path = self.round(name).config
+        content = files.read_bytes(path) if path.exists() else b""
+        if canonical.sha256(content) != self.history.plans[name].config_digest:
+            raise IntegrityError(f"{path} is missing or is not the configuration of the plan", "Restore it from a copy")
+        found: dict[str, Any] = facts.parse_yaml(content)
+        return found
+
     def attempts(self, name: str, arm: str) -> list[Mapping[str, Any]]:
         """The newest record of each ended attempt at an arm, in order of their numbers."""
         found = {

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.campaign.facts import parse_yaml
 from pipeline.decision.history import REFERENCE
 from pipeline.exports import curves, tables
 from pipeline.exports.curves import Point
@@ -58,8 +57,7 @@ def of_campaign(reading: Reading) -> Iterator[Run]:
     rows = {(row["round"], row["arm"]): row for row in arms.rows()}
     for name in (FIRST, *sorted({*reading.decided, *reading.left_out})):
         folder = reading.round(name)
-        config = parse_yaml(folder.config.read_text())
-        recipe = flat({"recipe": config["recipe"]})
+        recipe = flat({"recipe": reading.config(name)["recipe"]})
         for label, arm in tables.runs(reading, name):
             row = rows.get((name, label), {})
             spans = curves.span(folder, label)
