@@ -10,13 +10,14 @@ from pathlib import Path
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.files import write_file
-from pipeline.campaign.layout import Campaign
+from pipeline.campaign.layout import Campaign, Round
 from pipeline.cli.arguments import Commands, add_campaign, add_json, add_round, campaign_and_round, next_command
 
 EXAMPLES = """
 examples:
   python -m pipeline export runs/demo --to exports/demo --as csv
   python -m pipeline export runs/demo --to exports/demo --as tensorboard mlflow --round r0001
+  python -m pipeline export runs/demo --to exports/demo --as tensorboard --follow
   python -m pipeline export runs/demo --to exports/demo --as csv --json
 """
 COMPARE_EXAMPLES = """
@@ -44,6 +45,9 @@ def add(commands: Commands) -> None:
         "packages that parquet, tensorboard and wandb need.",
     )  # fmt: skip
     add_round(sub, default="The default is every round.")
+    sub.add_argument(
+        "--follow", action="store_true", help="Go on writing the curves of the newest round for TensorBoard until it is closed, then export again."
+    )  # fmt: skip
     add_json(sub)
 
     sub = commands.add(
@@ -59,9 +63,15 @@ def add(commands: Commands) -> None:
 def export_verb(arguments: argparse.Namespace) -> None:
     from pipeline.exports import forms, reading
 
-    campaign, _ = campaign_and_round(arguments, arguments.round)
+    campaign, folder = campaign_and_round(arguments, arguments.round)
+    if arguments.follow and "tensorboard" not in arguments.forms:
+        raise ConfigError("--follow has no effect without --as tensorboard", "Valid: --as tensorboard --follow")
     read = reading.read_campaign(campaign, arguments.round)
     made = forms.export(read, arguments.to, arguments.forms)
+    if arguments.follow and not folder.closed.exists():
+        follow(folder, arguments)
+        read = reading.read_campaign(campaign, arguments.round)
+        made = forms.export(read, arguments.to, arguments.forms)
     if arguments.json:
         print(json.dumps(made, indent=1))
         return
@@ -72,6 +82,18 @@ def export_verb(arguments: argparse.Namespace) -> None:
         print(f"left out, because they are not decided and closed: {', '.join(read.left_out)}")
     print(f"made from the log head {read.anchor}; {shlex.quote(str(arguments.to))}/README.md says what the files are")
     print(f"next: {forms.openers(arguments.to)[arguments.forms[0]]}")
+
+
+def follow(folder: Round, arguments: argparse.Namespace) -> None:
+    """Write the curves of a round until it is closed."""
+    from pipeline.exports import forms, tensorboard_events
+
+    if not arguments.json:
+        print(
+            f"writes the curves of {folder.name} until it is closed; look with: {forms.openers(arguments.to)['tensorboard']}",
+            flush=True,
+        )
+    tensorboard_events.Follower(folder, arguments.to / "tensorboard").follow()
 
 
 def compare_verb(arguments: argparse.Namespace) -> None:

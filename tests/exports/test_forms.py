@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.campaign.layout import Campaign
-from tests.support.decided import BEGAN, STEPS, decided_campaign, with_open_round
+from tests.support.decided import BEGAN, STEPS, attempt, decided_campaign, start, steps, with_open_round
 from tests.support.paths import ROOT
 
 LOSSES = [3 / n for n in range(1, 5)] + [7 / n for n in range(5, STEPS + 1)]  # of the resumed arm
@@ -48,6 +49,37 @@ def test_tensorboard_reads_curves_and_scores(campaign, tmp_path, capsys):
     fresh = scalars("scores/a2", "score/fresh_accuracy")
     assert [(event.step, event.value) for event in fresh] == [(1, pytest.approx(0.95))]
     assert [event.step for event in scalars("scores/a0", "score/fresh_accuracy")] == [1]  # r0002 is not decided
+
+
+def test_curves_are_written_while_arms_train_and_no_step_twice(campaign, tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
+    )
+    from pipeline.exports.tensorboard_events import Follower
+
+    campaign = Campaign.at(shutil.copytree(campaign.folder, tmp_path / "smoke"))
+    export(campaign, tmp_path / "out", "tensorboard")
+    folder = campaign.round("r0002")
+    follower = Follower(folder, tmp_path / "out" / "tensorboard")
+
+    def seen() -> list[tuple[int, float]]:
+        read = accumulator.EventAccumulator(str(tmp_path / "out" / "tensorboard" / "r0002" / "a0"))
+        read.Reload()
+        return [(event.step, pytest.approx(event.value)) for event in read.Scalars("train/loss")]
+
+    assert follower.look() == 3 and seen() == [(n, 3 / n) for n in range(1, 4)]
+    assert follower.look() == 0
+    with (folder.folder / "a0" / "attempt_00" / "progress.jsonl").open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in steps(4, 6)))
+    assert follower.look() == 3
+    # The next attempt resumes from step 5 and makes step 6 again.
+    attempt(folder, "a0", 1, BEGAN + 9000, [start(), *steps(1, 5), start(), *steps(6, STEPS)])
+    folder.published("a0").unlink()  # of the first attempt
+    assert follower.look() == STEPS - 6
+    assert seen() == [(n, 3 / n) for n in range(1, STEPS + 1)]
+    folder.closed.write_text("{}")
+    follower.follow()  # ends at once
+    assert len(seen()) == STEPS
 
 
 def test_parquet_has_the_rows_of_the_csv(campaign, tmp_path):
