@@ -97,16 +97,13 @@ def follow(folder: Round, arguments: argparse.Namespace) -> None:
 
 
 def compare_verb(arguments: argparse.Namespace) -> None:
-    from pipeline.exports import compare, compare_page
+    from pipeline.exports import compare, compare_page, folder
     from pipeline.reporting import document
 
     campaigns = [Campaign.at(folder) for folder in arguments.campaigns]
     page = arguments.html
-    if page and (inside := [each for each in campaigns if page.resolve().is_relative_to(each.folder)]):
-        raise ConfigError(
-            f"{page} is inside the campaign {inside[0].folder}",
-            "Give --html a file outside: a comparison writes into no campaign",
-        )
+    if page:
+        folder.refuse_inside(page, "--html")
     found = compare.compare(campaigns)
     sections = compare_page.sections(found)
     if page:

@@ -51,7 +51,7 @@ def sections(found: Comparison) -> list[Section]:
 def _stands(side: Side) -> str:
     decided = [each for each in side["rounds"] if each["state"] != "open"]
     claimed = side["claims"]["claimed_in"]
-    words = f"{side['campaign']} ({side['model']}): {len(decided)} of {side['planned_rounds']} rounds are decided; "
+    words = f"{side['campaign']} ({side['model']}) has decided {len(decided)} of {counted(side['planned_rounds'], 'round')}; "
     words += f"an improvement is claimed in {', '.join(claimed)}" if claimed else "no improvement is claimed"
     if out := side["goes_out"]:
         words += f"; {out['arm']} of {out['round']} would go out"
@@ -140,8 +140,6 @@ def _claims(side: Side) -> dict[str, str]:
 
 def _hours(side: Side) -> dict[str, str]:
     hours = side["gpu_hours"]
-    return (
-        {**{cause: f"{value:,.2f}" for cause, value in hours.items()}, "all": f"{sum(hours.values()):,.2f}"}
-        if hours
-        else {}
-    )
+    if not any(hours.values()):
+        return {"all": "0.00 (no GPU was used)"} if hours else {}
+    return {**{cause: f"{value:,.2f}" for cause, value in hours.items()}, "all": f"{sum(hours.values()):,.2f}"}

@@ -47,16 +47,23 @@ def needs(form: str, package: str) -> Iterator[None]:
         ) from error
 
 
+def refuse_inside(path: Path, option: str) -> None:
+    """Raise ConfigError for a path inside a campaign, of any campaign. option: that the path was given by."""
+    whole = path.resolve()
+    for above in (whole, *whole.parents):
+        if (above / "campaign.yaml").is_file() and (above / "log.jsonl").is_file():
+            raise ConfigError(
+                f"{path} is inside the campaign {above}",
+                f"Give {option} a path outside: an export never writes into a campaign",
+            )
+
+
 def check_target(target: Path, reading: Reading) -> None:
     """Refuse a folder that an export may not be written to. Raises ConfigError.
 
     Valid are a folder that does not exist or is empty, and one that holds an earlier export of the same campaign.
     """
-    if target.resolve().is_relative_to(reading.campaign.folder):
-        raise ConfigError(
-            f"{target} is inside the campaign",
-            "Give a folder outside of it to --to: an export never writes into a campaign",
-        )
+    refuse_inside(target, "--to")
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{target} is a file", "Give a new folder to --to")
     if not target.is_dir() or not any(target.iterdir()):

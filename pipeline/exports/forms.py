@@ -57,9 +57,10 @@ def _write(form: str, reading: Reading, final: Path, aside: Path) -> Sequence[Wr
 def openers(target: Path) -> dict[str, str]:
     """For each form, what a person types to look at it."""
     at = {form: shlex.quote(str(target / form)) for form in FORMS}
+    arms = target / "parquet" / "arms.parquet"
     return {
         "csv": f"head -n 3 {at['csv']}/arms.csv",
-        "parquet": f"python -c \"import pandas; print(pandas.read_parquet('{target}/parquet/arms.parquet'))\"",
+        "parquet": f"python -c {shlex.quote(f'import pandas; print(pandas.read_parquet({str(arms)!r}))')}",
         "tensorboard": f"tensorboard --logdir {at['tensorboard']}",
         "mlflow": f"MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {at['mlflow']}",
         "wandb": f"wandb sync {at['wandb']}/wandb/offline-run-*",

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from pipeline.campaign.errors import IntegrityError
@@ -78,8 +79,8 @@ def outcome_of(reading: Reading, name: str, arm: str) -> Outcome | None:
     """How an arm ended, by the log; the arms of r0000 have no record of an outcome, so theirs comes from their result files."""
     if name != FIRST:
         return reading.history.outcomes.get((name, arm))
-    path = reading.round(FIRST).published(arm)
-    return results.read_outcome(path, _verified(reading, path)) if path.exists() else None
+    path = _result_file(reading, FIRST, arm)
+    return results.read_outcome(path, file_digest(path)) if path else None
 
 
 def _items(reading: Reading) -> Iterator[Row]:
@@ -114,11 +115,9 @@ def _details(reading: Reading, name: str, label: str) -> dict[str, dict[str, lis
 
     A copy of a campaign without HDF5 files, such as a bundle, gives the other columns from the log alone.
     """
-    folder = reading.round(name)
-    path = folder.folder / "reference.h5" if label == REFERENCE else folder.published(label)
-    if not path.exists():
+    path = _result_file(reading, name, label)
+    if path is None:
         return {}
-    _verified(reading, path)
     found: dict[str, dict[str, list[tuple[str, int, str]]]] = {}
     for item_set, rows in results.item_marks(path).items():
         for family, item_id, num_tokens, mark in rows:
@@ -126,14 +125,26 @@ def _details(reading: Reading, name: str, label: str) -> dict[str, dict[str, lis
     return found
 
 
-def _verified(reading: Reading, path: Any) -> str:
-    """The digest of a result file. Raises IntegrityError where the log names no such file."""
-    digest = file_digest(path)
-    if digest not in reading.known_digests:
+def _result_file(reading: Reading, name: str, label: str) -> Path | None:
+    """The result file of an arm that the log names; None where there is no file of the arm.
+
+    An arm that was started again has a newer published file before the log knows it; its earlier attempt still has the file that counts.
+    Raises IntegrityError where files are there and the log names none of them.
+    """
+    folder = reading.round(name)
+    outcome = reading.history.outcomes.get((name, label))
+    known = {outcome.result_digest} if outcome and label != REFERENCE else reading.known_digests
+    own = [attempt.result for attempt in folder.attempts(label)]
+    candidates = [folder.folder / "reference.h5"] if label == REFERENCE else [folder.published(label), *own]
+    there = [path for path in candidates if path.exists()]
+    for path in there:
+        if file_digest(path) in known:
+            return path
+    if there:
         raise IntegrityError(
-            f"{path} is not a file that the log names", "Restore it from a copy, or run `audit` to see what changed"
+            f"{there[0]} is not a file that the log names", "Restore it from a copy, or run `audit` to see what changed"
         )
-    return digest
+    return None
 
 
 def _arms(reading: Reading) -> Iterator[Row]:

@@ -42,6 +42,6 @@ def write(runs: Iterable[Run], folder: Path, campaign: str) -> list[Written]:
             Written(place.relative_to(folder.resolve()).as_posix(), f"{run.name}, {counted(len(run.curve), 'step')}")
         )
     for extra in (folder / "wandb").glob("*"):
-        if not extra.name.startswith("offline-run-"):
-            extra.unlink()  # links to the newest run and its logs
+        if extra.is_symlink():
+            extra.unlink()  # to the newest run and its logs, under the folder's name until it is renamed
     return written

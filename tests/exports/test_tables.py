@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,12 +109,28 @@ def test_the_readme_and_the_json_name_the_log_head(campaign, tmp_path, capsys):
 def test_a_result_file_that_the_log_does_not_name_is_refused_and_the_earlier_export_stays(campaign, tmp_path, capsys):
     exported(campaign, tmp_path / "out")
     before = tree(tmp_path / "out")
+    published = campaign.round("r0001").published("a3")
+    true = published.read_bytes()
     publish(campaign.round("r0001"), "a3", 39)
-    assert (
-        main(["export", str(campaign.folder), "--to", str(tmp_path / "out"), "--as", "csv"]) == IntegrityError.exit_code
-    )
+    code = main(["export", str(campaign.folder), "--to", str(tmp_path / "out"), "--as", "csv"])
+    published.write_bytes(true)
+    assert code == IntegrityError.exit_code
     assert "a3.h5 is not a file that the log names" in capsys.readouterr().err
     assert tree(tmp_path / "out") == before
+
+
+def test_an_arm_that_was_started_again_has_the_outcome_that_the_log_names(campaign, tmp_path):
+    folder = Campaign.at(shutil.copytree(campaign.folder, tmp_path / "smoke")).round("r0001")
+    before = exported(folder.campaign, tmp_path / "out")
+    (folder.folder / "a3" / "attempt_00").mkdir(parents=True)
+    shutil.copy(folder.published("a3"), folder.folder / "a3" / "attempt_00" / "result.h5")
+    publish(folder, "a3", 39)  # a later attempt's, which no meta stage has seen yet
+    assert exported(folder.campaign, tmp_path / "out") == before
+
+
+def test_the_vault_is_not_needed(campaign, tmp_path):
+    copy = Campaign.at(shutil.copytree(campaign.folder, tmp_path / "smoke", ignore=shutil.ignore_patterns("vault")))
+    assert exported(copy, tmp_path / "copy") == exported(campaign, tmp_path / "whole")
 
 
 def test_a_copy_without_hdf5_files_gives_the_outcomes_of_the_log(tmp_path):
