@@ -20,7 +20,9 @@ from pipeline.campaign.facts import dump_yaml
 from pipeline.exports.folder import Written, counted
 from pipeline.exports.runs import Run
 
-FINISHED, LOCAL = 3, 4  # MLflow's RunStatus and SourceType
+STATUS = {"not decided": 1, "completed": 3, "failed": 4, "absent": 5}
+"""MLflow's RunStatus (running, finished, failed, killed) of each status of an arm."""
+LOCAL = 4  # of MLflow's SourceType
 USER = "postrain"
 
 
@@ -40,7 +42,7 @@ def write(runs: Iterable[Run], folder: Path, final: Path, campaign: str) -> list
         _meta(
             at / name, artifact_uri=f"{uri}/{name}/artifacts", end_time=_milliseconds(run.ended), entry_point_name="",
             experiment_id=experiment, lifecycle_stage="active", run_id=name, run_name=run.name, run_uuid=name, source_name="",
-            source_type=LOCAL, source_version="", start_time=_milliseconds(run.began), status=FINISHED, tags=[], user_id=USER,
+            source_type=LOCAL, source_version="", start_time=_milliseconds(run.began), status=STATUS[run.tags["status"]], tags=[], user_id=USER,
         )  # fmt: skip
         (at / name / "artifacts").mkdir()
         _texts(at / name / "params", run.settings)

@@ -115,6 +115,7 @@ def test_mlflow_reads_its_file_store(campaign, tmp_path, monkeypatch):
     best = found["r0001-a2"]
     assert (best.data.params["recipe.lora.rank"], best.data.metrics["score.fresh_accuracy"]) == ("8", 0.95)
     assert best.data.tags["moved"] == "recipe.lora.rank=8"
+    assert [found[name].info.status for name in ("r0001-a2", "r0002-a0")] == ["FINISHED", "RUNNING"]
     history = client.get_metric_history(best.info.run_id, "train.loss")
     assert [(point.step, point.value) for point in history] == list(zip(range(1, STEPS + 1), LOSSES, strict=True))
     assert history[-1].timestamp == 1000 * (BEGAN + 3620 + 2 * (STEPS - 4))
