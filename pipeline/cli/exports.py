@@ -26,6 +26,7 @@ examples:
   python -m pipeline compare runs/first runs/second runs/third --html compare.html
   python -m pipeline compare runs/first runs/second --json
 """
+SHOWN = 3  # files of a form that are printed, beside its last one
 
 
 def add(commands: Commands) -> None:
@@ -62,6 +63,7 @@ def add(commands: Commands) -> None:
 
 def export_verb(arguments: argparse.Namespace) -> None:
     from pipeline.exports import forms, reading
+    from pipeline.exports.folder import counted
 
     campaign, folder = campaign_and_round(arguments, arguments.round)
     if arguments.follow and "tensorboard" not in arguments.forms:
@@ -76,8 +78,11 @@ def export_verb(arguments: argparse.Namespace) -> None:
         print(json.dumps(made, indent=1))
         return
     for form in dict.fromkeys(arguments.forms):
-        for file in made["forms"][form]["files"]:
+        *rest, last = made["forms"][form]["files"] or [None]
+        for file in [*rest[:SHOWN], last] if last else []:
             print(f"{arguments.to / file['path']}: {file['holds']}")
+        if rest[SHOWN:]:
+            print(f"{arguments.to / form}: {counted(len(rest[SHOWN:]), 'more part')}, which README.md lists")
     if read.left_out:
         print(f"left out, because they are not decided and closed: {', '.join(read.left_out)}")
     print(f"made from the log head {read.anchor}; {shlex.quote(str(arguments.to))}/README.md says what the files are")

@@ -28,17 +28,19 @@ POLL_SECONDS = 5.0  # between two looks at arms that train
 
 def write(runs: Iterable[Run], folder: Path) -> list[Written]:
     """Write the event files of all runs. Raises NotFound without tensorboard, OSError as writing does."""
-    written = []
+    written, scored = [], set()
     for run in runs:
         if run.curve:
             add_curve(folder / run.round / run.arm, run.curve)
             written.append(Written(f"{run.round}/{run.arm}", counted(len(run.curve), "step")))
         if run.scores:
-            add(
-                folder / "scores" / run.arm,
-                [(run.number, run.ended, {f"score/{name}": v for name, v in run.scores.items()})],
-            )
-            written.append(Written(f"scores/{run.arm}", f"scores of {run.round}"))
+            # a0 of r0000 is the reference, which is no earlier a0 of a round, and a1 the base.
+            name = run.tags["role"] if run.round == FIRST else run.arm
+            values = {f"score/{score}": value for score, value in run.scores.items()}
+            add(folder / "scores" / name, [(run.number, run.ended, values)])
+            scored.add(name)
+    if scored:
+        written.append(Written("scores", f"scores by round: {', '.join(sorted(scored))}"))
     return written
 
 

@@ -32,7 +32,9 @@ def test_tensorboard_reads_curves_and_scores(campaign, tmp_path, capsys):
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
     )
     export(campaign, tmp_path / "out", "tensorboard")
-    assert capsys.readouterr().out.endswith(f"next: tensorboard --logdir {tmp_path}/out/tensorboard\n")
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/out/tensorboard/r0001/a2: {STEPS} steps\n" in printed
+    assert printed.endswith(f"next: tensorboard --logdir {tmp_path}/out/tensorboard\n")
 
     def scalars(run: str, tag: str):
         read = accumulator.EventAccumulator(str(tmp_path / "out" / "tensorboard" / run))
@@ -48,6 +50,7 @@ def test_tensorboard_reads_curves_and_scores(campaign, tmp_path, capsys):
     assert len(scalars("r0002/a0", "train/loss")) == 3
     fresh = scalars("scores/a2", "score/fresh_accuracy")
     assert [(event.step, event.value) for event in fresh] == [(1, pytest.approx(0.95))]
+    assert [event.step for event in scalars("scores/reference", "score/dev_accuracy")] == [0, 1]
     assert [event.step for event in scalars("scores/a0", "score/fresh_accuracy")] == [1]  # r0002 is not decided
 
 
