@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,21 @@ def moved(arm: Arm) -> tuple[str | None, str | None]:
 
 
 def outcome_of(reading: Reading, name: str, arm: str) -> Outcome | None:
-    """How an arm ended, by the log; the arms of r0000 have no record of an outcome, so theirs comes from their result files."""
+    """How an arm ended, by the log.
+
+    The log has no outcome of the arms of r0000, so theirs come from their result files; without one, the reference's is that on dev
+    items which the rounds have.
+    """
     if name != FIRST:
         return reading.history.outcomes.get((name, arm))
-    path = _result_file(reading, FIRST, arm)
-    return results.read_outcome(path, file_digest(path)) if path else None
+    if path := _result_file(reading, FIRST, arm):
+        return results.read_outcome(path, file_digest(path))
+    is_reference = any(each.name == arm and each.role == "reference" for each in reading.history.plans[FIRST].arms)
+    for at in reading.decided if is_reference else ():
+        found = reading.history.outcomes.get((at, REFERENCE))
+        if found and found.scored("dev"):
+            return replace(found, arm=arm, outcomes={"dev": found.outcomes["dev"]})
+    return None
 
 
 def _items(reading: Reading) -> Iterator[Row]:

@@ -148,6 +148,9 @@ def test_a_copy_without_hdf5_files_gives_the_outcomes_of_the_log(tmp_path):
         assert sum(each["correct"] for each in mine) == (row["fresh_right"] or 0)
         assert len(mine) == (row["fresh_items"] or 0)
     assert [row["round"] for row in decisions.rows()] == ["r0001", "r0002"]
+    reference = read.history.outcomes["r0001", "reference"]
+    dev = [row["correct"] for row in rows if (row["round"], row["arm"], row["set"]) == ("r0000", "a0", "dev")]
+    assert dev == [mark == "1" for _, marks in sorted(reference.outcomes["dev"].items()) for mark in marks]
     gpu = {row["arm"]: row["gpu_seconds"] for row in arms.rows() if row["round"] == "r0001"}
     assert gpu == dict.fromkeys(gpu, 100)
 
