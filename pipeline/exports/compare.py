@@ -5,18 +5,20 @@ Accuracies run from 0 to 1. Intervals are of 95 % and serve only to be shown. No
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, OtherVersion
+from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.records import SETS, Policy
 from pipeline.decision.history import REFERENCE
-from pipeline.exports import tables
+from pipeline.exports import curves, tables
 from pipeline.exports.reading import FIRST, Reading, read_campaign
 from pipeline.exports.runs import flat
+from pipeline.reporting.status import gpus_of_an_arm
 from pipeline.stats.lifts import interval
 
 NO_CLAIM = (
@@ -195,7 +197,7 @@ def share(right: float, number: int) -> dict[str, float]:
 
 
 def _gpu_hours(reading: Reading) -> dict[str, float]:
-    """GPU-hours of the ended attempts in the log, by what they were spent on. An attempt that was cut short left no record of its time."""
+    """GPU-hours by what they were spent on: of ended attempts by the log, and of those that were cut short by the marks of their workers."""
     roles = {(name, arm.name): arm.role for name, plan in reading.history.plans.items() for arm in plan.arms}
     newest = {
         (record["round"], record["arm"], record["attempt"]): record
@@ -214,7 +216,26 @@ def _gpu_hours(reading: Reading) -> dict[str, float]:
         else:
             cause = roles.get((name, arm), REFERENCE)
         hours[cause] = hours.get(cause, 0.0) + record["gpu_seconds"] / 3600
+    if cut := _cut_short(reading, newest.keys()):
+        hours["cut short"] = cut
     return dict(sorted(hours.items()))
+
+
+def _cut_short(reading: Reading, logged: Collection[tuple[str, str, int]]) -> float:
+    """GPU-hours of attempts that left no result, from their first mark to their last mark or training step."""
+    seconds = 0.0
+    for name in reading.shown:
+        folder = reading.round(name)
+        gpus = gpus_of_an_arm(folder.config)
+        for arm in reading.history.plans[name].arms:
+            for attempt in folder.attempts(arm.name):
+                marks = read_json_lines(attempt.phases)
+                if marks and (name, arm.name, attempt.number) not in logged:
+                    curve = curves.of_attempt(attempt, gpus) if curves.has_trained(attempt) else []
+                    seconds += gpus * (
+                        max([marks[-1]["at"], *(point.wall_time for point in curve[-1:])]) - marks[0]["at"]
+                    )
+    return seconds / 3600
 
 
 def _cannot(sides: Sequence[Mapping[str, Any]], differing: Mapping[str, Any]) -> list[str]:

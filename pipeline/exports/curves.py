@@ -33,7 +33,7 @@ class Point:
 def of_arm(folder: Round, arm: str, gpus: int) -> list[Point]:
     """The curve of an arm, in order of its steps; empty before the first one. gpus: the number of GPUs of an arm."""
     attempt = _attempt(folder, arm)
-    return _points(attempt, gpus) if attempt else []
+    return of_attempt(attempt, gpus) if attempt else []
 
 
 def span(folder: Round, arm: str) -> tuple[float, float] | None:
@@ -43,23 +43,34 @@ def span(folder: Round, arm: str) -> tuple[float, float] | None:
 
 
 def _attempt(folder: Round, arm: str) -> Attempt | None:
-    """The attempt whose result is published; before that the newest one that has trained."""
+    """The attempt that trained what is published; before that the newest one that has trained."""
     attempts = [attempt for attempt in folder.attempts(arm) if attempt.progress.exists()]
     try:
         published = results.read_attributes(folder.published(arm))["attempt"]
     except IntegrityError:
         published = None
-    same = [attempt for attempt in attempts if attempt.number == published]
-    return next(iter(same or attempts[::-1]), None)
+    last = (
+        published if published in [attempt.number for attempt in attempts] else attempts[-1].number if attempts else 0
+    )
+    upto = [attempt for attempt in reversed(attempts) if attempt.number <= last]
+    # One that only judged has a copy of the progress, and its clock says nothing of the steps.
+    return next((attempt for attempt in upto if has_trained(attempt)), next(iter(upto), None))
 
 
-def _points(attempt: Attempt, gpus: int) -> list[Point]:
-    """The lines of a start come after its `start` line, so the last of these divides this start's steps from the earlier ones'.
+def has_trained(attempt: Attempt) -> bool:
+    """Whether a training was started in this attempt, and not only an adapter judged that an earlier one sealed."""
+    return any(mark["phase"] == "train_start" for mark in read_json_lines(attempt.phases))
+
+
+def of_attempt(attempt: Attempt, gpus: int) -> list[Point]:
+    """The curve that an attempt has: its own steps, and those that it took over.
+
+    The lines of a start come after its `start` line, so the last of these divides this start's steps from the earlier ones'.
 
     The worker's clock says when this start began its steps. Where earlier starts were, their files would have to be believed too, so
     their steps are placed directly before it: wall times of those leave out the pauses between starts.
     """
-    lines = _lines(attempt)
+    lines = _lines(attempt) if attempt.progress.exists() else []
     starts = [place for place, line in enumerate(lines) if line["phase"] == "start"]
     last = starts[-1] if starts else 0
     marks = read_json_lines(attempt.phases)

@@ -12,7 +12,7 @@ from pipeline.decision import history
 from pipeline.exports import compare, compare_page
 from pipeline.reporting import document
 from tests.support.campaigns import tree
-from tests.support.decided import decided_campaign, with_open_round
+from tests.support.decided import BEGAN, attempt, decided_campaign, start, steps, with_open_round
 from tests.support.sealed import played, rechained
 
 
@@ -52,6 +52,15 @@ def test_each_side_has_what_its_campaign_decided(folders):
 
 def plan_of(campaign, name):
     return history.read_history(campaign.records).plans[name].arms
+
+
+def test_the_time_of_an_attempt_that_was_cut_short_is_a_cause_of_its_own(folders, tmp_path):
+    folder = Campaign.at(played(2, campaign="sealed-0002").write(tmp_path / "second"))
+    # It trained for ten steps of two seconds, 20 seconds after its claim, and its last mark came after 100 seconds.
+    attempt(folder.round("r0001"), "a1", 1, BEGAN, [start(), *steps(1, 10)])
+    hours = compare.compare([Campaign.at(folders[0]), folder]).sides[1]["gpu_hours"]
+    assert hours.pop("cut short") == pytest.approx(2 * 100 / 3600)  # an arm has two GPUs
+    assert hours == compared(folders).sides[1]["gpu_hours"]
 
 
 def test_only_settings_that_differ_are_shown(folders):

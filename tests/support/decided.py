@@ -37,11 +37,13 @@ def with_open_round(campaign: Campaign) -> Campaign:
     return campaign
 
 
-def attempt(folder: Round, arm: str, number: int, began: float, lines: Sequence[object]) -> None:
-    """What a worker keeps of a training: its steps began 20 seconds after the attempt."""
+def attempt(
+    folder: Round, arm: str, number: int, began: float, lines: Sequence[object], *, trains: bool = True
+) -> None:
+    """What a worker keeps of a training: its steps began 20 seconds after the attempt. trains: if not, it judges what another trained."""
     place = folder.folder / arm / f"attempt_{number:02d}"
     place.mkdir(parents=True)
-    marks = [("claim", 0), ("train_start", 10), ("train", 20), ("check", 100)]
+    marks = [("claim", 0), *([("train_start", 10), ("train", 20)] if trains else []), ("check", 100)]
     (place / "phases.jsonl").write_text(
         "".join(json.dumps({"phase": p, "at": began + s, "detail": ""}) + "\n" for p, s in marks)
     )
