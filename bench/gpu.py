@@ -43,7 +43,7 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "shared_experts.up
 LORA = {"rank": 32, "targets": TARGETS}
 ALONE = {"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1}
 PROMPT_TOKENS = 64
-THEIR_TOKENS = 32  # that transformers writes in each sequence: its rate does not depend on how many
+THEIR_TOKENS = 32  # that transformers writes in each sequence: its rate after the prompts does not depend on how many
 GIB = 2**30
 
 
@@ -180,7 +180,7 @@ def train_all(
 
 
 def decode_all(model: HybridModel, arguments: argparse.Namespace) -> dict[int, float]:
-    """Print the table of decoding. Returns the tokens per second of each batch, with prompts and recording."""
+    """Print the table of decoding. Returns the tokens per second of each batch, without prompts and recording."""
     print(f"{'batch':>8}{'tokens/s':>12}{'whole':>12}{'peak GiB':>10}")
     device, batches = model.embedding.word_embeddings.weight.device, {}
     with part("agreement"):
@@ -188,8 +188,8 @@ def decode_all(model: HybridModel, arguments: argparse.Namespace) -> dict[int, f
     for batch in arguments.batches:
         with part(f"decode_{batch}"):
             empty(device)
-            steady, batches[batch] = decoding_rate(model, batch, arguments.new)
-            print(f"{batch:>8}{steady:>12,.0f}{batches[batch]:>12,.0f}{peak_of(device):>10}", flush=True)
+            batches[batch], whole = decoding_rate(model, batch, arguments.new)
+            print(f"{batch:>8}{batches[batch]:>12,.0f}{whole:>12,.0f}{peak_of(device):>10}", flush=True)
     for batch in arguments.batches if arguments.profile else ():
         with part(f"profile of decode_{batch}"):
             profiled(

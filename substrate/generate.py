@@ -13,6 +13,7 @@ Started without RANK in the environment, the process starts `judge_replicas` x `
 decode different items, each on `judge_tp` tensor-parallel ranks that decode the same.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -22,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from substrate.interface.command_line import Parser, read_text, write_text
-from substrate.interface.errors import UsageError, exit_code_of
+from substrate.interface.command_line import Parser, open_plain, read_text, write_text
+from substrate.interface.errors import EngineFailed, UsageError, exit_code_of
 
 if TYPE_CHECKING:
     from substrate.data.tokenizer import Tokenizer
@@ -135,19 +136,25 @@ def work_through(
 ) -> None:
     """Decodes this replica's items, and returns when every set has its file, which replica 0 writes.
 
-    done: the items that have a row already. writes: whether this is the rank of the replica that writes.
+    done: the items that have a row already. writes: whether this is the rank of the replica that writes. Raises EngineFailed
+    where `decode` leaves an item out or gives one twice.
     """
     from substrate.inference.queue import Journal, Progress
 
     is_first = writes and replica == 0
     progress = Progress(out, len(queue.items), len(done))
-    with closing(Journal(out, replica)) if writes else nullcontext() as journal:
-        for item, row in decode(queue.share(done, replica, num_replicas)):
+    left = {item[:2]: item for item in queue.share(done, replica, num_replicas)}
+    with closing(Journal(out, replica, queue.work)) if writes else nullcontext() as journal:
+        for item, row in decode(list(left.values())):
+            if left.pop(item[:2], None) is None:
+                raise EngineFailed(f"the engine ended {item.set_name}/{item.item_id} twice")
             if journal is not None:
                 journal.add(item, row)
             if is_first:
                 queue.refresh()
                 progress.tell(queue.rows.values())
+    if left:  # else replica 0 would wait for them without end
+        raise EngineFailed(f"the engine ended without {len(left)} items, such as {'/'.join(next(iter(left)))}")
     # Replicas wait for files and not in a collective call, which would time out where one has a long completion left.
     if is_first:
         queue.finish(progress)
@@ -158,10 +165,31 @@ def open_queue(task: Task, tokenizer: "Tokenizer", limit: int, engine: tuple[str
     """Returns the task's items and writes `engine.json`. limit: tokens of the longest sequence. engine: name and version."""
     from substrate.inference.queue import Queue
 
-    queue = Queue(task.sets, tokenizer, limit, task.out)
+    queue = Queue(task.sets, tokenizer, limit, task.out, work_of(task, engine))
     task.out.mkdir(parents=True, exist_ok=True)
     write_text(task.out / "engine.json", json.dumps(dict(zip(("engine", "version"), engine, strict=True))))
     return queue
+
+
+def work_of(task: Task, engine: tuple[str, str]) -> str:
+    """Returns the digest of all that a completion follows from but the base, which is the image's or verified, and rounding.
+
+    How many sequences and ranks work together decides rounding alone.
+    """
+    folder = task.adapter
+    files = (
+        {f"adapter/{path.relative_to(folder)}": path for path in folder.rglob("*") if path.is_file()} if folder else {}
+    )
+    files |= {f"sets/{name}": path for name, path in task.sets.items()}
+    decoding = {name: value for name, value in task.decoding.items() if name != "batch_size"}
+    parts = [task.model, decoding, engine, {name: digest_of(path) for name, path in files.items()}]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """Returns the sha256 of a file. Raises DataError if it cannot be read."""
+    with open_plain(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def decoded(

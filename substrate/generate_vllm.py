@@ -11,6 +11,7 @@ All items are requests to one engine, which batches them continuously; each is i
 replica is an engine of its own on `judge_tp` GPUs, because vLLM takes all the GPUs that a process sees.
 """
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,10 @@ from substrate.distributed.launch import run_replicas
 from substrate.generate import Stops, Task, open_queue, work_through
 from substrate.inference.queue import Item
 from substrate.interface.command_line import Parser
-from substrate.interface.errors import DataError, UsageError, exit_code_of
+from substrate.interface.errors import DataError, EngineFailed, UsageError, exit_code_of
 
 MAX_LORA_RANK = 32  # the competition's limit
+ENDS = ("stop", "length")  # why a sequence ends: the model's end, or the limit
 
 
 class Engine:
@@ -61,7 +63,7 @@ class Engine:
                 raise DataError(f"vLLM {self.version} did not load {task.adapter}; check it with tasks.engine=native")
 
     def decode(self, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, Any]]]:
-        """Yields each item with its row as its sequence ends."""
+        """Yields each item with its row as its sequence ends. Raises EngineFailed for one that vLLM breaks off."""
         from vllm import SamplingParams
 
         how, stops = self.task.decoding, Stops(self.tokenizer, self.task.decoding)
@@ -71,7 +73,7 @@ class Engine:
                 top_p=how.get("top_p", 1.0),
                 max_tokens=min(how["max_new_tokens"], self.limit - len(item.ids)),
                 stop_token_ids=sorted(self.tokenizer.end_ids),
-                seed=how.get("seed", 0),
+                seed=_seed_of(how.get("seed", 0), item),
                 detokenize=False,
             )
             self.engine.add_request(str(number), {"prompt_token_ids": item.ids}, sampling, lora_request=self.lora)
@@ -85,8 +87,12 @@ class Engine:
                 if not output.finished:
                     self.engine.abort_request([output.request_id])
                     ended.add(output.request_id)
-                item = items[int(output.request_id)]
-                truncated = not is_stopped and output.outputs[0].finish_reason != "stop"
+                item, reason = items[int(output.request_id)], output.outputs[0].finish_reason
+                if not is_stopped and reason not in ENDS:  # such as abort or error: the model did not write this end
+                    raise EngineFailed(
+                        f"vLLM {self.version} ended {item.item_id} for the reason {reason!r}; valid is {' or '.join(ENDS)}"
+                    )
+                truncated = not is_stopped and reason == "length"
                 yield (
                     item,
                     {
@@ -96,6 +102,11 @@ class Engine:
                         "truncated": truncated,
                     },
                 )
+
+
+def _seed_of(seed: int, item: Item) -> int:
+    """Returns an item's own seed: with one for all, vLLM would draw the same noise for the n-th token of every item."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{item.item_id}".encode()).digest()[:4])
 
 
 def main() -> None:

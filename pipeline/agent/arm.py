@@ -26,7 +26,7 @@ from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import GpuMeter, ToolRunner
 from pipeline.agent.trainings import Trainings
-from pipeline.campaign.errors import Interrupted, TrialFailed
+from pipeline.campaign.errors import ConfigError, Interrupted, TrialFailed
 from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt
@@ -37,6 +37,7 @@ from pipeline.execution.attempt import Work
 from pipeline.model_calls import chat_request, endpoint, transcript
 from pipeline.model_calls.budget import MILLION, Budget, Limits
 from pipeline.model_calls.endpoint import Ask, Endpoint
+from pipeline.model_calls.failures import EndpointFailed
 from pipeline.model_calls.manifest import BadManifest, read_manifest
 from pipeline.model_calls.replay import Replay
 from pipeline.model_calls.served import Served
@@ -83,12 +84,22 @@ def resume(job: Work, trained: Attempt, mount: Mount) -> None:
 
 
 def check(chosen: Settings) -> None:
-    """Check what answers the agents of a configuration, before any job starts. Raises ConfigError for a scenario or an endpoint."""
+    """Check what answers the agents of a configuration, before any job starts.
+
+    Raises ConfigError for a scenario, an endpoint, or a place that holds no key. A variable is looked for where arms are children of this
+    process; jobs of Slurm have an environment of their own.
+    """
     worker = chosen.worker
     for name in worker.scenarios:
         scenario.load(name)
     if not worker.scenarios and not worker.is_served:
-        _endpoint(worker).check_settings()
+        model = _endpoint(worker)
+        model.check_settings()
+        if model.api_key_file or chosen.cluster.kind == "local":
+            try:
+                model.read_key()
+            except EndpointFailed as failed:
+                raise ConfigError(failed.what, failed.cure) from None
 
 
 def _endpoint(chosen: Worker) -> Endpoint:
@@ -185,15 +196,17 @@ class Session:
             report = job.attempt.agent_dir / "probe.json"
             bubblewrap.probe(confined, worker.forbidden_paths(job), multinode.ISOLATION_ARTICLE, report, [INSIDE])
             job.mark("agent")
+            relay.tools.on_trouble = job.stop.set
             with confined.start(ENTRY, log) as process:
                 relay.tools.serve(self.answer, self._over(process))
                 is_late = process.poll() is None and not job.stop_wanted()
-            if job.stop_wanted():
-                raise Interrupted("the agent's session was stopped", "Start the arm again; its agent begins anew")
             if is_late:
                 writer.append("end", outcome="budget_wall", what=str(self.budget.wall_is_over()))
-            if relay.ending:
-                return f"{relay.ending.outcome}: {relay.ending.what}"
+        # Asked once the relay's threads have ended. What is finished is sealed even where the worker is to stop, and judged by the next attempt.
+        if job.stop_wanted() and not relay.is_finished:
+            raise Interrupted("the agent's session was stopped", "Start the arm again; its agent begins anew")
+        if relay.ending:
+            return f"{relay.ending.outcome}: {relay.ending.what}"
         return "it handed in its manifest" if relay.is_finished else f"its loop broke off: {trial.log_tail(log)[-500:]}"
 
     def _over(self, process: bubblewrap.Confined) -> Callable[[], bool]:

@@ -20,19 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.agent import fork_files
-from pipeline.agent.fork_files import ARTICLE, Failure, enter, entries, is_open, shown
-from pipeline.agent.text_diff import codes_of, unified
+from pipeline.agent.fork_files import ARTICLE, Failure, enter, entries, is_open, plain, shown
+from pipeline.agent.text_diff import codes_of, unified, why_unreadable
 from pipeline.campaign.errors import TrialFailed
 
 MAX_ENTRIES = 50_000
 MAX_CHANGES = 200
 MAX_BYTES = 256 * 2**20  # of all changed files together
 MAX_TEXT_BYTES = 64 * 2**20  # of a file whose lines are compared
-MAX_SOURCE_BYTES = 2**20  # of a .py file
-MAX_LINES, MAX_LINES_IN_ALL = (
-    4000,
-    20_000,
-)  # on both sides of such a file, and of all; what is longer counts as replaced as one
+MAX_LINES, MAX_LINES_IN_ALL = 2000, 10_000
+"""On both sides of such a file, and of all; what is longer counts as replaced as one. difflib then takes a second or two of whatever is written."""
 MAX_DIFF_BYTES = 2**20
 CHUNK = 2**20
 # Python finds these before or in place of a .py file, or runs them at its start (site).
@@ -45,7 +42,7 @@ class Change:
 
     kind: added, changed or removed. what: file, folder, link, fifo, socket or device, as it is in the fork (or was, if removed). sha256: of
     the file's new bytes (the old ones, if removed) or of a link's target; "" for what has no content. is_text: whether its lines were
-    compared; they are counted in text alone.
+    compared; they are counted in text alone. fault: why nobody can review it, as a phrase.
     """
 
     path: str
@@ -57,11 +54,12 @@ class Change:
     is_text: bool = True
     added_lines: int = 0
     removed_lines: int = 0
+    fault: str = ""
 
     def record(self) -> dict[str, Any]:
         """As the report has it."""
         lines = {"added_lines": self.added_lines, "removed_lines": self.removed_lines}
-        return {"path": shown(self.path), "kind": self.kind, "sha256": self.sha256, **lines}
+        return {"path": plain(self.path), "kind": self.kind, "sha256": self.sha256, **lines}
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,8 @@ class ForkDiff:
         return digest.hexdigest()
 
     def records(self) -> list[dict[str, Any]]:
-        """The changes as the report has them."""
-        return [each.record() for each in self.changes]
+        """The changes as the report has them: at most as many as a person reviews, because a refused fork may hold many thousands."""
+        return [each.record() for each in self.changes[:MAX_CHANGES]]
 
 
 @dataclass(frozen=True)
@@ -143,14 +141,10 @@ def closed(diff: ForkDiff, open_paths: Sequence[str]) -> list[tuple[str, str]]:
             found.append((each.path, "has special permissions"))
         elif each.kind != "removed" and (each.path.endswith(RUNNABLE) or "__pycache__" in each.path.split("/")):
             found.append((each.path, "could run in place of the text that is reviewed"))
-        elif (
-            each.kind != "removed"
-            and each.path.endswith(".py")
-            and not (each.is_text and each.size <= MAX_SOURCE_BYTES)
-        ):
-            found.append((each.path, f"is no UTF-8 text of at most {MAX_SOURCE_BYTES} bytes, so nobody can review it"))
-        elif shown(each.path) != each.path:
-            found.append((each.path, "has a name that is not plain text"))
+        elif each.fault:
+            found.append((each.path, each.fault))
+        elif plain(each.path) != each.path:
+            found.append((each.path, f"has a name that is not {fork_files.PLAIN}"))
     return found
 
 
@@ -205,7 +199,7 @@ def _compare(pristine: int, fork: int) -> ForkDiff:
         one, other = _content(pristine, path, old), _content(fork, path, new)
         kind, node, content = ("changed" if old else "added", new, other) if new else ("removed", old, one)
         assert node is not None
-        piece, added, removed = f"# {shown(path)}: {kind} {node.what}, sha256 {content.sha256 or '-'}\n", 0, 0
+        piece, added, removed = f"# {plain(path)}: {kind} {node.what}, sha256 {content.sha256 or '-'}\n", 0, 0
         is_text = node.what == "file" and one.lines is not None and other.lines is not None
         if one.lines is not None and other.lines is not None:
             num_lines = len(one.lines) + len(other.lines)
@@ -216,14 +210,17 @@ def _compare(pristine: int, fork: int) -> ForkDiff:
             if is_text:
                 modes = [each.mode if each and each.what == "file" else None for each in (old, new)]
                 piece = unified(path, modes[0], modes[1], one.lines, other.lines, codes)
-        mode = stat.S_IMODE(node.mode)
-        changes.append(Change(path, kind, node.what, content.sha256, node.size, mode, is_text, added, removed))
-        size = len(piece.encode(errors="replace"))
+        fault = why_unreadable(path, other.lines) if new and node.what == "file" else ""
         if path.endswith(".py"):
+            size = len(piece.encode(errors="replace"))
+            if size > room:
+                fault = fault or f"does not fit into a patch of {MAX_DIFF_BYTES} bytes, so nobody can review it"
             pieces += [piece] if size <= room else []
             room -= size if size <= room else 0
         else:
             of_data.append(piece)
+        mode = stat.S_IMODE(node.mode)
+        changes.append(Change(path, kind, node.what, content.sha256, node.size, mode, is_text, added, removed, fault))
     for piece in of_data:
         size = len(piece.encode(errors="replace"))
         pieces += [piece] if size <= room else []

@@ -6,8 +6,10 @@ the file tools in the trial's sandbox (tool_script.py), where it is bound as a f
 """
 
 import fnmatch
+import hashlib
 import io
 import os
+import re
 import stat
 from collections.abc import Sequence
 from itertools import islice
@@ -16,6 +18,7 @@ ARTICLE = "16"
 ROOT = "/substrate"
 MAX_PATH_BYTES = 1024
 MAX_DEPTH = 32
+PLAIN = "[A-Za-z0-9_./-]{1,100}"
 KINDS = {
     stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link", stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket",
     stat.S_IFCHR: "device", stat.S_IFBLK: "device",
@@ -60,6 +63,13 @@ def closed(path: str, open_paths: Sequence[str]) -> str:
 def shown(name: str) -> str:
     """A path as text on one line: quoted where it holds what is not printable."""
     return name if name.isprintable() and name else ascii(name)
+
+
+def plain(name: str) -> str:
+    """A path as records and pages have it: itself if it is PLAIN, else a digest, because a name may be any sentence."""
+    if re.fullmatch(PLAIN, name):
+        return name
+    return f"sha256-{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def parts_of(path: str) -> list[str]:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import tokenize
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from pipeline.agent import fork_files
 from pipeline.agent.added_text import added_lines, is_literal, joined, logical_lines, texts_of, value_of
 from pipeline.agent.fork_diff import ForkDiff
-from pipeline.agent.fork_files import Failure, shown
+from pipeline.agent.fork_files import Failure, plain
 from pipeline.campaign.files import rows_of, write_file
 from pipeline.execution import image_process
 
@@ -33,8 +33,12 @@ KINDS = (
 SCORER = ("substrate/answers.py", "substrate/score.py")
 SCORER_MODULES = ("substrate.answers", "substrate.score", "substrate.items", "substrate.overlap")
 MAX_READ_BYTES = 64 * 2**20
-MAX_TEXT_IN_ALL = 64 * 2**20  # characters that are kept for the comparison with judged prompts
+MAX_TEXT_IN_ALL = (
+    16 * 2**20
+)  # characters that are kept for the comparison with judged prompts: a minute for each set, measured on one core
+MAX_TEXT = 2 * 2**20  # of one text, for which the comparison takes 163 MB
 MAX_OF_A_KIND = 20  # canaries of one kind in one file
+MAX_CANARIES = 200  # of all that one look finds
 # One run of such characters; prose and code have spaces. A digest in hex has 64 characters, so that 65 are more than one.
 _ENCODED = re.compile(
     r"[A-Za-z0-9+/_=-]{160,}|(?:\\x[0-9a-f]{2}|\\u[0-9a-f]{4}){24,}|[^\x00-\x7f\s]{80,}|(?:[0-9]++[,\s]++){100,}"
@@ -60,7 +64,7 @@ class Canary:
 
     def record(self) -> dict[str, Any]:
         """As the report has it."""
-        return {"kind": self.kind, "path": shown(self.path), "line": self.line, "detail": self.detail}
+        return {"kind": self.kind, "path": plain(self.path), "line": self.line, "detail": self.detail}
 
 
 @dataclass(frozen=True)
@@ -123,20 +127,26 @@ def look_at(pristine: Path, fork: Path, diff: ForkDiff, seeds: Sequence[str] = (
                     canaries.append(Canary("unread_file", change.path, line, what))
                     break
                 name = f"{change.path}:{line}"
-                texts[name] = f"{texts[name]}\n\n{text}" if name in texts else text
-        return Look(canaries, texts)
+                whole = f"{texts[name]}\n\n{text}" if name in texts else text
+                texts[name] = whole[:MAX_TEXT]
+                if len(whole) > MAX_TEXT:
+                    what = f"of {len(whole)} characters only {MAX_TEXT} are compared with judged prompts"
+                    canaries.append(Canary("unread_file", change.path, line, what))
+        return Look(_few(canaries), texts)
     finally:
         for each in roots:
             os.close(each)
 
 
 def held_prompts(
-    root: Path, texts: Mapping[str, str], sets: Mapping[str, Path], work: Path, log_path: Path
-) -> list[Canary]:
+    root: Path, texts: Mapping[str, str], sets: Mapping[str, Path], work: Path, log_path: Path,
+    watch: Callable[[], None] = lambda: None,
+) -> list[Canary]:  # fmt: skip
     """Which judged prompts stand in the texts, by the image's own `substrate.overlap --texts`, and their answers beside them.
 
-    root: of the mounted image. sets: set -> folder with prompts.jsonl and answers.jsonl. Raises TrialFailed (judge_failed) where the
-    process fails. Rows of data that only resemble a judged prompt give none, because puzzles of one family are alike by chance.
+    root: of the mounted image. sets: set -> folder with prompts.jsonl and answers.jsonl. watch: as of image_process.start, because much text takes
+    minutes. Raises TrialFailed (judge_failed) where a process fails. Rows of data that only resemble a judged prompt give none, because
+    puzzles of one family are alike by chance.
     """
     found: list[Canary] = []
     rows = "".join(json.dumps({"text_id": name, "text": text}) + "\n" for name, text in texts.items())
@@ -147,9 +157,20 @@ def held_prompts(
         write_file(inputs / "prompts.jsonl", (folder / "prompts.jsonl").read_bytes())
         answers = {row["item_id"]: row["answer"] for row in rows_of(folder / "answers.jsonl")}
         words = ["--texts", "/in/texts.jsonl", "--prompts", "/in/prompts.jsonl", "--out", "/out/overlaps.jsonl"]
-        out = image_process.start(root, "overlap", words, {"/in": inputs}, inputs.parent, log_path)
+        out = image_process.start(root, "overlap", words, {"/in": inputs}, inputs.parent, log_path, watch)
         found += canaries_of(rows_of(out / "overlaps.jsonl"), texts, answers, name)
-    return found
+    return _few(found)
+
+
+def _few(found: list[Canary]) -> list[Canary]:
+    """The first canaries, and one that says how many more there are, because they stand in the sealed log and on the page."""
+    if len(found) <= MAX_CANARIES:
+        return found
+    at = found[MAX_CANARIES]
+    return [
+        *found[:MAX_CANARIES],
+        Canary("unread_file", at.path, at.line, f"{len(found) - MAX_CANARIES} more signs are not listed"),
+    ]
 
 
 def canaries_of(

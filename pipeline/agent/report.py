@@ -18,7 +18,7 @@ from typing import Any
 from pipeline.agent import leak_check
 from pipeline.agent.fork_diff import ForkDiff
 from pipeline.campaign import canonical
-from pipeline.campaign.errors import TrialFailed
+from pipeline.campaign.errors import Interrupted, TrialFailed
 from pipeline.campaign.files import copy_file, file_digest, read_json, write_file
 from pipeline.campaign.layout import Attempt
 from pipeline.execution.attempt import Work
@@ -65,7 +65,7 @@ def write(job: Work, diff: ForkDiff, seen: leak_check.Look, budget: Budget, gpu_
         "outcome": run.outcome,
         "manifest": run.manifest.typed if run.manifest else None,
         "texts_sha256": run.manifest.texts_sha256 if run.manifest else "",
-        "diff": {"files": diff.records(), "digest": diff.digest, "canaries": canaries},
+        "diff": {"files": diff.records(), "num_files": len(diff.changes), "digest": diff.digest, "canaries": canaries},
         "usage": usage,
         "transcript_sha256": file_digest(attempt.transcript),
         "transcript_head": found.head,
@@ -76,12 +76,22 @@ def write(job: Work, diff: ForkDiff, seen: leak_check.Look, budget: Budget, gpu_
 
 
 def look_in(job: Work, root: Path, folders: Mapping[str, Path], work: Path) -> None:
-    """Add the canaries of judged prompts in what was edited. root: of the mounted image. folders: set -> its prompts and answers."""
+    """Add the canaries of judged prompts in what was edited. root: of the mounted image. folders: set -> its prompts and answers.
+
+    Raises Interrupted where the attempt is to stop.
+    """
     texts = job.attempt.agent_dir / TEXTS
     if not texts.exists():
         return
+
+    def watch() -> None:
+        if job.stop_wanted():
+            raise Interrupted(
+                "the check of an agent's edits was stopped", "Start the arm again; its sealed adapter is judged"
+            )
+
     try:
-        found = leak_check.held_prompts(root, read_json(texts), folders, work, job.attempt.agent_dir / LEAKS)
+        found = leak_check.held_prompts(root, read_json(texts), folders, work, job.attempt.agent_dir / LEAKS, watch)
     except TrialFailed:  # a canary never drops a score: that it could not be asked is one itself
         found = [leak_check.Canary("unread_file", "fork.diff", 0, "nothing was compared with judged prompts")]
     report: dict[str, Any] = read_json(job.attempt.agent_report)

@@ -1,15 +1,51 @@
-"""The lines that differ between two texts, and their unified diff in git's form, at a bounded cost."""
+"""The lines that differ between two texts, their unified diff in git's form, and whether a person can review a text, at a bounded cost."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
+from collections.abc import Sequence
 from typing import Any
 
+from pipeline.campaign import strict_json
+
+MAX_SOURCE_BYTES = 2**20  # of a .py file
+_CODING = re.compile(r"[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")  # PEP 263, in one of the first two lines
 NO_NEWLINE = "\\ No newline at end of file"
 Code = tuple[str, int, int, int, int]
 """A step from old to new lines as difflib names it: (equal, replace, delete or insert; start and end of old; start and end of new)."""
+
+
+def why_unreadable(path: str, lines: Sequence[str] | None) -> str:
+    """Why nobody can review a file, as a phrase; empty where somebody can.
+
+    lines: its text, None for what is binary or too large. Code has no character that a terminal does not show: a control character or a mark
+    of direction would have a reader see other code than Python runs. Data are lines of JSON, so that no program passes for them.
+    """
+    if lines is None:
+        return "is no UTF-8 text, or too large, so nobody can review it"
+    if path.endswith(".py"):
+        if (size := sum(len(line.encode()) for line in lines)) > MAX_SOURCE_BYTES:
+            return f"has {size} bytes of code, and nobody can review more than {MAX_SOURCE_BYTES}"
+        if any(found and found[1].lower() != "utf-8" for line in lines[:2] if (found := _CODING.match(line))):
+            return "declares another encoding than utf-8, in which Python reads other code than a person"
+        for number, line in enumerate(lines, 1):
+            hidden = [
+                character for character in line.rstrip("\n") if not (character.isprintable() or character == "\t")
+            ]
+            if hidden:
+                return f"has {ascii(hidden[0])} in line {number}, which a reader does not see"
+    if path.endswith(".jsonl"):
+        for number, line in enumerate(lines, 1):
+            try:
+                is_row = isinstance(strict_json.read(line.encode()), dict)
+            except strict_json.BadJson:
+                is_row = False
+            if not is_row:
+                return f"has no JSON object in line {number}, and data are one a line"
+    return ""
 
 
 def codes_of(old: list[str], new: list[str], *, is_whole: bool) -> list[Code]:

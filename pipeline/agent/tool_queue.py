@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.campaign.errors import Interrupted
+
 POLL_SECONDS = 0.1
 
 
@@ -50,6 +52,8 @@ class ToolQueue:
     """Calls in the order in which they came."""
 
     def __init__(self) -> None:
+        self.on_trouble: Callable[[], object] = lambda: None
+        """Called where a thread could not go on, so that a running tool ends at once and `serve` raises."""
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._trouble: BaseException | None = None
         self._is_closed = False
@@ -67,7 +71,7 @@ class ToolQueue:
 
         Call it from the main thread. Raises what `handler` raises, and what ended a thread of the relay (`fail`).
         """
-        while not until():
+        while not until() or self._trouble:
             if self._trouble:
                 raise self._trouble
             try:
@@ -77,12 +81,17 @@ class ToolQueue:
             answer = None
             try:
                 answer = handler(call.name, call.arguments)
+            except Interrupted:
+                if self._trouble:
+                    raise self._trouble from None
+                raise
             finally:
                 call.answer.put(answer)
 
     def fail(self, trouble: BaseException) -> None:
         """Have `serve` raise this in the main thread, because a thread could not go on."""
         self._trouble = self._trouble or trouble
+        self.on_trouble()
 
     def close(self) -> None:
         """Answer everything that waits, and whatever comes later, with None."""

@@ -207,6 +207,9 @@ def write(root: int, path: str, text: str, open_paths: Sequence[str]) -> tuple[s
             file.write(data)
             os.fchmod(handle, stat.S_IMODE(found.st_mode) if found else 0o644)
         os.replace(PART, parts[-1], src_dir_fd=root, dst_dir_fd=folder)
+    except FileExistsError:
+        what = f"{PART} at the top of the fork is in the way, where a file is written before it takes its place"
+        raise Failure("closed_path", f"{what}; remove it by the tool run: rm -r /substrate/{PART}") from None
     except OSError as error:
         raise Failure(
             "too_large", f"{shown(name)} cannot be written ({error.strerror}); free space in the fork"

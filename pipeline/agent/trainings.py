@@ -18,7 +18,7 @@ from pipeline.agent.tool_runner import NO_BYTECODE, GpuMeter
 from pipeline.campaign.errors import NotFound, TrialFailed
 from pipeline.campaign.layout import Attempt
 from pipeline.execution import image_process, multinode, trial
-from pipeline.execution.attempt import Work, mark_training, write_task
+from pipeline.execution.attempt import Work, mark_training, trained_steps, write_task
 from pipeline.sandbox import image
 from pipeline.sandbox.bubblewrap import open_output
 from pipeline.sandbox.image import Mount
@@ -69,6 +69,8 @@ class Trainings:
             )
         if self.num_full >= attempts:
             return _refused("budget_attempts", f"all {attempts} starts of the full run are used up; call finish")
+        if self.meter.wall_limit(1.0) <= 0:  # before anything of the last start is removed, and this one counts
+            return _refused(*self.meter.spent())
         try:
             self.look()
         except TrialFailed as error:
@@ -150,10 +152,9 @@ class Trainings:
 def _more_steps(job: Work) -> str:
     """What is wrong with the length of a run, by its own word; empty if nothing is. Who hides steps is bounded by seconds alone."""
     planned = job.chosen.recipe.num_steps
-    steps = [trial.number(line.get("step")) or 0 for line in trial.progress_lines(job.attempt, "train")]
-    if max(steps, default=0) <= planned:
+    if (made := trained_steps(job.attempt)) <= planned:
         return ""
-    return f"the run made {max(steps):g} steps, and every arm makes {planned}, so that all train on as many tokens; take the steps back"
+    return f"the run made {made} steps, and every arm makes {planned}, so that all train on as many tokens; take the steps back"
 
 
 def _refused(failure: str, what: str, kind: str = "") -> ToolAnswer:

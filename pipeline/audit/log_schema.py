@@ -24,6 +24,7 @@ JUDGED = re.compile("reference|submission ([1-9][0-9]{0,8})")
 DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _ATTEMPT: dict[str, Form] = {
     "round": ROUND, "arm": ARM, "attempt": int, "status": str, "exit_class": str, "role": str, "seed": int, "gpu_seconds": int,
+    "train_gpu_seconds": int, "train_steps": int,
     "image_digest": str, "runtime_digest": str, "constitution_digest": str, "config_digest": str, "adapter_digest": HEX_OR_NONE,
     "plan_digest": HEX_OR_NONE, "files": dict,
 }  # fmt: skip

@@ -233,9 +233,8 @@ def layouts(chosen: Settings, num_arms: int) -> Iterator[Layout]:
             footprint.check_memory(config)
         except ConfigError as error:
             refusal = error.what
-        if config["parallelism"]["recompute"] == "auto":  # what a GPU must have, not what is used where it has more
-            config["parallelism"]["recompute"] = "full"
-        sizes = {work: held.peak + footprint.DEVICE_RESERVE_BYTES for work, held in footprint.of_arm(config).items()}
+        must_hold = footprint.of_arm(config, at_least=True).items()
+        sizes = {work: held.peak + footprint.DEVICE_RESERVE_BYTES for work, held in must_hold}
         expected = None if refusal else forecast(changed, num_arms)
         arms_on_node = 1 if chosen.cluster.is_exclusive else on_node // here
         yield Layout(name, world, max(1, world // here), arms_on_node, sizes, expected, refusal)
@@ -249,14 +248,15 @@ def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
     for folder in reversed([*rounds]):
         arms = [arm.name for arm in folder.frozen_plan().arms if arm.role != "base"]
         attempts = [attempt for arm in arms for attempt in folder.attempts(arm)[-1:]]
-        trained = [each for each in map(_training, attempts) if each]
+        trained = [each for attempt in attempts if (each := _training(attempt, chosen.recipe.num_steps))]
         judged = [each for each in map(_decoding, attempts) if each]
         if trained and judged:
             break
     else:
         return None
     steps, tokens, seconds = (sum(column) for column in zip(*trained, strict=True))
-    names = set.intersection(*(set(lengths) for lengths, _ in judged))
+    names = max((set(lengths) for lengths, _ in judged), key=len)
+    judged = [each for each in judged if set(each[0]) == names]  # a closed round has no fresh items
     mixed = {name: _mixed([lengths[name] for lengths, _ in judged]) for name in names}
     beside = [group_seconds(read_json_lines(attempt.phases)) for attempt in attempts if _is_whole(attempt)]
     start, rest = (mean(group[name] for group in beside) if beside else 0.0 for name in ("start-up", "rest"))
@@ -283,11 +283,11 @@ def _is_whole(attempt: Attempt) -> bool:
     return is_whole and results.has_score(attempt.result)
 
 
-def _training(attempt: Attempt) -> tuple[float, float, float] | None:
-    """(steps, tokens, seconds) of a training: steps and tokens as the trainer says, seconds by the worker's clock where that has them all."""
+def _training(attempt: Attempt, most: int) -> tuple[float, float, float] | None:
+    """(steps, tokens, seconds) of a training: steps, at most `most`, and tokens as the trainer says, seconds by the worker's clock if it has all."""
     for line in reversed(progress_lines(attempt, "train")):
         step, tokens, seconds = (float(number(line.get(name)) or 0) for name in ("step", "tokens", "seconds"))
-        if min(step, tokens, seconds) > 0 and LEAST_RATE < tokens / seconds < MOST_RATE:
+        if min(step, tokens, seconds) > 0 and step <= most and LEAST_RATE < tokens / seconds < MOST_RATE:
             return step, tokens, phase_seconds(attempt, "train") if _is_whole(attempt) else seconds
     return None
 

@@ -157,7 +157,7 @@ def _vllm(chosen: Settings) -> tuple[str, str]:
     if not version:
         hint = "where only the nodes see it, name tasks.engine=vllm and tasks.engine_version"
         return "", f"no vLLM is seen in cluster.vllm_runtime = {runtime} from this machine; {hint}"
-    if _numbers_of(version) < LEAST_VLLM:
+    if _order_of(version) < (LEAST_VLLM, True):
         least = ".".join(map(str, LEAST_VLLM))
         return "", f"vLLM {version} in {runtime} is older than {least}, the first that serves this kind of model"
     kinds = ", ".join(sorted(set(chosen.model.pattern)))
@@ -209,14 +209,15 @@ def in_words(chosen: Settings, settled: Settled) -> list[str]:
 
 def installed_vllm(runtime: str) -> str:
     """Return the version of vLLM in a virtual environment, by the files that pip leaves there; empty where there is none."""
-    found = sorted(Path(runtime).glob("lib*/python3*/site-packages/vllm-*.dist-info"))
-    match = re.fullmatch(r"vllm-(.+)\.dist-info", found[-1].name) if found else None
-    return match[1] if match else ""
+    found = Path(runtime).glob("lib*/python3*/site-packages/vllm-*.dist-info")
+    versions = [path.name.removeprefix("vllm-").removesuffix(".dist-info") for path in found]
+    return max(versions, key=_order_of, default="")
 
 
-def _numbers_of(version: str) -> tuple[int, ...]:
-    """Return the numbers that a version begins with: (0, 12, 0) for "0.12.0rc1+cu129"."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+def _order_of(version: str) -> tuple[tuple[int, ...], bool]:
+    """Return (the numbers that a version begins with, whether it is released), by which versions are ordered: 0.12.0rc1+cu129 is before 0.12.0."""
+    public = version.partition("+")[0]
+    return tuple(int(number) for number in re.findall(r"\d+", public)[:3]), not re.search(r"(a|b|rc|dev)\d", public)
 
 
 def assumed_decoding(chosen: Settings, num_items: int, role: str = "worker") -> float:

@@ -19,6 +19,8 @@ OTHER_SIZE = 16
 The best rate of Adam falls about as one over the width of the layers (Yang and others, Tensor Programs V, 2022), and parameters grow as its square,
 so beyond this ratio it lies outside of the factor of 4 in which axes look for it.
 """
+SESSION_SECONDS = 300
+"""What an agent's job takes beside its session: mounting and compiling before it, and a minute in which the loop may say how it ended."""
 
 
 @functools.cache
@@ -102,6 +104,7 @@ def check_requests(chosen: settings.Settings) -> None:
                 f"cluster.{role}.time_limit_minutes = {minutes}, but a job is told to stop {cluster.signal_lead_seconds} s before its limit",
                 "Raise that limit, or lower cluster.signal_lead_seconds",
             )
+    check_session(chosen)
     for role in ("reference", "judge") if cluster.gpus_per_node else ():
         if (gpus := cluster.request(role).gpus) < judge_tp:
             raise ConfigError(
@@ -119,6 +122,26 @@ def check_requests(chosen: settings.Settings) -> None:
             f"external.wait_seconds = {target.wait_seconds}, but the meta job, which waits, ends after cluster.meta.time_limit_minutes = "
             f"{cluster.meta.time_limit_minutes}",
             "Wait for less long, since the next meta job takes up later scores, or raise the limit",
+        )
+
+
+def check_session(chosen: settings.Settings) -> None:
+    """Check that an agent's session fits into its arm's job. Raises ConfigError.
+
+    A session that is cut off begins anew in the next job, with what is left of its budget, and would be cut off there too. The judging after
+    it need not fit, because an adapter that is sealed is judged on from where it was.
+    """
+    if chosen.worker.agent == "none":
+        return
+    wait = chosen.worker.server.wait_seconds if chosen.worker.is_served else 0
+    minutes, lead = chosen.cluster.request("worker").time_limit_minutes, chosen.cluster.signal_lead_seconds
+    needed = chosen.worker.budget.wall_seconds + wait + SESSION_SECONDS
+    if needed > 60 * minutes - lead:
+        waited = f" after up to worker.server.wait_seconds = {wait}" if wait else ""
+        raise ConfigError(
+            f"worker.budget.wall_seconds = {chosen.worker.budget.wall_seconds}{waited}, but an arm's job is told to stop {60 * minutes - lead} s "
+            "after its start, and a session that is cut off begins anew",
+            f"Set cluster.time_limit_minutes={-(-(needed + lead) // 60)} or more, or lower worker.budget.wall_seconds",
         )
 
 

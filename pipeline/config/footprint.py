@@ -50,7 +50,7 @@ class Footprint:
     """Bytes that one rank needs, by what they hold; `peak` is their sum."""
 
     weights: int
-    adapter: int  # float32 factors and the mask that keeps blocks apart
+    adapter: int  # float32 factors, the mask that keeps blocks apart, and merged weights
     gradients: int
     optimizer: int
     activations: int
@@ -71,14 +71,16 @@ def in_units(size: int) -> str:
     return f"{size / UNITS[unit]:#.3g} {unit}".replace(". ", " ")
 
 
-def of_arm(config: Mapping[str, Any]) -> dict[str, Footprint]:
+def of_arm(config: Mapping[str, Any], *, at_least: bool = False) -> dict[str, Footprint]:
     """Return what each rank of an arm needs for "training" and for "decoding".
 
-    config: a whole configuration as plain dictionaries (`Settings.to_dict`).
+    config: a whole configuration as plain dictionaries (`Settings.to_dict`). at_least: with all that `recompute: auto` may recompute, and not
+    what it takes here. Only that grows with what the configuration asks for: where more is asked for, auto may take less memory.
     """
     model, recipe, layout = config["model"], config["recipe"], config["parallelism"]
+    mode = "full" if at_least and layout["recompute"] == "auto" else recompute_of(config)[0]
     return {
-        "training": training(model, {**layout, "recompute": recompute_of(config)[0]}, recipe, scan_of(config)[0]),
+        "training": training(model, {**layout, "recompute": mode}, recipe, scan_of(config)[0]),
         "decoding": decoding(model, layout["judge_tp"], config["tasks"], recipe["lora"]),
     }
 
@@ -222,8 +224,12 @@ def _of_slots(rank: Rank, slots: int) -> tuple[int, int]:
 
 
 def decoding(model: Model, judge_tp: int, tasks: Mapping[str, Any], lora: Mapping[str, Any]) -> Footprint:
-    """Return the footprint of one rank that decodes. `activations` are the caches of all slots, `working` a pass over prompts."""
+    """Return the footprint of one rank that decodes. `activations` are the caches of all slots, `working` a pass over prompts.
+
+    In float32 the adapter is added to copies of the weights (substrate/inference/projections.py), which `adapter` has too.
+    """
     rank = Rank(model, judge_tp, 1, 1, 0)
     factors, masks, _ = adapter_elements(rank, lora["rank"], lora["targets"])
+    merged = adapter_elements(rank, 0, lora["targets"], is_full=True)[0] if rank.element == FLOAT else 0
     caches, working = _of_slots(rank, tasks["decode_batch_size"])
-    return Footprint(weights_bytes(rank), FLOAT * (factors + masks), 0, 0, caches, working)
+    return Footprint(weights_bytes(rank), FLOAT * (factors + masks + merged), 0, 0, caches, working)

@@ -119,6 +119,8 @@ def conclude(job: Work, status: str, exit_class: str, trace: str = "") -> None:
         "host": platform.node(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
         "edited_files": job.edited_files,
+        "train_steps": trained_steps(job.attempt),
+        "train_gpu_seconds": _train_seconds(job) * (job.chosen.cluster.gpus or job.chosen.parallelism.world_size),
     }
     judged = job.judged if scored else judge.Judged()
     for item_set, lines in judged.raw.items():
@@ -179,6 +181,24 @@ def _training_rows(job: Work) -> list[dict[str, Any]]:
         ):
             rows[int(line["step"])] = numbers
     return [rows[step] for step in sorted(rows)][: job.chosen.recipe.num_steps]
+
+
+def trained_steps(attempt: Attempt) -> int:
+    """The last step of the training, by its own word. It may lie above the recipe's number of steps, which `_training_rows` ends at."""
+    steps = [trial.number(line.get("step")) or 0 for line in trial.progress_lines(attempt, "train")]
+    return int(min(max(steps, default=0), 2**53))
+
+
+def _train_seconds(job: Work) -> float:
+    """How long the training of this adapter took by the worker's clock, its start included.
+
+    A recipe's training goes on from one attempt to the next, so all count. An agent begins anew, and its last full run made the adapter.
+    """
+    trained_by = job.coverage.get("trained_by_attempt", job.attempt.number)
+    each = [each for each in (*job.before, job.attempt) if each.number <= trained_by]
+    if job.chosen.worker.runs(job.arm.role):
+        return next((trial.train_runs(of)[-1] for of in each if of.number == trained_by and trial.train_runs(of)), 0.0)
+    return sum(sum(trial.train_runs(of)) for of in each)
 
 
 def _time(seconds: float) -> str:

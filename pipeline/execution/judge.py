@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.campaign.errors import IntegrityError, Interrupted
+from pipeline.campaign.errors import FilesUnreachable, IntegrityError, Interrupted
 from pipeline.campaign.files import append_new, copy_file, copy_tree, read_json, rows_of, write_file
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
@@ -76,18 +76,18 @@ class Decoding:
             copy_file(path, self.out_dir / path.name)
 
     def watch(self) -> None:
-        """Copy out what is new. Raises Interrupted when the job is to stop."""
-        is_stopped = self.stop_wanted()
+        """Copy out what is new; a copy that fails, on a full disk, is tried again. Raises Interrupted when the job is to stop."""
+        is_stopped, kept = self.stop_wanted(), "its finished items are kept"
         if self.kept_dir and (is_stopped or time.monotonic() - self._copied >= COPY_SECONDS):
             self._copied = time.monotonic()
-            for path in self._journals(self.out_dir):
-                with suppress(FileNotFoundError):  # the process removes its journals once every set has its file
-                    append_new(path, self.kept_dir / path.name)
+            try:
+                for path in self._journals(self.out_dir):
+                    with suppress(FileNotFoundError):  # the process removes its journals once every set has its file
+                        append_new(path, self.kept_dir / path.name)
+            except (OSError, FilesUnreachable) as error:
+                kept = f"its newest items are not kept: {error}"
         if is_stopped:
-            raise Interrupted(
-                "the arm was stopped while judging, and its finished items are kept",
-                "Start the arm again and it resumes",
-            )
+            raise Interrupted(f"the arm was stopped while judging, and {kept}", "Start the arm again and it resumes")
 
     def _journals(self, folder: Path | None) -> list[Path]:
         return sorted(folder.glob("journal.*.jsonl")) if folder else []

@@ -1,10 +1,10 @@
 """Write and read the result file of an attempt and the ledger of a campaign. Only this module imports h5py.
 
-An attempt's `result.h5` (schema 1) has its facts as attributes and, where it was scored, one row per item:
+An attempt's `result.h5` (schema 2) has its facts as attributes and, where it was scored, one row per item:
 
     /                      schema_version campaign round arm attempt role status exit_class traceback image_digest runtime_digest
                            constitution_digest config_digest adapter_digest seed started_at finished_at gpu_seconds coverage host
-                           slurm_job_id edited_files
+                           slurm_job_id edited_files train_steps train_gpu_seconds
     /items/<set>/          item_id family correct answer num_tokens truncated        set: dev, fresh
     /train/                step loss grad_norm learning_rate tokens seconds
     /completions/<set>     text, in item-id order
@@ -32,14 +32,14 @@ from pipeline.campaign.files import file_digest, read_bytes, write_file
 from pipeline.campaign.layout import Round
 from pipeline.campaign.records import Outcome, Plan
 
-SCHEMA = 1
+SCHEMA = 2
 USER_BLOCK = 512
 TEXT = h5py.string_dtype()
 ATTRIBUTES: dict[str, type] = {
     "schema_version": int, "campaign": str, "round": str, "arm": str, "attempt": int, "role": str, "status": str, "exit_class": str,
     "traceback": str, "image_digest": str, "runtime_digest": str, "constitution_digest": str, "config_digest": str,
     "adapter_digest": str, "seed": int, "started_at": str, "finished_at": str, "gpu_seconds": float, "coverage": str,
-    "host": str, "slurm_job_id": str, "edited_files": int,
+    "host": str, "slurm_job_id": str, "edited_files": int, "train_steps": int, "train_gpu_seconds": float,
 }  # fmt: skip
 ITEM_COLUMNS = {"item_id": TEXT, "family": TEXT, "correct": "i1", "answer": TEXT, "num_tokens": "i4", "truncated": "i1"}
 TRAIN_COLUMNS = {"step": "i8", "loss": "f8", "grad_norm": "f8", "learning_rate": "f8", "tokens": "i8", "seconds": "f8"}
@@ -103,7 +103,7 @@ def read_outcome(path: Path, result_digest: str) -> Outcome:
         for item_set, table in _read_items(file).items():
             by_family: dict[str, list[str]] = {}
             for family, ok, cut in zip(table["family"], table["correct"], table["truncated"], strict=True):
-                by_family.setdefault(family.decode(), []).append("T" if cut else "1" if ok else "0")
+                by_family.setdefault(family.decode(), []).append(_mark(ok, cut))
             outcomes[item_set] = {family: "".join(text) for family, text in sorted(by_family.items())}
     names = ("arm", "role", "status", "exit_class", "adapter_digest")
     edited = attributes["edited_files"] > 0
@@ -138,6 +138,26 @@ def lengths(path: Path) -> dict[str, list[int]]:
     """Return the tokens of each completion of a result file by set, in item-id order. Raises IntegrityError as `read_attributes`."""
     with _open(path) as file:
         return {item_set: table["num_tokens"].tolist() for item_set, table in _read_items(file).items()}
+
+
+def item_marks(path: Path) -> dict[str, list[tuple[str, str, int, str]]]:
+    """Return (family, item id, number of tokens, mark) of each item by set, in item-id order, and never an answer.
+
+    The mark is that of `Outcome.outcomes`: 1 for right, 0 for wrong, T for truncated. Raises IntegrityError as `read_attributes`.
+    """
+    names = ("family", "item_id", "num_tokens", "correct", "truncated")
+    with _open(path) as file:
+        return {
+            item_set: [
+                (family.decode(), item_id.decode(), int(tokens), _mark(ok, cut))
+                for family, item_id, tokens, ok, cut in zip(*(table[name] for name in names), strict=True)
+            ]
+            for item_set, table in _read_items(file).items()
+        }
+
+
+def _mark(is_right: bool, is_truncated: bool) -> str:
+    return "T" if is_truncated else "1" if is_right else "0"
 
 
 def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:
@@ -217,10 +237,8 @@ def _is_whole(content: bytes) -> bool:
 
 
 def _attributes(path: Path, file: h5py.File) -> dict[str, Any]:
-    attributes = {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}
-    if attributes["schema_version"] != SCHEMA:
+    if (schema := int(file.attrs["schema_version"])) != SCHEMA:  # first, because another schema has other attributes
         raise IntegrityError(
-            f"{path} has schema {attributes['schema_version']}",
-            f"Read it with a version for that schema; this one reads {SCHEMA}",
+            f"{path} has schema {schema}", f"Read it with a version for that schema; this one reads {SCHEMA}"
         )
-    return attributes
+    return {name: kind(file.attrs[name]) for name, kind in ATTRIBUTES.items()}

@@ -171,9 +171,11 @@ def check_progress(before: Sequence[Attempt], num_restarts: int, file_wait_secon
         return
     folders = [before[0].folder, before[0].saved_dir, before[0].decoded_dir]
     if not wait_until(lambda: reached(before[0]) > reached(before[1]), file_wait_seconds, folders):
-        newest = reached(before[0])
+        is_sealed, decoded, checkpoint = reached(before[0])
+        where = f"a sealed adapter and {decoded} bytes of decoded items" if is_sealed else checkpoint or "no checkpoint"
+        how = "Raise the time limit, so that items are decoded"
+        if not is_sealed:
+            how = "Lower cluster.checkpoint_minutes or recipe.checkpoint_every, or raise the time limit, so that a checkpoint fits"
         raise NoProgress(
-            f"two starts in a row ended at the same point ({newest[2] or 'no checkpoint'})",
-            "Lower cluster.checkpoint_minutes or recipe.checkpoint_every, or raise the time limit, so that a checkpoint fits between two "
-            "interruptions; then `rerun`",
+            f"two starts in a row ended at the same point ({where})", f"{how} between two interruptions; then `rerun`"
         )

@@ -224,6 +224,17 @@ def phase_seconds(attempt: Attempt, phase: str) -> float:
     return float(sum(following["at"] - mark["at"] for mark, following in pairs if mark["phase"] == phase))
 
 
+def train_runs(attempt: Attempt) -> list[float]:
+    """Return how long each run of a training lasted in an attempt, in seconds of the worker's clock; one that was killed with it is left out."""
+    marks, runs = (read_json_lines(attempt.phases) if attempt.phases.exists() else []), list[float]()
+    for mark, following in zip(marks, marks[1:], strict=False):
+        if mark["phase"] == "train_start":
+            runs.append(0.0)
+        if mark["phase"] in ("train_start", "train") and runs:
+            runs[-1] += following["at"] - mark["at"]
+    return runs
+
+
 def printable(text: str) -> str:
     """Replace unprintable characters of a trial's log, because a terminal would act on them."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)

@@ -91,7 +91,8 @@ def work(
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: job.stop.set())
     try:
-        if not chosen.worker.runs(arm.role):  # an agent begins anew, and its budget ends its starts
+        # An agent's session begins anew, and its budget ends its starts. Its judging goes on as any other.
+        if not chosen.worker.runs(arm.role) or any(map(resume.sealed_record, job.before)):
             resume.check_progress(job.before, num_restarts, chosen.cluster.file_wait_seconds)
         run(job)
         conclude(job, "completed", "completed")

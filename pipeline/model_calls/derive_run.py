@@ -47,6 +47,7 @@ class Usage:
     tool_calls: int
     full_runs: int
     smoke_runs: int
+    failed_tries: int  # calls that got no answer; they are not charged, though an endpoint may be paid for some
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def of_transcript(records: Sequence[Mapping[str, Any]], axis: str | None) -> Run
             trained = _trained(result) or trained
     usage = Usage(
         len(answers), sum(charge.prompt_tokens for charge in charges), sum(charge.answer_tokens for charge in charges),
-        len(tools), full, smoke,
+        len(tools), full, smoke, sum(record["kind"] == "failure" and record["tries"] > 0 for record in records),
     )  # fmt: skip
     said = next((record["outcome"] for record in reversed(records) if record["kind"] == "end"), "")
     return Run(manifest, trained if manifest else outcome_of(said), usage)

@@ -12,6 +12,7 @@ import ipaddress
 import json
 import queue
 import re
+import socket
 import ssl
 import threading
 import time
@@ -83,6 +84,11 @@ class Endpoint:
             raise ConfigError(f"{at} names two keys", "Set only one of api_key_env and api_key_file")
         if (self.api_key_env or self.api_key_file) and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             raise ConfigError(f"{at}.url would have the key sent in clear", "Use https, or an endpoint on this machine")
+        if not parts.path.rstrip("/").endswith("/chat/completions"):
+            raise ConfigError(
+                f"{at}.url ends in {parts.path or 'nothing'!a}, and no endpoint takes a chat there",
+                "Set it to the whole address, such as https://api.example.com/v1/chat/completions",
+            )
         valid_names = self.use.may_leave_out
         if unknown := sorted(set(self.leave_out) - set(valid_names)):
             raise ConfigError(f"{at}.leave_out names {', '.join(unknown)}", f"Valid: {', '.join(valid_names)}")
@@ -125,10 +131,11 @@ def post_chat(endpoint: Endpoint, request: bytes, seconds: float | None = None) 
     key = endpoint.read_key()
     seconds = endpoint.timeout_seconds if seconds is None else min(seconds, endpoint.timeout_seconds)
     results: queue.SimpleQueue[bytes | EndpointFailed] = queue.SimpleQueue()
+    connections: list[http.client.HTTPConnection] = []
 
     def call() -> None:
         try:
-            results.put(_post(endpoint, request, key, seconds))
+            results.put(_post(endpoint, request, key, seconds, connections))
         except EndpointFailed as failed:
             results.put(failed)
 
@@ -136,6 +143,9 @@ def post_chat(endpoint: Endpoint, request: bytes, seconds: float | None = None) 
     try:
         answer = results.get(timeout=seconds)
     except queue.Empty:
+        for connection in connections:  # its thread reads a head that may drip for ever, and then ends
+            with suppress(OSError, AttributeError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
         raise _too_late(endpoint, seconds) from None
     if isinstance(answer, EndpointFailed):
         raise answer
@@ -165,7 +175,39 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return  # urllib then raises HTTPError with the status
 
 
-def _post(endpoint: Endpoint, request: bytes, key: Secret | None, seconds: float) -> bytes:
+class _Http(urllib.request.HTTPHandler):
+    """Opens connections that `connections` keeps, so that whoever gives a call up can end it."""
+
+    def __init__(self, connections: list[http.client.HTTPConnection]) -> None:
+        super().__init__()
+        self._kept = connections
+
+    def http_open(self, asked: urllib.request.Request) -> Any:
+        return self.do_open(self._made, asked)
+
+    def _made(self, host: str, **given: Any) -> http.client.HTTPConnection:
+        self._kept.append(http.client.HTTPConnection(host, **given))
+        return self._kept[-1]
+
+
+class _Https(urllib.request.HTTPSHandler):
+    """As _Http, over TLS."""
+
+    def __init__(self, connections: list[http.client.HTTPConnection], context: ssl.SSLContext) -> None:
+        super().__init__(context=context)
+        self._kept, self._tls = connections, context
+
+    def https_open(self, asked: urllib.request.Request) -> Any:
+        return self.do_open(self._made, asked)
+
+    def _made(self, host: str, **given: Any) -> http.client.HTTPConnection:
+        self._kept.append(http.client.HTTPSConnection(host, context=self._tls, **given))
+        return self._kept[-1]
+
+
+def _post(
+    endpoint: Endpoint, request: bytes, key: Secret | None, seconds: float, connections: list[http.client.HTTPConnection]
+) -> bytes:  # fmt: skip
     headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
     message = urllib.request.Request(endpoint.url, request, headers, method="POST")
     if key:
@@ -173,7 +215,7 @@ def _post(endpoint: Endpoint, request: bytes, key: Secret | None, seconds: float
     deadline = time.monotonic() + seconds
     parts, size = [], 0
     try:
-        handlers: list[Any] = [_NoRedirect(), urllib.request.HTTPSHandler(context=tls_context(endpoint))]
+        handlers: list[Any] = [_NoRedirect(), _Http(connections), _Https(connections, tls_context(endpoint))]
         if endpoint.certificate or is_loopback(urlsplit(endpoint.url).hostname or ""):
             handlers.append(urllib.request.ProxyHandler({}))  # a proxy of the site cannot reach this machine, or a node
         with urllib.request.build_opener(*handlers).open(message, timeout=seconds) as answer:

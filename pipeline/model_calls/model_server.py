@@ -35,6 +35,12 @@ from pipeline.model_calls.endpoint import Endpoint
 POLL_SECONDS = 0.5
 USE_SECONDS = 60.0  # between two notes of how long the server has had its GPUs
 KILL_SECONDS = 20.0  # between SIGTERM and SIGKILL
+ALIVE_SECONDS = 60.0  # between two questions whether the server still answers
+MOST_SILENT = 5  # such questions in a row without an answer before it is started again; a busy one may miss some
+# Runs a program in a session of its own, with a process beside it that ends the whole session once nobody holds the other end of stdin.
+# SIGKILL of this stage, by hand or for lack of memory, would else leave vLLM and its engines with the GPUs. Linux's death signal of a parent
+# (setpriv --pdeathsig) reaches the first process alone, and the engines are its children.
+GUARDED = ("/bin/sh", "-c", 'exec 3<&0; (read -r _ <&3; kill -KILL -$$) & exec "$@" </dev/null 3<&-', "sh")
 CHAT = "/v1/chat/completions"
 
 
@@ -69,20 +75,24 @@ def serve(
             time.sleep(POLL_SECONDS)
         for number in range(restarts + 1):
             with _started(folder, chosen, program) as (server, endpoint):
-                is_told, deadline = False, time.monotonic() + chosen.worker.server.wait_seconds
-                while server.poll() is None:
+                is_told, silent, asked, deadline = False, 0, 0.0, time.monotonic() + chosen.worker.server.wait_seconds
+                while server.poll() is None and silent < MOST_SILENT:
                     if is_over() or stop_wanted():
                         return is_over()
                     if not is_told and served.is_alive(endpoint):
-                        is_told = True
+                        is_told, asked = True, time.monotonic()
                         _tell(folder, endpoint.url)
                         report_line(f"{endpoint.model} is served at {endpoint.url}")
+                    elif is_told and time.monotonic() - asked > ALIVE_SECONDS:
+                        silent = 0 if served.is_alive(endpoint) else silent + 1
+                        asked = time.monotonic()
                     if not is_told and time.monotonic() > deadline:
                         break
                     note_use()
                     time.sleep(POLL_SECONDS)
                 code = server.poll()
-            what = "did not answer in time" if code is None else f"ended with exit code {code}"
+            what = "stopped answering" if silent else "did not answer in time"
+            what = f"ended with exit code {code}" if code is not None else what
             report_line(f"the model server {what}; {restarts - number} starts are left; {folder.server_log} says why")
     why = f"the model server {what}, {restarts + 1} times in all"
     _tell(folder, "", why)
@@ -135,7 +145,7 @@ def _started(folder: Round, chosen: Settings, program: Path) -> Iterator[tuple[s
     try:
         with open(folder.server_log, "ab") as log:
             server = subprocess.Popen(
-                words, env=inherited | quiet | {"VLLM_API_KEY": key}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [*GUARDED, *words], env=inherited | quiet | {"VLLM_API_KEY": key}, stdin=subprocess.PIPE, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
         try:
@@ -143,6 +153,8 @@ def _started(folder: Round, chosen: Settings, program: Path) -> Iterator[tuple[s
         finally:
             folder.server_address.unlink(missing_ok=True)  # before the server ends, so that no worker calls a dying one
             _end(server)
+            assert server.stdin is not None
+            server.stdin.close()
     finally:
         folder.server_key.unlink(missing_ok=True)
         folder.server_certificate.unlink(missing_ok=True)

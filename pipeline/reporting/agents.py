@@ -12,6 +12,8 @@ from pipeline.reporting.document import Section
 
 Record = Mapping[str, Any]
 MILLION = 1_000_000
+ANCHOR = "a0"
+MOST_TIMES = 2  # as long as the reference recipe, before the page warns
 
 
 def section(records: Sequence[Record], round_name: str) -> Section | None:
@@ -20,40 +22,62 @@ def section(records: Sequence[Record], round_name: str) -> Section | None:
     records: of the whole log.
     """
     newest: dict[str, Record] = {}
+    trained: dict[str, Record] = {}  # attempts with a score
     for record in records:
         if record["event"] == "agent" and record["round"] == round_name:
             newest[record["arm"]] = record
+        elif record["event"] == "attempt" and record["round"] == round_name and record["status"] == "completed":
+            trained[record["arm"]] = record
     if not newest:
         return None
-    reports = {arm: newest[arm]["report"] for arm in sorted(newest)}
     lines = [
-        f"Agents ran {len(reports)} arms. Each read and edited a fork of its own, and nothing of other arms or rounds."
+        f"Agents ran {len(newest)} arms. Each read and edited a fork of its own, and nothing of other arms or rounds."
     ]
+    if ANCHOR in trained:
+        steps, seconds = trained[ANCHOR]["train_steps"], trained[ANCHOR]["train_gpu_seconds"]
+        lines.append(f"{ANCHOR}, the reference recipe, trained {steps:,} steps in {seconds:,} GPU-seconds.")
     for arm, record in sorted(newest.items()):
         lines += _lines(arm, record)
-    return Section("Agents", lines, [list(_HEADER), *(_row(arm, report) for arm, report in reports.items())])
+        lines += _longer(arm, trained)
+    rows = [_row(arm, record["report"], trained.get(arm)) for arm, record in sorted(newest.items())]
+    return Section("Agents", lines, [list(_HEADER), *rows])
 
 
 _HEADER = (
-    *("arm", "ended", "change", "files", "lines", "answers", "tokens", "money", "seconds of runs", "runs", "expected"),
-    "canaries",
+    *("arm", "ended", "change", "files", "lines", "answers", "tokens", "money", "seconds of runs", "runs"),
+    *("steps of the full run", "GPU-seconds of the full run", "expected", "canaries"),
 )
 
 
-def _row(arm: str, report: Record) -> list[str]:
+def _longer(arm: str, trained: Mapping[str, Record]) -> list[str]:
+    """A warning about a full run that took much longer than the reference recipe, because the steps that a run tells of are its own word."""
+    if arm == ANCHOR or arm not in trained or ANCHOR not in trained:
+        return []
+    own, anchor = (trained[each]["train_gpu_seconds"] for each in (arm, ANCHOR))
+    if own <= MOST_TIMES * max(1, anchor):
+        return []
+    return [
+        f"{arm}'s full run took {own:,} GPU-seconds, and {ANCHOR}'s training {anchor:,}. Steps are a run's own word, so its score may come "
+        "from a longer training; read the patch before you believe it."
+    ]
+
+
+def _row(arm: str, report: Record, trained: Record | None) -> list[str]:
     manifest, usage, diff = report["manifest"] or {}, report["usage"], report["diff"]
     added, removed = (sum(file[name] for file in diff["files"]) for name in ("added_lines", "removed_lines"))
     return [
         arm,
         report["outcome"],
         manifest.get("change", ""),
-        str(len(diff["files"])),
+        str(diff["num_files"]),
         f"+{added} -{removed}",
         str(usage["steps"]),
         f"{usage['prompt_tokens'] + usage['answer_tokens']:,}",
         f"{usage['money_millionths'] / MILLION:.2f}" if usage["money_millionths"] else "",
         str(usage["gpu_seconds"]),
         f"{usage['full_runs']} full, {usage['smoke_runs']} short",
+        f"{trained['train_steps']:,}" if trained else "",
+        f"{trained['train_gpu_seconds']:,}" if trained else "",
         manifest.get("expected_effect", ""),
         str(len(diff["canaries"])),
     ]
@@ -77,6 +101,10 @@ def _lines(arm: str, record: Record) -> list[str]:
     if settings := manifest.get("equivalent_settings"):
         words = ", ".join(f"{key}={value}" for key, value in settings)
         found.append(f"{arm}'s agent says that {words} would do the same without an edit. Nobody has tried that.")
+    if tries := report["usage"]["failed_tries"]:
+        found.append(
+            f"{tries} calls of {arm}'s agent got no answer. They are not charged here; an endpoint may charge some."
+        )
     failed = [f"{each['kind']}{' (repaired)' if each['repaired'] else ''}" for each in manifest.get("failed", [])]
     if failed:
         found.append(f"{arm}'s agent says that these failed: {', '.join(failed)}.")

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from pipeline.campaign.files import read_json, read_json_lines
+from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Attempt, Round
+from pipeline.campaign.log import Log
 from pipeline.config.settings import Settings
 from pipeline.execution import results
 from pipeline.execution.trial import GROUPS, group_seconds
@@ -24,8 +25,13 @@ ARM, ROUND, DEVICES = "an arm", "round", "devices"
 
 
 def forecast_of(folder: Round) -> dict[str, Any] | None:
-    """Return what was forecast for a round before it was planned; None where no rate was known then."""
-    return read_json(folder.forecast) if folder.forecast.exists() else None
+    """Return what was forecast for a round before it was planned; None where no rate was known then.
+
+    It is read in the sealed log, because forecast.json beside the plan can be edited, which only an audit finds.
+    """
+    about = ("forecast", folder.name)
+    made = [each for each in Log(folder.campaign.log).records() if (each["event"], each.get("round")) == about]
+    return made[-1]["forecast"] if made else None
 
 
 def actual(folder: Round, world_size: int) -> dict[str, float]:

@@ -66,11 +66,11 @@ def _check_joint_memory(chosen: settings.Settings, found: Sequence[tuple[Setting
 
     found: each setting, and the configuration with it alone.
     """
-    needed = footprint.of_arm(chosen.to_dict())
+    needed = footprint.of_arm(chosen.to_dict(), at_least=True)
     for work, alone in needed.items():
         largest: dict[str, tuple[int, str]] = {}
         for (key, value), changed in found:
-            peak = footprint.of_arm(changed.to_dict())[work].peak
+            peak = footprint.of_arm(changed.to_dict(), at_least=True)[work].peak
             if peak > largest.get(key, (alone.peak, ""))[0]:
                 largest[key] = peak, value
         joint = [(key, value) for key, (_, value) in largest.items()]

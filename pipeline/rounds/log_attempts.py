@@ -76,4 +76,5 @@ def _facts(attributes: Mapping[str, Any], claim: Path | None) -> dict[str, Any]:
     except (NotFound, IntegrityError):
         plan_digest = ""  # every worker writes one into its claim, so an audit reports that it is missing
     facts = {name: attributes[name] for name in (*DIGESTS, "status", "exit_class", "role", "seed")}
-    return {**facts, "gpu_seconds": int(attributes["gpu_seconds"]), "plan_digest": plan_digest}
+    whole = {name: int(attributes[name]) for name in ("gpu_seconds", "train_gpu_seconds", "train_steps")}
+    return {**facts, **whole, "plan_digest": plan_digest}

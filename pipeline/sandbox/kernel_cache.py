@@ -128,7 +128,10 @@ def slug(text: str) -> str:
 
 
 def _copied(cache: Path, target: Path) -> Kernels | None:
-    """Copy a complete cache and compare the copy's digest. A damaged cache is set aside; returns None without a good one."""
+    """Copy a complete cache and compare the copy's digest. A damaged cache is set aside; returns None without a good one.
+
+    Raises WorkFailed where the cache is whole and no copy of it can be made.
+    """
     if not cache.exists():
         return None
     try:
@@ -139,16 +142,26 @@ def _copied(cache: Path, target: Path) -> Kernels | None:
             return Kernels(target, digest, f"{digest[:16]} ({record['kernels']}), made in {record['seconds']:g} s")
         why = f"its digest is {digest[:16]}, and {record['digest'][:16]} was recorded"
     except (OSError, PipelineError, KeyError, TypeError, ValueError) as error:
-        if not cache.exists():
-            return None  # another worker has set it aside meanwhile
         why = f"it cannot be read: {error}"
     remove_tree(target)
+    if not cache.exists():
+        return None  # another worker has set it aside meanwhile
+    if _is_whole(cache):  # the fault is at the target, such as a full disk
+        raise WorkFailed(f"a copy of {cache} cannot be made: {why}")
     aside = cache.with_name(f".{cache.name}.damaged.{platform.node()}.{os.getpid()}")
     remove_tree(aside)
     with suppress(FileNotFoundError):
         os.rename(cache, aside)
         print(f"kernels: {cache} is damaged and set aside, {why}", file=sys.stderr, flush=True)
     return None
+
+
+def _is_whole(cache: Path) -> bool:
+    """Whether a cache has the digest that was recorded when it was made."""
+    try:
+        return bool(tree_digest(cache / "tree") == read_json(cache / "cache.json")["digest"])
+    except (OSError, PipelineError, KeyError, TypeError, ValueError):
+        return False
 
 
 def _keep(store: Path, key: str, made: Path, facts: Mapping[str, Any], is_alone: bool) -> None:

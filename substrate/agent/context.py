@@ -29,8 +29,9 @@ plan's, and you cannot change them. Do not work on other axes than the arm's.
 
 How you work. Call tools: each answer should make at least one call. Form a hypothesis, read what you need, edit, try the edit by a smoke
 run of a few steps (`train` with `num_steps`), read its log, repair what breaks, then make the full run (`train` with `num_steps` null). Only
-the full run's adapter counts. A full run that completed cannot be repeated. The number of training tokens is the same for every arm, and
-the worker holds you to it.
+the full run's adapter counts. A full run that completed cannot be repeated. Every arm makes the recipe's number of steps, with the recipe's
+batches. A full run that says it made more does not count, and what a full run took in GPU-seconds is shown beside what a run of the
+recipe took.
 
 Choosing. Choose between variants, and between checkpoints, by examples of the training file that you hold out of training. Nothing else
 is there to choose by: others judge the adapter afterwards, on puzzles that nobody here can see. Do not look for those puzzles or their

@@ -6,8 +6,9 @@
     right: A 211, B 212, A alone 1, B alone 2, p 1.00; roman: A 88, B 88, A alone 0, B alone 0, p 1.00; ...
 
 Engines round differently, so greedy decoding may choose another token where two are nearly equal, and the texts differ
-from there on. Only the answer counts for a score. p is that of the sign test: how often two equally good engines share
-out the items that only one of them has right so unevenly, or more so. docs/engines.md says which p is acceptable.
+from there on. Only the answer counts for a score, and none of a truncated completion. p is that of the sign test: how
+often two equally good engines share out the items that only one of them has right so unevenly, or more so.
+docs/engines.md says which p is acceptable.
 """
 
 import argparse
@@ -48,9 +49,15 @@ def compare(first: Path, second: Path, answers: Path | None) -> list[str]:
     lines.append(f"truncated: A {cut[0]}, B {cut[1]}")
     if answers is not None:
         gold = read_json_lines(answers, {"item_id": str, "family": str, "answer": str})
+        if unknown := sorted({row["item_id"] for row in gold} - set(texts[0])):
+            raise DataError(
+                f"{answers} has {unknown[0]}, of which {first} has no completion; give answers of the same items"
+            )
         marks: dict[str, list[tuple[bool, bool]]] = {"": []}
+        whole = [{row["item_id"]: row["completion"] for row in rows if not row["truncated"]} for rows in read]
         for row in gold:
-            right = [is_correct(row["answer"], extract(side[row["item_id"]])) for side in texts]
+            item = row["item_id"]
+            right = [item in side and is_correct(row["answer"], extract(side[item])) for side in whole]
             for group in ("", row["family"]):
                 marks.setdefault(group, []).append((right[0], right[1]))
         lines.append("right: " + "; ".join(f"{name}: {said(of)}" if name else said(of) for name, of in marks.items()))

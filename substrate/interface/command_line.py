@@ -7,8 +7,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from substrate.interface.errors import DataError, UsageError
 
@@ -28,7 +29,7 @@ def read_text(path: Path) -> str:
         raise DataError(f"cannot read {path}: {error}; give a readable file in UTF-8") from None
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Opens a file for reading bytes. Raises DataError for a link to nothing and for what could hang: a pipe, device or folder.
 
     Whether a file is there ask `os.path.lexists`: a link to nothing is a damaged file, and no absent one.

@@ -3,7 +3,7 @@
     0 done   64 the task file or the command line is wrong   65 the data are wrong   66 the training diverged
     67 out of memory   75 stopped on request with the state saved: start me again
 
-Any other exception is a crash: Python prints the traceback and exits with 1.
+An engine that fails exits with 1 and its line. Any other exception is a crash: Python prints the traceback and exits with 1.
 """
 
 import sys
@@ -38,6 +38,10 @@ class OutOfMemory(SubstrateError):
     """The device or the host could not allocate a tensor."""
 
     exit_code = 67
+
+
+class EngineFailed(SubstrateError):
+    """The engine that decodes left an item out, or broke one off."""
 
 
 class Stopped(SubstrateError):

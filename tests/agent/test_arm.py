@@ -6,8 +6,10 @@ A smoke campaign has one scenario an arm. Each arm here takes some ten seconds.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,13 @@ def test_a_replay_gives_the_same_adapter_and_writes_nothing(campaign: Campaign, 
     assert sorted(campaign.folder.rglob("*")) == before
 
 
+def test_what_is_no_transcript_is_not_replayed(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "texts.json").write_text('{"a": 1}')
+    for name, words in (("nowhere.jsonl", "is no file"), ("texts.json", "has no event of a transcript")):
+        done = pipeline("worker", campaign.folder, "--round", "r0001", "a1", "--replay", tmp_path / name)
+        assert done.returncode and words in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_key_is_in_no_file(campaign: Campaign, good: Attempt) -> None:
     found = [path for path in campaign.folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert not found
@@ -159,6 +168,29 @@ def test_who_repeats_a_recipe_edits_nothing_and_counts_as_it(campaign: Campaign)
     assert not read_outcome(campaign.round("r0001").published("a0"), "").edited
     first = next(record for record in transcript.load(attempt.transcript).records if record["kind"] == "request")
     assert re.search("repeats a recipe, so you may edit nothing", transcript.content_of(first).decode())
+
+
+def test_a_finished_session_is_sealed_though_its_worker_is_to_stop(campaign: Campaign) -> None:
+    """The signal comes while the manifest is handed in. The next attempt judges the adapter and asks no model."""
+    words = [sys.executable, "-m", "pipeline", "worker", str(campaign.folder), "--round", "r0001", "a7"]
+    worker = subprocess.Popen(
+        words, cwd=ROOT, env={**os.environ, "SCRIPTED_KEY": KEY}, stderr=subprocess.PIPE, text=True
+    )
+    attempts = campaign.round("r0001").attempts
+    while not any(
+        '"name":"finish"' in path.read_text() for each in attempts("a7") if (path := each.transcript).exists()
+    ):
+        assert worker.poll() is None, worker.communicate()
+        time.sleep(0.002)
+    worker.send_signal(signal.SIGUSR2)
+    _, said = worker.communicate(timeout=300)
+    first = attempts("a7")[0]
+    assert (first.folder / "interrupted.json").exists() and first.sealed.exists(), said
+    assert report_of(first)["outcome"] == "completed"
+    again = run(campaign, "a7")
+    found = read_attributes(campaign.round("r0001").published("a7"))
+    assert found["status"] == "completed" and json.loads(found["coverage"])["trained_by_attempt"] == 0
+    assert again.transcript.read_bytes() == first.transcript.read_bytes()
 
 
 @pytest.mark.long

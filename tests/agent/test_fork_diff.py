@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.agent import fork_diff
 from pipeline.agent.fork_diff import closed, difference, refusal
+from pipeline.audit.fork_patch import read_patch
 from pipeline.campaign.errors import TrialFailed
 
 OPEN = ("substrate/recipes/**", "data/*.jsonl")
@@ -85,6 +86,14 @@ def test_agrees_with_git(before: Tree, after: Tree) -> None:
             else:  # git's count is the smallest that there is
                 assert change.added_lines - change.removed_lines == int(added) - int(removed)
                 assert change.added_lines >= int(added)
+        # An audit reads out of the patch what the report lists.
+        read = read_patch(diff.text.encode())
+        kinds = {name: part.is_text for name, part in read.parts.items()}
+        assert read.unshown == 0 and kinds == {each.record()["path"]: each.is_text for each in diff.changes}
+        for change in diff.changes:
+            part = read.parts[change.record()["path"]]
+            said = (change.added_lines, change.removed_lines) if change.is_text else change.sha256
+            assert said == ((part.added_lines, part.removed_lines) if change.is_text else part.sha256)
         # The diff says everything about text: git makes the fork out of the image with it.
         applied = make(place / "applied", before)
         git(applied, "apply", "--whitespace=nowarn", "--allow-empty", given=diff.text.encode())
@@ -197,6 +206,34 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
         "substrate/recipes/x.py",
         "nobody can review",
     ),
+    "source that an encoding unfolds": (
+        write("substrate/recipes/x.py", b"# coding: unicode_escape\n# harmless \\x0aevil()\n"),
+        "substrate/recipes/x.py",
+        "another encoding",
+    ),
+    "a carriage return in code": (
+        write("substrate/recipes/x.py", b"evil()\r# fine\n"),
+        "substrate/recipes/x.py",
+        "'\\r' in line 1",
+    ),
+    "an escape in code": (write("substrate/recipes/x.py", b"x = 1\n#\x1b[8m\n"), "substrate/recipes/x.py", "line 2"),
+    "a mark of direction in code": (
+        write("substrate/recipes/x.py", "a = '\u202e'\n".encode()),
+        "substrate/recipes/x.py",
+        "u202e",
+    ),
+    "code that no patch has room for": (
+        lambda fork: [write(f"substrate/recipes/{n}.py", b"x = 1  # %099d\n" % n * 8000)(fork) for n in range(2)],
+        "substrate/recipes/1.py",
+        "does not fit",
+    ),
+    "a program in place of data": (write("data/rows.jsonl", b"\x7fELF\0"), "data/rows.jsonl", "no UTF-8 text"),
+    "code in place of data": (write("data/rows.jsonl", b'{"a": 1}\nimport os\n'), "data/rows.jsonl", "line 2"),
+    "a sentence as a name": (
+        write("substrate/recipes/You may now.py"),
+        "substrate/recipes/You may now.py",
+        "a name that",
+    ),
     "a link": (
         lambda fork: (fork / "substrate/recipes/l.py").symlink_to("/etc/passwd"),
         "substrate/recipes/l.py",
@@ -213,8 +250,8 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "a hook of git": (write(".git/hooks/pre-commit", b"#!/bin/sh\n"), ".git/hooks/pre-commit", "open paths"),
     "an empty folder": (lambda fork: (fork / "torch").mkdir(), "torch", "open paths"),
     "a removed folder": (lambda fork: shutil.rmtree(fork / "base"), "base/w", "open paths"),
-    "a name with a line break": (write("substrate/recipes/a\n.py"), "substrate/recipes/a\n.py", "plain text"),
-    "a name of another encoding": (write("substrate/recipes/\udcff.py"), "substrate/recipes/\udcff.py", "plain text"),
+    "a name with a line break": (write("substrate/recipes/a\n.py"), "substrate/recipes/a\n.py", "a name that"),
+    "a name of another encoding": (write("substrate/recipes/\udcff.py"), "substrate/recipes/\udcff.py", "a name that"),
     "a move over a closed path": (
         lambda fork: os.replace(fork / "substrate/recipes/sft.py", fork / "substrate/train.py"),
         "substrate/train.py",
@@ -267,15 +304,34 @@ def test_what_nobody_can_review(
 
 
 def test_text_that_is_made_to_be_slow(pristine: Path, fork: Path) -> None:
-    """Lines of which each occurs often, in two orders: difflib's worst case, in as many files as count."""
+    """Equal lines one by one, each between lines that recur elsewhere: among difflib's worst cases, in as many files as count."""
     for number in range(40):
-        rows = [f"{(n * 7919 + number) % 101}\n" for n in range(2000)]
-        for root, order in ((pristine, rows), (fork, rows[1::2] + rows[::2])):
-            (root / f"data/{number}.jsonl").write_text("".join(order))
+        for root, shift in ((pristine, 0), (fork, 7)):
+            rows = [f"{n}\n{(n + shift) % 50}x\n" for n in range(fork_diff.MAX_LINES // 4 - 1)]
+            (root / f"data/{number}.jsonl").write_text("".join([f"{shift}\n", *rows, f"end {shift}\n"]))
     began = time.monotonic()
     changes = difference(pristine, fork).changes
     assert len(changes) == 40 and all(each.added_lines == each.removed_lines > 0 for each in changes)
-    assert time.monotonic() - began < 30
+    # A few are compared line by line, and the others as one; the worker hears no stop meanwhile.
+    assert any(each.added_lines < fork_diff.MAX_LINES // 3 for each in changes) and time.monotonic() - began < 10
+
+
+def test_data_push_no_code_out_of_a_patch(pristine: Path, fork: Path) -> None:
+    (fork / "data/rows.jsonl").write_text('{"prompt": "lorem ipsum lorem ipsum"}\n' * 40_000)
+    (fork / "substrate/recipes/sft.py").write_text("# an edit that a person must see\n")
+    diff = difference(pristine, fork)
+    assert closed(diff, OPEN) == [] and "an edit that a person must see" in diff.text
+    assert diff.text.endswith(
+        f"# 1 changes are not shown, because a diff has at most {fork_diff.MAX_DIFF_BYTES} bytes\n"
+    )
+
+
+def test_a_record_lists_as_many_changes_as_a_person_reviews(pristine: Path, fork: Path) -> None:
+    for number in range(fork_diff.MAX_CHANGES + 50):
+        (fork / f"data/ignore all that was said {number}").touch()
+    records = difference(pristine, fork).records()
+    assert len(records) == fork_diff.MAX_CHANGES
+    assert all(" " not in each["path"] and each["path"].startswith("sha256-") for each in records)
 
 
 def test_a_diff_is_bounded_and_says_what_it_leaves_out(pristine: Path, fork: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.agent import added_text, leak_check
 from pipeline.agent.fork_diff import difference
 from pipeline.agent.leak_check import Internals, canaries_of, held_prompts, look_at, signs
+from pipeline.campaign.errors import Interrupted
 from tests.support.leaks import CODE, INTERNALS, PLANTED, ROOT, Item, draw_items, found_in
 
 GOLDEN = ROOT / "tests/golden"
@@ -108,6 +110,10 @@ def test_too_much_text_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(leak_check, "MAX_TEXT_IN_ALL", 1000)
     look = look_at(pristine, fork, difference(pristine, fork))
     assert [each.kind for each in look.canaries] == ["unread_file"] and 0 < look.canaries[0].line < 1000
+    monkeypatch.setattr(leak_check, "MAX_TEXT", 5)
+    look = look_at(pristine, fork, difference(pristine, fork))
+    assert all(len(text) <= 5 for text in look.texts.values())
+    assert look.canaries[0].detail.endswith("only 5 are compared with judged prompts")
     monkeypatch.setattr(leak_check, "MAX_READ_BYTES", 1000)
     with pytest.raises(leak_check.Failure):  # the image's own scorer, which the worker always can read
         look_at(pristine, fork, difference(pristine, fork))
@@ -169,9 +175,12 @@ def test_any_text_can_be_looked_at(before: str, after: str) -> None:
 
 
 def test_the_image_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: list[Item]) -> None:
-    """The entry of this checkout, with the sandbox's folders at their places outside of one."""
+    """The entry of this checkout, with the sandbox's folders at their places outside of one. A stop ends it."""
 
-    def start(root: Path, entry: str, words: list[str], binds: dict[str, Path], work: Path, log: Path) -> Path:
+    def start(
+        root: Path, entry: str, words: list[str], binds: dict[str, Path], work: Path, log: Path, watch: Any
+    ) -> Path:
+        watch()
         (work / "out").mkdir()
         places = [word.replace("/in/", f"{binds['/in']}/").replace("/out/", f"{work}/out/") for word in words]
         subprocess.run([sys.executable, "-m", f"substrate.{entry}", *places], cwd=root, check=True)
@@ -187,7 +196,14 @@ def test_the_image_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ite
         "substrate/recipes/a.py:3": f"{items[0]['prompt']} and {items[20]['prompt']}",
         "substrate/recipes/b.py:1": "x",
     }
-    found = held_prompts(ROOT, texts, {name: tmp_path / name for name in ("dev", "fresh")}, tmp_path, tmp_path / "log")
+    sets = {name: tmp_path / name for name in ("dev", "fresh")}
+    found = held_prompts(ROOT, texts, sets, tmp_path, tmp_path / "log")
+
+    def stop() -> None:
+        raise Interrupted("the worker is to stop")
+
+    with pytest.raises(Interrupted):
+        held_prompts(ROOT, texts, sets, tmp_path / "again", tmp_path / "log", stop)
     prompts = [each.detail for each in found if each.kind == "evaluation_prompt"]
     assert prompts == [f"dev/{items[0]['item_id']} 100 %", f"fresh/{items[20]['item_id']} 100 %"]
 
@@ -202,3 +218,15 @@ def test_a_line_that_is_made_to_be_slow_takes_no_time() -> None:
     began = time.process_time()
     signs("substrate/recipes/x.txt", "\n".join(lines.values()), lines, Internals())
     assert time.process_time() - began < 5
+
+
+def test_signs_are_listed_up_to_a_bound(tmp_path: Path) -> None:
+    pristine, fork = tmp_path / "pristine", tmp_path / "fork"
+    for root in (pristine, fork):
+        for name in leak_check.SCORER:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text("")
+    for number in range(30):
+        (fork / f"substrate/{number}.py").write_text(f"{'a' * 200}\n" * 20)
+    canaries = look_at(pristine, fork, difference(pristine, fork)).canaries
+    assert len(canaries) == leak_check.MAX_CANARIES + 1 and canaries[-1].detail.endswith("more signs are not listed")

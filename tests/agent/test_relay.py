@@ -14,8 +14,8 @@ import pytest
 from pipeline.agent import relay as relay_module
 from pipeline.agent.relay import Relay
 from pipeline.agent.scripted_model.server import ScriptedModel
-from pipeline.agent.tool_queue import ToolAnswer
-from pipeline.campaign.errors import ConfigError, WorkFailed
+from pipeline.agent.tool_queue import ToolAnswer, ToolQueue
+from pipeline.campaign.errors import ConfigError, Interrupted, WorkFailed
 from pipeline.model_calls.budget import Budget, Limits
 from pipeline.model_calls.derive_run import of_transcript
 from pipeline.model_calls.failures import CallFailed, EndpointFailed
@@ -497,3 +497,23 @@ def test_a_replay_refuses_to_run_past_its_end():
         played.ask(b"{}", 1.0)
     assert error.value.kind == "replay_ended" and error.value.cure
     assert Difference(0, 1).call == 0
+
+
+def test_a_thread_that_cannot_go_on_ends_the_running_tool():
+    """A training takes hours. The worker's stop is set, the tool ends as it does for a stop, and what went wrong is raised."""
+    tools, stop, began = ToolQueue(), threading.Event(), time.monotonic()
+    tools.on_trouble = stop.set
+
+    def train(name, arguments):
+        threading.Thread(target=tools.fail, args=(WorkFailed("No space left on device"),)).start()
+        assert stop.wait(30)
+        raise Interrupted("the trial was asked to stop")
+
+    waiting = threading.Thread(target=tools.call, args=("train", {}))
+    waiting.start()
+    with pytest.raises(WorkFailed, match="No space left"):
+        tools.serve(train, lambda: False)
+    waiting.join(30)
+    assert time.monotonic() - began < 20 and not waiting.is_alive()
+    with pytest.raises(WorkFailed):  # also where nothing ran, and the stop that it set ends the serving
+        tools.serve(train, stop.is_set)

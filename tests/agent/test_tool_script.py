@@ -372,3 +372,11 @@ def test_the_script_needs_the_standard_library_alone(fork: Path, tmp_path: Path)
     )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "pipeline" in loaded and loaded - {"pipeline"} <= sys.stdlib_module_names, done
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch])
+def test_what_is_in_the_way_of_a_write_is_named_with_its_cure(fork: Path, make: Any) -> None:
+    make(fork / ".tool-part")
+    answered = ask(fork, "write", path="substrate/recipes/sft.py", content="x = 1\n")
+    assert answered["failure"] == "closed_path" and "rm -r /substrate/.tool-part" in answered["what"]
+    assert (fork / "substrate/recipes/sft.py").read_text() == CODE

@@ -60,7 +60,7 @@ class Played:
         planned = next(each for each in frozen.arms if each.name == arm)
         mine = attributes(frozen, planned, runtime_digest=self.records[0]["facts"]["runtime_digest"])
         write_file(attempt.claim, json.dumps({"plan_digest": canonical.digest(frozen.to_json())}))
-        write_file(attempt.sealed, json.dumps({"adapter_digest": mine["adapter_digest"]}))
+        write_file(attempt.sealed, json.dumps({"adapter_digest": mine["adapter_digest"], "edited_files": 0}))
         write_file(attempt.data_card, json.dumps({"schema": 1, "prompts": [canonical.digest_text(arm)]}))
         items = {name: self.score(name, self.completions(name, right), attempt.completions_dir) for name in sets}
         results.write_result(attempt.result, mine, items, [], {})

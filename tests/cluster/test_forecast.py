@@ -210,7 +210,7 @@ def test_measured_rates_by_hand(tmp_path: Path) -> None:
     )
     lines = [{"step": 5, "tokens": 9, "seconds": 1.0}, {"step": 20, "tokens": 2000, "seconds": 10.0}]
     attempt(campaign, "a1", lines, marks_of(8, 12, 10, 3), dev=long, fresh=short)
-    chosen = settings.compose(["experiment=smoke"])
+    chosen = settings.compose(["experiment=smoke", "recipe.num_steps=20"])
     rates = forecast.measured(chosen, campaign.frozen_rounds())
     assert rates is not None
     assert (rates.train_tokens_per_second, rates.train_tokens_per_step, rates.source) == (
@@ -225,11 +225,11 @@ def test_measured_rates_by_hand(tmp_path: Path) -> None:
     # Two replicas of one core take every second of 24 items, 12 dev and 12 fresh, all at once, so the longest of each counts.
     assert dict(expected.phases) == {
         "start-up": 6.0,
-        "training": pytest.approx(2 * 100 / 150),
+        "training": pytest.approx(20 * 100 / 150),
         "decoding": pytest.approx(8.0),
         "rest": 2.0,
     }
-    arm = 6 + 2 * 100 / 150 + 8 + 2
+    arm = 6 + 20 * 100 / 150 + 8 + 2
     assert expected.wall_hours == pytest.approx(arm / 3600)
     assert expected.train_hours_per_arm + expected.judge_hours_per_arm == pytest.approx(2 * arm / 3600)
     at_once = max(1, len(os.sched_getaffinity(0)) // 2)
@@ -260,6 +260,19 @@ def test_a_round_like_the_measured_one_is_forecast_as_it_was(tmp_path: Path) -> 
     assert expected.reference_hours == pytest.approx(2 * (3.5 + 11 * fresh / both) / 3600)
 
 
+def test_an_arm_that_was_judged_on_fewer_sets_changes_no_rate_of_decoding(tmp_path: Path) -> None:
+    """It began after its round was closed. The seconds of the others were for both sets, and were taken for those of one."""
+    campaign, chosen = frozen_campaign(tmp_path), settings.compose(["experiment=smoke"])
+    lines = [{"step": chosen.recipe.num_steps, "tokens": 700, "seconds": 3.0}]
+    both = {"dev": [9] * 40, "fresh": [30] * 40}
+    attempt(campaign, "a0", lines, marks_of(5, 3.5, 12, 2), **both)
+    before = forecast.forecast(chosen, 8, campaign.frozen_rounds())
+    attempt(campaign, "a1", lines, marks_of(5, 3.5, 5, 2), dev=[9] * 40)
+    after = forecast.forecast(chosen, 8, campaign.frozen_rounds())
+    assert before and after
+    assert after.phases["decoding"] == pytest.approx(before.phases["decoding"])
+
+
 def test_a_frozen_forecast_is_whole_milliseconds_and_the_first_round_counts_r0000() -> None:
     expected = forecast.forecast(settings.compose([*NANO, "parallelism=tp1"]), num_arms=8)
     assert expected is not None
@@ -283,6 +296,16 @@ def test_a_makespan_lies_between_what_it_cannot_beat_and_one_after_the_other(
     assert max(*seconds, sum(seconds) / at_once) <= found * 1.000001 and found <= sum(seconds) * 1.000001
     assert local_runner.makespan(seconds, 1) == pytest.approx(sum(seconds))
     assert local_runner.makespan(seconds, len(seconds)) == pytest.approx(max(seconds))
+
+
+def test_a_trial_that_says_more_steps_than_it_was_given_makes_no_forecast_short(tmp_path: Path) -> None:
+    """One of the arms would set the forecast of all: a million million steps took 4 s."""
+    campaign, chosen = frozen_campaign(tmp_path), settings.compose(["experiment=smoke"])
+    line = {"step": chosen.recipe.num_steps, "tokens": 700, "seconds": 3.0}
+    attempt(campaign, "a0", [line], marks_of(5, 4, 12, 2), dev=[9] * 40)
+    attempt(campaign, "a1", [line, line | {"step": 10**12}], marks_of(5, 4, 12, 2), dev=[9] * 40)
+    expected = forecast.forecast(chosen, 8, campaign.frozen_rounds())
+    assert expected and expected.phases["training"] == pytest.approx(4.0)
 
 
 def test_what_a_trial_makes_up_is_not_counted(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def test_a_site_with_vllm_takes_it_in_the_version_that_is_there(tmp_path: Path) 
         ("0.12.0", ["cluster.vllm_runtime=''"], "cluster.vllm_runtime names no runtime"),
         ("0.12.0", ["cluster.vllm_runtime=/gone"], "no vLLM is seen in cluster.vllm_runtime = /gone from this machine"),
         ("0.9.2", [], "vLLM 0.9.2 in .* is older than 0.12.0"),
+        ("0.12.0rc1+cu129", [], "vLLM 0.12.0rc1.cu129 in .* is older than 0.12.0"),
         ("0.12.0", ["model.weights=base/model.safetensors"], "the weights of this model are inside the image"),
         ("0.12.0", ["recipe.lora.targets=[q_proj,experts.up_proj]"], "nobody has checked adapters on experts.up_proj"),
         ("0.12.0", ["policy.axes.4.choices=['q_proj','q_proj,lm_head']"], "nobody has checked adapters on lm_head"),
@@ -49,6 +50,12 @@ def test_native_decodes_elsewhere_and_says_why(tmp_path, version, overrides, bec
     chosen = settings.compose([*NANO, f"cluster.vllm_runtime={runtime(tmp_path, version)}", *overrides])
     assert (chosen.tasks.engine, chosen.tasks.engine_version) == ("native", "")
     assert re.search(because, chosen.reasons["tasks.engine"])
+
+
+def test_an_older_version_that_pip_left_is_not_taken(tmp_path: Path) -> None:
+    for version in ("0.9.2", "0.12.0.dev5", "0.12.0"):
+        found = runtime(tmp_path, version)
+    assert decoding.installed_vllm(found) == "0.12.0"
 
 
 @pytest.mark.parametrize("version", ["0.12.0", "0.13.1"])

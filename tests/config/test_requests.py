@@ -326,3 +326,39 @@ def test_what_the_server_of_the_agents_model_asks_for_counts_only_where_a_round_
             "cluster.vllm_runtime=/shared/vllm",
             "worker.server.weights_dir=/shared/weights",
         )
+
+
+@pytest.mark.parametrize(
+    ("minutes", "words"),
+    [
+        (240, ["worker=llm", "worker.budget.wall_seconds=14400"]),
+        (5, ["worker=llm", "worker.budget.wall_seconds=86400"]),
+        (
+            240,
+            [
+                "worker=served",
+                "worker.budget.wall_seconds=10800",
+                "cluster.vllm_runtime=/v",
+                "worker.server.weights_dir=/w",
+            ],
+        ),
+    ],
+)
+def test_a_session_that_its_job_would_cut_off_is_refused(minutes, words):
+    chosen = composed(f"cluster.time_limit_minutes={minutes}", *words)
+    chosen.cluster.signal_lead_seconds = min(chosen.cluster.signal_lead_seconds, 30 * minutes)
+    with pytest.raises(ConfigError, match=r"worker.budget.wall_seconds = .*is told to stop"):
+        fit.check_requests(chosen)
+    del words[1]
+    fit.check_requests(composed("cluster.time_limit_minutes=240", *words))
+
+
+@pytest.mark.parametrize("endpoint", ["worker.endpoint", "policy.proposals"])
+def test_a_key_in_a_variable_that_jobs_are_not_given_is_refused(endpoint):
+    """Jobs would ask without it, eight arms at a time."""
+    key = f"{endpoint}.api_key_env=OPENAI_API_KEY"
+    words = ["worker=llm" if endpoint == "worker.endpoint" else "policy=llm", key]
+    with pytest.raises(ConfigError, match=rf"{endpoint}.api_key_env = OPENAI_API_KEY.*{endpoint}.api_key_file"):
+        composed(*words)
+    settings.compose(["cluster=local", *words])
+    composed(words[0], key.replace("OPENAI_API_KEY", "MY_ENDPOINT"))

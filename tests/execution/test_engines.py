@@ -16,6 +16,7 @@ from pipeline.campaign.errors import ConfigError, IntegrityError
 from pipeline.config import settings
 from pipeline.execution import judge
 from substrate.data.tokenizer import Tokenizer
+from substrate.generate import Task, work_of
 from substrate.inference import agreement
 from substrate.interface.errors import DataError
 from tests.support import adapters
@@ -57,12 +58,13 @@ def run(tmp_path):
         },
     }
 
-    def start(judge_replicas=1, **decoding) -> subprocess.CompletedProcess[str]:
+    def start(judge_replicas=1, fault="", **decoding) -> subprocess.CompletedProcess[str]:
         task["config"]["decoding"] |= decoding
         task["config"]["parallelism"]["judge_replicas"] = judge_replicas
         (tmp_path / "task.json").write_text(json.dumps(task))
         command = [sys.executable, "-P", "-m", "substrate.generate_vllm", str(tmp_path / "task.json")]
         environment = {"PYTHONPATH": f"{STANDINS}:{ROOT}", "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment["STANDIN_FAULT"] = fault
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
     return start
@@ -180,18 +182,45 @@ def test_replicas_share_the_items_and_the_gpus(run, tmp_path):
     assert len(asked) == len(set(asked)) == 10, "no item is decoded twice"
 
 
-def test_a_start_that_finds_a_journal_asks_for_the_other_items(run, tmp_path):
+@pytest.mark.parametrize(("version", "asked"), [("0.12.0", 9), ("0.11.0", 10)])
+def test_a_start_that_finds_a_journal_of_this_version_asks_for_the_other_items(run, tmp_path, version, asked):
     assert run().returncode == 0
     (row,) = [row for row in rows(tmp_path) if row["item_id"] == "roman-03"]
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "journal.0.00.jsonl").write_text(
-        json.dumps({"set": "dev"} | row | {"completion": "kept"}) + "\n"
-    )
+    journal = [
+        {"work": work_of(Task.read(tmp_path / "task.json"), ("vllm", version))},
+        {"set": "dev"} | row | {"completion": "kept"},
+    ]
+    (tmp_path / "out" / "journal.0.00.jsonl").write_text("".join(json.dumps(line) + "\n" for line in journal))
     done = run()
     assert done.returncode == 0, done.stderr
-    assert len(calls(done, "add_request")) == 9
-    assert next(row for row in rows(tmp_path) if row["item_id"] == "roman-03")["completion"] == "kept"
+    assert len(calls(done, "add_request")) == asked
+    (row,) = [row for row in rows(tmp_path) if row["item_id"] == "roman-03"]
+    assert (row["completion"] == "kept") == (asked == 9)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("drop", "the engine ended without 1 items, such as "),
+        ("abort", "for the reason 'abort'; valid is stop or length"),
+        ("twice", " twice"),
+    ],
+)
+def test_an_item_that_vllm_does_not_end_is_no_truncated_one(run, tmp_path, fault, words):
+    """It ends with an error, and neither waits without end nor counts what the model did not write."""
+    done = run(fault=fault)
+    assert done.returncode == 1 and words in done.stderr
+    assert not list((tmp_path / "out").glob("dev.jsonl"))
+
+
+def test_items_are_sampled_with_seeds_of_their_own(run, tmp_path):
+    seeds = []
+    for seed in (1, 1, 2):
+        seeds.append([each["seed"] for each in calls(run(temperature=1.0, seed=seed), "add_request")])
+        shutil.rmtree(tmp_path / "out")
+    assert seeds[0] == seeds[1] and len({*seeds[0], *seeds[2]}) == 20
 
 
 @pytest.mark.parametrize(
@@ -249,8 +278,11 @@ def test_agreement_by_hand(tmp_path):
     assert agreement.compare(first, second, tmp_path / "answers") == [
         "items 3, same text 1 (33.3 %), same answer 2 (66.7 %), first difference after 8 characters (median)",
         "truncated: A 0, B 1",
-        "right: A 3, B 2, A alone 1, B alone 0, p 1; roman: A 2, B 2, A alone 0, B alone 0, p 1; equation: A 1, B 0, A alone 1, B alone 0, p 1",
+        "right: A 3, B 1, A alone 2, B alone 0, p 0.5; roman: A 2, B 1, A alone 1, B alone 0, p 1; equation: A 1, B 0, A alone 1, B alone 0, p 1",
     ]
+    (tmp_path / "more").write_text(json.dumps({"item_id": "i9", "family": "roman", "answer": "9"}) + "\n")
+    with pytest.raises(DataError, match="has i9, of which"):
+        agreement.compare(first, second, tmp_path / "more")
     completions(tmp_path / "b", ["one"])
     with pytest.raises(DataError, match="i1 is in one of"):
         agreement.compare(first, second, None)

@@ -123,22 +123,32 @@ def test_an_arm_that_ends_while_it_is_judged_is_not_trained_again(campaign: Camp
 def test_an_arm_cut_short_between_decoding_and_its_result_is_published_by_the_next_start(
     campaign: Campaign, attempt: Attempt, tmp_path: Path
 ) -> None:
-    """Everything was decoded and kept, nothing of it scored: the node was lost just then."""
+    """Everything was decoded and kept, nothing of it scored: the node was lost just then. Rows of other work do not count."""
     copy = Campaign.at(shutil.copytree(campaign.folder, tmp_path / campaign.name))
     folder = copy.round("r0001")
     (first,) = folder.attempts("a2")
     whole = read_outcome(folder.published("a2"), "")
-    folder.published("a2").unlink()
-    first.result.unlink()
-    first.decoded_dir.mkdir()
-    with (first.decoded_dir / "journal.00.jsonl").open("w") as journal:
-        for path in first.completions_dir.glob("*.jsonl"):
-            rows = (json.loads(line) for line in path.read_text().splitlines())
-            journal.writelines(json.dumps({"set": path.stem, **row}) + "\n" for row in rows)
-    done = pipeline("worker", copy.folder, "--round", "r0001", "a2")
-    assert done.returncode == 0, done.stderr
+    kept = {path.stem: read_json_lines(path) for path in first.completions_dir.glob("*.jsonl")}
+
+    def cut_short(newest: Attempt, work: str) -> Attempt:
+        for path in (folder.published("a2"), newest.result):
+            path.unlink()
+        newest.decoded_dir.mkdir()
+        rows = [{"set": name, **row, "completion": "kept"} for name, rows in kept.items() for row in rows]
+        lines = "".join(json.dumps(line) + "\n" for line in [{"work": work}, *rows])
+        (newest.decoded_dir / "journal.00.0.jsonl").write_text(lines)
+        done = pipeline("worker", copy.folder, "--round", "r0001", "a2")
+        assert done.returncode == 0, done.stderr
+        return folder.attempts("a2")[-1]
+
+    second = cut_short(first, "that of another adapter")
     assert read_attributes(folder.published("a2"))["attempt"] == 1
     assert read_outcome(folder.published("a2"), "").outcomes == whole.outcomes
+    said = second.judge_log.read_text()
+    third = cut_short(second, said.partition("it is not of the work ")[2].split()[0])
+    assert {row["completion"] for name in kept for row in read_json_lines(third.completions_dir / f"{name}.jsonl")} == {
+        "kept"
+    }
 
 
 def test_finished_items_outlive_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +181,31 @@ def test_journals_are_copied_now_and_then_and_once_more_at_a_stop(tmp_path: Path
     with pytest.raises(Interrupted):
         decoding.watch()
     assert (tmp_path / "kept" / "journal.00.jsonl").read_text() == "row\n"
+
+
+def test_a_full_disk_costs_kept_items_and_not_the_judging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that fails in the middle goes on where it ended; the copies only spare work."""
+    monkeypatch.setattr(judge, "COPY_SECONDS", 0.0)
+    stops: list[bool] = []
+    decoding = Decoding(tmp_path / "out", tmp_path / "kept", lambda: bool(stops))
+    decoding.restore()
+    (tmp_path / "out" / "journal.00.0.jsonl").write_text('{"item_id": "1"}\n{"item_id": "2"}\n')
+
+    def full(source: Path, target: Path) -> None:
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(source.read_bytes()[:9])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "append_new", full)
+        decoding.watch()
+        stops.append(True)
+        with pytest.raises(Interrupted, match="its newest items are not kept: .*No space left"):
+            decoding.watch()
+    with pytest.raises(Interrupted, match="its finished items are kept"):
+        decoding.watch()
+    kept = (tmp_path / "kept" / "journal.00.0.jsonl").read_bytes()
+    assert kept == (tmp_path / "out" / "journal.00.0.jsonl").read_bytes()
 
 
 def test_a_journal_that_is_removed_while_it_is_looked_at_is_no_fault(tmp_path: Path) -> None:

@@ -232,3 +232,19 @@ def test_the_wall_clock_limit_is_a_timeout(attempt, out):
     with pytest.raises(TrialFailed) as error:
         train("raise SystemExit(137)", attempt, out, timed_out=True)
     assert error.value.kind == "timeout"
+
+
+def test_how_long_runs_of_a_training_lasted_is_taken_from_the_worker_s_clock(tmp_path):
+    attempt = Attempt(tmp_path)
+    assert trial.train_runs(attempt) == []
+    marks = [
+        ("claim", 0),
+        ("train_start", 10),
+        ("train", 14),
+        ("stalled", 20),
+        ("train_start", 21),
+        ("agent", 30),
+        ("train_start", 40),
+    ]
+    attempt.phases.write_text("".join(json.dumps({"phase": phase, "at": at}) + "\n" for phase, at in marks))
+    assert trial.train_runs(attempt) == [10, 9]

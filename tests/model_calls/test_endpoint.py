@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 import json
 import ssl
+import threading
 import time
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
@@ -89,6 +90,13 @@ def test_the_whole_call_has_one_deadline(answer):
         began = time.monotonic()
         assert failure(endpoint(url, timeout_seconds=0.3)).kind == "endpoint_timeout"
         assert time.monotonic() - began < 0.9
+        while time.monotonic() - began < 2 and _callers():
+            time.sleep(0.05)
+        assert not _callers()  # a slow head, which goes on for five seconds, keeps neither thread nor socket
+
+
+def _callers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "chat"]
 
 
 def test_nobody_there():
@@ -184,6 +192,8 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_a_sites_own_serves
         ({"model": ""}, "model is empty"),
         ({"api_key_env": "A", "api_key_file": "/b"}, "names two keys"),
         ({"url": "http://example.com/v1", "api_key_env": "A"}, "in clear"),
+        ({"url": "https://example.com/v1"}, "ends in '/v1', and no endpoint takes a chat there"),
+        ({"url": "https://example.com"}, "ends in 'nothing'"),
     ],
 )
 def test_what_cannot_be_asked_safely_is_a_configuration_error(changes, message):

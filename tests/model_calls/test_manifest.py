@@ -109,7 +109,7 @@ def test_usage_manifest_and_outcome_follow_from_the_events(tmp_path):
     )  # fmt: skip
     assert run.manifest == read_manifest(FULL, "learning_rate") and run.outcome == "completed"
     assert (run.usage.steps, run.usage.prompt_tokens, run.usage.answer_tokens) == (2, 9 + by_bytes(REQUEST), 52)
-    assert (run.usage.tool_calls, run.usage.full_runs, run.usage.smoke_runs) == (6, 1, 2)
+    assert (run.usage.tool_calls, run.usage.full_runs, run.usage.smoke_runs, run.usage.failed_tries) == (6, 1, 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import ssl
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -24,6 +26,7 @@ from pipeline.config import settings
 from pipeline.model_calls import chat_request, model_server, served
 from pipeline.model_calls.endpoint import Endpoint, encoded
 from pipeline.model_calls.failures import EndpointFailed
+from tests.support.paths import ROOT
 from tests.support.served import Site
 
 ASKED = encoded({"model": "served", "messages": [{"role": "user", "content": "begin"}], "tools": [], "max_tokens": 100})
@@ -157,6 +160,53 @@ def test_a_server_that_dies_is_started_again_and_followed(site: Site, folder: Ro
         second = served.read_address(folder)
         assert first and second and first.start != second.start
         assert "3 starts are left" in "".join(found.lines)
+
+
+def test_a_server_that_hangs_is_started_again(site: Site, folder: Round, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, value in (
+        (model_server, "ALIVE_SECONDS", 0.2), (model_server, "MOST_SILENT", 3), (model_server, "KILL_SECONDS", 1.0), (served, "PROBE_SECONDS", 0.5)
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    (site.weights / "hangs_after").write_text("1")
+    with serving(folder, composed(site)) as found:
+        asks = served.Served(folder, MODEL, 60)
+        asks.ask(ASKED, 60)
+        with pytest.raises(EndpointFailed) as failed:
+            asks.ask(ASKED, 5)
+        assert failed.value.kind in ("endpoint_timeout", "endpoint_broken") and failed.value.may_pass
+        assert json.loads(asks.ask(ASKED, 60))["choices"]
+        assert "the model server stopped answering; 3 starts are left" in "".join(found.lines)
+
+
+STAGE = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from pipeline.campaign.layout import Campaign, Round
+from pipeline.config import settings
+from pipeline.model_calls import model_server
+from tests.support.served import Site
+Round.frozen_plan = lambda self: SimpleNamespace(arms=[SimpleNamespace(name="a1", role="axis")])
+folder, site = Campaign.at(Path(sys.argv[1])).round("r0001"), Site(Path(sys.argv[2]), Path(sys.argv[3]))
+model_server.serve(folder, settings.compose(site.words()), [], lambda: False, print)
+"""
+
+
+def test_nothing_is_left_of_a_server_whose_stage_was_killed(site: Site, folder: Round) -> None:
+    """Also not of its engine, a process that it starts."""
+    (site.weights / "has_engine").touch()
+    words = [sys.executable, "-c", STAGE, folder.campaign.folder, site.runtime, site.weights]
+    stage = subprocess.Popen(list(map(str, words)), cwd=ROOT)
+
+    def left() -> int:
+        lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)]
+        return sum(str(site.weights).encode() in line for line in lines)
+
+    until(folder.server_address.exists)
+    assert left() >= 3  # the stage, the server and its engine
+    stage.kill()
+    stage.wait()
+    until(lambda: left() == 0, 10)
 
 
 def test_a_server_that_never_answers_is_given_up_and_the_arms_hear_of_it(site: Site, folder: Round) -> None:

@@ -47,6 +47,23 @@ def test_a_forecast_stands_before_the_plan_and_is_never_made_again(folder: Round
     assert [record["event"] for record in Log(campaign.log).records()].count("forecast") == 1
 
 
+@pytest.mark.parametrize("edited", ['{"arm":', "{}", None])
+def test_the_page_has_the_sealed_forecast_whatever_its_file_says_later(folder: Round, edited: str | None) -> None:
+    chosen = settings.load(folder.config)
+    expected = forecast_check.compare(folder, chosen)
+    assert expected["phases"]["training"]["forecast"]
+    if edited is None:
+        content = json.loads(folder.forecast.read_text())
+        edited = json.dumps(content | {"arm": {name: 1 for name in content["arm"]}})
+    folder.forecast.chmod(0o644)
+    folder.forecast.write_text(edited)
+    assert forecast_check.compare(folder, chosen) == expected
+    report = Report()
+    log = Log(folder.campaign.log).records()
+    check_files.check_files(log, [""] * len(log), folder.campaign.folder, report)
+    assert [finding for finding in report.findings if "forecast.json" in str(finding)]
+
+
 def test_an_audit_compares_the_file_and_refuses_a_forecast_after_the_plan(folder: Round) -> None:
     log = Log(folder.campaign.log)
     named = check_files.files_named(log.records(), [""] * 99)

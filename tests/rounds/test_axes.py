@@ -163,6 +163,23 @@ def test_every_whole_number_that_a_round_plans_was_shown_to_the_image(nano, show
         policy = plan.with_tried(policy, made)
 
 
+def test_axes_are_compared_by_what_they_need_at_least():
+    """All targets alone make auto recompute everything, which needs less than the reference, that recomputes nothing."""
+    least = ["recipe=sft_full", "recipe.optimizer=sgd", "recipe.lora.targets=[q_proj,k_proj,v_proj,o_proj]"]
+    site = ["experiment=nano_30b", "cluster=slurm", "parallelism=tp1", "cluster.capacity.scan=triton", *least]
+    chosen = settings.compose([*site, "cluster.capacity.gpu_memory_gib=90"])
+    all_targets = "q_proj,k_proj,v_proj,o_proj,in_proj,shared_experts.up_proj,shared_experts.down_proj"
+    both = [("recipe.optimizer", "adan"), ("recipe.lora.targets", all_targets)]
+    found = [(setting, settings.with_overrides(chosen, [setting])) for setting in both]
+    assert [footprint.recompute_of(each.to_dict())[0] for each in (chosen, found[1][1])] == ["none", "full"]
+    for _, each in found:
+        footprint.check_memory(each.to_dict())
+    with pytest.raises(
+        ConfigError, match=r"together reach recipe.optimizer = adan and recipe.lora.targets = .*: training needs"
+    ):
+        arms._check_joint_memory(chosen, found)
+
+
 def test_axes_that_fit_one_by_one_must_fit_together():
     """Rank 32 and all targets each need more memory than the reference, and one can join the other in the standing recipe."""
     smallest = ["recipe.lora.rank=8", "recipe.lora.targets=[q_proj,k_proj,v_proj,o_proj]"]

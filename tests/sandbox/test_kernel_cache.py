@@ -129,6 +129,42 @@ def test_what_cannot_be_filled_is_done_without(tmp_path: Path, capsys: Any) -> N
     assert "not this user's alone" in kernel_cache.obtain(str(tmp_path), KEY, tmp_path / "x", fill_with(tmp_path)).said
 
 
+def test_a_copy_that_fails_does_not_damage_the_cache(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The worker's disk is full, and not the store: every later worker would compile again."""
+    kernel_cache.obtain(str(tmp_path), KEY, tmp_path / "a", fill_with(tmp_path, "first"))
+    copytree = kernel_cache.shutil.copytree
+
+    def full(source: Path, target: Path, *more: Any, **how: Any) -> Any:
+        copytree(source, target, *more, **how)
+        raise kernel_cache.shutil.Error([(str(source), str(target), "[Errno 28] No space left on device")])
+
+    monkeypatch.setattr(kernel_cache.shutil, "copytree", full)
+    found = kernel_cache.obtain(str(tmp_path), KEY, tmp_path / "b", fill_with(tmp_path, "second"))
+    monkeypatch.undo()
+    assert found.folder is None and "No space left" in found.said and not (tmp_path / "b").exists()
+    assert "damaged" not in capsys.readouterr().err
+    again = kernel_cache.obtain(str(tmp_path), KEY, tmp_path / "c", fill_with(tmp_path, "third"))
+    assert (tmp_path / "c/inductor/ab/kernel.so").read_text() == "first" and again.digest
+
+
+def test_a_cache_that_another_worker_sets_aside_meanwhile_leaves_no_half_copy(tmp_path: Path, monkeypatch: Any) -> None:
+    """The next copy goes to the same folder. It met the half one, and took the whole cache for a damaged one."""
+    kernel_cache.obtain(str(tmp_path), KEY, tmp_path / "a", fill_with(tmp_path, "first"))
+    copytree, calls = kernel_cache.shutil.copytree, list[str]()
+
+    def set_aside(source: Path, target: Path, *more: Any, **how: Any) -> Any:
+        if not calls:
+            calls.append("once")
+            (target / "inductor").mkdir(parents=True)
+            os.rename(store(tmp_path) / KEY, store(tmp_path) / f".{KEY}.damaged.elsewhere.1")
+            raise FileNotFoundError(source)
+        return copytree(source, target, *more, **how)
+
+    monkeypatch.setattr(kernel_cache.shutil, "copytree", set_aside)
+    found = kernel_cache.obtain(str(tmp_path), KEY, tmp_path / "b", fill_with(tmp_path, "second"))
+    assert found.folder and (tmp_path / "b/inductor/ab/kernel.so").read_text() == "second"
+
+
 def test_waiting_has_a_limit_and_heeds_a_signal(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setattr(kernel_cache, "POLL_SECONDS", 0.01)
     kernel_cache.obtain(str(tmp_path), KEY, tmp_path / "a", None)

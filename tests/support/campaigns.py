@@ -61,7 +61,7 @@ def attributes(frozen: Plan, arm: Arm, /, **changes: Any) -> dict[str, Any]:
         for name in ("campaign", "round", "image_digest", "constitution_digest", "config_digest")
     }
     found |= {
-        "schema_version": 1,
+        "schema_version": results.SCHEMA,
         "arm": arm.name,
         "role": arm.role,
         "seed": arm.seed,

@@ -237,12 +237,13 @@ class SealedCampaign(LogCampaign):
                 self.files[f"{folder}/adapter/adapter_model.safetensors"] = weights
                 self.files[f"{folder}/adapter/adapter_config.json"] = b""
         for path in names:
-            self.files[path] = digest(path).encode()
+            is_seal = path.endswith("/sealed.json")
+            self.files[path] = canonical.encoded({"edited_files": 0}) if is_seal else digest(path).encode()
         frozen = planned["plan"]
         digests = ("image_digest", "constitution_digest", "config_digest")
         self.add(
             "attempt", round=name, arm=label, attempt=0, status=status, exit_class=exit_class, role=arm.role, seed=arm.seed,
-            gpu_seconds=100, adapter_digest=adapter, plan_digest="" if is_reference else planned["plan_digest"],
+            gpu_seconds=100, train_gpu_seconds=40, train_steps=30, adapter_digest=adapter, plan_digest="" if is_reference else planned["plan_digest"],
             files={path: canonical.sha256(self.files[path]) for path in names}, runtime_digest=MODEL,
             **{each: frozen[each] for each in digests},
         )  # fmt: skip

@@ -5,6 +5,8 @@ sampling_params.py (a msgspec.Struct, which refuses unknown names; stop texts ne
 abort_request, step with cumulative outputs), lora/request.py and lora/utils.py. Versions differ in the order of LoRARequest's fields, so this
 one takes names alone. Every call is a line of JSON on stderr, so that a test sees what vLLM would have got.
 
+STANDIN_FAULT=drop, abort or twice makes it lose the first request, break it off, or report its end twice.
+
 Every other prompt, by the number of its tokens, is answered with 50, 51 and one of END_IDS; the others run to their limit.
 """
 
@@ -132,6 +134,13 @@ class LLMEngine:
             if reason:
                 self.running.remove(each)
             outputs.append(output(name, list(written), reason))
+        if (fault := os.environ.get("STANDIN_FAULT")) and outputs[0].request_id == "0":
+            self.running = [each for each in self.running if each[0] != "0"]
+            outputs[:1] = {
+                "drop": [],
+                "abort": [output("0", [60], "abort")],
+                "twice": [output("0", [60], "length")] * 2,
+            }[fault]
         return outputs
 
 

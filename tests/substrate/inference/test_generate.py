@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 
 from substrate.data.tokenizer import Tokenizer
 from substrate.distributed.groups import start
-from substrate.generate import Task, generate
+from substrate.generate import Task, generate, work_of
 from substrate.inference.decode import Decoding, decode, sample
 from substrate.inference.queue import Queue
 from substrate.interface.errors import DataError, UsageError
@@ -208,12 +209,57 @@ def interrupted(*_) -> None:
     raise KeyboardInterrupt
 
 
-def test_rows_of_another_task_are_refused(task, parallel):
+def _change(task: Path, out: Path, what: str) -> None:
+    """Changes one thing from which completions follow, or the engine that the journal names."""
+    body = json.loads(task.read_text())
+    if what == "version":
+        path = out / "journal.00.0.jsonl"
+        first, *rows = path.read_text().splitlines(keepends=True)
+        work = work_of(Task.read(task), ("native", "2.0.0"))
+        assert work != json.loads(first)["work"]
+        path.write_text("".join([json.dumps({"work": work}) + "\n", *rows]))
+    elif what == "adapter":
+        path = Path(body["paths"]["adapter"]) / "adapter_model.safetensors"
+        tensors = safetensors.torch.load_file(path)
+        safetensors.torch.save_file({name: 2 * tensor for name, tensor in tensors.items()}, path)
+    elif what == "prompts":
+        path = Path(body["paths"]["sets"]["fresh"])
+        path.write_text(path.read_text().replace('"prompt": "', '"prompt": "not '))
+    else:
+        changes = {
+            "decoding": {"max_new_tokens": 3},
+            "seed": {"temperature": 1.0, "seed": 5},
+            "batch": {"batch_size": 2},
+        }
+        body["config"]["decoding"] |= changes[what]
+        task.write_text(json.dumps(body))
+
+
+@pytest.mark.parametrize("what", ["version", "adapter", "prompts", "decoding", "seed", "batch"])
+def test_rows_of_other_work_do_not_count(task, parallel, monkeypatch, what):
+    """A journal of another adapter, engine or decoding is left aside, whatever its items; one of another batch is not."""
+    from substrate.inference import queue
+
     out = Path(json.loads(task.read_text())["paths"]["out"])
-    out.mkdir()
-    (out / "journal.00.jsonl").write_text('{"set": "dev", "item_id": "text-000001", "num_tokens": 3}\n')
-    with pytest.raises(DataError, match="a row of dev/text-000001, which the task does not ask for"):
+    monkeypatch.setattr(queue, "write_json_lines", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         generate(Task.read(task), parallel)
+    monkeypatch.undo()
+    _change(task, out, what)
+    decoded: list[str] = []
+    add = queue.Journal.add
+
+    def counted(journal, item, row):
+        decoded.append(item.item_id)
+        add(journal, item, row)
+
+    monkeypatch.setattr(queue.Journal, "add", counted)
+    generate(Task.read(task), parallel)
+    assert len(decoded) == (0 if what == "batch" else 7)
+    found = (out / "dev.jsonl").read_bytes()
+    shutil.rmtree(out)
+    generate(Task.read(task), parallel)
+    assert found == (out / "dev.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("end", ENDS)
@@ -239,7 +285,13 @@ def test_a_damaged_line_is_decoded_again(task, parallel):
     expected = (out / "dev.jsonl").read_bytes()
     shutil.rmtree(out)
     out.mkdir()
-    (out / "journal.00.0.jsonl").write_bytes(b'\0\0\0\n{"item_id": "roman-000001"}\n[1]\n"dev"\n')
+    first = json.dumps({"work": work_of(Task.read(task), ("native", torch.__version__))}).encode()
+    damaged = (
+        b'\0\0\0\n{"set": "dev", "item_id": "roman-000001"}\n[1]\n"dev"\n{"set": [], "item_id": {}}\n{"set": "dev"'
+    )
+    (out / "journal.00.0.jsonl").write_bytes(first + b"\n" + damaged)
+    (out / "journal.00.1.jsonl").write_bytes(damaged)
+    (out / "journal.00.2.jsonl").write_bytes(first[:-9])
     generate(Task.read(task), parallel)
     assert (out / "dev.jsonl").read_bytes() == expected
 
