@@ -73,13 +73,22 @@ def run_entry(root: Path, entry: str, arguments: Sequence[str], work: Path) -> N
         raise IntegrityError(f"substrate.{entry} ended with {done.returncode}: {' '.join(done.stderr.split()[-30:])}")
 
 
-def make_items(root: Path, seeds: Mapping[str, str], tasks: Mapping[str, Any], num_items: int, work: Path) -> Path:
+def make_items(
+    root: Path,
+    seeds: Mapping[str, str],
+    tasks: Mapping[str, Any],
+    num_items: int,
+    work: Path,
+    slices: Mapping[str, Any] | None = None,
+) -> Path:
     """Make the items of one set, as judge.make_items does in sandboxes. Returns `work`, with prompts.jsonl and answers.jsonl.
 
-    seeds: family -> seed. tasks: families and level. num_items: of each family.
+    seeds: family -> seed. tasks: families and level. num_items: of each family. slices: declared limits of dev's families.
     """
     folders = []
-    for number, config in enumerate(entries.item_configs(seeds, tasks["families"], tasks["level"], num_items)):
+    for number, config in enumerate(
+        entries.item_configs(seeds, tasks["families"], tasks["level"], num_items, slices=slices)
+    ):
         out, task = work / f"{number}", work / f"{number}.json"
         out.mkdir(parents=True)
         task.write_text(entries.task_text("items", config, {"exclude": str(root / entries.EXCLUDED), "out": str(out)}))
@@ -152,7 +161,14 @@ class Rescoring:
             if seeds is not None:
                 tasks, work = self.bases[round_name]["tasks"], self.scratch / f"{item_set}-{round_name}"
                 try:
-                    folder = make_items(self.root, seeds, tasks, tasks[f"num_{item_set}_per_family"], work)
+                    folder = make_items(
+                        self.root,
+                        seeds,
+                        tasks,
+                        tasks[f"num_{item_set}_per_family"],
+                        work,
+                        tasks.get("dev_slices") if item_set == "dev" else None,
+                    )
                     self.report.verified.append(
                         f"items of {item_set} of {round_name}, made again from the revealed seed"
                     )

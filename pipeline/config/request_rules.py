@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pipeline.campaign.records import NUM_ARMS
 from pipeline.config.policy_schema import OWN_FLAGS, Worker
 from pipeline.config.requests import FLAGS_FOR_GPUS, MEMORY, Request, gpus_of, gres_entries
-from pipeline.config.schema import Cluster, External, Tasks
+from pipeline.config.schema import Cluster, External, Recipe, Tasks
 
 Rule = tuple[bool, str, object, str]
 TEXTS = ("partition", "account", "qos", "reservation", "constraint", "gpu_type", "gres", *MEMORY)
@@ -187,4 +187,20 @@ def of_external(target: External, tasks: Tasks) -> list[tuple[bool, str, object,
          "0 without external=local and tasks.train_csv, from which the held-out real rows come"),
         (kind != "kaggle" or bool(target.competition), "external.competition", "empty", "the last part of the address of the competition"),
         (kind != "command" or bool(target.command), "external.command", "empty", "the site's scorer and its arguments"),
+    ]  # fmt: skip
+
+
+def of_puzzles(recipe: Recipe, tasks: Tasks) -> list[Rule]:
+    """Return the rules of families, level and slices. Whether a family has a feature is known to the image, which is asked when a campaign begins."""
+    ends = [pair for limits in tasks.dev_slices.values() for pair in limits.values()]
+    return [
+        (bool(tasks.families), "tasks.families", tasks.families, "at least one family"),
+        (len(set(tasks.families)) == len(tasks.families), "tasks.families", tasks.families, "each family once"),
+        (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
+        (set(tasks.dev_slices) <= set(tasks.families), "tasks.dev_slices", sorted(tasks.dev_slices), f"families of {tasks.families}"),
+        (all(tasks.dev_slices.values()) and all(len(pair) == 2 and pair[0] <= pair[1] for pair in ends), "tasks.dev_slices", tasks.dev_slices,
+         "[lowest, highest] of one feature at least of each family"),
+        (recipe.slices == tasks.dev_slices, "recipe.slices", recipe.slices, "what tasks.dev_slices says; leave it out"),
+        (0 <= recipe.slice_share <= 1 and (not recipe.slice_share or bool(tasks.dev_slices)), "recipe.slice_share", recipe.slice_share,
+         "0 to 1 where tasks.dev_slices names a slice, else 0"),
     ]  # fmt: skip

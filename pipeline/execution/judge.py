@@ -193,14 +193,16 @@ def make_items(root: Path, chosen: Settings, item_set: str, seeds: Seeds, work: 
     Returns the folder with prompts.jsonl and answers.jsonl.
     """
     tasks, board = chosen.tasks, chosen.external
-    num_items, shift = {
-        "dev": (tasks.num_dev_per_family, 0),
-        "fresh": (tasks.num_fresh_per_family, 0),
-        "board": (board.generated_rows // len(tasks.families), board.shift),
+    num_items, shift, slices = {
+        "dev": (tasks.num_dev_per_family, 0, tasks.dev_slices),
+        "fresh": (tasks.num_fresh_per_family, 0, {}),
+        "board": (board.generated_rows // len(tasks.families), board.shift, {}),
     }[item_set]
     by_family = seeds if isinstance(seeds, Mapping) else dict.fromkeys(tasks.families, seeds)
     parts = []
-    for number, config in enumerate(entries.item_configs(by_family, tasks.families, tasks.level, num_items, shift)):
+    for number, config in enumerate(
+        entries.item_configs(by_family, tasks.families, tasks.level, num_items, shift, slices)
+    ):
         paths = {"exclude": f"/substrate/{entries.EXCLUDED}", "out": "/out"}
         parts.append(image_process.run(root, "items", config, paths, {}, work / f"{number}", log_path))
     for name, text in entries.join_items(parts).items():

@@ -119,13 +119,20 @@ def task_text(kind: str, config: Mapping[str, Any], paths: Mapping[str, Any]) ->
 
 
 def item_configs(
-    seeds: Mapping[str, str], families: Sequence[str], level: str, num_items: int, shift: int = 0
+    seeds: Mapping[str, str],
+    families: Sequence[str],
+    level: str,
+    num_items: int,
+    shift: int = 0,
+    slices: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """What `items` is asked for one set: a configuration a seed. seeds: of each family, as hex; num_items: of each family."""
+    """What `items` is asked for one set: a configuration a seed. seeds: of each family, as hex; num_items: of each family; slices: of dev."""
     for seed in sorted(set(seeds.values())):
+        drawn = [family for family in families if seeds[family] == seed]
         yield {
             "seed_hex": seed,
-            "families": [family for family in families if seeds[family] == seed],
+            "families": drawn,
+            "slices": {family: limits for family, limits in (slices or {}).items() if family in drawn},
             "level": level,
             "num_items_per_family": num_items,
             "shift": shift,

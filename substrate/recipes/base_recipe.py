@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from substrate.data.rows import CURRICULA, WEIGHTINGS, Example, Plan, Prepared, prepare, read_examples
+from substrate.data.slices import read_slices
 from substrate.interface.errors import DataError, UsageError
 from substrate.interface.fields import read_fields
+from substrate.tasks import FAMILIES
 from substrate.training.optimizer import OPTIMIZERS
 from substrate.training.recipe import Recipe
 from substrate.training.schedule import SHAPES
@@ -66,6 +68,10 @@ class BaseRecipe(Recipe):
     lora: Lora
     mix: dict[str, float] = field(hash=False)  # share of each family in the stream; a family without one is left out
     options: dict[str, float] = field(hash=False)  # the method's own numbers
+    slice_share: float  # of a family's generated places, those that are filled from its slice alone
+    slices: dict[str, dict[str, list[float]]] = field(
+        hash=False
+    )  # declared limits of features, by family: data/slices.py
 
     OPTIONS: ClassVar[type] = NoOptions
 
@@ -85,7 +91,7 @@ class BaseRecipe(Recipe):
         ):
             require(getattr(self, name) in valid, name, getattr(self, name), f"one of {', '.join(valid)}")
         require(0 <= self.warmup_steps < self.num_steps, "warmup_steps", self.warmup_steps, "0 to num_steps - 1")
-        for name in ("min_lr_ratio", "real_share"):
+        for name in ("min_lr_ratio", "real_share", "slice_share"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
         shares = self.mix.values()
         require(min(shares, default=-1) >= 0 and sum(shares) > 0, "mix", self.mix, "shares >= 0, one of them > 0")
@@ -130,6 +136,8 @@ class BaseRecipe(Recipe):
             sequence_length=self.sequence_length,
             num_places=self.num_steps * self.batch_size,
             seed=seed,
+            slice_share=self.slice_share,
+            slices=read_slices(self.slices, FAMILIES),
         )
         return prepare(read_examples(train_data), lambda example: self._encode(example, encoder), plan)
 
