@@ -192,15 +192,22 @@ def of_external(target: External, tasks: Tasks) -> list[tuple[bool, str, object,
 
 def of_puzzles(recipe: Recipe, tasks: Tasks) -> list[Rule]:
     """Return the rules of families, level and slices. Whether a family has a feature is known to the image, which is asked when a campaign begins."""
-    ends = [pair for limits in tasks.dev_slices.values() for pair in limits.values()]
+    limits = list(tasks.dev_slices.values())
+    are_limits = all(isinstance(each, dict) and each and all(map(_are_ends, each.values())) for each in limits)
     return [
         (bool(tasks.families), "tasks.families", tasks.families, "at least one family"),
         (len(set(tasks.families)) == len(tasks.families), "tasks.families", tasks.families, "each family once"),
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
         (set(tasks.dev_slices) <= set(tasks.families), "tasks.dev_slices", sorted(tasks.dev_slices), f"families of {tasks.families}"),
-        (all(tasks.dev_slices.values()) and all(len(pair) == 2 and pair[0] <= pair[1] for pair in ends), "tasks.dev_slices", tasks.dev_slices,
+        (are_limits, "tasks.dev_slices", tasks.dev_slices,
          "[lowest, highest] of one feature at least of each family"),
         (recipe.slices == tasks.dev_slices, "recipe.slices", recipe.slices, "what tasks.dev_slices says; leave it out"),
         (0 <= recipe.slice_share <= 1 and (not recipe.slice_share or bool(tasks.dev_slices)), "recipe.slice_share", recipe.slice_share,
          "0 to 1 where tasks.dev_slices names a slice, else 0"),
     ]  # fmt: skip
+
+
+def _are_ends(value: object) -> bool:
+    """Whether a value is [lowest, highest]."""
+    is_pair = isinstance(value, list) and len(value) == 2 and all(type(end) in (int, float) for end in value)
+    return is_pair and value[0] <= value[1]  # type: ignore[index]
