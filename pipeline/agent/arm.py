@@ -30,6 +30,7 @@ from pipeline.campaign.errors import Interrupted, TrialFailed
 from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt
+from pipeline.config.fit import unit_of
 from pipeline.config.policy_schema import Worker
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process, multinode, trial, worker
@@ -250,11 +251,6 @@ class Session:
         diff, seen = self.trainings.diff or fork_diff.ForkDiff((), ""), self.trainings.seen or leak_check.Look([], {})
         self.job.look = partial(report.look_in, self.job, self.mount.root)
         return report.write(self.job, diff, seen, self.budget, self.trainings.meter)
-
-
-def unit_of(chosen: Settings) -> str:
-    """What `worker.budget.gpu_seconds` counts on this site."""
-    return "GPU-seconds" if chosen.cluster.gpus else "rank-seconds"
 
 
 def limits_of(chosen: Worker) -> Limits:
