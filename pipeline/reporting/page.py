@@ -99,6 +99,7 @@ def sections(
         Section(f"Decision of {plan.round}", head),
         Section(
             "Scores of the arms",
+            [tables.VALUE] if evidence.look else [],
             table=tables.of_arms(evidence, arms),
             svg=[figures.strip(_points(evidence)), figures.gaps(tables.gaps(evidence))],
         ),
