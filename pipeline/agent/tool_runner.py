@@ -88,7 +88,10 @@ class GpuMeter:
         """(failure, sentence) of a process that may not run, or that was ended before its own limit."""
         if self._wall_left() <= 0 < self.left:
             return "budget_wall", "the session's wall time is over; finish with what there is"
-        return "budget_gpu_seconds", f"the arm's {self.allowed:g} {self.unit} are used up; finish with what there is"
+        return (
+            "budget_gpu_seconds",
+            f"the arm's {self.allowed:g} {self.unit} of runs are used up; finish with what there is",
+        )
 
 
 class ToolRunner:
