@@ -13,9 +13,9 @@ from pipeline.cli import (
     audit,
     board,
     change_campaign,
-    change_round,
     doctor_and_memory,
     evidence,
+    exports,
     image,
     job_stages,
     run_rounds,
@@ -25,7 +25,7 @@ from pipeline.cli.arguments import Commands
 from pipeline.sandbox import runtime_needs
 
 MODULES = (
-    run_rounds, show_round, change_round, change_campaign, doctor_and_memory, image, audit, evidence, job_stages, board,
+    run_rounds, show_round, exports, change_campaign, doctor_and_memory, image, audit, evidence, job_stages, board,
 )  # fmt: skip
 """The modules that declare commands, in the order in which the help shows them."""
 LISTS = ("overrides", "arms")

@@ -26,7 +26,7 @@ from pipeline.agent.scripted_model.server import ScriptedModel
 from pipeline.agent.tool_queue import ToolAnswer
 from pipeline.agent.tool_runner import GpuMeter, ToolRunner
 from pipeline.agent.trainings import Trainings
-from pipeline.campaign.errors import Interrupted, TrialFailed
+from pipeline.campaign.errors import ConfigError, Interrupted, TrialFailed
 from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt
@@ -38,6 +38,7 @@ from pipeline.execution.attempt import Work
 from pipeline.model_calls import chat_request, endpoint, transcript
 from pipeline.model_calls.budget import MILLION, Budget, Limits
 from pipeline.model_calls.endpoint import Ask, Endpoint
+from pipeline.model_calls.failures import EndpointFailed
 from pipeline.model_calls.manifest import BadManifest, read_manifest
 from pipeline.model_calls.replay import Replay
 from pipeline.model_calls.served import Served
@@ -84,12 +85,22 @@ def resume(job: Work, trained: Attempt, mount: Mount) -> None:
 
 
 def check(chosen: Settings) -> None:
-    """Check what answers the agents of a configuration, before any job starts. Raises ConfigError for a scenario or an endpoint."""
+    """Check what answers the agents of a configuration, before any job starts.
+
+    Raises ConfigError for a scenario, an endpoint, or a place that holds no key. A variable is looked for where arms are children of this
+    process; jobs of Slurm have an environment of their own.
+    """
     worker = chosen.worker
     for name in worker.scenarios:
         scenario.load(name)
     if not worker.scenarios and not worker.is_served:
-        _endpoint(worker).check_settings()
+        model = _endpoint(worker)
+        model.check_settings()
+        if model.api_key_file or chosen.cluster.kind == "local":
+            try:
+                model.read_key()
+            except EndpointFailed as failed:
+                raise ConfigError(failed.what, failed.cure) from None
 
 
 def _endpoint(chosen: Worker) -> Endpoint:

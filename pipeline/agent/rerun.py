@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.agent import arm as agents_arm
-from pipeline.campaign.errors import ConfigError, TrialFailed
+from pipeline.campaign.errors import ConfigError, NotFound, TrialFailed
 from pipeline.campaign.facts import facts_of, read_plan, verified_code
 from pipeline.campaign.files import read_json
 from pipeline.campaign.layout import Attempt, Campaign, Round
@@ -73,7 +73,11 @@ def replay(campaign: Campaign, folder: Round, arm_name: str, path: Path) -> Repl
     if arm is None or not chosen.worker.runs(arm.role):
         run_by = ", ".join(arm.name for arm in frozen.arms if chosen.worker.runs(arm.role)) or "none"
         raise ConfigError(f"no agent runs {folder.name}/{arm_name}", f"Arms of agents in this round: {run_by}")
+    if not path.is_file():
+        raise NotFound(f"{path} is no file", "Name an attempt's agent/transcript.jsonl")
     records = transcript.load(path).records
+    if not records:
+        raise ConfigError(f"{path} has no event of a transcript", "Name an attempt's agent/transcript.jsonl")
     answers = Replay(records)
     sealed = Attempt(path.parent.parent).sealed
     recorded = read_json(sealed)["adapter_digest"] if sealed.exists() else ""

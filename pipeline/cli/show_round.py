@@ -134,7 +134,9 @@ def status_verb(arguments: argparse.Namespace) -> None:
             print(launch.how_to_correct(folder))
     elif without:
         rerun = typed("rerun", name, *without, *(["--round", folder.name] if arguments.round else []))
-        print(f"the round is open; {', '.join(without)} ended without a score; start them again: {rerun}")
+        sessions = [row.arm for row in rows if row.arm in without and row.detail.startswith("agent_")]
+        paid = f" ({', '.join(sessions)}: an agent's session, which costs again what it cost)" if sessions else ""
+        print(f"the round is open; {', '.join(without)} ended without a score{paid}; this starts them again: {rerun}")
     elif (meta := states.get("meta")) and (meta.waits or meta.runs):
         print(
             f"the round is open; meta job {meta.job_id} decides it when its arms are done; {next_command('status', name, '--watch')}"

@@ -25,6 +25,7 @@ from pipeline.campaign.shared_path import take_lock
 from pipeline.cluster import forecast, outside_check, sandbox_check, site_check, slurm_clients, slurm_submit
 from pipeline.cluster.site_check import LEAST_BYTES, NAMESPACES_CURE, SHARED, Check, make_check
 from pipeline.config import decoding, footprint, settings
+from pipeline.config.credentials import NOT_INHERITED
 from pipeline.config.decoding import Settled
 from pipeline.config.fit import check_plan_fits
 from pipeline.execution import base_weights
@@ -157,7 +158,7 @@ def _environment() -> Iterator[Check]:
     leaking = sorted(name for name in os.environ if name.startswith(("SBATCH_", "SRUN_")))
     yield make_check("leaking variables", not leaking, ", ".join(leaking) or "none",
                      "unset them: they change whatever you submit by hand (the pipeline submits without them)")  # fmt: skip
-    secrets = sorted(name for name in os.environ if slurm_submit.SECRET.search(name))
+    secrets = sorted(name for name in os.environ if NOT_INHERITED.search(name))
     yield make_check("secrets in the environment", not secrets, ", ".join(secrets) or "none",
                      "unset them before you call sbatch by hand, which copies them into job records (the pipeline submits without them)",
                      "unknown")  # fmt: skip

@@ -1,5 +1,5 @@
 """What `doctor` checks of the programs and endpoints that a configuration needs outside of the pipeline: the board's client, the proposer, the
-runtime of vLLM. These are looked for and connected to, and nothing is sent.
+agents' model, the runtime of vLLM. These are looked for and connected to, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from urllib.parse import urlsplit
 from pipeline.cluster.site_check import Check, make_check
 from pipeline.config import decoding, settings
 from pipeline.config.decoding import Settled
-from pipeline.config.policy_schema import Proposals
+from pipeline.config.policy_schema import ModelEndpoint, Proposals
 
 CONNECT_SECONDS = 3.0
 IMPORT_SECONDS = 180.0  # vLLM imports torch from a file system of the site
 
 
 def examine(chosen: settings.Settings) -> Iterator[Check]:
-    """Check what the external target and the proposer of a configuration need. Yields nothing for what is not configured."""
+    """Check what the external target, the proposer and the agents of a configuration need. Yields nothing for what is not configured."""
     yield from _board(chosen)
     yield from _proposer(chosen.policy.proposals)
+    yield from _agents(chosen)
 
 
 def decoding_engine(chosen: settings.Settings, settled: Settled) -> Iterator[Check]:
@@ -102,21 +103,52 @@ def _proposer(proposals: Proposals) -> Iterator[Check]:
         )
     if proposals.kind != "llm":
         return
-    problem = _unreachable(proposals.url)
-    yield make_check("proposer's endpoint", not problem, problem or f"{urlsplit(proposals.url).hostname} accepts connections",
-                     "check policy.proposals.url, and the network and proxy of this machine")  # fmt: skip
-    if proposals.api_key_env:
-        there = bool(os.environ.get(proposals.api_key_env, "").strip())
-        yield make_check("proposer's key", there, f"{proposals.api_key_env} is {'set' if there else 'not set'}",
-                         f"export {proposals.api_key_env} where rounds are frozen, or name a file in policy.proposals.api_key_file")  # fmt: skip
-    elif proposals.api_key_file:
-        path = Path(proposals.api_key_file)
+    yield from _endpoint(proposals, "proposer's", "policy.proposals", "where rounds are frozen")
+
+
+def _agents(chosen: settings.Settings) -> Iterator[Check]:
+    """What answers agents: an endpoint, or the model that a job of the round serves. Scripted ones need nothing."""
+    worker = chosen.worker
+    if worker.agent == "none" or worker.scenarios:
+        return
+    if not worker.is_served:
+        yield from _endpoint(worker.endpoint, "agents'", "worker.endpoint", "where arms run")
+        return
+    python, weights = (
+        Path(chosen.cluster.vllm_runtime, "bin", "python"),
+        worker.server.weights_dir or chosen.cluster.weights_dir,
+    )
+    for what, there, cure in (
+        (str(python), os.access(python, os.X_OK), "set cluster.vllm_runtime to a virtual environment with vLLM"),
+        (
+            weights,
+            Path(weights, "config.json").is_file(),
+            "set worker.server.weights_dir or cluster.weights_dir to a published checkpoint",
+        ),
+    ):
+        found = f"{what} is there" if there else f"{what} is not here"
+        yield make_check("agents' model server", there, found, cure, _elsewhere(chosen))
+
+
+def _endpoint(endpoint: ModelEndpoint, who: str, at: str, where: str) -> Iterator[Check]:
+    """Whether somebody accepts connections at an endpoint, and whether its key is there. Nothing is sent."""
+    problem = _unreachable(endpoint.url, at)
+    yield make_check(f"{who} endpoint", not problem,
+                     problem or f"{urlsplit(endpoint.url).hostname} accepts connections",
+                     f"check {at}.url, and the network and proxy of this machine")  # fmt: skip
+    name = f"{who} key"
+    if endpoint.api_key_env:
+        there = bool(os.environ.get(endpoint.api_key_env, "").strip())
+        yield make_check(name, there, f"{endpoint.api_key_env} is {'set' if there else 'not set'}",
+                         f"export {endpoint.api_key_env} {where}, or name a file in {at}.api_key_file")  # fmt: skip
+    elif endpoint.api_key_file:
+        path = Path(endpoint.api_key_file)
         there = path.is_file() and os.access(path, os.R_OK) and path.stat().st_size > 0
-        yield make_check("proposer's key", there, f"{path} {'is there' if there else 'is no file with a key that you may read'}",
+        yield make_check(name, there, f"{path} {'is there' if there else 'is no file with a key that you may read'}",
                          "put the key there, for you alone (chmod 600)")  # fmt: skip
 
 
-def _unreachable(url: str) -> str:
+def _unreachable(url: str, at: str) -> str:
     """Why nobody can be asked at this address; empty if somebody accepts a connection there. A proxy of the site is not used."""
     try:
         parts = urlsplit(url)
@@ -124,7 +156,7 @@ def _unreachable(url: str) -> str:
     except ValueError:
         parts, port = urlsplit(""), None
     if not parts.hostname or port is None:
-        return "policy.proposals.url is no address such as https://host/v1/chat/completions"
+        return f"{at}.url is no address such as https://host/v1/chat/completions"
     proxied = os.environ.get(f"{parts.scheme}_proxy") or os.environ.get(f"{parts.scheme.upper()}_PROXY")
     try:
         socket.create_connection((parts.hostname, port), timeout=CONNECT_SECONDS).close()

@@ -27,6 +27,7 @@ from pipeline.campaign.errors import ConfigError, Interrupted, NotFound, WorkFai
 from pipeline.cluster import slurm_answers, slurm_clients
 from pipeline.cluster.sbatch_parameters import Resources, parameters
 from pipeline.cluster.stage_command import Stage, command
+from pipeline.config.credentials import NOT_INHERITED
 from pipeline.config.requests import ROLES
 from pipeline.sandbox import devices
 
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 REQUEUED, FORBIDDEN, ENDED = "requeued", "forbidden", "ended"
 UNSAFE, UNSAFE_NAME = re.compile(r"[%\\\x00-\x1f\x7f]"), re.compile(r"[^\w.+:@~^-]")
 OF_GPUS = (*devices.VISIBLE, devices.SHARE, devices.REQUESTED)
-SECRET = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
-"""Matches the name of an environment variable whose value is likely to be a secret."""
 
 
 def run_stage(*stage: str) -> None:
@@ -259,7 +258,7 @@ def clean_environment() -> Iterator[None]:
     before = dict(os.environ)
     for name in before:
         leaks = name.startswith(("SBATCH_", "SLURM_", "SRUN_")) and name != "SLURM_CONF"
-        if leaks or name in OF_GPUS or SECRET.search(name):
+        if leaks or name in OF_GPUS or NOT_INHERITED.search(name):
             del os.environ[name]
     try:
         yield

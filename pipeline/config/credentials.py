@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pipeline.config.policy_schema import ModelEndpoint
 
 SECRET_NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|USERNAME)", re.IGNORECASE)  # of environment variables
+NOT_INHERITED = re.compile(r"(token|secret|passw|api_?key|credential)", re.IGNORECASE)
+"""Matches the name of an environment variable that a Slurm job is not given, because its value is likely to be a secret."""
 _KEYS = (
     r"(?<![A-Za-z0-9])(?:(?:sk|rk|pk)[-_][\w-]{6,}|KGAT_\S+|eyJ[\w-]{6,1000}\.[\w.-]+|github_pat_\w{6,}|gh[a-z]_[A-Za-z0-9]{6,}|glpat-[\w-]{6,}"
     r"|hf_(?:(?=[a-z]{0,40}\d)[a-z0-9]{6,}|[a-z0-9]{16,})|(?:gsk|xai|r8|api_org)[-_][A-Za-z0-9]{16,}|nvapi-[\w-]{6,}|xox[a-z]-[\w-]{6,}"
@@ -55,10 +57,10 @@ def looks_like_key(text: str) -> bool:
     return bool(re.search(_KEYS, text, re.IGNORECASE))
 
 
-def of_endpoint(endpoint: ModelEndpoint, at: str) -> Iterator[tuple[bool, str, object, str]]:
+def of_endpoint(endpoint: ModelEndpoint, at: str, is_slurm: bool) -> Iterator[tuple[bool, str, object, str]]:
     """Yield the rules by which no setting holds the key itself, which would be frozen and shown. The value is not shown either.
 
-    at: where the endpoint's settings stand, such as "policy.proposals.".
+    at: where the endpoint's settings stand, such as "policy.proposals.". is_slurm: whether jobs ask, and not this process's children.
     """
     hidden = "(not shown, because it looks like a key)"
     by_name = not endpoint.api_key_env or is_variable_name(endpoint.api_key_env)
@@ -67,6 +69,13 @@ def of_endpoint(endpoint: ModelEndpoint, at: str) -> Iterator[tuple[bool, str, o
         f"{at}api_key_env",
         "(not shown, because it may be a key)",
         "the name of the environment variable that holds the key",
+    )
+    yield (
+        not (by_name and is_slurm and NOT_INHERITED.search(endpoint.api_key_env)),
+        f"{at}api_key_env",
+        endpoint.api_key_env if by_name else "",
+        f"empty, with the key in a file that the nodes can read ({at}api_key_file), because Slurm jobs are given no variable whose name has token, "
+        "secret, passw, api_key or credential in it",
     )
     yield (
         not looks_like_key(endpoint.api_key_file),

@@ -50,7 +50,7 @@ class Footprint:
     """Bytes that one rank needs, by what they hold; `peak` is their sum."""
 
     weights: int
-    adapter: int  # float32 factors and the mask that keeps blocks apart
+    adapter: int  # float32 factors, the mask that keeps blocks apart, and merged weights
     gradients: int
     optimizer: int
     activations: int
@@ -224,8 +224,12 @@ def _of_slots(rank: Rank, slots: int) -> tuple[int, int]:
 
 
 def decoding(model: Model, judge_tp: int, tasks: Mapping[str, Any], lora: Mapping[str, Any]) -> Footprint:
-    """Return the footprint of one rank that decodes. `activations` are the caches of all slots, `working` a pass over prompts."""
+    """Return the footprint of one rank that decodes. `activations` are the caches of all slots, `working` a pass over prompts.
+
+    In float32 the adapter is added to copies of the weights (substrate/inference/projections.py), which `adapter` has too.
+    """
     rank = Rank(model, judge_tp, 1, 1, 0)
     factors, masks, _ = adapter_elements(rank, lora["rank"], lora["targets"])
+    merged = adapter_elements(rank, 0, lora["targets"], is_full=True)[0] if rank.element == FLOAT else 0
     caches, working = _of_slots(rank, tasks["decode_batch_size"])
-    return Footprint(weights_bytes(rank), FLOAT * (factors + masks), 0, 0, caches, working)
+    return Footprint(weights_bytes(rank), FLOAT * (factors + masks + merged), 0, 0, caches, working)

@@ -151,7 +151,7 @@ def rules_of_server(worker: Worker, cluster: Cluster) -> list[Rule]:
         (bool(cluster.vllm_runtime), "cluster.vllm_runtime", "empty",
          "the folder of a virtual environment with vLLM, which worker.endpoint.url=served starts; or the address of another endpoint"),
         (bool(server.weights_dir or cluster.weights_dir), "worker.server.weights_dir", "empty",
-         "the folder of a published checkpoint, because this campaign's own weights lie in its image, which vLLM does not read"),
+         "the folder of a published checkpoint, or set cluster.weights_dir where the campaign's own weights are one; vLLM reads none in an image"),
         (bool(server.tool_call_parser), "worker.server.tool_call_parser", "empty",
          "vLLM's name for the form of the model's tool calls, such as qwen3_coder; `vllm serve --help=tool-call-parser` lists them"),
         (not cluster.gpus_per_node or cluster.agent.gpus > 0, "cluster.agent.gpus", cluster.agent.gpus,

@@ -103,7 +103,7 @@ def read_outcome(path: Path, result_digest: str) -> Outcome:
         for item_set, table in _read_items(file).items():
             by_family: dict[str, list[str]] = {}
             for family, ok, cut in zip(table["family"], table["correct"], table["truncated"], strict=True):
-                by_family.setdefault(family.decode(), []).append("T" if cut else "1" if ok else "0")
+                by_family.setdefault(family.decode(), []).append(_mark(ok, cut))
             outcomes[item_set] = {family: "".join(text) for family, text in sorted(by_family.items())}
     names = ("arm", "role", "status", "exit_class", "adapter_digest")
     edited = attributes["edited_files"] > 0
@@ -138,6 +138,26 @@ def lengths(path: Path) -> dict[str, list[int]]:
     """Return the tokens of each completion of a result file by set, in item-id order. Raises IntegrityError as `read_attributes`."""
     with _open(path) as file:
         return {item_set: table["num_tokens"].tolist() for item_set, table in _read_items(file).items()}
+
+
+def item_marks(path: Path) -> dict[str, list[tuple[str, str, int, str]]]:
+    """Return (family, item id, number of tokens, mark) of each item by set, in item-id order, and never an answer.
+
+    The mark is that of `Outcome.outcomes`: 1 for right, 0 for wrong, T for truncated. Raises IntegrityError as `read_attributes`.
+    """
+    names = ("family", "item_id", "num_tokens", "correct", "truncated")
+    with _open(path) as file:
+        return {
+            item_set: [
+                (family.decode(), item_id.decode(), int(tokens), _mark(ok, cut))
+                for family, item_id, tokens, ok, cut in zip(*(table[name] for name in names), strict=True)
+            ]
+            for item_set, table in _read_items(file).items()
+        }
+
+
+def _mark(is_right: bool, is_truncated: bool) -> str:
+    return "T" if is_truncated else "1" if is_right else "0"
 
 
 def write_ledger(path: Path, rounds: Mapping[str, Mapping[str, Path]]) -> None:

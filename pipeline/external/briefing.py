@@ -27,7 +27,7 @@ EXIT_CLASSES = (
     "completed", "never_started", "unfinished", "integrity", "configuration", "data", "diverged", "out_of_memory", "killed",
     "crashed", "stalled", "timeout", "disk_limit", "bad_output", "contaminated", "judge_failed", "no_progress", "interrupted",
     "refused", "failed", "files_unreachable", "other_rules", "agent_watchdog", "agent_budget", "agent_gpu_seconds", "agent_closed_path",
-    "agent_endpoint", "agent_malformed", "agent_no_adapter", "agent_contract",
+    "agent_endpoint", "agent_malformed", "agent_no_adapter", "agent_contract", "more_steps",
 )  # fmt: skip
 OTHER = "other"
 _RATIO = re.compile(r"-?[0-9]{1,60}(/[0-9]{1,60})?")

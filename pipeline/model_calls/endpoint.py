@@ -84,6 +84,11 @@ class Endpoint:
             raise ConfigError(f"{at} names two keys", "Set only one of api_key_env and api_key_file")
         if (self.api_key_env or self.api_key_file) and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             raise ConfigError(f"{at}.url would have the key sent in clear", "Use https, or an endpoint on this machine")
+        if not parts.path.rstrip("/").endswith("/chat/completions"):
+            raise ConfigError(
+                f"{at}.url ends in {parts.path or 'nothing'!a}, and no endpoint takes a chat there",
+                "Set it to the whole address, such as https://api.example.com/v1/chat/completions",
+            )
         valid_names = self.use.may_leave_out
         if unknown := sorted(set(self.leave_out) - set(valid_names)):
             raise ConfigError(f"{at}.leave_out names {', '.join(unknown)}", f"Valid: {', '.join(valid_names)}")

@@ -107,6 +107,13 @@ def test_a_replay_gives_the_same_adapter_and_writes_nothing(campaign: Campaign, 
     assert sorted(campaign.folder.rglob("*")) == before
 
 
+def test_what_is_no_transcript_is_not_replayed(campaign: Campaign, tmp_path: Path) -> None:
+    (tmp_path / "texts.json").write_text('{"a": 1}')
+    for name, words in (("nowhere.jsonl", "is no file"), ("texts.json", "has no event of a transcript")):
+        done = pipeline("worker", campaign.folder, "--round", "r0001", "a1", "--replay", tmp_path / name)
+        assert done.returncode and words in done.stderr and "Traceback" not in done.stderr
+
+
 def test_the_key_is_in_no_file(campaign: Campaign, good: Attempt) -> None:
     found = [path for path in campaign.folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert not found

@@ -146,3 +146,27 @@ def test_the_engine_and_the_replicas_are_said_with_the_reasons():
     assert checks["engine"].found.startswith("native, because the site has no GPUs")
     assert checks["replicas"].found.startswith("a replica that decodes: 1 core, because")
     assert "engine vllm" not in checks
+
+
+def test_case_14_the_agents_endpoint_and_key_are_looked_for(tmp_path, monkeypatch):
+    """A round of agents with a dead address or without a key would train what has no agent, and fail in the rest."""
+    llm = [
+        "worker=llm",
+        "worker.endpoint.url=http://127.0.0.1:9/v1/chat/completions",
+        "worker.endpoint.api_key_env=MY_KEY",
+    ]
+    monkeypatch.delenv("MY_KEY", raising=False)
+    checks = found(*llm)
+    assert {checks["agents' endpoint"].verdict, checks["agents' key"].verdict} == {"bad"}
+    assert "worker.endpoint.url" in checks["agents' endpoint"].cure
+    monkeypatch.setenv("MY_KEY", "hunter2")
+    assert found(*llm)["agents' key"].verdict == "good"
+    assert not [name for name in found("worker=scripted") if name.startswith("agents")]
+
+
+def test_the_agents_model_server_is_looked_for(tmp_path):
+    served = ["worker=served", f"cluster.vllm_runtime={tmp_path}", f"worker.server.weights_dir={tmp_path}"]
+    assert found(*served)["agents' model server"].verdict == "bad"
+    executable(tmp_path / "bin" / "python")
+    (tmp_path / "config.json").touch()
+    assert found(*served)["agents' model server"].verdict == "good"

@@ -15,6 +15,7 @@ from pipeline.__main__ import main
 from pipeline.campaign.errors import ConfigError
 from pipeline.config import footprint, settings
 from substrate.distributed.groups import Parallel, start
+from substrate.inference.decode import Decoding, decode
 from substrate.model import ModelConfig, add_lora, build_model, init_weights, token_log_probs
 from substrate.model.full import add_full
 from substrate.recipes.grpo import Grpo
@@ -168,6 +169,22 @@ def test_the_plan_is_what_a_real_rank_holds(real, case):
     exact = {name: getattr(plan, name) for name in ("weights", "adapter", "gradients", "optimizer")}
     assert exact == {name: real[case][name] for name in exact}
     assert plan.peak == pytest.approx(real[case]["peak"], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "more"), [("float32", []), ("float32", ["experts.up_proj"]), ("bfloat16", [])])
+def test_the_plan_of_decoding_is_what_a_real_rank_holds(alone, dtype, more):
+    """64 slots whose prompts fill a pass, with an adapter, which in float32 is merged into copies of its weights."""
+    values = yaml.safe_load((CONFIGS / "small.yaml").read_text()) | SHORT | {"dtype": dtype, "max_sequence_length": 512}
+    targets = [target for target in TARGETS if not target.startswith("experts.")] + more
+    model = build_model(ModelConfig.from_dict(values), alone)
+    init_weights(model, seed=1)
+    add_lora(model, 16, 32, 0.0, targets, seed=1)
+    prompts = [(str(number), [3 + number] * (footprint.PROMPT_TOKENS // 64)) for number in range(64)]
+    with LiveBytes([*model.parameters(), *model.buffers()]) as counted:
+        list(decode(model.eval(), prompts, Decoding(256, 64), (), lambda ids: len(ids) > 2))
+    plan = footprint.decoding(values, 1, {"decode_batch_size": 64}, {"rank": 16, "targets": targets})
+    assert 0.95 < plan.peak / counted.peak < 1.15
 
 
 def test_every_target_is_counted(tmp_path):

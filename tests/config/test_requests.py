@@ -351,3 +351,14 @@ def test_a_session_that_its_job_would_cut_off_is_refused(minutes, words):
         fit.check_requests(chosen)
     del words[1]
     fit.check_requests(composed("cluster.time_limit_minutes=240", *words))
+
+
+@pytest.mark.parametrize("endpoint", ["worker.endpoint", "policy.proposals"])
+def test_a_key_in_a_variable_that_jobs_are_not_given_is_refused(endpoint):
+    """Jobs would ask without it, eight arms at a time."""
+    key = f"{endpoint}.api_key_env=OPENAI_API_KEY"
+    words = ["worker=llm" if endpoint == "worker.endpoint" else "policy=llm", key]
+    with pytest.raises(ConfigError, match=rf"{endpoint}.api_key_env = OPENAI_API_KEY.*{endpoint}.api_key_file"):
+        composed(*words)
+    settings.compose(["cluster=local", *words])
+    composed(words[0], key.replace("OPENAI_API_KEY", "MY_ENDPOINT"))

@@ -188,7 +188,7 @@ def test_case_13_parameters_can_be_left_out_and_added(composed):
 )  # fmt: skip
 def test_case_13_what_cannot_be_left_out_or_added_is_a_configuration_error(changes, named):
     with pytest.raises(ConfigError, match=named) as error:
-        endpoint("http://127.0.0.1", **changes).check_settings()
+        endpoint("http://127.0.0.1/v1/chat/completions", **changes).check_settings()
     assert "Valid: " in str(error.value)
 
 

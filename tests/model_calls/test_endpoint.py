@@ -192,6 +192,8 @@ def test_a_certificate_that_nobody_vouches_for_is_refused_and_a_sites_own_serves
         ({"model": ""}, "model is empty"),
         ({"api_key_env": "A", "api_key_file": "/b"}, "names two keys"),
         ({"url": "http://example.com/v1", "api_key_env": "A"}, "in clear"),
+        ({"url": "https://example.com/v1"}, "ends in '/v1', and no endpoint takes a chat there"),
+        ({"url": "https://example.com"}, "ends in 'nothing'"),
     ],
 )
 def test_what_cannot_be_asked_safely_is_a_configuration_error(changes, message):

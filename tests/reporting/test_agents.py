@@ -108,6 +108,7 @@ def folder(tmp_path) -> Round:
     return made
 
 
+DEMO = ["experiment=agents", "worker.budget.gpu_seconds=300"]
 REPEATS = (
     "end",
     None,
@@ -118,7 +119,7 @@ EMPTY = {"files": [], "num_files": 0, "digest": "", "canaries": []}
 
 def test_the_reason_stands_beside_the_outcome_and_the_budget_beside_what_was_used(folder):
     ended = with_transcript(folder, "a4", REPEATS, outcome="agent_watchdog", manifest=None, diff=EMPTY)
-    chosen = settings.compose(["experiment=agents"])
+    chosen = settings.compose(DEMO)
     page = agents.section([ended, attempt("a4", 0, "failed")], "r0001", folder, chosen)
     assert page is not None
     text = as_text([page])
@@ -130,7 +131,7 @@ def test_the_reason_stands_beside_the_outcome_and_the_budget_beside_what_was_use
     row = dict(zip(*page.table, strict=True))
     assert (row["answers"], row["tokens"], row["rank-seconds of runs"]) == ("7 of 30", "60,306 of 600,000", "40 of 300")
     assert "money" not in row, "nothing is paid by this configuration's prices"
-    paid = settings.compose(["experiment=agents", "worker.price_per_million_answer_tokens=3", "worker.budget.money=5"])
+    paid = settings.compose([*DEMO, "worker.price_per_million_answer_tokens=3", "worker.budget.money=5"])
     page = agents.section([ended], "r0001", folder, paid)
     assert page is not None and dict(zip(*page.table, strict=True))["money"] == "1.25 of 5.00"
 
@@ -185,9 +186,7 @@ def test_the_lines_that_are_explained_are_those_that_the_code_makes(folder, tmp_
         attempt("a1", 40),
         attempt("a5", 302, "failed") | {"train_steps": 1101},
     ]  # fmt: skip
-    page = agents.section(
-        records, "r0001", folder, settings.compose(["experiment=agents"]), True, ["recipe.curriculum"]
-    )
+    page = agents.section(records, "r0001", folder, settings.compose(DEMO), True, ["recipe.curriculum"])
     assert page is not None
     text = (ROOT / "docs/report.md").read_text()
     shown = text.split("## Agents")[1].split("```")[1].strip().splitlines()
