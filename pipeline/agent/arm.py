@@ -30,6 +30,7 @@ from pipeline.campaign.errors import ConfigError, Interrupted, TrialFailed
 from pipeline.campaign.facts import load_constitution
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Attempt
+from pipeline.config.fit import unit_of
 from pipeline.config.policy_schema import Worker
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process, multinode, trial, worker
@@ -71,11 +72,11 @@ def train(
     with asked(job, replayed) as (model, ask):
         session = Session(job, mount, fork, bound, out_dir, scratch, kernels)
         session.probe()
-        why = session.talk(model, ask)
-    outcome = session.report()
+        loop_log = session.talk(model, ask)
+    outcome, why = session.report()
     job.coverage["agent"] = outcome
     if outcome != "completed":
-        raise TrialFailed(outcome, f"the agent ended without a full run that counts: {why}")
+        raise TrialFailed(outcome, f"the agent ended without a full run that counts: {why}{loop_log}")
 
 
 def resume(job: Work, trained: Attempt, mount: Mount) -> None:
@@ -153,7 +154,7 @@ class Session:
         self.open_paths = rules.open_paths if job.arm.role == "axis" else ()  # who repeats a recipe changes nothing
         self.budget = Budget(limits_of(chosen.worker), before=report.spent_before(job))
         devices = gpus or chosen.parallelism.world_size
-        meter = GpuMeter(chosen.worker.budget.gpu_seconds, devices, self.budget.seconds_left)
+        meter = GpuMeter(chosen.worker.budget.gpu_seconds, devices, self.budget.seconds_left, unit_of(chosen))
         base, _ = image_process.base_of(self.mount.root, chosen)
         self.trainings = Trainings(
             job,
@@ -182,7 +183,7 @@ class Session:
         job.coverage["probe"] = multinode.probe(confined, worker.forbidden_paths(job), rules, 1, job.attempt.probe)
 
     def talk(self, model: Endpoint, ask: Ask) -> str:
-        """Run the loop to its end, and answer its tools meanwhile. Returns why it ended, for people."""
+        """Run the loop to its end, and answer its tools meanwhile. Returns the end of its log where it broke off, else ""."""
         job, task_dir = self.job, self.scratch / "agent_task"
         write_file(task_dir / "task.json", self.task())
         task_dir.chmod(0o755)
@@ -205,9 +206,7 @@ class Session:
         # Asked once the relay's threads have ended. What is finished is sealed even where the worker is to stop, and judged by the next attempt.
         if job.stop_wanted() and not relay.is_finished:
             raise Interrupted("the agent's session was stopped", "Start the arm again; its agent begins anew")
-        if relay.ending:
-            return f"{relay.ending.outcome}: {relay.ending.what}"
-        return "it handed in its manifest" if relay.is_finished else f"its loop broke off: {trial.log_tail(log)[-500:]}"
+        return "" if relay.ending or relay.is_finished or is_late else f": {trial.log_tail(log)[-500:]}"
 
     def _over(self, process: bubblewrap.Confined) -> Callable[[], bool]:
         return lambda: (
@@ -255,14 +254,14 @@ class Session:
             "the manifest is accepted" + ("" if self.trainings.done else "; without a full run, the arm has no score")
         )
 
-    def report(self) -> str:
-        """Write the report and the patch, and return the agent's typed outcome."""
+    def report(self) -> tuple[str, str]:
+        """Write the report and the patch. Returns the agent's typed outcome and, for people, why no adapter of it counts."""
         if self.trainings.diff is None:
             with suppress(TrialFailed):  # nobody can review it, and nothing was trained in it
                 self.trainings.look()
         diff, seen = self.trainings.diff or fork_diff.ForkDiff((), ""), self.trainings.seen or leak_check.Look([], {})
         self.job.look = partial(report.look_in, self.job, self.mount.root)
-        return report.write(self.job, diff, seen, self.budget, self.trainings.meter.used)
+        return report.write(self.job, diff, seen, self.budget, self.trainings.meter)
 
 
 def limits_of(chosen: Worker) -> Limits:

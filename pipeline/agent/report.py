@@ -17,6 +17,7 @@ from typing import Any
 
 from pipeline.agent import leak_check
 from pipeline.agent.fork_diff import ForkDiff
+from pipeline.agent.tool_runner import GpuMeter
 from pipeline.campaign import canonical
 from pipeline.campaign.errors import Interrupted, TrialFailed
 from pipeline.campaign.files import copy_file, file_digest, read_json, write_file
@@ -43,10 +44,10 @@ def spent_before(job: Work) -> Spent:
     return Spent(steps, prompt_tokens, answer_tokens, 0, 0.0)
 
 
-def write(job: Work, diff: ForkDiff, seen: leak_check.Look, budget: Budget, gpu_seconds: float) -> str:
-    """Write report and patch, and return the agent's typed outcome, which follows from the transcript alone.
+def write(job: Work, diff: ForkDiff, seen: leak_check.Look, budget: Budget, meter: GpuMeter) -> tuple[str, str]:
+    """Write report and patch. Returns the agent's typed outcome, by the transcript alone, and for people why no adapter of it counts.
 
-    diff, seen: of the fork when the last full run was asked for. budget: of the session. gpu_seconds: of all that ran in the fork.
+    diff, seen: of the fork when the last full run was asked for. budget: of the session. meter: of all that ran in the fork.
     """
     attempt = job.attempt
     found = transcript.load(attempt.transcript)
@@ -56,7 +57,7 @@ def write(job: Work, diff: ForkDiff, seen: leak_check.Look, budget: Budget, gpu_
     price = tokens.prompt_tokens * limits.prompt_price + tokens.answer_tokens * limits.answer_price
     usage = asdict(tokens) | {
         "money_millionths": -(-price // MILLION),
-        "gpu_seconds": math.ceil(gpu_seconds),
+        "gpu_seconds": math.ceil(meter.used),
         "wall_seconds": math.ceil(budget.spent().wall_seconds),
     }
     canaries = [each.record() for each in seen.canaries]
@@ -72,7 +73,8 @@ def write(job: Work, diff: ForkDiff, seen: leak_check.Look, budget: Budget, gpu_
     }
     write_file(attempt.agent_dir / TEXTS, json.dumps(seen.texts))
     write_file(attempt.agent_report, canonical.encoded(report))
-    return run.outcome
+    used = f"{usage['gpu_seconds']} of {meter.allowed:g} {meter.unit}"
+    return run.outcome, derive_run.why_ended(found.records, run, used, [each["path"] for each in diff.records()])
 
 
 def look_in(job: Work, root: Path, folders: Mapping[str, Path], work: Path) -> None:

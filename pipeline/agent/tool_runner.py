@@ -60,12 +60,15 @@ def refused(failure: str, what: str) -> Answer:
 class GpuMeter:
     """The GPU-seconds of one arm: what its plan allows, and what commands and trainings have used.
 
-    num_devices: GPUs of the arm, or its ranks where the site has no GPU; each second of a process counts so many times. wall_left: seconds
-    of the whole session that are left, which end a process too.
+    num_devices: GPUs of the arm, or its ranks where the site has no GPU (unit "rank-seconds"); each second of a process counts so many
+    times. wall_left: seconds of the whole session that are left, which end a process too.
     """
 
-    def __init__(self, gpu_seconds: float, num_devices: int, wall_left: Callable[[], float] = lambda: math.inf) -> None:
-        self.allowed, self.num_devices, self.used = float(gpu_seconds), num_devices, 0.0
+    def __init__(
+        self, gpu_seconds: float, num_devices: int, wall_left: Callable[[], float] = lambda: math.inf,
+        unit: str = "GPU-seconds",
+    ) -> None:  # fmt: skip
+        self.allowed, self.num_devices, self.used, self.unit = float(gpu_seconds), num_devices, 0.0, unit
         self._wall_left = wall_left
 
     @property
@@ -85,7 +88,10 @@ class GpuMeter:
         """(failure, sentence) of a process that may not run, or that was ended before its own limit."""
         if self._wall_left() <= 0 < self.left:
             return "budget_wall", "the session's wall time is over; finish with what there is"
-        return "budget_gpu_seconds", f"the arm's {self.allowed:g} GPU-seconds are used up; finish with what there is"
+        return (
+            "budget_gpu_seconds",
+            f"the arm's {self.allowed:g} {self.unit} of runs are used up; finish with what there is",
+        )
 
 
 class ToolRunner:

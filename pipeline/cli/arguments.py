@@ -186,8 +186,14 @@ def told_next(refusal: str, following: str, found: str = "") -> None:
 
 
 def next_round_command(arguments: argparse.Namespace) -> str:
-    """The last line of a command about a closed round: the next round, or the audit where the campaign has ended."""
-    name = quoted_campaign(arguments)
-    if Campaign.at(arguments.campaign).has_ended:
+    """The last line of a command about a closed round: the next round, or the audit where the campaign has ended.
+
+    Where the newest round was begun and is open, as an undecided one is, it is `status`, which says what that round needs: `round` refuses it.
+    """
+    name, campaign = quoted_campaign(arguments), Campaign.at(arguments.campaign)
+    if campaign.has_ended:
         return f"the campaign has ended, so no round follows; {next_command('audit', name, '--rescore')}"
+    newest = max(campaign.frozen_rounds(), key=lambda folder: folder.number, default=None)
+    if newest and not newest.closed.exists() and (newest.submitted.exists() or newest.evidence.exists()):
+        return f"{newest.name} is open; {next_command('status', name)}    (what it needs, and the command that goes on)"
     return next_command("round", name)

@@ -149,8 +149,7 @@ def _arms_at_once(chosen: Settings) -> int:
 
 def _measured_decoding(chosen: Settings, rates: Rates, sets: Sequence[str], role: str) -> float:
     """Seconds that judging an adapter on these sets decodes, with completions as long as they were."""
-    known = [length for lengths in rates.lengths.values() for length in lengths]
-    lengths = []
+    known, lengths = [length for lengths in rates.lengths.values() for length in lengths], list[int]()
     for name in sets:
         of_set = rates.lengths.get(name) or known
         lengths += [of_set[item % len(of_set)] for item in range(chosen.items_of(name))]
@@ -248,7 +247,8 @@ def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
     for folder in reversed([*rounds]):
         arms = [arm.name for arm in folder.frozen_plan().arms if arm.role != "base"]
         attempts = [attempt for arm in arms for attempt in folder.attempts(arm)[-1:]]
-        trained = [each for attempt in attempts if (each := _training(attempt, chosen.recipe.num_steps))]
+        whole = [attempt for attempt in attempts if _is_whole(attempt)]  # the worker's clock has all of them
+        trained = [each for attempt in whole or attempts if (each := _training(attempt, chosen.recipe.num_steps))]
         judged = [each for each in map(_decoding, attempts) if each]
         if trained and judged:
             break
@@ -258,7 +258,7 @@ def measured(chosen: Settings, rounds: Iterable[Round]) -> Rates | None:
     names = max((set(lengths) for lengths, _ in judged), key=len)
     judged = [each for each in judged if set(each[0]) == names]  # a closed round has no fresh items
     mixed = {name: _mixed([lengths[name] for lengths, _ in judged]) for name in names}
-    beside = [group_seconds(read_json_lines(attempt.phases)) for attempt in attempts if _is_whole(attempt)]
+    beside = [group_seconds(read_json_lines(attempt.phases)) for attempt in whole]
     start, rest = (mean(group[name] for group in beside) if beside else 0.0 for name in ("start-up", "rest"))
     decoding = mean(seconds for _, seconds in judged)
     took = _played_by(chosen, [length for name in sorted(names) for length in mixed[name]], "worker")

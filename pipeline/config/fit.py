@@ -148,3 +148,8 @@ def check_session(chosen: settings.Settings) -> None:
 def gpus_of_arm(chosen: settings.Settings) -> int:
     """Return the number of GPUs that one arm occupies; 0 on a site without GPUs."""
     return chosen.parallelism.world_size if chosen.cluster.gpus_per_node else 0
+
+
+def unit_of(chosen: settings.Settings) -> str:
+    """Return what seconds of an arm's processes are multiplied by: its GPUs, or its ranks on a site without GPUs."""
+    return "GPU-seconds" if chosen.cluster.gpus_per_node else "rank-seconds"

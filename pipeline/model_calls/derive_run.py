@@ -34,7 +34,9 @@ ENDINGS: Sequence[tuple[str, str]] = (
 )
 """(beginning of the outcome that a loop says, the arm's outcome); the first that fits counts."""
 STARTED = ("trial_failed", "nothing_trained")
-"""Failures of `train` after which a process had run; every other failure is a refusal before that."""
+"""Failures of `train` after which a process had run. One that a budget cut off has the fact `kind`; every other failure is a refusal before that."""
+MOST_SHOWN = 400
+"""Characters of a worker's or loop's sentence that `why_ended` repeats."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def of_transcript(records: Sequence[Mapping[str, Any]], axis: str | None) -> Run
             manifest = _accepted(call, axis)
         if call["name"] != "train" or not result:
             continue
-        is_full, has_started = _arguments(call).get("num_steps") is None, result["ok"] or result["failure"] in STARTED
+        has_started = result["ok"] or result["failure"] in STARTED or _kind(result) is not None
+        is_full = _is_full(call)
         full, smoke = full + (has_started and is_full), smoke + (has_started and not is_full)
         if is_full and trained != "completed":
             trained = _trained(result) or trained
@@ -91,10 +94,57 @@ def _trained(result: Mapping[str, Any]) -> str:
     """The outcome that a full run's result stands for if no later one completes; "" for a refusal that says nothing of the run."""
     if result["ok"]:
         return "completed"
-    kind = result["facts"].get("kind") if isinstance(result["facts"], dict) else None
-    if result["failure"] == "trial_failed" and isinstance(kind, str):
+    kind = _kind(result)
+    if result["failure"] == "trial_failed" and kind is not None:
         return kind
     return {"closed_path": "agent_closed_path", "budget_gpu_seconds": "agent_gpu_seconds"}.get(result["failure"], "")
+
+
+def why_ended(records: Sequence[Mapping[str, Any]], run: Run, used: str, edited: Sequence[str]) -> str:
+    """Say for people why a run ended without an adapter that counts, "" where it has one.
+
+    used: "302 of 300 GPU-seconds". edited: plain names of the files that were edited. Sentences are the worker's and the loop's own; what a
+    training or a model wrote, names of files among it, is not repeated.
+    """
+    if run.outcome == "completed":
+        return ""
+    if not run.manifest:
+        end = next((record for record in reversed(records) if record["kind"] == "end"), None)
+        return f"{end['outcome']}: {_plain(end['what'])}" if end else "its loop broke off without saying why"
+    results = {record["tool"]: record for record in records if record["kind"] == "tool_result"}
+    full = [
+        results[record["tool"]]
+        for record in records
+        if record["kind"] == "tool" and record["name"] == "train" and _is_full(record) and record["tool"] in results
+    ]
+    if not full:
+        return "it handed in its manifest and never asked for the full run"
+    # The last one that says how a full run ended, else the last refusal.
+    last = next((result for result in reversed(full) if _trained(result)), full[-1])
+    if str(last["failure"]).startswith("budget_"):
+        what = f"{used} were used" if last["failure"] == "budget_gpu_seconds" else _plain(last["what"])
+        return f"its full run was {'cut off' if _kind(last) else 'refused'}, because {what}"
+    if last["failure"] == "closed_path":
+        named = ", ".join(edited[:5]) + (", ..." if len(edited) > 5 else "")
+        return f"article 16 refused its full run, because its edits ({named}) go beyond the open paths"
+    words = f" ({_plain(last['what'])})" if _kind(last) == "more_steps" else ""
+    return f"its last full run does not count: {_kind(last) or last['failure']}{words}"
+
+
+def _plain(what: Any) -> str:
+    """A sentence without what the agent was told to do next, on one line and of bounded length."""
+    text = "".join(char if char.isprintable() else " " for char in str(what)).partition("; ")[0]
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ..."
+
+
+def _kind(result: Mapping[str, Any]) -> str | None:
+    """How the trial of a training ended, None where none ran."""
+    kind = result["facts"].get("kind") if isinstance(result["facts"], dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _is_full(call: Mapping[str, Any]) -> bool:
+    return _arguments(call).get("num_steps") is None
 
 
 def outcome_of(said: str) -> str:

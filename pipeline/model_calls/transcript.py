@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,25 @@ def verify(path: Path, head: str, digest: str) -> Transcript:
     if found.cut_bytes or found.head != head or sha256(path.read_bytes()) != digest:
         raise IntegrityError(f"{path} is not the transcript that was sealed ({digest[:16]})", "Restore it from a copy")
     return found
+
+
+def used_so_far(path: Path) -> dict[str, int]:
+    """Return setting of `worker.budget` -> what an agent at work used of it, by the whole lines of its transcript, unchecked: for `status`."""
+    return dict(_used(path, path.stat().st_size))
+
+
+@lru_cache(maxsize=64)
+def _used(path: Path, size: int) -> dict[str, int]:
+    """The cache: `status --watch` asks again and again, and a transcript only grows."""
+    used = {"steps": 0, "tokens": 0, "gpu_seconds": 0}
+    for line in path.read_bytes()[:size].split(b"\n")[:-1]:
+        if b'"kind":"answer"' in line:  # a quotation mark in a content is escaped, so these bytes are the line's own
+            record = json.loads(line)
+            used["steps"] += 1
+            used["tokens"] += record["prompt_tokens"] + record["answer_tokens"]
+        elif b'"kind":"tool_result"' in line:
+            used["gpu_seconds"] += json.loads(line)["facts"].get("gpu_seconds", 0)
+    return used
 
 
 def content_of(record: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from pipeline.campaign.layout import Round
 from pipeline.cluster import forecast
-from pipeline.config import decoding, footprint, model_size, settings
+from pipeline.config import decoding, fit, footprint, model_size, settings
 from pipeline.config.decoding import Settled
 from pipeline.reporting import live_view
 
@@ -39,6 +39,8 @@ def show_cost(
         print(line)
     has_gpus = bool(chosen.cluster.gpus_per_node)
     print(live_view.forecast(cost["forecast"], has_gpus=has_gpus))
+    if beside := agents_in_words(chosen):
+        print(beside)
     if chosen.cluster.kind == "slurm" and not has_gpus and chosen.cluster.capacity.train_tokens_per_second:
         print(
             "note: cluster.gpus_per_node is 0, so arms compute on cores, but the rates of cluster.capacity may be those of a GPU"
@@ -51,6 +53,20 @@ def show_cost(
         Console(width=160).print(live_view.layouts(forecast.layouts(chosen, num_arms), num_arms))
         if shared := sharing_in_words(chosen):
             print(shared)
+
+
+def agents_in_words(chosen: settings.Settings) -> str:
+    """What of agents the forecast leaves out, and how much that may be; empty where no agent runs an arm."""
+    worker = chosen.worker
+    if worker.agent != "llm":
+        return ""
+    seconds, devices = worker.budget.wall_seconds, fit.gpus_of_arm(chosen) or chosen.parallelism.world_size
+    kind = "GPU-hours" if chosen.cluster.gpus_per_node else "hours of a rank"
+    return (
+        f"This counts the full run of an arm, and not what its agent does before and beside it. A session may last {seconds:,} s "
+        f"(worker.budget.wall_seconds), in which its arm holds what it was given: up to {devices * seconds / 3600:,.3g} {kind} of each arm "
+        f"that an agent runs (worker.roles: {', '.join(worker.roles)})."
+    )
 
 
 def sharing_in_words(chosen: settings.Settings) -> str:
@@ -120,6 +136,7 @@ def memory_and_cost(
         "trained_parameters": footprint.trained_parameters(model, config["recipe"]),
         "checkpoint_bytes": footprint.checkpoint_bytes(model, config["recipe"]),
         "forecast": _with_sums(expected),
+        "agents": agents_in_words(chosen),
         "layouts": [
             {name: value for name, value in vars(layout).items() if name != "expected"}
             | {"must_have": layout.must_have(num_arms), "forecast": _with_sums(layout.expected)}

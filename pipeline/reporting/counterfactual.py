@@ -46,6 +46,21 @@ def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) ->
             f"{runner_up} comes nearest to being kept: its value minus that of {against} is {lifts.show(gains[runner_up])}. "
             f"An arm is kept if this difference is more than {lifts.amount(margin)}."
         )
+    values = {
+        arm: Fraction(look.values[arm]) for arm in sorted(edited & look.values.keys()) if arms[arm].role == "axis"
+    }
+    least = Fraction(look.values[decision.kept]) if decision.kept else base + margin
+    than = (
+        f"{decision.kept}, which is kept ({lifts.show(least)})"
+        if decision.kept
+        else f"an arm needs to be kept ({lifts.show(least)})"
+    )
+    lines += [
+        f"{arm}, which ran edited code, has a larger value ({lifts.show(value)}) than {than}. It is not kept, because no setting says what "
+        "its code did (article 16); a person may put its patch into another campaign's image (section Agents)."
+        for arm, value in values.items()
+        if value > least
+    ]
     return lines + _finalists(look, rules)
 
 
@@ -78,7 +93,9 @@ def of_arms_and_families(derived: Derived, arms: Mapping[str, Arm], plan: Plan, 
     lines = [f"{len(scored)} arms have a score, and the quorum is {rules.quorum}."]
     for run in scored:
         lift = evidence.lift(run.arm, baseline, "fresh")
-        if arms[run.arm].role != "axis" or lift is None:
+        if (
+            arms[run.arm].role != "axis" or lift is None or run.edited
+        ):  # article 16: no score of an edited arm sets anything aside
             continue
         worse = evidence.claims.worse_arms.get(run.arm)
         if worse and worse.is_shown:

@@ -87,7 +87,7 @@ def compare(folder: Round, chosen: Settings) -> dict[str, Any]:
 
 def section(folder: Round, chosen: Settings) -> Section:
     """Return the section of the page with the forecast beside what the round took."""
-    found, what = compare(folder, chosen), "GPU" if chosen.cluster.gpus_per_node else "core"
+    found, what = compare(folder, chosen), "GPU" if chosen.cluster.gpus_per_node else "rank"
     counted = ", with the reference and the base" if folder.number == 1 else ""
     names = {name: f"{name} of an arm" for name in GROUPS} | {
         ARM: "an arm as a whole", ROUND: f"the round, first start to last end{counted}", DEVICES: f"{what}-hours of the arms{counted}",
@@ -98,6 +98,10 @@ def section(folder: Round, chosen: Settings) -> Section:
         lines = [
             f"The forecast was frozen before the round's plan; its rates were {found['source']}. It counts no waiting in a queue."
         ]
+        if chosen.worker.agent == "llm":
+            lines.append(
+                "It counts no arm that fails, and of an agent's arm the full run alone, not what the agent does before and beside it."
+            )
     table = [["phase", "forecast", "actual", "forecast / actual - 1"]]
     for name, each in found["phases"].items():
         error = "-" if each["error"] is None else f"{100 * each['error']:+.1f} %"

@@ -16,6 +16,7 @@ from pipeline.campaign.records import Plan, Policy
 from pipeline.claims import wording
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
 from pipeline.config import decoding, settings
+from pipeline.config.settings import Settings
 from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
 from pipeline.decision.evidence import Evidence
@@ -26,12 +27,14 @@ from pipeline.stats.lifts import accuracy, show
 
 
 def of_log(
-    records: Sequence[Mapping[str, Any]], round_name: str, model: str, targets: Sequence[Sequence[str]] = ()
-) -> list[Section]:
+    records: Sequence[Mapping[str, Any]], round_name: str, model: str, targets: Sequence[Sequence[str]] = (),
+    folder: Round | None = None, chosen: Settings | None = None,
+) -> list[Section]:  # fmt: skip
     """The page of a round, from the log alone: the last decision as things were known then, and its submissions as they are now.
 
     `model` is the model's name, for article 13. `targets` is the table of the LoRA targets, which the log does not have
-    (`tables.of_targets`). Raises NotFound and IntegrityError as `derive.derive` does.
+    (`tables.of_targets`). folder, chosen: the round's, for why its agents ended and what they might use.
+    Raises NotFound and IntegrityError as `derive.derive` does.
     """
     before = said.known_at_decision(records, round_name)
     derived = derive.derive(before, round_name)
@@ -54,7 +57,8 @@ def of_log(
     page.insert(
         1, Section("Plan of the round", _planned(history, round_name, proposals), [list(row) for row in targets])
     )
-    if of_agents := agents.section(records, round_name):
+    is_decided, open_keys = derived.decision.state == "decided", history.rules.open_keys
+    if of_agents := agents.section(records, round_name, folder, chosen, is_decided, open_keys):
         page.insert(3, of_agents)
     sent = tables.of_submissions(board_submissions.submissions_in(records), history, round_name)
     at = next(number for number, section in enumerate(page) if section.title == "Reasons by article")
@@ -95,6 +99,7 @@ def sections(
         Section(f"Decision of {plan.round}", head),
         Section(
             "Scores of the arms",
+            [tables.VALUE] if evidence.look else [],
             table=tables.of_arms(evidence, arms),
             svg=[figures.strip(_points(evidence)), figures.gaps(tables.gaps(evidence))],
         ),
@@ -276,7 +281,7 @@ def _points(evidence: Evidence) -> list[figures.Point]:
 def of_round(records: Sequence[Mapping[str, Any]], folder: Round) -> list[Section]:
     """The page of a frozen round: `of_log` with what its configuration adds. Raises as `of_log`."""
     chosen, facts = settings.load(folder.config), records[0]["facts"]
-    page = of_log(records, folder.name, chosen.model.name, tables.of_targets(chosen))
+    page = of_log(records, folder.name, chosen.model.name, tables.of_targets(chosen), folder, chosen)
     took = forecast_check.section(folder, chosen)
     took.lines[:0] = [f"{line[0].upper()}{line[1:]}." for line in decoding.in_words(chosen, facts["settled"])]
     return [*page, took]

@@ -35,8 +35,14 @@ from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import results
 from pipeline.execution.trial import GROUPS, group_seconds, progress_lines
+from pipeline.model_calls.transcript import used_so_far
 
 SILENT_SECONDS = 600.0  # a running arm without a sign for this long is unknown, unless Slurm says that its job runs
+USED = {
+    "steps": "answers",
+    "tokens": "tokens",
+    "gpu_seconds": "seconds of runs",
+}  # setting of worker.budget -> in words
 COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
            "interrupted": "yellow", "requeued": "yellow", "cancelled": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
 
@@ -117,6 +123,9 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
     progress = _progress(attempt) if attempt else (None, None, None, None)
     (step, num_steps, loss, rate), unread = progress or (None,) * 4, progress is None
     claim = read_json(attempt.claim) if attempt and attempt.claim.exists() else {}
+    if attempt and state == "running" and attempt.transcript.exists():
+        budget, used = _frozen(folder.config)["worker"]["budget"], used_so_far(attempt.transcript)
+        detail = "agent: " + ", ".join(f"{spent:,} of {budget[name]:,} {USED[name]}" for name, spent in used.items())
     cores, cores_asked = _cores(attempt, claim)
     return ArmStatus(
         folder.name, arm, role, state, job.node if job and job.node else str(claim.get("node") or claim.get("host", "")),
@@ -262,7 +271,8 @@ def _marked(rounds: Iterable[Round]) -> Iterator[tuple[Attempt, list[Any]]]:
 
 def step_in_words(row: ArmStatus) -> str:
     """How far the trial says that it is, such as 120/300; "?" where nobody can read what it says."""
-    return "?" if row.unread else "" if row.step is None else f"{row.step}/{row.num_steps}"
+    step = "?" if row.unread else "" if row.step is None else f"{row.step}/{row.num_steps}"
+    return f"(full run: step {step})" if step and row.phase == "agent" else step
 
 
 def table(rows: Iterable[ArmStatus]) -> Any:

@@ -15,6 +15,12 @@ from pipeline.reporting.document import Table
 from pipeline.stats.canaries import LEAST_REPEATS
 from pipeline.stats.lifts import accuracy, interval, signed
 
+VALUE = (
+    "A value is no mean of the two lifts beside it: an arm's gains on dev and fresh are taken on the probit scale, pulled toward the mean gain "
+    "of the round's arms on dev, and turned into points at the reference's level on the campaign's fresh items so far, or on the board. So it "
+    "can exceed both lifts, and the value of an older arm moves as later rounds bring items and scores."
+)
+"""What the column `value` is (stats/arm_values.py), for whoever compares it with the lifts."""
 WORDS = 60  # the number of letters of a client's message that a page shows
 
 

@@ -142,7 +142,9 @@ def _copied(cache: Path, target: Path) -> Kernels | None:
             return Kernels(target, digest, f"{digest[:16]} ({record['kernels']}), made in {record['seconds']:g} s")
         why = f"its digest is {digest[:16]}, and {record['digest'][:16]} was recorded"
     except (OSError, PipelineError, KeyError, TypeError, ValueError) as error:
-        why = f"it cannot be read: {error}"
+        # What copytree raises lists every file that failed with both of its paths; the first one's cause is what matters.
+        is_list = isinstance(error, shutil.Error) and isinstance(error.args[0], list)
+        why = f"it cannot be read: {error.args[0][0][2] if is_list else error}"
     remove_tree(target)
     if not cache.exists():
         return None  # another worker has set it aside meanwhile

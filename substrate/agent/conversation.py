@@ -98,7 +98,7 @@ def _tokens(first: Sequence[Message], turns: Sequence[Turn]) -> int:
 
 
 def _note(message: Message) -> str:
-    """Returns what stands in place of an output. Only a look is worth a second call; a command or a run would cost GPU-seconds again."""
+    """Returns what stands in place of an output. Only a look is worth a second call; a command or a run would cost seconds again."""
     again = "" if message["name"] in ACTS else " Call the tool again if you need it."
     return (
         f"(This output of {len(message['content'].encode())} bytes was removed to keep the conversation short.{again})"

@@ -72,7 +72,7 @@ def schemas(axis: str | None) -> dict[str, tuple[str, dict[str, Any]]]:
             _record(path=PATH, old=TEXT | {"minLength": 1}, new=TEXT),
         ),
         "run": (
-            "Run a command by /bin/sh in the trial's sandbox, at the fork's root. Its /out is thrown away. It uses up GPU-seconds.",
+            "Run a command by /bin/sh in the trial's sandbox, at the fork's root. Its /out is thrown away. It uses up seconds of runs.",
             _record(command=TEXT | {"minLength": 1}, seconds=WHOLE | {"minimum": 1, "maximum": 86_400, "default": 60}),
         ),
         "train": (

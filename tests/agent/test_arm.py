@@ -135,20 +135,25 @@ def test_a_broken_edit_is_repaired(campaign: Campaign) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "outcome"),
+    ("arm", "outcome", "why"),
     [
-        ("a3", "agent_closed_path"),
-        ("a4", "agent_watchdog"),
-        pytest.param("a5", "agent_gpu_seconds", marks=pytest.mark.long),
+        ("a3", "agent_closed_path", "article 16 refused its full run, because its edits (substrate/answers.py)"),
+        (
+            "a4",
+            "agent_watchdog",
+            "watchdog_repeats: the same call with the same arguments gave the same result 5 times",
+        ),
+        pytest.param("a5", "agent_gpu_seconds", " of 30 rank-seconds were used", marks=pytest.mark.long),
     ],
 )
-def test_a_bad_session_ends_as_what_it_is(campaign: Campaign, arm: str, outcome: str, tmp_path: Path) -> None:
+def test_a_bad_session_ends_as_what_it_is(campaign: Campaign, arm: str, outcome: str, why: str, tmp_path: Path) -> None:
     if outcome == "agent_gpu_seconds":
         campaign = made(tmp_path / "agents", "worker.budget.gpu_seconds=30")
     attempt = run(campaign, arm)
     assert report_of(attempt)["outcome"] == outcome
     found = read_attributes(campaign.round("r0001").published(arm))
     assert (found["status"], found["exit_class"]) == ("failed", outcome)
+    assert why in found["traceback"] and "it handed in its manifest" not in found["traceback"]
     if outcome == "agent_closed_path":
         said = [each["what"] for each in transcript.load(attempt.transcript).records if each["kind"] == "tool_result"]
         assert any("article 16" in what and "substrate/answers.py" in what for what in said)

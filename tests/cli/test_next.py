@@ -6,7 +6,8 @@ import shlex
 import pytest
 
 from pipeline.__main__ import main, parse
-from tests.support.campaigns import fresh_campaign
+from pipeline.rounds import meta
+from tests.support.campaigns import fresh_campaign, frozen_campaign, publish, publish_reference
 
 MENDED = "    (once that is mended)"
 
@@ -48,6 +49,28 @@ def test_the_round_after_init_is_taken(tmp_path, capsys):
     assert main(["round", str(campaign.folder), "--dry-run"]) == 0
     told, must_be_mended = following(capsys.readouterr().out)
     assert told == ["round", str(campaign.folder)] and not must_be_mended
+
+
+def test_after_an_undecided_round_the_report_ends_with_a_command_that_is_taken(tmp_path, capsys):
+    """It named `round` before, which refuses a round whose jobs were submitted."""
+    campaign = frozen_campaign(tmp_path)
+    folder = campaign.round("r0001")
+    publish_reference(campaign, folder)
+    for arm in ("a1", "a2"):
+        publish(folder, arm)
+    assert meta.close(campaign, folder).state == "undecided"
+    capsys.readouterr()
+    assert main(["report", str(campaign.folder)]) == 0
+    said = capsys.readouterr().out
+    told, must_be_mended = following(said)
+    assert told == ["status", str(campaign.folder)] and not must_be_mended and "r0001 is open" in said
+    assert main(told) == 0
+    for number in range(8):
+        publish(folder, f"a{number}")
+    assert meta.close(campaign, folder).state == "decided"
+    capsys.readouterr()
+    assert main(["report", str(campaign.folder)]) == 0
+    assert following(capsys.readouterr().out) == (["round", str(campaign.folder)], False)
 
 
 @pytest.mark.parametrize("words", [["status", "runs/absent"], ["report", "runs/absent"]], ids=" ".join)

@@ -19,7 +19,7 @@ TAKE_A_ROUND = {
     "status": [], "logs": ["a1"], "report": [], "cancel": [], "rerun": [], "close": [], "worker": ["a1"], "reference": [], "judge": [], "meta": [],
     "chain": [],
     "forward": [],
-    "serve": [],
+    "serve": [], "export": ["--to", "exports/x", "--as", "csv"],
 }  # fmt: skip
 NEED_IT = ("worker", "reference", "forward", "judge", "chain")
 

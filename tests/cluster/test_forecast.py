@@ -273,6 +273,18 @@ def test_an_arm_that_was_judged_on_fewer_sets_changes_no_rate_of_decoding(tmp_pa
     assert after.phases["decoding"] == pytest.approx(before.phases["decoding"])
 
 
+def test_a_training_that_was_cut_off_makes_no_forecast_shorter(tmp_path: Path) -> None:
+    """An agent's run made far more steps than the recipe has and was cut off: its own clock knows neither its start nor its end."""
+    campaign, chosen = frozen_campaign(tmp_path), settings.compose(["experiment=smoke"])
+    steps = chosen.recipe.num_steps
+    judged = {"dev": [9] * 40, "fresh": [30] * 40}
+    attempt(campaign, "a0", [{"step": steps, "tokens": 700, "seconds": 3.0}], marks_of(5, 13.5, 12, 2), **judged)
+    longer = [{"step": made, "tokens": 350 * made, "seconds": 0.1 * made} for made in (steps, 50 * steps)]
+    attempt(campaign, "a5", longer, marks_of(5, 140, 0, 0))
+    expected = forecast.forecast(chosen, 8, campaign.frozen_rounds())
+    assert expected and expected.phases["training"] == pytest.approx(13.5)
+
+
 def test_a_frozen_forecast_is_whole_milliseconds_and_the_first_round_counts_r0000() -> None:
     expected = forecast.forecast(settings.compose([*NANO, "parallelism=tp1"]), num_arms=8)
     assert expected is not None
@@ -317,3 +329,17 @@ def test_what_a_trial_makes_up_is_not_counted(tmp_path: Path) -> None:
     attempt(campaign, "a1", huge, marks_of(1, 1, 1, 1), dev=[9] * 40)
     campaign.round("r0001").attempts("a0")[0].result.write_bytes(b"half")
     assert forecast.measured(settings.compose(["experiment=smoke"]), campaign.frozen_rounds()) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        (["experiment=agents"], "up to 0.5 hours of a rank"),
+        ([*NANO, "parallelism=tp2", "worker=llm"], "up to 6 GPU-hours"),
+    ],
+)
+def test_what_agents_do_beside_their_full_run_is_told_to_be_left_out(overrides: list[str], most: str) -> None:
+    """900 s on two ranks are half an hour of a rank, and 10,800 s on two GPUs six GPU-hours."""
+    said = cost.agents_in_words(settings.compose(overrides))
+    assert "not what its agent does before and beside it" in said and most in said
+    assert cost.agents_in_words(settings.compose(["experiment=smoke"])) == ""

@@ -187,17 +187,15 @@ def test_the_plan_of_decoding_is_what_a_real_rank_holds(alone, dtype, more):
     assert 0.95 < plan.peak / counted.peak < 1.15
 
 
-def test_every_target_is_counted(tmp_path):
+def test_every_target_is_counted(alone):
     """All eleven, routed experts and lm_head among them."""
     targets = [*TARGETS, "out_proj", "experts.up_proj", "experts.down_proj", "lm_head"]
     values = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
-    parallel = start(ALONE)
-    model = build_model(ModelConfig.from_dict(values), parallel)
+    model = build_model(ModelConfig.from_dict(values), alone)
     init_weights(model, seed=1)
     before = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     factors = sum(tensor.nbytes for tensor in add_lora(model, 16, 32, 0.0, targets, seed=1))
     after = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
-    parallel.shutdown()
     plan = planned("tiny", targets)
     assert (plan.weights, plan.adapter, plan.gradients) == (before, after - before, factors)
 

@@ -144,6 +144,7 @@ def test_case_16_a_trial_is_stopped_before_the_end_although_the_signal_was_swall
 
 
 @pytest.mark.slow
+@pytest.mark.long  # `make drill` causes the same on a real Slurm
 @pytest.mark.skipif(os.geteuid() != 0, reason="loop mounts and dropping to an unprivileged uid need root")
 def test_case_16_an_arm_whose_signal_never_comes_resumes_to_the_same_adapter(site, tmp_path, monkeypatch):
     """The job ends while the arm trains. Its worker is told nothing, saves, and ends with 75, on which the job is requeued."""

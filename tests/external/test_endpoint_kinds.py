@@ -165,7 +165,9 @@ def test_case_13_no_text_of_an_error_is_kept_not_even_beside_a_parameter():
 
 def test_case_13_parameters_can_be_left_out_and_added(composed):
     asked = endpoint(
-        "http://127.0.0.1", leave_out=("temperature", "maxItems", "strict"), add={"max_completion_tokens": 9, "seed": 4}
+        "http://127.0.0.1/v1/chat/completions",
+        leave_out=("temperature", "maxItems", "strict"),
+        add={"max_completion_tokens": 9, "seed": 4},
     )
     asked.check_settings()
     sent = json.loads(chat.body(asked, "rules", "facts", "proposals", proposal_gate.SCHEMA))

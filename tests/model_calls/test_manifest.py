@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.campaign.errors import IntegrityError
 from pipeline.model_calls.chat_request import compose
-from pipeline.model_calls.derive_run import of_transcript, outcome_of
+from pipeline.model_calls.derive_run import of_transcript, outcome_of, why_ended
 from pipeline.model_calls.manifest import BadManifest, read_manifest
 from pipeline.model_calls.prompt_bounds import by_bytes
 from pipeline.model_calls.transcript import Writer, load
@@ -152,3 +152,42 @@ def test_a_transcript_that_claims_another_charge_or_manifest_is_found(tmp_path):
 
 def test_an_outcome_that_no_rule_knows_breaks_the_contract():
     assert outcome_of("closed") == outcome_of("") == "agent_contract"
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        ([*tool(0, "train", {"num_steps": None}), *tool(1, "finish", FULL)], ""),
+        (
+            [
+                *tool(0, "train", {"num_steps": None}, "budget_gpu_seconds", kind="timeout", gpu_seconds=302),
+                *tool(1, "finish", FULL),
+            ],
+            "its full run was cut off, because 302 of 300 GPU-seconds were used",
+        ),
+        (
+            [*tool(0, "train", {"num_steps": None}, "budget_gpu_seconds"), *tool(1, "finish", FULL)],
+            "its full run was refused, because 302 of 300 GPU-seconds were used",
+        ),
+        (
+            [*tool(0, "train", {"num_steps": None}, "closed_path"), *tool(1, "finish", FULL)],
+            "article 16 refused its full run, because its edits (substrate/answers.py) go beyond the open paths",
+        ),
+        (
+            [*tool(0, "train", {"num_steps": None}, "trial_failed", kind="crashed"), *tool(1, "finish", FULL)],
+            "its last full run does not count: crashed",
+        ),
+        (tool(0, "finish", FULL), "it handed in its manifest and never asked for the full run"),
+        (
+            [("end", None, {"outcome": "watchdog_repeats", "what": "the same call 5 times"})],
+            "watchdog_repeats: the same call 5 times",
+        ),
+        ([], "its loop broke off without saying why"),
+    ],
+)
+def test_why_a_run_ended_is_told_with_its_cause_and_not_with_the_manifest_alone(tmp_path, events, why):
+    records = written(tmp_path, *events)
+    run = of_transcript(records, "learning_rate")
+    assert why_ended(records, run, "302 of 300 GPU-seconds", ["substrate/answers.py"]) == why
+    if "cut off" in why:
+        assert run.outcome == "agent_gpu_seconds" and run.usage.full_runs == 1

@@ -107,6 +107,12 @@ def test_what_a_round_took_by_hand(folder: Round) -> None:
     rows = {row[0]: row[1:] for row in forecast_check.section(folder, chosen).table}
     assert rows["start-up of an arm"] == ["60.0 s", "7.0 s", "+757.1 %"]
     assert rows["GPU-hours of the arms, with the reference and the base"][1] == "0.081 h"
+    without, with_agents = (
+        forecast_check.section(folder, settings.compose([*OVERRIDES, *each])) for each in ([], ["worker=llm"])
+    )
+    assert any("rank-hours of the arms" in row[0] for row in without.table)
+    (more,) = [line for line in with_agents.lines if line not in without.lines]
+    assert "not what the agent does before and beside it" in more
 
 
 def test_a_round_without_rates_says_so(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from xml.etree import ElementTree
 
@@ -10,7 +11,8 @@ import pytest
 
 from pipeline.__main__ import main
 from pipeline.campaign.log import Log
-from pipeline.reporting import document, figures, page, said
+from pipeline.decision.history import read_history
+from pipeline.reporting import counterfactual, document, figures, page, said
 from pipeline.reporting.document import Section
 from tests.support import example_page, logs
 from tests.support.campaigns import frozen_campaign, publish
@@ -202,3 +204,28 @@ def test_the_page_that_is_explained_is_the_one_that_the_code_makes():
     lora = [line for line in shown if line.split()[0] in ("LoRA", "q_proj", "in_proj")]
     assert len(lora) == 3 and len(shown) > 40
     assert not [line for line in shown if line not in made and line not in lora]
+
+
+def test_an_edited_arm_above_the_kept_one_is_named_and_no_other_verdict_is_promised_of_it():
+    """Article 16: its score belongs to no setting, so nothing that it could have would set one aside."""
+    campaign = walk()
+    plain, plan = campaign.derived["r0002"], read_history(campaign.records).plans["r0002"]
+    arms = {arm.name: arm for arm in plan.arms}
+    look = plain.evidence.look
+    assert look is not None and plain.decision.kept == "a3" and arms["a2"].role == "axis"
+    outcomes = tuple(replace(each, edited=each.arm == "a2") for each in plain.evidence.outcomes)
+    for value, is_above in ((look.values["a3"] + Decimal("0.01"), True), (look.values["a3"] - Decimal("0.01"), False)):
+        changed = replace(look, values={**look.values, "a2": value})
+        edited = replace(plain, evidence=replace(plain.evidence, outcomes=outcomes, look=changed))
+        choice = [each for each in counterfactual.of_choice(edited, arms, logs.RULES) if each.startswith("a2")]
+        assert bool(choice) == is_above
+        if is_above:
+            assert (
+                "a2, which ran edited code, has a larger value (+4.69 points) than a3, which is kept (+3.69 points)"
+                in choice[0]
+            )
+        lines = counterfactual.of_arms_and_families(edited, arms, plan, logs.RULES)
+        assert not any(line.startswith("a2 ") for line in lines)
+        assert any(
+            line.startswith("a2 ") for line in counterfactual.of_arms_and_families(plain, arms, plan, logs.RULES)
+        )

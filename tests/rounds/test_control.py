@@ -19,6 +19,7 @@ from pipeline.campaign.layout import Campaign, Round
 from pipeline.cluster import slurm_clients, slurm_jobs
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import resume
+from pipeline.model_calls.transcript import Writer
 from pipeline.reporting import status
 from pipeline.rounds import chain, control, end_campaign, freeze, judging, launch, meta
 from pipeline.sandbox import kernel_cache
@@ -334,6 +335,27 @@ def test_gpu_hours_are_those_used_and_the_forecast(tmp_path, capsys) -> None:
     assert hours["forecast"] > 0 and hours["source"].startswith("assumed")
     assert main(["status", str(campaign.folder)]) == 0
     assert "GPU-hours of the round's arms: 2.00 used; " in capsys.readouterr().out
+
+
+def test_a_running_agent_shows_what_it_used_of_its_budget_and_its_steps_as_those_of_the_full_run(
+    campaign, folder
+) -> None:
+    """The step was shown beside the phase `agent`, and read as a number of answers."""
+    attempt = _claimed(folder, "a1", pid=os.getpid())
+    attempt.phases.write_text(json.dumps({"phase": "agent", "at": time.time(), "detail": ""}) + "\n")
+    attempt.progress.write_text(
+        json.dumps({"phase": "train", "step": 30, "num_steps": 30, "loss": 0.5, "tokens": 9, "seconds": 1.0}) + "\n"
+    )
+    attempt.agent_dir.mkdir()
+    writer = Writer(attempt.transcript)
+    writer.append("answer", b'{"kind":"answer"}', call=0, tries=1, prompt_tokens=60_000, answer_tokens=306)
+    writer.append("tool_result", b"", tool=0, ok=True, failure="", what="", truncated=False, facts={"gpu_seconds": 58})
+    row = status.round_status(campaign, folder)[1]
+    assert (row.phase, status.step_in_words(row)) == ("agent", "(full run: step 30/30)")
+    assert row.detail == "agent: 1 of 40 answers, 60,306 of 400,000 tokens, 58 of 1,800 seconds of runs"
+    writer.append("answer", b"", call=1, tries=1, prompt_tokens=1, answer_tokens=1)
+    writer.close()
+    assert "2 of 40 answers, 60,308 of" in status.round_status(campaign, folder)[1].detail
 
 
 def test_dead_process_of_this_machine_is_lost(campaign, folder) -> None:

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 
-from substrate.distributed.groups import start
 from substrate.inference.experts import Experts
 from substrate.model import add_lora, build_model, init_weights
 from substrate.model.lora import adapters
@@ -56,10 +55,9 @@ def test_the_kernel_multiplies_each_row_by_its_experts_weight():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_layer_of_few_rows_is_the_sorted_one(monkeypatch, dtype):
+def test_a_layer_of_few_rows_is_the_sorted_one(alone, monkeypatch, dtype):
     """With the kernel's plain form in its place; in bfloat16 the experts' adapters are not merged."""
-    parallel = start({"tp": 1, "pp": 1, "ep": 1, "cp": 1, "dp": 1})
-    model = build_model(small_config(pattern="E", num_experts=8, moe_ffn_size=32, dtype=dtype), parallel)
+    model = build_model(small_config(pattern="E", num_experts=8, moe_ffn_size=32, dtype=dtype), alone)
     init_weights(model, seed=1)
     add_lora(model, 4, 8, 0.0, ["experts.up_proj", "experts.down_proj"], seed=1)
     with torch.no_grad():
@@ -74,7 +72,6 @@ def test_a_layer_of_few_rows_is_the_sorted_one(monkeypatch, dtype):
         monkeypatch.setattr(kernels, "takes_few_rows", lambda rows, device: True)
         monkeypatch.setattr(kernels, "few_rows_linear", lambda *given: called.append(1) or plain(*given))
         found = layer._run(x)
-    parallel.shutdown()
     assert len(called) == (2 if dtype == "float32" else 6)
     torch.testing.assert_close(
         found, expected, rtol=0, atol=(1e-5 if dtype == "float32" else 3e-2) * float(expected.abs().max())

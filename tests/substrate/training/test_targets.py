@@ -149,7 +149,9 @@ def test_case_10_a_run_that_resumes_asks_no_more(alone, inputs, tmp_path, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [{"tp": 2, "ep": 1}, {"tp": 2, "ep": 2}, {"pp": 3, "tp": 1}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [pytest.param({"tp": 2, "ep": 1}, marks=pytest.mark.long), {"tp": 2, "ep": 2}, {"pp": 3, "tp": 1}], ids=str
+)
 def test_case_10_every_rank_of_a_layout_says_the_same(inputs, tmp_path, sizes):
     """The target may be on one stage, or on the experts of one rank; a sound run on the same layout trains."""
     sound, bypassed = (trainings.write_task(tmp_path / name, inputs, **lora()) for name in ("sound", "bypassed"))
