@@ -1,11 +1,11 @@
 """Entry: make the image's training data, solved puzzles with their reasoning, from a public seed and from real rows.
 
     python -m substrate.payload --out PAYLOAD --seed 1 --level small --num-per-family 4000 --families roman gravity
-        [--csv train.csv --held-out FOLDER] [--registered prompts.jsonl ...]
+        [--csv train.csv --held-out FOLDER] [--registered prompts.jsonl ...] [--slices '{"gravity": {"time": [1, 2]}}']
 
     data/train.jsonl             {"item_id": "roman-000012", "family": "roman", "prompt": "In Alice's Wonderland, ...",
                                   "answer": "XXXVIII", "traces": {"short": "30 8", "stepwise": "30 XXX\\n8 ..."},
-                                  "source": "generated"}
+                                  "source": "generated"}    or "slice" within a declared slice, or "real"
     data/train_prompts.sha256    one digest per line, sorted: the prompts that `substrate.items` must not draw again
     data/card.json               the number of rows by family and source, and which real rows were left out, and why
     FOLDER/prompts.jsonl         the held-out real rows, in the format of `substrate.items`
@@ -21,7 +21,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from typing import Any
 
 from substrate.data.competition import Row, Split, check_any, read_rows, split
 from substrate.data.prompt_overlap import overlaps, prompt_digest
+from substrate.data.rows import SOURCES
+from substrate.data.slices import Limits, is_within, read_slices
 from substrate.interface.command_line import Parser, read_json_lines, write_json_lines, write_text
 from substrate.interface.errors import DataError, UsageError, exit_code_of
 from substrate.items import Item, draw_items
@@ -47,10 +49,12 @@ def write_payload(
     csv: Path | None = None,
     held_out: Path | None = None,
     registered: Sequence[Path] = (),
+    slices: Mapping[str, Limits] | None = None,
 ) -> None:
-    """Writes the files of `out/data` and, with a csv, those of `held_out`.
+    """Writes the files of `out/data` and, with a csv, those of `held_out`. slices: the declared slice of each family that has one.
 
-    Raises DataError if the csv is malformed, has no row to train on, or repeats a registered prompt.
+    Raises DataError if the csv is malformed, has no row to train on, or repeats a registered prompt, or if no generated
+    puzzle lies in a declared slice; UsageError for a slice by a feature that the family lacks.
     """
     evaluation = [row for path in registered for row in read_json_lines(path, {"item_id": str, "prompt": str})]
     known = [(row["item_id"], row["prompt"]) for row in evaluation]
@@ -72,15 +76,21 @@ def write_payload(
         in_chunks = partial(pool.map, chunksize=_CHUNK) if num_per_family > _CHUNK else map
         for family in sorted(families):
             items = draw_items(key, family, level, num_per_family, exclude, in_chunks)
-            rows += in_chunks(_line_of, items)
+            rows += in_chunks(partial(_line_of, (slices or {}).get(family)), items)
     _make(out / "data")
     write_json_lines(out / "data" / "train.jsonl", rows)
     digests = sorted(prompt_digest(row["prompt"]) for row in rows)
     write_text(out / "data" / "train_prompts.sha256", "".join(f"{digest}\n" for digest in digests))
     counts = {
         source: dict(sorted(Counter(row["family"] for row in rows if row["source"] == source).items()))
-        for source in ("generated", "real")
+        for source in SOURCES
+        if source != "slice" or slices
     }
+    for family in sorted(slices or {}):
+        if not counts["slice"].get(family):
+            raise DataError(
+                f"none of the {num_per_family} puzzles of {family} lies in its declared slice; widen the slice"
+            )
     card: dict[str, Any] = {"schema": 1, "seed": seed, "level": level, "rows": counts, "registered": len(known)}
     card |= {"real": real.as_json()} if csv else {}
     write_text(out / "data" / "card.json", json.dumps(card, indent=1) + "\n")
@@ -88,8 +98,9 @@ def write_payload(
         _write_held_out(real.dev, held_out)
 
 
-def _line_of(item: Item) -> dict[str, Any]:
-    return _line(item.item_id, item.family, item.prompt, item.answer, "generated")
+def _line_of(limits: Limits | None, item: Item) -> dict[str, Any]:
+    source = "slice" if limits and is_within(limits, item.family, item.puzzle) else "generated"
+    return _line(item.item_id, item.family, item.prompt, item.answer, source)
 
 
 def _line(item_id: str, family: str, prompt: str, answer: str, source: str) -> dict[str, Any]:
@@ -132,6 +143,9 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, help="the competition's train.csv, whose rows are trained on too")
     parser.add_argument("--held-out", type=Path, help="folder for the tenth of its rows that is not trained on")
     parser.add_argument("--registered", type=Path, action="append", default=[], help="evaluation prompts to keep out")
+    parser.add_argument(
+        "--slices", type=json.loads, default={}, help="declared slices of families, as JSON (data/slices.py)"
+    )
     asked = parser.parse_args()
     if asked.num_per_family < 1:
         raise UsageError(f"--num-per-family is {asked.num_per_family}; valid: 1 or more")
@@ -139,7 +153,7 @@ def main() -> None:
         raise UsageError("only one of --csv and --held-out was given; give both or neither")
     write_payload(
         asked.out, asked.seed, asked.level, asked.num_per_family, set(asked.families),
-        asked.csv, asked.held_out, asked.registered,
+        asked.csv, asked.held_out, asked.registered, read_slices(asked.slices, asked.families),
     )  # fmt: skip
 
 

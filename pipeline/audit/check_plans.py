@@ -149,6 +149,12 @@ def check_config(
     values = canonical.scalars(content.decode("utf-8", "replace"))
     wanted = {**basis["reference"], "seed": str(basis["seed"]), "tasks.level": basis["tasks"]["level"]}
     wanted |= {f"tasks.{name}": str(basis["tasks"][name]) for name in ("num_dev_per_family", "num_fresh_per_family")}
+    wanted |= {
+        f"tasks.dev_slices.{family}.{feature}.{end}": text
+        for family, limits in basis["tasks"]["dev_slices"].items()
+        for feature, ends in limits.items()
+        for end, text in ends.items()
+    }
     wanted |= {"policy.proposals.mode": basis["proposals"]["mode"], "policy.proposals.kind": basis["proposals"]["kind"]}
     wanted |= {"policy.confirmation": facts["confirmation"], "policy.rounds": str(facts["design"]["rounds"])}
     if values.get("policy.rounds") == "0":

@@ -102,9 +102,8 @@ def make_items(
 def seeds_of(item_set: str, round_name: str, records: Sequence[Record]) -> dict[str, str] | None:
     """Family -> seed of a round's set; None while one of the seeds is secret. A family whose dev was replaced has a seed of its own."""
     known = {record["name"]: record["seed"] for record in records if record["event"] == "reveal"}
-    planned = next(record["plan"] for record in records if record["event"] == "plan" and record["round"] == round_name)
     basis = [record for record in records if record["event"] == "basis" and record["round"] == round_name][-1]
-    repaired = dict(planned["policy"]["repaired"]) if item_set == "dev" else {}
+    repaired = replaced_dev(round_name, records) if item_set == "dev" else {}
     names = {
         family: f"fresh/{round_name}"
         if item_set == "fresh"
@@ -114,6 +113,20 @@ def seeds_of(item_set: str, round_name: str, records: Sequence[Record]) -> dict[
         for family in basis["tasks"]["families"]
     }
     return {family: known[name] for family, name in names.items()} if set(names.values()) <= set(known) else None
+
+
+def replaced_dev(round_name: str, records: Sequence[Record]) -> dict[str, str]:
+    """The families whose dev items were replaced by then, each with the round that had the new ones first."""
+    planned = next(record["plan"] for record in records if record["event"] == "plan" and record["round"] == round_name)
+    return dict(planned["policy"]["repaired"])
+
+
+def numbers_of(slices: Mapping[str, Any]) -> dict[str, Any]:
+    """The declared slices of a sealed basis, whose numbers are text there, as the image takes them."""
+    return {
+        family: {feature: {end: float(text) for end, text in ends.items()} for feature, ends in limits.items()}
+        for family, limits in slices.items()
+    }
 
 
 def differing(one: str, other: str) -> int:
@@ -160,15 +173,10 @@ class Rescoring:
             seeds, folder = seeds_of(item_set, round_name, self.records), None
             if seeds is not None:
                 tasks, work = self.bases[round_name]["tasks"], self.scratch / f"{item_set}-{round_name}"
+                of_dev = entries.dev_slices(numbers_of(tasks["dev_slices"]), replaced_dev(round_name, self.records))
+                slices, num_items = of_dev if item_set == "dev" else {}, tasks[f"num_{item_set}_per_family"]
                 try:
-                    folder = make_items(
-                        self.root,
-                        seeds,
-                        tasks,
-                        tasks[f"num_{item_set}_per_family"],
-                        work,
-                        tasks.get("dev_slices") if item_set == "dev" else None,
-                    )
+                    folder = make_items(self.root, seeds, tasks, num_items, work, slices)
                     self.report.verified.append(
                         f"items of {item_set} of {round_name}, made again from the revealed seed"
                     )

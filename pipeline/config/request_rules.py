@@ -200,14 +200,18 @@ def of_puzzles(recipe: Recipe, tasks: Tasks) -> list[Rule]:
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
         (set(tasks.dev_slices) <= set(tasks.families), "tasks.dev_slices", sorted(tasks.dev_slices), f"families of {tasks.families}"),
         (are_limits, "tasks.dev_slices", tasks.dev_slices,
-         "[lowest, highest] of one feature at least of each family"),
-        (recipe.slices == tasks.dev_slices, "recipe.slices", recipe.slices, "what tasks.dev_slices says; leave it out"),
+         "low and high of one feature at least of each family"),
         (0 <= recipe.slice_share <= 1 and (not recipe.slice_share or bool(tasks.dev_slices)), "recipe.slice_share", recipe.slice_share,
          "0 to 1 where tasks.dev_slices names a slice, else 0"),
     ]  # fmt: skip
 
 
 def _are_ends(value: object) -> bool:
-    """Whether a value is [lowest, highest]."""
-    is_pair = isinstance(value, list) and len(value) == 2 and all(type(end) in (int, float) for end in value)
-    return is_pair and value[0] <= value[1]  # type: ignore[index]
+    """Whether a value has two numbers, `low` and `high`."""
+    if (
+        not isinstance(value, dict)
+        or set(value) != {"low", "high"}
+        or not all(type(end) in (int, float) for end in value.values())
+    ):
+        return False
+    return bool(value["low"] <= value["high"])

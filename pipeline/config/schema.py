@@ -85,7 +85,6 @@ class Recipe:
     mix: dict[str, float]
     options: dict[str, float]  # the method's own numbers
     slice_share: float = 0.0
-    slices: dict[str, Any] = field(default_factory=dict)
 
     @property
     def drawn(self) -> tuple[int, int]:
@@ -154,7 +153,7 @@ class Tasks:
     engine: str  # native, or vllm in the runtime that cluster.vllm_runtime names; in files also auto
     engine_version: str  # of vllm: only scores of one engine and version are comparable
     expected: Expected = field(default_factory=Expected)
-    dev_slices: dict[str, Any] = field(default_factory=dict)  # [lowest, highest] of features, by family
+    dev_slices: dict[str, Any] = field(default_factory=dict)  # low and high of features, by family
 
 
 @dataclass

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from pipeline.campaign.errors import FilesUnreachable, IntegrityError, Interrupted
 from pipeline.campaign.files import append_new, copy_file, copy_tree, read_json, rows_of, write_file
+from pipeline.config import settings
 from pipeline.config.settings import Settings
 from pipeline.execution import image_process
 from pipeline.execution.data_card import refuse_overlap
@@ -194,7 +195,11 @@ def make_items(root: Path, chosen: Settings, item_set: str, seeds: Seeds, work: 
     """
     tasks, board = chosen.tasks, chosen.external
     num_items, shift, slices = {
-        "dev": (tasks.num_dev_per_family, 0, tasks.dev_slices),
+        "dev": (
+            tasks.num_dev_per_family,
+            0,
+            entries.dev_slices(tasks.dev_slices, dict(settings.policy_of(chosen).repaired)),
+        ),
         "fresh": (tasks.num_fresh_per_family, 0, {}),
         "board": (board.generated_rows // len(tasks.families), board.shift, {}),
     }[item_set]

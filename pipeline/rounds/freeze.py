@@ -57,6 +57,12 @@ def plan_basis(chosen: settings.Settings, policy: Policy, spent_gpu_seconds: int
             "level": tasks.level,
             "num_dev_per_family": tasks.num_dev_per_family,
             "num_fresh_per_family": tasks.num_fresh_per_family,
+            "dev_slices": {
+                family: {
+                    feature: {end: str(number) for end, number in ends.items()} for feature, ends in limits.items()
+                }
+                for family, limits in tasks.dev_slices.items()
+            },
         },
         "proposals": {"kind": chosen.policy.proposals.kind, "mode": chosen.policy.proposals.mode},
         "external": chosen.external.kind,

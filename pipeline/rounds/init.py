@@ -191,9 +191,11 @@ def build_image(
         check_recipe(chosen, payload)
         if base_weights.are_outside(chosen.to_dict()["model"]) and not (is_draft and is_elsewhere(chosen)):
             name_base(chosen, payload, is_draft)
-        num_puzzles = DRAFT_PUZZLES if is_draft else chosen.tasks.num_train_per_family
+        is_short = is_draft and not chosen.tasks.dev_slices  # a few puzzles may all lie outside of a narrow slice
+        num_puzzles = DRAFT_PUZZLES if is_short else chosen.tasks.num_train_per_family
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED), "--num-per-family", str(num_puzzles)]
         arguments += ["--level", chosen.tasks.level, "--families", *chosen.tasks.families]
+        arguments += ["--slices", json.dumps(chosen.tasks.dev_slices)]
         for path in chosen.tasks.registered:
             arguments += ["--registered", str(Path(path).resolve())]
         if chosen.tasks.train_csv and not is_draft:

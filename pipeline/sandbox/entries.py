@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,11 @@ def refusal_of(done: subprocess.CompletedProcess[str]) -> tuple[str, str]:
 def task_text(kind: str, config: Mapping[str, Any], paths: Mapping[str, Any]) -> str:
     """A task file, which the entry of the same name reads."""
     return json.dumps({"schema": 1, "kind": kind, "config": config, "paths": paths}, indent=1)
+
+
+def dev_slices(declared: Mapping[str, Any], repaired: Collection[str]) -> dict[str, Any]:
+    """Return the slices that dev has in a round. What replaces a reversed family's items comes from all of its puzzles (article 12)."""
+    return {family: limits for family, limits in declared.items() if family not in repaired}
 
 
 def item_configs(

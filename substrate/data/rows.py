@@ -18,19 +18,18 @@ and why, and the digest of every prompt that the run can learn from, which the j
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from substrate.data.prompt_overlap import prompt_digest
-from substrate.data.slices import Limits, is_within
 from substrate.interface.command_line import read_json_lines
 from substrate.interface.errors import DataError, UsageError
-from substrate.tasks import FAMILIES
 
 CURRICULA = ("shuffled", "short_first")
+SOURCES = ("generated", "slice", "real")  # a "slice" row is generated too, and lies in its family's declared slice
 WEIGHTINGS = ("uniform", "per_family", "per_row", "min_log_prob")  # of a batch's loss: batches.make_batch
 
 
@@ -42,7 +41,7 @@ class Example(NamedTuple):
     prompt: str
     answer: str
     traces: dict[str, str]  # the reasoning, by style
-    source: str  # "generated" or "real"
+    source: str  # one of SOURCES
 
 
 class Row(NamedTuple):
@@ -74,8 +73,9 @@ class Plan:
     sequence_length: int  # most tokens of an example; longer ones are left out and listed in the card
     num_places: int  # rows of the run: steps x batch size
     seed: int
-    slice_share: float = 0.0  # of a family's generated places, those that are filled from its slice alone
-    slices: Mapping[str, Limits] = field(default_factory=dict)  # of each family that has one
+    slice_share: float = (
+        0.0  # of the generated places of a family with a slice, those that are filled from the slice alone
+    )
 
     def __post_init__(self) -> None:
         total = sum(self.mix.values())
@@ -83,11 +83,8 @@ class Plan:
             raise UsageError(f"mix is {self.mix}; valid are shares >= 0, of which one is > 0")
         if self.curriculum not in CURRICULA:
             raise UsageError(f"curriculum is {self.curriculum!r}; valid are {', '.join(CURRICULA)}")
-        if not 0 <= self.slice_share <= 1 or (self.slice_share and not self.slices):
-            raise UsageError(
-                f"slice_share is {self.slice_share}, with {len(self.slices)} families that have a slice; valid are 0, and "
-                "0 to 1 where tasks.dev_slices names a slice"
-            )
+        if not 0 <= self.slice_share <= 1:
+            raise UsageError(f"slice_share is {self.slice_share}; valid are 0 to 1")
 
     @property
     def families(self) -> dict[str, float]:
@@ -127,6 +124,10 @@ def prepare(examples: Sequence[Example], encode: Encode, plan: Plan) -> Prepared
         chosen[family] = pick.rows(num_places[family])
         described[family] = pick.describe(chosen[family])
         digests |= pick.digests
+    if plan.slice_share and not any(example.source == "slice" for example in examples):
+        raise DataError(
+            f"slice_share is {plan.slice_share}, and no row of the training file lies in a declared slice; set it to 0"
+        )
     order = family_order(plan.families, plan.num_places)
     following = {family: iter(rows) for family, rows in chosen.items()}
     rows = [next(following[family]) for family in order]
@@ -146,7 +147,7 @@ class _Family:
         # Held out in the file's order, so that every seed holds out the same.
         self.holdout = [row for row, _ in islice(self._encoded(members), plan.holdout_per_family)]
         rest = members[len(self.holdout) + len(self.left_out) :]
-        self._limits = plan.slices.get(family)
+        self._has_slice = any(example.source == "slice" for example in members)
         self._by_source = {
             source: [example for example in rest if self._is_of(source, example)]
             for source, share in self._source_shares().items()
@@ -161,15 +162,12 @@ class _Family:
 
     def _source_shares(self) -> dict[str, float]:
         real = self._plan.real_share
-        in_slice = (1 - real) * self._plan.slice_share if self._limits else 0.0
+        in_slice = (1 - real) * self._plan.slice_share if self._has_slice else 0.0
         return {"generated": 1 - real - in_slice, "slice": in_slice, "real": real}
 
     def _is_of(self, source: str, example: Example) -> bool:
         """Whether an example may fill a place of this source. A slice is a part of what is generated."""
-        if source != "slice" or self._limits is None:
-            return example.source == source
-        puzzle = FAMILIES[self.family].parse(example.prompt)
-        return example.source == "generated" and is_within(self._limits, self.family, puzzle)
+        return example.source == source or (source == "generated" and example.source == "slice")
 
     def rows(self, num_places: int) -> list[Row]:
         """Returns the family's rows in order."""

@@ -1,11 +1,11 @@
 """A declared slice of a family's puzzles: those whose features lie within limits.
 
-    limits = read_slices({"unit_conversion": {"factor": [2, 3]}}, ["roman", "unit_conversion"])["unit_conversion"]
+    limits = read_slices({"unit_conversion": {"factor": {"low": 2, "high": 3}}}, FAMILIES)["unit_conversion"]
     is_within(limits, "unit_conversion", puzzle)       whether the puzzle's factor is between 2 and 3
 
 Real dev sets are often narrower than what they stand for: collected in one season, at one site, by one annotator. A slice
 says so in a campaign's configuration. Its rule is public and made of the family's features (`Family.features`), never of
-items. Judged items are drawn by it, and a recipe may draw its training data nearer to it.
+items. Dev items are drawn by it, training rows within it are marked, and a recipe may draw more of those.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,23 +14,30 @@ from typing import Any
 from substrate.interface.errors import UsageError
 from substrate.tasks import FAMILIES
 
+EXAMPLE = '{"unit_conversion": {"factor": {"low": 2, "high": 3}}}'
 Limits = Mapping[str, tuple[float, float]]  # of each feature: the lowest and the highest value
 
 
 def read_slices(value: Any, families: Collection[str]) -> dict[str, Limits]:
     """Returns the limits of each family that has a slice. Raises UsageError for what is no slice of one of `families`."""
-    valid = 'an object such as {"unit_conversion": {"factor": [2, 3]}}, of families that are judged'
+    valid = f"an object such as {EXAMPLE}, of the families {', '.join(sorted(families))}"
     if not isinstance(value, Mapping) or not set(value) <= set(families):
-        raise UsageError(f"config.slices is {value!r}; valid: {valid} ({', '.join(sorted(families))})")
+        raise UsageError(f"slices is {value!r}; valid: {valid}")
     for family, limits in value.items():
         if not isinstance(limits, Mapping) or not limits:
-            raise UsageError(f"config.slices.{family} is {limits!r}; valid: limits of one feature at least")
+            raise UsageError(f"slices.{family} is {limits!r}; valid: limits of one feature at least")
         for feature, ends in limits.items():
-            numbers = isinstance(ends, list | tuple) and all(type(end) in (int, float) for end in ends)
-            if not numbers or len(ends) != 2 or not ends[0] <= ends[1]:
-                raise UsageError(f"config.slices.{family}.{feature} is {ends!r}; valid: [lowest, highest]")
+            is_pair = isinstance(ends, Mapping) and set(ends) == {"low", "high"}
+            if (
+                not is_pair
+                or not all(type(end) in (int, float) for end in ends.values())
+                or not ends["low"] <= ends["high"]
+            ):
+                raise UsageError(
+                    f"slices.{family}.{feature} is {ends!r}; valid: two numbers, low and high, low <= high"
+                )
     return {
-        family: {feature: (float(low), float(high)) for feature, (low, high) in limits.items()}
+        family: {feature: (float(ends["low"]), float(ends["high"])) for feature, ends in limits.items()}
         for family, limits in value.items()
     }
 

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from substrate.data.rows import CURRICULA, WEIGHTINGS, Example, Plan, Prepared, prepare, read_examples
-from substrate.data.slices import read_slices
 from substrate.interface.errors import DataError, UsageError
 from substrate.interface.fields import read_fields
-from substrate.tasks import FAMILIES
 from substrate.training.optimizer import OPTIMIZERS
 from substrate.training.recipe import Recipe
 from substrate.training.schedule import SHAPES
@@ -68,10 +66,7 @@ class BaseRecipe(Recipe):
     lora: Lora
     mix: dict[str, float] = field(hash=False)  # share of each family in the stream; a family without one is left out
     options: dict[str, float] = field(hash=False)  # the method's own numbers
-    slice_share: float  # of a family's generated places, those that are filled from its slice alone
-    slices: dict[str, dict[str, list[float]]] = field(
-        hash=False
-    )  # declared limits of features, by family: data/slices.py
+    slice_share: float  # of the generated places of a family with a slice, those that are filled from the slice alone
 
     OPTIONS: ClassVar[type] = NoOptions
 
@@ -137,7 +132,6 @@ class BaseRecipe(Recipe):
             num_places=self.num_steps * self.batch_size,
             seed=seed,
             slice_share=self.slice_share,
-            slices=read_slices(self.slices, FAMILIES),
         )
         return prepare(read_examples(train_data), lambda example: self._encode(example, encoder), plan)
 

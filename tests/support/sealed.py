@@ -138,7 +138,7 @@ class SealedCampaign(LogCampaign):
         config_digest = canonical.sha256(config)
         tasks = {
             "families": sorted(self.levels), "level": "full", "num_dev_per_family": self.num_items,
-            "num_fresh_per_family": self.num_items,
+            "num_fresh_per_family": self.num_items, "dev_slices": {},
         }  # fmt: skip
         self.add(
             "basis", round=name, config_digest=config_digest, seed=1, reference=self.reference, tasks=tasks, external=self.external,
