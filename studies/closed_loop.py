@@ -19,7 +19,7 @@ from pipeline.campaign import canonical, constitution, facts
 from pipeline.campaign.records import Arm, Decision, Plan, Policy
 from pipeline.claims.assess_claims import RUNNING
 from pipeline.config import settings
-from pipeline.decision import derive, evidence, history, plan
+from pipeline.decision import derive, evidence, history, plan, promotion
 from pipeline.decision.evidence import Evidence
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
@@ -102,7 +102,8 @@ class Ours:
     def __post_init__(self) -> None:
         rules = start().rules
         self._add("init", facts={
-            "constitution_digest": rules.digest, "articles": rules.articles, "design": self.design.to_json(), "confirmation": self.confirmation,
+            "constitution_digest": rules.digest, "articles": rules.articles, "design": self.design.to_json(),
+            "confirmation": self.confirmation, "choice": promotion.VALUE,
             "critical": critical_values.read_critical_values(self.design)["critical"], "families": list(self.nature.families),
         })  # fmt: skip
 

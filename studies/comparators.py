@@ -7,7 +7,7 @@
     standing only    keeps no axis, and sends out the reference's adapter
 
 A comparator sees what the decision sees (records.Evidence and the plan's arms) and says which arm is kept. It knows no noise, no dead ends
-and no family states. No comparator decides anything in a real campaign.
+and no family states. Of these, only max dev may decide a real campaign, if a person froze policy.choice=max_dev.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
+from itertools import islice
 
 from pipeline.campaign.records import Arm, Policy, with_setting
+from pipeline.decision import promotion
 from pipeline.decision.evidence import Evidence
 
 Arms = Mapping[str, Arm]
@@ -43,9 +45,7 @@ def keep_nothing(evidence: Evidence, arms: Arms) -> str | None:
 
 def max_dev(evidence: Evidence, arms: Arms) -> str | None:
     """The axis arm of largest dev lift over the recipe that it moved from; None where none gains. Ties go to the lower arm."""
-    baseline = "standing" if any(arm.replicate_of == "standing" for arm in arms.values()) else "reference"
-    best = _best_dev(evidence, [name for name, arm in arms.items() if arm.role == "axis"], baseline)
-    return best[1] if best and best[0] > 0 else None
+    return next(iter(promotion.ahead_on_dev(evidence, arms)), None)
 
 
 def max_board(evidence: Evidence, arms: Arms) -> str | None:
@@ -66,9 +66,9 @@ def max_board(evidence: Evidence, arms: Arms) -> str | None:
 def best_dev_of_all(rounds: Sequence[SeenRound]) -> tuple[str, str] | None:
     """The largest dev lift over the reference of the whole campaign; ties go to the earlier round and the lower arm."""
     found = [
-        (best[0], -number, evidence.round, best[1])
+        (mean, -number, evidence.round, name)
         for number, (evidence, arms) in enumerate(rounds)
-        if (best := _best_dev(evidence, list(arms), "reference"))
+        for name, mean in islice(promotion.by_dev(evidence, arms, "reference").items(), 1)
     ]
     return max(found)[2:] if found else None
 
@@ -87,9 +87,7 @@ def best_board_of_all(rounds: Sequence[SeenRound]) -> tuple[str, str] | None:
 
 def first_by_dev(evidence: Evidence, arms: Arms, num: int) -> tuple[str, ...]:
     """Return the arms to submit: the `num` with the largest dev lift over the reference."""
-    lifts = {name: evidence.lift(name, "reference", "dev") for name in arms}
-    ranked = sorted((-lift.mean, arms[name].index, name) for name, lift in lifts.items() if lift)
-    return tuple(name for _, _, name in ranked[:num])
+    return tuple(islice(promotion.by_dev(evidence, sorted(arms), "reference"), num))
 
 
 def following(policy: Policy, kept: str | None, arms: Arms) -> Policy:
@@ -105,8 +103,3 @@ COMPARATORS: Mapping[str, Comparator] = {
     "max board": Comparator(max_board, best_board_of_all, submits=True),
     "standing only": Comparator(keep_nothing, lambda rounds: None),
 }
-
-
-def _best_dev(evidence: Evidence, names: Sequence[str], baseline: str) -> tuple[Fraction, str] | None:
-    lifts = [(lift.mean, name) for name in names if (lift := evidence.lift(name, baseline, "dev"))]
-    return max(lifts, key=lambda each: each[0], default=None)

@@ -12,6 +12,7 @@ from pipeline.campaign.canonical import encoded
 from pipeline.campaign.errors import PipelineError
 from pipeline.campaign.files import read_json
 from pipeline.claims.assess_claims import CONFIRMATIONS
+from pipeline.decision import promotion
 from pipeline.stats import critical_values
 from pipeline.stats.design import Design
 
@@ -73,6 +74,8 @@ def check_design(facts: Mapping[str, Any], report: Report) -> None:
         report.record(0, "the design has other rounds, arms or families than the articles and the campaign")
     if facts["confirmation"] not in CONFIRMATIONS:
         report.record(0, f"the campaign froze the confirmation {facts['confirmation']!r}, which is unknown")
+    if facts["choice"] not in promotion.CHOICES:
+        report.record(0, f"the campaign froze the choice {facts['choice']!r}, which is unknown")
 
 
 def check_critical(facts: Mapping[str, Any], report: Report) -> None:

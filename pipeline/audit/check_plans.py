@@ -156,7 +156,11 @@ def check_config(
         for end, text in ends.items()
     }
     wanted |= {"policy.proposals.mode": basis["proposals"]["mode"], "policy.proposals.kind": basis["proposals"]["kind"]}
-    wanted |= {"policy.confirmation": facts["confirmation"], "policy.rounds": str(facts["design"]["rounds"])}
+    wanted |= {
+        "policy.choice": facts["choice"],
+        "policy.confirmation": facts["confirmation"],
+        "policy.rounds": str(facts["design"]["rounds"]),
+    }
     if values.get("policy.rounds") == "0":
         values["policy.rounds"] = str(facts["articles"]["4"]["rounds"])
     wanted |= {"external.kind": basis["external"], "cluster.time_limit_minutes": str(basis["time_limit_minutes"])}

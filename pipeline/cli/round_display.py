@@ -22,6 +22,7 @@ from pipeline.campaign.records import Decision, Outcome
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
 from pipeline.cli.arguments import jobs_of, next_command, quoted_campaign, typed
 from pipeline.config import settings
+from pipeline.decision import promotion
 from pipeline.execution import base_weights, results
 from pipeline.reporting import live_view, status
 from pipeline.reporting.cost import memory_and_cost, show_cost, targets_in_words
@@ -59,6 +60,8 @@ def frozen_choices(facts: Mapping[str, Any], stop_after: int = 0) -> list[str]:
         f"error rates are for a campaign of {num} round{'' if num == 1 else 's'} (policy.rounds); simulated critical values ship {ships}",
         f"critical values: {facts['critical_source']}",
     ]
+    if facts["choice"] != promotion.VALUE:
+        lines.insert(0, f"what is kept follows policy.choice={facts['choice']}: {promotion.CHOICES[facts['choice']]}")
     if facts["critical_source"].startswith("bounds"):
         cost = (
             "; bounds cost power, the board test half of its own, and `evidence combine` may count the campaign as E = 1"
@@ -124,7 +127,10 @@ def show_dry_run(campaign: Campaign, overrides: Sequence[str], *, as_json: bool 
         }
         if as_json:
             costs = memory_and_cost(chosen, num_arms, earlier, facts_of(draft)["settled"])
-            choices = {name: facts_of(draft)[name] for name in ("confirmation", "design", "critical_source", "settled")}
+            choices = {
+                name: facts_of(draft)[name]
+                for name in ("choice", "confirmation", "design", "critical_source", "settled")
+            }
             plan = frozen.frozen_plan().to_json()
             told = {"plan": plan, "frozen": choices, "costs": costs, "sbatch": texts, "refusal": refusal}
             print(json.dumps(told, indent=2))

@@ -146,13 +146,14 @@ class Worker:
 
 @dataclass
 class PolicySetting:
-    """A person chooses axes, confirmation, rounds and proposals; the last decision wrote the rest (`records.Policy`).
+    """A person chooses axes, choice, confirmation, rounds and proposals; the last decision wrote the rest (`records.Policy`).
 
-    `confirmation`: how an improvement is confirmed (`claims.assess_claims`). `rounds`: the number of rounds that the error rates are for
-    (0: the constitution's number). Both are frozen at `init`.
+    `choice`: what is kept (`decision.promotion`). `confirmation`: how an improvement is confirmed (`claims.assess_claims`). `rounds`: the
+    number of rounds that the error rates are for (0: the constitution's number). All three are frozen at `init`.
     """
 
     axes: list[AxisSetting]
+    choice: str = "value"
     confirmation: str = "running"
     rounds: int = 0
     standing: list[SettingEntry] = field(default_factory=list)

@@ -30,10 +30,12 @@ def decide(
     policy: Policy,
     constitution: Constitution,
     following_round: str = EXPLORES,
+    dev_leader: tuple[str, str] | None = None,
 ) -> Decision:
     """Decide a round from its evidence. `arms` are the arms of its plan by name, `policy` is the policy that it was planned with.
 
     `following_round` says what the next round is for: it EXPLORES, it CONFIRMS the standing recipe if there is one, or there is NONE.
+    `dev_leader`: (round, arm) of the campaign's largest dev lift where the campaign froze policy.choice=max_dev; else None.
 
     The decision's state is "undecided" below the quorum and where the baseline has no score; its policy is then the old one.
     """
@@ -49,20 +51,21 @@ def decide(
     reasons += _findings(evidence)
     verdicts, compared = _compare(evidence, arms, scored, baseline, constitution)
     values = evidence.look.values if evidence.look else {}
-    gains = promotion.gaining(values, arms, baseline, verdicts, constitution)
-    alarmed = promotion.alarmed(evidence)
-    kept = promotion.best(gains, evidence, baseline, alarmed)
     has_next = following_round != NONE
-    against = promotion.baseline_in_words(values, arms, baseline)
-    reasons += [
-        *compared,
-        *_keeping(kept, gains, alarmed, arms, against, has_next),
-        *_claims(evidence, constitution, has_next),
-    ]
+    if dev_leader:
+        gains = promotion.ahead_on_dev(evidence, arms)
+        kept = next(iter(gains), None)
+        keeping = _keeping_by_dev(kept, gains, arms, baseline)
+    else:
+        gains = promotion.gaining(values, arms, baseline, verdicts, constitution)
+        alarmed = promotion.alarmed(evidence)
+        kept = promotion.best(gains, evidence, baseline, alarmed)
+        keeping = _keeping(kept, gains, alarmed, arms, promotion.baseline_in_words(values, arms, baseline), has_next)
+    reasons += [*compared, *keeping, *_claims(evidence, constitution, has_next)]
     changed = _with_results(policy, arms, kept, verdicts, evidence.claims.shown_worse)
-    has_experiments = following_round == EXPLORES or (following_round == CONFIRMS and not changed.standing)
+    is_open = following_round == EXPLORES or (following_round == CONFIRMS and not changed.standing)
     following, learned = policy_update.following(
-        changed, policy, evidence, arms, verdicts, gains, constitution, has_experiments
+        changed, policy, evidence, arms, verdicts, gains, constitution, is_open and not dev_leader
     )
     finalists = evidence.look.finalists if evidence.look else ()
     return Decision(
@@ -73,7 +76,7 @@ def decide(
         (*reasons, *learned),
         evidence.families,
         evidence.external,
-        winner(finalists, promotion.tie_distance(constitution)),
+        dev_leader or winner(finalists, promotion.tie_distance(constitution)),
         ladder(evidence.board, constitution.ladder_step),
         evidence.claims.is_claimed,
     )
@@ -145,6 +148,20 @@ def _keeping(
         *reasons,
         f"article 7: {kept} is worth most, {amount(gains[kept])} more than {against}; {then}, and nothing is claimed of it",
         f"article 8: {kept}'s {key}={value} joins the standing recipe{'' if has_next else ', untested'}",
+    ]
+
+
+def _keeping_by_dev(
+    kept: str | None, gains: Mapping[str, Fraction], arms: Mapping[str, Arm], baseline: str
+) -> list[str]:
+    """The reasons why an arm is kept, or none, where the campaign froze policy.choice=max_dev."""
+    if kept is None:
+        return [f"article 7: no axis is ahead of the {baseline} recipe on dev: nothing is kept (policy.choice=max_dev)"]
+    key, value = arms[kept].overrides[-1]
+    return [
+        f"article 7: {kept} is {amount(gains[kept])} ahead of the {baseline} recipe on dev, the most; it is kept, whatever the tests say "
+        f"(policy.choice=max_dev), and nothing is claimed of it",
+        f"article 8: {kept}'s {key}={value} joins the standing recipe",
     ]
 
 

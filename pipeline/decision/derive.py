@@ -14,11 +14,12 @@ from pipeline.campaign import constitution
 from pipeline.campaign.errors import IntegrityError, NotFound, Refused
 from pipeline.campaign.records import Decision, FamilyState, Policy
 from pipeline.claims import assess_claims, runs
-from pipeline.decision import assess, decide, policy_update
+from pipeline.decision import assess, decide, policy_update, promotion
 from pipeline.decision.evidence import Evidence, of_one_round
 from pipeline.decision.family_states import EXTERNAL_CLEAR, StateRules
 from pipeline.decision.history import CHOSEN, FINALISTS, REFERENCE, History, Reader, Record, read_history
 from pipeline.decision.plan import with_tried
+from pipeline.stats.lifts import paired_lift
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def derive_round(history: History, round_name: str) -> Derived:
     evidence = evidence_of(history, round_name)
     arms = {arm.name: arm for arm in plan.arms}
     policy = with_tried(with_dead_ends(history, round_name), plan.arms)
-    decision = decide.decide(evidence, arms, policy, rules, following_round(history, round_name))
+    leader = dev_leader(history, round_name)
+    decision = decide.decide(evidence, arms, policy, rules, following_round(history, round_name), leader)
     if decision.state == "undecided" and round_name in history.by_hand:
         decision = decide.by_hand(decision, policy)
     return Derived(evidence, decision, next_overrides(decision, rules, history.num_rounds))
@@ -73,6 +75,22 @@ def following_round(history: History, round_name: str) -> str:
     if left <= 0:
         return decide.NONE
     return decide.CONFIRMS if left == 1 and history.confirmation == assess_claims.FINAL_ROUND else decide.EXPLORES
+
+
+def dev_leader(history: History, round_name: str) -> tuple[str, str] | None:
+    """The (round, arm) of largest dev lift over the reference so far, where the campaign froze policy.choice=max_dev; else None.
+
+    Ties go to the earlier round and the first arm.
+    """
+    if history.choice != promotion.MAX_DEV:
+        return None
+    lifts = {
+        (at.name, run.arm): paired_lift(run, at.reference, "dev").mean
+        for at in history.rounds_until(round_name)
+        for run in at.outcomes
+        if run.scored("dev") and at.reference.scored("dev")
+    }
+    return max(lifts, key=lambda arm: lifts[arm], default=None)
 
 
 def next_overrides(decision: Decision, rules: constitution.Constitution, num_rounds: int) -> dict[str, Any] | None:

@@ -65,6 +65,12 @@ class History:
         return confirmation
 
     @property
+    def choice(self) -> str:
+        """What the campaign keeps (`promotion.CHOICES`)."""
+        choice: str = self.facts["choice"]
+        return choice
+
+    @property
     def rules(self) -> constitution.Constitution:
         """The constitution that the campaign froze."""
         return constitution.Constitution(self.facts["constitution_digest"], self.facts["articles"])

@@ -8,7 +8,7 @@ as lift^2 > z^2 * variance, which needs no square root. This is a rule of thumb 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 
@@ -17,6 +17,12 @@ from pipeline.campaign.records import Arm, Lift
 from pipeline.decision.evidence import Evidence
 from pipeline.stats.decimal_math import decimal_of, exactly
 
+VALUE, MAX_DEV = "value", "max_dev"
+CHOICES = {
+    VALUE: "the axis of largest shrunk value is kept, and the arm of largest value goes out",
+    MAX_DEV: "the axis of largest dev lift is kept, and the arm of largest dev lift goes out, whatever the tests say; for comparison only",
+}
+"""What a campaign keeps (article 7). A person chooses at `init` (policy.choice), and the choice is frozen."""
 ABOVE, WITHIN, BELOW = "above noise", "within noise", "below noise"
 
 
@@ -83,6 +89,19 @@ def best(
         return gains[arm], lift.mean if lift else Fraction(0)
 
     return max((arm for arm in gains if arm not in excluded), key=by, default=None)
+
+
+def by_dev(evidence: Evidence, names: Iterable[str], baseline: str) -> dict[str, Fraction]:
+    """The arms by their dev lift over a baseline, the largest first; arms without one are left out. Ties keep the order of `names`."""
+    lifts = {name: evidence.lift(name, baseline, "dev") for name in names}
+    means = {name: lift.mean for name, lift in lifts.items() if lift}
+    return dict(sorted(means.items(), key=lambda pair: -pair[1]))
+
+
+def ahead_on_dev(evidence: Evidence, arms: Mapping[str, Arm]) -> dict[str, Fraction]:
+    """The axis arms that are ahead of their baseline on dev, and by how much, the first to be kept with policy.choice=max_dev."""
+    found = by_dev(evidence, (name for name, arm in arms.items() if arm.role == "axis"), baseline_of(arms))
+    return {name: mean for name, mean in found.items() if mean > 0}
 
 
 def alarmed(evidence: Evidence) -> dict[str, str]:

@@ -210,14 +210,14 @@ def rehearse(campaign: Campaign, folder: Round) -> None:
 
 def check_unchanged(campaign: Campaign, chosen: settings.Settings, round_name: str) -> None:
     """Raise Refused (article 8) if a round's file changes what the campaign froze: model, recipe, tasks, external target,
-    proposer, or how and over how many rounds an improvement is confirmed."""
+    proposer, what is kept, or how and over how many rounds an improvement is confirmed."""
     frozen, now = settings.load(campaign.round("r0000").config).to_dict(), chosen.to_dict()
     for configuration in (frozen, now):
         configuration["parallelism"].pop(
             "recompute"
         )  # how a round computes, and not what: each round's plan chooses it
         policy = configuration.pop("policy")
-        configuration |= {f"policy.{name}": policy[name] for name in ("proposals", "confirmation", "rounds")}
+        configuration |= {f"policy.{name}": policy[name] for name in ("proposals", "choice", "confirmation", "rounds")}
     changed = sorted(key for key, value in frozen.items() if key not in MAY_DIFFER and value != now[key])
     if changed:
         raise Refused(

@@ -30,7 +30,7 @@ from pipeline.claims.assess_claims import check_confirmation
 from pipeline.cluster import slurm_submit
 from pipeline.config import decoding, settings
 from pipeline.config.fit import check_experiment, check_plan_fits, with_recompute
-from pipeline.decision import family_states, plan
+from pipeline.decision import family_states, plan, promotion
 from pipeline.execution import base_weights
 from pipeline.external import proposers
 from pipeline.rounds import arms
@@ -113,6 +113,8 @@ def check_can_be_planned(
     if chosen.policy.proposals.kind == "llm":
         proposers.endpoint_of(chosen.policy.proposals)
     check_confirmation(chosen.policy.confirmation, chosen.policy.rounds, rules.num_rounds)
+    if chosen.policy.choice not in promotion.CHOICES:
+        raise ConfigError(f"policy.choice = {chosen.policy.choice!r}", f"Valid: {', '.join(promotion.CHOICES)}")
     if not is_probe:
         arms.check_axes(chosen, rules)
     family_states.check_article(rules)
@@ -148,6 +150,7 @@ def freeze_facts(
         "commitments": {name: keys.commitment(name, seed) for name, seed in seeds.items()},
         "articles": rules.articles,
         "design": design.to_json(),
+        "choice": chosen.policy.choice,
         "confirmation": chosen.policy.confirmation,
         "critical": critical,
         "critical_source": source,

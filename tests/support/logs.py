@@ -64,7 +64,7 @@ class LogCampaign:
             critical = critical_values.bounds(self.design)
         self.add("init", facts={
             "constitution_digest": RULES.digest, "articles": RULES.articles, "design": self.design.to_json(),
-            "confirmation": "running", "critical": critical, "families": sorted(self.levels),
+            "choice": "value", "confirmation": "running", "critical": critical, "families": sorted(self.levels),
         })  # fmt: skip
 
     def add(self, event: str, **payload: Any) -> None:

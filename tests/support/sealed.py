@@ -103,7 +103,7 @@ class SealedCampaign(LogCampaign):
             "runtime_digest": MODEL, "constitution_digest": self.rules.digest, "code_digest": self.code_digest, "revision": "unknown",
             "overrides": [], "settled": {}, "commitments": {name: commitment(name, seed) for name, seed in self.seeds.items()},
             "articles": self.rules.articles, "design": self.design.to_json(), "critical": critical,
-            "critical_source": "", "confirmation": "running", "families": sorted(self.levels), "external": self.external,
+            "critical_source": "", "choice": "value", "confirmation": "running", "families": sorted(self.levels), "external": self.external,
             "public_key": self.public_key,
         }  # fmt: skip
         self.files["campaign.yaml"] = json.dumps(facts).encode()
