@@ -227,6 +227,16 @@ def rig_confirmation(record: dict[str, Any]) -> None:
         record["facts"]["confirmation"] = "doubled"
 
 
+def rig_choice(record: dict[str, Any]) -> None:
+    if record["event"] == "init":
+        record["facts"]["choice"] = "max_dev"
+
+
+def rig_slice(record: dict[str, Any]) -> None:
+    if record["event"] == "basis" and record["round"] == "r0001":
+        record["tasks"]["dev_slices"] = {"unit_conversion": {"factor": {"low": "3", "high": "9"}}}
+
+
 def rig_rounds(record: dict[str, Any]) -> None:
     if record["event"] == "init":
         record["facts"]["design"]["rounds"] = 4
@@ -292,6 +302,8 @@ RIGGED = {
     rig_articles: "the articles are not those of the constitution",
     rig_critical: "the critical values are neither",
     rig_confirmation: "says something else than the log about policy.confirmation",
+    rig_choice: "says something else than the log about policy.choice",
+    rig_slice: "the seed, items, proposals or reference recipe are not those that the campaign began with",
     rig_rounds: "the critical values are neither",
     rig_arms: "the arms do not follow from policy, seed and round: a2",
     rig_seed: "the arms do not follow from policy, seed and round: a1",

@@ -94,6 +94,39 @@ def test_real_rows_have_their_share_of_each_family(share):
         assert abs(sum(row.item_id.startswith("real") for row in rows) - share * len(rows)) <= 1
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("real_share", [0.0, 0.5])
+def test_a_slice_has_its_share_of_the_generated_rows_of_the_families_that_have_one(share, real_share):
+    examples = _examples() + _examples(source="real")
+    examples += [example for example in _examples(source="slice") if example.family == "roman"]
+    prepared = _prepared(examples, slice_share=share, real_share=real_share)
+    for family in FAMILIES:
+        rows = [row for row in prepared.rows if row.family == family]
+        num_real = sum(row.item_id.startswith("real") for row in rows)
+        in_slice = sum(row.item_id.startswith("slice") for row in rows)
+        assert abs(num_real - real_share * len(rows)) <= 1
+        if family != "roman":
+            assert in_slice == 0
+        elif share == 1:
+            assert in_slice == len(rows) - num_real
+        else:  # the other generated rows are drawn from all of the family, and half of those lie in the slice
+            mean = (share + (1 - share) / 2) * (len(rows) - num_real)
+            assert abs(in_slice - mean) <= 4
+
+
+def test_slices_change_no_row_of_a_recipe_that_does_not_ask_for_them():
+    examples = _examples()
+    marked = [example._replace(source="slice") if n % 3 else example for n, example in enumerate(examples)]
+    assert _prepared(marked).rows == _prepared(examples).rows
+
+
+def test_a_share_of_a_slice_that_no_row_is_in_is_refused():
+    with pytest.raises(DataError, match="no row of the training file lies in a declared slice; set it to 0"):
+        _prepared(slice_share=0.5)
+    with pytest.raises(UsageError, match="slice_share is 1.5; valid are 0 to 1"):
+        _plan(slice_share=1.5)
+
+
 def test_holdout_is_never_trained_on_and_alike_for_all_seeds():
     one, other = (_prepared(holdout_per_family=3, seed=seed) for seed in (1, 2))
     assert one.holdout == other.holdout
