@@ -142,6 +142,30 @@ def test_a_cheating_arm_is_not_kept_and_the_old_objective_runs_beside():
     )
 
 
+def test_a_campaign_that_froze_max_dev_keeps_the_largest_dev_score_whatever_the_tests_say():
+    greedy = LogCampaign(logs.leaky, logs.SCRIPTED, choice="max_dev")
+    ours = played("leaky")
+    right: dict[tuple[str, str], int] = {}
+    for number in range(1, 5):
+        derived = greedy.play()
+        name, plan = derived.evidence.round, history.read_history(greedy.records).plans[derived.evidence.round]
+        reference = next(run for run in derived.evidence.outcomes if run.arm == "reference")
+        dev = {run.arm: sum(run.num_right("dev").values()) for run in derived.evidence.outcomes}
+        right |= {(name, arm.name): dev[arm.name] - sum(reference.num_right("dev").values()) for arm in plan.arms}
+        axes = [arm.name for arm in plan.arms if arm.role == "axis"]
+        base = next((arm.name for arm in plan.arms if arm.replicate_of == "standing"), "reference")
+        best = max(axes, key=lambda arm: dev[arm])
+        assert derived.decision.kept == (best if dev[best] > dev[base] else None)
+        assert derived.decision.winner == max(right, key=lambda each: right[each])
+        policy = derived.decision.policy
+        assert (policy.contrasts, policy.control, policy.repaired, policy.replicates) == ((), None, (), 0)
+        if number == 1:  # the same runs give the same findings
+            assert derived.evidence.families == ours.derived["r0001"].evidence.families
+    second = greedy.derived["r0002"]
+    assert {test.arm for test in second.evidence.look.verdict.arm_alarms} == {second.decision.kept}
+    assert any("whatever the tests say (policy.choice=max_dev)" in reason for reason in second.decision.reasons)
+
+
 def test_a_suspect_board_gets_no_more_submissions():
     campaign = played("leaky")
     of_round = [record["round"] for record in campaign.records if record["event"] == "submission"]

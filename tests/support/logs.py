@@ -52,6 +52,7 @@ class LogCampaign:
         default_factory=lambda: settings.policy_of(settings.compose(["experiment=nano_30b", "policy/axes=tiny"]))
     )
     reference: Mapping[str, str] = field(default_factory=dict)
+    choice: str = "value"  # what the campaign keeps: policy.choice
 
     def __post_init__(self) -> None:
         chosen = settings.compose(["experiment=nano_30b", "policy/axes=tiny"])
@@ -64,7 +65,7 @@ class LogCampaign:
             critical = critical_values.bounds(self.design)
         self.add("init", facts={
             "constitution_digest": RULES.digest, "articles": RULES.articles, "design": self.design.to_json(),
-            "choice": "value", "confirmation": "running", "critical": critical, "families": sorted(self.levels),
+            "choice": self.choice, "confirmation": "running", "critical": critical, "families": sorted(self.levels),
         })  # fmt: skip
 
     def add(self, event: str, **payload: Any) -> None:
