@@ -18,6 +18,8 @@ import numpy as np
 from pipeline.audit.combine import ALPHA
 from pipeline.stats.design import CriticalValues, Design
 from studies import worlds
+from studies.narrow_dev import sliced
+from studies.narrow_dev.sliced import Slice
 from studies.probits import arm_lifts
 from studies.rule_twin import looks
 from studies.simulated import Flags, Floats, Ints, RoundSeen, World, batches, play
@@ -70,11 +72,13 @@ class Alarms:
         return found
 
 
-def alarms(world: World, design: Design, critical: CriticalValues, number: int, num: int) -> Alarms:
+def alarms(world: World | Slice, design: Design, critical: CriticalValues, number: int, num: int) -> Alarms:
     """Simulate `num` campaigns of a world. `number` tells the random streams of the worlds apart."""
     runs: dict[str, list[Flags]] = {rule: [] for rule in RULES}
     names_weakest: list[Flags] = []
-    for rounds in batches(world, design, (SEED, number), num):
+    seed = (SEED, number)
+    played = sliced.batches(world, design, seed, num) if isinstance(world, Slice) else batches(world, design, seed, num)
+    for rounds in played:
         by_round: dict[str, list[Flags]] = {rule: [] for rule in RULES}
         printed, stopped = Printed(), np.zeros(len(rounds[0].board), bool)
         for seen, ahead, look in looks(rounds, design):
@@ -111,8 +115,8 @@ class Printed:
 
 def measure(design: Design, critical: CriticalValues, num: int, tell: Progress) -> dict[str, Alarms]:
     """Simulate `num` campaigns of each null and designed world, half as many of each world beyond those."""
-    known = {**worlds.NULLS, **worlds.DESIGNED}
-    rest = {**worlds.UNEQUAL, **worlds.BEYOND_NULLS, **worlds.BEYOND}
+    known: dict[str, World | Slice] = {**worlds.NULLS, **worlds.DESIGNED}
+    rest: dict[str, World | Slice] = {**worlds.UNEQUAL, **worlds.BEYOND_NULLS, **worlds.BEYOND, **sliced.SLICES}
     found = {}
     for number, (name, world) in enumerate({**known, **rest}.items()):
         campaigns = num if name in known else max(1, num // 2)
@@ -154,7 +158,7 @@ def alarm_table(found: Mapping[str, Alarms]) -> Iterable[list[str]]:
         met = power_met(name, seen)
         n = len(seen.fired["rule"])
         bound = upper_95(int(seen.fired["rule"][:, -1].sum()), n)
-        if met is None and name in {**worlds.NULLS, **worlds.UNEQUAL, **worlds.BEYOND_NULLS}:
+        if met is None and name in {**worlds.NULLS, **worlds.UNEQUAL, **worlds.BEYOND_NULLS, **sliced.SLICES}:
             row.append(f"at most {bound:.3f}")
         else:
             row.append("" if met is None else "met" if met else "NOT MET")

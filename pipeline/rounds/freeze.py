@@ -88,6 +88,7 @@ def frozen_words(facts: Mapping[str, Any]) -> list[str]:
     return [*facts["overrides"], *decoding.words_of(facts["settled"])]
 
 
+ROUNDS_WORD = "policy.rounds="
 MAY_DIFFER = ("arm", "campaign", "cluster", "round")
 """Parts of the configuration that say where and when a round runs, and not what it computes."""
 
@@ -170,9 +171,15 @@ def correct_request(
 
 
 def check_overrides(campaign: Campaign, facts: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Raise ConfigError for overrides that would change what the campaign computes."""
+    """Raise ConfigError for overrides that would change what the campaign computes.
+
+    A number of rounds that `campaign --rounds N` chose for the person need not be typed again.
+    """
     computing = [item for item in overrides if not is_operational(item)]
-    if computing and computing != facts["overrides"]:
+    frozen = list(facts["overrides"])
+    if not any(item.startswith(ROUNDS_WORD) for item in computing):
+        frozen = [item for item in frozen if not item.startswith(ROUNDS_WORD)]
+    if computing and computing != frozen:
         raise ConfigError(
             f"campaign {campaign.name} was frozen with {' '.join(facts['overrides']) or 'no overrides'}, now came {' '.join(computing)}",
             "Give the same words again (EXPERIMENT=, OVERRIDES=) or none: only cluster=... may change between rounds. "

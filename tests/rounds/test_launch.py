@@ -49,6 +49,15 @@ def test_what_a_campaign_computes_does_not_change_between_rounds(campaign, overr
     assert tree(campaign.folder) == before
 
 
+def test_a_number_of_rounds_that_the_command_chose_is_not_typed_again(campaign):
+    facts = {"overrides": [*OVERRIDES, "policy.rounds=4"]}
+    freeze.check_overrides(campaign, facts, OVERRIDES)
+    freeze.check_overrides(campaign, facts, [*OVERRIDES, "policy.rounds=4"])
+    for words in ([*OVERRIDES, "policy.rounds=3"], ["experiment=demo"]):
+        with pytest.raises(ConfigError, match="was frozen with"):
+            freeze.check_overrides(campaign, facts, words)
+
+
 def test_a_frozen_round_stays_on_its_cluster(tmp_path):
     campaign = frozen_campaign(tmp_path)
     with pytest.raises(ConfigError, match="frozen for another cluster"):

@@ -15,6 +15,7 @@ from pipeline.stats.design import Design
 from studies import replay, worlds
 from studies.__main__ import main, parser
 from studies.claims import claim_table
+from studies.narrow_dev import sliced
 from tests.support.paths import ROOT
 
 
@@ -37,7 +38,14 @@ def test_a_report_for_programs(few_claims, capsys):
     assert all(
         level["campaigns"] == 50 and set(level["upper"]) == set(claim_table.LIMITS) for level in claims["levels"]
     )
-    assert set(found) == {*worlds.NULLS, *worlds.DESIGNED, *worlds.UNEQUAL, *worlds.BEYOND_NULLS, *worlds.BEYOND}
+    assert set(found) == {
+        *worlds.NULLS,
+        *worlds.DESIGNED,
+        *worlds.UNEQUAL,
+        *worlds.BEYOND_NULLS,
+        *worlds.BEYOND,
+        *sliced.SLICES,
+    }
     for rules in found.values():
         assert {"gap", "board", "rule", "leak"} <= set(rules)
         named = rules["board"]["names_weakest"]
