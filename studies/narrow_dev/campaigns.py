@@ -20,34 +20,34 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.campaign import facts
 from pipeline.campaign.files import read_json, write_file
 from pipeline.campaign.layout import CODE_ROOT, Campaign
 from pipeline.campaign.log import Log
 from pipeline.config import settings
-from pipeline.decision.family_states import RESTORED, TRUSTED, UNPROVEN
+from pipeline.decision.family_states import OVERFIT, SHIFT, SUSPECT
 from pipeline.decision.history import History, read_history
 from pipeline.execution import judge, results
 from pipeline.sandbox import namespace
 
 KINDS = ("reversal", "reversal_greedy", "reversal_healthy")
 ROUNDS, ITEMS = 4, 500
-FAMILY = "unit_conversion"  # whose dev is narrow
-QUIET = (UNPROVEN, TRUSTED, RESTORED)
+REVERSED = (OVERFIT, SHIFT)
 SEED = hashlib.sha256(b"studies/narrow_dev").hexdigest()  # of the further items, which no campaign has
 
 
 @dataclass(frozen=True)
 class Ended:
-    """One campaign. `flagged`: family -> the first round in which its state was not quiet or one of its arms had an alarm. `right`: the
-    marks of the adapter that goes out on the further items, one a character, `reference` those of the reference."""
+    """One campaign. `suspected`, `alarmed`: family -> the number of the first round in which it was SUSPECT, and in which a test raised an
+    alarm in it (of the whole family or of one arm). `right`: the marks of the adapter that goes out on the further items, one a character;
+    `reference`: those of the reference."""
 
     kind: str
     seed: int
-    seconds: float
-    flagged: Mapping[str, int]
+    minutes: float
+    suspected: Mapping[str, int]
+    alarmed: Mapping[str, int]
     out: tuple[str, str]
     setting: str
     printed: str
@@ -96,29 +96,31 @@ def run(folder: Path, kind: str, seed: int, overrides: Sequence[str]) -> None:
     with open(folder / f"{kind}_{seed}.log", "a") as log:
         subprocess.run([*command, f"experiment={kind}", f"seed={seed}", *overrides], stdout=log, stderr=log, check=True)
     seconds = time.monotonic() - began
-    records = Log(campaign.log).records()
-    history = read_history(records)
+    name, arm = winner(read_history(Log(campaign.log).records()))
+    marks = {"right": judged(campaign, name, arm, folder), "reference": judged(campaign, "r0000", "a0", folder)}
+    write_file(done, json.dumps({"seconds": seconds, **marks}))
+
+
+def winner(history: History) -> tuple[str, str]:
+    """The (round, arm) that goes out by the last decision."""
     name, arm = history.decisions[f"r{ROUNDS:04d}"]["winner"]
-    planned = next(each for each in history.plans[name].arms if each.name == arm)
-    found = {
-        "kind": kind, "seed": seed, "seconds": seconds, "flagged": flagged(campaign, history), "out": [name, arm],
-        "setting": ", ".join("=".join(each) for each in planned.overrides) or "the reference",
-        "printed": str(history.scores.get(name, {}).get(arm, "")), "right": judged(campaign, name, arm, folder),
-        "reference": judged(campaign, "r0000", "a0", folder),
-    }  # fmt: skip
-    write_file(done, json.dumps(found))
+    return name, arm
 
 
-def flagged(campaign: Campaign, history: History) -> dict[str, int]:
-    """Family -> the number of the first round that flagged it."""
-    found: dict[str, int] = {}
+def found_in(campaign: Campaign, history: History) -> tuple[dict[str, int], dict[str, int]]:
+    """`Ended.suspected` and `alarmed`."""
+    suspected: dict[str, int] = {}
+    alarmed: dict[str, int] = {}
     for name, decision in sorted(history.decisions.items()):
         look = read_json(campaign.round(name).evidence)["look"]
-        alarms = [test["family"] for test in look["verdict"]["arm_alarms"]] if look else []
-        states = [family for family, state in decision["families"].items() if state["name"] not in QUIET]
-        for family in (*alarms, *states):
-            found.setdefault(family, int(name[1:]))
-    return found
+        for test in look["verdict"]["arm_alarms"] if look else []:
+            alarmed.setdefault(test["family"], int(name[1:]))
+        for family, state in decision["families"].items():
+            if state["name"] in REVERSED:
+                alarmed.setdefault(family, int(name[1:]))
+            elif state["name"] == SUSPECT:
+                suspected.setdefault(family, int(name[1:]))
+    return suspected, alarmed
 
 
 def judged(campaign: Campaign, name: str, arm: str, folder: Path) -> str:
@@ -139,24 +141,35 @@ def ended(folder: Path) -> Iterator[Ended]:
     """The campaigns that are complete, by kind and seed."""
     for kind in KINDS:
         for path in sorted(folder.glob(f"{kind}_[0-9]*.json")):
-            content: dict[str, Any] = read_json(path)
-            yield Ended(**{**content, "out": tuple(content["out"])})
+            content, campaign = read_json(path), Campaign(path.with_suffix(""))
+            history = read_history(Log(campaign.log).records())
+            name, arm = winner(history)
+            moved = next(each for each in history.plans[name].arms if each.name == arm).overrides
+            yield Ended(
+                kind, int(path.stem.rpartition("_")[2]), content["seconds"] / 60, *found_in(campaign, history), (name, arm),
+                ", ".join("=".join(each) for each in moved) or "the reference", str(history.scores.get(name, {}).get(arm, "-")),
+                content["right"], content["reference"],
+            )  # fmt: skip
 
 
 def campaign_table(found: Sequence[Ended]) -> Iterator[str]:
     """One row for each campaign."""
     yield (
-        "| campaign | seed | flagged in round | what goes out | board printed | further items, % (95 %) | "
+        "| campaign | seed | SUSPECT from round | alarm in round | what goes out | board printed | further items, % (95 %) | "
         "over the reference, points (95 %) | minutes |"
     )
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for each in found:
-        flags = ", ".join(f"{number} ({family})" for family, number in sorted(each.flagged.items())) or "never"
+        flags = [_flags(each.suspected), _flags(each.alarmed)]
         half = 196 * (each.accuracy * (1 - each.accuracy) / len(each.right)) ** 0.5
         yield (
-            f"| {each.kind} | {each.seed} | {flags} | {each.out[1]} of {each.out[0]}: {each.setting} | {each.printed or '-'} | "
-            f"{100 * each.accuracy:.1f} ± {half:.1f} | {_difference(each.right, each.reference)} | {each.seconds / 60:.1f} |"
+            f"| {each.kind} | {each.seed} | {flags[0]} | {flags[1]} | {each.out[1]} of {each.out[0]}: {each.setting} | {each.printed} | "
+            f"{100 * each.accuracy:.1f} ± {half:.1f} | {_difference(each.right, each.reference)} | {each.minutes:.1f} |"
         )
+
+
+def _flags(first: Mapping[str, int]) -> str:
+    return ", ".join(f"{number} ({family})" for family, number in sorted(first.items())) or "never"
 
 
 def pair_table(found: Sequence[Ended]) -> Iterator[str]:

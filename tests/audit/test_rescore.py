@@ -19,6 +19,7 @@ from pipeline.campaign.layout import Attempt, Campaign, Round
 from pipeline.campaign.log import Log
 from pipeline.execution import results
 from pipeline.rounds import end_campaign, freeze, meta
+from substrate.tasks import FAMILIES
 from tests.support.campaigns import OVERRIDES, attributes, fresh_campaign
 from tests.support.sealed import rechained
 
@@ -162,6 +163,35 @@ def test_after_the_end_dev_is_scored_again_too(played: Campaign, tmp_path: Path)
     assert not any("secret" in what for what in report.not_verifiable)
     with pytest.raises(ConfigError, match="has ended"):
         freeze.freeze(campaign, "r0002", OVERRIDES)
+
+
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_dev_items_are_made_again_by_their_slice_until_they_are_replaced(
+    played: Campaign, tmp_path: Path, is_replaced: bool
+) -> None:
+    """What the judge would make, as the next test says, from the log alone."""
+    campaign, family = copied(played, tmp_path), "unit_conversion"
+    end_campaign.end(campaign)
+    records = Log(campaign.log).records()
+    for record in records:
+        if record["event"] == "basis":
+            record["tasks"]["dev_slices"] = {family: {"factor": {"low": "2", "high": "3"}}}
+            record["tasks"]["num_dev_per_family"] = 40
+        if record["event"] == "plan" and is_replaced:
+            record["plan"]["policy"]["repaired"] = [[family, "r0001"]]
+    records.append({"event": "reveal", "name": "dev/r0001", "seed": "ab" * 32})
+    with rescore.payload(campaign.folder, records[0]["facts"], Report()) as root:
+        assert root is not None
+        folder = rescore.Rescoring(campaign.folder, records, root, tmp_path / "scratch", Report()).items_of(
+            "dev", "r0001"
+        )
+    assert folder is not None
+    assert factors(read_json_lines(folder / "prompts.jsonl"), family) == ({2, 3, 4, 5} if is_replaced else {2, 3})
+
+
+def factors(prompts: list[dict[str, Any]], family: str) -> set[int]:
+    rules = FAMILIES[family]
+    return {int(rules.features(rules.parse(row["prompt"]))["factor"][0]) for row in prompts if row["family"] == family}
 
 
 def test_an_open_campaign_does_not_end(tmp_path: Path) -> None:
