@@ -62,13 +62,12 @@ class Expected:
 
 def expected(folder: Round, rows: Sequence[ArmStatus]) -> Expected | None:
     """What an arm of this round takes by those of its arms that have a score, else by the forecast; None where neither is there."""
-    ended = [row.arm for row in rows if row.state == "completed" and row.round == folder.name]
-    spent = [each for arm in ended if (each := _spent(folder.attempts(arm)))]
+    ended = [folder.attempts(row.arm) for row in rows if row.state == "completed" and row.round == folder.name]
+    spent = [each for attempts in ended if (each := _spent(attempts))]
     if spent:
         groups = {name: mean(each[name] for each in spent) for name in NEEDED}
-        trained = [
-            step.seconds for arm in ended if (step := progress_tail.newest(folder.attempts(arm)[-1].progress)[0])
-        ]
+        newest = [progress_tail.newest(attempts[-1].progress)[0] for attempts in ended if attempts]
+        trained = [step.seconds for step in newest if step]
         return Expected(groups, ENDED, max(0.0, groups["training"] - mean(trained)) if trained else 0.0)
     try:
         frozen: dict[str, Any] = read_json(folder.forecast)

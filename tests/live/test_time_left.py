@@ -91,6 +91,15 @@ def test_ended_arms_tell_more_than_the_forecast(folder):
     assert left and left.seconds == pytest.approx(15 * 2.0 + 4 + 20 + 5, abs=0.5)
 
 
+def test_an_arm_whose_attempts_are_elsewhere_tells_nothing(folder):
+    """A published result without its attempt's folder, as in a bundle or after a hand's tidying."""
+    completed(folder, "a0", 30.0)
+    publish(folder, "a2")
+    training(folder, "a1", steps=5)
+    left = arm(folder, "a1").left
+    assert left and left.by == "ended arms"
+
+
 def test_decoding_is_told_by_its_own_speed_and_no_clock_of_another_machine(folder):
     folder.forecast.write_text(json.dumps(FORECAST))
     attempt = training(folder, "a1", steps=20)
