@@ -24,11 +24,7 @@ ELSEWHERE = {
 }
 
 
-OPEN = (
-    "audit",
-    "evidence",
-    "end",
-)  # these run on a round that is open, because the arms of the decided one have no logged attempts
+OPEN = ("audit",)  # it runs on a round that is open, because the arms of the decided one have no logged attempts
 
 
 @pytest.fixture(scope="module")
