@@ -169,3 +169,18 @@ def test_a_decoded_item_is_a_sign_of_life(folder):
     attempt.decoded_dir.mkdir()
     (attempt.decoded_dir / "journal.00.0.jsonl").write_text('{"work": "x"}\n{"set": "dev"}\n')
     assert arm(folder, "a1").row.state == "running"
+
+
+def test_a_refresh_reads_little_however_long_the_arms_have_trained(folder):
+    """Eight arms and the reference, with 50,000 lines each (8 MB): a refresh reads less than one of these files."""
+    attempt = training(folder.campaign.round("r0000"), "a0", steps=1)
+    attempt.progress.write_text("".join(line(n, 100_000) for n in range(1, 50_001)))
+    for number in range(8):
+        of = training(folder, f"a{number}", steps=1)
+        of.progress.unlink()
+        os.link(attempt.progress, of.progress)
+    view.of_round(folder.campaign, folder)  # configuration and plan are read once
+    before = int(Path("/proc/self/io").read_text().split()[1])
+    found = view.of_round(folder.campaign, folder)
+    assert int(Path("/proc/self/io").read_text().split()[1]) - before < 3_000_000 < attempt.progress.stat().st_size
+    assert all(each.row.step == 50_000 and each.reference_loss == each.row.loss and len(each.losses) == 10 for each in found.arms)
