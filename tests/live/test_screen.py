@@ -67,9 +67,11 @@ def test_narrow_terminals_lose_columns_in_order(shown):
 
 
 def test_a_low_terminal_loses_second_lines_and_then_completed_arms(shown):
-    by_height = [drawn(shown, 60, height) for height in range(40, 4, -1)]
-    assert [len(each) for each in by_height] == sorted((len(each) for each in by_height), reverse=True)
-    whole, low, lowest = sorted({tuple(each) for each in by_height}, key=len, reverse=True)
+    drawings = [drawn(shown, 60, height) for height in range(40, 4, -1)]
+    lengths = [len(each) for each in drawings]
+    assert lengths == sorted(lengths, reverse=True)
+    by_length = {len(each): each for each in drawings}  # texts with a time change from one second to the next
+    whole, low, lowest = (by_length[length] for length in sorted(by_length, reverse=True))
     assert all(any(line.startswith("a0 ") for line in each) for each in (whole, low))
     assert not any(line.startswith("a0 ") for line in lowest) and any(line.startswith("a1 ") for line in lowest)
     assert whole[-1] == low[-1] == lowest[-1]

@@ -183,4 +183,7 @@ def test_a_refresh_reads_little_however_long_the_arms_have_trained(folder):
     before = int(Path("/proc/self/io").read_text().split()[1])
     found = view.of_round(folder.campaign, folder)
     assert int(Path("/proc/self/io").read_text().split()[1]) - before < 3_000_000 < attempt.progress.stat().st_size
-    assert all(each.row.step == 50_000 and each.reference_loss == each.row.loss and len(each.losses) == 10 for each in found.arms)
+    assert all(
+        each.row.step == 50_000 and each.reference_loss == each.row.loss and len(each.losses) == 10
+        for each in found.arms
+    )
