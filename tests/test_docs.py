@@ -74,11 +74,23 @@ def test_commands_of_a_page_are_spelled_as_the_parser_has_them(document: Path) -
             parse(shlex.split(re.split(r"\s{2,}", line)[0])[3:])
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_linked_files_exist(document: Path) -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", document.read_text())
-    missing = [link for link in links if not (document.parent / link).exists()]
-    assert not missing
+@pytest.mark.parametrize(
+    "document", [*DOCUMENTS, *PAGES, ROOT / "constitution" / "README.md"], ids=lambda path: path.name
+)
+def test_linked_files_and_headings_exist(document: Path) -> None:
+    for link in re.findall(r"\]\(([^):\s]+)\)", document.read_text()):
+        name, _, heading = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), link
+        assert not heading or heading in headings(target), link
+
+
+def headings(document: Path) -> set[str]:
+    """The anchors that the headings of a page have: small letters, hyphens for blanks, no other signs; a second one of a name has a number."""
+    found: list[str] = []
+    for text in re.findall(r"^#+ (.*)$", document.read_text(), re.M):
+        found.append(re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-"))
+    return set(found) | {f"{each}-{number}" for each in found for number in range(1, found.count(each))}
 
 
 def test_something_was_found() -> None:

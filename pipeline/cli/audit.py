@@ -139,5 +139,7 @@ def print_report(report: Report, quoted: str, arguments: argparse.Namespace) -> 
         print(next_command("audit", shlex.quote(str(arguments.export))))
     elif not arguments.rescore:
         print(next_command("audit", quoted, "--rescore"))
+    elif os.path.isfile(arguments.path):
+        print(f"{next_command('evidence', 'combine', quoted, 'OTHER.zip')}    (with the bundles of other people)")
     else:
         print(next_command("audit", quoted, "--export", f"{quoted}.zip"))

@@ -107,7 +107,7 @@ def cancel_verb(arguments: argparse.Namespace) -> None:
 
 def rerun_verb(arguments: argparse.Namespace) -> None:
     from pipeline.cluster import slurm_submit
-    from pipeline.reporting import live_view, status
+    from pipeline.live import follow, view
     from pipeline.rounds import control
 
     campaign, folder = campaign_and_round(arguments, arguments.round)
@@ -121,7 +121,7 @@ def rerun_verb(arguments: argparse.Namespace) -> None:
             )
         )
         return
-    with live_view.follow(lambda: status.round_status(campaign, folder)) as watch:
+    with follow.follow(lambda: view.of_round(campaign, folder)) as watch:
         lines = control.rerun(
             campaign, folder, arguments.arms, failed=arguments.failed, dry_run=arguments.dry_run, watch=watch
         )

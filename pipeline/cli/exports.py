@@ -68,6 +68,10 @@ def export_verb(arguments: argparse.Namespace) -> None:
     campaign, folder = campaign_and_round(arguments, arguments.round)
     if arguments.follow and "tensorboard" not in arguments.forms:
         raise ConfigError("--follow has no effect without --as tensorboard", "Valid: --as tensorboard --follow")
+    if arguments.follow and folder.closed.exists() and not arguments.json:
+        print(
+            f"{folder.name} is the newest round and is closed, so there is nothing to follow; begin when the next round is frozen"
+        )
     read = reading.read_campaign(campaign, arguments.round)
     made = forms.export(read, arguments.to, arguments.forms)
     if arguments.follow and not folder.closed.exists():

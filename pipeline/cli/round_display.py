@@ -24,7 +24,8 @@ from pipeline.cli.arguments import jobs_of, next_command, quoted_campaign, typed
 from pipeline.config import settings
 from pipeline.decision import promotion
 from pipeline.execution import base_weights, results
-from pipeline.reporting import live_view, status
+from pipeline.live import follow, view
+from pipeline.reporting import status, terminal_tables
 from pipeline.reporting.cost import memory_and_cost, show_cost, targets_in_words
 from pipeline.rounds import freeze, launch
 from pipeline.rounds.init import init
@@ -166,18 +167,15 @@ def run_local(name: str, campaign: Campaign, folder: Round) -> int:
     """Run a round on this machine. A terminal shows a live table; elsewhere each change is a line. Returns the exit code."""
     began, shown = time.time(), rounds_of(campaign, folder)
     earlier = status.worked_seconds(shown, before=began)
-    with live_view.follow(lambda: [row for of in shown for row in status.round_status(campaign, of)]) as watch:
-        try:
-            launch.run_here(campaign, folder, watch)
-        finally:
-            watch()
+    with follow.follow(lambda: view.of_round(campaign, folder)) as watch:
+        launch.run_here(campaign, folder, watch)
     return report_end(name, campaign, folder, time.time() - began, earlier)
 
 
 def follow_slurm(name: str, campaign: Campaign, folder: Round) -> int:
     """Follow a submitted round by its files until the meta job has closed it or left it undecided. Returns the exit code."""
     began = time.time()
-    with live_view.follow(lambda: status.round_status(campaign, folder)) as watch:
+    with follow.follow(lambda: view.of_round(campaign, folder)) as watch:
         while not folder.closed.exists():
             if (
                 folder.evidence.exists()
@@ -224,10 +222,10 @@ def show_scores(campaign: Campaign, folder: Round) -> None:
     """Print the accuracies of every arm, the reference and the base, and what the reference gained over the base."""
     base = results.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
     outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
-    Console(width=120).print(live_view.scores([base, *outcomes]))
+    Console(width=120).print(terminal_tables.scores([base, *outcomes]))
     if base.scored("dev") and outcomes[0].scored("dev"):
         print(
-            f"reference over base on dev: {live_view.lift_in_words(lifts.paired_lift(outcomes[0], base, 'dev', 'base'))}"
+            f"reference over base on dev: {terminal_tables.lift_in_words(lifts.paired_lift(outcomes[0], base, 'dev', 'base'))}"
         )
 
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.campaign.errors import ConfigError
-from pipeline.campaign.files import is_alive, lock_holder, read_json
+from pipeline.campaign.files import is_alive, read_json
 from pipeline.campaign.layout import Campaign, Round
 from pipeline.cli.arguments import (
     Commands,
@@ -25,9 +26,16 @@ from pipeline.cli.arguments import (
     quoted_campaign,
     typed,
 )
+from pipeline.cluster import slurm_jobs
+
+if TYPE_CHECKING:
+    from pipeline.live.view import RoundView  # imported late, because a command must start quickly
 
 ENDED_WITHOUT = ("failed", "lost", "interrupted", "unknown")
 """States of an arm that may have ended without a score, and that nobody cancelled."""
+LINES_SECONDS = 5.0  # between two readings of what stands under the table while nothing changes
+WATCHED = "Ctrl-C ends this view alone"
+OVER_SECONDS = 5.0  # so long nothing of a round runs before `--watch` ends
 
 
 def add(commands: Commands) -> None:
@@ -36,7 +44,11 @@ def add(commands: Commands) -> None:
     add_campaign(sub)
     add_round(sub)
     add_json(sub)
-    sub.add_argument("--watch", action="store_true", help="Show changes until the round is closed.")
+    sub.add_argument(
+        "--watch",
+        action="store_true",
+        help="Show the round on one screen until it is closed; a file gets a line for each change.",
+    )
 
     sub = commands.add("logs", logs_verb, "Show the logs of an arm's newest attempt.")
     add_campaign(sub)
@@ -61,158 +73,162 @@ def add(commands: Commands) -> None:
     add_json(sub)
 
 
-def status_verb(arguments: argparse.Namespace) -> None:
-    from pipeline.reporting import outside, status
-    from pipeline.rounds import launch
+def status_verb(arguments: argparse.Namespace) -> int:
+    from pipeline.live import view
+    from pipeline.reporting import outside, status, terminal_tables
+    from pipeline.rounds import control
 
     if arguments.watch and arguments.json:
         raise ConfigError("--watch prints lines and --json one value", "Valid: one of the two")
     campaign, folder = campaign_and_round(arguments, arguments.round)
-    if arguments.watch:
-        watch_round(campaign, folder)
-    states, complaints = ask_slurm(folder)
-    rows = status.round_status(campaign, folder, states)
-    # r0000, the reference and the base, runs beside the first round.
-    beside = status.round_status(campaign, campaign.round("r0000"), states) if folder.number == 1 else []
-    jobs = other_jobs(states)
-    if "judge" in jobs:
-        from pipeline.rounds import judging
-
-        wanted = f"judges {', '.join(sorted(judging.submitted_for(folder)))}"
-        jobs["judge"]["detail"] = "; ".join(filter(None, (wanted, jobs["judge"]["detail"])))
-    submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
-    troubles = outside.troubles(campaign)
+    if arguments.watch and not folder.closed.exists():
+        return watch_round(campaign, folder, arguments)
+    said = control.ask_slurm(folder) if folder.jobs.exists() else slurm_jobs.Report({})
+    found = view.of_round(campaign, folder, said)
     if arguments.json:
+        submitted = read_json(folder.submitted) if folder.submitted.exists() else {}
         facts = {"round": folder.name, "closed": folder.closed.exists(), "paused": campaign.paused.exists()}
-        hours = status.gpu_hours(folder, rows)
-        facts |= {"submitted": submitted, "gpu_hours": hours, "slurm_complaints": complaints}
-        facts |= {"troubles": [asdict(each) for each in troubles]}
-        facts |= {"jobs": jobs, "r0000": [asdict(row) for row in beside]}
-        print(json.dumps({**facts, "arms": [asdict(row) for row in rows]}, indent=1))
-        return
+        facts |= {"submitted": submitted, "gpu_hours": status.gpu_hours(folder, [arm.row for arm in found.arms])}
+        facts |= {"slurm_complaints": list(said.complaints), "jobs": view.other_jobs(folder, said.jobs)}
+        facts |= {"troubles": [asdict(each) for each in outside.troubles(campaign)]} | found.to_json()
+        facts |= {"r0000": [arm.to_json() for arm in found.beside], "arms": [arm.to_json() for arm in found.arms]}
+        print(json.dumps(facts, indent=1))
+        return 0
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 160).print(status.table([*beside, *rows]))
-    for role, job in jobs.items():
-        print(f"{role}: job {job['job']} {' '.join(filter(None, (job['state'], job['node'], job['detail'])))}")
-    if warning := silence_warning(folder, states):
-        print(warning)
-    if cut := cut_short_warning(folder, quoted_campaign(arguments)):
-        print(cut)
-    if complaints and not folder.closed.exists():
-        print(f"not all of Slurm's answer could be had: {'; '.join(complaints)}")
-    for trouble in troubles:
-        print(trouble)
-    if hours := status.gpu_hours(folder, rows):
-        forecast = (
-            f"{hours['forecast']:,.2f} forecast, {hours['source']}"
-            if hours["forecast"]
-            else "there is no forecast, because no rate is known"
-        )
-        print(f"GPU-hours of the round's arms: {hours['used']:,.2f} used; {forecast}")
+    Console(width=None if sys.stdout.isatty() else 160).print(terminal_tables.table(found.rows))
+    for line in below(campaign, folder, found, said, arguments):
+        print(line)
+    return 0
+
+
+def below(
+    campaign: Campaign, folder: Round, found: RoundView, said: slurm_jobs.Report, arguments: argparse.Namespace
+) -> list[str]:
+    """The lines under the table of arms: other jobs, warnings, troubles, GPU-hours, and last what to type next."""
+    from pipeline.live import view
+    from pipeline.reporting import outside
+
     name = quoted_campaign(arguments)
+    lines = [
+        f"{role}: job {job['job']} {' '.join(filter(None, (job['state'], job['node'], job['detail'])))}"
+        for role, job in view.other_jobs(folder, said.jobs).items()
+    ]
+    if view.is_cut_short(folder):
+        again = typed("round", name)
+        lines.append(
+            f"a submission of this round was cut short; this cancels its jobs and submits the round again: {again}"
+        )
+    if said.complaints and not folder.closed.exists():
+        lines.append(f"not all of Slurm's answer could be had: {'; '.join(said.complaints)}")
+    lines += map(str, outside.troubles(campaign))
+    lines += filter(None, (view.silence_warning(folder, said.jobs), view.gpu_hours_in_words(folder, found)))
+    if not found.is_over and any(arm.losses for arm in found.arms):
+        curves = typed("export", name, "--to", f"exports/{campaign.name}", "--as", "tensorboard", "--follow")
+        lines.append(f"training curves for TensorBoard, as they grow: {curves}")
     if campaign.paused.exists():
-        print(f"rounds that follow by themselves are paused; `{typed('resume', name)}` takes that back")
+        lines.append(f"rounds that follow by themselves are paused; `{typed('resume', name)}` takes that back")
+    return lines + what_to_type(folder, found, said.jobs, arguments)
+
+
+def what_to_type(
+    folder: Round, found: RoundView, states: Mapping[str, slurm_jobs.Job], arguments: argparse.Namespace
+) -> list[str]:
+    """What a person can do about arms without a score, and the command to type next."""
+    from pipeline.rounds import launch
+
+    name, rows = quoted_campaign(arguments), [arm.row for arm in found.arms]
+    submitted: dict[str, Any] = read_json(folder.submitted) if folder.submitted.exists() else {}
     without = [row.arm for row in rows if row.state in ENDED_WITHOUT]
-    for row in beside:
+    lines = []
+    for row in [arm.row for arm in found.beside]:
         if row.state in ENDED_WITHOUT and not folder.closed.exists() and submitted.get("kind") == "slurm":
-            print(
-                f"r0000/{row.arm} ended without a score; start it again: {typed('rerun', name, row.arm, '--round', 'r0000')}"
-            )
+            again = typed("rerun", name, row.arm, "--round", "r0000")
+            lines.append(f"r0000/{row.arm} ended without a score; start it again: {again}")
     if cancelled := [] if folder.closed.exists() else [row.arm for row in rows if row.state == "cancelled"]:
         again = typed("rerun", name, *cancelled, *(["--round", folder.name] if arguments.round else []))
-        print(f"a person cancelled {', '.join(cancelled)}, so nothing starts them again by itself; this does: {again}")
+        lines.append(
+            f"a person cancelled {', '.join(cancelled)}, so nothing starts them again by itself; this does: {again}"
+        )
     if folder.closed.exists():
-        print(f"the round is closed; {next_round_command(arguments)}")
+        lines.append(f"the round is closed; {next_round_command(arguments)}")
     elif folder.number == 0:
-        print(f"{folder.name} holds the reference and the base and is never decided; {next_command('status', name)}")
+        never = f"{folder.name} holds the reference and the base and is never decided"
+        lines.append(f"{never}; {next_command('status', name)}")
     elif submitted.get("kind") == "local":
-        print(open_here(submitted, without, name))
+        lines.append(open_here(submitted, without, arguments))
     elif not submitted and not launch.was_begun(folder):
-        print(f"the round is frozen, and no job of it was submitted; this starts it: {typed('round', name)}")
-        if not launch.is_local(folder):
-            print(launch.how_to_correct(folder))
+        lines.append(f"the round is frozen, and no job of it was submitted; this starts it: {typed('round', name)}")
+        lines += [] if launch.is_local(folder) else [launch.how_to_correct(folder)]
     elif without:
         rerun = typed("rerun", name, *without, *(["--round", folder.name] if arguments.round else []))
         sessions = [row.arm for row in rows if row.arm in without and row.detail.startswith("agent_")]
         paid = f" ({', '.join(sessions)}: an agent's session, which costs again what it cost)" if sessions else ""
-        print(f"the round is open; {', '.join(without)} ended without a score{paid}; this starts them again: {rerun}")
+        lines.append(
+            f"the round is open; {', '.join(without)} ended without a score{paid}; this starts them again: {rerun}"
+        )
     elif (meta := states.get("meta")) and (meta.waits or meta.runs):
-        print(
-            f"the round is open; meta job {meta.job_id} decides it when its arms are done; {next_command('status', name, '--watch')}"
+        lines.append(
+            f"the round is open; meta job {meta.job_id} decides it when its arms are done; {goes_on(arguments)}"
         )
     else:
-        print(f"the round is open; decide it when its arms are done: {typed('meta', name, '--round', folder.name)}")
+        lines.append(
+            f"the round is open; decide it when its arms are done: {typed('meta', name, '--round', folder.name)}"
+        )
+    return lines
 
 
-def other_jobs(states: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """What Slurm says of the jobs beside the arms, if submitted: role -> job, state, node and, while it waits, why."""
-    from pipeline.cluster import slurm_answers
-
-    found = [(role, states[role]) for role in ("reference", "agent", "judge", "meta") if role in states]
-    return {
-        role: {"job": job.job_id, "state": job.state, "node": job.node,
-               "detail": slurm_answers.describe_reason(job.reason) if job.waits else job.reason}
-        for role, job in found
-    }  # fmt: skip
-
-
-def cut_short_warning(folder: Round, name: str) -> str:
-    """The warning that a submission was cut short, with what to type; empty if none was, or if one is under way. name: the campaign's."""
-    from pipeline.cluster import slurm_jobs, slurm_submit
-
-    is_cut = slurm_submit.is_cut_short(folder.slurm_dir, slurm_jobs.recorded_marks(folder))
-    if not is_cut or lock_holder(folder.lock):
-        return ""
-    return f"a submission of this round was cut short; this cancels its jobs and submits the round again: {typed('round', name)}"
-
-
-def silence_warning(folder: Round, states: dict[str, Any]) -> str:
-    """The warning that the states come from files alone, because Slurm does not answer; empty if it answers."""
-    from pipeline.cluster import slurm_jobs
-
-    if folder.closed.exists() or not slurm_jobs.is_slurm_silent(states):
-        return ""
-    return "Slurm does not answer, so states come from files alone; make `sinfo` work in this shell (SLURM_CONF) to see the jobs"
-
-
-def open_here(submitted: dict[str, Any], without: list[str], name: str) -> str:
-    """What to do about an open round on this machine. without: arms that ended without a score. name: the campaign's folder, quoted."""
-    pid = submitted["pid"]
-    if is_alive(pid):
-        return f"the round is open; `round` runs here as process {pid} and decides by itself; {next_command('status', name, '--watch')}"
+def open_here(submitted: Mapping[str, Any], without: list[str], arguments: argparse.Namespace) -> str:
+    """What to do about an open round on this machine. without: arms that ended without a score."""
+    if is_alive(pid := submitted["pid"]):
+        return f"the round is open; `round` runs here as process {pid} and decides by itself; {goes_on(arguments)}"
     why = f"{', '.join(without)} ended without a score" if without else "no process runs it now"
-    return f"the round is open; {why}; this resumes it: {typed('round', name)}"
+    return f"the round is open; {why}; this resumes it: {typed('round', quoted_campaign(arguments))}"
 
 
-def watch_round(campaign: Campaign, folder: Round) -> None:
-    """Show changes until the round is closed. Slurm is asked less often while nothing changes."""
-    from pipeline.cluster import slurm_jobs
-    from pipeline.reporting import live_view, status
-    from pipeline.rounds import launch
-
-    ids = slurm_jobs.task_ids(folder)
-    asker = live_view.Asker(lambda ids: launch.query(folder, ids))
-
-    def rows() -> list[status.ArmStatus]:
-        states = asker.states(list(ids.values())) if ids else {}
-        return status.round_status(campaign, folder, {arm: states[job_id] for arm, job_id in ids.items()})
-
-    with live_view.follow(rows) as look:
-        while not folder.closed.exists():
-            look()
-            time.sleep(0.5)
-        look()
+def goes_on(arguments: argparse.Namespace) -> str:
+    """What to type while a round goes on by itself."""
+    return WATCHED if arguments.watch else next_command("status", quoted_campaign(arguments), "--watch")
 
 
-def ask_slurm(folder: Round) -> tuple[dict[str, Any], list[str]]:
-    """(arm -> the state of its job, complaints of Slurm's clients); both empty if the round was never submitted to Slurm."""
-    if not folder.jobs.exists():
-        return {}, []
+def watch_round(campaign: Campaign, folder: Round, arguments: argparse.Namespace) -> int:
+    """Show changes until the round is closed, or nothing that could close it runs any more. Returns 0 if it is closed, else 1.
+
+    Slurm is asked less often while nothing changes. Other machines' files may come late, so an end is believed only after a while.
+    """
+    from pipeline.live import follow, view
+    from pipeline.reporting import status
     from pipeline.rounds import control
 
-    said = control.ask_slurm(folder)
-    return said.jobs, list(said.complaints)
+    asker = follow.Asker(lambda: control.ask_slurm(folder))
+    nothing, told_at, told, states = slurm_jobs.Report({}), -LINES_SECONDS, list[str](), list[tuple[str, str]]()
+
+    def look() -> RoundView:
+        ids = slurm_jobs.task_ids(folder)
+        return view.of_round(campaign, folder, asker.said(ids) if ids else nothing)
+
+    def lines(found: RoundView) -> list[str]:
+        """As `below`, which reads the whole log and may ask Slurm, so it is not called at each refresh."""
+        nonlocal told_at, told, states
+        now = [(found.state, ""), *((row.arm, row.state) for row in found.rows)]
+        if now != states or time.monotonic() - told_at >= LINES_SECONDS:
+            ids = slurm_jobs.task_ids(folder)
+            told = below(campaign, folder, found, asker.said(ids) if ids else nothing, arguments)
+            told_at, states = time.monotonic(), now
+        return told
+
+    over_since: float | None = None
+    patience = OVER_SECONDS + status.file_wait_seconds(folder)
+    try:
+        with follow.follow(look, lines) as show:
+            while not folder.closed.exists():
+                over_since = (over_since or time.monotonic()) if show().is_over else None
+                if over_since and time.monotonic() - over_since >= patience:
+                    break
+                time.sleep(follow.REFRESH_SECONDS)
+    except KeyboardInterrupt:  # the ordinary way to leave, and nothing of the round was interrupted
+        return 130
+    return 0 if folder.closed.exists() else 1
 
 
 def logs_verb(arguments: argparse.Namespace) -> int:

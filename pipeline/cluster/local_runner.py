@@ -22,7 +22,7 @@ def run_local(
     code_dir: Path,
     at_once: int,
     logs_dir: Path,
-    watch: Callable[[], None] = lambda: None,
+    watch: Callable[[], object] = lambda: None,
     runtime: Sequence[str] = (),
     gpus: Sequence[str] = (),
 ) -> dict[str, int]:

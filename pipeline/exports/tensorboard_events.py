@@ -76,6 +76,7 @@ class Follower:
     def __init__(self, folder: Round, events: Path) -> None:
         self._round, self._events = folder, events
         self._last: dict[Path, int] = {}  # the newest step that this object has written for an arm
+        self._read: dict[Path, object] = {}  # the versions of an arm's files at its last look
 
     def look(self) -> int:
         """Write the steps that are new since the last look, at the first look all of them. Returns their number."""
@@ -84,6 +85,10 @@ class Follower:
             gpus = gpus_of_an_arm(folder.config)
             for arm in folder.frozen_plan().arms:
                 place = self._events / folder.name / arm.name
+                version = _version(folder, arm.name)
+                if self._read.get(place) == version:  # most arms wait, or have ended
+                    continue
+                self._read[place] = version
                 new = [p for p in curves.of_arm(folder, arm.name, gpus) if p.step > self._last.get(place, -1)]
                 if not new:
                     continue
@@ -95,7 +100,18 @@ class Follower:
         return count
 
     def follow(self) -> None:
-        """Look again and again until the round is closed. Raises OSError as writing does."""
+        """Look again and again until the round is closed, for at most a tenth of the time. Raises OSError as writing does."""
         while not self._round.closed.exists():
+            began = time.monotonic()
             self.look()
-            time.sleep(POLL_SECONDS)
+            time.sleep(max(POLL_SECONDS, 9 * (time.monotonic() - began)))
+
+
+def _version(folder: Round, arm: str) -> object:
+    """What changes whenever an arm's curve may have changed: size and time of the files that it is read from."""
+    paths = [
+        folder.published(arm),
+        *(path for attempt in folder.attempts(arm) for path in (attempt.progress, attempt.phases)),
+    ]
+    found = [(path, path.stat()) for path in paths if path.exists()]
+    return [(path, about.st_size, about.st_mtime_ns) for path, about in found]

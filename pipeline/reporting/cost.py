@@ -13,7 +13,7 @@ from pipeline.campaign.layout import Round
 from pipeline.cluster import forecast
 from pipeline.config import decoding, fit, footprint, model_size, settings
 from pipeline.config.decoding import Settled
-from pipeline.reporting import live_view
+from pipeline.reporting import terminal_tables
 
 
 def show_cost(
@@ -28,7 +28,7 @@ def show_cost(
     print(
         f"The model {chosen.model.name} has {cost['parameters'] / 1e6:,.1f} million parameters. One rank of an arm ({layout}) holds:"
     )
-    Console(width=120).print(live_view.footprints(cost["bytes_per_rank"]))
+    Console(width=120).print(terminal_tables.footprints(cost["bytes_per_rank"]))
     recipe = chosen.recipe
     print(targets_in_words(chosen))
     print(recompute_in_words(chosen))
@@ -38,7 +38,7 @@ def show_cost(
     for line in decoding.in_words(chosen, decoding.settled_of(chosen) if settled is None else settled):
         print(line)
     has_gpus = bool(chosen.cluster.gpus_per_node)
-    print(live_view.forecast(cost["forecast"], has_gpus=has_gpus))
+    print(terminal_tables.forecast(cost["forecast"], has_gpus=has_gpus))
     if beside := agents_in_words(chosen):
         print(beside)
     if chosen.cluster.kind == "slurm" and not has_gpus and chosen.cluster.capacity.train_tokens_per_second:
@@ -50,7 +50,7 @@ def show_cost(
         print(f"\nThe layouts that ship, on nodes of {chosen.cluster.gpus_per_node} GPUs (parallelism=...), with GPU-hours of a round. Memory is of "
               f"a GPU, with all that `recompute: auto` may recompute, and includes a reserve of {reserve} for the driver and libraries, "
               "which `peak` above leaves out:")  # fmt: skip
-        Console(width=160).print(live_view.layouts(forecast.layouts(chosen, num_arms), num_arms))
+        Console(width=160).print(terminal_tables.layouts(forecast.layouts(chosen, num_arms), num_arms))
         if shared := sharing_in_words(chosen):
             print(shared)
 

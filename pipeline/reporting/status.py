@@ -17,13 +17,12 @@ believed. The states are:
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,9 @@ from pipeline.cluster import slurm_answers
 from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import results
-from pipeline.execution.trial import GROUPS, group_seconds, progress_lines
+from pipeline.execution.trial import GROUPS, group_seconds
 from pipeline.model_calls.transcript import used_so_far
+from pipeline.reporting import progress_tail
 
 SILENT_SECONDS = 600.0  # a running arm without a sign for this long is unknown, unless Slurm says that its job runs
 USED = {
@@ -43,8 +43,6 @@ USED = {
     "tokens": "tokens",
     "gpu_seconds": "seconds of runs",
 }  # setting of worker.budget -> in words
-COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
-           "interrupted": "yellow", "requeued": "yellow", "cancelled": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class ArmStatus:
     """One row of the table. `detail` says why the arm failed, what its job waits for, or when the job may start.
 
     `cores`: on how many of the `cores_asked` its tasks may run, where that is fewer; else None. `unread`: its newest line of progress is
-    malformed, so that step, loss and tokens per second are not known.
+    malformed, so that step, loss and tokens per second are not known. `items`: judged items that are decoded, of `num_items`, while it decodes.
     """
 
     round: str
@@ -73,6 +71,8 @@ class ArmStatus:
     cores_asked: int | None
     detail: str
     unread: bool = False
+    items: int | None = None
+    num_items: int | None = None
 
 
 def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | None = None) -> list[ArmStatus]:
@@ -88,6 +88,18 @@ def round_status(campaign: Campaign, folder: Round, jobs: Mapping[str, Job] | No
 def _frozen(config: Path) -> Any:
     """The frozen configuration, which never changes; it is read as plain YAML to be quick."""
     return parse_yaml(config.read_text())
+
+
+def num_items(folder: Round) -> int:
+    """How many items an arm of a round is judged on. r0000, and an arm of a closed round, is judged on dev alone."""
+    tasks = _frozen(folder.config)["tasks"]
+    has_fresh = folder.number and not folder.closed.exists()
+    return len(tasks["families"]) * (tasks["num_dev_per_family"] + (tasks["num_fresh_per_family"] if has_fresh else 0))
+
+
+def file_wait_seconds(folder: Round) -> float:
+    """For how long this machine may not see what another one wrote."""
+    return float(_frozen(folder.config)["cluster"].get("file_wait_seconds") or 0)
 
 
 def gpus_of_an_arm(config: Path) -> int:
@@ -118,10 +130,11 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
     state, detail = _state(folder, arm, attempt, last, job)
     working = state in ("running", "unknown")
     began = marks[0]["at"] if marks else now
-    seconds = (now if working else last["at"]) - began
+    seconds = max(0.0, (now if working else last["at"]) - began)  # the clocks of two machines may differ
     spent = seconds + sum(_duration(each) for each in attempts[:-1])
-    progress = _progress(attempt) if attempt else (None, None, None, None)
-    (step, num_steps, loss, rate), unread = progress or (None,) * 4, progress is None
+    step, unread = progress_tail.newest(attempt.progress) if attempt else (None, False)
+    rate = step.tokens / step.seconds if step and step.seconds else None
+    items = progress_tail.items(attempt) if attempt and last["phase"] == "generate_start" else None
     claim = read_json(attempt.claim) if attempt and attempt.claim.exists() else {}
     if attempt and state == "running" and attempt.transcript.exists():
         budget, used = _frozen(folder.config)["worker"]["budget"], used_so_far(attempt.transcript)
@@ -129,8 +142,9 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
     cores, cores_asked = _cores(attempt, claim)
     return ArmStatus(
         folder.name, arm, role, state, job.node if job and job.node else str(claim.get("node") or claim.get("host", "")),
-        last["phase"], step, num_steps, loss, rate, round(gpus * spent / 3600, 3), round(seconds, 1),
-        attempt.number if attempt else None, job.job_id if job else "", cores, cores_asked, detail, unread,
+        last["phase"], step.step if step else None, step.num_steps if step else None, step.loss if step else None,
+        rate and round(rate, 1), round(gpus * spent / 3600, 3), round(seconds, 1), attempt.number if attempt else None, job.job_id if job else "",
+        cores, cores_asked, detail, unread, items.done if items else None, num_items(folder) if attempt else None,
     )  # fmt: skip
 
 
@@ -138,7 +152,7 @@ def _state(
     folder: Round, arm: str, attempt: Attempt | None, last: Mapping[str, Any], job: Job | None
 ) -> tuple[str, str]:
     """(state, detail). Published files decide first, then the job, then the time of the newest sign of life."""
-    if results.has_score(folder.published(arm)):
+    if _has_score(folder.published(arm)):
         return "completed", ""
     waits = _why_it_waits(job) if job else ""
     if attempt is None:
@@ -167,6 +181,20 @@ def _state(
     return "running", ""
 
 
+def _has_score(published: Path) -> bool:
+    """As `results.has_score`, which reads all of a file that a view asks for twice a second."""
+    try:
+        about = published.stat()
+    except FileNotFoundError:
+        return False
+    return _of_version(published, (about.st_ino, about.st_mtime_ns, about.st_size))
+
+
+@lru_cache(maxsize=256)
+def _of_version(published: Path, version: tuple[int, int, int]) -> bool:
+    return results.has_score(published)
+
+
 def _without_result(folder: Round, job: Job, saved: str = "") -> tuple[str, str]:
     """(state, detail) of an arm whose job has ended and whose result is not here. A job completes only once it has published a score.
 
@@ -174,7 +202,7 @@ def _without_result(folder: Round, job: Job, saved: str = "") -> tuple[str, str]
 
     It is not lost where other machines' files may come late; nobody but `rerun` and the meta stage waits for them.
     """
-    if job.state == "COMPLETED" and _frozen(folder.config)["cluster"].get("file_wait_seconds"):
+    if job.state == "COMPLETED" and file_wait_seconds(folder):
         return "unknown", "its job COMPLETED, but its result is not seen here yet; look again in a minute"
     if job.is_cancelled:
         by = f"by {job.canceller}" if job.canceller else f"{job.reason}; nobody recorded by whom".removeprefix("; ")
@@ -210,8 +238,9 @@ def _is_dead(attempt: Attempt) -> bool:
 
 
 def _touched(attempt: Attempt) -> float:
-    """When the attempt last wrote progress or a phase, in seconds since the epoch; 0 before the first."""
-    return max((path.stat().st_mtime for path in (attempt.progress, attempt.phases) if path.exists()), default=0.0)
+    """When the attempt last wrote progress, a phase or a decoded item, in seconds since the epoch; 0 before the first."""
+    signs = (attempt.progress, attempt.phases, *attempt.decoded_dir.glob("journal.*.jsonl"))
+    return max((path.stat().st_mtime for path in signs if path.exists()), default=0.0)
 
 
 def _duration(attempt: Attempt) -> float:
@@ -225,21 +254,6 @@ def _cores(attempt: Attempt | None, claim: Mapping[str, Any]) -> tuple[int, int]
     said = [claim, *map(read_json, sorted(attempt.folder.glob("nodes/*.cores.json")) if attempt else [])]
     few = min(said, key=lambda task: task.get("cores", 0) - task.get("cores_asked", 0))
     return (few["cores"], few["cores_asked"]) if few.get("cores", 0) < few.get("cores_asked", 0) else (None, None)
-
-
-def _progress(attempt: Attempt) -> tuple[int | None, int | None, float | None, float | None] | None:
-    """(step, number of steps, loss, tokens per second) of the newest training line; each None before the first, None where it is malformed."""
-    lines = progress_lines(attempt, "train")
-    if not lines:
-        return None, None, None, None
-    try:
-        line = lines[-1]
-        rate = float(line["tokens"]) / float(line["seconds"]) if line["seconds"] else None
-        loss = float(line["loss"])
-        is_finite = all(math.isfinite(value) for value in (loss, rate or 0.0))  # JSON has no other numbers
-        return (int(line["step"]), int(line["num_steps"]), loss, rate and round(rate, 1)) if is_finite else None
-    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError):
-        return None
 
 
 def worked_seconds(rounds: Iterable[Round], before: float) -> float:
@@ -273,25 +287,3 @@ def step_in_words(row: ArmStatus) -> str:
     """How far the trial says that it is, such as 120/300; "?" where nobody can read what it says."""
     step = "?" if row.unread else "" if row.step is None else f"{row.step}/{row.num_steps}"
     return f"(full run: step {step})" if step and row.phase == "agent" else step
-
-
-def table(rows: Iterable[ArmStatus]) -> Any:
-    """A rich table of arms, for `status` and the live view. Empty columns are left out."""
-    from rich.table import Table
-
-    view = Table(box=None, pad_edge=False)
-    right = ("step", "loss", "tokens/s", "GPU-hours", "seconds")
-    cells = [
-        {"round": row.round, "arm": row.arm, "role": row.role, "state": f"[{COLOURS[row.state]}]{row.state}[/]",
-         "node": row.node, "job": row.job, "cores": f"[yellow]{row.cores} of {row.cores_asked}[/]" if row.cores_asked else "",
-         "phase": row.phase, "step": step_in_words(row), "loss": "" if row.loss is None else f"{row.loss:.3f}",
-         "tokens/s": f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "", "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
-         "seconds": f"{row.seconds:.0f}", "detail": row.detail}
-        for row in rows
-    ]  # fmt: skip
-    columns = [name for name in (cells[0] if cells else ()) if any(cell[name] for cell in cells)]
-    for column in columns:
-        view.add_column(column, justify="right" if column in right else "left")
-    for cell in cells:
-        view.add_row(*(cell[name] for name in columns))
-    return view

@@ -167,7 +167,7 @@ def local_pid(attempt: Attempt) -> int | None:
 
 
 def rerun(
-    campaign: Campaign, folder: Round, asked: Sequence[str], *, failed: bool, dry_run: bool, watch: Callable[[], None]
+    campaign: Campaign, folder: Round, asked: Sequence[str], *, failed: bool, dry_run: bool, watch: Callable[[], object]
 ) -> list[str]:
     """Start arms without a score again, and the meta stage after them. Returns a line for each job.
 
@@ -195,7 +195,7 @@ def rerun(
 
 
 def _rerun(
-    campaign: Campaign, folder: Round, asked: Sequence[str], failed: bool, dry_run: bool, watch: Callable[[], None]
+    campaign: Campaign, folder: Round, asked: Sequence[str], failed: bool, dry_run: bool, watch: Callable[[], object]
 ) -> list[str]:
     """As `rerun`. The caller holds the round's lock where jobs are submitted."""
     arms = chosen_arms(folder, asked, failed=failed)

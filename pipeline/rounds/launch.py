@@ -121,7 +121,7 @@ def how_to_correct(folder: Round) -> str:
     )
 
 
-def run_here(campaign: Campaign, folder: Round, watch: Callable[[], None], only: Sequence[str] = ()) -> None:
+def run_here(campaign: Campaign, folder: Round, watch: Callable[[], object], only: Sequence[str] = ()) -> None:
     """Run a frozen round on this machine: its arms without a score, then the meta stage.
 
     watch: called about ten times a second. only: run these arms of the round alone; all by default.

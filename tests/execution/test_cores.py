@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import settings
 from pipeline.execution import cores, multinode
-from pipeline.reporting import status
+from pipeline.reporting import status, terminal_tables
 from tests.support.campaigns import frozen_campaign
 
 
@@ -64,7 +64,7 @@ def test_status_shows_the_task_with_the_fewest_cores(tmp_path, worker, helper, s
         (made.folder / "nodes" / "1.cores.json").write_text(json.dumps(helper))
     rows = status.round_status(campaign, folder)
     assert [row.cores for row in rows if row.cores is not None] == ([int(shown.split()[0])] if shown else [])
-    columns = [column.header for column in status.table(rows).columns]
+    columns = [column.header for column in terminal_tables.table(rows).columns]
     assert ("cores" in columns) == bool(shown)
     told = asdict(rows[1])
     assert f"{told['cores']} of {told['cores_asked']}" == (shown or "None of None")

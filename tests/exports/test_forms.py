@@ -54,10 +54,11 @@ def test_tensorboard_reads_curves_and_scores(campaign, tmp_path, capsys):
     assert [event.step for event in scalars("scores/a0", "score/fresh_accuracy")] == [1]  # r0002 is not decided
 
 
-def test_curves_are_written_while_arms_train_and_no_step_twice(campaign, tmp_path):
+def test_curves_are_written_while_arms_train_and_no_step_twice(campaign, tmp_path, monkeypatch):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
     )
+    from pipeline.exports import tensorboard_events
     from pipeline.exports.tensorboard_events import Follower
 
     campaign = Campaign.at(shutil.copytree(campaign.folder, tmp_path / "smoke"))
@@ -71,7 +72,11 @@ def test_curves_are_written_while_arms_train_and_no_step_twice(campaign, tmp_pat
         return [(event.step, pytest.approx(event.value)) for event in read.Scalars("train/loss")]
 
     assert follower.look() == 3 and seen() == [(n, 3 / n) for n in range(1, 4)]
+    monkeypatch.setattr(
+        tensorboard_events.curves, "of_arm", lambda *_: pytest.fail("it read a file that had not changed")
+    )
     assert follower.look() == 0
+    monkeypatch.undo()
     with (folder.folder / "a0" / "attempt_00" / "progress.jsonl").open("a") as file:
         file.write("".join(json.dumps(line) + "\n" for line in steps(4, 6)))
     assert follower.look() == 3

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 
 from pipeline.campaign.records import Lift
-from pipeline.reporting.live_view import lift_in_words
+from pipeline.reporting.terminal_tables import lift_in_words
 from pipeline.stats.lifts import amount, interval, show, signed
 
 

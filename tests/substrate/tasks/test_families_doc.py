@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -40,3 +41,28 @@ def test_seventh_family_is_one_file(checkout: Path) -> None:
     assert tested.returncode == 0, tested.stdout[-2000:]
     ruff = _run(checkout, "ruff", "check", "--config", str(ROOT / "pyproject.toml"), "substrate/tasks/clock.py")
     assert ruff.returncode == 0, ruff.stdout
+
+
+def test_the_page_s_experiments_are_taken(checkout: Path) -> None:
+    """A family beside the others, and one alone, as the page has them in its blocks of YAML and in the line for a shell."""
+    for name in ("hydra_conf", "constitution"):
+        shutil.copytree(ROOT / name, checkout / name)
+    page = (ROOT / "docs/families.md").read_text()
+    beside, alone = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    conf = checkout / "hydra_conf"
+    (conf / "experiment/clock.yaml").write_text(beside)
+    (conf / "experiment/alone.yaml").write_text(alone)
+    recipe = (conf / "recipe/sft_lora.yaml").read_text()
+    mix = re.search(r"^mix:.*\n((?:  .*\n)+)", recipe, re.MULTILINE)
+    assert mix
+    (conf / "recipe/clock.yaml").write_text(recipe.replace(mix[1], "  clock: 1.0\n"))
+    (axis,) = re.findall(r"`(\{name: curriculum.*?\})`", page)
+    axes = [
+        line for line in (conf / "policy/axes/tiny.yaml").read_text().splitlines() if "weak_family_share" not in line
+    ]
+    (conf / "policy/axes/clock.yaml").write_text("\n".join([*axes, f"  - {axis}"]) + "\n")
+    (typed,) = re.findall(r"`('tasks.families=.*?)`", page)
+    for words in (["experiment=clock"], ["experiment=alone"], ["experiment=demo", *shlex.split(typed)]):
+        done = _run(checkout, "pipeline", "plan-memory", *words, "--json")
+        assert done.returncode == 0, done.stderr
+    assert _run(checkout, "pipeline", "plan-memory", "experiment=demo", "tasks.families=[clock]").returncode == 2

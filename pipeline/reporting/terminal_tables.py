@@ -1,81 +1,18 @@
-"""Tables on a terminal: the arms of a running round, the scores of a round, and memory. A file gets one line for each change instead."""
+"""Tables and sentences for a terminal: the arms of a round, the scores of a round, memory, layouts, hours and money, a lift."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.campaign.records import SETS, Lift, Outcome
-from pipeline.cluster import slurm_jobs
 from pipeline.cluster.forecast import Layout
 from pipeline.config.footprint import in_units
-from pipeline.reporting import status
-from pipeline.reporting.status import ArmStatus, table
+from pipeline.reporting.status import ArmStatus, step_in_words
 from pipeline.stats import lifts
 
-REFRESH_SECONDS = 0.5
-
-
-@contextmanager
-def follow(rows: Callable[[], list[ArmStatus]]) -> Iterator[Callable[[], None]]:
-    """Yield a function that updates the view. Call it often: it reads `rows` at most every half second and shows what has changed."""
-    if sys.stdout.isatty():
-        from rich.live import Live
-
-        with Live(table(rows()), auto_refresh=False) as live:
-            yield _seldom(lambda: live.update(table(rows()), refresh=True))
-        return
-    printed: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def print_changes() -> None:
-        for row in rows():
-            now = (row.state, row.phase)
-            if row.state != "waiting" and printed.get((row.round, row.arm)) != now:
-                printed[row.round, row.arm] = now
-                print(
-                    f"{row.round}/{row.arm} {row.role:<9} {row.state:<11} {row.phase} {status.step_in_words(row)} {row.detail}".rstrip(),
-                    flush=True,
-                )
-
-    yield _seldom(print_changes)
-
-
-class Asker:
-    """Asks Slurm again soon after something changed, and else waits twice as long each time.
-
-    query: asks for the states of these ids, as `launch.query`. shortest, longest: limits of the waiting time, in seconds.
-    """
-
-    def __init__(
-        self, query: Callable[[Sequence[str]], slurm_jobs.Report], shortest: float = 2.0, longest: float = 60.0
-    ) -> None:
-        self._query, self._shortest, self._longest = query, shortest, longest
-        self._wait, self._at = 0.0, 0.0
-        self._found: dict[str, slurm_jobs.Job] = {}
-
-    def states(self, ids: Sequence[str]) -> dict[str, slurm_jobs.Job]:
-        """As `query`, but the states may be up to `longest` seconds old."""
-        if set(ids) - set(self._found) or time.monotonic() - self._at >= self._wait:
-            before, self._found = self._found, self._query(ids).jobs
-            self._at = time.monotonic()
-            self._wait = self._shortest if before != self._found else min(self._longest, 2 * self._wait)
-        return self._found
-
-
-def _seldom(show: Callable[[], None]) -> Callable[[], None]:
-    """A function that calls `show` at most once in REFRESH_SECONDS."""
-    last = 0.0
-
-    def maybe() -> None:
-        nonlocal last
-        if time.monotonic() - last >= REFRESH_SECONDS:
-            last = time.monotonic()
-            show()
-
-    return maybe
+COLOURS = {"completed": "green", "failed": "red", "lost": "red", "running": "cyan", "starting": "cyan", "unknown": "magenta",
+           "interrupted": "yellow", "requeued": "yellow", "cancelled": "yellow", "queued": "dim", "waiting": "dim"}  # fmt: skip
 
 
 def scores(outcomes: Sequence[Outcome]) -> Any:
@@ -152,3 +89,25 @@ def lift_in_words(lift: Lift) -> str:
 
 def _percent(marks: str) -> str:
     return f"{100 * marks.count('1') / len(marks):.1f}" if marks else "-"
+
+
+def table(rows: Iterable[ArmStatus]) -> Any:
+    """A rich table of arms, for `status` and the live view. Empty columns are left out."""
+    from rich.table import Table
+
+    view = Table(box=None, pad_edge=False)
+    right = ("step", "loss", "tokens/s", "GPU-hours", "seconds")
+    cells = [
+        {"round": row.round, "arm": row.arm, "role": row.role, "state": f"[{COLOURS[row.state]}]{row.state}[/]",
+         "node": row.node, "job": row.job, "cores": f"[yellow]{row.cores} of {row.cores_asked}[/]" if row.cores_asked else "",
+         "phase": row.phase, "step": step_in_words(row), "loss": "" if row.loss is None else f"{row.loss:.3f}",
+         "tokens/s": f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "", "GPU-hours": f"{row.gpu_hours:.2f}" if row.gpu_hours else "",
+         "seconds": f"{row.seconds:.0f}", "detail": row.detail}
+        for row in rows
+    ]  # fmt: skip
+    columns = [name for name in (cells[0] if cells else ()) if any(cell[name] for cell in cells)]
+    for column in columns:
+        view.add_column(column, justify="right" if column in right else "left")
+    for cell in cells:
+        view.add_row(*(cell[name] for name in columns))
+    return view
