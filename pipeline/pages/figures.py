@@ -110,7 +110,7 @@ def tests(findings: Sequence[Finding], round_name: str) -> Chart | None:
     seen = []
     for n, each in enumerate(findings):
         y = 22 + row * n
-        name = each.about if each.what != "arm" else f"arm {each.about}"
+        name = each.about
         marks += [
             Text(4, y + 12, cut(name, 19)),
             Bar(left, y + 2, x(min(each.size, MOST)) - left, row - 7, LOUDNESS[each.result]),
@@ -118,7 +118,7 @@ def tests(findings: Sequence[Finding], round_name: str) -> Chart | None:
         if each.suspect is not None:
             marks.append(Line([(x(each.suspect), y), (x(each.suspect), y + row - 3)], "suspect"))
         marks.append(Text(x(min(each.size, MOST)) + 4, y + 12, f"{each.size:.2f}{SIGNS[each.result]}"))
-        seen.append(f"{name} {each.size:.2f} ({each.result})")
+        seen.append(f"{each.words} {each.size:.2f} ({each.result})")
     marks += [Text(x(value), height - 5, f"{value:g}", "middle") for value in (0, 1, 2)]
     return Chart(f"Evidence of {round_name} as a share of what raises an alarm", height, marks, "; ".join(seen) + ".")
 

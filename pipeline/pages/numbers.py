@@ -54,6 +54,11 @@ class Finding:
     suspect_at: str
     result: str
 
+    @property
+    def words(self) -> str:
+        """What the test is of, such as `gap in roman`, `gap of a4 in roman`, `board test (E)`."""
+        return {"gap": f"gap in {self.about}", "arm": f"gap of {self.about}"}.get(self.what, self.about)
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -193,7 +198,7 @@ class RoundNumbers:
         result = "alarm" if verdict.board_alarm else "suspicion" if verdict.board_suspect else "no alarm"
         size = max(0.0, math.log(e) / math.log(alarm)) if alarm > 1 and e > 0 else 0.0
         part = math.log(suspect) / math.log(alarm) if alarm > 1 else None
-        found = [Finding("board", "board test, E", size, part, f"{e:.2f}", f"{alarm:.2f}", f"{suspect:.2f}", result)]
+        found = [Finding("board", "board test (E)", size, part, f"{e:.2f}", f"{alarm:.2f}", f"{suspect:.2f}", result)]
         if verdict.leak_scores:
             result = "alarm" if verdict.leak_alarm else "no alarm"
             largest, limit = float(max(verdict.leak_scores)), float(upper_quantile(critical.leak_level))

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.decision import family_states
-from pipeline.decision.decide import CLOSING
 from pipeline.pages import figures
 from pipeline.pages.numbers import Finding, RoundNumbers, Score
 from pipeline.pages.parts import Part, Rows
@@ -18,6 +17,11 @@ SIGNS: Mapping[str, str] = {
 }  # fmt: skip
 """A sign beside the word of each state, so that a change is seen without a colour."""
 QUIET_CAUSES = ("unchanged", "start", "")
+
+
+def with_sign(state: str) -> str:
+    """A state with its sign; both stay on one line."""
+    return f"{SIGNS[state]}\N{NO-BREAK SPACE}{state}"
 
 
 def scores(rounds: Sequence[RoundNumbers]) -> Part:
@@ -84,11 +88,11 @@ def states(rounds: Sequence[RoundNumbers]) -> Part:
         for at in rounds:
             state = at.derived.evidence.families.get(family)
             cause = f" ({state.code})" if state and state.code not in QUIET_CAUSES else ""
-            cells.append(f"{SIGNS[state.name]} {state.name}{cause}" if state else "-")
+            cells.append(f"{with_sign(state.name)}{cause}" if state else "-")
         table.append([family, *cells])
     external = [at.derived.evidence.external for at in rounds]
     if rounds and rounds[-1].history.target.exists:
-        table.append(["the board", *(f"{SIGNS[state]} {state}" for state in external)])
+        table.append(["the board", *map(with_sign, external)])
     part = Part(
         "States of the families",
         (
@@ -123,17 +127,9 @@ def evidence(rounds: Sequence[RoundNumbers]) -> Part:
         ),
         [chart for chart in charts if chart],
     )
-    table: Table = [["test", "about", "statistic", "suspicion above", "alarm above", "share", "result"]]
+    table: Table = [["test", "statistic", "suspicion above", "alarm above", "share", "result"]]
     table += [
-        [
-            figures.KINDS[each.what],
-            each.about,
-            each.statistic,
-            each.suspect_at or "-",
-            each.alarm_at,
-            f"{each.size:.2f}",
-            each.result,
-        ]
+        [each.words, each.statistic, each.suspect_at or "-", each.alarm_at, f"{each.size:.2f}", each.result]
         for each in found[newest.name]
     ]
     if len(table) > 1:
@@ -262,7 +258,3 @@ def power(at: RoundNumbers) -> Part:
 def _points(value: object) -> str:
     size = 100 * float(value)  # type: ignore[arg-type]
     return f"{size:.1f}" if size <= 100 else "more than 100"
-
-
-def is_open(at: RoundNumbers) -> bool:
-    return at.derived.decision.state not in CLOSING

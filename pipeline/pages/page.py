@@ -46,6 +46,11 @@ HOW = {
     "Forecast and actual": ("The forecast was frozen with the round, before its first arm began.",),
 }
 """How to read a section of the text page, by its title."""
+CAPTIONS = {
+    "Results of the tests": "Families", "Scores of the external target": "Submissions", "Plan of the round": "LoRA targets",
+    "Forecast and actual": "Times",
+}  # fmt: skip
+"""The names of their tables."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,8 @@ def _arms(source: Source, at: RoundNumbers, sections: dict[str, Section]) -> Par
 
 def _told(section: Section) -> Part:
     """A section of the text page as a part of this one."""
-    return of_section(section, HOW.get(section.title, HOW.get(section.title.split(" of ")[0], ())))
+    how = HOW.get(section.title, HOW.get(section.title.split(" of ")[0], ()))
+    return of_section(section, how, CAPTIONS.get(section.title, ""))
 
 
 def _audit(source: Source, at: RoundNumbers) -> Part:

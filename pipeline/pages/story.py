@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.decision.decide import CLOSING
+from pipeline.decision.family_states import StateRules
 from pipeline.pages.numbers import RoundNumbers
 
 
@@ -65,7 +66,13 @@ def _alarms(at: RoundNumbers) -> str:
         )
     if verdict.leak_alarm:
         found.append("the board runs ahead of fresh items and is no target any more")
-    return f", and the tests raise the alarm: {_listed(found)}" if found else ", and no test raises an alarm"
+    words = f", and the tests raise the alarm: {_listed(found)}" if found else ", and no test raises an alarm"
+    rules = StateRules.of(at.history.rules)
+    states = at.derived.evidence.families
+    closed = sorted(family for family, state in states.items() if not rules.permit(state.name, "dev_in_selection"))
+    if not closed:
+        return words
+    return f"{words}; dev scores of {_listed([f'{family} ({states[family].name})' for family in closed])} do not count any more"
 
 
 def _why(at: RoundNumbers) -> str:
