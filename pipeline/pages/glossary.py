@@ -65,6 +65,7 @@ TERMS: Mapping[str, str] = {
         "the next round tests it again."
     ),
     "ladder": "The only board score that workers and proposers may be told.",
+    "leading arm": "The arm of a round that the figures show for it: the one that was kept, else the axis arm of the largest value.",
     "leak": "The board itself has been learned: its scores run ahead of fresh items.",
     "lift": "The score of an arm minus the score of what it is compared with, on the same puzzles, in points.",
     "noise": "How much a score moves without a change of the recipe: by other puzzles, and by another training seed.",

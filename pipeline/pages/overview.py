@@ -28,7 +28,7 @@ def scores(rounds: Sequence[RoundNumbers]) -> Part:
     part = Part(
         "Scores by round",
         (
-            "Each round has a mark for its leading arm, which is the arm that the round [[kept]], else the one "
+            "Each round has a mark for its [[leading arm]], which is the arm that the round [[kept]], else the one "
             "with the largest [[value]], and a "
             "square for the [[reference adapter]]. A bar is the 95 % interval for the choice of puzzles: where "
             "two bars overlap widely, chance may "

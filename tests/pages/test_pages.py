@@ -16,7 +16,7 @@ from pipeline.pages.page import Source
 from pipeline.pages.parts import Part, Rows, with_anchors
 from pipeline.reporting import page as text_page
 from pipeline.reporting.document import Section
-from tests.support import decided, logs, told
+from tests.support import decided, logs, pictures, told
 from tests.support.campaigns import tree
 from tests.support.paths import ROOT
 from tests.support.told import Read
@@ -247,3 +247,8 @@ def test_axes_ticks_and_labels():
     with_anchors(parts)
     assert [each.anchor for each in parts] == ["one", "one-2"] and parts[1].rows[0].anchor == "table-x-2"
     assert Rows("x", [["a", "b"], ["q", "1.5"], ["r", "-"]]).numeric == [False, True]
+
+
+def test_the_picture_of_the_readme_is_small():
+    content = pictures.PICTURE.read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) <= pictures.MOST_BYTES
