@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.pages.chart import Bar, Chart, Dot, Line, Mark, Text, bounds, scale, ticks
+from pipeline.pages.chart import Bar, Chart, Dot, Line, Mark, Text, bounds, numbered, scale, ticks
 from pipeline.pages.figures import RIGHT, SETS, cut, grid_y
 from pipeline.pages.numbers import RoundNumbers
 
@@ -22,10 +22,11 @@ def arms(of: RoundNumbers) -> Chart | None:
     height = 12 + row * len(names) + 22
     x = scale(max(low, 0.0), min(high, 1.0), left, RIGHT - 8)
     marks: list[Mark] = []
-    for value in ticks(max(low, 0.0), min(high, 1.0)):
+    found = ticks(max(low, 0.0), min(high, 1.0))
+    for value in found:
         marks += [
             Line([(x(value), 8), (x(value), height - 22)], "grid"),
-            Text(x(value), height - 6, f"{100 * value:.0f} %", "middle"),
+            Text(x(value), height - 6, f"{numbered(found, 100)(value)} %", "middle"),
         ]
     seen = []
     for n, name in enumerate(names):
@@ -79,7 +80,8 @@ def curve(name: str, points: Sequence[tuple[float, float]]) -> Chart | None:
     low, high = bounds([loss for _, loss in points])
     first, last = points[0][0], points[-1][0]
     x, y = scale(first, last, left, width - 8), scale(low, high, height - 20, 20)
-    marks: list[Mark] = grid_y(ticks(low, high, 2), y, lambda value: f"{value:g}", left, width - 4)
+    values = ticks(low, high, 2)
+    marks: list[Mark] = grid_y(values, y, numbered(values), left, width - 4)
     marks.append(Text(4, 12, name))
     places = [(x(step), y(loss)) for step, loss in points]
     marks.append(Line(places, "path loss") if len(places) > 1 else Dot(*places[0], "fresh"))

@@ -88,14 +88,28 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def ticks(low: float, high: float, number: int = 4) -> list[float]:
-    """Round values from `low` to `high`, about so many: multiples of 1, 2 or 5 times a power of ten."""
+def ticks(low: float, high: float, least: int = 3) -> list[float]:
+    """Round values from `low` to `high`, at least so many and few more: multiples of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
-    rough = (high - low) / number
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    return [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    power = 10.0 ** math.ceil(math.log10(high - low))
+    steps = (power * factor / 10**n for n in range(4) for factor in (1, 0.5, 0.2))
+    found = (
+        [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)] for step in steps
+    )
+    return next(values for values in found if len(values) >= least)
+
+
+def numbered(values: Sequence[float], factor: float = 1, sign: str = "") -> Callable[[float], str]:
+    """How ticks are written, times a factor: with as many decimals as their distance needs. sign: "+" for differences."""
+    step = factor * (values[1] - values[0]) if len(values) > 1 else 1.0
+    places = max(0, -math.floor(math.log10(step) + 1e-9))
+
+    def words(value: float) -> str:
+        shown = round(factor * value, places)
+        return f"{shown:{sign}.{places}f}" if shown else f"{0:.{places}f}"
+
+    return words
 
 
 def bounds(values: Iterable[float], margin: float = 0.05) -> tuple[float, float]:

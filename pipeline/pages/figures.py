@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pipeline.pages.chart import Bar, Chart, Dot, Line, Mark, Text, bounds, scale, spread, ticks
+from pipeline.pages.chart import Bar, Chart, Dot, Line, Mark, Text, bounds, numbered, scale, spread, ticks
 from pipeline.pages.numbers import INTERVAL, Finding, Predicted, RoundNumbers, Score
 
 SETS = {
@@ -51,7 +51,7 @@ def _of_set(
 ) -> Chart:
     height = 190.0
     y, x = scale(low, high, height - 26, TOP), scale(-0.5, len(rounds) - 0.5, LEFT, RIGHT)
-    marks: list[Mark] = grid_y(ticks(low, high), y, lambda value: f"{100 * value:.0f} %")
+    marks: list[Mark] = grid_y(values := ticks(low, high), y, lambda value: f"{numbered(values, 100)(value)} %")
     seen = []
     for n, (at, (arm, reference)) in enumerate(zip(rounds, pairs, strict=True)):
         marks.append(Text(x(n), height - 8, at.name, "middle"))
@@ -75,10 +75,12 @@ def families(gaps: Mapping[str, tuple[float, float]], round_name: str) -> Chart 
     height, left, right = 300.0, 48.0, 244.0
     x, y = scale(low, high, left, right), scale(low, high, height - 40, TOP)
     marks: list[Mark] = [Line([(x(low), y(low)), (x(high), y(high))], "identity")]
-    for value in ticks(low, high):
+    values = ticks(low, high)
+    words = numbered(values, 100, "+")
+    for value in values:
         marks += [
             Line([(x(value), y(low)), (x(value), y(high))], "grid"), Line([(x(low), y(value)), (x(high), y(value))], "grid"),
-            Text(x(value), height - 24, _signed(value), "middle"), Text(left - 6, y(value) + 4, _signed(value), "end"),
+            Text(x(value), height - 24, words(value), "middle"), Text(left - 6, y(value) + 4, words(value), "end"),
         ]  # fmt: skip
     marks += [
         Text((left + right) / 2, height - 6, "lift on dev, points", "middle"),
@@ -160,10 +162,12 @@ def predicted(found: Sequence[Predicted]) -> Chart | None:
     height, left, right = 300.0, 48.0, 268.0
     x, y = scale(low, high, left, right), scale(low, high, height - 40, TOP)
     marks: list[Mark] = [Line([(x(low), y(low)), (x(high), y(high))], "identity")]
-    for value in ticks(low, high):
+    values = ticks(low, high)
+    words = numbered(values)
+    for value in values:
         marks += [
-            Text(x(value), height - 24, f"{value:.2f}", "middle"),
-            Text(left - 6, y(value) + 4, f"{value:.2f}", "end"),
+            Text(x(value), height - 24, words(value), "middle"),
+            Text(left - 6, y(value) + 4, words(value), "end"),
         ]
         marks += [
             Line([(x(value), y(low)), (x(value), y(high))], "grid"),
@@ -205,10 +209,6 @@ def grid_y(
 
 def _interval(x: float, low: float, high: float, kind: str) -> list[Mark]:
     return [Line([(x, low), (x, high)], f"interval {kind}")]
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.0f}" if round(100 * value) else "0"
 
 
 def cut(text: str, most: int) -> str:

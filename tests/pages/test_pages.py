@@ -1,21 +1,27 @@
 """Test the HTML pages: nothing of the text page is missing, all that can happen is shown, hostile text stays text, and files may be damaged."""
 
+import argparse
 import json
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
+from pipeline.cli import job_stages
 from pipeline.decision import family_states
-from pipeline.pages import chart, figures, glossary, html, numbers, overview, page, story, write
+from pipeline.pages import figures, glossary, html, numbers, overview, page, story, write
+from pipeline.pages.chart import numbered, scale, spread, ticks
 from pipeline.pages.page import Source
 from pipeline.pages.parts import Part, Rows, with_anchors
 from pipeline.reporting import page as text_page
 from pipeline.reporting.document import Section
+from pipeline.rounds import chain
 from tests.support import decided, logs, pictures, told
 from tests.support.campaigns import tree
 from tests.support.paths import ROOT
@@ -236,12 +242,40 @@ def test_report_writes_the_page_of_a_round_and_of_the_campaign(tmp_path, capsys)
     assert json.loads(campaign.log.read_text().splitlines()[0])["event"] == "init"
 
 
+def test_the_meta_job_writes_pages_once_the_next_round_is_submitted(tmp_path, monkeypatch):
+    """The stage that decides leaves them out, and what follows an undecided round or a failed submission has them too."""
+    campaign, order = decided.decided_campaign(tmp_path), []
+    folder = campaign.round("r0001")
+
+    def started(command: list[str], **given: object) -> object:
+        order.append("meta without pages" if "--no-pages" in command else "meta with pages")
+        return SimpleNamespace(wait=lambda: 0)
+
+    def submitted(*given: object) -> str:
+        order.append(f"next round, pages: {folder.report.exists() or campaign.report.exists()}")
+        raise ConfigError("nothing more is submitted")
+
+    monkeypatch.setattr(job_stages.subprocess, "Popen", started)
+    monkeypatch.setattr(chain, "chain", submitted)
+    monkeypatch.setattr(chain, "preload_next_round", lambda *given: None)
+    arguments = argparse.Namespace(campaign=campaign.folder, round="r0001", meta=True, asked=[])
+    with pytest.raises(ConfigError, match="nothing more"):
+        job_stages.chain_verb(arguments)
+    assert order == ["meta without pages", "next round, pages: False"]
+    assert folder.report.exists() and campaign.report.exists()
+
+
 def test_axes_ticks_and_labels():
-    assert chart.ticks(0.0, 1.0) == [0.0, 0.5, 1.0] or len(chart.ticks(0.0, 1.0)) >= 3
-    assert chart.ticks(0.5, 0.5) == [0.5] and chart.scale(2, 2, 0, 10)(2) == 5
-    places = chart.spread([5.0, 5.0, 5.0, 90.0], 10, 0, 100)
+    for low, high in ((0.0, 1.0), (-0.031, 0.052), (0.6, 0.85), (0.3, 2.2), (1e-9, 2e-9), (-5.0, 1000.0), (0.7, 0.703)):
+        found = ticks(low, high)
+        assert 3 <= len(found) <= 6 and low - 1e-9 <= min(found) <= max(found) <= high + 1e-9
+        assert len({numbered(found, 100)(value) for value in found}) == len(found), "no two ticks have one word"
+    assert [numbered([0.7, 0.75])(value) for value in (0.7, 0.75)] == ["0.70", "0.75"]
+    assert [numbered([-0.02, 0.0], 100, "+")(value) for value in (-0.02, 0.0)] == ["-2", "0"]
+    assert ticks(0.5, 0.5) == [0.5] and scale(2, 2, 0, 10)(2) == 5
+    places = spread([5.0, 5.0, 5.0, 90.0], 10, 0, 100)
     assert places == [5.0, 15.0, 25.0, 90.0]
-    assert chart.spread([99.0, 99.0], 10, 0, 100) == [90.0, 100]
+    assert spread([99.0, 99.0], 10, 0, 100) == [90.0, 100]
     assert figures.families({"roman": (0.0, 0.0)}, "r0001") and not figures.families({}, "r0001")
     parts = [Part("One", rows=[Rows("x", [["a"]])]), Part("One", rows=[Rows("x", [["a"]])])]
     with_anchors(parts)
