@@ -21,15 +21,17 @@ from pipeline.pages import glossary
 TEMPLATES = Path(__file__).parent / "templates"
 _ARTICLE = re.compile(r"\b([Aa]rticle (\d{1,2}))\b")
 _CODE = re.compile(r"`([^`]+)`")
+_LINK = re.compile(r'<a href="#([^"]+)">([^<]*)</a>')
 _TERM = re.compile(r"\[\[([a-z -]+)(?:\|([^]]+))?\]\]")
 _UNSEEN = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
 """Categories of characters that have no shape, or that turn the direction of the text around them."""
 
 
 def render(template: str, **values: Any) -> str:
-    """The text of a template. Raises jinja2.UndefinedError where it names a value that is not there."""
-    text = _environment().get_template(template).render(values)
-    return re.sub(r"\n\s*\n+", "\n", text)
+    """The text of a template. A link that would lead nowhere on the page is text. Raises jinja2.UndefinedError where a value is not there."""
+    text = re.sub(r"\n\s*\n+", "\n", _environment().get_template(template).render(values))
+    known = set(re.findall(r' id="([^"]+)"', text))
+    return _LINK.sub(lambda found: found[0] if found[1] in known else found[2], text)
 
 
 @cache

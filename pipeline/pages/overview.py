@@ -52,7 +52,9 @@ def scores(rounds: Sequence[RoundNumbers]) -> Part:
     if not part.charts:
         part.missing.append("There is no chart of scores, because no arm has a score yet.")
     elif not any(at.score(at.leader, "board") for at in rounds if at.leader):
-        part.missing.append("There is no chart of board scores, because the board has scored no leading arm.")
+        has_target = rounds[-1].history.target.exists
+        why = "the board has scored no leading arm" if has_target else "the campaign has no external target"
+        part.missing.append(f"There is no chart of scores on the board, because {why}.")
     return part
 
 

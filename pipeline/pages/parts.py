@@ -25,11 +25,9 @@ class Rows:
 
     @property
     def numeric(self) -> list[bool]:
-        """For each column, whether it holds numbers, which are set flush right; the first one names rows."""
-        columns = zip(*self.table[1:], strict=True) if len(self.table) > 1 else []
-        found = [
-            any(cells) and all(NUMBER.fullmatch(cell) for cell in cells if cell not in ("", "-")) for cells in columns
-        ]
+        """For each column, whether most of its cells are numbers, which are set flush right; the first one names rows."""
+        columns = [[cell for cell in cells if cell not in ("", "-")] for cells in zip(*self.table[1:], strict=True)]
+        found = [2 * sum(bool(NUMBER.fullmatch(cell)) for cell in cells) > len(cells) for cells in columns]
         return [False, *found[1:]] if found else [False] * len(self.table[0])
 
 
@@ -58,7 +56,8 @@ def with_anchors(parts: Sequence[Part], used: set[str] | None = None) -> None:
     for part in parts:
         part.anchor = _free(part.title, used)
         for rows in part.rows:
-            rows.anchor = _free(f"table {rows.caption}", used)
+            is_named = rows.caption == part.title and not rows.how  # by the heading above it
+            rows.anchor = part.anchor if is_named else _free(f"table {rows.caption}", used)
         with_anchors(part.parts, used)
 
 

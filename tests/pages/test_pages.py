@@ -115,6 +115,8 @@ def test_hostile_text_stays_text():
     assert not [name for name in names if name.startswith("on")]
     sections = [Section(bad, [bad], [[bad], [bad]]), Section(f"{bad} 2", [bad], [[bad], [bad]])]
     assert "<script>" not in page.of_sections(sections)
+    compared = page.of_sections([Section("A", ["by article 7"]), Section("B", ["article 99"], [["a"], ["article 7"]])])
+    assert "article 99" in compared and not [link for link in Read(compared).links if link.startswith("#article")]
     assert "[[gap]]" in str(html.said("[[gap]]")) and "<a" not in str(html.said("[[gap]]"))
 
 
