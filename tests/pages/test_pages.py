@@ -22,6 +22,7 @@ from pipeline.pages.parts import Part, Rows, with_anchors
 from pipeline.reporting import page as text_page
 from pipeline.reporting.document import Section
 from pipeline.rounds import chain
+from pipeline.rounds.init import freeze_code
 from tests.support import decided, logs, pictures, told
 from tests.support.campaigns import tree
 from tests.support.paths import ROOT
@@ -265,6 +266,11 @@ def test_the_meta_job_writes_pages_once_the_next_round_is_submitted(tmp_path, mo
         job_stages.chain_verb(arguments)
     assert order == ["meta without pages", "next round, pages: False"]
     assert folder.report.exists() and campaign.report.exists()
+
+
+def test_a_campaign_s_frozen_code_carries_the_templates(tmp_path):
+    code = tmp_path / freeze_code(tmp_path)[:16] / "pipeline" / "pages" / "templates"
+    assert {path.name for path in code.iterdir()} >= {"page.html", "macros.html", "style.css"}
 
 
 def test_axes_ticks_and_labels():
