@@ -14,6 +14,7 @@ from pipeline.pages.parts import Part, Rows, of_section
 from pipeline.reporting.document import Section, Table
 from pipeline.reporting.status import gpus_of_an_arm
 
+LARGEST = 1_000_000  # a loss beyond it, on either side of 0, is not drawn: a training may write any number
 WORDS = 200  # letters of a worker's message that a page shows
 HOW = (
     "An arm is one training run. Most of them move one setting of the recipe; [[anchor]] and [[replicate]] move "
@@ -123,10 +124,15 @@ def _curves(at: RoundNumbers, folder: Round) -> Part:
                 f"({type(error).__name__})."
             )
             continue
-        chart = arm_charts.curve(_name(arm.name, arm.overrides, arm.role), arm_charts.thinned(points))
+        drawn = [point for point in points if abs(point[1]) <= LARGEST]
+        if len(drawn) < len(points):
+            found.missing.append(
+                f"{len(points) - len(drawn)} of {len(points)} steps of {arm.name} are not drawn, because their loss is beyond {LARGEST:,}."
+            )
+        chart = arm_charts.curve(_name(arm.name, arm.overrides, arm.role), arm_charts.thinned(drawn))
         if chart:
             found.charts.append(chart)
-        else:
+        elif not points:
             found.missing.append(f"The training curve of {arm.name} is not shown, because it left no training step.")
     return found
 

@@ -90,14 +90,14 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
 
 def ticks(low: float, high: float, least: int = 3) -> list[float]:
     """Round values from `low` to `high`, at least so many and few more: multiples of 1, 2 or 5 times a power of ten."""
-    if not high > low:
+    if not 0 < high - low < math.inf:
         return [low]
     power = 10.0 ** math.ceil(math.log10(high - low))
     steps = (power * factor / 10**n for n in range(4) for factor in (1, 0.5, 0.2))
     found = (
         [step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)] for step in steps
     )
-    return next(values for values in found if len(values) >= least)
+    return next((values for values in found if len(values) >= least), [low, high])
 
 
 def numbered(values: Sequence[float], factor: float = 1, sign: str = "") -> Callable[[float], str]:

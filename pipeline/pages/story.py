@@ -47,8 +47,16 @@ def _decided(at: RoundNumbers) -> str:
         arm = next(each for each in at.plan.arms if each.name == decision.kept)
         is_last = int(at.name[1:]) >= at.history.num_rounds
         how = "is worth most, and no round follows that could test it" if is_last else "is kept for now"
-        return f"Of {scored} arms with a score, {decision.kept} ({'='.join(arm.overrides[-1])}) {how}{alarms}."
+        return f"Of {scored} arms with a score, {decision.kept} ({'='.join(arm.overrides[-1])}) {how}{_reached(at, decision.kept)}{alarms}."
     return f"Of {scored} arms with a score, none is kept{alarms}."
+
+
+def _reached(at: RoundNumbers, arm: str) -> str:
+    """What an arm has on fresh items beside the reference; empty where either has no score."""
+    own, reference = at.score(arm, "fresh"), at.score("reference", "fresh")
+    if own is None or reference is None:
+        return ""
+    return f", with {100 * own.value:.1f} % of the fresh puzzles right where the reference adapter has {100 * reference.value:.1f} %"
 
 
 def _alarms(at: RoundNumbers) -> str:

@@ -15,7 +15,7 @@ from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.cli import job_stages
 from pipeline.decision import family_states
-from pipeline.pages import figures, glossary, html, numbers, overview, page, story, write
+from pipeline.pages import arms, figures, glossary, html, numbers, overview, page, story, write
 from pipeline.pages.chart import numbered, scale, spread, ticks
 from pipeline.pages.page import Source
 from pipeline.pages.parts import Part, Rows, with_anchors
@@ -168,7 +168,11 @@ def test_the_story_names_the_decision_its_article_and_its_reason():
     at = numbers.rounds_of(walk().records)[1]
     stands, decided_words, why = story.of_round(at, "walk", "tiny")
     assert stands.startswith("This is round 2 of 4 of the campaign walk, which trains the model tiny")
-    assert "a3 (recipe.lora.rank=16) is kept for now, and the tests raise the alarm: dev of" in decided_words
+    fresh = [f"{100 * at.score(arm, 'fresh').value:.1f} %" for arm in ("a3", "reference")]
+    assert decided_words.startswith(
+        f"Of 8 arms with a score, a3 (recipe.lora.rank=16) is kept for now, with {fresh[0]} of the fresh puzzles right where the reference "
+        f"adapter has {fresh[1]}, and the tests raise the alarm: dev of"
+    )
     assert why.startswith("Article 7 decided it: a3 is worth most, 3.00 points more than")
     for campaign in (walk(), leaky(), told.everything()):
         for each in numbers.rounds_of(campaign.records):
@@ -225,6 +229,29 @@ def test_a_damaged_file_costs_only_its_figure(tmp_path):
         write.round_page(Log(campaign.log).records(), campaign.round("r0001"))
     lines = write.write_pages(campaign.round("r0001"))
     assert len(lines) == 2 and all("could not be written" in line for line in lines)
+
+
+def test_a_training_that_writes_any_number_costs_only_its_points(tmp_path):
+    campaign = decided.decided_campaign(tmp_path)
+    place = campaign.round("r0001").folder / "a0" / "attempt_00" / "progress.jsonl"
+    losses = [1e308, -1e308, 1e-300, 2.5, 2.5, 0.0]
+    steps = [
+        {**line, "step": 2**52 + n, "loss": loss}
+        for n, (line, loss) in enumerate(zip(decided.steps(1, 6), losses, strict=True))
+    ]
+    place.write_text("".join(json.dumps(line) + "\n" for line in [decided.start(), *steps]))
+    text = write.round_page(Log(campaign.log).records(), campaign.round("r0001"))
+    assert "2 of 6 steps of a0 are not drawn, because their loss is beyond 1,000,000." in Read(text).text
+    assert "Training loss of a0" in text and not re.search(r"[ \",](nan|-?inf)[,\" ]", text)
+
+
+def test_agents_have_their_section_beside_their_arms():
+    at = numbers.rounds_of(walk().records)[0]
+    section = Section("Agents", ["Agents ran 1 arms."], [["arm", "ended"], ["a1", "agent_watchdog"]])
+    found = arms.part(at, Section("Scores of the arms", [], [["arm"], ["a0"]]), section, None, walk().records)
+    assert [(each.title, each.lines, each.rows[0].table) for each in found.parts] == [
+        ("Agents", section.lines, section.table)
+    ]
 
 
 def test_report_writes_the_page_of_a_round_and_of_the_campaign(tmp_path, capsys):
