@@ -50,7 +50,9 @@ def arms(of: RoundNumbers) -> Chart | None:
         height,
         marks,
         "; ".join(seen) + ".",
-        legend=legend[: 3 if any(each["board"] for each in scores.values()) else 2],
+        "A row is an arm. A ring far to the right of its dot says that dev is ahead of fresh; an arm whose bar overlaps that of the "
+        "[[reference]] widely may be ahead by chance.",
+        legend[: 3 if any(each["board"] for each in scores.values()) else 2],
     )
 
 

@@ -17,11 +17,9 @@ from pipeline.reporting.status import gpus_of_an_arm
 LARGEST = 1_000_000  # a loss beyond it, on either side of 0, is not drawn: a training may write any number
 WORDS = 200  # letters of a worker's message that a page shows
 HOW = (
-    "An arm is one training run. Most of them move one setting of the recipe; [[anchor]] and [[replicate]] move "
-    "nothing and show how much luck does. The "
-    "column [[lift|fresh lift]] is what an arm gained over the [[reference adapter]] on puzzles that nobody can "
-    "have learned, with an interval for the "
-    "choice of puzzles and for training again.",
+    "An arm is one training run. Most of them move one setting of the recipe; [[anchor]] and [[replicate]] move nothing and show "
+    "how much luck does. The column [[lift|fresh lift]] is what an arm gained over the [[reference adapter]] on puzzles that nobody "
+    "can have learned, with an interval for the choice of puzzles and for training again.",
 )
 
 
@@ -34,8 +32,8 @@ def part(at: RoundNumbers, scores: Section, agents: Section | None, folder: Roun
         Rows(
             "Scores of the arms",
             scores.table,
-            "`value` is what the choice goes by, in points above the reference adapter. Where a lift should "
-            "stand and a word does, the arm has no score, and the word says why.",
+            "`value` is what the choice goes by, in points above the reference adapter. Where a lift should stand and a word does, "
+            "the arm has no score, and the word says why.",
         )
     )
     if not chart:
@@ -87,8 +85,8 @@ def _endings(at: RoundNumbers, folder: Round, records: Records, missing: list[st
             str(attempts), f"{seconds / 3600:.3f}" if seconds else "-", "" if has_score else last[:WORDS],
         ])  # fmt: skip
     how = (
-        "A crash has no score, never a score of 0. `cause` is the [[exit class]] of an arm that has none. All attempts of an arm count in "
-        "its hours."
+        "A crash has no score, never a score of 0. `cause` is the [[exit class]] of an arm that has none. All attempts of an arm "
+        "count in its hours."
     )
     return Rows("How each arm ended, and what it cost", _without_empty_columns(table), how)
 
@@ -110,9 +108,8 @@ def _curves(at: RoundNumbers, folder: Round) -> Part:
     found = Part(
         f"Training curves of {at.name}",
         (
-            "Each small chart is the loss of one arm by its training steps, as its training says itself; nobody "
-            "checked these numbers, and no score comes from them. A loss that jumps or stays high is a sign of "
-            "a training that went wrong.",
+            "Each small chart is the loss of one arm by its training steps, as its training says itself; nobody checked these "
+            "numbers, and no score comes from them. A loss that jumps or stays high is a sign of a training that went wrong.",
         ),
     )
     for arm in at.plan.arms:

@@ -38,6 +38,8 @@ class Dot:
 
 @dataclass(frozen=True)
 class Bar:
+    """A bar from its upper left corner (x, y)."""
+
     x: float
     y: float
     width: float
@@ -48,6 +50,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class Text:
+    """A label. anchor: which part of it is at x: start, middle or end."""
+
     x: float
     y: float
     text: str
@@ -66,7 +70,9 @@ SHAPES = {
 
 @dataclass
 class Chart:
-    """title: what is shown. seen: what is seen, for a screen reader. how: how to read it. legend: (kind, words)
+    """A figure. Its marks lie in a box of width times height units.
+
+    title: what is shown. seen: what is seen, for a screen reader. how: how to read it. legend: (kind, words)
     of each shape that is used."""
 
     title: str

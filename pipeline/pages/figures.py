@@ -149,7 +149,8 @@ def evidence_by_round(found: Mapping[str, Sequence[Finding]]) -> Chart | None:
         for kind, points in largest.items()
     )
     legend = [(kind, KINDS[kind]) for kind in largest]
-    return Chart("The strongest evidence of each kind by round", height, marks, seen + ".", legend=legend)
+    how = "Of each kind of test the point is the one nearest to an [[alarm]]; a point above the red line raised one in that round."
+    return Chart("The strongest evidence of each kind by round", height, marks, seen + ".", how, legend)
 
 
 def predicted(found: Sequence[Predicted]) -> Chart | None:

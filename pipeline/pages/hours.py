@@ -15,9 +15,8 @@ from pipeline.pages.parts import Part, Rows
 from pipeline.reporting.document import Table
 
 HOW = (
-    "A bar is what all attempts of one cause took: the roles of arms, trainings that failed, attempts that were "
-    "started again, and those that were cut "
-    "short. What failed or was started again is what a better site or setting could save.",
+    "A bar is what all attempts of one cause took: the roles of arms, trainings that failed, attempts that were started again, and "
+    "those that were cut short. What failed or was started again is what a better site or setting could save.",
 )
 
 
@@ -33,8 +32,7 @@ def part(campaign: Campaign | None, names: Sequence[str]) -> Part:
         unit = "GPU-hours"
         if not any(hours.values()):
             found.lines.append(
-                "No GPU was used, so these are hours of arms by the clocks of their workers; arms that ran at "
-                "once count each."
+                "No GPU was used, so these are hours of arms by the clocks of their workers; arms that ran at once count each."
             )
             unit, hours = "hours", _by_clock(reading, names[-1])
     except Exception as error:

@@ -25,16 +25,15 @@ def with_sign(state: str) -> str:
 
 
 def scores(rounds: Sequence[RoundNumbers]) -> Part:
+    """The leading arm of each round and the reference, on dev, fresh and board, with intervals."""
     part = Part(
         "Scores by round",
         (
-            "Each round has a mark for its [[leading arm]], which is the arm that the round [[kept]], else the one "
-            "with the largest [[value]], and a "
-            "square for the [[reference adapter]]. A bar is the 95 % interval for the choice of puzzles: where "
-            "two bars overlap widely, chance may "
-            "explain the difference.",
-            "Look whether a gain on [[dev]] also shows on [[fresh]] and on the [[board]]. One that shows on dev "
-            "alone was probably learned.",
+            "Each round has a mark for its [[leading arm]], which is the arm that the round [[kept]], else the one with the largest "
+            "[[value]], and a square for the [[reference adapter]]. A bar is the 95 % interval for the choice of puzzles: where two "
+            "bars overlap widely, chance may explain the difference.",
+            "Look whether a gain on [[dev]] also shows on [[fresh]] and on the [[board]]. One that shows on dev alone was probably "
+            "learned.",
         ),
         figures.by_round(rounds),
     )
@@ -63,15 +62,14 @@ def _words(score: Score | None) -> str:
 
 
 def families(at: RoundNumbers) -> Part:
+    """The mean lifts of a round's arms by family, dev against fresh."""
     chart = figures.families(at.gaps, at.name)
     part = Part(
         "Families on dev and on fresh",
         (
-            "Each dot is a [[family]]. To the right is what the round's arms gained on [[dev]] on average, "
-            "upward what they gained on [[fresh]]. On the "
-            "dashed line both gains are equal. A dot below the line gained more on dev than on fresh, which is "
-            "what a learned dev set looks like; a "
-            "distance of a few [[points]] is chance.",
+            "Each dot is a [[family]]. To the right is what the round's arms gained on [[dev]] on average, upward what they gained "
+            "on [[fresh]]. On the dashed line both gains are equal. A dot below the line gained more on dev than on fresh, which is "
+            "what a learned dev set looks like; a distance of a few [[points]] is chance.",
         ),
         [chart] if chart else [],
     )
@@ -83,6 +81,7 @@ def families(at: RoundNumbers) -> Part:
 
 
 def states(rounds: Sequence[RoundNumbers]) -> Part:
+    """The timeline: the state of each family, and of the board, after each round."""
     names = sorted({family for at in rounds for family in at.derived.evidence.families})
     table: Table = [["family", *(at.name for at in rounds)]]
     for family in names:
@@ -98,11 +97,9 @@ def states(rounds: Sequence[RoundNumbers]) -> Part:
     part = Part(
         "States of the families",
         (
-            "This is what may be done with each family's dev score after each round ([[family state]]). A sign "
-            "stands before each state: ○ at the start, "
-            "✓ trusted, ? suspect, ✗ reversed, ↺ restored. In brackets is what moved it. While a family is "
-            "SUSPECT or REVERSED, its dev score does not "
-            "count in the choice of an arm.",
+            "This is what may be done with each family's dev score after each round ([[family state]]). A sign stands before each "
+            "state: ○ at the start, ✓ trusted, ? suspect, ✗ reversed, ↺ restored. In brackets is what moved it. While a family is "
+            "SUSPECT or REVERSED, its dev score does not count in the choice of an arm.",
         ),
     )
     if names:
@@ -113,19 +110,18 @@ def states(rounds: Sequence[RoundNumbers]) -> Part:
 
 
 def evidence(rounds: Sequence[RoundNumbers]) -> Part:
+    """The tests of the newest round beside their thresholds, and the strongest of each kind by round."""
     found: dict[str, Sequence[Finding]] = {at.name: at.findings() for at in rounds}
     newest = rounds[-1]
     charts = [figures.tests(found[newest.name], newest.name), figures.evidence_by_round(found)]
     part = Part(
         "Evidence against thresholds",
         (
-            "Every test is shown as a share of what raises an [[alarm]]: 0 is no evidence, 1 (the red line) "
-            "raises the alarm. A short upright mark on a bar "
-            "is where a [[suspicion]] begins; `!` stands for an alarm and `?` for a suspicion. The share of the board test is "
-            "one of logarithms, because its evidence multiplies ([[e-value]]).",
-            "All thresholds were frozen before the first round, so that in at most 5 % of the campaigns in "
-            "which nothing is wrong a gap or board test "
-            "raises any alarm (article 10).",
+            "Every test is shown as a share of what raises an [[alarm]]: 0 is no evidence, 1 (the red line) raises the alarm. A "
+            "short upright mark on a bar is where a [[suspicion]] begins; `!` stands for an alarm and `?` for a suspicion. The "
+            "share of the board test is one of logarithms, because its evidence multiplies ([[e-value]]).",
+            "All thresholds were frozen before the first round, so that in at most 5 % of the campaigns in which nothing is wrong a "
+            "gap or board test raises any alarm (article 10).",
         ),
         [chart for chart in charts if chart],
     )
@@ -136,8 +132,8 @@ def evidence(rounds: Sequence[RoundNumbers]) -> Part:
     ]
     if len(table) > 1:
         how = (
-            "A gap also has to be large enough to matter (2 points in a family, 1 over all) before it counts. Of "
-            "the arms, each family's most striking one is shown."
+            "A gap also has to be large enough to matter (2 points in a family, 1 over all) before it counts. Of the arms, each "
+            "family's most striking one is shown."
         )
         part.rows.append(Rows(f"Tests of {newest.name}", table, how))
     else:
@@ -146,16 +142,16 @@ def evidence(rounds: Sequence[RoundNumbers]) -> Part:
 
 
 def board(at: RoundNumbers) -> Part:
+    """What dev and fresh predict for the submitted arms so far, and what the board printed."""
     found = at.predicted()
     chart = figures.predicted(found)
     part = Part(
         "Board scores, predicted and printed",
         (
-            "Each triangle is a [[submission]]. To the right is the board score that the arm's gains on dev and "
-            "fresh predict if nothing is wrong, with a 95 % "
-            "interval; upward is what the board printed. Triangles that fall below the dashed line by more than "
-            "their bars, round after round, are gains "
-            "that do not arrive ([[shift]]); above it the board itself may have been learned ([[leak]]).",
+            "Each triangle is a [[submission]]. To the right is the board score that the arm's gains on dev and fresh predict if "
+            "nothing is wrong, with a 95 % interval; upward is what the board printed. Triangles that fall below the dashed line by "
+            "more than their bars, round after round, are gains that do not arrive ([[shift]]); above it the board itself may have "
+            "been learned ([[leak]]).",
         ),
         [chart] if chart else [],
     )
@@ -189,6 +185,7 @@ def board(at: RoundNumbers) -> Part:
 
 
 def lineage(rounds: Sequence[RoundNumbers]) -> Part:
+    """What each round kept, the standing recipe after it, and what was closed."""
     table: Table = [["round", "decision", "kept", "standing recipe after it", "claimed", "newly closed"]]
     for at in rounds:
         decision, before = at.derived.decision, at.plan.policy
@@ -212,9 +209,8 @@ def lineage(rounds: Sequence[RoundNumbers]) -> Part:
     return Part(
         "Lineage of the recipe",
         (
-            "Each round may add one setting to the [[standing recipe]], from which the next one starts. What is "
-            "[[set aside]] may be tried again by a "
-            "proposal; a [[dead end]] never is, and a [[retired|retired axis]] gets no further arm.",
+            "Each round may add one setting to the [[standing recipe]], from which the next one starts. What is [[set aside]] may "
+            "be tried again by a proposal; a [[dead end]] never is, and a [[retired|retired axis]] gets no further arm.",
         ),
         rows=[
             Rows(
@@ -232,12 +228,12 @@ def _one(setting: Sequence[str]) -> str:
 
 
 def power(at: RoundNumbers) -> Part:
+    """The gaps that the tests would have found, and the smallest gain that a board can show."""
     part = Part(
         "What this design could have seen",
         (
-            "No alarm does not mean that nothing is wrong. A gap of the size in this table would have been "
-            "found with 80 % probability; a smaller one may "
-            "have been missed ([[power card]], article 10).",
+            "No alarm does not mean that nothing is wrong. A gap of the size in this table would have been found with 80 % "
+            "probability; a smaller one may have been missed ([[power card]], article 10).",
         ),
     )
     look = at.derived.evidence.look

@@ -31,16 +31,15 @@ HOW = {
         "This is what passes on to the next round: settings alone, never weights (article 8).",
     ),
     CHANGED: (
-        "These lines show how near each verdict was to another one. A decision that half a point would have "
-        "turned deserves less trust.",
+        "These lines show how near each verdict was to another one. A decision that half a point would have turned deserves less "
+        "trust.",
     ),
     REFUSED: (
         "This lists what the rules refused, with the article and a code, and the arms that ended without a score.",
     ),
     "Results of the tests": (
-        "`gap` is in [[points]]; `at most` is its upper bound with 95 % confidence; `detectable` is the gap "
-        "that would have been found with 80 % "
-        "probability; [[canary|canaries]] are cheap signs.",
+        "`gap` is in [[points]]; `at most` is its upper bound with 95 % confidence; `detectable` is the gap that would have been "
+        "found with 80 % probability; [[canary|canaries]] are cheap signs.",
     ),
     "Scores of the external target": ("A submission without a score shows why.",),
     "Forecast and actual": ("The forecast was frozen with the round, before its first arm began.",),
@@ -165,24 +164,23 @@ def _audit(source: Source, at: RoundNumbers) -> Part:
     after it and elsewhere."""
     name = source.folder.folder if source.folder else None
     lines = [
-        "No audit is part of this page, and it claims none. Whoever has the campaign's folder runs one there: "
-        "python -m pipeline audit DIR (DIR is the folder)."
+        "No audit is part of this page, and it claims none. Whoever has the campaign's folder runs one there: python -m pipeline "
+        "audit DIR (DIR is the folder)."
     ]
     closed = source.folder.round(at.name).closed if name and source.folder else None
     try:
         if closed is not None and closed.exists():
             lines.append(
                 f"When {at.name} was closed, the log's newest line was {read_json(closed)['anchor']}. A copy of "
-                "this line that is kept "
-                "where the campaign's owner cannot reach it shows whether the log was written anew since."
+                "this line that is kept where the campaign's owner cannot reach it shows whether the log was written anew since."
             )
     except Exception as error:
         lines.append(
             f"The log's anchor is not shown, because {at.name}'s closed.json cannot be read ({type(error).__name__})."
         )
     how = (
-        "An [[audit]] derives every decision again from the [[sealed log]] and compares every file with it. "
-        "That an adapter was trained as recorded, no audit can show.",
+        "An [[audit]] derives every decision again from the [[sealed log]] and compares every file with it. That an adapter was "
+        "trained as recorded, no audit can show.",
     )
     return Part("Audit", how, lines=lines)
 
@@ -190,10 +188,7 @@ def _audit(source: Source, at: RoundNumbers) -> Part:
 def _page(source: Source, at: RoundNumbers, title: str, parts: list[Part], *, has_ended: bool = False) -> str:
     state = at.derived.decision.state
     about = f"postrain, autonomous post-training. {at.name} is {state}."
-    foot = (
-        "This page follows from the campaign's sealed log and the files beside it. It needs no network and can be "
-        "sent as it is."
-    )
+    foot = "This page follows from the campaign's sealed log and the files beside it. It needs no network and can be sent as it is."
     told = story.of_round(at, source.campaign, source.model, has_ended=has_ended)
     return _render(title, about, told, parts, at.history.rules.articles, glossary.TERMS, foot)
 
