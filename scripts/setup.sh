@@ -19,6 +19,7 @@ if [ "${1:-}" = testbed ] && [ "$(id -u)" = 0 ]; then # only root can have a tes
     need slurmdbd slurmdbd
     need munged munge
     need mariadbd mariadb-server
+    need chromium chromium # the browser tests are skipped without it
 fi
 if [ ${#packages[@]} -gt 0 ]; then
     install="apt-get install -y --no-install-recommends ${packages[*]}"

@@ -1,7 +1,7 @@
 """Skip tests that this machine cannot run, and report at the end whether the Slurm tests ran.
 
-A test that is marked `slurm` or `gpu`, or uses the `testbed` fixture, is skipped if the machine lacks that part, and pytest prints why. With
-REQUIRE_SLURM=1, as in CI, a session fails if no Slurm test ran.
+A test that is marked `slurm`, `gpu` or `browser`, or uses the `testbed` fixture, is skipped if the machine lacks that part, and pytest prints why.
+With REQUIRE_SLURM=1, as in CI, a session fails if no Slurm test ran.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 from slurm.testbed.testbed import why_not
 from tests.attacks import table
 from tests.attacks.fixtures import arena, folder, outsider  # noqa: F401  fixtures of tests that attack
-from tests.support import compositions
+from tests.support import browser, compositions
 from tests.support.trainings import alone, inputs  # noqa: F401  fixtures of tests that train
 
 hypothesis.settings.register_profile("shared_machine", deadline=None, max_examples=50)  # which is slow at times
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if "testbed" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slurm)
     no_gpu = "" if any(Path("/dev").glob("nvidia[0-9]*")) else "no NVIDIA GPU on this machine"
-    absent = {"slurm": why_not(), "gpu": no_gpu}
+    absent = {"slurm": why_not(), "gpu": no_gpu, "browser": browser.why_not()}
     for item in items:
         for marker, reason in absent.items():
             if reason and item.get_closest_marker(marker):

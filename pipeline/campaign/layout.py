@@ -170,6 +170,7 @@ class Campaign(_Folder):
 
     frozen = property(lambda self: self.folder / "campaign.yaml")
     ledger = property(lambda self: self.folder / "ledger.h5")
+    report = property(lambda self: self.folder / "report.html")
     log = property(lambda self: self.folder / "log.jsonl")
     paused = property(lambda self: self.folder / "paused")
     hydra_dir = property(lambda self: self.folder / "hydra")

@@ -174,6 +174,7 @@ def close_verb(arguments: argparse.Namespace) -> int:
     from pipeline.cli import round_display
 
     decision = meta.close(campaign, folder, by_person=True, report_line=print)
+    round_display.write_pages(folder)
     round_display.print_decision(folder, decision)
     print(next_round_command(arguments))
     return 0 if decision.state in decide.CLOSING else 1

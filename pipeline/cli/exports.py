@@ -1,4 +1,4 @@
-"""`export` and `compare`: a campaign as files for other tools, and several campaigns side by side. Both only read campaigns."""
+"""`report`, `export` and `compare`: a decision with its page, a campaign as files for other tools, several campaigns side by side."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import argparse
 import json
 import shlex
 import textwrap
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.campaign.errors import ConfigError
 from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Campaign, Round
-from pipeline.cli.arguments import Commands, add_campaign, add_json, add_round, campaign_and_round, next_command
+from pipeline.cli.arguments import (
+    Commands,
+    add_campaign,
+    add_json,
+    add_round,
+    campaign_and_round,
+    next_command,
+    next_round_command,
+    quoted_campaign,
+)
 
 EXAMPLES = """
 examples:
@@ -31,6 +43,25 @@ SHOWN = 3  # files of a form that are printed, beside its last one
 
 def add(commands: Commands) -> None:
     """Declare the commands."""
+    sub = commands.add(
+        "report",
+        report_verb,
+        "Show what a round's decision rests on, and what would have changed it; write it as a page with figures.",
+        as_frozen=True,
+    )
+    add_campaign(sub)
+    add_round(sub, default="The default is the newest that has a decision, else the newest.")
+    add_json(sub)
+    sub.add_argument(
+        "--campaign",
+        dest="is_whole",
+        action="store_true",
+        help="Write the page of the whole campaign: report.html in its folder, or the FILE of --html.",
+    )
+    sub.add_argument(
+        "--html", type=Path, metavar="FILE", help="Write the page with figures, one file that needs nothing else."
+    )
+
     sub = commands.add(
         "export", export_verb, "Write a campaign's outcomes and curves as files for other tools (docs/exports.md)."
     )
@@ -107,6 +138,7 @@ def follow(folder: Round, arguments: argparse.Namespace) -> None:
 
 def compare_verb(arguments: argparse.Namespace) -> None:
     from pipeline.exports import compare, compare_page, folder
+    from pipeline.pages.page import of_sections
     from pipeline.reporting import document
 
     campaigns = [Campaign.at(folder) for folder in arguments.campaigns]
@@ -116,10 +148,74 @@ def compare_verb(arguments: argparse.Namespace) -> None:
     found = compare.compare(campaigns)
     sections = compare_page.sections(found)
     if page:
-        write_file(page, document.as_html(sections))
+        write_file(page, of_sections(sections))
     if arguments.json:
         print(json.dumps(found.to_json(), indent=1))
         return
     print(document.as_text(sections), end="")
     first = shlex.quote(str(arguments.campaigns[0]))
     print(f"next: open {shlex.quote(str(page))} in a browser" if page else next_command("report", first))
+
+
+def report_verb(arguments: argparse.Namespace) -> None:
+    from pipeline.campaign.facts import read_plan
+    from pipeline.campaign.log import Log
+    from pipeline.config import settings
+    from pipeline.decision import history
+    from pipeline.reporting import document, forecast_check, page, said
+
+    if arguments.json and (arguments.is_whole or arguments.html):
+        raise ConfigError("--json prints values, and --campaign and --html write a page", "Valid: one of the two")
+    if arguments.is_whole and arguments.round:
+        raise ConfigError("--campaign is about all rounds, and --round about one", "Valid: one of the two")
+    campaign, folder = campaign_and_round(arguments, arguments.round)
+    records = Log(campaign.log).records()
+    newest = history.read_history(records).decided
+    if arguments.is_whole:
+        return write_page(arguments.html, campaign.report, lambda write: write.campaign_page(records, campaign))
+    if arguments.round is None and newest:
+        folder = campaign.round(newest)
+    if not folder.evidence.exists():
+        return report_open(folder, arguments)
+    read_plan(folder)  # raises IntegrityError if plan or configuration were changed
+    if arguments.html:
+        return write_page(arguments.html, folder.report, lambda write: write.round_page(records, folder))
+    sections = page.of_round(records, folder)
+    if arguments.json:
+        found = {
+            "round": folder.name,
+            "said": said.as_json(records, folder.name),
+            "sections": list(map(asdict, sections)),
+        }
+        found["forecast"] = forecast_check.compare(folder, settings.load(folder.config))
+        print(json.dumps(found, indent=1))
+        return
+    print(document.as_text(sections), end="")
+    where = f"    (with figures: {folder.report})" if folder.report.exists() else ""
+    print(next_round_command(arguments) + where)
+
+
+def write_page(asked: Path | None, own: Path, make: Callable[[Any], str]) -> None:
+    """Write a page with figures. asked: the file of --html; own: where the meta stage writes this page. make: makes it with `pages.write`."""
+    from pipeline.exports.folder import refuse_inside
+    from pipeline.pages import write
+
+    if asked:
+        refuse_inside(asked, "--html")
+    path = asked or own
+    write_file(path, make(write))
+    print(f"next: open {shlex.quote(str(path))} in a browser    (it is one file and can be sent as it is)")
+
+
+def report_open(folder: Round, arguments: argparse.Namespace) -> None:
+    """Report how many arms have a score, for a round that no meta stage has judged yet."""
+    from pipeline.execution.results import has_score
+
+    arms = [arm.name for arm in folder.frozen_plan().arms]
+    scored = [arm for arm in arms if has_score(folder.published(arm))]
+    if arguments.json:
+        print(json.dumps({"round": folder.name, "scored": scored, "arms": len(arms), "sections": []}, indent=1))
+        return
+    is_or_not = "is not decided yet" if folder.number else "holds the reference and the base and is never decided"
+    print(f"{folder.name} {is_or_not}: {len(scored)} of {len(arms)} arms have a score")
+    print(next_command("status", quoted_campaign(arguments), "--round", folder.name))

@@ -25,6 +25,7 @@ from pipeline.cli.arguments import (
     round_of,
     typed,
 )
+from pipeline.cli.run_rounds import awaited_judge, has_submitted_judge, requested_of
 
 
 def add(commands: Commands) -> None:
@@ -68,6 +69,11 @@ def add(commands: Commands) -> None:
     add_campaign(sub)
     add_round(sub)
     add_asked(sub)
+    sub.add_argument(
+        "--no-pages",
+        action="store_true",
+        help="Leave the pages to `chain`, which writes them after the next round is submitted.",
+    )
 
     sub = commands.add(
         "chain",
@@ -209,6 +215,8 @@ def meta_verb(arguments: argparse.Namespace) -> int:
     from pipeline.rounds import meta
 
     decision = meta.close(campaign, folder, report_line=print, asked=arguments.asked)
+    if not arguments.no_pages:
+        round_display.write_pages(folder)
     round_display.print_decision(folder, decision)
     if decision.state == "undecided":
         words = (quoted_campaign(arguments), "--round", folder.name)
@@ -222,11 +230,22 @@ def meta_verb(arguments: argparse.Namespace) -> int:
 
 
 def chain_verb(arguments: argparse.Namespace) -> int:
+    try:
+        return chained(arguments)
+    finally:  # the jobs of the next round do not wait for pages
+        if arguments.meta:
+            from pipeline.cli import round_display
+
+            round_display.write_pages(Campaign.at(arguments.campaign).round(arguments.round))
+
+
+def chained(arguments: argparse.Namespace) -> int:
+    """Run the meta stage of a round where that is wanted, then submit the next round. Returns the exit code."""
     from pipeline.cluster import stage_command
     from pipeline.sandbox import namespace
 
     def started(asked: Sequence[str]) -> subprocess.Popen[bytes]:
-        words = [f"--asked={what}" for what in asked]
+        words = ["--no-pages", *(f"--asked={what}" for what in asked)]
         command = stage_command.command(("meta", str(arguments.campaign), arguments.round, *words))
         if (
             command[0] == sys.executable
@@ -259,41 +278,3 @@ def chain_verb(arguments: argparse.Namespace) -> int:
     campaign, folder = campaign_and_round(arguments, arguments.round)
     round_display.print_next_round(chain.chain(campaign, folder), arguments)
     return 0
-
-
-def awaited_judge(arguments: argparse.Namespace) -> str:
-    """Why this meta job has nothing to do: the round's judge job waits or runs, and another meta job follows it. Else empty."""
-    campaign = Campaign.at(arguments.campaign)
-    folder = campaign.round(arguments.round)
-    if not folder.slurm_dir.exists():
-        return ""
-    from pipeline.cluster import slurm_jobs, slurm_submit
-
-    has_judge = any("judge" in each["tasks"] for each in slurm_jobs.submissions(folder))
-    if (folder.folder / "reference.h5").exists() and not has_judge and not slurm_submit.own_mark(folder.slurm_dir):
-        return ""  # the usual case: the meta stage starts at once, and what follows is imported while it runs
-    from pipeline.rounds import judging
-
-    judging.record_own(folder, arguments.asked)
-    return judging.awaited(campaign, folder)
-
-
-def requested_of(arguments: argparse.Namespace) -> list[str]:
-    """What the log asks a judge job for."""
-    from pipeline.rounds import judging
-
-    campaign = Campaign.at(arguments.campaign)
-    return judging.requested(campaign, campaign.round(arguments.round))
-
-
-def has_submitted_judge(arguments: argparse.Namespace) -> bool:
-    """Submit the judge job that a meta stage asked for, if it did, and a meta job after it. Raises as `judging.submit`."""
-    from pipeline.rounds import judging
-
-    campaign = Campaign.at(arguments.campaign)
-    ids = judging.submit(campaign, campaign.round(arguments.round))
-    if ids:
-        print(
-            f"judge job {ids['judge_job_id']} judges {', '.join(ids['judges'])}; meta job {ids['meta_job_id']} decides after it"
-        )
-    return ids is not None

@@ -229,12 +229,20 @@ def show_scores(campaign: Campaign, folder: Round) -> None:
         )
 
 
-def print_decision(folder: Round, decision: Decision) -> None:
-    """Write the page of a closed round, then print what was decided, why, and the anchor of the signed head."""
-    from pipeline.reporting import page
+def write_pages(folder: Round) -> None:
+    """Write the pages of a round that has evidence and of its campaign, and print a line about each that could not be written."""
+    try:
+        from pipeline.pages import write
 
-    for line in page.write_page(folder) if folder.closed.exists() else []:
+        lines = write.write_pages(folder) if folder.evidence.exists() else []
+    except Exception as error:  # a page must not end a stage, not even where its library is missing
+        lines = [f"no page could be written: {error!r}"]
+    for line in lines:
         print(line)
+
+
+def print_decision(folder: Round, decision: Decision) -> None:
+    """Print what was decided, why, and the anchor of the signed head."""
     print(f"{folder.name} is {decision.state}" + (f"; {decision.kept} is kept" if decision.kept else ""))
     for reason in decision.reasons:
         print(f"  {reason}")

@@ -1,4 +1,4 @@
-"""`init`, `round` and `campaign`: freeze a campaign, run or submit its next round, run several rounds in a row."""
+"""`init`, `round` and `campaign`: freeze a campaign, run or submit its next round, run several in a row; the judge job of a round."""
 
 from __future__ import annotations
 
@@ -184,3 +184,41 @@ def last_round(campaign: Campaign, asked: int | None) -> int:
             f"Valid: 1 to {budget}",
         )
     return asked
+
+
+def awaited_judge(arguments: argparse.Namespace) -> str:
+    """Why this meta job has nothing to do: the round's judge job waits or runs, and another meta job follows it. Else empty."""
+    campaign = Campaign.at(arguments.campaign)
+    folder = campaign.round(arguments.round)
+    if not folder.slurm_dir.exists():
+        return ""
+    from pipeline.cluster import slurm_jobs, slurm_submit
+
+    has_judge = any("judge" in each["tasks"] for each in slurm_jobs.submissions(folder))
+    if (folder.folder / "reference.h5").exists() and not has_judge and not slurm_submit.own_mark(folder.slurm_dir):
+        return ""  # the usual case: the meta stage starts at once, and what follows is imported while it runs
+    from pipeline.rounds import judging
+
+    judging.record_own(folder, arguments.asked)
+    return judging.awaited(campaign, folder)
+
+
+def requested_of(arguments: argparse.Namespace) -> list[str]:
+    """What the log asks a judge job for."""
+    from pipeline.rounds import judging
+
+    campaign = Campaign.at(arguments.campaign)
+    return judging.requested(campaign, campaign.round(arguments.round))
+
+
+def has_submitted_judge(arguments: argparse.Namespace) -> bool:
+    """Submit the judge job that a meta stage asked for, if it did, and a meta job after it. Raises as `judging.submit`."""
+    from pipeline.rounds import judging
+
+    campaign = Campaign.at(arguments.campaign)
+    ids = judging.submit(campaign, campaign.round(arguments.round))
+    if ids:
+        print(
+            f"judge job {ids['judge_job_id']} judges {', '.join(ids['judges'])}; meta job {ids['meta_job_id']} decides after it"
+        )
+    return ids is not None

@@ -1,4 +1,4 @@
-"""`status`, `logs` and `report`: commands that show a round. They read its files, and also ask Slurm if the round was submitted."""
+"""`status` and `logs`: commands that show a round. They read its files, and also ask Slurm if the round was submitted."""
 
 from __future__ import annotations
 
@@ -61,16 +61,6 @@ def add(commands: Commands) -> None:
     sub.add_argument(
         "-n", "--lines", type=int, default=20, metavar="N", help="Begin N lines before the end. The default is 20."
     )
-
-    sub = commands.add(
-        "report",
-        report_verb,
-        "Show what a round's decision rests on, and what would have changed it.",
-        as_frozen=True,
-    )
-    add_campaign(sub)
-    add_round(sub, default="The default is the newest that has a decision, else the newest.")
-    add_json(sub)
 
 
 def status_verb(arguments: argparse.Namespace) -> int:
@@ -257,44 +247,3 @@ def end_with(tail: subprocess.Popen[str], folder: Round, arm: str) -> None:
         time.sleep(1)
     time.sleep(1)  # lets `tail` print the last lines
     tail.terminate()
-
-
-def report_verb(arguments: argparse.Namespace) -> None:
-    from pipeline.campaign.facts import read_plan
-    from pipeline.campaign.log import Log
-    from pipeline.config import settings
-    from pipeline.decision import history
-    from pipeline.reporting import document, forecast_check, page, said
-
-    campaign, folder = campaign_and_round(arguments, arguments.round)
-    records = Log(campaign.log).records()
-    newest = history.read_history(records).decided
-    if arguments.round is None and newest:
-        folder = campaign.round(newest)
-    if not folder.evidence.exists():
-        return report_open(folder, arguments)
-    read_plan(folder)  # raises IntegrityError if plan or configuration were changed
-    sections = page.of_round(records, folder)
-    if arguments.json:
-        plain = [{name: value for name, value in asdict(section).items() if name != "svg"} for section in sections]
-        found = {"round": folder.name, "said": said.as_json(records, folder.name), "sections": plain}
-        found["forecast"] = forecast_check.compare(folder, settings.load(folder.config))
-        print(json.dumps(found, indent=1))
-        return
-    print(document.as_text(sections), end="")
-    where = f"    (with figures: {folder.report})" if folder.report.exists() else ""
-    print(next_round_command(arguments) + where)
-
-
-def report_open(folder: Round, arguments: argparse.Namespace) -> None:
-    """Report how many arms have a score, for a round that no meta stage has judged yet."""
-    from pipeline.execution.results import has_score
-
-    arms = [arm.name for arm in folder.frozen_plan().arms]
-    scored = [arm for arm in arms if has_score(folder.published(arm))]
-    if arguments.json:
-        print(json.dumps({"round": folder.name, "scored": scored, "arms": len(arms), "sections": []}, indent=1))
-        return
-    is_or_not = "is not decided yet" if folder.number else "holds the reference and the base and is never decided"
-    print(f"{folder.name} {is_or_not}: {len(scored)} of {len(arms)} arms have a score")
-    print(next_command("status", quoted_campaign(arguments), "--round", folder.name))

@@ -125,7 +125,7 @@ def _side(reading: Reading) -> dict[str, Any]:
         "families_now": {name: state["name"] for name, state in sorted(decision["families"].items())} if decision else {},
         "evidence": _evidence(reading, newest) if newest else None,
         "goes_out": _goes_out(reading, decision) if decision else None,
-        "gpu_hours": _gpu_hours(reading),
+        "gpu_hours": gpu_hours(reading),
     }  # fmt: skip
 
 
@@ -196,8 +196,8 @@ def share(right: float, number: int) -> dict[str, float]:
     return {"accuracy": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "items": number}
 
 
-def _gpu_hours(reading: Reading) -> dict[str, float]:
-    """GPU-hours by what they were spent on: of ended attempts by the log, and of those that were cut short by the marks of their workers."""
+def causes(reading: Reading) -> dict[tuple[str, str, int], tuple[str, Mapping[str, Any]]]:
+    """(round, arm, attempt) -> what that ended attempt was for, and its newest record: a role, `failed: diverged`, or `started again`."""
     roles = {(name, arm.name): arm.role for name, plan in reading.history.plans.items() for arm in plan.arms}
     newest = {
         (record["round"], record["arm"], record["attempt"]): record
@@ -207,7 +207,7 @@ def _gpu_hours(reading: Reading) -> dict[str, float]:
     last: dict[tuple[str, str], int] = {}
     for name, arm, number in newest:
         last[name, arm] = max(number, last.get((name, arm), 0))
-    hours: dict[str, float] = {}
+    found = {}
     for (name, arm, number), record in newest.items():
         if record["status"] != "completed":
             cause = f"failed: {record['exit_class']}"
@@ -215,16 +215,28 @@ def _gpu_hours(reading: Reading) -> dict[str, float]:
             cause = "started again"
         else:
             cause = roles.get((name, arm), REFERENCE)
-        hours[cause] = hours.get(cause, 0.0) + record["gpu_seconds"] / 3600
-    if cut := _cut_short(reading, newest.keys()):
+        found[name, arm, number] = (cause, record)
+    return found
+
+
+def gpu_hours(reading: Reading, upto: str = "r9999") -> dict[str, float]:
+    """GPU-hours by what they were spent on: of ended attempts by the log, and of those that were cut short by the marks of their workers.
+
+    upto: the last round that counts.
+    """
+    known, hours = causes(reading), dict[str, float]()
+    for (name, _, _), (cause, record) in known.items():
+        if name <= upto:
+            hours[cause] = hours.get(cause, 0.0) + record["gpu_seconds"] / 3600
+    if cut := _cut_short(reading, known.keys(), upto):
         hours["cut short"] = cut
     return dict(sorted(hours.items()))
 
 
-def _cut_short(reading: Reading, logged: Collection[tuple[str, str, int]]) -> float:
+def _cut_short(reading: Reading, logged: Collection[tuple[str, str, int]], upto: str) -> float:
     """GPU-hours of attempts that left no result, from their first mark to their last mark or training step."""
     seconds = 0.0
-    for name in reading.shown:
+    for name in (name for name in reading.shown if name <= upto):
         folder = reading.round(name)
         gpus = gpus_of_an_arm(folder.config)
         for arm in reading.history.plans[name].arms:

@@ -1,6 +1,7 @@
-"""The page of a decision: the scores, what the tests say, which article decided, what was refused, and what would have changed the decision.
+"""The text page of a decision: the scores, what the tests say, which article decided, what was refused, and what would have changed the decision.
 
-The page is a list of sections, which `document` lays out. Nothing that a decision rests on is computed here: the floats are for people.
+It is a list of sections, which `document` lays out as text and `pages` as HTML. Nothing that a decision rests on is computed here: the
+floats are for people.
 """
 
 from __future__ import annotations
@@ -9,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.campaign.constitution import Constitution
-from pipeline.campaign.files import write_file
 from pipeline.campaign.layout import Round
-from pipeline.campaign.log import Log
 from pipeline.campaign.records import Plan, Policy
 from pipeline.claims import wording
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
@@ -21,9 +20,9 @@ from pipeline.decision import board_submissions, derive
 from pipeline.decision.derive import Derived
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History, read_history
-from pipeline.reporting import agents, counterfactual, document, figures, forecast_check, said, tables
+from pipeline.reporting import agents, counterfactual, forecast_check, said, tables
 from pipeline.reporting.document import Section
-from pipeline.stats.lifts import accuracy, show
+from pipeline.stats.lifts import show
 
 
 def of_log(
@@ -39,15 +38,10 @@ def of_log(
     before = said.known_at_decision(records, round_name)
     derived = derive.derive(before, round_name)
     history = read_history(records)
-    states = [
-        (name, {family: state["name"] for family, state in history.decisions[name]["families"].items()})
-        for name in sorted(history.decisions)
-        if name <= round_name
-    ]
     of_round = [record for record in records if record.get("round") == round_name]
     refusals = [record for record in of_round if record["event"] in ("refusal", "submission_refused")]
     proposals = [record for record in of_round if record["event"] == "proposal"]
-    page = sections(history.plans[round_name], derived, states, refusals, history.rules, model, history.num_rounds)
+    page = sections(history.plans[round_name], derived, refusals, history.rules, model, history.num_rounds)
     page[0].lines += _earlier_claims(history, round_name)
     if any(record["event"] == "plan" and record["round"] > round_name for record in before):
         page[-1].lines.insert(
@@ -69,12 +63,11 @@ def of_log(
 
 
 def sections(
-    plan: Plan, derived: Derived, states: Sequence[tuple[str, Mapping[str, str]]], refusals: Sequence[Mapping[str, Any]],
-    rules: Constitution, model: str, num_rounds: int,
+    plan: Plan, derived: Derived, refusals: Sequence[Mapping[str, Any]], rules: Constitution, model: str, num_rounds: int,
 ) -> list[Section]:  # fmt: skip
     """The sections that follow from the decision alone. `num_rounds` is the number of rounds that the campaign froze.
 
-    `states` has (round, family -> state) for all rounds so far, `refusals` the refusals of this round in the log.
+    `refusals` has the refusals of this round in the log.
     """
     evidence, decision = derived.evidence, derived.decision
     arms = {arm.name: arm for arm in plan.arms}
@@ -101,9 +94,8 @@ def sections(
             "Scores of the arms",
             [tables.VALUE] if evidence.look else [],
             table=tables.of_arms(evidence, arms),
-            svg=[figures.strip(_points(evidence)), figures.gaps(tables.gaps(evidence))],
         ),
-        Section("Results of the tests", _tests(evidence), tables.of_families(evidence), [figures.timeline(states)]),
+        Section("Results of the tests", _tests(evidence), tables.of_families(evidence)),
         Section("Reasons by article", list(decision.reasons)),
         Section("Refusals and arms without a score", _refused(evidence, refusals) or ["There are none."]),
         Section(
@@ -266,18 +258,6 @@ def _next(derived: Derived) -> list[str]:
     return [f"{name}: {value}" for name, value in parts.items() if value]
 
 
-def _points(evidence: Evidence) -> list[figures.Point]:
-    board = {arm: float(score) for arm, score in evidence.board.get(evidence.round, {}).items()}
-    points = []
-    for run in evidence.outcomes:
-        dev, fresh = accuracy(run, "dev"), accuracy(run, "fresh")
-        if dev is not None and fresh is not None:
-            items = sum(map(len, run.outcomes["fresh"].values()))
-            half = 1.96 * float(fresh * (1 - fresh) / items) ** 0.5
-            points.append(figures.Point(run.arm, float(dev), float(fresh), half, board.get(run.arm)))
-    return points
-
-
 def of_round(records: Sequence[Mapping[str, Any]], folder: Round) -> list[Section]:
     """The page of a frozen round: `of_log` with what its configuration adds. Raises as `of_log`."""
     chosen, facts = settings.load(folder.config), records[0]["facts"]
@@ -285,15 +265,3 @@ def of_round(records: Sequence[Mapping[str, Any]], folder: Round) -> list[Sectio
     took = forecast_check.section(folder, chosen)
     took.lines[:0] = [f"{line[0].upper()}{line[1:]}." for line in decoding.in_words(chosen, facts["settled"])]
     return [*page, took]
-
-
-def write_page(folder: Round) -> list[str]:
-    """Write `report.html` of a decided round. Returns no line, or one that says why the file could not be written.
-
-    Nothing rests on this file, so an error of any kind must not stop the round.
-    """
-    try:
-        write_file(folder.report, document.as_html(of_round(Log(folder.campaign.log).records(), folder)))
-    except Exception as error:
-        return [f"{folder.report.name} could not be written: {error!r}"]
-    return []

@@ -101,7 +101,7 @@ def test_the_command_prints_json_and_a_page_and_changes_no_campaign(folders, tmp
     assert [side["campaign"] for side in found["campaigns"]][:2] == ["sealed-0001", "sealed-0002"]
     html = (tmp_path / "page.html").read_text()
     for side in found["campaigns"]:
-        assert f"<th>{side['campaign']}</th>" in html
+        assert f'<th scope="col">{side["campaign"]}</th>' in html
     assert main(words) == 0
     assert capsys.readouterr().out.endswith(f"next: python -m pipeline report {folders[0]}\n")
     assert [tree(folder) for folder in folders] == before

@@ -25,11 +25,13 @@ from pipeline.decision.submission_caps import Caps
 from pipeline.execution import adapter
 from pipeline.external import board_log
 from pipeline.external.round_submissions import RoundSubmissions
+from pipeline.pages import write
 from pipeline.reporting import document, page
 from pipeline.rounds import freeze, meta
 from pipeline.rounds.init import init
 from pipeline.stats.design import Design
 from tests.support.campaigns import publish, publish_reference, tree
+from tests.support.told import Read
 
 RULES = load_constitution()
 SCORER = """#!/bin/sh
@@ -224,8 +226,8 @@ def test_a_refused_reservation_is_told_and_logged_and_made_on_a_day_that_has_roo
         "4",
         "daily_cap",
     )
-    assert page.write_page(folder) == []
-    assert "article 4 (daily_cap): 3 submissions count on 2026-11-24 UTC" in folder.report.read_text()
+    assert write.write_pages(folder) == []
+    assert "article 4 (daily_cap): 3 submissions count on 2026-11-24 UTC" in Read(folder.report.read_text()).text
     meta.close(campaign, folder)
     assert len([record for record in log_of(campaign) if record["event"] == "submission_refused"]) == 1  # told once
     monkeypatch.setattr(board_log, "utc_day", lambda: "2026-11-25")
@@ -380,7 +382,10 @@ def test_a_page_that_cannot_be_written_is_a_line_and_no_failure(campaign, scores
     monkeypatch.setattr(page, "of_log", broken)
     folder = publish_round(campaign, "r0001")
     assert meta.close(campaign, folder).state == "decided"
-    assert page.write_page(folder) == ["report.html could not be written: ArithmeticError('no figure')"]
+    assert write.write_pages(folder) == [
+        f"{name} could not be written: ArithmeticError('no figure')"
+        for name in ("rounds/r0001/report.html", "report.html")
+    ]
     assert folder.closed.exists() and not folder.report.exists()
 
 

@@ -10,7 +10,7 @@ from pipeline.campaign.layout import Campaign, Round
 from pipeline.config import settings
 from pipeline.model_calls.transcript import Writer
 from pipeline.reporting import agents
-from pipeline.reporting.document import as_html, as_text
+from pipeline.reporting.document import as_text
 from tests.support.paths import ROOT
 from tests.support.relays import MANIFEST
 
@@ -80,7 +80,6 @@ def test_the_section_says_what_each_agent_did_and_where_its_patch_is():
     ):
         assert words in text, words
     assert "a2 trained edited code" not in text and "longer training" not in text
-    assert "<table>" in as_html([page])
 
 
 def with_transcript(folder: Round, arm: str, *events: tuple[str, bytes | None, dict[str, Any]], **changes: Any):

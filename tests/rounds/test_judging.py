@@ -426,5 +426,5 @@ def test_a_round_goes_on_where_no_judge_job_can_be_submitted(
 
     monkeypatch.setattr(slurm_submit, "submit", refuse)
     assert main(["chain", str(folder.campaign.folder), "--round", "r0001", "--meta"]) == 0
-    assert calls.read_text().splitlines()[1].endswith("r0001 --asked=reference")
+    assert calls.read_text().splitlines()[1].endswith("r0001 --no-pages --asked=reference")
     assert "no judge job is submitted, and the round goes on without what it would judge" in capsys.readouterr().out
