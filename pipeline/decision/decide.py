@@ -159,7 +159,7 @@ def _keeping_by_dev(
         return [f"article 7: no axis is ahead of the {baseline} recipe on dev: nothing is kept (policy.choice=max_dev)"]
     key, value = arms[kept].overrides[-1]
     return [
-        f"article 7: {kept} is {amount(gains[kept])} ahead of the {baseline} recipe on dev, the most; it is kept, whatever the tests say "
+        f"article 7: {kept} is ahead of the {baseline} recipe on dev by {amount(gains[kept])}, the most; it is kept, whatever the tests say "
         f"(policy.choice=max_dev), and nothing is claimed of it",
         f"article 8: {kept}'s {key}={value} joins the standing recipe",
     ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.decision import promotion
 from pipeline.decision.decide import CLOSING
 from pipeline.decision.family_states import StateRules
 from pipeline.pages.numbers import RoundNumbers
+from pipeline.reporting import said
 
 
 def of_round(at: RoundNumbers, campaign: str, model: str, *, has_ended: bool = False) -> list[str]:
@@ -46,7 +48,7 @@ def _decided(at: RoundNumbers) -> str:
     if decision.kept:
         arm = next(each for each in at.plan.arms if each.name == decision.kept)
         is_last = int(at.name[1:]) >= at.history.num_rounds
-        how = "is worth most, and no round follows that could test it" if is_last else "is kept for now"
+        how = said.how_kept(at.history.choice, is_last=is_last)
         return f"Of {scored} arms with a score, {decision.kept} ({'='.join(arm.overrides[-1])}) {how}{_reached(at, decision.kept)}{alarms}."
     return f"Of {scored} arms with a score, none is kept{alarms}."
 
@@ -78,7 +80,7 @@ def _alarms(at: RoundNumbers) -> str:
     rules = StateRules.of(at.history.rules)
     states = at.derived.evidence.families
     closed = sorted(family for family, state in states.items() if not rules.permit(state.name, "dev_in_selection"))
-    if not closed:
+    if not closed or at.history.choice != promotion.VALUE:  # the greedy rule goes on counting every dev score
         return words
     return f"{words}; dev scores of {_listed([f'{family} ({states[family].name})' for family in closed])} do not count any more"
 
@@ -95,11 +97,9 @@ def _why(at: RoundNumbers) -> str:
 def deciding_reason(reasons: Sequence[str], kept: str | None) -> str:
     """The reason that says why an arm is kept, or why nothing is. An undecided round has one reason alone, or
     that and a person's."""
-    starts = (
-        [f"article 7: {kept} is worth most"]
-        if kept
-        else ["article 7: no axis is worth more", "article 7: the round moves no axis"]
-    )
+    starts = [f"article 7: {kept} is worth most", f"article 7: {kept} is ahead"]
+    if kept is None:
+        starts = ["article 7: no axis is", "article 7: the round moves no axis"]
     return next((reason for reason in reasons if reason.startswith(tuple(starts))), reasons[0])
 
 

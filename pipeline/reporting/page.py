@@ -16,7 +16,7 @@ from pipeline.claims import wording
 from pipeline.claims.assess_claims import CONFIRMATIONS, FINAL_ROUND
 from pipeline.config import decoding, settings
 from pipeline.config.settings import Settings
-from pipeline.decision import board_submissions, derive
+from pipeline.decision import board_submissions, derive, promotion
 from pipeline.decision.derive import Derived
 from pipeline.decision.evidence import Evidence
 from pipeline.decision.history import History, read_history
@@ -41,7 +41,9 @@ def of_log(
     of_round = [record for record in records if record.get("round") == round_name]
     refusals = [record for record in of_round if record["event"] in ("refusal", "submission_refused")]
     proposals = [record for record in of_round if record["event"] == "proposal"]
-    page = sections(history.plans[round_name], derived, refusals, history.rules, model, history.num_rounds)
+    page = sections(
+        history.plans[round_name], derived, refusals, history.rules, model, history.num_rounds, history.choice
+    )
     page[0].lines += _earlier_claims(history, round_name)
     if any(record["event"] == "plan" and record["round"] > round_name for record in before):
         page[-1].lines.insert(
@@ -64,8 +66,9 @@ def of_log(
 
 def sections(
     plan: Plan, derived: Derived, refusals: Sequence[Mapping[str, Any]], rules: Constitution, model: str, num_rounds: int,
+    choice: str = promotion.VALUE,
 ) -> list[Section]:  # fmt: skip
-    """The sections that follow from the decision alone. `num_rounds` is the number of rounds that the campaign froze.
+    """The sections that follow from the decision alone. `num_rounds` and `choice` are what the campaign froze.
 
     `refusals` has the refusals of this round in the log.
     """
@@ -80,7 +83,7 @@ def sections(
     )
     is_last = plan.round == f"r{num_rounds:04d}"
     head = [
-        f"{plan.round} is {decision.state}; " + _kept(decision.kept, is_last),
+        f"{plan.round} is {decision.state}; " + _kept(decision.kept, choice, is_last),
         *fence,
         *_said(evidence, rules, is_last, said.why_nothing(decision)),
     ]
@@ -114,6 +117,8 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
     policy = plan.policy
     origin = f"decided by {earlier[-1]}" if earlier else "with which the campaign began"
     lines = [f"The standing recipe, {origin}: {_settings(policy.standing) or 'the reference'}."]
+    if history.choice != promotion.VALUE:
+        lines.append(f"What is kept follows policy.choice={history.choice}: {promotion.CHOICES[history.choice]}.")
     axes = [arm.axis or "" for arm in plan.arms if arm.role == "axis"]
     number, num_rounds = int(round_name[1:]), history.num_rounds
     lines.append(
@@ -143,10 +148,8 @@ def _planned(history: History, round_name: str, proposals: Sequence[Mapping[str,
     return lines
 
 
-def _kept(arm: str | None, is_last: bool) -> str:
-    if arm is None:
-        return "nothing is kept"
-    return f"{arm} is worth most, and no round follows that could test it" if is_last else f"{arm} is kept for now"
+def _kept(arm: str | None, choice: str, is_last: bool) -> str:
+    return "nothing is kept" if arm is None else f"{arm} {said.how_kept(choice, is_last=is_last)}"
 
 
 def _said(evidence: Evidence, rules: Constitution, is_last: bool, why_nothing: str) -> list[str]:

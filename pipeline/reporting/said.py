@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.campaign.records import Decision, Setting
 from pipeline.claims.claim_test import Comparison
-from pipeline.decision import derive
+from pipeline.decision import derive, promotion
 from pipeline.decision.history import read_history
 
 
@@ -40,9 +40,18 @@ def as_json(records: Sequence[Mapping[str, Any]], round_name: str) -> dict[str, 
         "shown_worse": [_text(each) for each in decision.policy.dead_ends if each not in plan.policy.dead_ends],
         "improvement": nothing if why else _comparison(claims.improvement, claims.level),
         "worse_standing": nothing if why else _comparison(claims.worse_standing, claims.worse_level, -1),
+        "choice": history.choice,
         "confirmation": history.confirmation,
         "rounds": history.num_rounds,
     }
+
+
+def how_kept(choice: str, *, is_last: bool) -> str:
+    """What is said of the arm that a round keeps, as a predicate. choice: what the campaign froze (`promotion.CHOICES`)."""
+    if not is_last:
+        return "is kept for now"
+    why = "is worth most" if choice == promotion.VALUE else "is furthest ahead on dev"
+    return f"{why}, and no round follows that could test it"
 
 
 def why_nothing(decision: Decision) -> str:
