@@ -21,6 +21,7 @@ from pipeline.decision.evidence import Evidence, Finalist
 from pipeline.stats.lifts import amount, show
 
 EXPLORES, CONFIRMS, NONE = "explores", "confirms", "none"
+NO_AXIS = "article 7: the round moves no axis, so nothing is kept; the standing recipe stays"
 CLOSING = ("decided", "closed")  # the states of a decision that end a round
 
 
@@ -30,12 +31,14 @@ def decide(
     policy: Policy,
     constitution: Constitution,
     following_round: str = EXPLORES,
+    choice: str = promotion.VALUE,
     dev_leader: tuple[str, str] | None = None,
 ) -> Decision:
     """Decide a round from its evidence. `arms` are the arms of its plan by name, `policy` is the policy that it was planned with.
 
     `following_round` says what the next round is for: it EXPLORES, it CONFIRMS the standing recipe if there is one, or there is NONE.
-    `dev_leader`: (round, arm) of the campaign's largest dev lift where the campaign froze policy.choice=max_dev; else None.
+    `choice`: what the campaign froze (`promotion.CHOICES`). With MAX_DEV, `dev_leader` is the (round, arm) of the campaign's largest dev
+    lift, or None where no arm has one. Tests then close no value and start no experiment.
 
     The decision's state is "undecided" below the quorum and where the baseline has no score; its policy is then the old one.
     """
@@ -49,10 +52,11 @@ def decide(
     reasons = [f"article 3: {len(scored)} of {len(ours)} arms have a score"]
     reasons += [f"{arm} has no score: {why}" for arm, why in missing.items()]
     reasons += _findings(evidence)
-    verdicts, compared = _compare(evidence, arms, scored, baseline, constitution)
+    is_greedy = choice == promotion.MAX_DEV
+    verdicts, compared = _compare(evidence, arms, scored, baseline, constitution, closes=not is_greedy)
     values = evidence.look.values if evidence.look else {}
     has_next = following_round != NONE
-    if dev_leader:
+    if is_greedy:
         gains = promotion.ahead_on_dev(evidence, arms)
         kept = next(iter(gains), None)
         keeping = _keeping_by_dev(kept, gains, arms, baseline)
@@ -62,10 +66,12 @@ def decide(
         kept = promotion.best(gains, evidence, baseline, alarmed)
         keeping = _keeping(kept, gains, alarmed, arms, promotion.baseline_in_words(values, arms, baseline), has_next)
     reasons += [*compared, *keeping, *_claims(evidence, constitution, has_next)]
-    changed = _with_results(policy, arms, kept, verdicts, evidence.claims.shown_worse)
+    below = [name for name, verdict in verdicts.items() if verdict == promotion.BELOW]
+    worse = evidence.claims.shown_worse
+    changed = _with_results(policy, arms, kept, *(((), ()) if is_greedy else (below, worse)))
     is_open = following_round == EXPLORES or (following_round == CONFIRMS and not changed.standing)
     following, learned = policy_update.following(
-        changed, policy, evidence, arms, verdicts, gains, constitution, is_open and not dev_leader
+        changed, policy, evidence, arms, verdicts, gains, constitution, is_open and not is_greedy
     )
     finalists = evidence.look.finalists if evidence.look else ()
     return Decision(
@@ -76,16 +82,20 @@ def decide(
         (*reasons, *learned),
         evidence.families,
         evidence.external,
-        dev_leader or winner(finalists, promotion.tie_distance(constitution)),
+        dev_leader if is_greedy else winner(finalists, promotion.tie_distance(constitution)),
         ladder(evidence.board, constitution.ladder_step),
         evidence.claims.is_claimed,
     )
 
 
 def _compare(
-    evidence: Evidence, arms: Mapping[str, Arm], scored: Sequence[str], baseline: str, constitution: Constitution
-) -> tuple[dict[str, str], list[str]]:
-    """Each scored axis arm's noise verdict, and the reasons that state them. An arm that an agent edited has none (article 16)."""
+    evidence: Evidence, arms: Mapping[str, Arm], scored: Sequence[str], baseline: str, constitution: Constitution,
+    *, closes: bool,
+) -> tuple[dict[str, str], list[str]]:  # fmt: skip
+    """Each scored axis arm's noise verdict, and the reasons that state them. An arm that an agent edited has none (article 16).
+
+    closes: whether a setting below noise is set aside.
+    """
     verdicts: dict[str, str] = {}
     reasons = []
     edited = {outcome.arm for outcome in evidence.outcomes if outcome.edited}
@@ -103,7 +113,7 @@ def _compare(
             worse, z = evidence.claims.worse_arms.get(name), str(constitution.z)
             if worse and worse.is_shown:
                 result = wording.of_worse_arm(worse, baseline, constitution.crash_allowance)
-            elif verdicts[name] == promotion.BELOW:
+            elif verdicts[name] == promotion.BELOW and closes:
                 result = wording.of_set_aside(lift.mean, limit, baseline, z)
             else:
                 result = wording.of_lift(lift.mean, limit, baseline, z, verdicts[name])
@@ -135,8 +145,8 @@ def _keeping(
         for arm in gains
         if arm in alarmed
     ]
-    if not any(arm.role == "axis" for arm in arms.values()):
-        return ["article 7: the round moves no axis, so nothing is kept; the standing recipe stays"]
+    if not _moves_axes(arms):
+        return [NO_AXIS]
     if kept is None:
         return [
             *reasons,
@@ -151,10 +161,16 @@ def _keeping(
     ]
 
 
+def _moves_axes(arms: Mapping[str, Arm]) -> bool:
+    return any(arm.role == "axis" for arm in arms.values())
+
+
 def _keeping_by_dev(
     kept: str | None, gains: Mapping[str, Fraction], arms: Mapping[str, Arm], baseline: str
 ) -> list[str]:
     """The reasons why an arm is kept, or none, where the campaign froze policy.choice=max_dev."""
+    if not _moves_axes(arms):
+        return [NO_AXIS]
     if kept is None:
         return [f"article 7: no axis is ahead of the {baseline} recipe on dev: nothing is kept (policy.choice=max_dev)"]
     key, value = arms[kept].overrides[-1]
@@ -166,12 +182,11 @@ def _keeping_by_dev(
 
 
 def _with_results(
-    policy: Policy, arms: Mapping[str, Arm], kept: str | None, verdicts: Mapping[str, str], worse: Sequence[str]
+    policy: Policy, arms: Mapping[str, Arm], kept: str | None, below: Sequence[str], worse: Sequence[str]
 ) -> Policy:
     """The policy with the kept setting in the standing recipe, the settings that are shown to be `worse` among the dead ends, and the
-    others below noise set aside."""
+    others `below` noise set aside."""
     standing = policy.standing if kept is None else with_setting(policy.standing, arms[kept].overrides[-1])
-    below = [name for name, verdict in verdicts.items() if verdict == promotion.BELOW and name not in worse]
     dead_ends = [*policy.dead_ends, *(arms[name].overrides[-1] for name in worse)]
     set_aside = [*policy.set_aside, *(arms[name].overrides[-1] for name in below)]
     return replace(

@@ -51,7 +51,9 @@ def derive_round(history: History, round_name: str) -> Derived:
     arms = {arm.name: arm for arm in plan.arms}
     policy = with_tried(with_dead_ends(history, round_name), plan.arms)
     leader = dev_leader(history, round_name)
-    decision = decide.decide(evidence, arms, policy, rules, following_round(history, round_name), leader)
+    decision = decide.decide(
+        evidence, arms, policy, rules, following_round(history, round_name), history.choice, leader
+    )
     if decision.state == "undecided" and round_name in history.by_hand:
         decision = decide.by_hand(decision, policy)
     return Derived(evidence, decision, next_overrides(decision, rules, history.num_rounds))

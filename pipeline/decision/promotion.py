@@ -98,10 +98,19 @@ def by_dev(evidence: Evidence, names: Iterable[str], baseline: str) -> dict[str,
     return dict(sorted(means.items(), key=lambda pair: -pair[1]))
 
 
+def axes_by_dev(evidence: Evidence, arms: Mapping[str, Arm]) -> dict[str, Fraction]:
+    """The axis arms by their dev lift over their baseline, the largest first.
+
+    An arm that an agent edited is a run of no setting, so it is never among them (article 16).
+    """
+    edited = {outcome.arm for outcome in evidence.outcomes if outcome.edited}
+    moved = (name for name, arm in arms.items() if arm.role == "axis" and name not in edited)
+    return by_dev(evidence, moved, baseline_of(arms))
+
+
 def ahead_on_dev(evidence: Evidence, arms: Mapping[str, Arm]) -> dict[str, Fraction]:
     """The axis arms that are ahead of their baseline on dev, and by how much, the first to be kept with policy.choice=max_dev."""
-    found = by_dev(evidence, (name for name, arm in arms.items() if arm.role == "axis"), baseline_of(arms))
-    return {name: mean for name, mean in found.items() if mean > 0}
+    return {name: mean for name, mean in axes_by_dev(evidence, arms).items() if mean > 0}
 
 
 def alarmed(evidence: Evidence) -> dict[str, str]:

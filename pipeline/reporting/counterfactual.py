@@ -16,9 +16,14 @@ from pipeline.decision.evidence import Assessment
 from pipeline.stats import lifts
 
 
-def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) -> list[str]:
-    """By how much the kept arm was ahead of its baseline and the next arm, and which finalists tie. Empty for an undecided round."""
+def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution, choice: str) -> list[str]:
+    """By how much the kept arm was ahead of its baseline and the next arm, and which finalists tie. Empty for an undecided round.
+
+    choice: what the campaign froze (`promotion.CHOICES`).
+    """
     look, decision = derived.evidence.look, derived.decision
+    if decision.state == "decided" and choice == promotion.MAX_DEV:
+        return _of_dev(derived, arms)
     if look is None or decision.state != "decided":
         return []
     baseline = promotion.baseline_of(arms)
@@ -64,6 +69,24 @@ def of_choice(derived: Derived, arms: Mapping[str, Arm], rules: Constitution) ->
     return lines + _finalists(look, rules)
 
 
+def _of_dev(derived: Derived, arms: Mapping[str, Arm]) -> list[str]:
+    """The same where the largest dev lift is kept, whatever the tests say."""
+    leads, kept = promotion.axes_by_dev(derived.evidence, arms), derived.decision.kept
+    baseline = f"the {promotion.baseline_of(arms)} recipe on dev"
+    nearest = next((arm for arm in leads if arm != kept), None)
+    if kept is None:
+        near = f"; {nearest} comes nearest with {lifts.show(leads[nearest])}" if nearest else ""
+        return [f"No axis is ahead of {baseline}, so none is kept{near}."]
+    lines = [
+        f"{kept} is {lifts.amount(leads[kept])} ahead of {baseline}. It would not have been kept without this lead."
+    ]
+    if nearest:
+        lines.append(
+            f"{nearest} comes next. It would have been kept if its dev lift were more than {lifts.amount(leads[kept] - leads[nearest])} higher."
+        )
+    return lines
+
+
 def _finalists(look: Assessment, rules: Constitution) -> list[str]:
     """The finalist with the largest value, and those that cannot be told apart from it."""
     if not look.finalists:
@@ -86,8 +109,14 @@ def _finalists(look: Assessment, rules: Constitution) -> list[str]:
     ]
 
 
-def of_arms_and_families(derived: Derived, arms: Mapping[str, Arm], plan: Plan, rules: Constitution) -> list[str]:
-    """How far the quorum was from failing, each axis arm from another verdict, and each UNPROVEN family from trust."""
+def of_arms_and_families(
+    derived: Derived, arms: Mapping[str, Arm], plan: Plan, rules: Constitution, choice: str
+) -> list[str]:
+    """How far the quorum was from failing, each axis arm from another verdict, and each UNPROVEN family from trust.
+
+    choice: what the campaign froze; with MAX_DEV no verdict sets a setting aside.
+    """
+    is_greedy = choice == promotion.MAX_DEV
     evidence, baseline = derived.evidence, "standing" if plan.policy.standing else "reference"
     scored = [run for run in evidence.outcomes if run.arm in arms and run.scored("fresh")]
     lines = [f"{len(scored)} arms have a score, and the quorum is {rules.quorum}."]
@@ -106,10 +135,10 @@ def of_arms_and_families(derived: Derived, arms: Mapping[str, Arm], plan: Plan, 
         if verdict == promotion.WITHIN:
             lines.append(
                 f"{run.arm} would be above noise with a fresh lift of more than {lifts.show(limit)}, {lifts.amount(limit - lift.mean)} more "
-                f"than it has. Below {lifts.show(-limit)} its setting would be set aside."
+                f"than it has. Below {lifts.show(-limit)} {'it would be below noise' if is_greedy else 'its setting would be set aside'}."
             )
         else:
-            how = "above noise" if verdict == promotion.ABOVE else "set aside"
+            how = verdict if is_greedy or verdict == promotion.ABOVE else "set aside"
             lines.append(f"{run.arm} is {how} by {lifts.amount(abs(lift.mean) - limit)}.")
     claim = evidence.claims.improvement
     if derived.decision.state == "decided" and not claim.not_evaluated:

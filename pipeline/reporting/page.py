@@ -103,8 +103,8 @@ def sections(
         Section("Refusals and arms without a score", _refused(evidence, refusals) or ["There are none."]),
         Section(
             "What would have changed the decision",
-            counterfactual.of_choice(derived, arms, rules)
-            + counterfactual.of_arms_and_families(derived, arms, plan, rules),
+            counterfactual.of_choice(derived, arms, rules, choice)
+            + counterfactual.of_arms_and_families(derived, arms, plan, rules, choice),
         ),
         Section("Policy of the next round", _next(derived)),
     ]

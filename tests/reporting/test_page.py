@@ -191,15 +191,16 @@ def test_an_edited_arm_above_the_kept_one_is_named_and_no_other_verdict_is_promi
     for value, is_above in ((look.values["a3"] + Decimal("0.01"), True), (look.values["a3"] - Decimal("0.01"), False)):
         changed = replace(look, values={**look.values, "a2": value})
         edited = replace(plain, evidence=replace(plain.evidence, outcomes=outcomes, look=changed))
-        choice = [each for each in counterfactual.of_choice(edited, arms, logs.RULES) if each.startswith("a2")]
+        choice = [each for each in counterfactual.of_choice(edited, arms, logs.RULES, "value") if each.startswith("a2")]
         assert bool(choice) == is_above
         if is_above:
             assert (
                 "a2, which ran edited code, has a larger value (+4.69 points) than a3, which is kept (+3.69 points)"
                 in choice[0]
             )
-        lines = counterfactual.of_arms_and_families(edited, arms, plan, logs.RULES)
+        lines = counterfactual.of_arms_and_families(edited, arms, plan, logs.RULES, "value")
         assert not any(line.startswith("a2 ") for line in lines)
         assert any(
-            line.startswith("a2 ") for line in counterfactual.of_arms_and_families(plain, arms, plan, logs.RULES)
+            line.startswith("a2 ")
+            for line in counterfactual.of_arms_and_families(plain, arms, plan, logs.RULES, "value")
         )
