@@ -50,11 +50,13 @@ def write_payload(
     held_out: Path | None = None,
     registered: Sequence[Path] = (),
     slices: Mapping[str, Limits] | None = None,
+    num_dev: int = 0,
 ) -> None:
     """Writes the files of `out/data` and, with a csv, those of `held_out`. slices: the declared slice of each family that has one.
+    num_dev: how many dev items each slice must have.
 
     Raises DataError if the csv is malformed, has no row to train on, or repeats a registered prompt, or if no generated
-    puzzle lies in a declared slice; UsageError for a slice by a feature that the family lacks.
+    puzzle lies in a declared slice, or too few for dev; UsageError for a slice by a feature that the family lacks.
     """
     evaluation = [row for path in registered for row in read_json_lines(path, {"item_id": str, "prompt": str})]
     known = [(row["item_id"], row["prompt"]) for row in evaluation]
@@ -77,9 +79,13 @@ def write_payload(
         for family in sorted(families):
             items = draw_items(key, family, level, num_per_family, exclude, in_chunks)
             rows += in_chunks(partial(_line_of, (slices or {}).get(family)), items)
+        digests = sorted(prompt_digest(row["prompt"]) for row in rows)
+        for family, limits in sorted((slices or {}).items()):
+            # A set under a public key, a quarter larger than dev: a slice that is too narrow is refused here, not once arms have trained.
+            key, wanted = hashlib.sha256(f"substrate/slice/{seed}".encode()).digest(), num_dev + num_dev // 4
+            draw_items(key, family, level, wanted, exclude | set(digests), in_chunks, limits=limits)
     _make(out / "data")
     write_json_lines(out / "data" / "train.jsonl", rows)
-    digests = sorted(prompt_digest(row["prompt"]) for row in rows)
     write_text(out / "data" / "train_prompts.sha256", "".join(f"{digest}\n" for digest in digests))
     counts = {
         source: dict(sorted(Counter(row["family"] for row in rows if row["source"] == source).items()))
@@ -146,6 +152,7 @@ def main() -> None:
     parser.add_argument(
         "--slices", type=json.loads, default={}, help="declared slices of families, as JSON (data/slices.py)"
     )
+    parser.add_argument("--num-dev", type=int, default=0, help="dev items that each declared slice must have")
     asked = parser.parse_args()
     if asked.num_per_family < 1:
         raise UsageError(f"--num-per-family is {asked.num_per_family}; valid: 1 or more")
@@ -153,7 +160,7 @@ def main() -> None:
         raise UsageError("only one of --csv and --held-out was given; give both or neither")
     write_payload(
         asked.out, asked.seed, asked.level, asked.num_per_family, set(asked.families),
-        asked.csv, asked.held_out, asked.registered, read_slices(asked.slices, asked.families),
+        asked.csv, asked.held_out, asked.registered, read_slices(asked.slices, asked.families), asked.num_dev,
     )  # fmt: skip
 
 

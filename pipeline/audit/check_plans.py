@@ -169,9 +169,17 @@ def check_config(
     wrong = [key for key, value in wanted.items() if key in values and not plan.same_value(values[key], value)]
     if wrong:
         report.file(path, f"says something else than the log about {', '.join(sorted(wrong))}")
+    if is_other_slice(values, wanted):
+        report.file(path, "has other slices of dev (tasks.dev_slices) than the log")
     unread = sorted(set(wanted) - set(values))
     if unread:
         report.unknown(f"{path} has no line of its own for {', '.join(unread)}, so these are taken from the log")
+
+
+def is_other_slice(values: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a configuration names a slice that the log does not, or lacks one of the log. values, wanted: key -> text."""
+    ours, logged = ({key for key in each if key.startswith("tasks.dev_slices.")} for each in (values, wanted))
+    return ours != logged
 
 
 def cost_of(values: Mapping[str, str]) -> dict[str, str]:

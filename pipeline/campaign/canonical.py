@@ -17,7 +17,7 @@ from typing import Any
 LARGEST = 2**53 - 1
 """The largest integer that a record may hold: every JSON reader keeps it exact."""
 _HIGH = re.compile("[\ud800-\U0010ffff]")
-_SCALAR = re.compile(r"( *)(- )?([A-Za-z0-9_/]+):(?: (.*))?")
+_SCALAR = re.compile(r"( *)(- )?([A-Za-z0-9_/]+(?: [A-Za-z0-9_/]+)*):(?: (.*))?")
 
 
 def plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from typing import Any
 
 from pipeline.campaign import strict_json
 from pipeline.campaign.errors import ConfigError, IntegrityError, NotFound, WorkFailed
-from pipeline.campaign.shared_path import SharedPath, patiently, take_lock
+from pipeline.campaign.shared_path import SharedPath, open_regular, patiently, take_lock
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -258,8 +258,13 @@ def explain_permission_error(error: PermissionError) -> str:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a whole file. Raises OSError, and FilesUnreachable where the file system fails for longer than a moment."""
-    return patiently(path, lambda: Path(path).read_bytes())
+    """Read a whole regular file. Raises OSError, and FilesUnreachable where the file system fails for longer than a moment."""
+
+    def read() -> bytes:
+        with open_regular(path) as file:
+            return file.read()
+
+    return patiently(path, read)
 
 
 def read_json(path: Path) -> Any:

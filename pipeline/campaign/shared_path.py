@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import platform
+import stat
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,15 @@ TRANSIENT = {
     errno.ESHUTDOWN: SERVER,  # a client that Lustre evicted
 }
 """Errors of a file system that may be gone a moment later -> the cure if they are not. A local disk gives only EIO, and the same again."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file to read it. Raises OSError at once for anything else: who opens a fifo would wait for its writer."""
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "this is no regular file", os.fspath(path))
+    return file
 
 
 def patiently(path: str | os.PathLike[str], act: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ Every rule is (whether it holds, key, value, what is valid), as settings.py repo
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 from pipeline.campaign.records import NUM_ARMS
@@ -200,7 +201,7 @@ def of_puzzles(recipe: Recipe, tasks: Tasks) -> list[Rule]:
         (tasks.level in ("small", "full"), "tasks.level", tasks.level, "small or full"),
         (set(tasks.dev_slices) <= set(tasks.families), "tasks.dev_slices", sorted(tasks.dev_slices), f"families of {tasks.families}"),
         (are_limits, "tasks.dev_slices", tasks.dev_slices,
-         "low and high of one feature at least of each family"),
+         "low and high of one feature at least of each family, two finite numbers"),
         (0 <= recipe.slice_share <= 1 and (not recipe.slice_share or bool(tasks.dev_slices)), "recipe.slice_share", recipe.slice_share,
          "0 to 1 where tasks.dev_slices names a slice, else 0"),
     ]  # fmt: skip
@@ -211,7 +212,7 @@ def _are_ends(value: object) -> bool:
     if (
         not isinstance(value, dict)
         or set(value) != {"low", "high"}
-        or not all(type(end) in (int, float) for end in value.values())
+        or not all(type(end) in (int, float) and abs(end) <= sys.float_info.max for end in value.values())
     ):
         return False
     return bool(value["low"] <= value["high"])

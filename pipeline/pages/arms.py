@@ -15,6 +15,7 @@ from pipeline.reporting.document import Section, Table
 from pipeline.reporting.status import gpus_of_an_arm
 
 LARGEST = 1_000_000  # a loss beyond it, on either side of 0, is not drawn: a training may write any number
+MOST_BYTES = 32_000_000  # of a training's lines, some 200,000 steps: a page must not take a job's memory
 WORDS = 200  # letters of a worker's message that a page shows
 HOW = (
     "An arm is one training run. Most of them move one setting of the recipe; [[anchor]] and [[replicate]] move nothing and show "
@@ -114,6 +115,12 @@ def _curves(at: RoundNumbers, folder: Round) -> Part:
     )
     for arm in at.plan.arms:
         try:
+            if (written := _written(folder, arm.name)) > MOST_BYTES:
+                found.missing.append(
+                    f"The training curve of {arm.name} is not shown, because its training wrote {written / 1e6:,.0f} MB of lines; a page reads "
+                    f"at most {MOST_BYTES / 1e6:.0f} MB."
+                )
+                continue
             points = [(float(point.step), point.values["loss"]) for point in curves.of_arm(folder, arm.name, 0)]
         except Exception as error:
             found.missing.append(
@@ -132,6 +139,12 @@ def _curves(at: RoundNumbers, folder: Round) -> Part:
         elif not points:
             found.missing.append(f"The training curve of {arm.name} is not shown, because it left no training step.")
     return found
+
+
+def _written(folder: Round, arm: str) -> int:
+    """Bytes of the longest file of training lines that an arm has."""
+    found = [attempt.progress for attempt in folder.attempts(arm)]
+    return max((path.stat().st_size for path in found if path.exists()), default=0)
 
 
 def _name(arm: str, overrides: Sequence[tuple[str, str]], role: str) -> str:

@@ -71,7 +71,7 @@ class Source:
             if folder is None:
                 raise NotFound("only the log was read, and not the campaign's folder")
             found = text_page.of_round(self.records, folder)
-        except (PipelineError, OSError, ValueError) as error:
+        except Exception as error:  # a file of another form, too, must not cost the page
             found = text_page.of_log(self.records, name, self.model)
             why = error.what if isinstance(error, PipelineError) else type(error).__name__
             found[0].lines.append(f"LoRA targets and the forecast are not shown: {why}.")

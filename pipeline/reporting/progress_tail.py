@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from pipeline.campaign import strict_json
 from pipeline.campaign.layout import Attempt
-from pipeline.campaign.shared_path import patiently
+from pipeline.campaign.shared_path import open_regular, patiently
 
 BLOCK_BYTES = 2048  # some ten training lines
 MOST_BYTES = 2**20  # read in search of one line
@@ -111,7 +111,7 @@ def items(attempt: Attempt) -> Items | None:
 def _counted(path: Path) -> tuple[bytes, int, float] | None:
     """(the line that names the journal's work, rows after it, when it last grew); None for an empty or vanished file."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             about = os.fstat(file.fileno())
             inode, upto, lines = _LINES.get(path, (0, 0, 0))
             if inode != about.st_ino or upto > about.st_size:
@@ -128,7 +128,7 @@ def _counted(path: Path) -> tuple[bytes, int, float] | None:
 
 def _newest_line(path: Path) -> dict[str, Any] | None:
     """The newest whole line that says it is of training; None without one."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size, length = file.seek(0, os.SEEK_END), BLOCK_BYTES
         while True:
             start = max(0, size - length)
@@ -143,7 +143,7 @@ def _newest_line(path: Path) -> dict[str, Any] | None:
 
 
 def _at_step(path: Path, step: int) -> Step | None:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         low, high = 0, file.seek(0, os.SEEK_END)
         while high - low > BLOCK_BYTES:
             middle = (low + high) // 2
@@ -160,7 +160,7 @@ def _at_step(path: Path, step: int) -> Step | None:
 
 
 def _spread(path: Path, num_points: int) -> list[Step]:
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         places = {size * number // num_points for number in range(num_points)}
         return [step for place in sorted(places) if (step := _first_from(file, place, size))]

@@ -198,7 +198,12 @@ def build_image(
         num_puzzles = DRAFT_PUZZLES if is_short else chosen.tasks.num_train_per_family
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED), "--num-per-family", str(num_puzzles)]
         arguments += ["--level", chosen.tasks.level, "--families", *chosen.tasks.families]
-        arguments += ["--slices", json.dumps(chosen.tasks.dev_slices)]
+        arguments += [
+            "--slices",
+            json.dumps(chosen.tasks.dev_slices),
+            "--num-dev",
+            str(chosen.tasks.num_dev_per_family),
+        ]
         for path in chosen.tasks.registered:
             arguments += ["--registered", str(Path(path).resolve())]
         if chosen.tasks.train_csv and not is_draft:

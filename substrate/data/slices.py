@@ -8,6 +8,7 @@ says so in a campaign's configuration. Its rule is public and made of the family
 items. Dev items are drawn by it, training rows within it are marked, and a recipe may draw more of those.
 """
 
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from substrate.interface.errors import UsageError
 from substrate.tasks import FAMILIES
 
 EXAMPLE = '{"unit_conversion": {"factor": {"low": 2, "high": 3}}}'
+LARGEST = sys.float_info.max  # an integer beyond it is no float
 Limits = Mapping[str, tuple[float, float]]  # of each feature: the lowest and the highest value
 
 
@@ -30,11 +32,11 @@ def read_slices(value: Any, families: Collection[str]) -> dict[str, Limits]:
             is_pair = isinstance(ends, Mapping) and set(ends) == {"low", "high"}
             if (
                 not is_pair
-                or not all(type(end) in (int, float) for end in ends.values())
+                or not all(type(end) in (int, float) and abs(end) <= LARGEST for end in ends.values())
                 or not ends["low"] <= ends["high"]
             ):
                 raise UsageError(
-                    f"slices.{family}.{feature} is {ends!r}; valid: two numbers, low and high, low <= high"
+                    f"slices.{family}.{feature} is {ends!r}; valid: two finite numbers, low and high, low <= high"
                 )
     return {
         family: {feature: (float(ends["low"]), float(ends["high"])) for feature, ends in limits.items()}

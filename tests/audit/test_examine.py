@@ -21,6 +21,7 @@ from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.files import file_digest
 from pipeline.campaign.log import Log
 from pipeline.campaign.records import Decision
+from pipeline.config import settings
 from pipeline.decision import derive, policy_update
 from tests.support import tampering
 from tests.support.paths import ROOT
@@ -326,6 +327,41 @@ def test_what_does_not_follow_is_caught_though_it_is_signed(rig: Any, ours: Seal
 
 def test_resealing_alone_finds_nothing(ours: SealedCampaign, tmp_path: Path) -> None:
     assert resealed(ours, tmp_path / "resealed", lambda record: None).ok
+
+
+@pytest.mark.parametrize("logged", [{}, {"roman": {"question": {"low": "1", "high": "9"}}}])
+def test_a_configuration_with_another_slice_than_the_log_is_caught_though_it_is_signed(
+    logged: dict[str, Any], tmp_path: Path
+) -> None:
+    """A judge draws dev by the configuration, and an audit knows dev by the log. Here the one has a slice that the other lacks."""
+    campaign = SealedCampaign(gains, levels={"roman": 0.8}, num_items=40, key=tmp_path / "key")
+    text = campaign.files["rounds/r0000/config.yaml"].decode()
+    assert text.count("  dev_slices: {}\n") == 1
+    if not logged:
+        text = text.replace(
+            "  dev_slices: {}\n", "  dev_slices:\n    roman:\n      question:\n        low: 1\n        high: 9\n"
+        )
+    campaign.files["rounds/r0000/config.yaml"] = text.encode()
+
+    def rig(record: dict[str, Any]) -> None:
+        digest = canonical.sha256(text.encode())
+        if record["event"] == "basis":
+            record["config_digest"], record["tasks"]["dev_slices"] = digest, logged
+        if record["event"] == "plan":
+            record["plan"]["config_digest"] = digest
+
+    assert "has other slices of dev (tasks.dev_slices) than the log" in found(
+        resealed(campaign, tmp_path / "rigged", rig)
+    )
+
+
+def test_a_slice_of_a_feature_of_two_words_is_read_from_a_configuration() -> None:
+    chosen = settings.compose(["+tasks.dev_slices={text_cipher:{unknown letters:{low:0,high:3.5}}}"])
+    values = canonical.scalars(settings.to_yaml(chosen))
+    assert {key: value for key, value in values.items() if "slices" in key} == {
+        "tasks.dev_slices.text_cipher.unknown letters.low": "0",
+        "tasks.dev_slices.text_cipher.unknown letters.high": "3.5",
+    }
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -60,6 +60,12 @@ def test_overrides_are_composed_and_typed():
         ("recipe.mix.roman=inf", "recipe.mix.roman = inf. Valid: a finite number"),
         ("model.norm_eps=nan", "model.norm_eps = nan"),
         ("tasks.families=[roman,roman]", "each family once"),
+        ("+tasks.dev_slices={roman:{question:{low:1,high:1" + "0" * 400 + "}}}", "two finite numbers"),
+        ("+tasks.dev_slices={gravity:{g:{low:1,high:2}}}", "tasks.dev_slices = ['gravity']. Valid: families of"),
+        (
+            "recipe.slice_share=0.5",
+            "recipe.slice_share = 0.5. Valid: 0 to 1 where tasks.dev_slices names a slice, else 0",
+        ),
         ("campaign.rounds=-1", "campaign.rounds = -1"),
         ("policy.rounds=-1", "policy.rounds = -1"),
         ("external.kind=lottery", "external.kind = lottery. Valid: none, local"),

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
@@ -224,11 +225,31 @@ def test_a_damaged_file_costs_only_its_figure(tmp_path):
     read = Read(text)
     assert "The training curve of a2 is not shown, because its files cannot be read (" in read.text
     assert "The cost of a2 is not shown" in read.text
+    for other in ("[1]\n3\n", '{"phase": "train", "at": "noon"}\n{"phase": 1}\n'):
+        (attempt / "phases.jsonl").write_text(other)
+        read = Read(write.round_page(Log(campaign.log).records(), campaign.round("r0001")))
+        assert "The cost of a2 is not shown" in read.text
     campaign.round("r0001").config.write_text("model: [")
     with pytest.raises(Exception, match="parsing"):
         write.round_page(Log(campaign.log).records(), campaign.round("r0001"))
     lines = write.write_pages(campaign.round("r0001"))
     assert len(lines) == 2 and all("could not be written" in line for line in lines)
+
+
+def test_neither_a_fifo_nor_a_file_of_any_size_keeps_a_page_from_its_end(tmp_path):
+    """A meta stage writes pages before it ends, so nothing that lies in an arm's folder may stop it."""
+    campaign = decided.decided_campaign(tmp_path)
+    folder = campaign.round("r0001")
+    with open(folder.folder / "a0" / "attempt_00" / "progress.jsonl", "w") as huge:
+        huge.truncate(arms.MOST_BYTES + 1)
+    for name in ("progress.jsonl", "phases.jsonl"):
+        path = folder.folder / "a2" / "attempt_01" / name
+        path.unlink()
+        os.mkfifo(path)
+    read = Read(write.round_page(Log(campaign.log).records(), folder))
+    assert "a0 is not shown, because its training wrote 32 MB of lines; a page reads at most 32 MB." in read.text
+    assert "The training curve of a2 is not shown, because its files cannot be read (OSError)" in read.text
+    assert "The cost of a2 is not shown" in read.text
 
 
 def test_a_training_that_writes_any_number_costs_only_its_points(tmp_path):

@@ -35,11 +35,13 @@ def test_a_slice_that_hardly_any_puzzle_is_in_is_refused():
         ([], r"slices is \[\]"),
         ({"sudoku": {"size": {"low": 1, "high": 2}}}, "slices is .*sudoku"),
         ({"gravity": {}}, "slices.gravity is {}"),
-        ({"gravity": {"g": [1, 2]}}, r"slices.gravity.g is \[1, 2\]; valid: two numbers"),
+        ({"gravity": {"g": [1, 2]}}, r"slices.gravity.g is \[1, 2\]; valid: two finite numbers"),
         ({"gravity": {"g": {"low": 1}}}, "slices.gravity.g"),
         ({"gravity": {"g": {"low": True, "high": 2}}}, "slices.gravity.g"),
         ({"gravity": {"g": {"low": float("nan"), "high": 2}}}, "slices.gravity.g"),
         ({"gravity": {"g": {"low": 3, "high": 2}}}, "slices.gravity.g"),
+        ({"gravity": {"g": {"low": 3, "high": 10**400}}}, "slices.gravity.g is .*two finite numbers"),
+        ({"gravity": {"g": {"low": float("-inf"), "high": 2}}}, "slices.gravity.g"),
     ],
 )
 def test_what_is_no_slice_is_refused_by_name(value, named):
@@ -76,3 +78,11 @@ def test_a_slice_without_a_training_row_is_refused(tmp_path):
     slices = read_slices({"unit_conversion": {"factor": {"low": 2.4, "high": 2.6}}}, FAMILIES)
     with pytest.raises(DataError, match="none of the 20 puzzles of unit_conversion lies in its declared slice"):
         write_payload(tmp_path, 1, "small", 20, ["unit_conversion"], slices=slices)
+
+
+def test_a_slice_with_too_few_puzzles_for_dev_is_refused_when_the_image_is_made(tmp_path):
+    """Its training rows hide nothing: each of them is kept out of dev, and a narrow slice has few others."""
+    slices = read_slices({"gravity": {"g": {"low": 10, "high": 10}, "times": {"low": 0, "high": 3}}}, FAMILIES)
+    with pytest.raises(DataError, match="family gravity .* or widen its slice"):
+        write_payload(tmp_path / "many", 1, "small", 100, ["gravity"], slices=slices, num_dev=100)
+    write_payload(tmp_path / "few", 1, "small", 100, ["gravity"], slices=slices, num_dev=4)
