@@ -141,8 +141,9 @@ def spark(values: Sequence[float], *, is_plain: bool = False) -> str:
     signs = PLAIN_BLOCKS if is_plain else BLOCKS
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    scale = (len(signs) - 1) / (high - low) if high > low else 0.0
-    return "".join(signs[round((value - low) * scale)] for value in finite)
+    height = high / 2 - low / 2  # of half, because a trial may write numbers whose difference is no float
+    scale = (len(signs) - 1) / height if height > 0 else 0.0
+    return "".join(signs[round((value / 2 - low / 2) * scale) if math.isfinite(scale) else 0] for value in finite)
 
 
 def bar(share: float, width: int, *, is_plain: bool = False) -> str:

@@ -152,7 +152,8 @@ def _by_own_speed(row: ArmStatus, attempt: Attempt) -> float | None:
     if is_training(row):
         last, _ = progress_tail.newest(attempt.progress)
         speed = last and progress_tail.seconds_per_step(attempt.progress, last)
-        return max(0, last.num_steps - last.step) * speed if last and speed else None
+        left = max(0, last.num_steps - last.step) * speed if last and speed else None
+        return left if left is None or left <= progress_tail.LONGEST else None
     if row.phase == "generate_start":
         found = progress_tail.items(attempt)
         if found and found.of_start and found.seconds:

@@ -20,6 +20,7 @@ from pipeline.campaign.shared_path import open_regular, patiently
 
 BLOCK_BYTES = 2048  # some ten training lines
 MOST_BYTES = 2**20  # read in search of one line
+LARGEST, LONGEST = 2**53, 1e9  # steps and tokens, and seconds, of any training
 _LINES: dict[
     Path, tuple[int, int, int]
 ] = {}  # journal -> (inode, bytes counted, lines), so that only what is new is read
@@ -195,11 +196,14 @@ def _training_line(text: bytes) -> dict[str, Any] | None:
 
 
 def _numbers(line: Mapping[str, Any]) -> Step | None:
-    """The numbers of a training line; None where one is missing or no finite number."""
+    """The numbers of a training line; None where one is missing, no finite number, or beyond what any training has."""
     try:
         loss, tokens, seconds = (float(line[name]) for name in ("loss", "tokens", "seconds"))
-        if not all(map(math.isfinite, (loss, tokens, seconds))) or seconds < 0:
+        step, num_steps = int(line["step"]), int(line["num_steps"])
+        # What a view works out from these must stay a number: a trial may write any.
+        is_usable = math.isfinite(loss) and 0 <= tokens <= LARGEST and 0 <= seconds <= LONGEST
+        if not is_usable or not 0 <= step <= LARGEST or not 0 <= num_steps <= LARGEST:
             return None
-        return Step(int(line["step"]), int(line["num_steps"]), loss, tokens, seconds)
+        return Step(step, num_steps, loss, tokens, seconds)
     except (KeyError, TypeError, ValueError, OverflowError):
         return None

@@ -33,7 +33,7 @@ from pipeline.cluster import slurm_answers
 from pipeline.cluster.slurm_answers import UNKNOWN
 from pipeline.cluster.slurm_jobs import Job
 from pipeline.execution import results
-from pipeline.execution.trial import GROUPS, group_seconds
+from pipeline.execution.trial import GROUPS, group_seconds, printable
 from pipeline.model_calls.transcript import used_so_far
 from pipeline.reporting import progress_tail
 
@@ -133,7 +133,7 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
     seconds = max(0.0, (now if working else last["at"]) - began)  # the clocks of two machines may differ
     spent = seconds + sum(_duration(each) for each in attempts[:-1])
     step, unread = progress_tail.newest(attempt.progress) if attempt else (None, False)
-    rate = step.tokens / step.seconds if step and step.seconds else None
+    rate = step.tokens / step.seconds if step and step.seconds > 1e-6 else None
     items = progress_tail.items(attempt) if attempt and last["phase"] == "generate_start" else None
     claim = read_json(attempt.claim) if attempt and attempt.claim.exists() else {}
     if attempt and state == "running" and attempt.transcript.exists():
@@ -144,7 +144,7 @@ def _arm_status(folder: Round, arm: str, role: str, gpus: int, job: Job | None) 
         folder.name, arm, role, state, job.node if job and job.node else str(claim.get("node") or claim.get("host", "")),
         last["phase"], step.step if step else None, step.num_steps if step else None, step.loss if step else None,
         rate and round(rate, 1), round(gpus * spent / 3600, 3), round(seconds, 1), attempt.number if attempt else None, job.job_id if job else "",
-        cores, cores_asked, detail, unread, items.done if items else None, num_items(folder) if attempt else None,
+        cores, cores_asked, printable(detail), unread, items.done if items else None, num_items(folder) if attempt else None,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -116,4 +117,28 @@ def test_durations_have_two_units(seconds, words):
 def test_curves_and_bars():
     assert screen.spark([3, 2, 1]) == "█▅▁" and screen.spark([1, 1]) == "▁▁" and screen.spark([]) == ""
     assert screen.spark([5, float("inf"), 1], is_plain=True) == "#_"
+    assert screen.spark([1e308, -1e308, 0.0], is_plain=True) == "#_=" and screen.spark([5e-324, 0.0]) == "▁▁"
     assert [screen.bar(share, 4) for share in (-1, 0, 0.5, 1, 7)] == ["░░░░", "░░░░", "██░░", "████", "████"]
+
+
+def test_a_training_that_writes_any_number_does_not_stop_the_view(tmp_path):
+    """`round` shows its own round so, and a view that raises would end it."""
+    folder = frozen_campaign(tmp_path).round("r0001")
+    attempt = training(folder, "a1", steps=5)
+    wild = [1e308, -1e308, 1e-320, 0, -5, 2**53, 1e9, 1e-300]
+    for number, value in product(("step", "num_steps", "loss", "tokens", "seconds"), wild):
+        with open(attempt.progress, "a") as file:
+            fields = {"step": 6, "num_steps": 10, "loss": 1.0, "tokens": 600, "seconds": 6.0, number: value}
+            file.write(json.dumps({"phase": "train", **fields}) + "\n")
+        found = view.of_round(folder.campaign, folder)
+        assert drawn(found, 100)
+        json.loads(json.dumps([found.to_json(), [arm.to_json() for arm in found.arms]], allow_nan=False))
+
+
+def test_what_a_worker_says_cannot_move_the_cursor(tmp_path):
+    folder = frozen_campaign(tmp_path).round("r0001")
+    attempt = training(folder, "a1", steps=5)
+    with open(attempt.phases, "a") as file:
+        file.write(json.dumps({"phase": "failed", "at": 1e9, "detail": "\x1b[2J\u202egnp"}) + "\n")
+    text = "\n".join(drawn(view.of_round(folder.campaign, folder), 100))
+    assert "[2J" in text and "\x1b" not in text and "\u202e" not in text

@@ -47,8 +47,11 @@ def test_the_newest_line_is_the_last_whole_one_of_training(tmp_path):
     assert progress_tail.newest(written(tmp_path, '{"phase": "start", "seconds": 2}\n')) == (None, False)
 
 
+BEYOND = [{"step": 1e300}, {"num_steps": 2**60}, {"tokens": 1e20}, {"seconds": 1e300}]
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"loss": "nan"}, {"step": "three"}, {"tokens": None}, {"seconds": -1}, {"loss": 10**400}]
+    "wrong", [{"loss": "nan"}, {"step": "three"}, {"tokens": None}, {"seconds": -1}, {"loss": 10**400}, *BEYOND]
 )
 def test_a_malformed_newest_line_is_said_and_not_passed_over(tmp_path, wrong):
     assert progress_tail.newest(written(tmp_path, line(1), line(2, **wrong))) == (None, True)
