@@ -115,7 +115,7 @@ def _side(reading: Reading) -> dict[str, Any]:
         "model": reading.config(FIRST)["model"]["name"], "image": reading.facts["image"]["tree_digest"],
         "constitution": reading.facts["constitution_digest"], "families": list(reading.facts["families"]),
         "dev_commitment": reading.facts["commitments"]["dev"], "external": reading.facts["external"],
-        "planned_rounds": reading.history.num_rounds, "confirmation": reading.history.confirmation,
+        "planned_rounds": reading.history.num_rounds, "confirmation": reading.history.confirmation, "choice": reading.history.choice,
         "rounds": [_round(reading, name) for name in sorted(planned) if name != FIRST],
         "standing": dict(decision["policy"]["standing"]) if decision else {},
         "claims": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.decision import promotion
 from pipeline.exports.compare import NO_CLAIM, Comparison
 from pipeline.exports.folder import counted
 from pipeline.reporting.document import Section, Table
@@ -135,7 +136,10 @@ def _claims(side: Side) -> dict[str, str]:
         "shown_worse": "shown to be worse",
         "set_aside": "set aside after one run",
     }
-    return {title: ", ".join(claims[field]) or "none" for field, title in titles.items()}
+    told = {title: ", ".join(claims[field]) or "none" for field, title in titles.items()}
+    if side["choice"] == promotion.MAX_DEV:  # "none" would say that no test found any
+        told |= {titles[field]: "closes no value (policy.choice=max_dev)" for field in ("shown_worse", "set_aside")}
+    return told
 
 
 def _hours(side: Side) -> dict[str, str]:

@@ -145,3 +145,11 @@ def test_intervals_are_wilsons(right, number, low, high):
     found = compare.share(right, number)
     assert abs(Decimal(low) - Decimal(found["low"])) < Decimal("0.0001")
     assert abs(Decimal(high) - Decimal(found["high"])) < Decimal("0.0001")
+
+
+def test_a_campaign_whose_tests_close_no_value_does_not_say_that_none_was_found(folders):
+    greedy, other = (dict(side) for side in compared(folders).sides[:2])
+    greedy["choice"] = "max_dev"
+    told = compare_page._claims(greedy)
+    assert told["shown to be worse"] == told["set aside after one run"] == "closes no value (policy.choice=max_dev)"
+    assert "closes" not in str(compare_page._claims(other)) and other["choice"] == "value"
