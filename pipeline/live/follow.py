@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline.cluster import slurm_jobs
@@ -48,14 +51,15 @@ def follow(look: Callable[[], RoundView], below: Below = _nothing) -> Iterator[C
             live.update(drawn(), refresh=True)
             return newest
 
-        try:  # around the start too, which hides the cursor, because Ctrl-C may come at any time
-            live.start(refresh=True)
-            yield _seldom(update)
-        finally:
-            try:
-                update()
+        with _cursor_back(console):
+            try:  # around the start too, which hides the cursor, because Ctrl-C may come at any time
+                live.start(refresh=True)
+                yield _seldom(update)
             finally:
-                live.stop()
+                try:
+                    update()
+                finally:
+                    live.stop()
         return
     changes = Changes()
 
@@ -69,6 +73,27 @@ def follow(look: Callable[[], RoundView], below: Below = _nothing) -> Iterator[C
         yield _seldom(print_changes)
     finally:
         print_changes()
+
+
+@contextmanager
+def _cursor_back(console: Any) -> Iterator[None]:
+    """Show the cursor again where SIGTERM ends this process, which `pause` sends to a `round`. console: rich's."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        with suppress(OSError):  # what forces colours may show the view in something else than a terminal
+            os.write(console.file.fileno(), b"\x1b[?25h\n")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Changes:

@@ -96,8 +96,10 @@ def test_a_round_that_nothing_runs_any_more_ends_the_view_with_1(folder, capsys,
     assert f"no process runs it now; this resumes it: python -m pipeline round {folder.campaign.folder}" in said
 
 
-def on_a_terminal(folder: Round, width: int, /, until: str, **environment: str) -> tuple[str, int]:
-    """(the last screen without its colours, exit code) of `status --watch` on a terminal, after Ctrl-C once `until` was shown."""
+def on_a_terminal(
+    folder: Round, width: int, /, until: str, by: signal.Signals = signal.SIGINT, **environment: str
+) -> tuple[str, int]:
+    """(what was shown, exit code) of `status --watch` on a terminal, which gets a signal, by default that of Ctrl-C, once `until` was shown."""
     # A shell that runs these tests in the background has its children ignore the signal of Ctrl-C.
     command = [
         "env",
@@ -125,7 +127,7 @@ def on_a_terminal(folder: Round, width: int, /, until: str, **environment: str) 
                 break
             if until in shown and not asked:
                 asked = True
-                os.kill(watch.pid, signal.SIGINT)
+                os.kill(watch.pid, by)
         code = watch.wait(30)
     os.close(main_end)
     assert asked, shown
@@ -147,6 +149,13 @@ def test_a_screen_is_left_whole_by_ctrl_c(folder, width) -> None:
     assert all(len(line) <= width for line in screen.splitlines())
     assert "\x1b[36m" in shown  # cyan, of an arm that runs
     assert shown.rstrip().endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_sigterm_ends_a_screen_with_its_cursor_back(folder) -> None:
+    """`pause` sends one to a `round`, whose terminal somebody goes on using."""
+    training(folder, "a1", steps=3)
+    shown, code = on_a_terminal(folder, 100, until="3/20", by=signal.SIGTERM)
+    assert code == -signal.SIGTERM and shown.rstrip().endswith("\x1b[?25h")
 
 
 def test_a_screen_without_colour_says_the_same(folder) -> None:
