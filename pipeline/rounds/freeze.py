@@ -58,9 +58,7 @@ def plan_basis(chosen: settings.Settings, policy: Policy, spent_gpu_seconds: int
             "num_dev_per_family": tasks.num_dev_per_family,
             "num_fresh_per_family": tasks.num_fresh_per_family,
             "dev_slices": {
-                family: {
-                    feature: {end: str(number) for end, number in ends.items()} for feature, ends in limits.items()
-                }
+                family: {feature: {end: str(at) for end, at in ends.items()} for feature, ends in limits.items()}
                 for family, limits in tasks.dev_slices.items()
             },
         },
