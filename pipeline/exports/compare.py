@@ -175,8 +175,9 @@ def _goes_out(reading: Reading, decision: Mapping[str, Any]) -> dict[str, Any] |
             if outcome is not None and outcome.scored(item_set)
         }
         rows = reading.history.target.design.board_rows
-        if (score := tables.board_score(reading, name, who)) is not None and rows:
-            found[title]["board"] = share(score * rows, rows)
+        score = reading.history.reference_score if who == REFERENCE else tables.board_score(reading, name, who)
+        if score is not None and rows:
+            found[title]["board"] = share(float(score) * rows, rows)
     evidence = reading.evidence(name)
     for lift in evidence["lifts"]:
         if (lift["arm"], lift["baseline"], lift["item_set"]) == (label, REFERENCE, "fresh"):

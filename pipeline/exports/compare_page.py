@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pipeline.decision.family_states import UNPROVEN
 from pipeline.exports.compare import NO_CLAIM, Comparison
 from pipeline.exports.folder import counted
 from pipeline.reporting.document import Section, Table
@@ -32,7 +33,7 @@ def sections(found: Comparison) -> list[Section]:
         ),
         Section("Rounds", *_of(sides, "round", lambda side: {each["round"]: _round(each) for each in side["rounds"]}, "No round is planned.")),
         Section(
-            "Families after the newest decision", *_of(sides, "family", lambda side: side["families_now"], "No round is decided.")
+            "Families: the newest state, and what led to it", *_of(sides, "family", _states, "No round is decided.")
         ),
         Section("Evidence at the newest decision", *_of(sides, "test", _evidence, "No round is decided.")),
         Section(
@@ -87,6 +88,19 @@ def _round(each: Mapping[str, Any]) -> str:
     kept = f"kept {each['kept']} ({each['setting']})" if each["kept"] else "nothing is kept"
     external = f", {each['external']}" if each["external"] != "EXTERNAL-CLEAR" else ""
     return f"{kept}{', improvement claimed' if each['claimed'] else ''}{external}"
+
+
+def _states(side: Side) -> dict[str, str]:
+    """For each family its states in order, each with the round in which it began; the first one alone where it stayed."""
+    decided = [each for each in side["rounds"] if each.get("families")]
+    found: dict[str, list[str]] = {}
+    for before, each in zip([None, *decided], decided, strict=False):
+        for family, state in each["families"].items():
+            if before is None and state == UNPROVEN:
+                continue
+            if before is None or before["families"].get(family) != state:
+                found.setdefault(family, []).append(f"{state} from {each['round']}")
+    return {family: ", ".join(found.get(family, [state])) for family, state in side["families_now"].items()}
 
 
 def _evidence(side: Side) -> dict[str, str]:
