@@ -9,7 +9,7 @@ from pipeline.pages.chart import Bar, Chart, Dot, Line, Mark, Text, bounds, numb
 from pipeline.pages.numbers import INTERVAL, Finding, Predicted, RoundNumbers, Score
 
 SETS = {
-    "dev": "dev, the items that stay for the whole campaign",
+    "dev": "dev, the items that stay from round to round",
     "fresh": "fresh, items that are new in every round",
     "board": "board, the external target",
 }
@@ -25,7 +25,8 @@ def by_round(rounds: Sequence[RoundNumbers]) -> list[Chart]:
     have one scale."""
     found: dict[str, list[tuple[Score | None, Score | None]]] = {
         item_set: [
-            (at.score(at.leader, item_set) if at.leader else None, at.score("reference", item_set)) for at in rounds
+            (at.score_so_far(at.leader, item_set) if at.leader else None, at.score("reference", item_set))
+            for at in rounds
         ]
         for item_set in SETS
     }
