@@ -24,6 +24,7 @@ from pipeline.reporting.status import ArmStatus, num_items
 OWN, ENDED, FORECAST = "own speed", "ended arms", "forecast"
 """What a time rests on. A sum rests on the last of these that one of its parts rests on."""
 SOURCES = (OWN, ENDED, FORECAST)
+ALL_ENDED = "every arm has ended"
 LATE, LATE_SECONDS = 1.5, 10.0  # a phase that lasts longer than this factor and so much more is not as expected
 WORKS = ("starting", "running", "unknown")
 WAITS = ("waiting", "queued", "requeued", "interrupted")
@@ -120,7 +121,7 @@ def of_round(rows: Sequence[ArmStatus], left: Sequence[Left | None], typical: Ex
     works = [(row, each) for row, each in zip(rows, left, strict=True) if row.state in WORKS]
     waits = [row for row in rows if row.state in WAITS]
     if not works and not waits:
-        return "no arm works or waits"
+        return ALL_ENDED
     if unknown := [row.arm for row, each in works if each is None or each.of != "arm"]:
         return f"nothing tells yet how long {unknown[0]} will take"
     if waits and typical is None:

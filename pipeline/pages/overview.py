@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.decision import family_states
+from pipeline.decision import family_states, promotion
 from pipeline.pages import figures
 from pipeline.pages.numbers import Finding, RoundNumbers, Score
 from pipeline.pages.parts import Part, Rows
@@ -108,12 +108,14 @@ def states(rounds: Sequence[RoundNumbers]) -> Part:
     external = [at.derived.evidence.external for at in rounds]
     if rounds and rounds[-1].history.target.exists:
         table.append(["the board", *map(with_sign, external)])
+    effect = "While a family is SUSPECT or REVERSED, its dev score does not count in the choice of an arm."
+    if rounds and (choice := rounds[-1].history.choice) != promotion.VALUE:
+        effect = f"In this campaign nothing follows from a state, because it was frozen with policy.choice={choice}."
     part = Part(
         "States of the families",
         (
             "This is what may be done with each family's dev score after each round ([[family state]]). A sign stands before each "
-            "state: ○ at the start, ✓ trusted, ? suspect, ✗ reversed, ↺ restored. In brackets is what moved it. While a family is "
-            "SUSPECT or REVERSED, its dev score does not count in the choice of an arm.",
+            f"state: ○ at the start, ✓ trusted, ? suspect, ✗ reversed, ↺ restored. In brackets is what moved it. {effect}",
         ),
     )
     if names:

@@ -214,6 +214,7 @@ def test_a_campaign_that_goes_by_dev_is_told_so():
         greedy.play()
     part = story.by_round(numbers.rounds_of(greedy.records))
     assert part.lines[0].startswith("What is kept follows policy.choice=max_dev: ")
+    assert "nothing follows from a state" in overview.states(numbers.rounds_of(greedy.records)).how[0]
     lines = [line for each in part.parts for line in each.lines]
     assert any("and is REVERSED-overfit (gap_alarm)." in line for line in lines)
     assert not any("does not count" in line for line in lines)
