@@ -406,6 +406,15 @@ def test_axes_ticks_and_labels():
     assert Rows("x", [["a", "b"], ["q", "1.5"], ["r", "-"]]).numeric == [False, True]
 
 
+def test_the_name_of_an_upright_axis_stands_above_its_numbers():
+    """A highest tick at the very top, as where nothing differs, was printed over the name."""
+    at = numbers.rounds_of(walk().records)[1]
+    for chart in (figures.families({"roman": (0.0, 0.0)}, "r0001"), figures.predicted(at.predicted())):
+        texts = [mark for mark in chart.marks if mark.mark == "text"]
+        name = next(mark for mark in texts if mark.text in ("lift on fresh, points", "printed board score"))
+        assert min(mark.y for mark in texts if mark.anchor == "end") - name.y >= 14, chart.title
+
+
 def test_the_picture_of_the_readme_is_small():
     content = pictures.PICTURE.read_bytes()
     assert content.startswith(b"\x89PNG") and len(content) <= pictures.MOST_BYTES
