@@ -26,6 +26,7 @@ OWN, ENDED, FORECAST = "own speed", "ended arms", "forecast"
 SOURCES = (OWN, ENDED, FORECAST)
 ALL_ENDED = "every arm has ended"
 LATE, LATE_SECONDS = 1.5, 10.0  # a phase that lasts longer than this factor and so much more is not as expected
+ENOUGH = 0.1  # of the items: the time of the first ones is mostly that in which the program that decodes starts
 WORKS = ("starting", "running", "unknown")
 WAITS = ("waiting", "queued", "requeued", "interrupted")
 NEEDED = (
@@ -156,7 +157,7 @@ def _by_own_speed(row: ArmStatus, attempt: Attempt) -> float | None:
         return max(0, last.num_steps - last.step) * speed if last and speed else None
     if row.phase == "generate_start":
         found = progress_tail.items(attempt)
-        if found and found.of_start and found.seconds:
+        if found and found.of_start and found.seconds and found.done >= ENOUGH * (row.num_items or 0):
             return max(0, (row.num_items or 0) - found.done) * found.seconds / found.of_start
     return None
 
