@@ -42,7 +42,7 @@ def sections(found: Comparison) -> list[Section]:
         ),
         Section("Claims", *_of(sides, "statement", _claims, "No round is decided.")),
         Section(
-            "GPU-hours by cause",
+            "GPU-hours by cause, without GPUs hours of arms",
             *_of(sides, "cause", _hours, "The log has no attempt."),
         ),
         _differences("Site and layout: the settings that differ", sides, groups["site"], "Site and layout are the same."),
@@ -153,7 +153,10 @@ def _claims(side: Side) -> dict[str, str]:
 
 
 def _hours(side: Side) -> dict[str, str]:
-    hours = side["gpu_hours"]
-    if not any(hours.values()):
-        return {"all": "0.00 (no GPU was used)"} if hours else {}
-    return {**{cause: f"{value:,.2f}" for cause, value in hours.items()}, "all": f"{sum(hours.values()):,.2f}"}
+    """GPU-hours; where no GPU was used, hours by the clocks of the workers."""
+    used_gpus = any(side["gpu_hours"].values())
+    hours = side["gpu_hours"] if used_gpus else side["clock_hours"]
+    if not hours:
+        return {"all": "0.00 (no GPU was used)"} if side["gpu_hours"] else {}
+    unit, digits = ("", 2) if used_gpus else (" h of arms, no GPU", 3)
+    return {cause: f"{value:,.{digits}f}{unit}" for cause, value in {**hours, "all": sum(hours.values())}.items()}

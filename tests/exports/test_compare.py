@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.decision import history
@@ -81,6 +82,21 @@ def test_the_time_of_an_attempt_that_was_cut_short_is_a_cause_of_its_own(folders
     hours = compare.compare([Campaign.at(folders[0]), folder]).sides[1]["gpu_hours"]
     assert hours.pop("cut short") == pytest.approx(2 * 100 / 3600)  # an arm has two GPUs
     assert hours == compared(folders).sides[1]["gpu_hours"]
+
+
+def test_a_site_without_gpus_has_hours_of_arms_by_the_clocks_of_their_workers(folders, tmp_path):
+    marked = Campaign.at(told.reversal(tmp_path / "marked", rounds=2, num_items=20))
+    side = compared([folders[0], marked.folder]).sides[1]
+    seconds = 0.0
+    for path in marked.folder.glob("rounds/*/a*/attempt_*/phases.jsonl"):
+        marks = read_json_lines(path)
+        seconds += marks[-1]["at"] - marks[0]["at"]
+    assert seconds and sum(side["clock_hours"].values()) == pytest.approx(seconds / 3600)
+    assert side["clock_hours"].keys() >= {"anchor", "axis", "failed: diverged"}
+    shown = compare_page._hours(side | {"gpu_hours": {"axis": 0.0}})
+    assert shown["all"] == f"{seconds / 3600:.3f} h of arms, no GPU"
+    assert compare_page._hours(side)["all"] == f"{sum(side['gpu_hours'].values()):.2f}"
+    assert compare_page._hours({"gpu_hours": {"axis": 0.0}, "clock_hours": {}}) == {"all": "0.00 (no GPU was used)"}
 
 
 def test_only_settings_that_differ_are_shown(folders):
