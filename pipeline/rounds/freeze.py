@@ -58,7 +58,9 @@ def plan_basis(chosen: settings.Settings, policy: Policy, spent_gpu_seconds: int
             "num_dev_per_family": tasks.num_dev_per_family,
             "num_fresh_per_family": tasks.num_fresh_per_family,
             "dev_slices": {
-                family: {feature: {end: str(at) for end, at in ends.items()} for feature, ends in limits.items()}
+                family: {
+                    feature: {end: str(number) for end, number in ends.items()} for feature, ends in limits.items()
+                }
                 for family, limits in tasks.dev_slices.items()
             },
         },
@@ -173,8 +175,7 @@ def check_overrides(campaign: Campaign, facts: Mapping[str, Any], overrides: Seq
 
     A number of rounds that `campaign --rounds N` chose for the person need not be typed again.
     """
-    computing = [item for item in overrides if not is_operational(item)]
-    frozen = list(facts["overrides"])
+    computing, frozen = [item for item in overrides if not is_operational(item)], list(facts["overrides"])
     if not any(item.startswith(ROUNDS_WORD) for item in computing):
         frozen = [item for item in frozen if not item.startswith(ROUNDS_WORD)]
     if computing and computing != frozen:

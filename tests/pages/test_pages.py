@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.errors import ConfigError, NotFound
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.cli import job_stages
@@ -338,8 +338,8 @@ def test_a_campaign_without_a_gathered_round_has_no_page_yet(tmp_path, capsys):
     assert main(["report", str(campaign.folder), "--campaign"]) == 0
     assert "r0001 is not decided yet: 0 of 8 arms have a score" in capsys.readouterr().out
     assert not campaign.report.exists()
-    assert main(["report", str(campaign.folder), "--campaign", "--html", str(tmp_path / "c.html")]) == 2
-    assert "no meta stage has gathered a round yet" in capsys.readouterr().err
+    with pytest.raises(NotFound, match="no meta stage has gathered a round yet"):
+        write.campaign_page(Log(campaign.log).records(), campaign)
 
 
 def test_report_writes_the_page_of_a_round_and_of_the_campaign(tmp_path, capsys):
