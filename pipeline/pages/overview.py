@@ -196,6 +196,7 @@ def board(at: RoundNumbers) -> Part:
             "There is no chart of board scores, because the board has scored no arm or not the reference."
         )
     else:
+        part.how = ()  # what a reader would look for in a chart that this campaign never has
         part.missing.append("There is no chart of board scores, because the campaign has no external target.")
     return part
 

@@ -406,6 +406,16 @@ def test_axes_ticks_and_labels():
     assert Rows("x", [["a", "b"], ["q", "1.5"], ["r", "-"]]).numeric == [False, True]
 
 
+def test_a_campaign_without_a_board_is_not_told_how_to_read_its_scores():
+    alone = logs.LogCampaign(logs.walk, logs.Design(rounds=4, board_rows=0, submissions=0))
+    alone.play()
+    part = overview.board(numbers.rounds_of(alone.records)[0])
+    assert not part.how and part.missing == [
+        "There is no chart of board scores, because the campaign has no external target."
+    ]
+    assert overview.board(numbers.rounds_of(walk().records)[0]).how
+
+
 def test_the_name_of_an_upright_axis_stands_above_its_numbers():
     """A highest tick at the very top, as where nothing differs, was printed over the name."""
     at = numbers.rounds_of(walk().records)[1]
