@@ -171,7 +171,7 @@ def report_verb(arguments: argparse.Namespace) -> None:
     campaign, folder = campaign_and_round(arguments, arguments.round)
     records = Log(campaign.log).records()
     newest = history.read_history(records).decided
-    if arguments.is_whole:
+    if arguments.is_whole and (newest or folder.evidence.exists()):
         return write_page(arguments.html, campaign.report, lambda write: write.campaign_page(records, campaign))
     if arguments.round is None and newest:
         folder = campaign.round(newest)

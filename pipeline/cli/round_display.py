@@ -223,6 +223,7 @@ def show_scores(campaign: Campaign, folder: Round) -> None:
     base = results.read_arm(campaign.round("r0000"), read_plan(campaign.round("r0000"))[0], "a1", "base")
     outcomes = [Outcome(**fields) for fields in read_json(folder.evidence)["outcomes"]]
     Console(width=120).print(terminal_tables.scores([base, *outcomes]))
+    print("The columns of families are % of fresh items, and of dev items for the base.")
     if base.scored("dev") and outcomes[0].scored("dev"):
         print(
             f"reference over base on dev: {terminal_tables.lift_in_words(lifts.paired_lift(outcomes[0], base, 'dev', 'base'))}"

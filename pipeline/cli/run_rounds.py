@@ -71,11 +71,13 @@ def freeze_campaign(campaign: Campaign, overrides: list[str]) -> None:
     from pipeline.execution import base_weights
     from pipeline.rounds.init import init
 
+    place = shlex.quote(str(campaign.folder))
+    print(f"freezing the campaign {place}: its settings are checked, and image and code are packed", flush=True)
     init(campaign, overrides)
     chosen = settings.load(campaign.round("r0000").config)
     if unread := base_weights.unused(chosen.cluster.weights_dir, chosen.to_dict()["model"]):
         print(f"note: {unread}")
-    print(f"campaign {shlex.quote(str(campaign.folder))} is frozen (image, code, constitution, commitments)")
+    print(f"campaign {place} is frozen (image, code, constitution, commitments)")
     facts = facts_of(campaign)
     for line in [*frozen_choices(facts, chosen.campaign.rounds), *decoding.in_words(chosen, facts["settled"])]:
         print(line)

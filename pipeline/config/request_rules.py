@@ -6,9 +6,11 @@ Every rule is (whether it holds, key, value, what is valid), as settings.py repo
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from pipeline.campaign.records import NUM_ARMS
 from pipeline.config.policy_schema import OWN_FLAGS, Worker
@@ -216,3 +218,12 @@ def _are_ends(value: object) -> bool:
     ):
         return False
     return bool(value["low"] <= value["high"])
+
+
+def of_floats(values: Any, key: str = "") -> Iterator[Rule]:
+    """Yield a rule for every float of a configuration: it must be finite."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from of_floats(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(values, float):
+        yield math.isfinite(values), key, values, "a finite number"

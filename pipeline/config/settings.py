@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from operator import attrgetter, getitem
 from pathlib import Path
@@ -181,7 +180,7 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
         nested: Any = functools.reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), parsed)
         try:
             nested = OmegaConf.to_container(OmegaConf.create(nested), resolve=True)
-            merged = OmegaConf.merge(OmegaConf.structured(Settings), nested)
+            merged = OmegaConf.merge(_part(key.rpartition(".")[0].partition(".")[0]), nested)
         except OmegaConfBaseException as error:
             raise override_errors.of_omegaconf(error, nested, SOURCE) from error
         place: Any = functools.reduce(
@@ -195,6 +194,14 @@ def with_overrides(settings: Settings, overrides: Iterable[Setting]) -> Settings
             setattr(place, last, chosen)
     _check(changed)
     return changed
+
+
+@functools.cache
+def _part(name: str) -> Any:
+    """One part of the settings, such as the recipe, with types and without values; all parts for "". A merge copies what it is given."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.masked_copy(OmegaConf.structured(Settings), [name]) if name else OmegaConf.structured(Settings)
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -230,7 +237,7 @@ def _check(settings: Settings) -> None:
     rules = [
         *((size >= 1, key, size, "an integer of at least 1") for key, size in sizes),
         *((value >= 0, key, value, "a number >= 0") for key in NOT_NEGATIVE for value in [attrgetter(key)(settings)]),
-        *((math.isfinite(value), key, value, "a finite number") for key, value in _floats(settings.to_dict())),
+        *request_rules.of_floats(settings.to_dict()),
         (settings.model.dtype in ("float32", "bfloat16"), "model.dtype", settings.model.dtype, "float32 or bfloat16"),
         (cluster.kernels in ("auto", "eager", "compiled"), "cluster.kernels", cluster.kernels, "auto, eager or compiled"),
         (tasks.engine in ("native", "vllm"), "tasks.engine", tasks.engine, "auto, native or vllm"),
@@ -287,12 +294,3 @@ def _check(settings: Settings) -> None:
     for holds, key, value, valid in rules:
         if not holds:
             raise ConfigError(f"{key} = {credentials.printable(str(value))}", f"Valid: {valid}")
-
-
-def _floats(values: Any, key: str = "") -> Iterator[tuple[str, float]]:
-    """Yield every float of a configuration with its dotted key."""
-    if isinstance(values, dict):
-        for name, value in values.items():
-            yield from _floats(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(values, float):
-        yield key, values

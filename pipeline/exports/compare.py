@@ -5,20 +5,17 @@ Accuracies run from 0 to 1. Intervals are of 95 % and serve only to be shown. No
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from pipeline.campaign.errors import ConfigError, OtherVersion
-from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.records import SETS, Policy
 from pipeline.decision.history import REFERENCE
-from pipeline.exports import curves, tables
+from pipeline.exports import runs, tables
 from pipeline.exports.reading import FIRST, Reading, read_campaign
-from pipeline.exports.runs import flat
-from pipeline.reporting.status import gpus_of_an_arm
 from pipeline.stats.lifts import interval
 
 NO_CLAIM = (
@@ -97,7 +94,7 @@ def _settings(reading: Reading) -> dict[str, str]:
     policy = {key: value for key, value in config["policy"].items() if key not in WRITTEN_BY_DECISIONS}
     policy["axes"] = {axis["name"]: _axis(axis) for axis in policy["axes"]}
     settings = {key: value for key, value in config.items() if key not in ("round", "arm")}
-    return flat({**settings, "policy": policy})
+    return runs.flat({**settings, "policy": policy})
 
 
 def _axis(axis: Mapping[str, Any]) -> str:
@@ -125,7 +122,7 @@ def _side(reading: Reading) -> dict[str, Any]:
         "families_now": {name: state["name"] for name, state in sorted(decision["families"].items())} if decision else {},
         "evidence": _evidence(reading, newest) if newest else None,
         "goes_out": _goes_out(reading, decision) if decision else None,
-        "gpu_hours": gpu_hours(reading),
+        "gpu_hours": runs.gpu_hours(reading), "clock_hours": runs.clock_hours(reading),
     }  # fmt: skip
 
 
@@ -175,8 +172,9 @@ def _goes_out(reading: Reading, decision: Mapping[str, Any]) -> dict[str, Any] |
             if outcome is not None and outcome.scored(item_set)
         }
         rows = reading.history.target.design.board_rows
-        if (score := tables.board_score(reading, name, who)) is not None and rows:
-            found[title]["board"] = share(score * rows, rows)
+        score = reading.history.reference_score if who == REFERENCE else tables.board_score(reading, name, who)
+        if score is not None and rows:
+            found[title]["board"] = share(float(score) * rows, rows)
     evidence = reading.evidence(name)
     for lift in evidence["lifts"]:
         if (lift["arm"], lift["baseline"], lift["item_set"]) == (label, REFERENCE, "fresh"):
@@ -194,60 +192,6 @@ def share(right: float, number: int) -> dict[str, float]:
         Z * (p * (1 - p) / number + weight / (4 * number)) ** 0.5 / (1 + weight),
     )
     return {"accuracy": p, "low": max(0.0, middle - half), "high": min(1.0, middle + half), "items": number}
-
-
-def causes(reading: Reading) -> dict[tuple[str, str, int], tuple[str, Mapping[str, Any]]]:
-    """(round, arm, attempt) -> what that ended attempt was for, and its newest record: a role, `failed: diverged`, or `started again`."""
-    roles = {(name, arm.name): arm.role for name, plan in reading.history.plans.items() for arm in plan.arms}
-    newest = {
-        (record["round"], record["arm"], record["attempt"]): record
-        for record in reading.records
-        if record["event"] == "attempt"
-    }
-    last: dict[tuple[str, str], int] = {}
-    for name, arm, number in newest:
-        last[name, arm] = max(number, last.get((name, arm), 0))
-    found = {}
-    for (name, arm, number), record in newest.items():
-        if record["status"] != "completed":
-            cause = f"failed: {record['exit_class']}"
-        elif number < last[name, arm]:
-            cause = "started again"
-        else:
-            cause = roles.get((name, arm), REFERENCE)
-        found[name, arm, number] = (cause, record)
-    return found
-
-
-def gpu_hours(reading: Reading, upto: str = "r9999") -> dict[str, float]:
-    """GPU-hours by what they were spent on: of ended attempts by the log, and of those that were cut short by the marks of their workers.
-
-    upto: the last round that counts.
-    """
-    known, hours = causes(reading), dict[str, float]()
-    for (name, _, _), (cause, record) in known.items():
-        if name <= upto:
-            hours[cause] = hours.get(cause, 0.0) + record["gpu_seconds"] / 3600
-    if cut := _cut_short(reading, known.keys(), upto):
-        hours["cut short"] = cut
-    return dict(sorted(hours.items()))
-
-
-def _cut_short(reading: Reading, logged: Collection[tuple[str, str, int]], upto: str) -> float:
-    """GPU-hours of attempts that left no result, from their first mark to their last mark or training step."""
-    seconds = 0.0
-    for name in (name for name in reading.shown if name <= upto):
-        folder = reading.round(name)
-        gpus = gpus_of_an_arm(folder.config)
-        for arm in reading.history.plans[name].arms:
-            for attempt in folder.attempts(arm.name):
-                marks = read_json_lines(attempt.phases)
-                if marks and (name, arm.name, attempt.number) not in logged:
-                    curve = curves.of_attempt(attempt, gpus) if curves.has_trained(attempt) else []
-                    seconds += gpus * (
-                        max([marks[-1]["at"], *(point.wall_time for point in curve[-1:])]) - marks[0]["at"]
-                    )
-    return seconds / 3600
 
 
 def _cannot(sides: Sequence[Mapping[str, Any]], differing: Mapping[str, Any]) -> list[str]:

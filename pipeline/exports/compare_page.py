@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.decision import promotion
+from pipeline.decision.family_states import UNPROVEN
 from pipeline.exports.compare import NO_CLAIM, Comparison
 from pipeline.exports.folder import counted
 from pipeline.reporting.document import Section, Table
@@ -33,7 +34,7 @@ def sections(found: Comparison) -> list[Section]:
         ),
         Section("Rounds", *_of(sides, "round", lambda side: {each["round"]: _round(each) for each in side["rounds"]}, "No round is planned.")),
         Section(
-            "Families after the newest decision", *_of(sides, "family", lambda side: side["families_now"], "No round is decided.")
+            "Families: the newest state, and what led to it", *_of(sides, "family", _states, "No round is decided.")
         ),
         Section("Evidence at the newest decision", *_of(sides, "test", _evidence, "No round is decided.")),
         Section(
@@ -42,7 +43,7 @@ def sections(found: Comparison) -> list[Section]:
         ),
         Section("Claims", *_of(sides, "statement", _claims, "No round is decided.")),
         Section(
-            "GPU-hours by cause",
+            "GPU-hours by cause, without GPUs hours of arms",
             *_of(sides, "cause", _hours, "The log has no attempt."),
         ),
         _differences("Site and layout: the settings that differ", sides, groups["site"], "Site and layout are the same."),
@@ -88,6 +89,19 @@ def _round(each: Mapping[str, Any]) -> str:
     kept = f"kept {each['kept']} ({each['setting']})" if each["kept"] else "nothing is kept"
     external = f", {each['external']}" if each["external"] != "EXTERNAL-CLEAR" else ""
     return f"{kept}{', improvement claimed' if each['claimed'] else ''}{external}"
+
+
+def _states(side: Side) -> dict[str, str]:
+    """For each family its states in order, each with the round in which it began; the first one alone where it stayed."""
+    decided = [each for each in side["rounds"] if each.get("families")]
+    found: dict[str, list[str]] = {}
+    for before, each in zip([None, *decided], decided, strict=False):
+        for family, state in each["families"].items():
+            if before is None and state == UNPROVEN:
+                continue
+            if before is None or before["families"].get(family) != state:
+                found.setdefault(family, []).append(f"{state} from {each['round']}")
+    return {family: ", ".join(found.get(family, [state])) for family, state in side["families_now"].items()}
 
 
 def _evidence(side: Side) -> dict[str, str]:
@@ -143,7 +157,10 @@ def _claims(side: Side) -> dict[str, str]:
 
 
 def _hours(side: Side) -> dict[str, str]:
-    hours = side["gpu_hours"]
-    if not any(hours.values()):
-        return {"all": "0.00 (no GPU was used)"} if hours else {}
-    return {**{cause: f"{value:,.2f}" for cause, value in hours.items()}, "all": f"{sum(hours.values()):,.2f}"}
+    """GPU-hours; where no GPU was used, hours by the clocks of the workers."""
+    used_gpus = any(side["gpu_hours"].values())
+    hours = side["gpu_hours"] if used_gpus else side["clock_hours"]
+    if not hours:
+        return {"all": "0.00 (no GPU was used)"} if side["gpu_hours"] else {}
+    unit, digits = ("", 2) if used_gpus else (" h of arms, no GPU", 3)
+    return {cause: f"{value:,.{digits}f}{unit}" for cause, value in {**hours, "all": sum(hours.values())}.items()}

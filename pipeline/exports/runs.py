@@ -1,15 +1,17 @@
 """The arms of a campaign as runs, as experiment trackers have them: settings, a training curve, and scores of decided rounds.
 
-A round that is not decided yet has its arms' curves and no score.
+A round that is not decided yet has its arms' curves and no score. Besides, what their attempts took, by cause.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.campaign.files import read_json_lines
+from pipeline.campaign.layout import Attempt
 from pipeline.decision.history import REFERENCE
 from pipeline.exports import curves, tables
 from pipeline.exports.curves import Point
@@ -93,3 +95,71 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
         else:
             found[f"{above}{key}"] = str(value).lower() if isinstance(value, bool) else str(value)
     return found
+
+
+def causes(reading: Reading) -> dict[tuple[str, str, int], tuple[str, Mapping[str, Any]]]:
+    """(round, arm, attempt) -> what that ended attempt was for, and its newest record: a role, `failed: diverged`, or `started again`."""
+    roles = {(name, arm.name): arm.role for name, plan in reading.history.plans.items() for arm in plan.arms}
+    newest = {
+        (record["round"], record["arm"], record["attempt"]): record
+        for record in reading.records
+        if record["event"] == "attempt"
+    }
+    last: dict[tuple[str, str], int] = {}
+    for name, arm, number in newest:
+        last[name, arm] = max(number, last.get((name, arm), 0))
+    found = {}
+    for (name, arm, number), record in newest.items():
+        if record["status"] != "completed":
+            cause = f"failed: {record['exit_class']}"
+        elif number < last[name, arm]:
+            cause = "started again"
+        else:
+            cause = roles.get((name, arm), REFERENCE)
+        found[name, arm, number] = (cause, record)
+    return found
+
+
+def gpu_hours(reading: Reading, upto: str = "r9999") -> dict[str, float]:
+    """GPU-hours by what they were spent on: of ended attempts by the log, and of those that were cut short by the marks of their workers.
+
+    upto: the last round that counts.
+    """
+    known, hours = causes(reading), dict[str, float]()
+    for (name, _, _), (cause, record) in known.items():
+        if name <= upto:
+            hours[cause] = hours.get(cause, 0.0) + record["gpu_seconds"] / 3600
+    if cut := _cut_short(reading, known.keys(), upto):
+        hours["cut short"] = cut
+    return dict(sorted(hours.items()))
+
+
+def _cut_short(reading: Reading, logged: Collection[tuple[str, str, int]], upto: str) -> float:
+    """GPU-hours of attempts that left no result, from their first mark to their last mark or training step."""
+    seconds = 0.0
+    for name in (name for name in reading.shown if name <= upto):
+        folder = reading.round(name)
+        gpus = gpus_of_an_arm(folder.config)
+        for arm in reading.history.plans[name].arms:
+            for attempt in folder.attempts(arm.name):
+                marks = read_json_lines(attempt.phases)
+                if marks and (name, arm.name, attempt.number) not in logged:
+                    curve = curves.of_attempt(attempt, gpus) if curves.has_trained(attempt) else []
+                    seconds += gpus * (
+                        max([marks[-1]["at"], *(point.wall_time for point in curve[-1:])]) - marks[0]["at"]
+                    )
+    return seconds / 3600
+
+
+def clock_hours(reading: Reading, upto: str = "r9999") -> dict[str, float]:
+    """Hours of ended attempts by cause from the marks of their workers, which nobody signed: what a site without GPUs knows of its cost.
+
+    upto: the last round that counts. The reference that the meta stage judged left no marks.
+    """
+    hours: dict[str, float] = {}
+    for (name, arm, number), (cause, _) in causes(reading).items():
+        attempt = Attempt(reading.round(name).folder / arm / f"attempt_{number:02d}")
+        marks = read_json_lines(attempt.phases) if name <= upto and attempt.phases.exists() else []
+        if marks:
+            hours[cause] = hours.get(cause, 0.0) + (marks[-1]["at"] - marks[0]["at"]) / 3600
+    return dict(sorted(hours.items()))

@@ -17,6 +17,7 @@ from typing import Any
 from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.files import file_digest
 from pipeline.campaign.records import SETS, Arm, Outcome
+from pipeline.decision import board_submissions
 from pipeline.decision.history import REFERENCE
 from pipeline.execution import results
 from pipeline.exports.reading import FIRST, Reading
@@ -103,10 +104,11 @@ def _items(reading: Reading) -> Iterator[Row]:
             key, value = moved(arm)
             same = {"campaign": reading.name, "round": name, "arm": label, "role": arm.role}
             last = {"seed": arm.seed, "moved_key": key, "moved_value": value, "edited": outcome.edited}
+            replaced = dict(reading.history.plans[name].policy.repaired)
             for item_set, families in sorted(outcome.outcomes.items()):
-                if label == REFERENCE and item_set == "dev":
-                    continue  # it is judged on dev once, as a0 of r0000
                 for family, marks in sorted(families.items()):
+                    if label == REFERENCE and item_set == "dev" and replaced.get(family) != name:
+                        continue  # it answers dev items once: as a0 of r0000, or in the round in which a family's are new
                     known = details.get(item_set, {}).get(family)
                     if known is not None and "".join(mark for _, _, mark in known) != marks:
                         raise IntegrityError(
@@ -210,11 +212,16 @@ def _about(label: str, reasons: Iterable[str]) -> list[str]:
 
 
 def board_score(reading: Reading, name: str, label: str) -> float | None:
-    """The score that the board printed for an arm in a round, of the reference's repeats their mean; None while there is none."""
+    """The score that the board printed for an arm of a round, as a finalist where it was submitted as nothing else; of the reference's
+    repeats their mean; None while there is none."""
     if label == REFERENCE:
         scores = list(reading.history.references.get(name, {}).values())
     else:
-        scores = [score for arm, score in reading.history.scores.get(name, {}).items() if arm == label]
+        found = (
+            board_submissions.known_scores(reading.records, purpose).get(name, {}).get(label)
+            for purpose in ("slot", "finalist")
+        )
+        scores = [score for score in found if score is not None][:1]
     return float(sum(scores) / len(scores)) if scores else None
 
 

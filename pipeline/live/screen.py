@@ -23,7 +23,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.live import time_left
-from pipeline.live.time_left import Left
+from pipeline.live.time_left import ALL_ENDED, Left
 from pipeline.live.view import ArmView, RoundView
 from pipeline.reporting.status import ArmStatus
 from pipeline.reporting.terminal_tables import COLOURS
@@ -101,6 +101,8 @@ def in_words(view: RoundView) -> list[str]:
     if isinstance(view.end, Left):
         at = datetime.fromtimestamp(now + view.end.seconds)
         lines.append(f"the last arm should end in {MARKS[view.end.by]}{duration(view.end.seconds)}, at {at:%H:%M}")
+    elif view.end == ALL_ENDED and not view.is_over:
+        lines.append(f"{ALL_ENDED}, and the round has no decision yet")
     elif not view.is_over:
         lines.append(f"its end is not known: {view.end}")
     counts: dict[str, int] = {}

@@ -24,7 +24,9 @@ from pipeline.reporting.status import ArmStatus, num_items
 OWN, ENDED, FORECAST = "own speed", "ended arms", "forecast"
 """What a time rests on. A sum rests on the last of these that one of its parts rests on."""
 SOURCES = (OWN, ENDED, FORECAST)
+ALL_ENDED = "every arm has ended"
 LATE, LATE_SECONDS = 1.5, 10.0  # a phase that lasts longer than this factor and so much more is not as expected
+ENOUGH = 0.1  # of the items: the time of the first ones is mostly that in which the program that decodes starts
 WORKS = ("starting", "running", "unknown")
 WAITS = ("waiting", "queued", "requeued", "interrupted")
 NEEDED = (
@@ -120,7 +122,7 @@ def of_round(rows: Sequence[ArmStatus], left: Sequence[Left | None], typical: Ex
     works = [(row, each) for row, each in zip(rows, left, strict=True) if row.state in WORKS]
     waits = [row for row in rows if row.state in WAITS]
     if not works and not waits:
-        return "no arm works or waits"
+        return ALL_ENDED
     if unknown := [row.arm for row, each in works if each is None or each.of != "arm"]:
         return f"nothing tells yet how long {unknown[0]} will take"
     if waits and typical is None:
@@ -156,7 +158,7 @@ def _by_own_speed(row: ArmStatus, attempt: Attempt) -> float | None:
         return left if left is None or left <= progress_tail.LONGEST else None
     if row.phase == "generate_start":
         found = progress_tail.items(attempt)
-        if found and found.of_start and found.seconds:
+        if found and found.of_start and found.seconds and found.done >= ENOUGH * (row.num_items or 0):
             return max(0, (row.num_items or 0) - found.done) * found.seconds / found.of_start
     return None
 

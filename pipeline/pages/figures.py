@@ -9,7 +9,7 @@ from pipeline.pages.chart import Bar, Chart, Dot, Line, Mark, Text, bounds, numb
 from pipeline.pages.numbers import INTERVAL, Finding, Predicted, RoundNumbers, Score
 
 SETS = {
-    "dev": "dev, the items that stay for the whole campaign",
+    "dev": "dev, the items that stay from round to round",
     "fresh": "fresh, items that are new in every round",
     "board": "board, the external target",
 }
@@ -18,6 +18,7 @@ SIGNS = {"no alarm": "", "suspicion": " ?", "alarm": " !"}
 LOUDNESS = {"no alarm": "quiet", "suspicion": "raised", "alarm": "loud"}
 MOST = 2.0  # a bar of evidence ends at twice its alarm threshold; its number tells the rest
 LEFT, RIGHT, TOP = 44, 350, 12
+BELOW_NAME = TOP + 14  # where a plot begins whose upright axis has its name above it
 
 
 def by_round(rounds: Sequence[RoundNumbers]) -> list[Chart]:
@@ -25,7 +26,8 @@ def by_round(rounds: Sequence[RoundNumbers]) -> list[Chart]:
     have one scale."""
     found: dict[str, list[tuple[Score | None, Score | None]]] = {
         item_set: [
-            (at.score(at.leader, item_set) if at.leader else None, at.score("reference", item_set)) for at in rounds
+            (at.score_so_far(at.leader, item_set) if at.leader else None, at.score("reference", item_set))
+            for at in rounds
         ]
         for item_set in SETS
     }
@@ -72,8 +74,8 @@ def families(gaps: Mapping[str, tuple[float, float]], round_name: str) -> Chart 
     if not gaps:
         return None
     low, high = bounds([value for pair in gaps.values() for value in pair] + [0.0], 0.12)
-    height, left, right = 300.0, 48.0, 244.0
-    x, y = scale(low, high, left, right), scale(low, high, height - 40, TOP)
+    height, left, right = 314.0, 48.0, 244.0
+    x, y = scale(low, high, left, right), scale(low, high, height - 40, BELOW_NAME)
     marks: list[Mark] = [Line([(x(low), y(low)), (x(high), y(high))], "identity")]
     values = ticks(low, high)
     words = numbered(values, 100, "+")
@@ -87,7 +89,7 @@ def families(gaps: Mapping[str, tuple[float, float]], round_name: str) -> Chart 
         Text(4, TOP - 1, "lift on fresh, points"),
     ]
     names = sorted(gaps)
-    places = spread([y(gaps[name][1]) for name in names], 15, TOP + 6, height - 44)
+    places = spread([y(gaps[name][1]) for name in names], 15, BELOW_NAME + 6, height - 44)
     for name, place in zip(names, places, strict=True):
         at = x(gaps[name][0]), y(gaps[name][1])
         marks += [
@@ -160,8 +162,8 @@ def predicted(found: Sequence[Predicted]) -> Chart | None:
         return None
     ends = [each.predicted + sign * INTERVAL * each.spread for each in found for sign in (-1, 1)]
     low, high = bounds([*ends, *(each.printed for each in found)])
-    height, left, right = 300.0, 48.0, 268.0
-    x, y = scale(low, high, left, right), scale(low, high, height - 40, TOP)
+    height, left, right = 314.0, 48.0, 268.0
+    x, y = scale(low, high, left, right), scale(low, high, height - 40, BELOW_NAME)
     marks: list[Mark] = [Line([(x(low), y(low)), (x(high), y(high))], "identity")]
     values = ticks(low, high)
     words = numbered(values)
@@ -178,7 +180,7 @@ def predicted(found: Sequence[Predicted]) -> Chart | None:
         Text((left + right) / 2, height - 6, "predicted board score", "middle"),
         Text(4, TOP - 1, "printed board score"),
     ]
-    places = spread([y(each.printed) for each in found], 14, TOP + 6, height - 44)
+    places = spread([y(each.printed) for each in found], 14, BELOW_NAME + 6, height - 44)
     for each, place in zip(found, places, strict=True):
         at = x(each.predicted), y(each.printed)
         marks.append(

@@ -37,8 +37,8 @@ TERMS: Mapping[str, str] = {
         "The record of what a round changed: which arm is kept, what is claimed, what follows, and the reasons with their articles."
     ),
     "dev": (
-        "The puzzles that stay the same for the whole campaign. Every round's choice looks at them, so a recipe may come to suit "
-        "them."
+        "The puzzles that stay the same for the whole campaign, unless those of a reversed family are replaced. Every round's "
+        "choice looks at them, so a recipe may come to suit them."
     ),
     "e-value": (
         "The board test's evidence E. 1 means no evidence; the larger it is, the less some family's gains arrive on the board."

@@ -7,9 +7,9 @@ from datetime import datetime
 from statistics import median
 
 from pipeline.campaign.files import read_json, read_json_lines
-from pipeline.campaign.layout import Attempt, Campaign, Round
-from pipeline.exports import compare
-from pipeline.exports.reading import Reading, read_campaign
+from pipeline.campaign.layout import Campaign, Round
+from pipeline.exports import runs
+from pipeline.exports.reading import read_campaign
 from pipeline.pages import arm_charts
 from pipeline.pages.parts import Part, Rows
 from pipeline.reporting.document import Table
@@ -28,13 +28,13 @@ def part(campaign: Campaign | None, names: Sequence[str]) -> Part:
         return found
     try:
         reading = read_campaign(campaign)
-        hours = compare.gpu_hours(reading, names[-1])
+        hours = runs.gpu_hours(reading, names[-1])
         unit = "GPU-hours"
         if not any(hours.values()):
             found.lines.append(
                 "No GPU was used, so these are hours of arms by the clocks of their workers; arms that ran at once count each."
             )
-            unit, hours = "hours", _by_clock(reading, names[-1])
+            unit, hours = "hours", runs.clock_hours(reading, names[-1])
     except Exception as error:
         found.missing.append(
             f"Hours are not shown, because the campaign's files cannot be read ({type(error).__name__})."
@@ -53,18 +53,6 @@ def part(campaign: Campaign | None, names: Sequence[str]) -> Part:
         found.missing.append("There is no chart of hours, because the log has no attempt.")
     found.rows += _waits(campaign, names, found)
     return found
-
-
-def _by_clock(reading: Reading, upto: str) -> dict[str, float]:
-    """Hours by cause from the marks of workers, where no GPU was used. The reference that the meta stage judged
-    left no marks."""
-    hours: dict[str, float] = {}
-    for (name, arm, number), (cause, _) in compare.causes(reading).items():
-        attempt = Attempt(reading.round(name).folder / arm / f"attempt_{number:02d}")
-        marks = read_json_lines(attempt.phases) if name <= upto and attempt.phases.exists() else []
-        if marks:
-            hours[cause] = hours.get(cause, 0.0) + (marks[-1]["at"] - marks[0]["at"]) / 3600
-    return dict(sorted(hours.items()))
 
 
 def _waits(campaign: Campaign, names: Sequence[str], part: Part) -> list[Rows]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
 from pipeline.campaign.records import Outcome, Plan
-from pipeline.decision import assess, derive
+from pipeline.decision import assess, board_submissions, derive
 from pipeline.decision.derive import Derived
 from pipeline.decision.family_states import StateRules
 from pipeline.decision.history import History, read_history
@@ -75,12 +76,14 @@ class Predicted:
 
 @dataclass(frozen=True)
 class RoundNumbers:
-    """A round as it was known when it was decided."""
+    """A round as it was known when it was decided. finals: board scores of its arms that were submitted again as
+    finalists, accuracies from 0 to 1; they enter no test."""
 
     name: str
     plan: Plan
     derived: Derived
     history: History
+    finals: Mapping[str, Decimal] = field(default_factory=dict)
 
     @cached_property
     def leader(self) -> str | None:
@@ -105,11 +108,18 @@ class RoundNumbers:
         right, number = outcome.right(item_set)
         return _score(share(right.bit_count(), number))
 
+    def score_so_far(self, arm: str, item_set: str) -> Score | None:
+        """As `score`; an arm that was sent to the board as a finalist alone has that score."""
+        return self.score(arm, item_set) or (self._of_board(self.finals.get(arm)) if item_set == "board" else None)
+
     def _board(self, arm: str) -> Score | None:
         if arm == "reference":
             found = self.history.reference_score
         else:
             found = self.history.scores.get(self.name, {}).get(arm)
+        return self._of_board(found)
+
+    def _of_board(self, found: Decimal | None) -> Score | None:
         rows = self.history.target.design.board_rows
         return None if found is None or not rows else _score(share(float(found) * rows, rows))
 
@@ -226,15 +236,17 @@ class RoundNumbers:
 def rounds_of(records: Records, upto: str | None = None) -> list[RoundNumbers]:
     """Every round whose outcomes a meta stage has gathered, in order, each as things were known at its last decision, where it has one.
 
-    upto: the last round that is wanted. Raises IntegrityError and OtherVersion as `derive.derive`.
+    upto: the last round that is wanted; without it the finalists of the whole campaign have their board scores.
+    Raises IntegrityError and OtherVersion as `derive.derive`.
     """
     gathered = {record["round"] for record in records if record["event"] == "outcome"}
-    return [_round(records, name) for name in sorted(gathered) if upto is None or name <= upto]
+    finals = board_submissions.known_scores(() if upto else records, "finalist")
+    return [_round(records, name, finals.get(name, {})) for name in sorted(gathered) if upto is None or name <= upto]
 
 
-def _round(records: Records, name: str) -> RoundNumbers:
+def _round(records: Records, name: str, finals: Mapping[str, Decimal]) -> RoundNumbers:
     history = read_history(said.known_at_decision(records, name))
-    return RoundNumbers(name, history.plans[name], derive.derive_round(history, name), history)
+    return RoundNumbers(name, history.plans[name], derive.derive_round(history, name), history, finals)
 
 
 def _score(found: Mapping[str, float]) -> Score:

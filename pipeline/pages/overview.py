@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.decision import family_states
+from pipeline.decision import family_states, promotion
 from pipeline.pages import figures
 from pipeline.pages.numbers import Finding, RoundNumbers, Score
 from pipeline.pages.parts import Part, Rows
@@ -32,15 +32,15 @@ def scores(rounds: Sequence[RoundNumbers]) -> Part:
             "Each round has a mark for its [[leading arm]], which is the arm that the round [[kept]], else the one with the largest "
             "[[value]], and a square for the [[reference adapter]]. A bar is the 95 % interval for the choice of puzzles: where two "
             "bars overlap widely, chance may explain the difference.",
-            "Look whether a gain on [[dev]] also shows on [[fresh]] and on the [[board]]. One that shows on dev alone was probably "
-            "learned.",
+            "Look whether a gain on [[dev]] also shows on [[fresh]] and on the [[board]]. One that shows on dev alone does not carry "
+            "over: dev puzzles were learned, or they are not like the others.",
         ),
         figures.by_round(rounds),
     )
     table: Table = [["round and arm", "dev %", "fresh %", "board %"]]
     for at in rounds:
         for arm in filter(None, (at.leader, "reference")):
-            table.append([f"{at.name} {arm}", *(_words(at.score(arm, item_set)) for item_set in figures.SETS)])
+            table.append([f"{at.name} {arm}", *(_words(at.score_so_far(arm, item_set)) for item_set in figures.SETS)])
     part.rows.append(
         Rows(
             "Scores of each round's leading arm and of the reference",
@@ -48,9 +48,16 @@ def scores(rounds: Sequence[RoundNumbers]) -> Part:
             "In brackets are the ends of 95 % intervals.",
         )
     )
+    for at in rounds:
+        part.lines += [
+            f"Dev items of {family} are new from {first} on, because its dev was reversed (article 12): dev scores before "
+            "and after it are of different items, the reference adapter's too."
+            for family, first in at.plan.policy.repaired
+            if first == at.name
+        ]
     if not part.charts:
         part.missing.append("There is no chart of scores, because no arm has a score yet.")
-    elif not any(at.score(at.leader, "board") for at in rounds if at.leader):
+    elif not any(at.score_so_far(at.leader, "board") for at in rounds if at.leader):
         has_target = rounds[-1].history.target.exists
         why = "the board has scored no leading arm" if has_target else "the campaign has no external target"
         part.missing.append(f"There is no chart of scores on the board, because {why}.")
@@ -61,8 +68,9 @@ def _words(score: Score | None) -> str:
     return score.words if score else "-"
 
 
-def families(at: RoundNumbers) -> Part:
-    """The mean lifts of a round's arms by family, dev against fresh."""
+def families(at: RoundNumbers, slices: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Part:
+    """The mean lifts of a round's arms by family, dev against fresh. slices: family -> feature -> its ends, as the
+    round's basis record has them."""
     chart = figures.families(at.gaps, at.name)
     part = Part(
         "Families on dev and on fresh",
@@ -73,6 +81,12 @@ def families(at: RoundNumbers) -> Part:
         ),
         [chart] if chart else [],
     )
+    for family, limits in sorted(slices.items()):
+        which = ", ".join(f"{name} from {ends['low']} to {ends['high']}" for name, ends in sorted(limits.items()))
+        part.lines.append(
+            f"Dev of {family} was declared as a slice of its puzzles ({which}), while fresh puzzles and the board have all of "
+            "them (tasks.dev_slices, article 12)."
+        )
     if not chart:
         part.missing.append(
             "There is no chart of families, because the reference or all arms lack a score on dev or fresh."
@@ -94,12 +108,14 @@ def states(rounds: Sequence[RoundNumbers]) -> Part:
     external = [at.derived.evidence.external for at in rounds]
     if rounds and rounds[-1].history.target.exists:
         table.append(["the board", *map(with_sign, external)])
+    effect = "While a family is SUSPECT or REVERSED, its dev score does not count in the choice of an arm."
+    if rounds and (choice := rounds[-1].history.choice) != promotion.VALUE:
+        effect = f"In this campaign nothing follows from a state, because it was frozen with policy.choice={choice}."
     part = Part(
         "States of the families",
         (
             "This is what may be done with each family's dev score after each round ([[family state]]). A sign stands before each "
-            "state: ○ at the start, ✓ trusted, ? suspect, ✗ reversed, ↺ restored. In brackets is what moved it. While a family is "
-            "SUSPECT or REVERSED, its dev score does not count in the choice of an arm.",
+            f"state: ○ at the start, ✓ trusted, ? suspect, ✗ reversed, ↺ restored. In brackets is what moved it. {effect}",
         ),
     )
     if names:
@@ -180,6 +196,7 @@ def board(at: RoundNumbers) -> Part:
             "There is no chart of board scores, because the board has scored no arm or not the reference."
         )
     else:
+        part.how = ()  # what a reader would look for in a chart that this campaign never has
         part.missing.append("There is no chart of board scores, because the campaign has no external target.")
     return part
 

@@ -101,7 +101,7 @@ def of_campaign(source: Source) -> str:
     of_arms = [_arms(source, each, told[each.name]) for each in reversed(rounds)]
     for part in of_arms[1:]:
         part.is_folded = True
-    parts = _shared(source, rounds, told[at.name], of_arms)
+    parts = [story.by_round(rounds), *_shared(source, rounds, told[at.name], of_arms)]
     parts.append(
         Part(
             "Refusals and arms without a score, by round",
@@ -142,8 +142,10 @@ def _shared(
     evidence, board = overview.evidence(rounds), overview.board(at)
     evidence.parts.append(_told(sections.pop("Results of the tests")))
     board.parts.append(_told(sections.pop("Scores of the external target")))
+    bases = [each for each in source.records if (each["event"], each.get("round")) == ("basis", at.name)]
+    slices = bases[-1]["tasks"]["dev_slices"] if bases else {}
     return [
-        overview.scores(rounds), overview.families(at), overview.states(rounds), evidence, board, *of_arms, overview.lineage(rounds),
+        overview.scores(rounds), overview.families(at, slices), overview.states(rounds), evidence, board, *of_arms, overview.lineage(rounds),
         hours.part(source.folder, [each.name for each in rounds]), overview.power(at), _told(sections.pop(CHANGED)), _audit(source, at),
     ]  # fmt: skip
 

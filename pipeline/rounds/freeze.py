@@ -175,8 +175,7 @@ def check_overrides(campaign: Campaign, facts: Mapping[str, Any], overrides: Seq
 
     A number of rounds that `campaign --rounds N` chose for the person need not be typed again.
     """
-    computing = [item for item in overrides if not is_operational(item)]
-    frozen = list(facts["overrides"])
+    computing, frozen = [item for item in overrides if not is_operational(item)], list(facts["overrides"])
     if not any(item.startswith(ROUNDS_WORD) for item in computing):
         frozen = [item for item in frozen if not item.startswith(ROUNDS_WORD)]
     if computing and computing != frozen:

@@ -182,7 +182,6 @@ def build_image(
     """Pack the substrate and the training puzzles of this configuration into the image `out`.
 
     held_out: the folder that gets the tenth of the rows of tasks.train_csv that is not trained on; None writes it nowhere.
-
     Raises ConfigError for a recipe that the image's code refuses, WorkFailed with the last line of the program that failed.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -197,13 +196,8 @@ def build_image(
         is_short = is_draft and not chosen.tasks.dev_slices  # a few puzzles may all lie outside of a narrow slice
         num_puzzles = DRAFT_PUZZLES if is_short else chosen.tasks.num_train_per_family
         arguments = ["--out", str(payload), "--seed", str(TRAINING_SEED), "--num-per-family", str(num_puzzles)]
-        arguments += ["--level", chosen.tasks.level, "--families", *chosen.tasks.families]
-        arguments += [
-            "--slices",
-            json.dumps(chosen.tasks.dev_slices),
-            "--num-dev",
-            str(chosen.tasks.num_dev_per_family),
-        ]
+        arguments += ["--level", chosen.tasks.level, "--num-dev", str(chosen.tasks.num_dev_per_family)]
+        arguments += ["--slices", json.dumps(chosen.tasks.dev_slices), "--families", *chosen.tasks.families]
         for path in chosen.tasks.registered:
             arguments += ["--registered", str(Path(path).resolve())]
         if chosen.tasks.train_csv and not is_draft:
@@ -302,9 +296,5 @@ def check_real_rows(chosen: settings.Settings, draft: Campaign, is_draft: bool) 
 
 def revision() -> str:
     """Git revision of the checkout, followed by `+changes` if it is not clean; "unknown" outside of git."""
-    done = subprocess.run(
-        ["git", "-C", str(CODE_ROOT), "describe", "--always", "--dirty=+changes", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or "unknown"
+    words = ["git", "-C", str(CODE_ROOT), "describe", "--always", "--dirty=+changes", "--abbrev=40"]
+    return subprocess.run(words, capture_output=True, text=True).stdout.strip() or "unknown"

@@ -90,12 +90,17 @@ def run(folder: Path, kind: str, seed: int, overrides: Sequence[str]) -> None:
     if done.exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
     command = [sys.executable, "-m", "pipeline", "campaign", str(campaign.folder), "--rounds", str(ROUNDS)]
     print(f"{kind}, seed {seed}: {campaign.folder}", file=sys.stderr, flush=True)
-    with open(folder / f"{kind}_{seed}.log", "a") as log:
-        subprocess.run([*command, f"experiment={kind}", f"seed={seed}", *overrides], stdout=log, stderr=log, check=True)
-    seconds = time.monotonic() - began
+    began, spent = time.monotonic(), folder / f"{kind}_{seed}.seconds"  # a line for each start
+    try:
+        with open(folder / f"{kind}_{seed}.log", "a") as log:
+            words = [*command, f"experiment={kind}", f"seed={seed}", *overrides]
+            subprocess.run(words, stdout=log, stderr=log, check=True)
+    finally:
+        with open(spent, "a") as lines:
+            lines.write(f"{time.monotonic() - began}\n")
+    seconds = sum(map(float, spent.read_text().split()))
     name, arm = winner(read_history(Log(campaign.log).records()))
     marks = {"right": judged(campaign, name, arm, folder), "reference": judged(campaign, "r0000", "a0", folder)}
     write_file(done, json.dumps({"seconds": seconds, **marks}))

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
+from pipeline.campaign.files import read_json_lines
 from pipeline.campaign.layout import Campaign
+from pipeline.campaign.log import Log
 from pipeline.decision import history
 from pipeline.exports import compare, compare_page
 from pipeline.reporting import document
+from tests.support import told
 from tests.support.campaigns import tree
 from tests.support.decided import BEGAN, attempt, decided_campaign, start, steps, with_open_round
 from tests.support.sealed import played, rechained
@@ -44,10 +47,28 @@ def test_each_side_has_what_its_campaign_decided(folders):
             score = out["scores"][item_set]
             assert (score["accuracy"], score["items"]) == (marks.count("1") / len(marks), len(marks))
             assert score["low"] < score["accuracy"] < score["high"]
+        reference = history.read_history(campaign.records).reference_score
+        assert out["reference_scores"]["board"]["accuracy"] == pytest.approx(float(reference))
         attempts = [record for record in campaign.records if record["event"] == "attempt"]
         assert sum(side["gpu_hours"].values()) == pytest.approx(sum(each["gpu_seconds"] for each in attempts) / 3600)
         assert side["gpu_hours"]["failed: diverged"] == pytest.approx(100 / 3600)
     assert [each["state"] for each in found.sides[2]["rounds"]] == ["decided", "open"]
+
+
+def test_families_have_their_states_with_the_rounds_in_which_they_began(tmp_path):
+    folders = [told.reversal(tmp_path / "long", rounds=3, num_items=100), played(2).write(tmp_path / "short")]
+    found = compared(folders)
+    section = next(each for each in compare_page.sections(found) if each.title.startswith("Families"))
+    decided = history.read_history(Log(Campaign.at(folders[0]).log).records()).decisions
+    for family, told_of, _ in section.table[1:]:
+        states = ["UNPROVEN", *(decided[name]["families"][family]["name"] for name in sorted(decided))]
+        changes = [
+            f"{now} from r{number:04d}"
+            for number, (was, now) in enumerate(zip(states, states[1:], strict=False), start=1)
+            if was != now
+        ]
+        assert told_of == (", ".join(changes) or "UNPROVEN"), family
+    assert any(" from r0002" in row[1] for row in section.table[1:])
 
 
 def plan_of(campaign, name):
@@ -61,6 +82,21 @@ def test_the_time_of_an_attempt_that_was_cut_short_is_a_cause_of_its_own(folders
     hours = compare.compare([Campaign.at(folders[0]), folder]).sides[1]["gpu_hours"]
     assert hours.pop("cut short") == pytest.approx(2 * 100 / 3600)  # an arm has two GPUs
     assert hours == compared(folders).sides[1]["gpu_hours"]
+
+
+def test_a_site_without_gpus_has_hours_of_arms_by_the_clocks_of_their_workers(folders, tmp_path):
+    marked = Campaign.at(told.reversal(tmp_path / "marked", rounds=2, num_items=20))
+    side = compared([folders[0], marked.folder]).sides[1]
+    seconds = 0.0
+    for path in marked.folder.glob("rounds/*/a*/attempt_*/phases.jsonl"):
+        marks = read_json_lines(path)
+        seconds += marks[-1]["at"] - marks[0]["at"]
+    assert seconds and sum(side["clock_hours"].values()) == pytest.approx(seconds / 3600)
+    assert side["clock_hours"].keys() >= {"anchor", "axis", "failed: diverged"}
+    shown = compare_page._hours(side | {"gpu_hours": {"axis": 0.0}})
+    assert shown["all"] == f"{seconds / 3600:.3f} h of arms, no GPU"
+    assert compare_page._hours(side)["all"] == f"{sum(side['gpu_hours'].values()):.2f}"
+    assert compare_page._hours({"gpu_hours": {"axis": 0.0}, "clock_hours": {}}) == {"all": "0.00 (no GPU was used)"}
 
 
 def test_only_settings_that_differ_are_shown(folders):

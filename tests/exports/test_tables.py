@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline.campaign.errors import IntegrityError
 from pipeline.campaign.layout import Campaign
 from pipeline.decision.history import read_history
 from pipeline.exports import reading, tables
+from tests.support import told
 from tests.support.campaigns import NUM_ITEMS, publish, tree
 from tests.support.decided import decided_campaign, with_open_round
 from tests.support.sealed import played
@@ -49,6 +51,41 @@ def test_every_item_outcome_is_a_row_that_the_log_confirms(campaign, tmp_path):
     assert len(arms) == 7 and len(found["items"]) == (6 * 2 + 2) * NUM_ITEMS
     best = [row for row in found["items"] if row["arm"] == "a2"]
     assert {(row["moved_key"], row["moved_value"]) for row in best} == {("recipe.lora.rank", "8")}
+
+
+def test_the_reference_s_answers_to_new_dev_items_are_rows_of_the_round_in_which_they_begin(tmp_path):
+    """Without them, dev rows of later rounds would be compared with the reference's answers to other puzzles."""
+    reversed_ = Campaign.at(told.reversal(tmp_path / "reversal", rounds=4, num_items=300))
+    for file in reversed_.folder.rglob("*.h5"):
+        file.unlink()  # they hold no results here; the log has all outcomes
+    history = read_history(reading.read_campaign(reversed_).records)
+    replaced = {
+        (first, family)
+        for name, plan in history.plans.items()
+        for family, first in plan.policy.repaired
+        if first == name
+    }
+    assert len(replaced) > 1
+    marks: dict[tuple[str, str], str] = {}
+    for row in exported(reversed_, tmp_path / "out")["items"]:
+        if row["arm"] == "reference" and row["set"] == "dev":
+            mark = "T" if row["truncated"] == "true" else "1" if row["correct"] == "true" else "0"
+            at = (row["round"], row["family"])
+            marks[at] = marks.get(at, "") + mark
+    assert marks == {
+        (first, family): history.outcomes[first, "reference"].outcomes["dev"][family] for first, family in replaced
+    }
+
+
+def test_a_finalist_has_its_board_score(campaign):
+    read = reading.read_campaign(campaign)
+    sent = {"round": "r0001", "arm": "a2", "adapter_digest": "", "target": "local", "day": "2026-11-24"}
+    board = [
+        {"event": "submission", "number": 1, "purpose": "finalist", **sent},
+        {"event": "board_score", "number": 1, "score": "0.61"},
+    ]
+    read = replace(read, records=[*read.records, *board])
+    assert tables.board_score(read, "r0001", "a2") == 0.61 and tables.board_score(read, "r0001", "a3") is None
 
 
 def test_an_arm_has_its_outcome_lift_and_what_was_decided_of_it(campaign, tmp_path):

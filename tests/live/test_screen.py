@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cluster.slurm_jobs import Job, Report
 from pipeline.live import screen, view
-from pipeline.live.time_left import Left
+from pipeline.live.time_left import ALL_ENDED, Left
 from tests.support.campaigns import frozen_campaign, publish
 from tests.support.running import training
 
@@ -97,6 +97,8 @@ def test_marks_are_explained_where_they_stand(shown):
         and "left: > the running phase alone" in text
         and "its end is not known: nobody knows" in text
     )
+    ended = "\n".join(drawn(replace(shown, end=ALL_ENDED), 100))
+    assert "every arm has ended, and the round has no decision yet" in ended and "not known" not in ended
 
 
 @pytest.mark.parametrize(

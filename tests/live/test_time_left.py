@@ -121,6 +121,22 @@ def test_decoding_is_told_by_its_own_speed_and_no_clock_of_another_machine(folde
     assert found.left and found.left.seconds == pytest.approx(18 * 2.0 + 4, abs=0.5) and found.left.of == "arm"
 
 
+def test_the_first_decoded_items_tell_no_speed(folder):
+    """A program that took 9 s to start and then decoded 2 of 24 items was said to need 99 s for the others; the forecast says 60."""
+    folder.forecast.write_text(json.dumps(FORECAST))
+    attempt = training(folder, "a1", steps=20)
+    marks = (("claim", 50.0), ("train", 48.0), ("check", 10.0), ("generate_start", 9.0))
+    marked(attempt, list(marks))
+    attempt.decoded_dir.mkdir()
+    journal = attempt.decoded_dir / "journal.00.0.jsonl"
+    began = attempt.phases.stat().st_mtime
+    for number, seconds in ((2, 60), (3, 21 * 3)):
+        journal.write_text('{"work": "x"}\n' + '{"set": "dev"}\n' * number)
+        os.utime(journal, (began + 9, began + 9))
+        left = arm(folder, "a1").left
+        assert left and left.seconds == pytest.approx(seconds + 4, abs=0.9), number
+
+
 def test_the_last_arm_ends_after_those_that_wait_have_run(folder):
     folder.forecast.write_text(json.dumps(FORECAST))
     publish(folder.campaign.round("r0000"), "a1")

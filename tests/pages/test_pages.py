@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.campaign.errors import ConfigError
+from pipeline.campaign.errors import ConfigError, NotFound
 from pipeline.campaign.layout import Campaign
 from pipeline.campaign.log import Log
 from pipeline.cli import job_stages
@@ -25,7 +25,7 @@ from pipeline.reporting.document import Section
 from pipeline.rounds import chain
 from pipeline.rounds.init import freeze_code
 from tests.support import decided, logs, pictures, told
-from tests.support.campaigns import tree
+from tests.support.campaigns import frozen_campaign, tree
 from tests.support.paths import ROOT
 from tests.support.told import Read
 
@@ -181,6 +181,85 @@ def test_the_story_names_the_decision_its_article_and_its_reason():
             assert "kept" in reason or "worth most" in reason, reason
 
 
+def test_a_campaign_s_page_tells_what_happened_in_each_round():
+    rounds = numbers.rounds_of(told.everything().records)
+    lines = {part.title: part.lines for part in story.by_round(rounds).parts}
+    for at in rounds:
+        reasons, states = at.derived.decision.reasons, at.derived.evidence.families
+        same = {f"article 9: dev of {family} is {state.name} ({state.code})" for family, state in states.items()}
+        followed = [each for each in reasons if each.startswith("article 9: ") and each not in same]
+        assert [each for each in lines[at.name] if each.startswith("article 9: ")] == followed
+        assert story.deciding_reason(reasons, at.derived.decision.kept) in lines[at.name]
+        assert ("An improvement is claimed (article 7)." in lines[at.name]) == at.derived.decision.claimed
+    assert (
+        "text_cipher was TRUSTED and is SUSPECT (gap_suspect); its dev score does not count in the choice of an arm."
+        in lines["r0003"]
+    )
+    assert "gravity was REVERSED-overfit and is RESTORED (repaired); its dev score counts again." in lines["r0004"]
+    assert lines["r0003"][0].startswith("Alarm: a4 (recipe.lora.rank=8) runs further ahead on dev of text_cipher than")
+    shares = {
+        who: [f"{100 * rounds[2].score(who, of).value:.1f} %" for of in ("dev", "fresh")] for who in ("a4", "reference")
+    }
+    assert lines["r0003"][-1] == (
+        f"Ahead on dev is a4 (recipe.lora.rank=8), with {' and '.join(shares['a4'])} right on dev and fresh, where the reference adapter has "
+        f"{' and '.join(shares['reference'])}."
+    )
+    text = page.of_campaign(Source(told.everything().records, "everything", "tiny"))
+    assert text.index("What happened, round by round</h2>") < text.index("Scores by round</h2>")
+
+
+def test_a_campaign_that_goes_by_dev_is_told_so():
+    """Its tests alarm, and nothing follows: no dev score stops counting, and the arm ahead on dev is the one that is kept."""
+    greedy = logs.LogCampaign(logs.walk, logs.SCRIPTED, choice="max_dev")
+    for _ in range(3):
+        greedy.play()
+    part = story.by_round(numbers.rounds_of(greedy.records))
+    assert part.lines[0].startswith("What is kept follows policy.choice=max_dev: ")
+    assert "nothing follows from a state" in overview.states(numbers.rounds_of(greedy.records)).how[0]
+    lines = [line for each in part.parts for line in each.lines]
+    assert any("and is REVERSED-overfit (gap_alarm)." in line for line in lines)
+    assert not any("does not count" in line for line in lines)
+    for each, at in zip(part.parts, numbers.rounds_of(greedy.records), strict=True):
+        assert at.derived.decision.kept is None or not any(line.startswith("Ahead on dev") for line in each.lines)
+
+
+def test_the_story_says_since_when_a_dev_score_does_not_count_and_what_would_go_out():
+    at = numbers.rounds_of(told.everything().records)[2]
+    stands, decided_words, _ = story.of_round(at, "everything", "tiny")
+    name, arm = at.derived.decision.winner
+    assert f"; the best arm so far, which would go out now, is {arm} of {name}" in stands
+    assert "gravity (REVERSED-overfit since r0002) and text_cipher (SUSPECT) do not count any more" in decided_words
+    last = numbers.rounds_of(told.everything().records)[-1]
+    assert "from which further rounds start" in stands
+    assert "from which further rounds start" not in story.of_round(last, "x", "y", has_ended=True)[0]
+
+
+def test_new_dev_items_a_slice_and_a_finalist_s_board_score_are_told():
+    campaign = logs.LogCampaign(told.everything_world, logs.SCRIPTED)
+    for _ in range(3):
+        campaign.play()
+    limits = {"gravity": {"g": {"low": "5", "high": "7.5"}}}
+    campaign.add("basis", round="r0003", tasks={"dev_slices": limits})
+    before = [numbers.rounds_of(campaign.records), page.of_round(Source(campaign.records, "x", "tiny"), "r0003")]
+    unsent = next(
+        (at, arm.name)
+        for at in before[0]
+        for arm in at.plan.arms
+        if arm.role == "axis" and at.score(arm.name, "board") is None
+    )
+    number = 1 + sum(record["event"] == "submission" for record in campaign.records)
+    sent = {"number": number, "round": unsent[0].name, "arm": unsent[1], "purpose": "finalist"}
+    campaign.add("submission", **sent, adapter_digest="", target="local", day="2026-11-24")
+    campaign.add("board_score", number=number, score="0.61")
+    at = next(each for each in numbers.rounds_of(campaign.records) if each.name == unsent[0].name)
+    assert at.score(unsent[1], "board") is None and at.score_so_far(unsent[1], "board").value == pytest.approx(0.61)
+    assert at.score_so_far(unsent[1], "dev") == at.score(unsent[1], "dev")
+    assert numbers.rounds_of(campaign.records, "r0003")[0].finals == {}
+    text = Read(page.of_campaign(Source(campaign.records, "x", "tiny"))).text
+    assert "Dev of gravity was declared as a slice of its puzzles (g from 5 to 7.5)" in text
+    assert "Dev items of gravity are new from r0003 on, because its dev was reversed" in text
+
+
 def test_an_undecided_round_and_one_without_any_score_have_pages(tmp_path):
     campaign = Campaign.at(told.failed(tmp_path / "failed"))
     for text in (
@@ -275,6 +354,15 @@ def test_agents_have_their_section_beside_their_arms():
     ]
 
 
+def test_a_campaign_without_a_gathered_round_has_no_page_yet(tmp_path, capsys):
+    campaign = frozen_campaign(tmp_path)
+    assert main(["report", str(campaign.folder), "--campaign"]) == 0
+    assert "r0001 is not decided yet: 0 of 8 arms have a score" in capsys.readouterr().out
+    assert not campaign.report.exists()
+    with pytest.raises(NotFound, match="no meta stage has gathered a round yet"):
+        write.campaign_page(Log(campaign.log).records(), campaign)
+
+
 def test_report_writes_the_page_of_a_round_and_of_the_campaign(tmp_path, capsys):
     campaign = decided.decided_campaign(tmp_path)
     words = ["report", str(campaign.folder)]
@@ -337,6 +425,25 @@ def test_axes_ticks_and_labels():
     with_anchors(parts)
     assert [each.anchor for each in parts] == ["one", "one-2"] and parts[1].rows[0].anchor == "table-x-2"
     assert Rows("x", [["a", "b"], ["q", "1.5"], ["r", "-"]]).numeric == [False, True]
+
+
+def test_a_campaign_without_a_board_is_not_told_how_to_read_its_scores():
+    alone = logs.LogCampaign(logs.walk, logs.Design(rounds=4, board_rows=0, submissions=0))
+    alone.play()
+    part = overview.board(numbers.rounds_of(alone.records)[0])
+    assert not part.how and part.missing == [
+        "There is no chart of board scores, because the campaign has no external target."
+    ]
+    assert overview.board(numbers.rounds_of(walk().records)[0]).how
+
+
+def test_the_name_of_an_upright_axis_stands_above_its_numbers():
+    """A highest tick at the very top, as where nothing differs, was printed over the name."""
+    at = numbers.rounds_of(walk().records)[1]
+    for chart in (figures.families({"roman": (0.0, 0.0)}, "r0001"), figures.predicted(at.predicted())):
+        texts = [mark for mark in chart.marks if mark.mark == "text"]
+        name = next(mark for mark in texts if mark.text in ("lift on fresh, points", "printed board score"))
+        assert min(mark.y for mark in texts if mark.anchor == "end") - name.y >= 14, chart.title
 
 
 def test_the_picture_of_the_readme_is_small():
