@@ -14,9 +14,9 @@ def test_numpy_and_exact_rule_decide_alike_on_random_ledgers():
     assert looks > 150 and 0.2 < alarms / looks < 0.8
 
 
-@pytest.mark.slow
+@pytest.mark.long  # `make test-long` also takes 10,000 ledgers
 def test_numpy_and_exact_rule_decide_alike_on_a_thousand_looks():
-    assert ledgers.compare(400, seed=2)[0] > 1000  # 10,000 ledgers: python -m tests.support.ledgers 10000
+    assert ledgers.compare(400, seed=2)[0] > 1000
 
 
 def test_slots_are_those_of_the_twin_in_the_first_round():
