@@ -97,7 +97,7 @@ def assess(
     counted = [counts_of(outcomes, target) for outcomes in compared]
     families = sorted(counted[-1].dev)
     before = {family: before.get(family, FamilyState()) for family in families}
-    tests = verdict(counted, target.design, target.critical, _terms(compared, before, repaired, rules))
+    tests = verdict(counted, target.design, target.critical, terms(compared, before, repaired, rules))
     repeats = [(run, at.reference) for at in compared for run in at.scored if run.arm in at.repeats]
     others = [run for run in compared[-1].scored if run.arm not in compared[-1].repeats]
     fired = {family: canaries.fired(family, others, repeats, counted, compared[-1].reference) for family in families}
@@ -129,7 +129,7 @@ def assess(
     return Assessed(record, after, external)
 
 
-def _terms(
+def terms(
     rounds: Sequence[RoundOutcomes],
     states: Mapping[str, FamilyState],
     repaired: Mapping[str, str],
@@ -151,7 +151,7 @@ def _power(counted: Sequence[RoundCounts], target: Target) -> power.PowerCard:
         family: [overfit_test.FamilyCounts(counts.dev[family], counts.fresh[family]) for counts in counted]
         for family in sorted(counted[-1].dev)
     }
-    card = power.power_card(looks, _portions(counted[0]), board_rounds(counted), target.design, target.critical)
+    card = power.power_card(looks, portions_of(counted[0]), board_rounds(counted), target.design, target.critical)
     total, family = card.threshold_total, card.threshold_family
     return power.PowerCard(
         _rounded(card.gap_now),
@@ -161,7 +161,7 @@ def _power(counted: Sequence[RoundCounts], target: Target) -> power.PowerCard:
     )
 
 
-def _portions(counts: RoundCounts) -> dict[str, Fraction]:
+def portions_of(counts: RoundCounts) -> dict[str, Fraction]:
     """Each family's share of a test's level, by the reference's headroom on dev."""
     return overfit_test.shares({family: (of.reference, of.num_items) for family, of in counts.dev.items()})
 
@@ -179,7 +179,7 @@ def finalists(
     best = []
     for value, number, arm in ranked[:NUM_FINALISTS]:
         counts, run = counted[number], rounds[number].scored[arm]
-        portions = _portions(counts)
+        portions = portions_of(counts)
         alarms = [
             test.family
             for family in sorted(counts.dev)

@@ -103,10 +103,9 @@ def of_arm(folder: Round, row: ArmStatus, typical: Expected | None) -> Left | No
     if own is None and spent[group] > LATE * wanted[group] + LATE_SECONDS:
         return None  # it takes longer than expected, so what was expected tells nothing
     over = ["training"] if is_judging else []
-    over += (
-        ["start-up"] if own is not None and group == "decoding" or row.phase in ("generate", "score", "publish") else []
-    )
-    over += ["decoding"] if row.phase in ("generate", "score", "publish") else []
+    has_decoded = row.phase in ("generate", "score", "publish")
+    over += ["start-up"] if has_decoded or (own is not None and group == "decoding") else []
+    over += ["decoding"] if has_decoded else []
     left = {name: 0.0 if name in over else max(0.0, wanted[name] - spent[name]) for name in NEEDED}
     if own is not None:
         left[group] = own + (typical.after_steps if group == "training" else 0.0)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from pipeline.campaign.records import Outcome, Plan
+from pipeline.campaign.records import FamilyState, Outcome, Plan
 from pipeline.decision import assess, board_submissions, derive
 from pipeline.decision.derive import Derived
 from pipeline.decision.family_states import StateRules
@@ -20,7 +20,7 @@ from pipeline.decision.history import History, read_history
 from pipeline.exports.compare import Z, share
 from pipeline.reporting import said, tables
 from pipeline.stats import overfit_test, shift_test
-from pipeline.stats.alarms import board_rounds
+from pipeline.stats.alarms import Terms, board_rounds, gap_tests
 from pipeline.stats.decimal_math import upper_quantile
 
 Records = Sequence[Mapping[str, Any]]
@@ -144,45 +144,35 @@ class RoundNumbers:
             return []
         return [*self._gap_findings(), *self._arm_findings(), *self._board_findings()]
 
+    @cached_property
+    def _terms(self) -> Mapping[str, Terms]:
+        before, _ = derive.states_before(self.history, self.name)
+        states = {family: before.get(family, FamilyState()) for family in self._counted[-1].dev}
+        repaired, rules = dict(self.plan.policy.repaired), StateRules.of(self.history.rules)
+        return assess.terms(self._compared, states, repaired, rules)
+
     def _gap_findings(self) -> list[Finding]:
         counted, critical = self._counted, self.history.target.critical
         families, verdict = sorted(counted[-1].dev), self.derived.evidence.look.verdict  # type: ignore[union-attr]
-        before, _ = derive.states_before(self.history, self.name)
-        rules, repaired = StateRules.of(self.history.rules), dict(self.plan.policy.repaired)
-        since = {
-            family: next(
-                n
-                for n, at in enumerate(self._compared)
-                if at.name >= repaired.get(family, "") or at is self._compared[-1]
-            )
-            for family in families
-        }
         looks = {
             family: [overfit_test.FamilyCounts(each.dev[family], each.fresh[family]) for each in counted]
             for family in families
         }
-        tests = {family: overfit_test.family_tests(family, looks[family][since[family] :]) for family in families}
-        common = max(since.values())
-        tests[overfit_test.ALL] = overfit_test.mean_tests([rounds[common:] for rounds in looks.values()])
+        tests = gap_tests(looks, self._terms)
         alarms, suspects = ({test.family for test in found} for found in (verdict.gap_alarms, verdict.gap_suspects))
         found = []
-        for family, of_family in tests.items():
-            if not of_family:
-                continue
-            largest = max(of_family, key=lambda test: test.score)
-            halved = family in before and rules.permit(before[family].name, "half_level")
-            level = overfit_test.portion(family, self._portions) * (Fraction(1, 2) if halved else 1)
+        for family in dict.fromkeys(test.family for test in tests):
+            largest = max(test.score for test in tests if test.family == family)
+            factor = self._terms[family].level_factor if family in self._terms else 1
+            level = overfit_test.portion(family, self._portions) * factor
             limits = [_limit(level * each) for each in (critical.gap_level, critical.gap_suspect_level)]
-            size = _root(largest.score)
             result = "alarm" if family in alarms else "suspicion" if family in suspects else "no alarm"
-            found.append(_finding("gap", family, size, limits[0], limits[1], result))
+            found.append(_finding("gap", family, _root(largest), limits[0], limits[1], result))
         return found
 
     @cached_property
     def _portions(self) -> dict[str, Fraction]:
-        return overfit_test.shares(
-            {family: (of.reference, of.num_items) for family, of in self._counted[0].dev.items()}
-        )
+        return assess.portions_of(self._counted[0])
 
     def _arm_findings(self) -> list[Finding]:
         newest, critical = self._counted[-1], self.history.target.critical
@@ -195,7 +185,7 @@ class RoundNumbers:
             largest = max(tests, key=lambda test: test.score)
             arm = newest.names[largest.arm or 0]
             result = "alarm" if (family, arm) in alarms else "no alarm"
-            limit = _limit(critical.arm_level * self._portions[family])
+            limit = _limit(critical.arm_level * self._portions[family] * self._terms[family].level_factor)
             found.append(_finding("arm", f"{arm} in {family}", _root(largest.score), limit, None, result))
         return found
 

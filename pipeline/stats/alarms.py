@@ -145,7 +145,7 @@ def verdict(
     looks = {
         family: [FamilyCounts(counts.dev[family], counts.fresh[family]) for counts in rounds] for family in families
     }
-    tests = _gap_tests(looks, terms)
+    tests = gap_tests(looks, terms)
     arms = [test for family in families for test in arm_tests(family, looks[family][-1])]
     boards = board_rounds(rounds)
     board = board_test(boards, {family: portions[family] for family in families}, design)
@@ -172,7 +172,7 @@ def verdict(
     )
 
 
-def _gap_tests(looks: Mapping[str, Sequence[FamilyCounts]], terms: Mapping[str, Terms]) -> list[GapTest]:
+def gap_tests(looks: Mapping[str, Sequence[FamilyCounts]], terms: Mapping[str, Terms]) -> list[GapTest]:
     """The gap tests of each family and of the mean over families, on present dev items alone. `since` counts from the first round."""
     tests = [
         replace(test, since=test.since + terms[family].since)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.stats.design import Design
+from studies.nature import clip
 from studies.simulated import (
     BATCH,
-    EDGE,
     FOLLOWED,
     INFERENCE_SD,
     CountArrays,
@@ -92,7 +92,7 @@ def play(world: Slice, design: Design, rng: np.random.Generator, num: int) -> li
     shape = (num, len(base), design.arms)
     aside = np.zeros((len(base), 1))
     aside[slice(None) if world.where is None else list(world.where)] = world.easier
-    own = _clip(base + HEALTHY.seeds(rng, (num, len(base), 1)))
+    own = clip(base + HEALTHY.seeds(rng, (num, len(base), 1)))
     dev = Sampler.new(rng, (*shape[:2], design.dev_items), own)
     board = Mixed.new(rng, (*shape[:2], max(1, design.board_rows // len(base))), own, aside)
     of_reference = np.concatenate([board.inside.reference, board.outside.reference], axis=-1).mean((1, 2))
@@ -104,8 +104,8 @@ def play(world: Slice, design: Design, rng: np.random.Generator, num: int) -> li
             centre + rng.normal(0, HEALTHY.recipe_sd, shape) + rng.normal(0, HEALTHY.common_sd, (num, 1, design.arms))
         )
         gain = recipe + HEALTHY.seeds(rng, shape)
-        inside = _clip(base + gain)
-        outside = easier(_clip(base + rng.normal(1, world.slope_sd, shape) * gain), aside)
+        inside = clip(base + gain)
+        outside = easier(clip(base + rng.normal(1, world.slope_sd, shape) * gain), aside)
         fresh = Mixed.new(rng, (*shape[:2], design.fresh_items), own, aside)
         on_board = board.counts(inside, outside)
         score = on_board.right.mean(1) / on_board.num_items
@@ -114,7 +114,3 @@ def play(world: Slice, design: Design, rng: np.random.Generator, num: int) -> li
         winner = ahead_on_dev(rounds[-1])
         centre += FOLLOWED * (recipe[np.arange(num), :, winner][..., None] - centre)
     return rounds
-
-
-def _clip(accuracy: Floats) -> Floats:
-    return np.clip(accuracy, EDGE, 1 - EDGE)
