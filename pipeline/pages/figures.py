@@ -76,18 +76,7 @@ def families(gaps: Mapping[str, tuple[float, float]], round_name: str) -> Chart 
     low, high = bounds([value for pair in gaps.values() for value in pair] + [0.0], 0.12)
     height, left, right = 314.0, 48.0, 244.0
     x, y = scale(low, high, left, right), scale(low, high, height - 40, BELOW_NAME)
-    marks: list[Mark] = [Line([(x(low), y(low)), (x(high), y(high))], "identity")]
-    values = ticks(low, high)
-    words = numbered(values, 100, "+")
-    for value in values:
-        marks += [
-            Line([(x(value), y(low)), (x(value), y(high))], "grid"), Line([(x(low), y(value)), (x(high), y(value))], "grid"),
-            Text(x(value), height - 24, words(value), "middle"), Text(left - 6, y(value) + 4, words(value), "end"),
-        ]  # fmt: skip
-    marks += [
-        Text((left + right) / 2, height - 6, "lift on dev, points", "middle"),
-        Text(4, TOP - 1, "lift on fresh, points"),
-    ]
+    marks = _square(low, high, (x, y), height, left, right, (100, "+"), "lift on dev, points", "lift on fresh, points")
     names = sorted(gaps)
     places = spread([y(gaps[name][1]) for name in names], 15, BELOW_NAME + 6, height - 44)
     for name, place in zip(names, places, strict=True):
@@ -164,22 +153,7 @@ def predicted(found: Sequence[Predicted]) -> Chart | None:
     low, high = bounds([*ends, *(each.printed for each in found)])
     height, left, right = 314.0, 48.0, 268.0
     x, y = scale(low, high, left, right), scale(low, high, height - 40, BELOW_NAME)
-    marks: list[Mark] = [Line([(x(low), y(low)), (x(high), y(high))], "identity")]
-    values = ticks(low, high)
-    words = numbered(values)
-    for value in values:
-        marks += [
-            Text(x(value), height - 24, words(value), "middle"),
-            Text(left - 6, y(value) + 4, words(value), "end"),
-        ]
-        marks += [
-            Line([(x(value), y(low)), (x(value), y(high))], "grid"),
-            Line([(x(low), y(value)), (x(high), y(value))], "grid"),
-        ]
-    marks += [
-        Text((left + right) / 2, height - 6, "predicted board score", "middle"),
-        Text(4, TOP - 1, "printed board score"),
-    ]
+    marks = _square(low, high, (x, y), height, left, right, (1, ""), "predicted board score", "printed board score")
     places = spread([y(each.printed) for each in found], 14, BELOW_NAME + 6, height - 44)
     for each, place in zip(found, places, strict=True):
         at = x(each.predicted), y(each.printed)
@@ -195,6 +169,22 @@ def predicted(found: Sequence[Predicted]) -> Chart | None:
         f"{each.arm} of {each.round}: predicted {each.predicted:.2f}, printed {each.printed:.2f}" for each in found
     )
     return Chart("Board scores: predicted and printed", height, marks, seen + ".")
+
+
+def _square(
+    low: float, high: float, axes: tuple[Callable[[float], float], Callable[[float], float]], height: float, left: float, right: float,
+    how: tuple[float, str], across: str, up: str,
+) -> list[Mark]:  # fmt: skip
+    """The ground of a chart with one scale on both axes: the line where both are equal, a grid, and names. how: factor and sign of its numbers."""
+    (x, y), values = axes, ticks(low, high)
+    words = numbered(values, *how)
+    marks: list[Mark] = [Line([(x(low), y(low)), (x(high), y(high))], "identity")]
+    for value in values:
+        marks += [
+            Line([(x(value), y(low)), (x(value), y(high))], "grid"), Line([(x(low), y(value)), (x(high), y(value))], "grid"),
+            Text(x(value), height - 24, words(value), "middle"), Text(left - 6, y(value) + 4, words(value), "end"),
+        ]  # fmt: skip
+    return [*marks, Text((left + right) / 2, height - 6, across, "middle"), Text(4, TOP - 1, up)]
 
 
 def grid_y(
